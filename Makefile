@@ -1,0 +1,22 @@
+PYTHON ?= python3
+BIN := .venv/bin
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: demo test clean
+
+demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it; stop it at any moment and type it again
+	$(BIN)/accelerate launch run_pretrain.py --config configs/pretrain/demo.yaml
+
+test: .venv/installed  ## lint, format check, every test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed, e.g. make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+clean:  ## remove the environment; data/ and runs/ stay
+	rm -rf .venv

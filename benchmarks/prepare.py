@@ -1,0 +1,168 @@
+"""Preparing tokens: speed a core against a plain tiktoken loop, memory against the size of the text, ids against the HF tokenizer.
+
+    python benchmarks/prepare.py
+
+Speed: text of `--megabytes` from the embedded corpus, GPT-2's vocabulary, seconds of both in turn (A B A B ...), medians;
+`plain` is the loop that many projects use: read, encode_ordinary, into uint16. Memory: the largest sum over all processes
+of their proportional shares (PSS) while preparing 50 MB and 1 GB. Ids: every document of the embedded corpus.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks.kill import write_text  # noqa: E402
+from llama_lite import corpus, tokenizers  # noqa: E402
+from llama_lite.runs import write_json  # noqa: E402
+
+
+def prepare_command(text: Path, out: Path, workers: int) -> list[str]:
+    settings = {
+        "--dataset": text,
+        "--prepared_dir": out,
+        "--tokenizer": "gpt2",
+        "--prepare_workers": workers,
+        "--validation_tokens": 100_000,
+        "--block_size": 1024,
+    }
+    return [sys.executable, str(ROOT / "run_pretrain.py"), "--prepare_only", *(str(part) for pair in settings.items() for part in pair)]
+
+
+def plain(text: Path) -> float:
+    """Seconds of the plain loop: read, encode, into uint16 arrays; end-of-text before each document."""
+    encoding = tokenizers.Encoder(tokenizers.gpt2_tokenizer()).fast
+    began = time.perf_counter()
+    with open(text, encoding="utf-8") as file:
+        for line in file:
+            ids = [50256, *encoding.encode_ordinary(json.loads(line)["text"])]
+            np.array(ids, dtype=np.uint16)
+    return time.perf_counter() - began
+
+
+def ours(text: Path, out: Path, workers: int) -> float:
+    """Seconds in which `tokens.prepare` reads, encodes and writes the shards, as it says itself."""
+    from llama_lite.arguments import parse_pretrain
+    from llama_lite.tokens import ShardWriter, tokenise
+
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    source = corpus.resolve(str(text), None, "train", None, "text")
+    tokenizer = tokenizers.gpt2_tokenizer()
+    data = parse_pretrain(["--block_size", "256"])[1]
+    began = time.perf_counter()
+    writer = ShardWriter(out, len(tokenizer), data.shard_tokens, 100_000, None)
+    for batch in tokenise(source, tokenizer, writer.position, workers):
+        writer.add(batch)
+    writer.finish(len(source.files))
+    return time.perf_counter() - began
+
+
+def group_map(text: Path, cache: Path) -> float:
+    """Seconds of run_clm's way: `datasets.map` of the HF tokenizer, then of the grouping, one process."""
+    from datasets import load_dataset
+
+    tokenizer = tokenizers.gpt2_tokenizer()
+    rows = load_dataset("json", data_files=str(text), split="train", cache_dir=str(cache))
+    began = time.perf_counter()
+    rows = rows.map(lambda batch: tokenizer(batch["text"]), batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+
+    def group(batch):
+        joined = {key: list(itertools.chain(*batch[key])) for key in batch}
+        whole = len(joined["input_ids"]) // 1024 * 1024
+        return {key: [ids[i : i + 1024] for i in range(0, whole, 1024)] for key, ids in joined.items()}
+
+    rows.map(group, batched=True, load_from_cache_file=False)
+    return time.perf_counter() - began
+
+
+def peak_memory(command: list[str]) -> int:
+    """Largest sum of PSS, in bytes, over a command and its descendants."""
+    import psutil
+
+    process, peak = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL), 0
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        total = 0
+        for one in [root, *root.children(recursive=True)]:
+            try:
+                total += one.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak = max(peak, total)
+        time.sleep(0.2)
+    assert process.returncode == 0, command
+    return peak
+
+
+def equal_ids() -> dict:
+    """Documents of the embedded corpus whose ids equal the HF tokenizer's, GPT-2's and a learnt one."""
+    source = corpus.resolve("installed-docs", None, "train", None, "text")
+    texts = [d.text for index in range(len(source.files)) for d in corpus.read(source, index, corpus.Skipped())]
+    found = {"documents": len(texts), "characters": sum(map(len, texts))}
+    for name, tokenizer in (("gpt2", tokenizers.gpt2_tokenizer()), ("demo", tokenizers.train_tokenizer(iter(texts), 4096))):
+        encode, equal = tokenizers.Encoder(tokenizer), 0
+        assert encode.fast
+        for begin in range(0, len(texts), 1000):
+            batch = texts[begin : begin + 1000]
+            expected = tokenizer(batch, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+            equal += sum(encode(text).tolist() == ids for text, ids in zip(batch, expected, strict=True))
+        found[f"equal_{name}"] = equal
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=120)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    workers = os.cpu_count()
+    with tempfile.TemporaryDirectory() as folder:
+        text, out = Path(folder) / "text.jsonl", Path(folder) / "out"
+        write_text(text, arguments.megabytes * 1_000_000)
+        megabytes = sum(len(json.loads(line)["text"].encode()) for line in open(text, encoding="utf-8")) / 1e6
+        times: dict[str, list[float]] = {"plain": [], "ours": [], "ours_all_cores": [], "datasets_map": []}
+        for _ in range(arguments.repeats):
+            times["plain"].append(plain(text))
+            times["ours"].append(ours(text, out, 1))
+            times["ours_all_cores"].append(ours(text, out, workers))
+        times["datasets_map"].append(group_map(text, Path(folder) / "cache"))
+        median = {name: statistics.median(values) for name, values in times.items()}
+        result = {
+            "megabytes": round(megabytes, 1),
+            "cores": workers,
+            "speed_of_one_worker_to_plain": round(median["plain"] / median["ours"], 3),
+            "speed_of_all_cores_to_plain_a_core": round(median["plain"] / median["ours_all_cores"] / workers, 3),
+            "speed_of_all_cores_to_datasets_map_on_one": round(median["datasets_map"] / median["ours_all_cores"], 1),
+            "plain_megabytes_a_second": round(megabytes / median["plain"], 1),
+            "seconds": {name: [round(value, 2) for value in values] for name, values in times.items()},
+        }
+        print(json.dumps(result, indent=1), flush=True)
+        result["ids"] = equal_ids()
+        print(json.dumps(result["ids"]), flush=True)
+        lines = text.read_bytes()
+        for size in (50, 1000):
+            large = Path(folder) / f"{size}.jsonl"
+            with open(large, "wb") as file:
+                while file.tell() < size * 1_000_000:
+                    file.write(lines[: size * 1_000_000 - file.tell()].rpartition(b"\n")[0] + b"\n")
+            result[f"peak_memory_mib_at_{size}_mb"] = peak_memory(prepare_command(large, Path(folder) / f"out-{size}", workers)) >> 20
+            print(f"{size} MB: {result[f'peak_memory_mib_at_{size}_mb']} MiB", flush=True)
+            large.unlink()
+        write_json(arguments.output, result)
+
+
+if __name__ == "__main__":
+    main()

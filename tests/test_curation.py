@@ -1,0 +1,93 @@
+"""Each rule drops what it says, counts it, and the outcome does not depend on workers or stops."""
+
+import json
+import os
+import signal
+
+import pytest
+from test_corpus import ROWS, source_of, texts_of
+
+from llama_lite import curation
+from llama_lite.arguments import CurationArguments, Refusal
+
+RULES = CurationArguments().__dict__
+
+
+def curated(tmp_path, rows, workers=2, **rules):
+    path = tmp_path / "in"
+    path.mkdir(parents=True)
+    half = len(rows) // 2
+    for number, part in enumerate((rows[:half], rows[half:])):
+        (path / f"{number}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    out = tmp_path / "out"
+    kept = curation.curate(source_of(path), {**RULES, **rules}, out, workers)
+    return texts_of(kept), json.loads((out / "curation.json").read_text())
+
+
+def test_each_rule_on_columns_and_length(tmp_path):
+    texts, report = curated(tmp_path, ROWS, min_score=3, language="en", min_characters=70)
+    assert texts == [row["text"] for row in ROWS if row["score"] >= 3 and row["language"] == "en" and len(row["text"]) >= 70]
+    rules = {rule["rule"]: rule for rule in report["rules"]}
+    assert list(rules) == ["language = en", "score >= 3", "at least 70 characters"]
+    assert rules["language = en"]["documents_seen"] == 200 and rules["language = en"]["documents_dropped"] == 29
+    assert rules["score >= 3"]["documents_seen"] == 171
+    dropped = [row for row in ROWS if row["language"] == "fr"]
+    assert rules["language = en"]["characters_dropped"] == sum(len(row["text"]) for row in dropped)
+    assert rules["language = en"]["examples"][0]["text"] == dropped[0]["text"] and len(rules["language = en"]["examples"]) == 3
+    assert report["kept"] == {"documents": len(texts), "characters": sum(map(len, texts))}
+
+
+PROSE = (
+    "The least squares method finds the line that lies closest to all of the measured points at once. It adds up the squares of "
+    "the vertical distances and looks for the slope and the intercept that make this sum as small as it can be. Large errors count "
+    "more than small ones, so that a single outlier is able to pull the whole line towards itself and spoil the fit. "
+)
+
+
+def test_exact_and_near_duplicates(tmp_path):
+    near = PROSE.replace("a single outlier", "one single outlier")
+    rows = [{"text": PROSE}, *ROWS[:9], {"text": PROSE}, {"text": near}, *ROWS[9:20]]
+    texts, report = curated(tmp_path, rows, exact_dedup=True, minhash_dedup=True)
+    assert sum(text in (PROSE, near) for text in texts) == 1
+    dropped = {rule["rule"]: rule["documents_dropped"] for rule in report["rules"]}
+    assert dropped["exact duplicates"] == 1 and dropped["near duplicates"] >= 1
+    assert report["kept"]["documents"] == len(texts)
+
+
+def test_web_filters_drop_web_rubbish_and_keep_prose(tmp_path):
+    rubbish = ["buy now " * 60, "| | |\n" * 50, "lorem ipsum dolor sit amet " * 10 + "{", "Home\nAbout\nContact\nLogin\n" * 8]
+    good = PROSE + "Nobody would call the result robust. A median of the slopes is. " * 1
+    texts, report = curated(
+        tmp_path, [{"text": text} for text in (*rubbish, good)], gopher_repetition=True, gopher_quality=True, c4_quality=True, fineweb_quality=True
+    )
+    assert len(texts) == 1 and texts[0].startswith(PROSE[:60])
+    assert len(report["rules"]) == 4 and sum(rule["documents_dropped"] for rule in report["rules"]) == 4
+
+
+def test_curation_does_not_depend_on_workers_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+    expected, report = curated(tmp_path / "a", ROWS, workers=1, min_score=2, exact_dedup=True)
+    original = curation.write_json
+
+    def killed(path, value):
+        if path.name == "00001.json" and "exact" in str(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        original(path, value)
+
+    monkeypatch.setattr(curation, "write_json", killed)
+    with pytest.raises(Refusal, match=r"one of 2 worker processes was killed.*run the same command again"):
+        curated(tmp_path / "b", ROWS, workers=3, min_score=2, exact_dedup=True)
+    monkeypatch.undo()
+    out = tmp_path / "b" / "out"
+    kept = curation.curate(source_of(tmp_path / "b" / "in"), {**RULES, "min_score": 2, "exact_dedup": True}, out, 3)
+    assert texts_of(kept) == expected
+    assert json.loads((out / "curation.json").read_text())["rules"] == report["rules"]
+
+
+def test_keeping_nothing_is_refused_with_the_rule_that_drops_most(tmp_path):
+    with pytest.raises(Refusal, match=r"keeps nothing of 200 documents; 'at least 100000 characters' drops most"):
+        curated(tmp_path, ROWS, min_characters=100_000)
+
+
+def test_a_rule_whose_column_is_missing(tmp_path):
+    with pytest.raises(Refusal, match=r"has no column 'score'"):
+        curated(tmp_path, [{"text": "words"}] * 4, min_score=1)

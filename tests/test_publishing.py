@@ -1,0 +1,34 @@
+"""A finished model: vocabulary cut to the tokenizer's, asked dtype, same logits, same bytes."""
+
+import pytest
+import torch
+
+from llama_lite.plan import load_model_config
+from llama_lite.publishing import export_model
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_export(tmp_path, text, tied, dtype):
+    import json
+
+    from transformers import AutoModelForCausalLM
+
+    from llama_lite.tokenizers import train_tokenizer
+
+    tokenizer = train_tokenizer((json.loads(line)["text"] for line in text.read_text().splitlines()), 500)
+    config = load_model_config("tiny")
+    config.tie_word_embeddings = tied
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    export_model(model, tokenizer, tmp_path / "a", dtype)
+    export_model(model, tokenizer, tmp_path / "b", dtype)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    found, report = AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    assert found.dtype == getattr(torch, dtype) and found.config.vocab_size == 500 and model.config.vocab_size == 512
+    ids = torch.arange(40)[None]
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype)).float()
+    torch.testing.assert_close(found.float()(ids).logits, model(ids).logits[..., :500], rtol=0, atol=1e-6)
+    assert found.generation_config.eos_token_id == tokenizer.eos_token_id == found.config.eos_token_id

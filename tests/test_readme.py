@@ -1,0 +1,54 @@
+"""The README's commands are parsed or run, and every path that it names is there."""
+
+import re
+import shlex
+
+import pytest
+from conftest import ROOT, config_file, launch
+
+from llama_lite.arguments import parse_pretrain
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
+
+
+def test_there_are_commands():
+    assert any(command.startswith("make demo") for command in COMMANDS) and len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "run_pretrain.py" in c])
+def test_each_pretraining_command_is_understood(command):
+    argv = shlex.split(command)
+    argv = argv[argv.index("run_pretrain.py") + 1 :]
+    if "--help" not in argv:
+        parse_pretrain(argv)
+
+
+def test_make_targets_are_there():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in {command.split()[1] for command in COMMANDS if command.startswith("make ")}:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_every_path_is_there():
+    paths = set(re.findall(r"`((?:configs|benchmarks|llama_lite|tests|model_card|docs)/[\w./-]*)`", README)) | set(
+        re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    )
+    assert paths
+    for path in paths:
+        assert (ROOT / path).exists(), path
+
+
+def test_python_snippets_run(whole_run, tmp_path, monkeypatch):
+    """The snippet that opens a finished run, on a tiny one."""
+    snippets = re.findall(r"```python\n(.*?)```", README, re.S)
+    assert snippets
+    for snippet in snippets:
+        exec(snippet.replace("runs/demo", str(whole_run)), {})
+
+
+def test_the_stated_way_to_stop_and_go_on_works(settings, whole_run, tmp_path):
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), max_steps=4)
+    assert launch("--config", str(path)).returncode == 0
+    result = launch("--config", str(path), "--max_steps", "6", "--allow_changes", "max_steps")
+    assert result.returncode == 0 and "start     step 4" in result.stdout

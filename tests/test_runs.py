@@ -1,0 +1,75 @@
+"""Records that survive a crash, one owner of a folder, and how each end is told."""
+
+import json
+
+import pytest
+
+from llama_lite.arguments import Refusal
+from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl, write_json
+
+
+def test_a_cut_last_line_is_skipped(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a": ')
+    assert read_jsonl(tmp_path / "log.jsonl") == [{"a": 1}, {"a": 2}]
+    assert read_jsonl(tmp_path / "none.jsonl") == [] and read_json(tmp_path / "none.json") is None
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", {"b": 1})
+    monkeypatch.setattr("llama_lite.runs.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        write_json(tmp_path / "a.json", {"b": 2})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    "error, status, code",
+    [(None, "finished", 0), (Refusal("no"), "refused", 2), (Unhealthy("nan"), "unhealthy", 3), (Interrupted("stop"), "interrupted", 75)],
+)
+def test_each_end_is_told(tmp_path, error, status, code):
+    try:
+        with RunFolder(tmp_path / "run") as run:
+            run.step = 7
+            if error:
+                raise error
+    except type(error or KeyError()):
+        pass
+    assert read_json(tmp_path / "run/status.json") == {"status": status, "code": code, "step": 7, "reason": str(error or "")}
+    assert read_jsonl(tmp_path / "run/events.jsonl")[-1]["event"] == status
+
+
+def test_a_crash_leaves_the_last_status(tmp_path):
+    with RunFolder(tmp_path / "run"):
+        pass
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / "run"):
+        raise ZeroDivisionError
+    assert read_json(tmp_path / "run/status.json")["status"] == "finished"
+
+
+def test_folders_of_others_are_refused(pretrain, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_text("meow")
+    with pytest.raises(Refusal, match="holds files and is not the folder of a run"):
+        pretrain(tmp_path / "photos")
+    (tmp_path / "sft").mkdir()
+    write_json(tmp_path / "sft" / "run.json", {"kind": "sft"})
+    with pytest.raises(Refusal, match=r"belongs to a run of another kind \(sft\)"):
+        pretrain(tmp_path / "sft")
+
+
+def test_a_run_with_another_model_is_refused_as_another_run(pretrain, whole_run, tmp_path):
+    import shutil
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(Refusal, match=r"not the run of the checkpoint at step 12:(.|\n)*seed +1337 -> 5"):
+        pretrain(tmp_path / "run", seed=5)
+
+
+def test_resume_never_and_must_in_a_run(pretrain, whole_run, tmp_path):
+    import shutil
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(Refusal, match=r"never: .* holds 2 checkpoint\(s\), the newest at step 12"):
+        pretrain(tmp_path / "run", resume_from_checkpoint="never")
+    with pytest.raises(Refusal, match=r"must: .* holds no verified checkpoint"):
+        pretrain(tmp_path / "other", resume_from_checkpoint="must")

@@ -1,0 +1,241 @@
+"""The entry point as a process: real launchers, real signals, one and two processes."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, config_file, launch, log_of, same_tensors, tensors_of
+
+from benchmarks import kill
+from llama_lite.runs import read_json, read_jsonl
+
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
+TWO = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29655")
+
+
+def wait_for(condition, seconds=90.0, process=None):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        assert process is None or process.poll() is None, process.communicate()
+        time.sleep(0.05)
+
+
+def start(path: Path, *argv, launcher=(sys.executable,)) -> subprocess.Popen:
+    """In a process group of its own, as a terminal would start it."""
+    command = [*launcher, str(ROOT / "run_pretrain.py"), "--config", str(path), *argv]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+
+
+def trained(run: Path, step: int):
+    return lambda: any(entry.get("step", 0) >= step for entry in read_jsonl(run / "log.jsonl"))
+
+
+def running(run: Path) -> list[int]:
+    """Processes of a run, by their command line."""
+    found = subprocess.run(["pgrep", "-f", f"run_pretrain.py .*{run.parent}"], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in found]
+
+
+LONG = {"max_steps": 100_000, "allow_epochs": True, "logging_steps": 10, "eval_strategy": "no", "save_steps": 100_000}
+
+
+def test_help_teaches_and_every_argument_is_explained():
+    result = launch("--help")
+    assert result.returncode == 0 and "accelerate launch run_pretrain.py" in result.stdout and "--allow_changes" in result.stdout
+    assert "exit status: 0 finished, 2 refused, 3 unhealthy" in result.stdout
+
+
+def test_a_refusal_is_one_paragraph_with_status_2():
+    result = launch("--learning_rte", "1e-3", "--max_step", "3")
+    assert result.returncode == 2
+    assert "`--learning_rte` on the command line is not an argument: did you mean `--learning_rate`?" in result.stderr
+    assert "`--max_step`" in result.stderr and "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun 2"])
+def test_a_refusal_under_a_launcher_is_printed_once(settings, tmp_path, launcher):
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), block_size=256, tokens_per_step=4096)
+    result = launch("--config", str(path), launcher=launcher)
+    assert result.returncode != 0 and result.stderr.count("refused: --block_size 256 is above the model's context of 128") == 1
+    assert read_json(tmp_path / "run" / "status.json")["status"] == "refused" and read_json(tmp_path / "run" / "status.json")["code"] == 2
+
+
+def test_dry_run_touches_nothing(settings, whole_run, tmp_path):
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"))
+    result = launch("--config", str(path), "--dry_run")
+    assert result.returncode == 0 and "12 steps, 12,288 tokens" in result.stdout and not (tmp_path / "run").exists()
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), prepared_dir=str(tmp_path / "none"))
+    result = launch("--config", str(path), "--dry_run")
+    assert result.returncode == 2 and "not prepared yet" in result.stderr and not (tmp_path / "none").exists()
+
+
+ENDS = {
+    "python, SIGTERM": ((sys.executable,), signal.SIGTERM, "child"),
+    "python, Ctrl-C": ((sys.executable,), signal.SIGINT, "group"),
+    "python, SIGUSR1": ((sys.executable,), signal.SIGUSR1, "child"),
+    "accelerate 1, SIGTERM to the launcher": (ACCELERATE, signal.SIGTERM, "launcher"),
+    "accelerate 1, Ctrl-C": (ACCELERATE, signal.SIGINT, "group"),
+    "accelerate 1, SIGKILL of the launcher": (ACCELERATE, signal.SIGKILL, "launcher"),
+    "accelerate 2, SIGTERM to the launcher": (TWO, signal.SIGTERM, "launcher"),
+    "accelerate 2, Ctrl-C": (TWO, signal.SIGINT, "group"),
+    "accelerate 2, SIGKILL of the launcher": (TWO, signal.SIGKILL, "launcher"),
+    "torchrun 2, stop file": (TORCHRUN, None, "file"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ENDS)
+def test_a_stopped_run_saves_and_leaves_no_orphan(settings, whole_run, tmp_path, end):
+    launcher, number, target = ENDS[end]
+    run = tmp_path / "run"
+    process = start(config_file(tmp_path, settings, output_dir=str(run), **LONG), launcher=launcher)
+    try:
+        wait_for(trained(run, 20), process=process)
+        if target == "file":
+            (run / "stop").touch()
+        elif target == "group":
+            os.killpg(process.pid, number)
+        else:
+            os.kill(process.pid, number)
+        wait_for(lambda: not running(run), 60)
+        code = process.wait(60)
+    finally:
+        subprocess.run(["pkill", "-9", "-f", f"run_pretrain.py .*{tmp_path}"])
+    status = read_json(run / "status.json")
+    assert (status["status"], status["code"]) == ("interrupted", 75) and status["step"] >= 20
+    assert code == 75 if launcher == (sys.executable,) else code != 0
+    from llama_lite.checkpoints import problems
+
+    assert problems(run / f"checkpoint-{status['step']}") == []
+
+
+@pytest.mark.slow
+def test_a_second_signal_soon_after_is_the_same_and_later_ends_at_once(settings, whole_run, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    slow = tmp_path / "slow.py"  # a save that takes 20 s, so that the second signal finds the run stopping
+    slow.write_text(
+        "import sys, time; sys.argv = sys.argv[1:]\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from llama_lite import checkpoints\n"
+        "seal = checkpoints.seal\n"
+        "checkpoints.seal = lambda *a: (time.sleep(20), seal(*a))[1]\n"
+        "import run_pretrain; from llama_lite.runs import exit_with_status\n"
+        "exit_with_status(run_pretrain.main)\n"
+    )
+    path = config_file(tmp_path, settings, output_dir=str(run), **LONG)
+    process = start(path, launcher=(sys.executable, str(slow)))
+    wait_for(trained(run, 10), process=process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)  # the same Ctrl-C, through the launcher
+    time.sleep(2.5)
+    assert process.poll() is None
+    began = time.monotonic()
+    process.send_signal(signal.SIGUSR1)  # the launcher's death never counts as a second one
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(5) == 128 + signal.SIGTERM and time.monotonic() - began < 5
+    assert not list(run.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
+def test_a_relaunch_waits_for_the_run_that_is_stopping_and_two_at_once_are_refused(settings, whole_run, tmp_path):
+    run = tmp_path / "run"
+    path = config_file(tmp_path, settings, output_dir=str(run), **LONG)
+    first = start(path, launcher=ACCELERATE)
+    wait_for(trained(run, 10), process=first)
+    second = launch("--config", str(path))
+    assert second.returncode == 2 and "is in use by process" in second.stderr and "Traceback" not in second.stderr
+    first.send_signal(signal.SIGTERM)
+    first.wait(60)  # accelerate returns while the script still saves
+    end = config_file(tmp_path, settings, output_dir=str(run), **{**LONG, "max_steps": 100_000, "logging_steps": 5})
+    third = start(end)
+    wait_for(lambda: sum(event["event"] == "resumed" for event in read_jsonl(run / "events.jsonl")) == 1, process=third)
+    third.send_signal(signal.SIGTERM)
+    assert third.wait(60) == 75
+
+
+@pytest.mark.slow
+def test_a_signal_while_text_is_prepared_keeps_what_is_prepared(settings, tmp_path):
+    path = config_file(
+        tmp_path, settings, dataset="installed-docs", prepared_dir=str(tmp_path / "data"), min_characters=200, output_dir=str(tmp_path / "r")
+    )
+    process = start(path)
+    wait_for(lambda: len(list((tmp_path / "data").glob("curation/stages/*/completions/*"))) > 1, process=process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 75
+    wait_for(lambda: not running(tmp_path / "r"), 10)
+    assert "Run the same command again" in process.stderr.read()
+
+
+@pytest.mark.slow
+def test_runs_killed_at_random_end_as_the_one_that_was_not(tmp_path):
+    """A few of benchmarks/kill.py's hundred."""
+    text = tmp_path / "text.jsonl"
+    kill.write_text(text, 300_000)
+    text.with_name("kill.yaml").write_text(kill.SETTINGS)
+    began = time.monotonic()
+    assert kill.launch(text, tmp_path / "whole").wait() == 0
+    seconds, expected = time.monotonic() - began, kill.outcome(tmp_path / "whole")
+    kills = []
+    for seed in (4, 5, 6, 7):
+        kills += kill.trial(text, tmp_path / str(seed), seconds, seed)
+        assert kill.outcome(tmp_path / str(seed)) == expected, (seed, kills)
+    assert len(kills) >= 3
+
+
+@pytest.mark.slow
+def test_one_and_two_processes_are_the_same_run(settings, whole_run, tmp_path):
+    """Same windows, losses to 1e-5; stopped with 2 and resumed with 1, and the other way round."""
+    plain = {"bf16": False, "logging_steps": 1, "save_total_limit": None}
+    two_path = config_file(tmp_path, settings, output_dir=str(tmp_path / "two"), **plain)
+    one_path = config_file(tmp_path, settings, output_dir=str(tmp_path / "one"), **plain)
+    for path, launcher in ((one_path, (sys.executable,)), (two_path, TWO)):
+        result = launch("--config", str(path), launcher=launcher)
+        assert result.returncode == 0, result.stderr
+    assert read_json(tmp_path / "two" / "run.json")["plan"]["processes"] == 2
+
+    def losses(run):
+        return [entry["loss"] for entry in log_of(run) if "loss" in entry]
+
+    np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), atol=1e-5)
+    assert losses(tmp_path / "one")[0] != losses(tmp_path / "one")[1]
+    for first, launcher in (("two", (sys.executable,)), ("one", TWO)):
+        run = tmp_path / f"from-{first}"
+        shutil.copytree(tmp_path / first, run)
+        shutil.rmtree(run / "checkpoint-12")
+        shutil.rmtree(run / "checkpoint-10")
+        (run / "status.json").unlink()
+        path = config_file(tmp_path, settings, output_dir=str(run), **plain)
+        result = launch("--config", str(path), launcher=launcher)
+        assert result.returncode == 0, result.stderr
+        assert "start     step 5" in result.stdout
+        np.testing.assert_allclose(losses(run), losses(tmp_path / "one"), atol=1e-5)
+        for name, tensor in tensors_of(run / "checkpoint-12" / "model.safetensors").items():
+            np.testing.assert_allclose(tensor.numpy(), tensors_of(tmp_path / "one/checkpoint-12/model.safetensors")[name].numpy(), atol=2e-5)
+        assert any(event["event"] == "changed" and event["kind"] == "layout" for event in read_jsonl(run / "events.jsonl"))
+
+
+@pytest.mark.slow
+def test_two_processes_resume_bit_for_bit(settings, whole_run, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for run in (whole, cut):
+        result = launch("--config", str(config_file(tmp_path, settings, output_dir=str(run), save_total_limit=None)), launcher=TWO)
+        assert result.returncode == 0, result.stderr
+    shutil.rmtree(cut / "checkpoint-12")
+    shutil.rmtree(cut / "checkpoint-10")
+    (cut / "status.json").unlink()
+    result = launch("--config", str(config_file(tmp_path, settings, output_dir=str(cut), save_total_limit=None)), launcher=TWO)
+    assert result.returncode == 0 and "start     step 5" in result.stdout, result.stderr
+    assert log_of(cut) == log_of(whole)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(cut / "checkpoint-12" / name, whole / "checkpoint-12" / name)

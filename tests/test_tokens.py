@@ -1,0 +1,201 @@
+"""Token shards: the right ids, the same bytes for any number of workers and after any interruption, damage named."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import config_file
+from test_tokenizers import HARD
+
+from llama_lite import tokens
+from llama_lite.arguments import Refusal, parse_pretrain
+from llama_lite.runs import read_json
+from llama_lite.tokenizers import gpt2_tokenizer
+
+
+def data_args(tmp_path, **changes):
+    settings = {
+        "prepared_dir": str(tmp_path / "tokens"),
+        "block_size": 64,
+        "shard_tokens": 20_000,
+        "validation_tokens": 5_000,
+        "tokenizer": "train",
+        "vocab_size": 512,
+        "prepare_workers": 1,
+        **changes,
+    }
+    _, data, curation, _, _ = parse_pretrain(["--config", str(config_file(tmp_path, settings))])
+    import dataclasses
+
+    return data, dataclasses.asdict(curation)
+
+
+def prepare(tmp_path, **changes) -> dict:
+    return tokens.prepare(*data_args(tmp_path, **changes))
+
+
+def stream(folder: Path) -> np.ndarray:
+    manifest = read_json(folder / "manifest.json")
+    return np.concatenate([np.load(folder / s["name"]) for split in ("validation", "train") for s in manifest["splits"][split]["shards"]])
+
+
+def digest(folder: Path) -> dict:
+    return {path.name: tokens.sha256(path) for path in folder.glob("*.npy")} | {"manifest": tokens.sha256(folder / "manifest.json")}
+
+
+def jsonl(path: Path, texts) -> Path:
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def test_end_of_text_stands_before_each_document_and_nowhere_else(tmp_path):
+    source = jsonl(tmp_path / "hard.jsonl", [*HARD, *(f"Document number {i} is about {i * i}." for i in range(1500))])
+    manifest = prepare(tmp_path, dataset=str(source), tokenizer="gpt2", prepare_workers=2)
+    ids = stream(tmp_path / "tokens")
+    assert ids.dtype == np.uint16 and ids[0] == 50256
+    assert int((ids == 50256).sum()) == manifest["documents"] == 1505
+    assert manifest["slow_documents"] == 1  # the million blanks
+    text = gpt2_tokenizer().decode(ids[ids != 50256])
+    assert "says <|endoftext|> in the middle" in text
+
+
+def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, text):
+    digests = []
+    for workers in (1, 3):
+        (tmp_path / str(workers)).mkdir()
+        prepare(tmp_path / str(workers), dataset=str(text), prepare_workers=workers)
+        digests.append(digest(tmp_path / str(workers) / "tokens"))
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6])
+def test_preparation_goes_on_from_its_last_whole_shard(tmp_path, text, monkeypatch, stop_after):
+    (tmp_path / "whole").mkdir()
+    prepare(tmp_path / "whole", dataset=str(text))
+    flush, calls = tokens.ShardWriter._flush, []
+
+    def dies(self):
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(1)
+        flush(self)
+
+    (tmp_path / "stopped").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens.ShardWriter, "_flush", dies)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "stopped", dataset=str(text))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped" / "tokens").glob("*.npy")}
+    assert len(before) == stop_after
+    prepare(tmp_path / "stopped", dataset=str(text))
+    assert digest(tmp_path / "stopped" / "tokens") == digest(tmp_path / "whole" / "tokens")
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())  # whole shards are not made again
+
+
+def test_odd_rows_are_counted_and_named_and_stop_nothing(tmp_path):
+    path = tmp_path / "odd.jsonl"
+    good = [json.dumps({"text": f"A good row, number {i}, with some words in it."}) for i in range(2000)]
+    odd = ['{"text": null}', '{"text": ""}', '{"text": "   "}', '{"text": "\\ud800 half a pair"}']
+    lines = [*good[:3], *odd, *good[3:], '{"text": null}']
+    path.write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n' + json.dumps({"text": "long " * 30_000}).encode() + b"\n")
+    manifest = prepare(tmp_path, dataset=str(path))
+    assert manifest["documents"] == 2001
+    assert {reason: entry["rows"] for reason, entry in manifest["skipped"].items()} == {"null text": 2, "empty": 2, "not UTF-8": 2}
+    assert manifest["skipped"]["null text"]["first"] == ["odd.jsonl:4", "odd.jsonl:2005"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "deleted"])
+def test_damaged_shards_are_named_and_repaired(tmp_path, text, damage):
+    manifest = prepare(tmp_path, dataset=str(text))
+    folder = tmp_path / "tokens"
+    whole = digest(folder)
+    shard = folder / "train-00002.npy"
+    if damage == "truncated":
+        os.truncate(shard, shard.stat().st_size - 10)
+    elif damage == "altered":
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(bytes(content))
+    else:
+        shard.unlink()
+    with pytest.raises(Refusal, match=r"train-00002\.npy .*--prepare_only: it repairs"):
+        tokens.verify_prepared(folder, manifest, "hashes")
+    prepare(tmp_path, dataset=str(text), prepare_only=True)
+    assert digest(folder) == whole
+
+
+def test_an_altered_manifest_is_refused(tmp_path, text):
+    manifest = prepare(tmp_path, dataset=str(text))
+    manifest["source"]["dataset"] = "other"
+    with pytest.raises(Refusal, match="its fingerprint does not match"):
+        tokens.verify_prepared(tmp_path / "tokens", manifest, "sizes")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"vocab_size": 600}, "vocab_size was 512, now 600"),
+        ({"tokenizer": "gpt2"}, "tokenizer was 'train', now 'gpt2'"),
+        ({"shard_tokens": 10_000}, "shard_tokens was 20000, now 10000"),
+        ({"min_characters": 10}, r"curation was \{\}, now \{'min_characters': 10\}"),
+        ({"dataset": "installed-docs"}, r"dataset was 'text\.jsonl', now 'installed-docs'"),
+    ],
+)
+def test_a_folder_prepared_otherwise_is_refused(tmp_path, text, changes, message):
+    prepare(tmp_path, dataset=str(text))
+    with pytest.raises(Refusal, match=message):
+        prepare(tmp_path, **{"dataset": str(text), **changes})
+
+
+def test_nothing_to_train_on_is_refused(tmp_path, text):
+    with pytest.raises(Refusal, match=r"takes all .* tokens of .*nothing is left"):
+        prepare(tmp_path, dataset=str(text), validation_tokens=10_000_000)
+    with pytest.raises(Refusal, match=r"holds no text: .*null text"):
+        prepare(tmp_path, dataset=str(jsonl(tmp_path / "null.jsonl", [None])), tokenizer="gpt2", prepared_dir=str(tmp_path / "other"))
+    with pytest.raises(Refusal, match=r"--vocab_size 5000: this text gives a vocabulary of \d+"):
+        prepare(tmp_path, dataset=str(jsonl(tmp_path / "few.jsonl", ["few words"])), vocab_size=5000, prepared_dir=str(tmp_path / "third"))
+
+
+def test_max_tokens_cuts_the_stream(tmp_path, text):
+    (tmp_path / "all").mkdir()
+    prepare(tmp_path / "all", dataset=str(text))
+    manifest = prepare(tmp_path, dataset=str(text), max_tokens=33_333)
+    assert [manifest["splits"][name]["tokens"] for name in ("validation", "train")] == [5_000, 28_333]
+    assert (stream(tmp_path / "tokens") == stream(tmp_path / "all" / "tokens")[:33_333]).all()
+
+
+def test_baselines_against_plain_counting(tmp_path, text):
+    manifest = prepare(tmp_path, dataset=str(text))
+    folder = tmp_path / "tokens"
+    train = np.concatenate([np.load(p) for p in sorted(folder.glob("train-*.npy"))]).astype(int)
+    held = np.load(folder / "validation-00000.npy").astype(int)
+    counts = np.bincount(train[:-1], minlength=512)
+    unigram = (counts + 1) / (counts.sum() + 512)
+    assert manifest["baselines"]["unigram"] == pytest.approx(-np.log(unigram[held[1:]]).mean(), abs=1e-3)
+    table = np.zeros((512, 512))
+    np.add.at(table, (train[:-1], train[1:]), 1)
+    prior = manifest["baselines"]["bigram_prior"]
+    bigram = (table + prior * unigram) / (table.sum(1, keepdims=True) + prior)
+    assert manifest["baselines"]["bigram"] == pytest.approx(-np.log(bigram[held[:-1], held[1:]]).mean(), abs=1e-3)
+
+
+def test_two_preparations_of_one_folder(tmp_path, text):
+    from llama_lite.runs import FolderLock
+
+    data, _ = data_args(tmp_path, dataset=str(text))
+    import subprocess
+    import sys
+
+    code = f"import time; from llama_lite.runs import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parent.parent)
+    try:
+        other.stdout.readline()
+        with pytest.raises(Refusal, match=r"is in use by process \d+"):
+            FolderLock(Path(data.prepared_dir), "prepare", patience=0.3).acquire()
+    finally:
+        other.kill()
+        other.wait()
+    shutil.rmtree(data.prepared_dir)
