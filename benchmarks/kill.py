@@ -8,6 +8,7 @@ uninterrupted run: tokens, weights, optimiser, scheduler, random state and log, 
 """
 
 import argparse
+import glob
 import hashlib
 import json
 import os
@@ -108,7 +109,8 @@ def kill_once(text: Path, place: Path, aim: str, seconds: float, chance: random.
             if time.monotonic() - began > moment:
                 break
         else:
-            seen.update(str(path).split("/.")[-1].split("/")[0] if aim != "preparing" else "data" for path in place.glob(patterns[aim]))
+            found = glob.glob(patterns[aim], root_dir=place)  # unlike Path.glob, it bears a folder that goes while it looks
+            seen.update(path.split("/")[1] if aim != "preparing" else path.split("/")[0] for path in found)
             if len(seen) > passes:
                 time.sleep(delay)
                 break
@@ -123,9 +125,9 @@ def kill_once(text: Path, place: Path, aim: str, seconds: float, chance: random.
 
 
 def _doing(place: Path) -> str:
-    if any((place / "run").glob(".staging-*")):
+    if glob.glob(".staging-*", root_dir=place / "run"):
         return "saving"
-    if any((place / "run").glob(".deleted-*")):
+    if glob.glob(".deleted-*", root_dir=place / "run"):
         return "rotating"
     if not (place / "data" / "manifest.json").exists():
         return "preparing" if (place / "data").exists() else "starting"

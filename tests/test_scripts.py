@@ -1,5 +1,6 @@
 """The entry point as a process: real launchers, real signals, one and two processes."""
 
+import glob
 import os
 import shutil
 import signal
@@ -170,7 +171,7 @@ def test_a_signal_while_text_is_prepared_keeps_what_is_prepared(settings, tmp_pa
         tmp_path, settings, dataset="installed-docs", prepared_dir=str(tmp_path / "data"), min_characters=200, output_dir=str(tmp_path / "r")
     )
     process = start(path)
-    wait_for(lambda: len(list((tmp_path / "data").glob("curation/stages/*/completions/*"))) > 1, process=process)
+    wait_for(lambda: len(glob.glob("curation/stages/*/completions/*", root_dir=tmp_path / "data")) > 1, process=process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     wait_for(lambda: not running(tmp_path / "r"), 10)
