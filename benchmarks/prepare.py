@@ -117,7 +117,9 @@ def equal_ids() -> dict:
         for begin in range(0, len(texts), 1000):
             batch = texts[begin : begin + 1000]
             expected = tokenizer(batch, split_special_tokens=True, add_special_tokens=False)["input_ids"]
-            equal += sum(encode(text).tolist() == ids for text, ids in zip(batch, expected, strict=True))
+            ids, ends, _ = encode.batch(batch)
+            found_ids = [part[1:].tolist() for part in np.split(ids, ends[:-1])]
+            equal += sum(ours == theirs for ours, theirs in zip(found_ids, expected, strict=True))
         found[f"equal_{name}"] = equal
     return found
 

@@ -185,7 +185,7 @@ def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterato
 
     Workers encode batches of whole documents; at most IN_FLIGHT batches a worker exist at once.
     """
-    end, dtype = tokenizer.eos_token_id, np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     waiting: deque = deque()
 
     def result():
@@ -193,7 +193,7 @@ def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterato
         return EncodedBatch(places, *job.result())
 
     encode = Encoder(tokenizer)  # made once and inherited
-    with worker_pool(workers, _start_worker, encode, end, dtype) as pool:
+    with worker_pool(workers, _start_worker, encode, dtype) as pool:
         for places, texts in _batches(source, position):
             waiting.append((places, pool.submit(_encode_batch, texts)))
             while len(waiting) >= workers * IN_FLIGHT:
@@ -232,24 +232,18 @@ def _batches(source: Source, position: dict):
 _worker: dict = {}
 
 
-def _start_worker(encode: Encoder, end: int, dtype) -> None:
+def _start_worker(encode: Encoder, dtype) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(encode=encode, end=np.array([end], dtype), dtype=dtype)
+    _worker.update(encode=encode, dtype=dtype)
 
 
 def _encode_batch(texts: list[str | None]):
-    """(ids of all texts, each after end-of-text; where each ends; its bytes; whether it went to the slow tokenizer)."""
-    encode, parts, ends, sizes, slow, total = _worker["encode"], [], [], [], [], 0
-    for text in texts:
-        before = encode.slow_documents
-        if text is not None:
-            ids = encode(text)
-            parts += [_worker["end"], ids]
-            total += 1 + len(ids)
-        ends.append(total)
-        sizes.append(len(text.encode()) if text is not None else 0)
-        slow.append(encode.slow_documents > before)
-    return np.concatenate(parts).astype(_worker["dtype"]) if parts else np.empty(0, _worker["dtype"]), ends, sizes, slow
+    """`EncodedBatch` without its places; a None, at the end, is a document of no tokens."""
+    whole = [text for text in texts if text is not None]
+    ids, ends, slow = _worker["encode"].batch(whole)
+    empty = len(texts) - len(whole)
+    sizes = [len(text.encode()) for text in whole] + [0] * empty
+    return ids.astype(_worker["dtype"]), [*ends.tolist(), *[len(ids)] * empty], sizes, slow + [False] * empty
 
 
 class ShardWriter:
