@@ -2,14 +2,16 @@
 
     python benchmarks/prepare.py
 
-Speed: text of `--megabytes` from the embedded corpus, GPT-2's vocabulary, seconds of both in turn (A B A B ...), medians;
-`plain` is the loop that many projects use: read, encode_ordinary, into uint16. Memory: the largest sum over all processes
+Speed: the embedded corpus, repeated up to `--megabytes`, GPT-2's vocabulary, seconds of all in turn (A B A B ...), medians.
+`plain` is the loop that many projects use: read, encode_ordinary, into uint16; `plain_on_all` is that loop over the whole
+text in one process a core at once; ours has as many workers, besides the process that reads and writes. Memory: the largest sum over all processes
 of their proportional shares (PSS) while preparing 50 MB and 1 GB. Ids: every document of the embedded corpus.
 """
 
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import statistics
@@ -40,19 +42,29 @@ def prepare_command(text: Path, out: Path, workers: int) -> list[str]:
     return [sys.executable, str(ROOT / "run_pretrain.py"), "--prepare_only", *(str(part) for pair in settings.items() for part in pair)]
 
 
-def plain(text: Path) -> float:
-    """Seconds of the plain loop: read, encode, into uint16 arrays; end-of-text before each document."""
+def plain(text: Path) -> None:
+    """The plain loop: read, encode, into uint16 arrays; end-of-text before each document."""
     encoding = tokenizers.Encoder(tokenizers.gpt2_tokenizer()).fast
-    began = time.perf_counter()
     with open(text, encoding="utf-8") as file:
         for line in file:
             ids = [50256, *encoding.encode_ordinary(json.loads(line)["text"])]
             np.array(ids, dtype=np.uint16)
+
+
+def timed(processes: int, function, *arguments) -> float:
+    """Seconds until `processes` of the same, started at once, have ended."""
+    began = time.perf_counter()
+    running = [multiprocessing.get_context("fork").Process(target=function, args=arguments) for _ in range(processes)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join()
+        assert process.exitcode == 0
     return time.perf_counter() - began
 
 
-def ours(text: Path, out: Path, workers: int) -> float:
-    """Seconds in which `tokens.prepare` reads, encodes and writes the shards, as it says itself."""
+def ours(text: Path, out: Path, workers: int) -> None:
+    """What `tokens.prepare` does once it knows its tokenizer: read, encode, write the shards."""
     from llama_lite.arguments import parse_pretrain
     from llama_lite.tokens import ShardWriter, tokenise
 
@@ -61,21 +73,18 @@ def ours(text: Path, out: Path, workers: int) -> float:
     source = corpus.resolve(str(text), None, "train", None, "text")
     tokenizer = tokenizers.gpt2_tokenizer()
     data = parse_pretrain(["--block_size", "256"])[1]
-    began = time.perf_counter()
     writer = ShardWriter(out, len(tokenizer), data.shard_tokens, 100_000, None)
     for batch in tokenise(source, tokenizer, writer.position, workers):
         writer.add(batch)
     writer.finish(len(source.files))
-    return time.perf_counter() - began
 
 
-def group_map(text: Path, cache: Path) -> float:
-    """Seconds of run_clm's way: `datasets.map` of the HF tokenizer, then of the grouping, one process."""
+def group_map(text: Path, cache: Path) -> None:
+    """run_clm's way: `datasets.map` of the HF tokenizer, then of the grouping, one process."""
     from datasets import load_dataset
 
     tokenizer = tokenizers.gpt2_tokenizer()
     rows = load_dataset("json", data_files=str(text), split="train", cache_dir=str(cache))
-    began = time.perf_counter()
     rows = rows.map(lambda batch: tokenizer(batch["text"]), batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
 
     def group(batch):
@@ -84,7 +93,6 @@ def group_map(text: Path, cache: Path) -> float:
         return {key: [ids[i : i + 1024] for i in range(0, whole, 1024)] for key, ids in joined.items()}
 
     rows.map(group, batched=True, load_from_cache_file=False)
-    return time.perf_counter() - began
 
 
 def peak_memory(command: list[str]) -> int:
@@ -126,29 +134,35 @@ def equal_ids() -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=120)
+    parser.add_argument("--megabytes", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    workers = os.cpu_count()
+    cores = os.cpu_count()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else datasets.map would use all cores, too
     with tempfile.TemporaryDirectory() as folder:
         text, out = Path(folder) / "text.jsonl", Path(folder) / "out"
         write_text(text, arguments.megabytes * 1_000_000)
+        once = text.read_bytes()
+        with open(text, "ab") as file:
+            while file.tell() + len(once) <= arguments.megabytes * 1_000_000:
+                file.write(once)
         megabytes = sum(len(json.loads(line)["text"].encode()) for line in open(text, encoding="utf-8")) / 1e6
-        times: dict[str, list[float]] = {"plain": [], "ours": [], "ours_all_cores": [], "datasets_map": []}
+        times: dict[str, list[float]] = {"plain": [], "plain_on_all": [], "ours": [], "ours_on_all": [], "datasets_map": []}
         for _ in range(arguments.repeats):
-            times["plain"].append(plain(text))
-            times["ours"].append(ours(text, out, 1))
-            times["ours_all_cores"].append(ours(text, out, workers))
-        times["datasets_map"].append(group_map(text, Path(folder) / "cache"))
+            times["plain"].append(timed(1, plain, text))
+            times["ours"].append(timed(1, ours, text, out, 1))
+            times["plain_on_all"].append(timed(cores, plain, text))
+            times["ours_on_all"].append(timed(1, ours, text, out, cores))
+        times["datasets_map"].append(timed(1, group_map, text, Path(folder) / "cache"))
         median = {name: statistics.median(values) for name, values in times.items()}
         result = {
             "megabytes": round(megabytes, 1),
-            "cores": workers,
+            "cores": cores,
             "speed_of_one_worker_to_plain": round(median["plain"] / median["ours"], 3),
-            "speed_of_all_cores_to_plain_a_core": round(median["plain"] / median["ours_all_cores"] / workers, 3),
-            "speed_of_all_cores_to_datasets_map_on_one": round(median["datasets_map"] / median["ours_all_cores"], 1),
-            "plain_megabytes_a_second": round(megabytes / median["plain"], 1),
+            "speed_a_core_to_plain_on_all_cores": round(median["plain_on_all"] / median["ours_on_all"] / cores, 3),
+            "speed_a_core_to_plain_on_one_core": round(median["plain"] / median["ours_on_all"] / cores, 3),
+            "speed_on_all_cores_to_datasets_map_on_one": round(median["datasets_map"] / median["ours_on_all"], 1),
             "seconds": {name: [round(value, 2) for value in values] for name, values in times.items()},
         }
         print(json.dumps(result, indent=1), flush=True)
@@ -160,7 +174,7 @@ def main() -> None:
             with open(large, "wb") as file:
                 while file.tell() < size * 1_000_000:
                     file.write(lines[: size * 1_000_000 - file.tell()].rpartition(b"\n")[0] + b"\n")
-            result[f"peak_memory_mib_at_{size}_mb"] = peak_memory(prepare_command(large, Path(folder) / f"out-{size}", workers)) >> 20
+            result[f"peak_memory_mib_at_{size}_mb"] = peak_memory(prepare_command(large, Path(folder) / f"out-{size}", cores)) >> 20
             print(f"{size} MB: {result[f'peak_memory_mib_at_{size}_mb']} MiB", flush=True)
             large.unlink()
         write_json(arguments.output, result)

@@ -211,9 +211,9 @@ def _batches(source: Source, position: dict):
         # Rows skipped before the position were counted, those right before its document only if that was begun.
         counted_until = first if index == position["file"] and position["tokens"] else first - 1
         for number, document in enumerate(read(source, index, skipped)):
-            fresh = skipped.take()
-            if number > counted_until:
-                between = merge_skipped([between, fresh])
+            if skipped.reasons:
+                fresh = skipped.take()
+                between = merge_skipped([between, fresh]) if number > counted_until else between
             if number < first:
                 continue
             places.append((index, number, between))
