@@ -155,13 +155,13 @@ def read(source: Source, index: int, skipped: Skipped, columns: tuple[str, ...] 
         try:
             if isinstance(text, bytes):
                 text = text.decode("utf-8")
-            text.encode("utf-8")  # JSON can hold half of a surrogate pair
+            text.isascii() or text.encode("utf-8")  # JSON can hold half of a surrogate pair
         except UnicodeError:
             skipped.add("not UTF-8", f"{name}:{row}")
             continue
         except AttributeError:
             raise Refusal(f"{name}, row {row}: column {source.text_column!r} holds {type(text).__name__}, not text.") from None
-        if not text.strip():
+        if not text or text.isspace():
             skipped.add("empty", f"{name}:{row}")
             continue
         yield Document(text=text, id=f"{name}:{row}", metadata={c: record.get(c) for c in columns} if columns else {})
@@ -213,6 +213,8 @@ class _ZstdFile(io.RawIOBase):
 def _open(path: str):
     if path.endswith(".zst"):
         return io.BufferedReader(_ZstdFile(fsspec.open(path, "rb").open()), 2**20)
+    if os.path.exists(path) and not path.endswith(COMPRESSED):
+        return open(path, "rb", 2**20)
     handle = fsspec.open(path, "rb", compression="infer").open()
     return handle if _suffix(path) == ".parquet" else io.BufferedReader(handle, 2**20)
 
@@ -250,7 +252,7 @@ def _read_jsonl(path: str, name: str, columns: tuple[str, ...]) -> Iterator[dict
     try:
         with _open(path) as handle:
             for row, line in enumerate(handle, 1):
-                if not line.strip():
+                if line.isspace():
                     continue
                 try:
                     record = orjson.loads(line)

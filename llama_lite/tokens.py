@@ -307,8 +307,8 @@ class ShardWriter:
         self.text_bytes += sum(batch.sizes)
         self.counts["documents"] += len(set(batch.ends) - {0})
         self.counts["slow_documents"] += sum(batch.slow)
-        if any(skipped for _, _, skipped in batch.places):
-            self.skipped = merge_skipped([self.skipped, *(skipped for _, _, skipped in batch.places)])
+        if skipped := [there for _, _, there in batch.places if there]:
+            self.skipped = merge_skipped([self.skipped, *skipped])
         return len(batch.ids)
 
     def _add_document(self, document: EncodedDocument) -> int:
