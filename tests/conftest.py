@@ -4,9 +4,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
+from hub_server import Hub
+
+HUB = Hub()  # the only Hub that any test, and any process that one starts, can reach
+HUB.up()
+os.environ.update(HUB.environment())
+os.environ["HF_HOME"] = tempfile.mkdtemp()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
@@ -64,6 +70,16 @@ def config_file(folder: Path, settings: dict, **changes) -> Path:
     path = folder / f"config-{abs(hash(str(chosen)))}.yaml"
     path.write_text(yaml.safe_dump(chosen), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def hub() -> Hub:
+    """The Hub, up, without faults."""
+    yield HUB
+    HUB.faults.clear()
+    HUB.rate = None
+    if HUB.server is None:
+        HUB.up()
 
 
 @pytest.fixture

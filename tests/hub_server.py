@@ -9,10 +9,12 @@ Files of the kinds that the Hub keeps in LFS go through LFS (batch, PUT, verify)
 
 import argparse
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
+import socket
 import threading
 import time
 from datetime import UTC, datetime
@@ -46,9 +48,9 @@ class Fault:
 
 
 class Error(Exception):
-    def __init__(self, status: int, message: str, code: str = ""):
+    def __init__(self, status: int, message: str, code: str = "", **answer):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.answer = status, code, answer
 
 
 class Repo:
@@ -98,10 +100,13 @@ class Hub:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def down(self) -> None:
-        """Refuse connections."""
+        """End all connections and refuse new ones."""
         if self.server:
             self.server.shutdown()
             self.server.server_close()
+            for one in list(self.server.sockets):
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
             self.server = None
 
     @property
@@ -124,6 +129,18 @@ class Hub:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 64
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.sockets: set = set()
+
+    def process_request(self, request, client_address):
+        self.sockets.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        self.sockets.discard(request)
+        super().shutdown_request(request)
 
     def handle_error(self, request, client_address):
         pass  # a client that was killed
@@ -186,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise Error(what, "the test asked for this")
             status, answer, headers = self._route(parts.path, parse_qs(parts.query))
         except Error as error:
-            status, answer = error.status, {"error": str(error)}
+            status, answer = error.status, {"error": str(error), **error.answer}
             headers = {"X-Error-Message": str(error), **({"X-Error-Code": error.code} if error.code else {})}
             headers |= fault.headers if fault else {}
         if what == "lose":
@@ -260,11 +277,12 @@ class _Handler(BaseHTTPRequestHandler):
         if owner not in (user[0], *user[2]):
             raise Error(403, f'You don\'t have the rights to create a {wanted.get("type", "model")} under the namespace "{owner}"')
         name, hub = f"{owner}/{wanted['name']}", self.server.hub
+        url = f"{hub.url}/{'datasets/' if kind == 'datasets' else ''}{name}"
         if (kind, name) in hub.repos:
-            raise Error(409, "You already created this repo")
+            raise Error(409, "You already created this repo", url=url)
         repo = hub.repos[kind, name] = Repo(bool(wanted.get("private") or wanted.get("visibility") == "private"))
         repo.commit("main", {".gitattributes": (hub.store(GITATTRIBUTES), len(GITATTRIBUTES), False)}, "initial commit")
-        return {"url": f"{hub.url}/{name}", "name": name, "id": name}
+        return {"url": url, "name": name, "id": name}
 
     def validate_yaml(self, user, query):
         return {"errors": [], "warnings": []}
