@@ -103,6 +103,9 @@ def main(argv: list[str] | None = None) -> None:
             return
         if start.checkpoint is None:
             on_main(new_run, run, {"kind": "pretrain", "identity": identity, "plan": dataclasses.asdict(plan), **provenance()})
+        for kind in ("hyperparameters", "data", "layout", "environment"):
+            if start.changed.get(kind):
+                run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
         say(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
         say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
 
@@ -183,12 +186,9 @@ def find_start(run, training_args, run_args, identity):
     if folder is None:
         run.rewind_log([])
         return start
-    changed = checkpoints.check_changes(start.manifest["identity"], identity, start.step, run_args.allow_changes)
-    for kind in ("hyperparameters", "data", "layout", "environment"):
-        if changed[kind]:
-            run.event("changed", kind=kind, fields={name: list(values) for name, values in changed[kind].items()})
-    if changed["environment"]:
-        say(f"WARNING   another {', '.join(changed['environment'])} than when {folder.name} was saved: equal within tolerance, not bit for bit")
+    start.changed = checkpoints.check_changes(start.manifest["identity"], identity, start.step, run_args.allow_changes)
+    if start.changed["environment"]:
+        say(f"WARNING   another {', '.join(start.changed['environment'])} than when {folder.name} was saved: equal within tolerance, not bit for bit")
     if training_args.resume_from_checkpoint not in ("auto", "must"):
         checkpoints.supersede_newer(run.path, folder, start.step, report)
     run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])

@@ -28,13 +28,17 @@ TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs
 
 @dataclasses.dataclass
 class Start:
-    """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count."""
+    """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
+
+    `changed`: what differs from the checkpoint's run, by kind (`checkpoints.check_changes`).
+    """
 
     checkpoint: Path | None = None
     manifest: dict | None = None
     without: tuple[str, ...] = ()
     data_start: int = 0
     schedule_start: int = 0
+    changed: dict = dataclasses.field(default_factory=dict)
 
     @property
     def step(self) -> int:

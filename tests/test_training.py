@@ -114,7 +114,8 @@ def test_a_stopped_run_ends_as_the_one_that_was_not(pretrain, whole_run, tmp_pat
     ]
 
 
-def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys):
+def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("llama_lite.provenance.code_revision", lambda: "another")
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
