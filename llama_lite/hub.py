@@ -1,0 +1,119 @@
+"""Talking to the Hub: names, verified downloads, and errors as one line. Nothing here knows what a run is.
+
+`../shared` facts that shape it: the client checks a download's size and not its digest, and gives an older cached
+revision when the Hub does not answer. So a revision is resolved to its commit first, and every file is verified.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
+from pathlib import Path
+
+from .arguments import Refusal
+from .tokens import sha256
+
+REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+
+
+class NoAnswer(Exception):
+    """The Hub could not be reached, or is out of order: trying again later can help."""
+
+
+class NotAllowed(Exception):
+    """The Hub answered that this token may not do that: only the user can help."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """`org/name@revision`: a repository and a branch, tag or commit of it."""
+
+    repo: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.repo}@{self.revision}" if self.revision else self.repo
+
+
+def reference(text: str) -> Reference | None:
+    """The Reference that `text` means, or None where it is a path."""
+    match = REFERENCE.fullmatch(text)
+    if match is None or os.path.exists(text) or text.startswith(("./", "../")):
+        return None
+    return Reference(match["repo"], match["revision"])
+
+
+def token() -> str | None:
+    """The token of the Hub's own login or environment."""
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+def reason(error: BaseException, *secret: str | Path | None) -> str:
+    """An error in one line, without the token and without paths of this machine."""
+    cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    text = " ".join(str(cause).split()) or type(cause).__name__
+    for part in (token(), *secret, Path.home()):
+        if part and len(str(part)) > 1:
+            text = text.replace(str(part), "…")
+    return text[:400]
+
+
+def translated(error: Exception) -> Exception:
+    """NotAllowed for an answer that only the user can change, else NoAnswer; both say why in one line."""
+    from huggingface_hub.errors import LocalTokenNotFoundError
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
+        return NotAllowed(reason(error))
+    return NoAnswer(reason(error))
+
+
+def commit_of(where: Reference, repo_type: str = "model") -> str:
+    """The commit that a reference means now. Raises Refusal where there is none, NoAnswer where nobody answers."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        return HfApi().repo_info(where.repo, revision=where.revision, repo_type=repo_type).sha
+    except RevisionNotFoundError:
+        raise Refusal(f"{where.repo} on the Hub has no revision {where.revision}.") from None
+    except RepositoryNotFoundError:
+        raise Refusal(f"{where.repo} is not on the Hub, or it is private and this token may not see it.") from None
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise translated(error) from None
+
+
+def download(where: Reference, commit: str, files: dict[str, dict], folder: Path, repo_type: str = "model") -> None:
+    """Download `files` ({path: {size, sha256}}) of a commit into `folder`; what is there and whole is not asked for again.
+
+    A file whose sha256 is not the expected one is fetched once more, then refused. Raises Refusal or NoAnswer.
+    """
+    for name, expected in sorted(files.items()):
+        target = Path(folder) / name
+        for _ in range(2):
+            if target.is_file() and target.stat().st_size == expected["size"] and sha256(target) == expected["sha256"]:
+                break
+            target.unlink(missing_ok=True)
+            fetch(where, commit, name, folder, repo_type, again=True)
+        else:
+            if sha256(target) != expected["sha256"]:
+                target.unlink()
+                raise Refusal(f"{name} of {where} is damaged: twice its sha256 was not the one that was published. Use another revision.")
+    shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
+
+
+def fetch(where: Reference, commit: str, name: str, folder: Path, repo_type: str = "model", again: bool = False) -> Path:
+    """One file of a commit, not verified. Raises Refusal where the commit has none, NoAnswer where nobody answers."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(where.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=again))
+    except LocalEntryNotFoundError as error:
+        raise NoAnswer(reason(error, folder)) from None
+    except EntryNotFoundError:
+        raise Refusal(f"{where} has no {name}.") from None
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise translated(error) from None
