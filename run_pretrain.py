@@ -6,17 +6,17 @@
 Stop it at any moment and run the same command again.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
 from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.runs import RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say, write_json
-
-OWN_FILES = ("status.json", "events.jsonl", "log.jsonl", "stop")  # what a run that ended before its run.json can leave
+from llama_lite.hub import reference
+from llama_lite.runs import RANK, Interrupted, RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, curation_args, run_args, training_args = parse_pretrain(argv)
+    model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
     rules = dataclasses.asdict(curation_args)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
@@ -25,10 +25,11 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import checkpoints, training
+    from llama_lite import checkpoints, publishing, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals
     from llama_lite.plan import load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
+    from llama_lite.starting import find_start, init_folder, new_run
     from llama_lite.tokenizers import tokenizer_record
     from llama_lite.tokens import check_recipe, describe, prepare, verify_prepared, wanted_recipe
     from llama_lite.windows import TokenWindows, collate
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     torch.set_num_threads(run_args.cpu_threads or cores_for_a_process())
     config = load_model_config(model_args.model_config)
     folder = Path(data_args.prepared_dir)
+    publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
 
     # ---- Plan without touching anything ----
     if run_args.dry_run:
@@ -46,7 +48,10 @@ def main(argv: list[str] | None = None) -> None:
             raise Refusal(f"--dry_run counts the tokens in {folder}, which is not prepared yet: run the same command with --prepare_only first.")
         verify_prepared(folder, manifest, "sizes")
         say(describe(manifest))
-        say("\n".join(make_plan(config, manifest, run_args, training_args, getattr(torch, model_args.publish_dtype).itemsize).lines()))
+        plan = make_plan(config, manifest, run_args, training_args, getattr(torch, model_args.publish_dtype).itemsize)
+        say("\n".join(plan.lines()))
+        if publishes:
+            say("\n".join(publishing_lines(plan, hub_args, training_args)))
         return
 
     if data_args.prepare_only:
@@ -54,7 +59,11 @@ def main(argv: list[str] | None = None) -> None:
         say(describe(on_main(prepare, data_args, rules)))
         return
 
-    with RunFolder(training_args.output_dir) as run:
+    if hub_args.publish_only:
+        publish_only(hub_args, model_args, training_args)
+        return
+
+    with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
         signals = StopSignals(run.stopping)
 
         # ---- Text to tokens ----
@@ -92,29 +101,46 @@ def main(argv: list[str] | None = None) -> None:
                 "code_revision": code_revision(),
             },
         )
-        start = on_main(find_start, run, training_args, run_args, identity)
+        repo = training_args.hub_model_id if publishes else None
+        start = on_main(find_start, run, training_args, run_args, identity, repo, hub_args.hub_required)
         run.step = start.step
+        publisher = None
+        if publishes and RANK == 0:
+            record = read_json(run.path / "run.json") or {"id": publishing.run_id(identity)}
+            publisher = open_publisher(run, record["id"], hub_args, model_args, training_args)
+            ends.callback(publisher.stop)
         final = run.path / "config.json"
         if start.step >= plan.steps and final.exists() and (read_json(run.path / "status.json") or {}).get("status") == "finished":
             say(
                 f"{run.path} is finished ({plan.steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on."
             )
             run.record_end = False
+            if publisher and publishing.queued(run.path):
+                publisher.start()
+                publisher.drain(hub_args.hub_drain_timeout)
             return
-        if start.checkpoint is None:
-            on_main(new_run, run, {"kind": "pretrain", "identity": identity, "plan": dataclasses.asdict(plan), **provenance()})
+        record = {"kind": "pretrain", "id": publishing.run_id(identity), "identity": identity, "plan": dataclasses.asdict(plan), **provenance()}
+        on_main(new_run, run, record)
         for kind in ("hyperparameters", "data", "layout", "environment"):
             if start.changed.get(kind):
                 run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
         say(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
         say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
 
+        # ---- The Hub: what it will refuse is told now, what waits is published from now on ----
+        if publishes:
+            on_main(lambda: publisher.check(hub_args.hub_required))
+        if publisher:
+            publisher.catch_up()
+            publisher.start()
+
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if model_args.init_from and start.checkpoint is None:
-            training.load_weights(model, Path(model_args.init_from))
-            run.event("initialised", weights=Path(model_args.init_from).name)
+            weights = on_main(init_folder, run, model_args.init_from, config)
+            training.load_weights(model, weights)
+            run.event("initialised", weights=model_args.init_from if reference(model_args.init_from) else weights.name)
         train = TokenWindows(
             folder,
             manifest,
@@ -138,6 +164,7 @@ def main(argv: list[str] | None = None) -> None:
             identity=identity,
             start=start,
             signals=signals,
+            publisher=publisher,
             probe=[collate([held[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
             peak_flops=run_args.peak_flops or training.peak_flops(precision, training_args.device),
@@ -161,52 +188,58 @@ def main(argv: list[str] | None = None) -> None:
             training.load_weights(model, start.checkpoint)
 
         # ---- Finish: a complete model, and the curves ----
-        on_main(finish, run, trainer, tokenizer, folder, manifest, model_args.publish_dtype)
+        on_main(finish, run, plan.steps, folder, manifest, model_args.publish_dtype)
+        on_main(lambda: publisher and publisher.drain(hub_args.hub_drain_timeout))
 
 
-def find_start(run, training_args, run_args, identity):
-    """The Start of this run: tidies the folder, verifies, compares identities (rank 0). Raises Refusal."""
-    from llama_lite import checkpoints, training
-    from llama_lite.arguments import names
+def open_publisher(run, identifier: str, hub_args, model_args, training_args):
+    """The Publisher of a run folder (rank 0)."""
+    from llama_lite.publishing import Publisher, Repository
 
-    def report(folder, problems=("a run that went back to an older checkpoint",)):
-        say(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
-        run.event("set aside", checkpoint=folder.name, problems=list(problems))
-
-    record = read_json(run.path / "run.json")
-    if record is None and any(path.name not in OWN_FILES and path.name[0] != "." for path in run.path.iterdir()):
-        raise Refusal(f"--output_dir {run.path} holds files and is not the folder of a run: choose another one.")
-    if record and record.get("kind") != "pretrain":
-        raise Refusal(f"--output_dir {run.path} belongs to a run of another kind ({record.get('kind')}): choose another one.")
-    checkpoints.tidy(run.path)
-    (run.path / "stop").unlink(missing_ok=True)
-    without = tuple(names(run_args.resume_without))
-    folder = checkpoints.resolve(run.path, training_args.resume_from_checkpoint, without, report)
-    start = training.start_from(folder, without)
-    if folder is None:
-        run.rewind_log([])
-        return start
-    start.changed = checkpoints.check_changes(start.manifest["identity"], identity, start.step, run_args.allow_changes)
-    if start.changed["environment"]:
-        say(f"WARNING   another {', '.join(start.changed['environment'])} than when {folder.name} was saved: equal within tolerance, not bit for bit")
-    if training_args.resume_from_checkpoint not in ("auto", "must"):
-        checkpoints.supersede_newer(run.path, folder, start.step, report)
-    run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])
-    return start
+    repository = Repository(training_args.hub_model_id, training_args.hub_private_repo, identifier)
+    return Publisher(run, repository, model_args.publish_dtype, hub_args.publish_training_state, hub_args.publish_steps)
 
 
-def new_run(run, record: dict) -> None:
-    """`run.json` of a run's first start."""
-    write_json(run.path / "run.json", record)
+def publish_only(hub_args, model_args, training_args) -> None:
+    """Work the queue of a run folder off. Raises Interrupted when some of it still waits."""
+    from llama_lite.publishing import queue_lines
+
+    record = read_json(Path(training_args.output_dir) / "run.json")
+    if record is None:
+        raise Refusal(f"--publish_only: {training_args.output_dir} is not the folder of a run.")
+    with RunFolder(training_args.output_dir) as run:
+        run.record_end = False
+        publisher = open_publisher(run, record["id"], hub_args, model_args, training_args)
+        publisher.check(required=True)
+        publisher.catch_up()
+        publisher.start()
+        if not publisher.drain(hub_args.hub_drain_timeout):
+            raise Interrupted("; ".join(queue_lines(run.path)))
+        say(f"everything in {run.path} is published")
 
 
-def finish(run, trainer, tokenizer, prepared: Path, manifest: dict, dtype: str) -> None:
+def publishing_lines(plan, hub_args, training_args) -> list[str]:
+    """What a run will publish, and what waits already, for --dry_run."""
+    from llama_lite.plan import size
+    from llama_lite.publishing import queue_lines
+
+    every = hub_args.publish_steps or int(training_args.save_steps if training_args.save_steps >= 1 else plan.steps * training_args.save_steps)
+    revisions = -(-plan.steps // every)
+    with_state = {"all": revisions, "final": 1, "none": 0}[hub_args.publish_training_state]
+    total = revisions * plan.model_bytes + with_state * plan.checkpoint_bytes
+    return [
+        f"publishes           {revisions} revisions of {training_args.hub_model_id}, {with_state} with training state: {size(total)} in all",
+        *queue_lines(training_args.output_dir),
+    ]
+
+
+def finish(run, steps: int, prepared: Path, manifest: dict, dtype: str) -> None:
     """The finished model at the root of the run folder, and its figures (rank 0)."""
     from llama_lite.publishing import export_model
     from llama_lite.runs import read_jsonl
     from model_card import figures
 
-    export_model(trainer.accelerator.unwrap_model(trainer.model), tokenizer, run.path, dtype)
+    export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     log = read_jsonl(run.path / "log.jsonl")
     figures.training_curves(log, manifest["baselines"], run.path / "figures" / "training.png")
     if curated := read_json(prepared / "curation.json"):

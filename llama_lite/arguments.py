@@ -8,6 +8,7 @@ choices in YAML, abbreviations. Only `TrlParser` and `TrainingArguments` are imp
 import dataclasses
 import difflib
 import os
+import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
@@ -38,7 +39,9 @@ class ModelArguments:
     _argument_group_name = "Model"
 
     model_config: str = arg("demo", "A preset of configs/model (tiny, demo, 124m, 978m, 1.7b) or a folder that holds a config.json.")
-    init_from: str | None = arg(None, "Folder of a model or a checkpoint whose weights start a NEW run (no optimiser, no step, no data position).")
+    init_from: str | None = arg(
+        None, "Model whose weights start a NEW run (no optimiser, no step, no data position): a folder, or owner/name@revision on the Hub."
+    )
     publish_dtype: Literal["bfloat16", "float32", "float16"] = arg("bfloat16", "Number format of the finished model's weights.")
 
 
@@ -93,6 +96,21 @@ class CurationArguments:
 
 
 @dataclasses.dataclass
+class HubArguments:
+    """What is published, beside --push_to_hub, --hub_model_id and --hub_private_repo (transformers' own)."""
+
+    _argument_group_name = "Hub"
+
+    publish_steps: int | None = arg(None, "Publish the checkpoints of every so many steps (default: every one), and always the last.")
+    publish_training_state: Literal["all", "final", "none"] = arg(
+        "all", "Which revisions carry optimiser and random state, so that anyone can resume from them (6 times the size of the model)."
+    )
+    publish_only: bool = arg(False, "Publish what waits in the run folder's queue, and stop.")
+    hub_required: bool = arg(False, "Refuse to train when the Hub would not take the revisions (default: train, and publish later).")
+    hub_drain_timeout: float = arg(600, "Seconds that a finished run, or --publish_only, waits for its last revisions to be published.")
+
+
+@dataclasses.dataclass
 class RunArguments:
     """What a verified run needs beside transformers' TrainingArguments."""
 
@@ -126,8 +144,8 @@ class PretrainArguments(TrainingArguments):
     output_dir: str | None = arg("runs/demo", "Folder of the run.")
     resume_from_checkpoint: str | None = arg(
         "auto",
-        "auto: the newest verified checkpoint here, else a new run. must (true): refused without one. "
-        "never (false): refused with one. Or a checkpoint folder.",
+        "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true): refused without one. "
+        "never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the Hub.",
     )
     learning_rate: float = arg(6e-4, "Peak learning rate.")
     lr_scheduler_type: str = arg("cosine_warmup_with_min_lr", "Schedule.")
@@ -268,15 +286,17 @@ examples:
   python run_pretrain.py --config configs/pretrain/demo.yaml --dry_run          every derived number, touching nothing
   python run_pretrain.py --config configs/pretrain/paper.yaml --prepare_only    token shards only, restartable
   accelerate launch run_pretrain.py --config my.yaml --max_steps 4000 --allow_changes max_steps
+  accelerate launch run_pretrain.py --config my.yaml --push_to_hub --hub_model_id you/name        a revision a checkpoint
+  accelerate launch run_pretrain.py --config my.yaml --resume_from_checkpoint you/name@step-001000
 
 Run the same command again after any interruption: it goes on from the newest verified checkpoint.
 exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a verified checkpoint (also in status.json)."""
 
 
 def parse_pretrain(argv: list[str] | None = None):
-    """(ModelArguments, DataArguments, CurationArguments, RunArguments, PretrainArguments). Raises Refusal."""
-    groups = (ModelArguments, DataArguments, CurationArguments, RunArguments, PretrainArguments)
-    usage = "run_pretrain.py [--config FILE.yaml] [--dry_run | --prepare_only] [--field value ...]"
+    """(ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments). Raises Refusal."""
+    groups = (ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments)
+    usage = "run_pretrain.py [--config FILE.yaml] [--dry_run | --prepare_only | --publish_only] [--field value ...]"
     parser = Parser(groups, prog="run_pretrain.py", usage=usage, description=PRETRAIN_HELP)
     parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/pretrain/demo.yaml")[: len(groups)]
     check_pretrain(*parsed)
@@ -286,7 +306,7 @@ def parse_pretrain(argv: list[str] | None = None):
 RESUMABLE_PARTS = ("optimizer", "scheduler", "rng", "data")
 
 
-def check_pretrain(model: ModelArguments, data: DataArguments, curation, run: RunArguments, training: PretrainArguments) -> None:
+def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: HubArguments, run: RunArguments, training: PretrainArguments) -> None:
     """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
     resume = str(training.resume_from_checkpoint).lower()
     training.resume_from_checkpoint = {"true": "must", "false": "never", "none": "auto"}.get(
@@ -322,11 +342,24 @@ def check_pretrain(model: ModelArguments, data: DataArguments, curation, run: Ru
         "auto_find_batch_size": (False, "it would change the tokens of a step in silence"),
         "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
         "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
-        "push_to_hub": (False, "this version has no publishing yet"),
+        "hub_token": (None, "it would be read by whoever lists processes: run `hf auth login`, or set HF_TOKEN"),
+        "hub_strategy": ("every_save", "--publish_steps and --publish_training_state say what is published"),
+        "hub_revision": (None, "checkpoints go to the branch `checkpoints`, the finished model to main"),
+        "hub_always_push": (False, "the queue loses no checkpoint"),
         "logging_nan_inf_filter": (False, "it logs NaN as 0 and trains on"),
     }
     for name, (value, why) in fixed.items():
         refuse_if(getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
+    refuse_if(
+        training.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", training.hub_model_id or ""),
+        f"--push_to_hub needs --hub_model_id owner/name, not {training.hub_model_id!r}.",
+    )
+    refuse_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
+    refuse_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")
+    refuse_if(
+        hub.publish_steps and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
+        f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved checkpoints can be published.",
+    )
     accelerator = training.accelerator_config
     split = accelerator.get("split_batches") if isinstance(accelerator, dict) else accelerator.split_batches
     refuse_if(split, "accelerator_config.split_batches divides each batch between the processes and so shrinks the step in silence: remove it.")

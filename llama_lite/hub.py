@@ -1,6 +1,6 @@
 """Talking to the Hub: names, verified downloads, and errors as one line. Nothing here knows what a run is.
 
-`../shared` facts that shape it: the client checks a download's size and not its digest, and gives an older cached
+Two facts shape it: the client checks a download's size and not its digest, and gives an older cached
 revision when the Hub does not answer. So a revision is resolved to its commit first, and every file is verified.
 """
 
@@ -53,7 +53,7 @@ def token() -> str | None:
 def reason(error: BaseException, *secret: str | Path | None) -> str:
     """An error in one line, without the token and without paths of this machine."""
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
-    text = " ".join(str(cause).split()) or type(cause).__name__
+    text = " ".join(str(getattr(cause, "server_message", None) or cause).split()) or type(cause).__name__
     for part in (token(), *secret, Path.home()):
         if part and len(str(part)) > 1:
             text = text.replace(str(part), "…")
@@ -80,7 +80,7 @@ def commit_of(where: Reference, repo_type: str = "model") -> str:
     except RevisionNotFoundError:
         raise Refusal(f"{where.repo} on the Hub has no revision {where.revision}.") from None
     except RepositoryNotFoundError:
-        raise Refusal(f"{where.repo} is not on the Hub, or it is private and this token may not see it.") from None
+        raise Refusal(f"{where.repo} is neither a folder here nor on the Hub, or it is private and this token may not see it.") from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise translated(error) from None
 
@@ -92,11 +92,11 @@ def download(where: Reference, commit: str, files: dict[str, dict], folder: Path
     """
     for name, expected in sorted(files.items()):
         target = Path(folder) / name
-        for _ in range(2):
+        for attempt in range(2):
             if target.is_file() and target.stat().st_size == expected["size"] and sha256(target) == expected["sha256"]:
                 break
             target.unlink(missing_ok=True)
-            fetch(where, commit, name, folder, repo_type, again=True)
+            fetch(where, commit, name, folder, repo_type, again=attempt > 0)
         else:
             if sha256(target) != expected["sha256"]:
                 target.unlink()

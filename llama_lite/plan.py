@@ -87,11 +87,12 @@ class Plan:
             + (f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)" if unused else ""),
             f"the run             {self.steps:,} steps, {self.tokens:,} tokens, {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a parameter",
             f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token, {self.flops_per_token * self.tokens:.3e} FLOP in all",
-            f"disk                {_size(self.checkpoint_bytes)} a checkpoint, {kept + 1} at most at once: {_size(self.checkpoint_bytes * (kept + 1))}; finished model {_size(self.model_bytes)}",
+            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {kept + 1} at most at once: {size(self.checkpoint_bytes * (kept + 1))}; finished model {size(self.model_bytes)}",
         ]
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
 
 

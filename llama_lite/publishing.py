@@ -1,33 +1,532 @@
-"""What a finished model is: a folder that `from_pretrained` opens, with nothing of this machine in it."""
+"""What a published revision holds, and how every checkpoint gets to the Hub, in order, once, whatever happens.
 
+A checkpoint that is to be published is hard-linked into `queue/step-NNNNNN` of the run folder, so that rotation cannot
+take it away. One thread of rank 0 works the queue off: export, one commit on the branch `checkpoints`, read back, tag.
+A tag appears only when its revision is whole, and no revision is ever written over.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import os
+import shutil
+import threading
+import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from safetensors import safe_open
+from safetensors.torch import save_file
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
 
-from .runs import flush_folder
+from . import checkpoints
+from .arguments import Refusal
+from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, reason, token, translated
+from .runs import append_jsonl, flush_folder, read_json, read_jsonl, say, write_json, write_text
+from .tokens import sha256
+
+FORMAT = "llama_lite.revision/1"
+BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
+COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+RECORDS = ("README.md", f"{STATE}/{checkpoints.MANIFEST}", f"{STATE}/trainer_state.json")  # hold times: two equal runs differ in them
+FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two tries
 
 
-def export_model(model, tokenizer, folder: Path, dtype: str) -> None:
-    """Save `model` in `dtype` with the vocabulary cut to the tokenizer's; rows beyond it were padding.
+# ---- what a revision holds ----
 
-    The training model is left as it is. Same model, same bytes.
+
+def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
+    """Write the model of a checkpoint in `dtype`, its vocabulary cut to the tokenizer's (rows beyond it were padding).
+
+    Works on files alone, so that training goes on meanwhile. Same checkpoint, same bytes.
     """
-    config = type(model.config)(**model.config.to_dict())
-    config.vocab_size, config.use_cache = len(tokenizer), True
-    config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
-    config.dtype = getattr(torch, dtype)
-    rows = len(tokenizer)
-    vocabulary = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    rows, end = len(tokenizer), tokenizer.eos_token_id
     tensors = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        cut = parameter.detach()[:rows] if id(parameter) in vocabulary else parameter.detach()
-        tensors[name] = cut.to(device="cpu", dtype=config.dtype).contiguous()
-    with torch.device("meta"):
-        published = AutoModelForCausalLM.from_config(config)
-    published.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.eos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
-    )
-    published.save_pretrained(folder, state_dict=tensors)
+    for path in sorted(checkpoint.glob("model*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                tensor = file.get_tensor(name)
+                tensors[name] = (tensor[:rows] if name in VOCABULARY else tensor).to(getattr(torch, dtype)).contiguous()
+    config = LlamaConfig.from_pretrained(checkpoint)
+    config.vocab_size, config.use_cache, config.dtype = rows, True, getattr(torch, dtype)
+    config.bos_token_id = config.eos_token_id = end
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    flush_folder(Path(folder))
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    flush_folder(folder)
+
+
+def tag_of(step: int) -> str:
+    """`step-000250`."""
+    return f"step-{step:06d}"
+
+
+def run_id(identity: dict) -> str:
+    """16 hex digits of what a run is when it first starts; it stays when `--allow_changes` alters the run."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_revision(entry: Path, repo: str, run: str, dtype: str, state: bool) -> dict[str, Path]:
+    """Export the queued checkpoint `entry` and write its `revision.json`; returns {path in the revision: file}."""
+    checkpoint, export = entry / "checkpoint", entry / "export"
+    shutil.rmtree(export, ignore_errors=True)
+    manifest = checkpoints.read_manifest(checkpoint)
+    export_model(checkpoint, export, dtype)
+    write_text(export / "README.md", _plain_card(repo, manifest, state))
+    files = {path.name: path for path in sorted(export.iterdir())}
+    if state:
+        files |= {f"{STATE}/{name}": checkpoint / name for name in [*manifest["files"], checkpoints.MANIFEST]}
+    _nothing_private(files)
+    known = {f"{STATE}/{name}": record for name, record in manifest["files"].items()}
+    record = {
+        "format": FORMAT,
+        "run": run,
+        "step": manifest["step"],
+        "tokens": manifest["tokens"],
+        "identity": manifest["identity"],
+        "files": {name: known.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
+    }
+    write_json(export / REVISION, record)
+    return {**files, REVISION: export / REVISION}
+
+
+def _plain_card(repo: str, manifest: dict, state: bool) -> str:
+    tag = tag_of(manifest["step"])
+    lines = [
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
+        f"# {repo.split('/')[-1]}, step {manifest['step']:,}\n",
+        f"A checkpoint after {manifest['tokens']:,} tokens.\n",
+        f'```python\nAutoModelForCausalLM.from_pretrained("{repo}", revision="{tag}")\n```\n',
+    ]
+    if state:
+        lines += [
+            f"`{STATE}/` holds optimiser, scheduler and random state: `--resume_from_checkpoint {repo}@{tag}` goes on with the run.\n",
+            f'Without it: `hf download {repo} --revision {tag} --exclude "{STATE}/*"`.\n',
+        ]
+    return "\n".join(lines)
+
+
+def _nothing_private(files: dict[str, Path]) -> None:
+    """Raise Refusal when a text that is to be published holds the token or a path of this machine."""
+    private = [part.encode() for part in (token(), str(Path.home()), os.getcwd()) if part and len(part) > 5]
+    for name, path in files.items():
+        if path.suffix in (".json", ".md", ".csv", ".txt", ".jinja") and any(part in path.read_bytes() for part in private):
+            raise Refusal(f"{name} holds a path of this machine or a token, and is not published.")
+
+
+def is_final(manifest: dict) -> bool:
+    """Whether a checkpoint is the last one of its run."""
+    return manifest["step"] >= manifest["identity"]["hyperparameters"]["max_steps"]
+
+
+def same_content(first: dict, second: dict) -> bool:
+    """Whether two `revision.json` mean the same revision: every file but the records that hold times."""
+
+    def content(record):
+        return record["step"], {name: file["sha256"] for name, file in record["files"].items() if name not in RECORDS}
+
+    return content(first) == content(second)
+
+
+# ---- one revision to the Hub ----
+
+
+class Repository:
+    """One run's model repository. Its methods raise Refusal, NotAllowed or NoAnswer, and can be called again."""
+
+    def __init__(self, repo: str, private: bool | None, run: str):
+        self.repo, self.private, self.run = repo, private, run
+
+    def _call(self, name: str, *args, **kwargs):
+        from huggingface_hub import HfApi
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()
+        try:
+            return getattr(HfApi(), name)(*args, **kwargs)
+        except Exception as error:  # the client raises its own, httpx2's, ValueError, RuntimeError and OSError
+            raise translated(error) from None
+
+    def prepare(self) -> None:
+        """Make the repository if it is not there, and see that this run may write to it."""
+        if token() is None:
+            raise NotAllowed("no token: run `hf auth login`, or set HF_TOKEN")
+        role = self._call("whoami").get("auth", {}).get("accessToken", {}).get("role")
+        if role == "read":
+            raise NotAllowed("the token can only read: make one with the right to write")
+        self._call("create_repo", self.repo, private=self.private, exist_ok=True)
+        self._heads()
+
+    def _heads(self) -> tuple[dict[str, str], dict[str, str]]:
+        """({branch: commit}, {tag: commit}). Raises Refusal for a repository that is not this run's."""
+        refs = self._call("list_repo_refs", self.repo)
+        heads, tags = ({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
+        where = BRANCH if BRANCH in heads else "main"
+        record, foreign = self._record(where), set(self._tree(heads[where])) - {".gitattributes", "README.md"}
+        if record:
+            self._of_this_run(record)
+        elif foreign:
+            raise Refusal(f"{self.repo} holds files that no run of this project published ({sorted(foreign)[0]} ...): choose another --hub_model_id.")
+        return heads, tags
+
+    def tags(self) -> list[str]:
+        """Names of its tags; none where there is no such repository."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import RepositoryNotFoundError
+
+        try:
+            return [ref.name for ref in HfApi().list_repo_refs(self.repo).tags]
+        except RepositoryNotFoundError:
+            return []
+        except Exception as error:  # the client raises its own, httpx2's and OSError
+            raise translated(error) from None
+
+    def _tree(self, commit: str) -> dict:
+        entries = self._call("list_repo_tree", self.repo, recursive=True, revision=commit)
+        return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
+
+    def _of_this_run(self, record: dict | None) -> None:
+        if record and record["run"] != self.run:
+            raise Refusal(
+                f"{self.repo} belongs to another run ({record['run']}, this is {self.run}): choose another --hub_model_id, or go on with that "
+                f"run by --resume_from_checkpoint {self.repo}@{tag_of(record['step'])}."
+            )
+
+    def _record(self, revision: str) -> dict | None:
+        """`revision.json` of a revision, or None where it has none."""
+        import tempfile
+
+        commit = commit_of(Reference(self.repo, revision))
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                return read_json(fetch(Reference(self.repo, revision), commit, REVISION, Path(folder)))
+            except Refusal:
+                return None
+
+    def publish(self, files: dict[str, Path], final: bool, losses: dict) -> str:
+        """Put one revision on the Hub: commit, read back, tag, then main; returns its commit. Doing it again changes nothing."""
+        ours = read_json(files[REVISION])
+        tag = tag_of(ours["step"])
+        self._call("create_repo", self.repo, private=self.private, exist_ok=True)
+        heads, tags = self._heads()
+        if tag in tags:
+            commit, there = tags[tag], self._record(tag)
+            if there is None or not same_content(there, ours):
+                raise Refusal(f"{self.repo}@{tag} is there with other content, and no revision is written over. Choose another --hub_model_id.")
+        else:
+            commit, there = self._commit(files, ours, heads)
+            self._read_back(commit, there)
+            self._tag(tag, commit)
+        self._update_main(files, ours, commit, final, losses)
+        return commit
+
+    def _commit(self, files: dict[str, Path], ours: dict, heads: dict[str, str]) -> tuple[str, dict]:
+        """(commit, its revision.json) of one commit whose files are exactly ours; one that a crash left untagged is taken."""
+        if BRANCH not in heads:
+            root = self._call("list_repo_commits", self.repo)[-1].commit_id
+            self._call("create_branch", self.repo, branch=BRANCH, revision=root, exist_ok=True)
+        head = commit_of(Reference(self.repo, BRANCH))
+        there = self._record(head)
+        if there is None or not same_content(there, ours):
+            title = f"Checkpoint of step {ours['step']:,} ({ours['tokens']:,} tokens)"
+            self._replace(BRANCH, head, files, title, set(self._tree(head)))
+            head = commit_of(Reference(self.repo, BRANCH))
+            there = self._record(head)
+        if there is None or not same_content(there, ours):
+            raise NoAnswer(f"the branch {BRANCH} of {self.repo} moved while step {ours['step']} was committed")
+        return head, there
+
+    def _replace(self, branch: str, head: str, files: dict[str, Path], title: str, there: set[str]) -> None:
+        """One commit that adds `files` and deletes the rest of `there`. NoAnswer when the branch has moved from `head`."""
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
+        operations += [CommitOperationDelete(name) for name in sorted(there - set(files) - {".gitattributes"})]
+        self._call("create_commit", self.repo, operations, commit_message=title, revision=branch, parent_commit=head)
+
+    def _read_back(self, commit: str, record: dict) -> None:
+        """NoAnswer when what the Hub holds is not what was sent."""
+        entries = self._tree(commit)
+        wrong = [
+            name
+            for name, file in record["files"].items()
+            if name not in entries or entries[name].size != file["size"] or (entries[name].lfs and entries[name].lfs.sha256 != file["sha256"])
+        ]
+        if wrong or set(entries) - set(record["files"]) - {".gitattributes", REVISION}:
+            raise NoAnswer(f"the Hub holds other files than were sent: {', '.join(wrong[:3]) or 'more of them'}")
+
+    def _tag(self, tag: str, commit: str) -> None:
+        self._call("create_tag", self.repo, tag=tag, revision=commit, exist_ok=True)
+        if (target := commit_of(Reference(self.repo, tag))) != commit:
+            raise Refusal(f"{self.repo}@{tag} points to {target[:12]}, not to {commit[:12]}, and tags are not moved.")
+
+    def _update_main(self, files: dict[str, Path], ours: dict, commit: str, final: bool, losses: dict) -> None:
+        """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model."""
+        import tempfile
+
+        head = commit_of(Reference(self.repo, "main"))
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                text = fetch(Reference(self.repo, "main"), head, INDEX, Path(folder)).read_text(encoding="utf-8")
+            except Refusal:
+                text = ""
+            rows = {int(row["step"]): row for row in csv.DictReader(io.StringIO(text))}
+            rows[ours["step"]] = {"step": ours["step"], "tokens": ours["tokens"], **losses, "revision": tag_of(ours["step"]), "commit": commit}
+            out = io.StringIO()
+            writer = csv.DictWriter(out, COLUMNS, lineterminator="\n", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(rows[step] for step in sorted(rows))
+            index = Path(folder) / "new.csv"
+            index.write_text(out.getvalue(), encoding="utf-8")
+            wanted, stale, title = {INDEX: index, "README.md": files["README.md"]}, set(), f"Index: {tag_of(ours['step'])}"
+            if final:
+                record = {**ours, "files": {name: file for name, file in ours["files"].items() if not name.startswith(f"{STATE}/")}}
+                write_json(Path(folder) / REVISION, record)
+                wanted |= {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
+                stale = set((self._record(head) or {"files": {}})["files"]) & set(self._tree(head))
+                title = f"The finished model, step {ours['step']:,}"
+            if final or out.getvalue() != text:
+                self._replace("main", head, wanted, title, stale)
+
+
+# ---- from the Hub ----
+
+
+def read_revision(where: Reference) -> tuple[str, dict]:
+    """(commit, revision.json) of a published revision. Raises Refusal where it is none, NoAnswer or NotAllowed."""
+    import tempfile
+
+    commit = commit_of(where)
+    with tempfile.TemporaryDirectory() as folder:
+        record = read_json(fetch(where, commit, REVISION, Path(folder)))
+    if not record or record.get("format") != FORMAT:
+        raise Refusal(f"{where} has no {REVISION} of the kind {FORMAT}: this project cannot verify it.")
+    return commit, record
+
+
+def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
+    """Download the training state of a revision into `run` as `checkpoint-N`, verified; returns it and the run's id.
+
+    A download that was cut goes on where it ended. Raises Refusal, NoAnswer or NotAllowed.
+    """
+    commit, record = read_revision(where)
+    files = {name: file for name, file in record["files"].items() if name.startswith(f"{STATE}/")}
+    if not files:
+        raise Refusal(
+            f"{where} was published without training state, so it cannot be resumed. To start a new run from its weights: --init_from {where}."
+        )
+    final, aside = Path(run) / f"checkpoint-{record['step']}", Path(run) / f".pulled-{commit[:12]}"
+    if final.exists():
+        raise Refusal(f"--resume_from_checkpoint {where}: {final} is there already. Use `auto`, or another --output_dir.")
+    say(f"hub       downloading {where}: {sum(file['size'] for file in files.values()) / 2**20:.1f} MiB of training state")
+    download(where, commit, files, aside)
+    if wrong := checkpoints.problems(aside / STATE):
+        raise Refusal(f"{where} does not match its manifest: {'; '.join(wrong)}.")
+    os.rename(aside / STATE, final)
+    flush_folder(run)
+    shutil.rmtree(aside, ignore_errors=True)
+    return final, record["run"]
+
+
+def newest_resumable(repo: str) -> Reference | None:
+    """The newest step of a repository that carries training state, None where there is no step. Raises as `pull_checkpoint`."""
+    tags = Repository(repo, None, "").tags()
+    for tag in sorted((tag for tag in tags if tag.startswith("step-")), reverse=True):
+        record = read_revision(Reference(repo, tag))[1]
+        if any(name.startswith(f"{STATE}/") for name in record["files"]):
+            return Reference(repo, tag)
+    if any(tag.startswith("step-") for tag in tags):
+        raise Refusal(f"{repo} has revisions, and none of them carries training state: give another --hub_model_id, or --init_from {repo}@step-N.")
+    return None
+
+
+def pull_weights(where: Reference, folder: Path) -> Path:
+    """The folder, in `folder`, of a revision's config.json and model*.safetensors: verified where it says what they are."""
+    from huggingface_hub import HfApi
+
+    commit = commit_of(where)
+    place = Path(folder) / f"{where.repo.replace('/', '--')}-{commit[:12]}"
+    try:
+        there = {entry.path: entry for entry in HfApi().list_repo_tree(where.repo, revision=commit) if hasattr(entry, "blob_id")}
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise translated(error) from None
+    names = [name for name in there if name == "config.json" or (name.startswith("model") and name.endswith(".safetensors"))]
+    if len(names) < 2:
+        raise Refusal(f"{where} holds no config.json with model.safetensors.")
+    record = read_revision(where)[1]["files"] if REVISION in there else {}
+    known = {
+        name: record.get(name) or {"size": there[name].size, "sha256": there[name].lfs.sha256} for name in names if name in record or there[name].lfs
+    }
+    say(f"hub       downloading {where}: {sum(there[name].size for name in names) / 2**20:.1f} MiB of weights")
+    for name in set(names) - set(known):  # a small file of a repository that no run of this project published
+        fetch(where, commit, name, place)
+    download(where, commit, known, place)
+    return place
+
+
+# ---- the queue ----
+
+
+class Publisher:
+    """The queue of a run folder and the thread that works it off. All of it happens on rank 0."""
+
+    def __init__(self, run, repository: Repository, dtype: str, state: str, every: int | None):
+        self.run, self.repository, self.dtype, self.state, self.every = run, repository, dtype, state, every
+        self.folder = Path(run.path) / "queue"
+        self.published = Path(run.path) / "published.jsonl"
+        self.failure: str | None = None
+        self.blocked = False  # only the user can help: waiting is of no use
+        self.wake, self.ending, self.thread = threading.Event(), False, None
+
+    def check(self, required: bool) -> None:
+        """Tell before the first step what will keep revisions from the Hub. Raises Refusal, too, when the Hub is `required`."""
+        try:
+            self.repository.prepare()
+        except (Refusal, NotAllowed, NoAnswer) as error:
+            what = f"--push_to_hub {self.repository.repo}: {error}"
+            if required:
+                raise Refusal(f"{what}. Mend it, or leave out --hub_required and publish later with --publish_only.") from None
+            say(f"WARNING   {what}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes them.")
+            self.run.event("hub", reason=str(error))
+
+    def add(self, checkpoint: Path) -> None:
+        """Queue a sealed checkpoint, by hard links (by a copy where the disk has none), if it is to be published."""
+        manifest = checkpoints.read_manifest(checkpoint)
+        step = manifest["step"]
+        if self.every and step % self.every and not is_final(manifest):
+            return
+        place, aside = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            shutil.copytree(checkpoint, aside / "checkpoint", copy_function=os.link)
+        except OSError:
+            shutil.rmtree(aside / "checkpoint", ignore_errors=True)
+            shutil.copytree(checkpoint, aside / "checkpoint")
+        discard(place)
+        os.rename(aside, place)
+        flush_folder(self.folder)
+        self.wake.set()
+
+    def catch_up(self) -> None:
+        """Queue the checkpoints that are neither queued nor published: a crash came between, or publishing is new."""
+        done = {record["step"] for record in read_jsonl(self.published)}
+        for leftover in self.folder.glob(".*") if self.folder.exists() else ():
+            shutil.rmtree(leftover, ignore_errors=True)
+        there = {step for step, _ in queued(self.run.path)}
+        for step, checkpoint in reversed(checkpoints.checkpoints(self.run.path)):
+            if step not in done and step not in there and checkpoints.read_manifest(checkpoint):
+                self.add(checkpoint)
+
+    def start(self) -> None:
+        """Begin to work the queue off in the background."""
+        self.thread = threading.Thread(target=self._work, name="publisher", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        wait = FIRST_WAIT
+        while not self.ending:
+            self.wake.clear()
+            waiting = queued(self.run.path)
+            if not waiting:
+                self.wake.wait(1.0)
+                continue
+            try:
+                self._publish(*waiting[0])
+                wait, self.failure, self.blocked = FIRST_WAIT, None, False
+                (self.folder / "last_failure.json").unlink(missing_ok=True)
+            except Exception as error:  # whatever it is, training goes on, and this checkpoint stays first in the queue
+                self._failed(error, waiting[0][0])
+                deadline = time.monotonic() + wait
+                while time.monotonic() < deadline and not self.ending:
+                    time.sleep(0.05)
+                wait = min(wait * 2, LONGEST_WAIT)
+
+    def _publish(self, step: int, entry: Path) -> None:
+        wrong = checkpoints.problems(entry / "checkpoint")
+        if wrong:
+            say(f"hub       {tag_of(step)} was damaged on this disk before it was published: {'; '.join(wrong)}")
+            self.run.event("not published", revision=tag_of(step), problems=wrong)
+            discard(entry)
+            return
+        final = is_final(checkpoints.read_manifest(entry / "checkpoint"))
+        state = self.state == "all" or (self.state == "final" and final)
+        files = write_revision(entry, self.repository.repo, self.repository.run, self.dtype, state)
+        commit = self.repository.publish(files, final, losses_at(entry / "checkpoint"))
+        append_jsonl(self.published, {"step": step, "revision": tag_of(step), "commit": commit})
+        discard(entry)
+        self.run.event("published", revision=tag_of(step), repo=self.repository.repo, commit=commit)
+        say(f"hub       {self.repository.repo}@{tag_of(step)} is published{' and is main' if final else ''}")
+
+    def _failed(self, error: Exception, step: int) -> None:
+        """Say a failure once, not once a try."""
+        text = str(error) if isinstance(error, Refusal | NoAnswer | NotAllowed) else reason(error, self.run.path.resolve())
+        self.blocked = isinstance(error, Refusal | NotAllowed)
+        if text != self.failure:
+            self.failure = text
+            self.run.event("not yet published", revision=tag_of(step), reason=text)
+            write_json(self.folder / "last_failure.json", {"revision": tag_of(step), "reason": text})
+            say(f"hub       {tag_of(step)} waits: {text}")
+
+    def drain(self, timeout: float) -> bool:
+        """Wait until the queue is empty; False when `timeout` seconds were not enough, or only the user can help."""
+        deadline, told = time.monotonic() + timeout, None
+        while (waiting := queued(self.run.path)) and time.monotonic() < deadline and not self.blocked:
+            if told != len(waiting):
+                told = len(waiting)
+                say(f"hub       waiting for {told} revision{'s' if told > 1 else ''} (for {timeout:.0f} s at most; --publish_only goes on later)")
+            self.wake.set()
+            time.sleep(0.1)
+        self.stop()
+        return not queued(self.run.path)
+
+    def stop(self) -> None:
+        """End the thread after what it is doing; a request that hangs is left to die with the process."""
+        self.ending = True
+        self.wake.set()
+        if self.thread:
+            self.thread.join(5)
+            self.thread = None
+            for line in queue_lines(self.run.path):
+                say(f"hub       {line}")
+
+
+def queued(run: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of what waits to be published, oldest first."""
+    folder = Path(run) / "queue"
+    found = [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*")] if folder.exists() else []
+    return sorted(found)
+
+
+def queue_lines(run: Path) -> list[str]:
+    """What waits, how large it is, and why, for the log and the plan."""
+    waiting = queued(run)
+    if not waiting:
+        return []
+    size = sum(path.stat().st_size for _, entry in waiting for path in (entry / "checkpoint").iterdir())
+    failure = read_json(Path(run) / "queue" / "last_failure.json")
+    first = f"{len(waiting)} revisions wait to be published ({size / 2**30:.2f} GiB): {', '.join(entry.name for _, entry in waiting[:5])}"
+    return [first + (" ..." if len(waiting) > 5 else ""), *([f"last failure ({failure['revision']}): {failure['reason']}"] if failure else [])]
+
+
+def discard(entry: Path) -> None:
+    """Remove a queue entry in one step."""
+    if entry.exists():
+        doomed = entry.with_name(f".done-{entry.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(entry, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def losses_at(checkpoint: Path) -> dict:
+    """The last training and validation loss before a checkpoint, as it logged them."""
+    found = {"loss": "", "eval_loss": ""}
+    for entry in read_json(checkpoint / "trainer_state.json")["log_history"]:
+        found.update({key: entry[key] for key in found if key in entry})
+    return found

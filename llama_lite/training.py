@@ -22,6 +22,7 @@ from .arguments import Refusal
 from .runs import WORLD_SIZE, Interrupted, RunFolder, Unhealthy, agree, on_main, read_json, say
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 PROGRESS_FILE = "progress.json"
 TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
 
@@ -64,10 +65,22 @@ def start_from(checkpoint: Path | None, without: tuple[str, ...]) -> Start:
 class VerifiedTraining:
     """Mixin for Trainer and SFTTrainer. `probe` is a list of batches whose loss is each checkpoint's proof."""
 
-    def __init__(self, *args, run: RunFolder, identity: dict, start: Start, signals, probe: list[dict], flops_per_token: int, peak_flops, **kwargs):
+    def __init__(
+        self,
+        *args,
+        run: RunFolder,
+        identity: dict,
+        start: Start,
+        signals,
+        probe: list[dict],
+        flops_per_token: int,
+        peak_flops,
+        publisher=None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.run, self.identity, self.start, self.signals, self.probe = run, identity, start, signals, probe
-        self.flops_per_token, self.peak_flops = flops_per_token, peak_flops
+        self.flops_per_token, self.peak_flops, self.publisher = flops_per_token, peak_flops, publisher
         self.tokens_per_step = identity["data"]["tokens_per_step"]
         self.saved_step, self.stop_reason, self.step_loss, self.last_loss = None, None, None, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
@@ -200,9 +213,11 @@ class VerifiedTraining:
             "identity": self.identity,
             "probe": {"loss": loss, "windows": len(self.probe)},
         }
-        checkpoints.seal(staging, self.run.path, step, manifest)
+        sealed = checkpoints.seal(staging, self.run.path, step, manifest)
         self.run.step = step
         self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
+        if self.publisher:
+            self.publisher.add(sealed)  # before rotation can take it
         checkpoints.rotate(self.run.path, self.args.save_total_limit)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -338,12 +353,18 @@ class _Boundaries(TrainerCallback):
 
 
 def load_weights(model, folder: Path) -> None:
-    """Load `model.safetensors` of a folder into a model; Refusal where a tensor is missing, unknown or of another shape."""
+    """Load `model*.safetensors` of a folder into a model; Refusal where a tensor is missing, unknown or of another shape.
+
+    A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are.
+    """
     tensors = {}
     for path in sorted(folder.glob("model*.safetensors")):
         tensors.update(load_file(path))
     if not tensors:
         raise Refusal(f"{folder} holds no model.safetensors.")
+    for name, own in model.state_dict().items():
+        if name in VOCABULARY and name in tensors and tensors[name].shape[0] < own.shape[0] and tensors[name].shape[1:] == own.shape[1:]:
+            tensors[name] = torch.cat([tensors[name].to(own), own[len(tensors[name]) :]])
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     try:
         result = model.load_state_dict(tensors, strict=False)

@@ -38,7 +38,7 @@ class Fault:
     """What goes wrong with the next `times` requests whose `METHOD /path` matches.
 
     `what`: a status to answer with; `drop`, no answer and nothing done; `cut`, the same after half of the body was read;
-    `lose`, everything done and then no answer.
+    `lose`, everything done and then no answer; `garble`, an answer with one wrong byte.
     """
 
     match: str
@@ -58,6 +58,7 @@ class Repo:
 
     def __init__(self, private: bool):
         self.private, self.commits, self.branches, self.tags = private, {}, {}, {}
+        self.uploaded: set[str] = set()  # LFS objects, as the Hub knows them: by repository
         self.branches["main"] = None
 
     def resolve(self, revision: str) -> str:
@@ -210,6 +211,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        if what == "garble":
+            data = data[:-1] + bytes([data[-1] ^ 1])
         self.send_response(status)
         headers.setdefault("Content-Type", "application/octet-stream" if isinstance(answer, bytes) else "application/json")
         for key, value in {"Content-Length": str(len(data)), **headers}.items():
@@ -390,7 +393,7 @@ class _Handler(BaseHTTPRequestHandler):
         prefix = "datasets/" if kind == "datasets" else ""
         for entry in wanted["objects"]:
             actions = {"upload": {"href": f"{hub.url}/lfs/{entry['oid']}"}, "verify": {"href": f"{hub.url}/{prefix}{name}.git/info/lfs/verify"}}
-            found.append({"oid": entry["oid"], "size": entry["size"], **({} if entry["oid"] in hub.objects else {"actions": actions})})
+            found.append({"oid": entry["oid"], "size": entry["size"], **({} if entry["oid"] in repo.uploaded else {"actions": actions})})
         return {"transfer": "basic", "objects": found}
 
     def lfs_put(self, user, query, key):
@@ -400,8 +403,10 @@ class _Handler(BaseHTTPRequestHandler):
         return {}
 
     def lfs_verify(self, user, query, repo, kind, name):
-        if json.loads(self.body)["oid"] not in self.server.hub.objects:
+        oid = json.loads(self.body)["oid"]
+        if oid not in self.server.hub.objects:
             raise Error(404, "no such object")
+        repo.uploaded.add(oid)
         return {}
 
     def commit(self, user, query, repo, kind, name, rev):
@@ -419,7 +424,7 @@ class _Handler(BaseHTTPRequestHandler):
                 data = base64.b64decode(value["content"]) if value.get("encoding") == "base64" else value["content"].encode()
                 files[value["path"]] = (hub.store(data), len(data), False)
             elif line["key"] == "lfsFile":
-                if value["oid"] not in hub.objects:
+                if value["oid"] not in repo.uploaded:
                     raise Error(422, f"no such LFS object: {value['oid']}")
                 files[value["path"]] = (value["oid"], len(hub.objects[value["oid"]]), True)
             elif line["key"] == "deletedFile":

@@ -11,7 +11,7 @@ def parsed(*argv):
 
 
 def test_without_arguments_the_demo(tmp_path):
-    model, data, _, run, training = parsed()
+    model, data, *_, run, training = parsed()
     assert (model.model_config, data.dataset, run.block_size, training.output_dir) == ("demo", "installed-docs", 256, "runs/demo")
 
 
@@ -81,7 +81,10 @@ def test_a_config_that_is_not_there():
         (["--accelerator_config", '{"split_batches": true}'], "accelerator_config.split_batches divides each batch .* shrinks the step"),
         (["--save_strategy", "epoch"], "--save_strategy must be steps"),
         (["--logging_nan_inf_filter"], "--logging_nan_inf_filter must stay False"),
-        (["--push_to_hub"], "--push_to_hub must stay False"),
+        (["--push_to_hub"], "--push_to_hub needs --hub_model_id owner/name"),
+        (["--hub_token", "hf_x"], "--hub_token must stay None: it would be read by whoever lists processes"),
+        (["--publish_only"], "--publish_only needs --push_to_hub"),
+        (["--publish_steps", "300"], "--publish_steps 300 is no multiple of --save_steps 250"),
         (["--learn", "1"], "`--learn` on the command line is not an argument"),
         (["--order", "random"], "invalid choice"),
         (["--seed", "x"], "invalid int value"),

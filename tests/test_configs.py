@@ -12,7 +12,7 @@ PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=lambda p: p.stem)
 def test_pretraining_configs_parse_and_plan(path):
-    model, data, _, run, training = parse_pretrain(["--config", str(path)])
+    model, data, *_, run, training = parse_pretrain(["--config", str(path)])
     vocabulary = data.vocab_size if data.tokenizer == "train" else 50257
     train = (data.max_tokens or 10_500_000_000) - data.validation_tokens
     manifest = {"tokenizer": {"vocab_size": vocabulary}, "splits": {"train": {"tokens": train}, "validation": {"tokens": data.validation_tokens}}}

@@ -1,15 +1,29 @@
-"""What is read from the Hub, with the unmodified clients against tests/hub_server.py."""
+"""What is read from the Hub and published to it, with the unmodified clients against tests/hub_server.py."""
 
+import csv
+import dataclasses
+import hashlib
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
-from huggingface_hub import CommitOperationAdd, HfApi
+import torch
+from conftest import config_file, launch, log_of, same_tensors
+from hub_server import Fault
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite import corpus
+from llama_lite import corpus, publishing
 from llama_lite.arguments import Refusal
-from llama_lite.runs import read_json
+from llama_lite.plan import load_model_config
+from llama_lite.runs import read_json, read_jsonl
 
 
 @pytest.fixture
@@ -77,3 +91,264 @@ def test_what_the_hub_does_not_give_is_refused(hub, fineweb, pretrain, tmp_path,
     with pytest.raises((Refusal, SystemExit), match=message) as refusal:
         pretrain(tmp_path / "run", "--prepare_only", **chosen)
     assert "Traceback" not in str(refusal.value) and hub.environment()["HF_TOKEN"] not in str(refusal.value)
+
+
+# ---- publishing ----
+
+
+def ours(hub) -> dict:
+    """Arguments of a run that publishes to a repository of its own."""
+    return {"push_to_hub": True, "hub_model_id": f"org/run-{len(hub.repos)}", "hub_drain_timeout": 60}
+
+
+def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    run, repo = pretrain(tmp_path / "run", **changes), changes["hub_model_id"]
+    there = hub.repos["models", repo]
+    assert sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
+    assert not publishing.queued(run) and [record["step"] for record in read_jsonl(run / "published.jsonl")] == [5, 10, 12]
+    for tag, commit in there.tags.items():
+        files = hub.files(repo, tag)
+        record = json.loads(files["revision.json"])
+        assert record["step"] == int(tag[-6:]) and record["tokens"] == record["step"] * 1024
+        assert {name: hashlib.sha256(files[name]).hexdigest() for name in record["files"]} == {n: f["sha256"] for n, f in record["files"].items()}
+        assert set(files) == {*record["files"], "revision.json", ".gitattributes"}
+        assert there.commits[commit]["parent"] and "training_state/optimizer.safetensors" in files
+    # The last is main, without the training state; the index names all three.
+    main = hub.files(repo)
+    assert not any(name.startswith("training_state/") for name in main) and main["model.safetensors"] == files["model.safetensors"]
+    rows = list(csv.DictReader(io.StringIO(main["checkpoints.csv"].decode())))
+    assert [(row["step"], row["revision"], row["commit"]) for row in rows] == [(str(int(t[-6:])), t, c) for t, c in sorted(there.tags.items())]
+    assert all(float(row["eval_loss"]) > 0 for row in rows[1:])
+    model = AutoModelForCausalLM.from_pretrained(repo, revision="step-000012")
+    assert same_model(model, AutoModelForCausalLM.from_pretrained(run)) and len(AutoTokenizer.from_pretrained(repo, revision="step-000005")) == 512
+
+
+def same_model(first, second) -> bool:
+    ids = torch.arange(40)[None]
+    return torch.equal(first(ids).logits, second(ids).logits)
+
+
+@pytest.mark.parametrize(("state", "expected"), [("all", [5, 10, 12]), ("final", [12]), ("none", [])])
+def test_which_revisions_carry_training_state(hub, pretrain, tmp_path, state, expected):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", publish_training_state=state, **changes)
+    tags = hub.repos["models", changes["hub_model_id"]].tags
+    found = [int(tag[-6:]) for tag in sorted(tags) if "training_state/manifest.json" in hub.files(changes["hub_model_id"], tag)]
+    assert len(tags) == 3 and found == expected
+
+
+def test_publish_steps(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", publish_steps=10, **changes)
+    assert sorted(hub.repos["models", changes["hub_model_id"]].tags) == ["step-000010", "step-000012"]
+
+
+FAULTS = {
+    "busy": [Fault(".", 503, 3), Fault("POST .*/commit/", 503, 2), Fault("POST .*/tag/", 503, 1)],
+    "too many requests": [Fault("POST .*/commit/", 429, 2), Fault("POST .*/branch/", 429, 1)],
+    "uploads cut": [Fault("PUT /lfs/", "cut", 2), Fault("POST .*/commit/", "cut", 1)],
+    "answers lost": [Fault(f"POST .*/{what}", "lose", 1) for what in ("repos/create", "branch/", "commit/", "tag/", "commit/main")],
+    "no connection": [Fault(".", "drop", 6)],
+}
+
+
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+def test_faults_cost_no_checkpoint_and_no_step(hub, pretrain, whole_run, tmp_path, monkeypatch, faults):
+    monkeypatch.setattr(publishing, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(publishing, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # the client's own waits
+    hub.faults += [dataclasses.replace(fault) for fault in faults]
+    changes = ours(hub)
+    run = pretrain(tmp_path / "run", **changes)
+    assert not any(fault.times for fault in hub.faults), "a fault was not met"
+    published(hub, run, changes["hub_model_id"], whole_run)
+
+
+def published(hub, run, repo, whole_run) -> None:
+    """All three revisions are there, once, in order, and the run is the one that published nothing."""
+    there = hub.repos["models", repo]
+    oid, steps = there.branches["checkpoints"], []
+    while there.commits[oid]["parent"]:
+        steps.append(json.loads(hub.objects[there.commits[oid]["files"]["revision.json"][0]])["step"])
+        oid = there.commits[oid]["parent"]
+    assert steps == [12, 10, 5] and sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
+    assert not publishing.queued(run)
+    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors") and log_of(run) == log_of(whole_run)
+    assert len(hub.files(repo)["checkpoints.csv"].splitlines()) == 4
+
+
+def test_a_hub_that_is_down_is_published_to_later(hub, pretrain, whole_run, tmp_path, capsys):
+    changes = ours(hub)
+    hub.down()
+    run = pretrain(tmp_path / "run", **{**changes, "hub_drain_timeout": 1})
+    said = capsys.readouterr().out
+    assert "WARNING   --push_to_hub" in said and "Training goes on" in said and said.count("step-000005 waits") == 1
+    assert [step for step, _ in publishing.queued(run)] == [5, 10, 12]
+    with pytest.raises(Refusal, match="leave out --hub_required"):
+        pretrain(tmp_path / "other", hub_required=True, **changes)
+    pretrain(run, "--dry_run", **changes)
+    assert "3 revisions wait to be published" in (said := capsys.readouterr().out) and "last failure (step-000005)" in said
+    hub.up()
+    pretrain(run, "--publish_only", **changes)
+    published(hub, run, changes["hub_model_id"], whole_run)
+    before = dict(hub.repos["models", changes["hub_model_id"]].branches)
+    pretrain(run, "--publish_only", **changes)
+    assert hub.repos["models", changes["hub_model_id"]].branches == before
+
+
+@pytest.mark.parametrize(
+    ("token", "message"), [("hf_wrong", "[Ii]nvalid (user token|credentials)"), ("hf_reader", "can only read"), ("hf_other", "don't have the rights")]
+)
+def test_tokens_that_may_not_publish_are_told_before_the_first_step(hub, pretrain, tmp_path, monkeypatch, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(Refusal, match=message) as refusal:
+        pretrain(tmp_path / "run", hub_required=True, **ours(hub))
+    assert token not in str(refusal.value) and not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_the_repository_of_another_run_is_refused(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", **changes)
+    with pytest.raises(Refusal, match="belongs to another run"):
+        pretrain(tmp_path / "other", seed=7, hub_required=True, **changes)
+    HfApi().create_repo("org/foreign", exist_ok=True)
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="model.json", repo_id="org/foreign")
+    with pytest.raises(Refusal, match=r"holds files that no run of this project published \(model.json"):
+        pretrain(tmp_path / "third", hub_required=True, **{**changes, "hub_model_id": "org/foreign"})
+
+
+def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
+    """The same run again publishes nothing new; other content under a name that is there is refused."""
+    changes = ours(hub)
+    pretrain(tmp_path / "run", **changes)
+    there = hub.repos["models", changes["hub_model_id"]]
+    tags, branch = dict(there.tags), there.branches["checkpoints"]
+    pretrain(tmp_path / "again", resume_from_checkpoint="never", **changes)
+    assert there.tags == tags and there.branches["checkpoints"] == branch
+    capsys.readouterr()
+    run = pretrain(tmp_path / "none", resume_from_checkpoint="never", publish_training_state="none", **changes)
+    assert there.tags == tags and "is there with other content" in capsys.readouterr().out
+    assert [step for step, _ in publishing.queued(run)] == [5, 10, 12]
+
+
+def test_nothing_private_is_published(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    run = pretrain(tmp_path / "run", **changes)
+    private = [part.encode() for part in (os.environ["HF_TOKEN"], str(tmp_path), os.getcwd())]
+    for tag in ("main", *hub.repos["models", changes["hub_model_id"]].tags):
+        for name, data in hub.files(changes["hub_model_id"], tag).items():
+            assert not [part for part in private if part in data], (tag, name)
+    for path in (run / "events.jsonl", run / "log.jsonl", run / "published.jsonl", run / "status.json", run / "run.json"):
+        assert os.environ["HF_TOKEN"].encode() not in path.read_bytes(), path
+
+
+# ---- from the Hub ----
+
+
+@pytest.fixture(scope="module")
+def repository(settings, tmp_path_factory) -> str:
+    """The id of a repository that holds the uninterrupted run; read only."""
+    repo, folder = "org/whole", tmp_path_factory.mktemp("published")
+    path = config_file(folder, settings, output_dir=str(folder / "run"), push_to_hub=True, hub_model_id=repo)
+    result = launch("--config", str(path))
+    assert result.returncode == 0 and "is published and is main" in result.stdout, result.stderr
+    return repo
+
+
+def test_a_stranger_resumes_bit_for_bit(hub, repository, settings, whole_run, tmp_path):
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), resume_from_checkpoint=f"{repository}@step-000005")
+    result = launch("--config", str(path), launcher=(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"))
+    assert result.returncode == 0, result.stderr
+    assert "verified: probe loss" in result.stdout and "bit for bit" in result.stdout
+    assert same_tensors(tmp_path / "run/model.safetensors", whole_run / "model.safetensors") and log_of(tmp_path / "run") == log_of(whole_run)
+    for name in ("optimizer.safetensors", "rng_state.pth"):
+        assert (tmp_path / "run/checkpoint-12" / name).read_bytes() == (whole_run / "checkpoint-12" / name).read_bytes()
+
+
+def test_the_same_command_again_goes_on_from_where_it_got_to(hub, repository, pretrain, tmp_path, capsys):
+    again = {"resume_from_checkpoint": f"{repository}@step-000005", "max_steps": 12}
+    run = pretrain(tmp_path / "run", **again)
+    before = list(hub.requests)
+    pretrain(run, **again)
+    assert "is finished (12 steps)" in capsys.readouterr().out and hub.requests == before
+    with pytest.raises(Refusal, match="is a run already"):
+        pretrain(run, resume_from_checkpoint=f"{repository}@step-000010")
+
+
+def test_auto_falls_back_to_the_runs_own_repository(hub, pretrain, whole_run, tmp_path, capsys):
+    changes = ours(hub)
+    run = pretrain(tmp_path / "run", **changes)
+    there = hub.repos["models", changes["hub_model_id"]]
+    del there.tags["step-000012"]
+    shutil.rmtree(run)
+    capsys.readouterr()
+    pretrain(run, **changes)
+    assert "checkpoint-10 in" in capsys.readouterr().out
+    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors") and sorted(there.tags)[-1] == "step-000012"
+
+
+@pytest.mark.parametrize(("times", "whole"), [(1, True), (2, False)])
+def test_a_damaged_download_is_fetched_once_more_and_then_refused(hub, repository, pretrain, tmp_path, times, whole):
+    hub.faults.append(Fault("GET .*/training_state/optimizer.safetensors", "garble", times))
+    if whole:
+        assert (pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005") / "checkpoint-12").exists()
+        return
+    with pytest.raises(Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: twice"):
+        pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")  # the rest was kept
+
+
+def test_what_cannot_be_resumed_from_the_hub_is_refused(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", publish_training_state="none", **changes)
+    for revision, message in (
+        ("step-000005", "without training state.*--init_from org/run-.*@step-000005"),
+        ("step-9", "has no revision step-9"),
+    ):
+        with pytest.raises(Refusal, match=message):
+            pretrain(tmp_path / "other", resume_from_checkpoint=f"{changes['hub_model_id']}@{revision}")
+    with pytest.raises(Refusal, match="neither a folder here nor on the Hub"):
+        pretrain(tmp_path / "third", resume_from_checkpoint="org/nothing@main")
+    with pytest.raises(Refusal, match="none of them carries training state"):
+        pretrain(tmp_path / "fourth", **changes)
+    hub.down()
+    with pytest.raises(Refusal, match=r"cannot be downloaded: .*Run the same command again when the Hub answers"):
+        pretrain(tmp_path / "fifth", resume_from_checkpoint="org/nothing@main")
+
+
+def test_init_from_a_revision_takes_its_weights(hub, repository, pretrain, tmp_path):
+    run = pretrain(tmp_path / "run", init_from=f"{repository}@step-000012", max_steps=4, logging_steps=1)
+    local = pretrain(tmp_path / "local", init_from=str(tmp_path / "run/init" / os.listdir(tmp_path / "run/init")[0]), max_steps=4, logging_steps=1)
+    assert log_of(run) == log_of(local) and same_tensors(run / "model.safetensors", local / "model.safetensors")
+    last = [entry["eval_loss"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry][-1]
+    assert last < 6 and read_json(run / "run.json")["identity"]["hyperparameters"]["max_steps"] == 4
+
+
+def test_the_authors_checkpoints_are_mended(hub, settings, pretrain, tmp_path, capsys):
+    """Their config.json says begin 1 and end 2, which GPT-2's vocabulary has for other tokens; no revision.json."""
+    config = load_model_config("tiny")
+    config.bos_token_id, config.eos_token_id, config.vocab_size = 1, 2, 512
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    HfApi().create_repo("org/DMaS-LLaMa-Lite-step-40.5k", exist_ok=True)
+    HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="org/DMaS-LLaMa-Lite-step-40.5k")
+    run = pretrain(tmp_path / "run", init_from="org/DMaS-LLaMa-Lite-step-40.5k", max_steps=2)
+    assert "begin and end ids (1, 2) of org/DMaS-LLaMa-Lite-step-40.5k are mended to" in capsys.readouterr().out
+    assert AutoModelForCausalLM.from_pretrained(run).config.eos_token_id == AutoTokenizer.from_pretrained(run).eos_token_id
+    config.rms_norm_eps = 1e-6
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(Refusal, match="is another model: rms_norm_eps is 1e-06 there and 1e-05 here"):
+        pretrain(tmp_path / "third", init_from=str(tmp_path / "other"), max_steps=2)
+
+
+def test_hf_download_without_the_training_state(hub, repository, tmp_path):
+    command = ["hf", "download", repository, "--revision", "step-000012", "--exclude", "training_state/*", "--local-dir", str(tmp_path / "model")]
+    subprocess.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], check=True, capture_output=True)
+    assert not (tmp_path / "model/training_state").exists()
+    assert same_tensors(tmp_path / "model/model.safetensors", snapshot(repository, "main", tmp_path))
+
+
+def snapshot(repository: str, revision: str, folder: Path) -> Path:
+    return Path(hf_hub_download(repository, "model.safetensors", revision=revision, local_dir=folder / revision))

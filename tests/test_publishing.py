@@ -1,28 +1,28 @@
-"""A finished model: vocabulary cut to the tokenizer's, asked dtype, same logits, same bytes."""
+"""A published model: vocabulary cut to the tokenizer's, asked dtype, same logits, same bytes."""
+
+import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from llama_lite.plan import load_model_config
 from llama_lite.publishing import export_model
+from llama_lite.tokenizers import train_tokenizer
 
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_export(tmp_path, text, tied, dtype):
-    import json
-
-    from transformers import AutoModelForCausalLM
-
-    from llama_lite.tokenizers import train_tokenizer
-
     tokenizer = train_tokenizer((json.loads(line)["text"] for line in text.read_text().splitlines()), 500)
     config = load_model_config("tiny")
     config.tie_word_embeddings = tied
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    export_model(model, tokenizer, tmp_path / "a", dtype)
-    export_model(model, tokenizer, tmp_path / "b", dtype)
+    model.save_pretrained(tmp_path / "checkpoint")
+    tokenizer.save_pretrained(tmp_path / "checkpoint")
+    for name in ("a", "b"):
+        export_model(tmp_path / "checkpoint", tmp_path / name, dtype)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     found, report = AutoModelForCausalLM.from_pretrained(tmp_path / "a", output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]

@@ -27,7 +27,7 @@ def data_args(tmp_path, **changes):
         "prepare_workers": 1,
         **changes,
     }
-    _, data, curation, _, _ = parse_pretrain(["--config", str(config_file(tmp_path, settings))])
+    _, data, curation, *_ = parse_pretrain(["--config", str(config_file(tmp_path, settings))])
     import dataclasses
 
     return data, dataclasses.asdict(curation)
