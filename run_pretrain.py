@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import checkpoints, publishing, training
+    from llama_lite import checkpoints, publishing, pulling, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals
     from llama_lite.plan import load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
@@ -54,9 +54,14 @@ def main(argv: list[str] | None = None) -> None:
             say("\n".join(publishing_lines(plan, hub_args, training_args)))
         return
 
+    tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
     if data_args.prepare_only:
         StopSignals(lambda: None)
+        if tokens_hub and not publishes:
+            pulling.pull_prepared(tokens_hub, folder, wanted_recipe(data_args, rules))
         say(describe(on_main(prepare, data_args, rules)))
+        if publishes:
+            pulling.push_prepared(folder, data_args.prepared_hub_id, training_args.hub_private_repo)
         return
 
     if hub_args.publish_only:
@@ -67,6 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         signals = StopSignals(run.stopping)
 
         # ---- Text to tokens ----
+        if tokens_hub:
+            on_main(pulling.pull_prepared, tokens_hub, folder, wanted_recipe(data_args, rules))
         manifest = on_main(prepare, data_args, rules)
         on_main(verify_prepared, folder, manifest, data_args.verify_data)
         say(f"data      {describe(manifest)}")

@@ -68,6 +68,10 @@ class DataArguments:
     shard_tokens: int = arg(100_000_000, "Tokens in a shard (the paper: 100M, 200 MB of uint16).")
     validation_tokens: int = arg(100_000_000, "The first so many tokens are for validation and never trained on (the paper: one shard).")
     max_tokens: int | None = arg(None, "Stop preparing after so many tokens, validation included (the paper: 20e9 of 100e9).")
+    prepared_hub_id: str | None = arg(
+        None,
+        "Prepared tokens as a Hub dataset (owner/name, @revision): pulled into an empty --prepared_dir, or pushed by --prepare_only --push_to_hub.",
+    )
     prepare_workers: int = arg(os.cpu_count() or 1, "Processes that curate and tokenise; the bytes do not depend on it.")
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
@@ -351,8 +355,12 @@ def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: Hu
     for name, (value, why) in fixed.items():
         refuse_if(getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
     refuse_if(
-        training.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", training.hub_model_id or ""),
+        training.push_to_hub and not data.prepare_only and not re.fullmatch(r"[\w.-]+/[\w.-]+", training.hub_model_id or ""),
         f"--push_to_hub needs --hub_model_id owner/name, not {training.hub_model_id!r}.",
+    )
+    refuse_if(
+        data.prepare_only and training.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", data.prepared_hub_id or ""),
+        f"--prepare_only --push_to_hub needs --prepared_hub_id owner/name, not {data.prepared_hub_id!r}.",
     )
     refuse_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
     refuse_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
 
 from . import checkpoints
 from .arguments import Refusal
-from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, reason, token, translated
+from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, reason, token, translated
 from .runs import append_jsonl, flush_folder, read_json, read_jsonl, say, write_json, write_text
 from .tokens import sha256
 
@@ -293,81 +293,6 @@ class Repository:
                 title = f"The finished model, step {ours['step']:,}"
             if final or out.getvalue() != text:
                 self._replace("main", head, wanted, title, stale)
-
-
-# ---- from the Hub ----
-
-
-def read_revision(where: Reference) -> tuple[str, dict]:
-    """(commit, revision.json) of a published revision. Raises Refusal where it is none, NoAnswer or NotAllowed."""
-    import tempfile
-
-    commit = commit_of(where)
-    with tempfile.TemporaryDirectory() as folder:
-        record = read_json(fetch(where, commit, REVISION, Path(folder)))
-    if not record or record.get("format") != FORMAT:
-        raise Refusal(f"{where} has no {REVISION} of the kind {FORMAT}: this project cannot verify it.")
-    return commit, record
-
-
-def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
-    """Download the training state of a revision into `run` as `checkpoint-N`, verified; returns it and the run's id.
-
-    A download that was cut goes on where it ended. Raises Refusal, NoAnswer or NotAllowed.
-    """
-    commit, record = read_revision(where)
-    files = {name: file for name, file in record["files"].items() if name.startswith(f"{STATE}/")}
-    if not files:
-        raise Refusal(
-            f"{where} was published without training state, so it cannot be resumed. To start a new run from its weights: --init_from {where}."
-        )
-    final, aside = Path(run) / f"checkpoint-{record['step']}", Path(run) / f".pulled-{commit[:12]}"
-    if final.exists():
-        raise Refusal(f"--resume_from_checkpoint {where}: {final} is there already. Use `auto`, or another --output_dir.")
-    say(f"hub       downloading {where}: {sum(file['size'] for file in files.values()) / 2**20:.1f} MiB of training state")
-    download(where, commit, files, aside)
-    if wrong := checkpoints.problems(aside / STATE):
-        raise Refusal(f"{where} does not match its manifest: {'; '.join(wrong)}.")
-    os.rename(aside / STATE, final)
-    flush_folder(run)
-    shutil.rmtree(aside, ignore_errors=True)
-    return final, record["run"]
-
-
-def newest_resumable(repo: str) -> Reference | None:
-    """The newest step of a repository that carries training state, None where there is no step. Raises as `pull_checkpoint`."""
-    tags = Repository(repo, None, "").tags()
-    for tag in sorted((tag for tag in tags if tag.startswith("step-")), reverse=True):
-        record = read_revision(Reference(repo, tag))[1]
-        if any(name.startswith(f"{STATE}/") for name in record["files"]):
-            return Reference(repo, tag)
-    if any(tag.startswith("step-") for tag in tags):
-        raise Refusal(f"{repo} has revisions, and none of them carries training state: give another --hub_model_id, or --init_from {repo}@step-N.")
-    return None
-
-
-def pull_weights(where: Reference, folder: Path) -> Path:
-    """The folder, in `folder`, of a revision's config.json and model*.safetensors: verified where it says what they are."""
-    from huggingface_hub import HfApi
-
-    commit = commit_of(where)
-    place = Path(folder) / f"{where.repo.replace('/', '--')}-{commit[:12]}"
-    try:
-        there = {entry.path: entry for entry in HfApi().list_repo_tree(where.repo, revision=commit) if hasattr(entry, "blob_id")}
-    except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
-    names = [name for name in there if name == "config.json" or (name.startswith("model") and name.endswith(".safetensors"))]
-    if len(names) < 2:
-        raise Refusal(f"{where} holds no config.json with model.safetensors.")
-    record = read_revision(where)[1]["files"] if REVISION in there else {}
-    known = {
-        name: record.get(name) or {"size": there[name].size, "sha256": there[name].lfs.sha256} for name in names if name in record or there[name].lfs
-    }
-    say(f"hub       downloading {where}: {sum(there[name].size for name in names) / 2**20:.1f} MiB of weights")
-    for name in set(names) - set(known):  # a small file of a repository that no run of this project published
-        fetch(where, commit, name, place)
-    download(where, commit, known, place)
-    return place
 
 
 # ---- the queue ----

@@ -5,7 +5,7 @@ All of it happens on rank 0, before any model is made.
 
 from pathlib import Path
 
-from . import checkpoints, publishing, training
+from . import checkpoints, pulling, training
 from .arguments import Refusal, names
 from .hub import NoAnswer, NotAllowed, reference
 from .plan import load_model_config
@@ -53,7 +53,7 @@ def from_hub(run, mode: str, run_args, identity, repo: str | None, hub_required:
         raise Refusal(f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another --output_dir.")
     if mode == "auto" and repo and not checkpoints.checkpoints(run.path):
         try:
-            where = publishing.newest_resumable(repo)
+            where = pulling.newest_resumable(repo)
         except (NoAnswer, NotAllowed) as error:
             if hub_required:
                 raise Refusal(f"--push_to_hub {repo}: {error}. Mend it, or leave out --hub_required.") from None
@@ -61,14 +61,14 @@ def from_hub(run, mode: str, run_args, identity, repo: str | None, hub_required:
     if where is None:
         return mode
     try:
-        theirs = publishing.read_revision(where)[1]
+        theirs = pulling.read_revision(where)[1]
         if mode == "auto":
             try:
                 checkpoints.check_changes(theirs["identity"], identity, theirs["step"], run_args.allow_changes)
             except Refusal as refusal:
                 raise Refusal(f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one: {refusal}") from None
         write_json(run.path / "run.json", {"kind": "pretrain", "id": theirs["run"], "resumed_from": str(where)})
-        publishing.pull_checkpoint(where, run.path)
+        pulling.pull_checkpoint(where, run.path)
     except (NoAnswer, NotAllowed) as error:
         raise Refusal(f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers.") from None
     return "must"
@@ -79,7 +79,7 @@ def init_folder(run, init_from: str, config) -> Path:
     where, folder = reference(init_from), Path(init_from)
     if where:
         try:
-            folder = publishing.pull_weights(where, run.path / "init")
+            folder = pulling.pull_weights(where, run.path / "init")
         except (NoAnswer, NotAllowed) as error:
             raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
     if (folder / "config.json").exists():

@@ -188,7 +188,8 @@ def test_a_hub_that_is_down_is_published_to_later(hub, pretrain, whole_run, tmp_
     with pytest.raises(Refusal, match="leave out --hub_required"):
         pretrain(tmp_path / "other", hub_required=True, **changes)
     pretrain(run, "--dry_run", **changes)
-    assert "3 revisions wait to be published" in (said := capsys.readouterr().out) and "last failure (step-000005)" in said
+    assert f"3 revisions of {changes['hub_model_id']}, 3 with training state" in (said := capsys.readouterr().out)
+    assert "3 revisions wait to be published" in said and "last failure (step-000005)" in said
     hub.up()
     pretrain(run, "--publish_only", **changes)
     published(hub, run, changes["hub_model_id"], whole_run)
@@ -352,3 +353,23 @@ def test_hf_download_without_the_training_state(hub, repository, tmp_path):
 
 def snapshot(repository: str, revision: str, folder: Path) -> Path:
     return Path(hf_hub_download(repository, "model.safetensors", revision=revision, local_dir=folder / revision))
+
+
+def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, settings, whole_run, tmp_path, capsys):
+    name = f"org/tokens-{len(hub.repos)}"
+    for _ in range(2):
+        pretrain(tmp_path / "run", "--prepare_only", push_to_hub=True, prepared_hub_id=name)
+    assert "holds these tokens already" in capsys.readouterr().out and len(hub.repos["datasets", name].commits) == 2
+    run = pretrain(tmp_path / "run", prepared_hub_id=name, prepared_dir=str(tmp_path / "pulled"))
+    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
+    there = sorted(path.name for path in Path(settings["prepared_dir"]).glob("*.npy"))
+    assert there == sorted(path.name for path in (tmp_path / "pulled").glob("*.npy"))
+    hub.faults.append(Fault("GET .*/train-00000.npy", "garble", 2))
+    with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: twice"):
+        pretrain(tmp_path / "other", prepared_hub_id=name, prepared_dir=str(tmp_path / "damaged"))
+    with pytest.raises(Refusal, match="was prepared otherwise: vocab_size was 512, now 300"):
+        pretrain(tmp_path / "third", prepared_hub_id=name, prepared_dir=str(tmp_path / "otherwise"), vocab_size=300)
+    with pytest.raises(Refusal, match="holds other data, which is not written over"):
+        pretrain(tmp_path / "fourth", "--prepare_only", push_to_hub=True, prepared_hub_id=name, vocab_size=300, prepared_dir=str(tmp_path / "p"))
+    with pytest.raises(Refusal, match="needs --prepared_hub_id owner/name, not None"):
+        pretrain(tmp_path / "fifth", "--prepare_only", push_to_hub=True)

@@ -1,0 +1,156 @@
+"""From the Hub, verified: a checkpoint to go on from, weights to begin with, prepared tokens."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from . import checkpoints
+from .arguments import Refusal
+from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, translated
+from .publishing import FORMAT, REVISION, STATE, Repository
+from .runs import flush_folder, read_json, say, write_json
+from .tokens import check_recipe, sha256
+
+PREPARED = "llama_lite.prepared/1"
+
+
+def read_revision(where: Reference) -> tuple[str, dict]:
+    """(commit, revision.json) of a published revision. Raises Refusal where it is none, NoAnswer or NotAllowed."""
+    commit = commit_of(where)
+    with tempfile.TemporaryDirectory() as folder:
+        record = read_json(fetch(where, commit, REVISION, Path(folder)))
+    if not record or record.get("format") != FORMAT:
+        raise Refusal(f"{where} has no {REVISION} of the kind {FORMAT}: this project cannot verify it.")
+    return commit, record
+
+
+def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
+    """Download the training state of a revision into `run` as `checkpoint-N`, verified; returns it and the run's id.
+
+    A download that was cut goes on where it ended. Raises Refusal, NoAnswer or NotAllowed.
+    """
+    commit, record = read_revision(where)
+    files = {name: file for name, file in record["files"].items() if name.startswith(f"{STATE}/")}
+    if not files:
+        raise Refusal(
+            f"{where} was published without training state, so it cannot be resumed. To start a new run from its weights: --init_from {where}."
+        )
+    final, aside = Path(run) / f"checkpoint-{record['step']}", Path(run) / f".pulled-{commit[:12]}"
+    if final.exists():
+        raise Refusal(f"--resume_from_checkpoint {where}: {final} is there already. Use `auto`, or another --output_dir.")
+    say(f"hub       downloading {where}: {sum(file['size'] for file in files.values()) / 2**20:.1f} MiB of training state")
+    download(where, commit, files, aside)
+    if wrong := checkpoints.problems(aside / STATE):
+        raise Refusal(f"{where} does not match its manifest: {'; '.join(wrong)}.")
+    os.rename(aside / STATE, final)
+    flush_folder(run)
+    shutil.rmtree(aside, ignore_errors=True)
+    return final, record["run"]
+
+
+def newest_resumable(repo: str) -> Reference | None:
+    """The newest step of a repository that carries training state, None where there is no step. Raises as `pull_checkpoint`."""
+    tags = Repository(repo, None, "").tags()
+    for tag in sorted((tag for tag in tags if tag.startswith("step-")), reverse=True):
+        record = read_revision(Reference(repo, tag))[1]
+        if any(name.startswith(f"{STATE}/") for name in record["files"]):
+            return Reference(repo, tag)
+    if any(tag.startswith("step-") for tag in tags):
+        raise Refusal(f"{repo} has revisions, and none of them carries training state: give another --hub_model_id, or --init_from {repo}@step-N.")
+    return None
+
+
+def pull_weights(where: Reference, folder: Path) -> Path:
+    """The folder, in `folder`, of a revision's config.json and model*.safetensors: verified where it says what they are."""
+    commit = commit_of(where)
+    place = Path(folder) / f"{where.repo.replace('/', '--')}-{commit[:12]}"
+    try:
+        there = {entry.path: entry for entry in HfApi().list_repo_tree(where.repo, revision=commit) if hasattr(entry, "blob_id")}
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise translated(error) from None
+    names = [name for name in there if name == "config.json" or (name.startswith("model") and name.endswith(".safetensors"))]
+    if len(names) < 2:
+        raise Refusal(f"{where} holds no config.json with model.safetensors.")
+    record = read_revision(where)[1]["files"] if REVISION in there else {}
+    known = {
+        name: record.get(name) or {"size": there[name].size, "sha256": there[name].lfs.sha256} for name in names if name in record or there[name].lfs
+    }
+    say(f"hub       downloading {where}: {sum(there[name].size for name in names) / 2**20:.1f} MiB of weights")
+    for name in set(names) - set(known):  # a small file of a repository that no run of this project published
+        fetch(where, commit, name, place)
+    download(where, commit, known, place)
+    return place
+
+
+# ---- prepared tokens as a dataset repository ----
+
+
+def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
+    """Publish a prepared folder: one commit of its shards, tokenizer and records, with the sha256 of each. Raises Refusal.
+
+    The same content again is not pushed again; other content is refused.
+    """
+    names = [path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not _of_this_machine(path.relative_to(folder))]
+    files = {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in names}
+    record = {"format": PREPARED, "fingerprint": read_json(Path(folder) / "manifest.json")["fingerprint"], "files": files}
+    api, where = HfApi(), Reference(repo)
+    try:
+        api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
+        head = commit_of(where, "dataset")
+        there = {entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", revision=head)}
+        theirs = _prepared_record(where, head) if REVISION in there else None
+        if theirs and theirs["fingerprint"] == record["fingerprint"]:
+            say(f"hub       {repo} holds these tokens already")
+            return
+        if there - {".gitattributes", "README.md"}:
+            raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not written over: choose another name.")
+        with tempfile.TemporaryDirectory() as aside:
+            write_json(Path(aside) / REVISION, record)
+            operations = [CommitOperationAdd(name, str(Path(folder) / name)) for name in files] + [
+                CommitOperationAdd(REVISION, str(Path(aside) / REVISION))
+            ]
+            api.create_commit(repo, operations, commit_message="Prepared tokens", repo_type="dataset", parent_commit=head)
+    except (NoAnswer, NotAllowed) as error:
+        raise Refusal(f"--prepared_hub_id {repo}: {error}. What is prepared stays; run the same command again.") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise Refusal(f"--prepared_hub_id {repo}: {translated(error)}. What is prepared stays; run the same command again.") from None
+    say(f"hub       {repo} holds {len(files)} files of prepared tokens, fingerprint {record['fingerprint'][:12]}")
+
+
+def pull_prepared(where: Reference, folder: Path, recipe: dict) -> None:
+    """Download prepared tokens into `folder`, each file verified; nothing when some are there. Raises Refusal.
+
+    They must have been made by the `recipe` that is asked for.
+    """
+    if (Path(folder) / "recipe.json").exists():
+        return
+    try:
+        commit = commit_of(where, "dataset")
+        record, aside = _prepared_record(where, commit), Path(folder) / ".pulled"
+        download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, aside, "dataset")
+        check_recipe(aside, recipe)
+        say(f"hub       downloading {where}: {sum(file['size'] for file in record['files'].values()) / 2**20:.1f} MiB of prepared tokens")
+        download(where, commit, record["files"], aside, "dataset")
+    except (NoAnswer, NotAllowed) as error:
+        raise Refusal(f"--prepared_hub_id {where}: {error}. Run the same command again when the Hub answers.") from None
+    if read_json(aside / "manifest.json")["fingerprint"] != record["fingerprint"]:
+        raise Refusal(f"--prepared_hub_id {where}: its manifest is not the one that it names.")
+    for path in sorted(aside.iterdir(), key=lambda path: path.name == "recipe.json"):
+        os.rename(path, Path(folder) / path.name)
+    os.rmdir(aside)
+    flush_folder(Path(folder))
+
+
+def _of_this_machine(path: Path) -> bool:
+    return path.name.startswith(".") or path.parts[0] in ("curation", "kept")
+
+
+def _prepared_record(where: Reference, commit: str) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        record = read_json(fetch(where, commit, REVISION, Path(folder), "dataset"))
+    if not record or record.get("format") != PREPARED:
+        raise Refusal(f"{where} does not hold prepared tokens of this project ({PREPARED}).")
+    return record
