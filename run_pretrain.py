@@ -11,7 +11,6 @@ import dataclasses
 from pathlib import Path
 
 from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.hub import reference
 from llama_lite.runs import RANK, Interrupted, RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say
 
 
@@ -27,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite import checkpoints, publishing, pulling, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals
+    from llama_lite.hub import reference
     from llama_lite.plan import load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.starting import find_start, init_folder, new_run
