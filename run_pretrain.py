@@ -58,10 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     if data_args.prepare_only:
         StopSignals(lambda: None)
         if tokens_hub and not publishes:
-            pulling.pull_prepared(tokens_hub, folder, wanted_recipe(data_args, rules))
+            on_main(pulling.pull_prepared, tokens_hub, folder, wanted_recipe(data_args, rules))
         say(describe(on_main(prepare, data_args, rules)))
         if publishes:
-            pulling.push_prepared(folder, data_args.prepared_hub_id, training_args.hub_private_repo)
+            on_main(pulling.push_prepared, folder, data_args.prepared_hub_id, training_args.hub_private_repo)
         return
 
     if hub_args.publish_only:
@@ -216,12 +216,16 @@ def publish_only(hub_args, model_args, training_args) -> None:
         raise Refusal(f"--publish_only: {training_args.output_dir} is not the folder of a run.")
     with RunFolder(training_args.output_dir) as run:
         run.record_end = False
-        publisher = open_publisher(run, record["id"], hub_args, model_args, training_args)
-        publisher.check(required=True)
-        publisher.catch_up()
-        publisher.start()
-        if not publisher.drain(hub_args.hub_drain_timeout):
-            raise Interrupted("; ".join(queue_lines(run.path)))
+
+        def work_off() -> None:
+            publisher = open_publisher(run, record["id"], hub_args, model_args, training_args)
+            publisher.check(required=True)
+            publisher.catch_up()
+            publisher.start()
+            if not publisher.drain(hub_args.hub_drain_timeout):
+                raise Interrupted("; ".join(queue_lines(run.path)))
+
+        on_main(work_off)
         say(f"everything in {run.path} is published")
 
 
