@@ -85,6 +85,16 @@ def commit_of(where: Reference, repo_type: str = "model") -> str:
         raise translated(error) from None
 
 
+def files_of(repo: str, commit: str) -> dict:
+    """{path: huggingface_hub's RepoFile} of all files of a commit of a model repository. Raises NotAllowed or NoAnswer."""
+    from huggingface_hub import HfApi, RepoFile
+
+    try:
+        return {entry.path: entry for entry in HfApi().list_repo_tree(repo, recursive=True, revision=commit) if isinstance(entry, RepoFile)}
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise translated(error) from None
+
+
 def download(where: Reference, commit: str, files: dict[str, dict], folder: Path, repo_type: str = "model") -> None:
     """Download `files` ({path: {size, sha256}}) of a commit into `folder`; what is there and whole is not asked for again.
 

@@ -22,14 +22,13 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
 
 from . import checkpoints
 from .arguments import Refusal
-from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, reason, token, translated
+from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, reason, token, translated
 from .runs import append_jsonl, flush_folder, read_json, read_jsonl, say, write_json, write_text
 from .tokens import sha256
 
 FORMAT = "llama_lite.revision/1"
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
 COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 RECORDS = ("README.md", f"{STATE}/{checkpoints.MANIFEST}", f"{STATE}/trainer_state.json")  # hold times: two equal runs differ in them
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two tries
 
@@ -50,7 +49,7 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                 tensor = file.get_tensor(name)
-                tensors[name] = (tensor[:rows] if name in VOCABULARY else tensor).to(getattr(torch, dtype)).contiguous()
+                tensors[name] = (tensor[:rows] if name in checkpoints.VOCABULARY else tensor).to(getattr(torch, dtype)).contiguous()
     config = LlamaConfig.from_pretrained(checkpoint)
     config.vocab_size, config.use_cache, config.dtype = rows, True, getattr(torch, dtype)
     config.bos_token_id = config.eos_token_id = end
@@ -168,7 +167,7 @@ class Repository:
         refs = self._call("list_repo_refs", self.repo)
         heads, tags = ({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
         where = BRANCH if BRANCH in heads else "main"
-        record, foreign = self._record(where), set(self._tree(heads[where])) - {".gitattributes", "README.md"}
+        record, foreign = self._record(where), set(files_of(self.repo, heads[where])) - {".gitattributes", "README.md"}
         if record:
             self._of_this_run(record)
         elif foreign:
@@ -186,10 +185,6 @@ class Repository:
             return []
         except Exception as error:  # the client raises its own, httpx2's and OSError
             raise translated(error) from None
-
-    def _tree(self, commit: str) -> dict:
-        entries = self._call("list_repo_tree", self.repo, recursive=True, revision=commit)
-        return {entry.path: entry for entry in entries if hasattr(entry, "blob_id")}
 
     def _of_this_run(self, record: dict | None) -> None:
         if record and record["run"] != self.run:
@@ -235,7 +230,7 @@ class Repository:
         there = self._record(head)
         if there is None or not same_content(there, ours):
             title = f"Checkpoint of step {ours['step']:,} ({ours['tokens']:,} tokens)"
-            self._replace(BRANCH, head, files, title, set(self._tree(head)))
+            self._replace(BRANCH, head, files, title, set(files_of(self.repo, head)))
             head = commit_of(Reference(self.repo, BRANCH))
             there = self._record(head)
         if there is None or not same_content(there, ours):
@@ -252,7 +247,7 @@ class Repository:
 
     def _read_back(self, commit: str, record: dict) -> None:
         """NoAnswer when what the Hub holds is not what was sent."""
-        entries = self._tree(commit)
+        entries = files_of(self.repo, commit)
         wrong = [
             name
             for name, file in record["files"].items()
@@ -289,7 +284,7 @@ class Repository:
                 record = {**ours, "files": {name: file for name, file in ours["files"].items() if not name.startswith(f"{STATE}/")}}
                 write_json(Path(folder) / REVISION, record)
                 wanted |= {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
-                stale = set((self._record(head) or {"files": {}})["files"]) & set(self._tree(head))
+                stale = set((self._record(head) or {"files": {}})["files"]) & set(files_of(self.repo, head))
                 title = f"The finished model, step {ours['step']:,}"
             if final or out.getvalue() != text:
                 self._replace("main", head, wanted, title, stale)

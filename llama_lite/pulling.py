@@ -9,7 +9,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from . import checkpoints
 from .arguments import Refusal
-from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, translated
+from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, translated
 from .publishing import FORMAT, REVISION, STATE, Repository
 from .runs import flush_folder, read_json, say, write_json
 from .tokens import check_recipe, sha256
@@ -67,10 +67,7 @@ def pull_weights(where: Reference, folder: Path) -> Path:
     """The folder, in `folder`, of a revision's config.json and model*.safetensors: verified where it says what they are."""
     commit = commit_of(where)
     place = Path(folder) / f"{where.repo.replace('/', '--')}-{commit[:12]}"
-    try:
-        there = {entry.path: entry for entry in HfApi().list_repo_tree(where.repo, revision=commit) if hasattr(entry, "blob_id")}
-    except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+    there = {name: entry for name, entry in files_of(where.repo, commit).items() if "/" not in name}
     names = [name for name in there if name == "config.json" or (name.startswith("model") and name.endswith(".safetensors"))]
     if len(names) < 2:
         raise Refusal(f"{where} holds no config.json with model.safetensors.")

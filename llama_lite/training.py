@@ -22,7 +22,6 @@ from .arguments import Refusal
 from .runs import WORLD_SIZE, Interrupted, RunFolder, Unhealthy, agree, on_main, read_json, say
 
 OPTIMIZER_FILE = "optimizer.safetensors"
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 PROGRESS_FILE = "progress.json"
 TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
 
@@ -363,7 +362,7 @@ def load_weights(model, folder: Path) -> None:
     if not tensors:
         raise Refusal(f"{folder} holds no model.safetensors.")
     for name, own in model.state_dict().items():
-        if name in VOCABULARY and name in tensors and tensors[name].shape[0] < own.shape[0] and tensors[name].shape[1:] == own.shape[1:]:
+        if name in checkpoints.VOCABULARY and name in tensors and tensors[name].shape[0] < own.shape[0] and tensors[name].shape[1:] == own.shape[1:]:
             tensors[name] = torch.cat([tensors[name].to(own), own[len(tensors[name]) :]])
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     try:
