@@ -35,6 +35,7 @@ SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache
 TEXT_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")
 COMPRESSED = (".gz", ".zst")
 EXAMPLES = 3  # of what was skipped or dropped, for a reader of the records
+PART_BYTES, PART_ROWS = 1_000_000, 256  # what is cut out of a file at once: whole lines of jsonl, rows of parquet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,16 +140,53 @@ class Skipped:
         return reasons
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Rows of one file, cut out and not yet parsed: whole lines, an arrow batch, or a file's whole content or name.
+
+    Cutting is cheap and parsing is not, so that one process can cut for many. Where the cuts are depends on the file alone.
+    """
+
+    kind: str
+    name: str
+    first_row: int
+    raw: object
+
+
 def read(source: Source, index: int, skipped: Skipped, columns: tuple[str, ...] = ()) -> Iterator[Document]:
     """The documents of file `index` in order, each with the asked metadata `columns`. Raises Refusal on a damaged file."""
+    for part in parts(source, index, columns):
+        yield from documents(part, source.text_column, skipped, columns)
+
+
+def parts(source: Source, index: int, columns: tuple[str, ...] = ()) -> Iterator[Part]:
+    """File `index` in parts, in order. Raises Refusal on a damaged file."""
     path = source.files[index]
     if source.kind == "installed-docs":
-        yield from _read_docstrings(path)
+        yield Part("docstrings", path, 1, None)
         return
-    name = os.path.basename(path)
-    rows = {".parquet": _read_parquet, ".txt": _read_txt}.get(_suffix(path), _read_jsonl)
-    for row, record in enumerate(rows(path, name, (source.text_column, *columns)), 1):
-        text = record if isinstance(record, bytes) else record.get(source.text_column)
+    name, kind = os.path.basename(path), _suffix(path)
+    if kind == ".parquet":
+        yield from _parquet_parts(path, name, (source.text_column, *columns))
+        return
+    row = 1
+    try:
+        with _open(path) as handle:
+            for raw in [handle.read()] if kind == ".txt" else _whole_lines(handle):
+                yield Part("txt" if kind == ".txt" else "jsonl", name, row, raw)
+                row += raw.count(b"\n")
+    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
+        raise Refusal(f"{name} is damaged{f' after row {row - 1}' if kind != '.txt' else ''}: {' '.join(str(error).split())}") from None
+
+
+def documents(part: Part, text_column: str, skipped: Skipped, columns: tuple[str, ...] = ()) -> Iterator[Document]:
+    """The documents of a part; rows that hold none are counted in `skipped`. Raises Refusal where a row is no row."""
+    if part.kind == "docstrings":
+        yield from _docstrings(part.name)
+        return
+    name, rows = part.name, {"parquet": _parquet_rows, "jsonl": _jsonl_rows, "txt": _txt_rows}[part.kind]
+    for row, record in rows(part, (text_column, *columns)):
+        text = record if isinstance(record, bytes) else record.get(text_column)
         if text is None:
             skipped.add("null text", f"{name}:{row}")
             continue
@@ -160,14 +198,14 @@ def read(source: Source, index: int, skipped: Skipped, columns: tuple[str, ...] 
             skipped.add("not UTF-8", f"{name}:{row}")
             continue
         except AttributeError:
-            raise Refusal(f"{name}, row {row}: column {source.text_column!r} holds {type(text).__name__}, not text.") from None
+            raise Refusal(f"{name}, row {row}: column {text_column!r} holds {type(text).__name__}, not text.") from None
         if not text or text.isspace():
             skipped.add("empty", f"{name}:{row}")
             continue
         yield Document(text=text, id=f"{name}:{row}", metadata={c: record.get(c) for c in columns} if columns else {})
 
 
-def _read_docstrings(name: str) -> Iterator[Document]:
+def _docstrings(name: str) -> Iterator[Document]:
     """The docstrings of one installed module, as written by its authors, less their indentation."""
     package, _, inner = name.partition("/")
     try:
@@ -219,22 +257,62 @@ def _open(path: str):
     return handle if _suffix(path) == ".parquet" else io.BufferedReader(handle, 2**20)
 
 
-def _read_parquet(path: str, name: str, columns: tuple[str, ...]) -> Iterator[dict]:
+def _whole_lines(handle) -> Iterator[bytes]:
+    """A file in blocks that end at the first line break after PART_BYTES, however it comes in."""
+    block = b""
+    while True:
+        cut = block.find(b"\n", PART_BYTES - 1) + 1
+        if cut:
+            yield block[:cut]
+            block = block[cut:]
+        elif more := handle.read1(2**20):
+            block += more
+        else:
+            break
+    if block:
+        yield block
+
+
+def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict | bytes]]:
+    for row, line in enumerate(part.raw.split(b"\n"), part.first_row):
+        if not line or line.isspace():
+            continue
+        try:
+            record = orjson.loads(line)
+        except ValueError:  # orjson refuses half surrogates too, and does not tell one reason from another
+            try:
+                record = json.loads(line)
+            except UnicodeDecodeError:
+                record = line  # bytes: counted as not UTF-8
+            except ValueError as error:
+                raise Refusal(f"{part.name}, row {row} is not JSON ({error}): mend or remove that row.") from None
+        if not isinstance(record, dict | bytes):
+            raise Refusal(f"{part.name}, row {row} is not a JSON object with a column {columns[0]!r}.")
+        if row == 1 and isinstance(record, dict):
+            _need_columns(columns, list(record), part.name)
+        yield row, record
+
+
+def _parquet_parts(path: str, name: str, columns: tuple[str, ...]) -> Iterator[Part]:
     import pyarrow
     import pyarrow.parquet
 
-    row = 0
+    row = 1
     try:
         with _open(path) as handle:
             file = pyarrow.parquet.ParquetFile(handle)
             _need_columns(columns, file.schema_arrow.names, name)
-            for batch in file.iter_batches(batch_size=256, columns=list(columns)):
-                values = [_python_values(column) for column in batch.columns]
-                for record in zip(*values, strict=True):
-                    row += 1
-                    yield dict(zip(batch.schema.names, record, strict=True))
+            for batch in file.iter_batches(batch_size=PART_ROWS, columns=list(columns)):
+                yield Part("parquet", name, row, batch)
+                row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:
-        raise Refusal(f"{name} is not a whole parquet file (damaged after row {row}): {' '.join(str(error).split())}") from None
+        raise Refusal(f"{name} is not a whole parquet file (damaged after row {row - 1}): {' '.join(str(error).split())}") from None
+
+
+def _parquet_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    values = [_python_values(column) for column in part.raw.columns]
+    for row, record in enumerate(zip(*values, strict=True), part.first_row):
+        yield row, dict(zip(part.raw.schema.names, record, strict=True))
 
 
 def _python_values(column) -> list:
@@ -247,41 +325,9 @@ def _python_values(column) -> list:
         return column.cast(pyarrow.large_binary()).to_pylist()
 
 
-def _read_jsonl(path: str, name: str, columns: tuple[str, ...]) -> Iterator[dict]:
-    row = 0
-    try:
-        with _open(path) as handle:
-            for row, line in enumerate(handle, 1):
-                if line.isspace():
-                    continue
-                try:
-                    record = orjson.loads(line)
-                except ValueError:  # orjson refuses half surrogates too, and does not tell one reason from another
-                    try:
-                        record = json.loads(line)
-                    except UnicodeDecodeError:
-                        record = None
-                if record is None:
-                    yield {columns[0]: line}
-                    continue
-                if not isinstance(record, dict):
-                    raise Refusal(f"{name}, row {row} is not a JSON object with a column {columns[0]!r}.")
-                if row == 1:
-                    _need_columns(columns, list(record), name)
-                yield record
-    except ValueError as error:
-        raise Refusal(f"{name}, row {row} is not JSON ({error}): mend or remove that row.") from None
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-        raise Refusal(f"{name} is damaged after row {row}: {' '.join(str(error).split())}") from None
-
-
-def _read_txt(path: str, name: str, columns: tuple[str, ...]) -> Iterator[bytes]:
-    _need_columns(columns[1:], [], name)
-    try:
-        with _open(path) as handle:
-            yield handle.read()
-    except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
-        raise Refusal(f"{name} is damaged: {' '.join(str(error).split())}") from None
+def _txt_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, bytes]]:
+    _need_columns(columns[1:], [], part.name)
+    yield 1, part.raw
 
 
 def _need_columns(wanted, there, name: str) -> None:

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from .arguments import Refusal
 from .baselines import baselines
-from .corpus import Skipped, Source, merge_skipped, read, resolve
+from .corpus import Part, Skipped, Source, documents, merge_skipped, parts, read, resolve
 from .curation import active, curate
 from .runs import FolderLock, flush_folder, read_json, say, worker_pool, write_json
 from .tokenizers import Encoder, load_tokenizer, tokenizer_record, train_tokenizer
 
 FORMAT = "llama_lite.tokens/1"
-BATCH_CHARACTERS = 1_000_000  # text handed to a worker at once
-IN_FLIGHT = 3  # batches a worker has waiting or done: bounds memory whatever the corpus
+IN_FLIGHT = 3  # parts a worker has waiting or done: bounds memory whatever the corpus
+BEGINNING = {"file": 0, "part": 0, "document": 0, "tokens": 0}
 HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the first step
 
 
@@ -153,97 +153,68 @@ def _tokenizer_for(folder: Path, data, source: Source):
 
 
 @dataclasses.dataclass
-class EncodedDocument:
-    """One document of the stream. `ids` begin with end-of-text; `skipped` counts rows without text before it."""
+class EncodedPart:
+    """The documents of one part of a file: document i is ids[ends[i - 1] : ends[i]], which begin with end-of-text.
+
+    `sizes` are their UTF-8 bytes, `slow` is true where the tokenizer itself had to encode one.
+    `skipped` holds, for some i, the counts of rows without text before document i; behind the last document stands an
+    empty one where such rows end the part.
+    """
 
     file: int
-    number: int
-    skipped: dict
+    part: int
     ids: np.ndarray
-    text_bytes: int
-    slow: bool
+    ends: np.ndarray
+    sizes: np.ndarray
+    slow: np.ndarray
+    skipped: dict[int, dict]
 
 
-@dataclasses.dataclass
-class EncodedBatch:
-    """Documents that one worker encoded: `places` are (file, number, skipped); document i is ids[ends[i - 1] : ends[i]]."""
+def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedPart]:
+    """The documents of a source in order, from the part of `position` on, parsed and encoded by `workers` processes.
 
-    places: list[tuple[int, int, dict]]
-    ids: np.ndarray
-    ends: list[int]
-    sizes: list[int]
-    slow: list[bool]
-
-    def documents(self) -> Iterator[EncodedDocument]:
-        begins = [0, *self.ends[:-1]]
-        for place, begin, end, size, slow in zip(self.places, begins, self.ends, self.sizes, self.slow, strict=True):
-            yield EncodedDocument(*place, self.ids[begin:end], size, slow)
-
-
-def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedBatch]:
-    """The documents of a source in order, from `position` on, encoded by `workers` processes.
-
-    Workers encode batches of whole documents; at most IN_FLIGHT batches a worker exist at once.
+    This process only cuts files into parts; at most IN_FLIGHT parts a worker exist at once.
     """
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     waiting: deque = deque()
 
     def result():
-        places, job = waiting.popleft()
-        return EncodedBatch(places, *job.result())
+        file, number, job = waiting.popleft()
+        return EncodedPart(file, number, *job.result())
 
-    encode = Encoder(tokenizer)  # made once and inherited
-    with worker_pool(workers, _start_worker, encode, dtype) as pool:
-        for places, texts in _batches(source, position):
-            waiting.append((places, pool.submit(_encode_batch, texts)))
-            while len(waiting) >= workers * IN_FLIGHT:
-                yield result()
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    with worker_pool(workers, _start_worker, Encoder(tokenizer), dtype, source.text_column) as pool:
+        for file in range(position["file"], len(source.files)):
+            for number, part in enumerate(parts(source, file)):
+                if file == position["file"] and number < position["part"]:
+                    continue
+                waiting.append((file, number, pool.submit(_encode_part, part)))
+                while len(waiting) >= workers * IN_FLIGHT:
+                    yield result()
         while waiting:
             yield result()
-
-
-def _batches(source: Source, position: dict):
-    """([(file, document, skipped before it)], [text]) from `position` on, about 1M characters each."""
-    places, texts, characters, between = [], [], 0, {}
-    for index in range(position["file"], len(source.files)):
-        skipped = Skipped()
-        first = position["document"] if index == position["file"] else 0
-        # Rows skipped before the position were counted, those right before its document only if that was begun.
-        counted_until = first if index == position["file"] and position["tokens"] else first - 1
-        for number, document in enumerate(read(source, index, skipped)):
-            if skipped.reasons:
-                fresh = skipped.take()
-                between = merge_skipped([between, fresh]) if number > counted_until else between
-            if number < first:
-                continue
-            places.append((index, number, between))
-            texts.append(document.text)
-            characters += len(document.text)
-            between = {}
-            if characters >= BATCH_CHARACTERS:
-                yield places, texts
-                places, texts, characters = [], [], 0
-        between = merge_skipped([between, skipped.take()])
-    if texts or between:
-        # Rows skipped at the very end have no document behind them: an empty one carries their counts.
-        yield ([*places, (len(source.files), 0, between)], [*texts, None]) if between else (places, texts)
 
 
 _worker: dict = {}
 
 
-def _start_worker(encode: Encoder, dtype) -> None:
+def _start_worker(encode: Encoder, dtype, text_column: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(encode=encode, dtype=dtype)
+    _worker.update(encode=encode, dtype=dtype, text_column=text_column)
 
 
-def _encode_batch(texts: list[str | None]):
-    """`EncodedBatch` without its places; a None, at the end, is a document of no tokens."""
-    whole = [text for text in texts if text is not None]
-    ids, ends, slow = _worker["encode"].batch(whole)
-    empty = len(texts) - len(whole)
-    sizes = [len(text.encode()) for text in whole] + [0] * empty
-    return ids.astype(_worker["dtype"]), [*ends.tolist(), *[len(ids)] * empty], sizes, slow + [False] * empty
+def _encode_part(part: Part):
+    """`EncodedPart` without its place."""
+    texts, skipped, before = [], Skipped(), {}
+    for document in documents(part, _worker["text_column"], skipped):
+        if skipped.reasons:
+            before[len(texts)] = skipped.take()
+        texts.append(document.text)
+    ids, ends, slow = _worker["encode"].batch(texts)
+    sizes = [len(text.encode()) for text in texts]
+    if skipped.reasons:
+        before[len(texts)] = skipped.take()
+        ends, sizes, slow = [*ends, len(ids)], [*sizes, 0], [*slow, False]
+    return ids.astype(_worker["dtype"]), np.array(ends, np.int64), np.array(sizes, np.int64), np.array(slow, bool), before
 
 
 class ShardWriter:
@@ -258,12 +229,12 @@ class ShardWriter:
         self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
         saved = read_json(folder / "progress.json") or {}
         self.splits = saved.get("splits", {"validation": [], "train": []})
-        self.position = saved.get("position", {"file": 0, "document": 0, "tokens": 0})
+        self.position = saved.get("position", dict(BEGINNING))
         self.counts = saved.get("counts", {"documents": 0, "slow_documents": 0})
         self.skipped = saved.get("skipped", {})
         self._start_at_first_damaged(saved.get("marks", []))
         self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
-        self.skip = self.position["tokens"]  # tokens of the position's document that are in whole shards already
+        self.behind = dict(self.position)  # what lies before it is in whole shards already, and comes again with the rest of its part
         self.buffer, self.filled, self.text_bytes = None, 0, 0.0
 
     def _start_at_first_damaged(self, marks: list[dict]) -> None:
@@ -278,7 +249,7 @@ class ShardWriter:
             for mark in self.marks:
                 self.splits[mark["split"]].append(mark["shard"])
             last = self.marks[-1] if self.marks else None
-            self.position = dict(last["position"]) if last else {"file": 0, "document": 0, "tokens": 0}
+            self.position = dict(last["position"] if last else BEGINNING)
             self.counts = dict(last["counts"]) if last else {"documents": 0, "slow_documents": 0}
             self.skipped = json.loads(json.dumps(last["skipped"])) if last else {}
 
@@ -296,43 +267,49 @@ class ShardWriter:
             end = min(end, self.max_tokens - self.total)
         return end - self.filled
 
-    def add(self, batch: EncodedBatch) -> int:
-        """Append a batch; returns the tokens taken. One that fits into the shard goes in whole, else by its documents."""
-        if self.skip or not len(batch.ids) < self._room:
-            return sum(self._add_document(document) for document in batch.documents() if not self.full)
+    def add(self, batch: EncodedPart) -> int:
+        """Append a part; returns the tokens taken. One that fits into the shard goes in whole, else by its documents."""
+        first, at = 0, 0
+        if (batch.file, batch.part) == (self.behind["file"], self.behind["part"]):
+            first, at = self.behind["document"], self.behind["tokens"]
+        if first == at == 0 and len(batch.ids) < self._room:
+            self._append(batch.ids)
+            self.text_bytes += int(batch.sizes.sum())
+            self.counts["documents"] += int((batch.sizes > 0).sum())
+            self.counts["slow_documents"] += int(batch.slow.sum())
+            if batch.skipped:
+                self.skipped = merge_skipped([self.skipped, *(batch.skipped[i] for i in sorted(batch.skipped))])
+            return len(batch.ids)
+        before = self.total + self.filled
+        for number in range(first, len(batch.ends)):
+            if self.full:
+                break
+            self._add_document(batch, number, at if number == first else 0)
+        return self.total + self.filled - before
+
+    def _append(self, ids: np.ndarray) -> None:
         if self.buffer is None:
             self.buffer = np.empty(min(self.shard_tokens, self._room), self.dtype)
-        self.buffer[self.filled : self.filled + len(batch.ids)] = batch.ids
-        self.filled += len(batch.ids)
-        self.text_bytes += sum(batch.sizes)
-        self.counts["documents"] += len(set(batch.ends) - {0})
-        self.counts["slow_documents"] += sum(batch.slow)
-        if skipped := [there for _, _, there in batch.places if there]:
-            self.skipped = merge_skipped([self.skipped, *skipped])
-        return len(batch.ids)
+        self.buffer[self.filled : self.filled + len(ids)] = ids
+        self.filled += len(ids)
 
-    def _add_document(self, document: EncodedDocument) -> int:
-        ids, at, taken = document.ids, self.skip, 0
-        self.skip = 0
+    def _add_document(self, batch: EncodedPart, number: int, at: int) -> None:
+        """Append document `number` of a part from its token `at` on, over as many shards as it takes."""
+        ids = batch.ids[batch.ends[number - 1] if number else 0 : batch.ends[number]]
         if at == 0:
             self.counts["documents"] += bool(len(ids))
-            self.counts["slow_documents"] += document.slow
-            if document.skipped:
-                self.skipped = merge_skipped([self.skipped, document.skipped])
+            self.counts["slow_documents"] += bool(batch.slow[number])
+            if number in batch.skipped:
+                self.skipped = merge_skipped([self.skipped, batch.skipped[number]])
         while at < len(ids) and not self.full:
-            if self.buffer is None:
-                self.buffer = np.empty(min(self.shard_tokens, self._room), self.dtype)
-            part = ids[at : at + self._room]
-            self.buffer[self.filled : self.filled + len(part)] = part
-            self.filled += len(part)
-            self.text_bytes += document.text_bytes * len(part) / len(ids)
-            at += len(part)
-            taken += len(part)
+            taken = ids[at : at + self._room]
+            self._append(taken)
+            self.text_bytes += int(batch.sizes[number]) * len(taken) / len(ids)
+            at += len(taken)
             if self._room == 0:
                 whole = at == len(ids)
-                self.position = {"file": document.file, "document": document.number + whole, "tokens": 0 if whole else at}
+                self.position = {"file": batch.file, "part": batch.part, "document": number + whole, "tokens": 0 if whole else at}
                 self._flush()
-        return taken
 
     def _flush(self) -> None:
         split = "validation" if sum(s["tokens"] for s in self.splits["validation"]) < self.validation_tokens else "train"
@@ -341,16 +318,17 @@ class ShardWriter:
         with open(aside, "wb") as file:
             np.save(file, self.buffer[: self.filled])
             file.flush()
-            os.fsync(file.fileno())
+            with ThreadPoolExecutor(1) as pool:  # hashing and flushing side by side
+                digest = pool.submit(sha256, aside)
+                os.fsync(file.fileno())
         os.replace(aside, self.folder / name)
         flush_folder(self.folder)
-        path = self.folder / name
         shard = {
             "name": name,
             "tokens": int(self.filled),
             "text_bytes": round(self.text_bytes),
-            "size": path.stat().st_size,
-            "sha256": sha256(path),
+            "size": (self.folder / name).stat().st_size,
+            "sha256": digest.result(),
         }
         self.splits[split].append(shard)
         self.total += self.filled
@@ -362,7 +340,7 @@ class ShardWriter:
     def finish(self, files: int) -> None:
         """Write the last, shorter shard; the position is then behind the last of `files` files."""
         if not self.full:
-            self.position = {"file": files, "document": 0, "tokens": 0}
+            self.position = {**BEGINNING, "file": files}
         if self.filled:
             self._flush()
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import config_file
 from test_tokenizers import HARD
 
-from llama_lite import tokens
+from llama_lite import corpus, tokens
 from llama_lite.arguments import Refusal, parse_pretrain
 from llama_lite.runs import read_json
 from llama_lite.tokenizers import gpt2_tokenizer
@@ -62,17 +62,31 @@ def test_end_of_text_stands_before_each_document_and_nowhere_else(tmp_path):
     assert "says <|endoftext|> in the middle" in text
 
 
-def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, text):
+@pytest.fixture
+def odd_text(text, tmp_path) -> Path:
+    """Real text with rows that hold none here and there: first, last, alone and in a row."""
+    lines = text.read_text(encoding="utf-8").splitlines()
+    for place in (len(lines), len(lines), 230, 120, 119, 50, 0):
+        lines.insert(place, '{"text": null}' if place % 2 else '{"text": " "}')
+    path = tmp_path / "odd-text.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_bytes_depend_neither_on_the_number_of_workers_nor_on_how_files_are_cut(tmp_path, odd_text, monkeypatch):
     digests = []
-    for workers in (1, 3):
+    for workers, size in ((1, 1_000_000), (3, 10_000), (2, 100)):
+        monkeypatch.setattr(corpus, "PART_BYTES", size)
         (tmp_path / str(workers)).mkdir()
-        prepare(tmp_path / str(workers), dataset=str(text), prepare_workers=workers)
+        prepare(tmp_path / str(workers), dataset=str(odd_text), prepare_workers=workers)
         digests.append(digest(tmp_path / str(workers) / "tokens"))
-    assert digests[0] == digests[1]
+    assert digests[0] == digests[1] == digests[2]
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
-def test_preparation_goes_on_from_its_last_whole_shard(tmp_path, text, monkeypatch, stop_after):
+def test_preparation_goes_on_from_its_last_whole_shard(tmp_path, odd_text, monkeypatch, stop_after):
+    text = odd_text
+    monkeypatch.setattr(corpus, "PART_BYTES", 30_000)
     (tmp_path / "whole").mkdir()
     prepare(tmp_path / "whole", dataset=str(text))
     flush, calls = tokens.ShardWriter._flush, []
