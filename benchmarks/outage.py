@@ -4,7 +4,7 @@
 
 Each trial trains a tiny LLaMA that publishes to tests/hub_server.py while a random schedule takes the Hub down, answers 503 or
 429, cuts uploads or loses answers, and SIGKILLs the run. In the end `--publish_only` empties the queue, and every revision is
-compared with the uninterrupted run's. Cost: the demo's model, with and without publishing at 1 MB/s, in turn (A B A B ...).
+compared with the uninterrupted run's. Cost: the demo's model, with and without publishing at 1 MB/s, in turn (see `cost`).
 """
 
 import argparse
@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import random
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +30,7 @@ from benchmarks import kill  # noqa: E402
 from llama_lite.runs import read_jsonl, write_json  # noqa: E402
 
 REPO, STEPS = "org/run", (5, 10, 15, 20, 25, 30)
+SLICE = 5.0  # seconds that one of two runs has the machine
 KINDS = (503, 429, 500, "drop", "cut", "lose")
 MODEL = """
 model_config: demo
@@ -41,10 +42,11 @@ block_size: 256
 tokens_per_step: 2048
 per_device_train_batch_size: 8
 eval_strategy: "no"
-max_steps: 60
+max_steps: 100000
+allow_epochs: true
 warmup_steps: 5
-logging_steps: 5
-save_steps: 20
+logging_steps: 1
+save_steps: 40
 save_total_limit: 2
 sample_tokens: 0
 order: shuffled
@@ -134,51 +136,84 @@ def extra_disk(place: Path, over: threading.Event, found: list[float]) -> None:
     while not over.wait(0.05):
         try:
             files = [path.stat() for path in (place / "run" / "queue").rglob("*") if path.is_file()]
-            whole = sum(path.stat().st_size for path in (place / "run" / "checkpoint-20").iterdir())
+            whole = sum(path.stat().st_size for path in (place / "run" / "checkpoint-40").iterdir())
         except OSError:  # a folder that goes while it is looked at
             continue
         exports = sum(path.st_size for path in files if path.st_nlink == 1)
         found.append(exports / whole)
 
 
-def cost(folder: Path, repeats: int) -> dict:
-    """Median step time with publishing at 1 MB/s over that without."""
+def cost(folder: Path, pairs: int) -> dict:
+    """Steps in the same time with publishing at 1 MB/s and without.
+
+    Two runs share the machine, one of them always stopped (SIGSTOP): slices of SLICE seconds in turn, so that both meet
+    the same neighbours. A run is measured from its sixth step on; every 40 steps one revision is queued, which takes about
+    as long to upload as the next 100 steps take, so that the publisher always has work.
+    """
     text = folder / "text.jsonl"
     kill.write_text(text, 4_000_000)
     text.with_name("kill.yaml").write_text(MODEL)
     assert launch(text, folder / "shared", None, "--prepare_only").wait() == 0
-    speeds: dict[bool, list[float]] = {False: [], True: []}
     shares: list[float] = []
-    for repeat in range(repeats):
+    with Hub(rate=1e6) as hub:
+        runs = {}
         for publishes in (False, True):
-            place = folder / f"cost-{repeat}-{publishes}"
+            place = folder / f"cost-{publishes}"
             place.mkdir()
             (place / "data").symlink_to(folder / "shared" / "data")
-            with Hub(rate=1e6) as hub:
-                over = threading.Event()
-                watch = threading.Thread(target=extra_disk, args=(place, over, shares))
-                watch.start()
-                assert launch(text, place, hub if publishes else None).wait() == 0, (place / "output.txt").read_text()
-                over.set()
-                watch.join()
-            log = [entry["tokens_per_second"] for entry in read_jsonl(place / "run" / "log.jsonl") if "tokens_per_second" in entry]
-            speeds[publishes] += log[5:]  # after the first checkpoint, when there is something to publish
+            process = launch(text, place, hub if publishes else None)
+            while steps_of(place) < 45:
+                assert process.poll() is None, (place / "output.txt").read_text()
+                time.sleep(0.1)
+            process.send_signal(signal.SIGSTOP)
+            runs[publishes] = (process, place)
+        over = threading.Event()
+        watch = threading.Thread(target=extra_disk, args=(runs[True][1], over, shares))
+        watch.start()
+        done: dict[bool, list[int]] = {False: [], True: []}
+        for pair in range(pairs):
+            for publishes in (False, True) if pair % 2 else (True, False):
+                process, place = runs[publishes]
+                before = steps_of(place)
+                process.send_signal(signal.SIGCONT)
+                time.sleep(SLICE)
+                process.send_signal(signal.SIGSTOP)
+                done[publishes].append(steps_of(place) - before)
+        over.set()
+        watch.join()
+        for process, _ in runs.values():
+            assert process.poll() is None, "a run ended before the measurement"
+            process.kill()
+            process.wait()
+    chance = random.Random(0)
+    draws = sorted(ratio(done, [chance.randrange(pairs) for _ in range(pairs)]) for _ in range(2000))
     return {
-        "step_time_publishing_to_not": round(statistics.median(speeds[False]) / statistics.median(speeds[True]), 3),
-        "windows": len(speeds[True]),
+        "step_time_publishing_to_not": round(ratio(done, range(pairs)), 3),
+        "step_time_95_interval": [round(draws[50], 3), round(draws[1949], 3)],
+        "slices": pairs,
+        "steps": {"publishing": sum(done[True]), "not": sum(done[False])},
         "disk_beyond_hard_links_of_a_checkpoint": round(max(shares), 3),
     }
+
+
+def steps_of(place: Path) -> int:
+    """Steps that a run has logged."""
+    return len(read_jsonl(place / "run" / "log.jsonl"))
+
+
+def ratio(done: dict[bool, list[int]], pairs) -> float:
+    return sum(done[False][pair] for pair in pairs) / sum(done[True][pair] for pair in pairs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=5, help="of the cost measurement (0: none)")
+    parser.add_argument("--pairs", type=int, default=60, help="slices of the cost measurement (0: none)")
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = cost(Path(folder) / "cost", arguments.repeats) if arguments.repeats and not (Path(folder) / "cost").mkdir() else {}
+        result = cost(Path(folder) / "cost", arguments.pairs) if arguments.pairs and not (Path(folder) / "cost").mkdir() else {}
         print(result, flush=True)
         text = Path(folder) / "text.jsonl"
         kill.write_text(text, 300_000)

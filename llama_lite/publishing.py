@@ -49,7 +49,7 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                 tensor = file.get_tensor(name)
-                tensors[name] = (tensor[:rows] if name in checkpoints.VOCABULARY else tensor).to(getattr(torch, dtype)).contiguous()
+                tensors[name] = _cast(tensor[:rows] if name in checkpoints.VOCABULARY else tensor, getattr(torch, dtype))
     config = LlamaConfig.from_pretrained(checkpoint)
     config.vocab_size, config.use_cache, config.dtype = rows, True, getattr(torch, dtype)
     config.bos_token_id = config.eos_token_id = end
@@ -59,6 +59,18 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
     tokenizer.save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     flush_folder(folder)
+
+
+def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`tensor.to(dtype)` in parts too small for torch to share out between threads.
+
+    This thread works beside the training. Were it to open an OpenMP team of its own, there would be more threads than
+    cores, and libgomp would let the training's threads sleep between any two operations from then on.
+    """
+    result = torch.empty(tensor.shape, dtype=dtype)
+    for source, target in zip(tensor.reshape(-1).split(2**14), result.view(-1).split(2**14), strict=True):
+        target.copy_(source)
+    return result
 
 
 def tag_of(step: int) -> str:
