@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.runs import RANK, Interrupted, RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say
+from llama_lite.runs import RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.hub import reference
     from llama_lite.plan import load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.starting import find_start, init_folder, new_run
+    from llama_lite.starting import Asked, begin, init_folder, publish_only
     from llama_lite.tokenizers import tokenizer_record
     from llama_lite.tokens import check_recipe, describe, prepare, verify_prepared, wanted_recipe
     from llama_lite.windows import TokenWindows, collate
@@ -64,8 +64,15 @@ def main(argv: list[str] | None = None) -> None:
             on_main(pulling.push_prepared, folder, data_args.prepared_hub_id, training_args.hub_private_repo)
         return
 
+    def publishers(run, identifier: str) -> list:
+        def export(checkpoint, folder):
+            publishing.export_model(checkpoint, folder, model_args.publish_dtype)
+
+        repository = publishing.Repository(training_args.hub_model_id, training_args.hub_private_repo, identifier)
+        return [publishing.Publisher(run, repository, export, hub_args.publish_training_state, hub_args.publish_steps)]
+
     if hub_args.publish_only:
-        publish_only(hub_args, model_args, training_args)
+        publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
         return
 
     with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
@@ -108,38 +115,21 @@ def main(argv: list[str] | None = None) -> None:
                 "code_revision": code_revision(),
             },
         )
-        repo = training_args.hub_model_id if publishes else None
-        start = on_main(find_start, run, training_args, run_args, identity, repo, hub_args.hub_required)
-        run.step = start.step
-        publisher = None
-        if publishes and RANK == 0:
-            record = read_json(run.path / "run.json") or {"id": publishing.run_id(identity)}
-            publisher = open_publisher(run, record["id"], hub_args, model_args, training_args)
-            ends.callback(publisher.stop)
-        final = run.path / "config.json"
-        if start.step >= plan.steps and final.exists() and (read_json(run.path / "status.json") or {}).get("status") == "finished":
-            say(
-                f"{run.path} is finished ({plan.steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on."
-            )
-            run.record_end = False
-            if publisher and publishing.queued(run.path):
-                publisher.start()
-                publisher.drain(hub_args.hub_drain_timeout)
-            return
-        record = {"kind": "pretrain", "id": publishing.run_id(identity), "identity": identity, "plan": dataclasses.asdict(plan), **provenance()}
-        on_main(new_run, run, record)
-        for kind in ("hyperparameters", "data", "layout", "environment"):
-            if start.changed.get(kind):
-                run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
         say(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
-        say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
-
-        # ---- The Hub: what it will refuse is told now, what waits is published from now on ----
-        if publishes:
-            on_main(lambda: publisher.check(hub_args.hub_required))
-        if publisher:
-            publisher.catch_up()
-            publisher.start()
+        record = {"kind": "pretrain", "identity": identity, "plan": dataclasses.asdict(plan), **provenance()}
+        asked = Asked(
+            training_args.resume_from_checkpoint,
+            run_args.resume_without,
+            run_args.allow_changes,
+            training_args.hub_model_id if publishes else None,
+            hub_args.hub_required,
+            hub_args.hub_drain_timeout,
+        )
+        start, opened = begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        for publisher in opened:
+            ends.callback(publisher.stop)
+        if start is None:
+            return
 
         # ---- Model and trainer ----
         set_seed(training_args.seed)
@@ -171,7 +161,7 @@ def main(argv: list[str] | None = None) -> None:
             identity=identity,
             start=start,
             signals=signals,
-            publisher=publisher,
+            publisher=opened[0] if opened else None,
             probe=[collate([held[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
             peak_flops=run_args.peak_flops or training.peak_flops(precision, training_args.device),
@@ -196,37 +186,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- Finish: a complete model, and the curves ----
         on_main(finish, run, plan.steps, folder, manifest, model_args.publish_dtype)
-        on_main(lambda: publisher and publisher.drain(hub_args.hub_drain_timeout))
-
-
-def open_publisher(run, identifier: str, hub_args, model_args, training_args):
-    """The Publisher of a run folder (rank 0)."""
-    from llama_lite.publishing import Publisher, Repository
-
-    repository = Repository(training_args.hub_model_id, training_args.hub_private_repo, identifier)
-    return Publisher(run, repository, model_args.publish_dtype, hub_args.publish_training_state, hub_args.publish_steps)
-
-
-def publish_only(hub_args, model_args, training_args) -> None:
-    """Work the queue of a run folder off. Raises Interrupted when some of it still waits."""
-    from llama_lite.publishing import queue_lines
-
-    record = read_json(Path(training_args.output_dir) / "run.json")
-    if record is None:
-        raise Refusal(f"--publish_only: {training_args.output_dir} is not the folder of a run.")
-    with RunFolder(training_args.output_dir) as run:
-        run.record_end = False
-
-        def work_off() -> None:
-            publisher = open_publisher(run, record["id"], hub_args, model_args, training_args)
-            publisher.check(required=True)
-            publisher.catch_up()
-            publisher.start()
-            if not publisher.drain(hub_args.hub_drain_timeout):
-                raise Interrupted("; ".join(queue_lines(run.path)))
-
-        on_main(work_off)
-        say(f"everything in {run.path} is published")
+        on_main(lambda: [publisher.drain(hub_args.hub_drain_timeout) for publisher in opened])
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
@@ -240,7 +200,7 @@ def publishing_lines(plan, hub_args, training_args) -> list[str]:
     total = revisions * plan.model_bytes + with_state * plan.checkpoint_bytes
     return [
         f"publishes           {revisions} revisions of {training_args.hub_model_id}, {with_state} with training state: {size(total)} in all",
-        *queue_lines(training_args.output_dir),
+        *queue_lines(Path(training_args.output_dir) / "queue"),
     ]
 
 

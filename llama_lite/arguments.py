@@ -19,6 +19,7 @@ from transformers import TrainingArguments
 from trl import TrlParser
 
 ROOT = Path(__file__).resolve().parent.parent
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 class Refusal(Exception):
@@ -115,10 +116,24 @@ class HubArguments:
 
 
 @dataclasses.dataclass
-class RunArguments:
-    """What a verified run needs beside transformers' TrainingArguments."""
+class CommonRunArguments:
+    """What any verified run needs beside transformers' TrainingArguments."""
 
     _argument_group_name = "Run"
+
+    cpu_threads: int | None = arg(
+        None,
+        "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
+        "accelerate launch sets it to 1.",
+    )
+    dry_run: bool = arg(False, "Print the plan and what would be refused; touch nothing.")
+    allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
+    resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
+
+
+@dataclasses.dataclass
+class RunArguments(CommonRunArguments):
+    """What a verified pretraining run needs beside transformers' TrainingArguments."""
 
     block_size: int = arg(1024, "Predictions in a window (the model's context at most).")
     tokens_per_step: int = arg(524_288, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it.")
@@ -129,14 +144,6 @@ class RunArguments:
     sample_prompts: list[str] = arg(["Hello, I am a language model,"], "Prompts continued at each evaluation.")
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
     peak_flops: float | None = arg(None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured).")
-    cpu_threads: int | None = arg(
-        None,
-        "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
-        "accelerate launch sets it to 1.",
-    )
-    dry_run: bool = arg(False, "Print the plan and what would be refused; touch nothing.")
-    allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
-    resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
 
 
 @dataclasses.dataclass
@@ -179,11 +186,16 @@ class PretrainArguments(TrainingArguments):
     disable_tqdm: bool | None = arg(True, "Kept on: the run prints its own progress.")
 
     def __post_init__(self):
-        import torch
-
-        if not torch.cuda.is_available() and not self.use_cpu:
-            self.use_cpu = not torch.backends.mps.is_available()
+        use_cpu_without_gpu(self)
         super().__post_init__()
+
+
+def use_cpu_without_gpu(training: TrainingArguments) -> None:
+    """transformers wants to be told (its bf16 check looks for a GPU otherwise)."""
+    import torch
+
+    if not torch.cuda.is_available() and not training.use_cpu:
+        training.use_cpu = not torch.backends.mps.is_available()
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -308,73 +320,86 @@ def parse_pretrain(argv: list[str] | None = None):
 
 
 RESUMABLE_PARTS = ("optimizer", "scheduler", "rng", "data")
+KEPT = {  # arguments of transformers that a verified run cannot do without, or with, and why
+    "dataloader_drop_last": (True, "a ragged last batch would give 1 and 2 processes different steps"),
+    "train_sampling_strategy": ("sequential", "the order of the data is a function of seed and step"),
+    "save_only_model": (False, "a checkpoint without its optimiser cannot be resumed"),
+    "ignore_data_skip": (False, "a resumed run would read the first data again; --resume_without data says so openly"),
+    "load_best_model_at_end": (False, "the run's last model is what is published"),
+    "auto_find_batch_size": (False, "it would change the tokens of a step in silence"),
+    "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
+    "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
+    "hub_token": (None, "it would be read by whoever lists processes: run `hf auth login`, or set HF_TOKEN"),
+    "hub_strategy": ("every_save", "--publish_steps and --publish_training_state say what is published"),
+    "hub_revision": (None, "checkpoints go to the branch `checkpoints`, the finished model to main"),
+    "hub_always_push": (False, "the queue loses no checkpoint"),
+    "logging_nan_inf_filter": (False, "it logs NaN as 0 and trains on"),
+}
 
 
-def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: HubArguments, run: RunArguments, training: PretrainArguments) -> None:
-    """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
+class Problems(list):
+    """Everything that is wrong with a command, to be told at once."""
+
+    def add_if(self, bad, message: str) -> None:
+        if bad:
+            self.append(message)
+
+    def end(self) -> None:
+        if self:
+            raise Refusal(" ".join(self))
+
+
+def check_training(run: CommonRunArguments, hub: HubArguments, training: TrainingArguments, kept: dict, publishes: bool = True) -> Problems:
+    """What is wrong in the arguments that every verified run has. Settles `resume_from_checkpoint` (true is must, false never)."""
     resume = str(training.resume_from_checkpoint).lower()
     training.resume_from_checkpoint = {"true": "must", "false": "never", "none": "auto"}.get(
         resume, resume if resume in ("auto", "must", "never") else training.resume_from_checkpoint
     )
-    problems = []
-
-    def refuse_if(bad, message):
-        if bad:
-            problems.append(message)
-
-    for name in ("shard_tokens", "vocab_size", "prepare_workers"):
-        refuse_if(getattr(data, name) < 1, f"--{name} {getattr(data, name)} must be at least 1.")
-    for name in ("block_size", "tokens_per_step", "probe_windows", "cpu_threads"):
-        refuse_if(getattr(run, name) is not None and getattr(run, name) < 1, f"--{name} {getattr(run, name)} must be at least 1.")
-    refuse_if(
-        data.validation_tokens < run.block_size + 1,
-        f"--validation_tokens {data.validation_tokens} does not fill one window of {run.block_size} predictions.",
-    )
+    problems = Problems()
+    problems.add_if(run.cpu_threads is not None and run.cpu_threads < 1, f"--cpu_threads {run.cpu_threads} must be at least 1.")
     unknown = [part for part in names(run.resume_without) if part not in RESUMABLE_PARTS]
-    refuse_if(unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out.")
-    refuse_if(
-        model.init_from and training.resume_from_checkpoint not in ("auto", "never"),
-        "--init_from starts a new run and --resume_from_checkpoint continues one: give one of them.",
-    )
-    fixed = {
-        "dataloader_drop_last": (True, "a ragged last batch would give 1 and 2 processes different steps"),
-        "train_sampling_strategy": ("sequential", "--order says in which order windows are read"),
-        "remove_unused_columns": (False, "windows of tokens have no columns"),
-        "save_only_model": (False, "a checkpoint without its optimiser cannot be resumed"),
-        "ignore_data_skip": (False, "a resumed run would read the first windows again; --resume_without data says so openly"),
-        "load_best_model_at_end": (False, "the run's last model is what is published"),
-        "auto_find_batch_size": (False, "it would change the tokens of a step in silence"),
-        "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
-        "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
-        "hub_token": (None, "it would be read by whoever lists processes: run `hf auth login`, or set HF_TOKEN"),
-        "hub_strategy": ("every_save", "--publish_steps and --publish_training_state say what is published"),
-        "hub_revision": (None, "checkpoints go to the branch `checkpoints`, the finished model to main"),
-        "hub_always_push": (False, "the queue loses no checkpoint"),
-        "logging_nan_inf_filter": (False, "it logs NaN as 0 and trains on"),
-    }
-    for name, (value, why) in fixed.items():
-        refuse_if(getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
-    refuse_if(
-        training.push_to_hub and not data.prepare_only and not re.fullmatch(r"[\w.-]+/[\w.-]+", training.hub_model_id or ""),
+    problems.add_if(unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out.")
+    for name, (value, why) in {**KEPT, **kept}.items():
+        problems.add_if(getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
+    problems.add_if(
+        training.push_to_hub and publishes and not REPOSITORY.fullmatch(training.hub_model_id or ""),
         f"--push_to_hub needs --hub_model_id owner/name, not {training.hub_model_id!r}.",
     )
-    refuse_if(
-        data.prepare_only and training.push_to_hub and not re.fullmatch(r"[\w.-]+/[\w.-]+", data.prepared_hub_id or ""),
-        f"--prepare_only --push_to_hub needs --prepared_hub_id owner/name, not {data.prepared_hub_id!r}.",
-    )
-    refuse_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
-    refuse_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")
-    refuse_if(
+    problems.add_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
+    problems.add_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")
+    problems.add_if(
         hub.publish_steps and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
         f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved checkpoints can be published.",
     )
     accelerator = training.accelerator_config
     split = accelerator.get("split_batches") if isinstance(accelerator, dict) else accelerator.split_batches
-    refuse_if(split, "accelerator_config.split_batches divides each batch between the processes and so shrinks the step in silence: remove it.")
-    refuse_if(str(training.save_strategy.value) not in ("steps", "no"), "--save_strategy must be steps (or no): epochs are not whole steps.")
-    refuse_if(str(training.eval_strategy.value) == "epoch", "--eval_strategy must be steps (or no): epochs are not whole steps.")
-    if problems:
-        raise Refusal(" ".join(problems))
+    problems.add_if(split, "accelerator_config.split_batches divides each batch between the processes and so shrinks the step in silence: remove it.")
+    problems.add_if(str(training.save_strategy.value) not in ("steps", "no"), "--save_strategy must be steps (or no): epochs are not whole steps.")
+    problems.add_if(str(training.eval_strategy.value) == "epoch", "--eval_strategy must be steps (or no): epochs are not whole steps.")
+    return problems
+
+
+def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: HubArguments, run: RunArguments, training: PretrainArguments) -> None:
+    """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
+    kept = {"remove_unused_columns": (False, "windows of tokens have no columns")}
+    problems = check_training(run, hub, training, kept, publishes=not data.prepare_only)
+    for name in ("shard_tokens", "vocab_size", "prepare_workers"):
+        problems.add_if(getattr(data, name) < 1, f"--{name} {getattr(data, name)} must be at least 1.")
+    for name in ("block_size", "tokens_per_step", "probe_windows"):
+        problems.add_if(getattr(run, name) < 1, f"--{name} {getattr(run, name)} must be at least 1.")
+    problems.add_if(
+        data.validation_tokens < run.block_size + 1,
+        f"--validation_tokens {data.validation_tokens} does not fill one window of {run.block_size} predictions.",
+    )
+    problems.add_if(
+        model.init_from and training.resume_from_checkpoint not in ("auto", "never"),
+        "--init_from starts a new run and --resume_from_checkpoint continues one: give one of them.",
+    )
+    problems.add_if(
+        data.prepare_only and training.push_to_hub and not REPOSITORY.fullmatch(data.prepared_hub_id or ""),
+        f"--prepare_only --push_to_hub needs --prepared_hub_id owner/name, not {data.prepared_hub_id!r}.",
+    )
+    problems.end()
 
 
 def names(comma_separated: str) -> list[str]:

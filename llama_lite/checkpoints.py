@@ -231,12 +231,12 @@ HYPERPARAMETERS = (
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
-def identity(config: dict, training: dict, data: dict, layout: dict, environment: dict) -> dict:
-    """What makes two stretches of training one run, as a manifest records it."""
+def identity(config: dict, training: dict, data: dict, layout: dict, environment: dict, more: tuple[str, ...] = ()) -> dict:
+    """What makes two stretches of training one run, as a manifest records it. `more`: further hyperparameters that count."""
     model = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
     return {
         "model": json.loads(json.dumps(model, default=str)),
-        "hyperparameters": {name: training[name] for name in HYPERPARAMETERS},
+        "hyperparameters": {name: training[name] for name in (*HYPERPARAMETERS, *more)},
         "data": data,
         "layout": layout,
         "environment": environment,
@@ -262,7 +262,7 @@ def differences(saved: dict, now: dict) -> dict[str, dict[str, tuple]]:
 def check_changes(saved: dict, now: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:
     """The differences from a checkpoint, or a Refusal with all that were not allowed, in one table."""
     allowed = names(allow)
-    possible = {*HYPERPARAMETERS, *now["data"], *(f"model.{name}" for name in {*now["model"], *saved["model"]})}
+    possible = {*now["hyperparameters"], *now["data"], *(f"model.{name}" for name in {*now["model"], *saved["model"]})}
     for name in allowed:
         if name not in possible:
             near = difflib.get_close_matches(name, possible, 1, 0.4)
@@ -291,6 +291,8 @@ def _short(value) -> str:
 
 def position_cost(name: str, saved: dict, now: dict, step: int) -> str:
     """What a change of data, order or step size repeats or skips, in tokens."""
+    if "tokens_per_step" not in saved["data"]:
+        return "rows come in another order" if name in ("data", "data_seed", "packing", "max_length", "sequences_per_step") else ""
     done = step * saved["data"]["tokens_per_step"]
     if name in ("tokens_per_step", "block_size"):
         position = step * now["data"]["tokens_per_step"]

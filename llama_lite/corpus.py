@@ -40,15 +40,18 @@ PART_BYTES, PART_ROWS = 1_000_000, 256  # what is cut out of a file at once: who
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Text as a list of files. `record` says where it is from, with no path of this machine."""
+    """Text as a list of files. `record` says where it is from, with no path of this machine.
+
+    Without a `text_column` its rows are read with all of their columns.
+    """
 
     kind: str
     files: tuple[str, ...]
-    text_column: str
+    text_column: str | None
     record: dict
 
 
-def resolve(dataset: str, config: str | None, split: str, revision: str | None, text_column: str) -> Source:
+def resolve(dataset: str, config: str | None, split: str, revision: str | None, text_column: str | None) -> Source:
     """The files that a `--dataset` means. Raises Refusal where there are none, or the Hub does not answer."""
     if dataset == "installed-docs":
         files, versions = _documented_files()
@@ -103,7 +106,7 @@ def _documented_files() -> tuple[tuple[str, ...], dict[str, str]]:
     """
     files, versions = [], {}
     for package in ("python", *DOCUMENTED_PACKAGES):
-        root = _package_root(package)
+        root = package_root(package)
         if root is None:
             continue
         versions[package] = sysconfig.get_python_version() if package == "python" else version(DISTRIBUTIONS.get(package, package))
@@ -115,7 +118,7 @@ def _documented_files() -> tuple[tuple[str, ...], dict[str, str]]:
     return tuple(files), versions
 
 
-def _package_root(package: str) -> str | None:
+def package_root(package: str) -> str | None:
     if package == "python":
         return sysconfig.get_paths()["stdlib"]
     spec = importlib.util.find_spec(package)
@@ -167,13 +170,16 @@ def parts(source: Source, index: int, columns: tuple[str, ...] = ()) -> Iterator
         return
     name, kind = os.path.basename(path), _suffix(path)
     if kind == ".parquet":
-        yield from _parquet_parts(path, name, (source.text_column, *columns))
+        yield from _parquet_parts(path, name, (source.text_column, *columns) if source.text_column else None)
         return
     row = 1
     try:
         with _open(path) as handle:
-            for raw in [handle.read()] if kind == ".txt" else _whole_lines(handle):
-                yield Part("txt" if kind == ".txt" else "jsonl", name, row, raw)
+            if kind == ".txt" or (kind == ".json" and handle.peek(1).lstrip().startswith(b"[")):
+                yield Part("txt" if kind == ".txt" else "array", name, row, handle.read())
+                return
+            for raw in _whole_lines(handle):
+                yield Part("jsonl", name, row, raw)
                 row += raw.count(b"\n")
     except (EOFError, OSError, zlib.error, zstandard.ZstdError) as error:
         raise Refusal(f"{name} is damaged{f' after row {row - 1}' if kind != '.txt' else ''}: {' '.join(str(error).split())}") from None
@@ -184,7 +190,7 @@ def documents(part: Part, text_column: str, skipped: Skipped, columns: tuple[str
     if part.kind == "docstrings":
         yield from _docstrings(part.name)
         return
-    name, rows = part.name, {"parquet": _parquet_rows, "jsonl": _jsonl_rows, "txt": _txt_rows}[part.kind]
+    name = part.name
     for row, record in rows(part, (text_column, *columns)):
         text = record if isinstance(record, bytes) else record.get(text_column)
         if text is None:
@@ -205,11 +211,16 @@ def documents(part: Part, text_column: str, skipped: Skipped, columns: tuple[str
         yield Document(text=text, id=f"{name}:{row}", metadata={c: record.get(c) for c in columns} if columns else {})
 
 
+def rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict | bytes]]:
+    """(row number, row) of a part, bytes for a row that is not UTF-8. Raises Refusal where a row is no row or lacks a column."""
+    return {"parquet": _parquet_rows, "jsonl": _jsonl_rows, "array": _array_rows, "txt": _txt_rows}[part.kind](part, columns)
+
+
 def _docstrings(name: str) -> Iterator[Document]:
     """The docstrings of one installed module, as written by its authors, less their indentation."""
     package, _, inner = name.partition("/")
     try:
-        text = Path(_package_root(package), inner).read_text(encoding="utf-8")
+        text = Path(package_root(package), inner).read_text(encoding="utf-8")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(text) if '"""' in text or "'''" in text else ast.Module([], [])
@@ -287,13 +298,26 @@ def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
             except ValueError as error:
                 raise Refusal(f"{part.name}, row {row} is not JSON ({error}): mend or remove that row.") from None
         if not isinstance(record, dict | bytes):
-            raise Refusal(f"{part.name}, row {row} is not a JSON object with a column {columns[0]!r}.")
+            raise Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}.")
         if row == 1 and isinstance(record, dict):
             _need_columns(columns, list(record), part.name)
         yield row, record
 
 
-def _parquet_parts(path: str, name: str, columns: tuple[str, ...]) -> Iterator[Part]:
+def _array_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    try:
+        records = json.loads(part.raw)
+    except ValueError as error:
+        raise Refusal(f"{part.name} is not a whole JSON array ({error}): mend it.") from None
+    for row, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}.")
+        if row == 1:
+            _need_columns(columns, list(record), part.name)
+        yield row, record
+
+
+def _parquet_parts(path: str, name: str, columns: tuple[str, ...] | None) -> Iterator[Part]:
     import pyarrow
     import pyarrow.parquet
 
@@ -301,8 +325,8 @@ def _parquet_parts(path: str, name: str, columns: tuple[str, ...]) -> Iterator[P
     try:
         with _open(path) as handle:
             file = pyarrow.parquet.ParquetFile(handle)
-            _need_columns(columns, file.schema_arrow.names, name)
-            for batch in file.iter_batches(batch_size=PART_ROWS, columns=list(columns)):
+            _need_columns(columns or (), file.schema_arrow.names, name)
+            for batch in file.iter_batches(batch_size=PART_ROWS, columns=columns and list(columns)):
                 yield Part("parquet", name, row, batch)
                 row += batch.num_rows
     except (pyarrow.ArrowException, OSError) as error:

@@ -95,34 +95,37 @@ def files_of(repo: str, commit: str) -> dict:
         raise translated(error) from None
 
 
-def download(where: Reference, commit: str, files: dict[str, dict], folder: Path, repo_type: str = "model") -> None:
-    """Download `files` ({path: {size, sha256}}) of a commit into `folder`; what is there and whole is not asked for again.
+def download(where: Reference, commit: str, files: dict[str, dict], folder: Path | None, repo_type: str = "model") -> None:
+    """Download `files` ({path: {size, sha256}}) of a commit into `folder`, or into the Hub's own cache; what is there and whole is kept.
 
     A file whose sha256 is not the expected one is fetched once more, then refused. Raises Refusal or NoAnswer.
     """
+
+    def whole(target: Path, expected: dict) -> bool:
+        return target.is_file() and target.stat().st_size == expected["size"] and sha256(target) == expected["sha256"]
+
     for name, expected in sorted(files.items()):
-        target = Path(folder) / name
-        for attempt in range(2):
-            if target.is_file() and target.stat().st_size == expected["size"] and sha256(target) == expected["sha256"]:
-                break
-            target.unlink(missing_ok=True)
-            fetch(where, commit, name, folder, repo_type, again=attempt > 0)
-        else:
-            if sha256(target) != expected["sha256"]:
+        if folder and whole(Path(folder) / name, expected):
+            continue
+        target = fetch(where, commit, name, folder, repo_type)
+        if not whole(target, expected):
+            target = fetch(where, commit, name, folder, repo_type, again=True)
+            if not whole(target, expected):
                 target.unlink()
                 raise Refusal(f"{name} of {where} is damaged: twice its sha256 was not the one that was published. Use another revision.")
-    shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
+    if folder:
+        shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
 
 
-def fetch(where: Reference, commit: str, name: str, folder: Path, repo_type: str = "model", again: bool = False) -> Path:
-    """One file of a commit, not verified. Raises Refusal where the commit has none, NoAnswer where nobody answers."""
+def fetch(where: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", again: bool = False) -> Path:
+    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where the commit has none, NoAnswer where nobody answers."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
         return Path(hf_hub_download(where.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=again))
     except LocalEntryNotFoundError as error:
-        raise NoAnswer(reason(error, folder)) from None
+        raise NoAnswer(reason(error, folder or "")) from None
     except EntryNotFoundError:
         raise Refusal(f"{where} has no {name}.") from None
     except Exception as error:  # the client raises its own, httpx2's and OSError

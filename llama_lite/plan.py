@@ -163,3 +163,76 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2) -> 
         model_bytes=parameters * publish_bytes,
         checkpoints_kept=training.save_total_limit,
     )
+
+
+@dataclasses.dataclass
+class TuningPlan:
+    """Every derived number of a tuning run. Sizes in bytes; `sequences` are rows, or packs of rows."""
+
+    parameters: int
+    trained: int
+    rows: int
+    tokens: int
+    learnt_tokens: int
+    held_rows: int
+    sequences: int
+    sequences_per_step: int
+    processes: int
+    micro_batch: int
+    accumulation: int
+    steps: int
+    steps_per_epoch: int
+    checkpoint_bytes: int
+    checkpoints_kept: int | None
+
+    def lines(self) -> list[str]:
+        """The plan as a person reads it."""
+        unused, kept = self.sequences - self.steps_per_epoch * self.sequences_per_step, self.checkpoints_kept or self.steps
+        return [
+            f"parameters          {self.parameters:,}, of which {self.trained:,} are tuned ({self.trained / self.parameters:.2%})",
+            f"rows                {self.rows:,} in {self.sequences:,} sequences, {self.tokens:,} tokens, of which {self.learnt_tokens:,} are learnt; {self.held_rows:,} held out",
+            f"sequences a step    {self.sequences_per_step} = {self.processes} process(es) x {self.micro_batch} x {self.accumulation} accumulated",
+            f"the run             {self.steps:,} steps, {self.steps / self.steps_per_epoch:.2f} epochs of {self.steps_per_epoch:,} steps"
+            + (f" (cut to whole steps: {unused} of {self.sequences:,} sequences are left out)" if unused else ""),
+            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {kept + 1} at most at once: {size(self.checkpoint_bytes * (kept + 1))}",
+        ]
+
+
+def plan_tuning(model, learnt: list, held: list, sequences: int, per_step: int, training) -> TuningPlan:
+    """Plan of a tuning run over `sequences` rows or packs. Raises Refusal for what cannot work."""
+    micro = training.per_device_train_batch_size * training.world_size
+    if per_step % micro:
+        below, above = per_step // micro * micro, (per_step // micro + 1) * micro
+        raise Refusal(
+            f"--sequences_per_step {per_step} is not a whole number of micro-batches of {micro} ({training.world_size} process(es) x "
+            f"{training.per_device_train_batch_size}): {' or '.join(str(n) for n in (below, above) if n)} is, or another --per_device_train_batch_size."
+        )
+    if training.gradient_accumulation_steps not in (1, per_step // micro):
+        raise Refusal(
+            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --sequences_per_step {per_step}, which gives "
+            f"{per_step // micro} here: leave it out."
+        )
+    per_epoch = sequences // per_step
+    if not per_epoch:
+        raise Refusal(f"{len(learnt)} rows make {sequences} sequences, and a step takes {per_step}: lower --sequences_per_step, or bring more rows.")
+    steps = training.max_steps if training.max_steps > 0 else int(training.num_train_epochs * per_epoch)
+    if steps < 1:
+        raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return TuningPlan(
+        parameters=sum(p.numel() for p in model.parameters()),
+        trained=trained,
+        rows=len(learnt),
+        tokens=sum(len(example.input_ids) for example in learnt),
+        learnt_tokens=sum(example.learnt for example in learnt),
+        held_rows=len(held),
+        sequences=sequences,
+        sequences_per_step=per_step,
+        processes=training.world_size,
+        micro_batch=training.per_device_train_batch_size,
+        accumulation=per_step // micro,
+        steps=steps,
+        steps_per_epoch=per_epoch,
+        checkpoint_bytes=trained * 12 + 4 * 2**20,  # float32 weights and two moments, tokenizer and state
+        checkpoints_kept=training.save_total_limit,
+    )

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from . import checkpoints
 from .arguments import Refusal
@@ -44,18 +44,22 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
     checkpoint, folder = Path(checkpoint), Path(folder)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     rows, end = len(tokenizer), tokenizer.eos_token_id
+    begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     tensors = {}
     for path in sorted(checkpoint.glob("model*.safetensors")):
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                 tensor = file.get_tensor(name)
                 tensors[name] = _cast(tensor[:rows] if name in checkpoints.VOCABULARY else tensor, getattr(torch, dtype))
-    config = LlamaConfig.from_pretrained(checkpoint)
-    config.vocab_size, config.use_cache, config.dtype = rows, True, getattr(torch, dtype)
-    config.bos_token_id = config.eos_token_id = end
+    config = AutoConfig.from_pretrained(checkpoint)
+    config.use_cache, config.dtype = True, getattr(torch, dtype)
+    config.bos_token_id, config.eos_token_id = begin, end
+    if any(name in tensors for name in checkpoints.VOCABULARY):
+        config.vocab_size = rows
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
-    GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end).save_pretrained(folder)
+    GenerationConfig(bos_token_id=begin, eos_token_id=end, pad_token_id=padding).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     flush_folder(folder)
@@ -83,13 +87,25 @@ def run_id(identity: dict) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_revision(entry: Path, repo: str, run: str, dtype: str, state: bool) -> dict[str, Path]:
-    """Export the queued checkpoint `entry` and write its `revision.json`; returns {path in the revision: file}."""
+def export_adapter(checkpoint: Path, folder: Path) -> None:
+    """Write the adapter of a checkpoint: its weights (float32), config, base record and tokenizer. Same checkpoint, same bytes."""
+    checkpoint, folder = Path(checkpoint), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("adapter_model.safetensors", "adapter_config.json", "base.json"):
+        shutil.copyfile(checkpoint / name, folder / name)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.save_pretrained(folder)
+    flush_folder(folder)
+
+
+def write_revision(entry: Path, repo: str, run: str, export_to, state: bool) -> dict[str, Path]:
+    """Export the queued checkpoint `entry` by `export_to(checkpoint, folder)` and write its `revision.json`; returns {path in the revision: file}."""
     checkpoint, export = entry / "checkpoint", entry / "export"
     shutil.rmtree(export, ignore_errors=True)
     manifest = checkpoints.read_manifest(checkpoint)
-    export_model(checkpoint, export, dtype)
-    write_text(export / "README.md", _plain_card(repo, manifest, state))
+    export_to(checkpoint, export)
+    base = read_json(export / "base.json") if (export / "adapter_config.json").exists() else None
+    write_text(export / "README.md", _plain_card(repo, manifest, state, base))
     files = {path.name: path for path in sorted(export.iterdir())}
     if state:
         files |= {f"{STATE}/{name}": checkpoint / name for name in [*manifest["files"], checkpoints.MANIFEST]}
@@ -107,13 +123,18 @@ def write_revision(entry: Path, repo: str, run: str, dtype: str, state: bool) ->
     return {**files, REVISION: export / REVISION}
 
 
-def _plain_card(repo: str, manifest: dict, state: bool) -> str:
-    tag = tag_of(manifest["step"])
+def _plain_card(repo: str, manifest: dict, state: bool, base: dict | None) -> str:
+    tag, load = tag_of(manifest["step"]), "AutoModelForCausalLM.from_pretrained"
+    head = "library_name: transformers\npipeline_tag: text-generation\n"
+    code = f'{load}("{repo}", revision="{tag}")'
+    if base:
+        head = f"library_name: peft\npipeline_tag: text-generation\nbase_model: {base['hub_id']}\n"
+        code = f'base = {load}("{base["hub_id"]}", revision="{base["revision"]}")\nPeftModel.from_pretrained(base, "{repo}", revision="{tag}")'
     lines = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n",
+        f"---\n{head}---\n",
         f"# {repo.split('/')[-1]}, step {manifest['step']:,}\n",
         f"A checkpoint after {manifest['tokens']:,} tokens.\n",
-        f'```python\nAutoModelForCausalLM.from_pretrained("{repo}", revision="{tag}")\n```\n',
+        f"```python\n{code}\n```\n",
     ]
     if state:
         lines += [
@@ -306,12 +327,16 @@ class Repository:
 
 
 class Publisher:
-    """The queue of a run folder and the thread that works it off. All of it happens on rank 0."""
+    """A queue of a run folder and the thread that works it off. All of it happens on rank 0.
 
-    def __init__(self, run, repository: Repository, dtype: str, state: str, every: int | None):
-        self.run, self.repository, self.dtype, self.state, self.every = run, repository, dtype, state, every
-        self.folder = Path(run.path) / "queue"
-        self.published = Path(run.path) / "published.jsonl"
+    `export_to(checkpoint, folder)` writes what a revision has at its root. A run that publishes two things has two
+    queues, told apart by `name`.
+    """
+
+    def __init__(self, run, repository: Repository, export_to, state: str, every: int | None, name: str = ""):
+        self.run, self.repository, self.export_to, self.state, self.every = run, repository, export_to, state, every
+        self.folder = Path(run.path) / f"queue{name}"
+        self.published = Path(run.path) / f"published{name}.jsonl"
         self.failure: str | None = None
         self.blocked = False  # only the user can help: waiting is of no use
         self.wake, self.ending, self.thread = threading.Event(), False, None
@@ -351,7 +376,7 @@ class Publisher:
         done = {record["step"] for record in read_jsonl(self.published)}
         for leftover in self.folder.glob(".*") if self.folder.exists() else ():
             shutil.rmtree(leftover, ignore_errors=True)
-        there = {step for step, _ in queued(self.run.path)}
+        there = {step for step, _ in queued(self.folder)}
         for step, checkpoint in reversed(checkpoints.checkpoints(self.run.path)):
             if step not in done and step not in there and checkpoints.read_manifest(checkpoint):
                 self.add(checkpoint)
@@ -365,7 +390,7 @@ class Publisher:
         wait = FIRST_WAIT
         while not self.ending:
             self.wake.clear()
-            waiting = queued(self.run.path)
+            waiting = queued(self.folder)
             if not waiting:
                 self.wake.wait(1.0)
                 continue
@@ -389,9 +414,9 @@ class Publisher:
             return
         final = is_final(checkpoints.read_manifest(entry / "checkpoint"))
         state = self.state == "all" or (self.state == "final" and final)
-        files = write_revision(entry, self.repository.repo, self.repository.run, self.dtype, state)
+        files = write_revision(entry, self.repository.repo, self.repository.run, self.export_to, state)
         commit = self.repository.publish(files, final, losses_at(entry / "checkpoint"))
-        append_jsonl(self.published, {"step": step, "revision": tag_of(step), "commit": commit})
+        append_jsonl(self.published, {"step": step, "repo": self.repository.repo, "revision": tag_of(step), "commit": commit})
         discard(entry)
         self.run.event("published", revision=tag_of(step), repo=self.repository.repo, commit=commit)
         say(f"hub       {self.repository.repo}@{tag_of(step)} is published{' and is main' if final else ''}")
@@ -409,14 +434,14 @@ class Publisher:
     def drain(self, timeout: float) -> bool:
         """Wait until the queue is empty; False when `timeout` seconds were not enough, or only the user can help."""
         deadline, told = time.monotonic() + timeout, None
-        while (waiting := queued(self.run.path)) and time.monotonic() < deadline and not self.blocked:
+        while (waiting := queued(self.folder)) and time.monotonic() < deadline and not self.blocked:
             if told != len(waiting):
                 told = len(waiting)
                 say(f"hub       waiting for {told} revision{'s' if told > 1 else ''} (for {timeout:.0f} s at most; --publish_only goes on later)")
             self.wake.set()
             time.sleep(0.1)
         self.stop()
-        return not queued(self.run.path)
+        return not queued(self.folder)
 
     def stop(self) -> None:
         """End the thread after what it is doing; a request that hangs is left to die with the process."""
@@ -425,24 +450,23 @@ class Publisher:
         if self.thread:
             self.thread.join(5)
             self.thread = None
-            for line in queue_lines(self.run.path):
+            for line in queue_lines(self.folder):
                 say(f"hub       {line}")
 
 
-def queued(run: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of what waits to be published, oldest first."""
-    folder = Path(run) / "queue"
+def queued(folder: Path) -> list[tuple[int, Path]]:
+    """(step, entry) of what waits in a queue, oldest first."""
     found = [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*")] if folder.exists() else []
     return sorted(found)
 
 
-def queue_lines(run: Path) -> list[str]:
-    """What waits, how large it is, and why, for the log and the plan."""
-    waiting = queued(run)
+def queue_lines(folder: Path) -> list[str]:
+    """What waits in a queue, how large it is, and why, for the log and the plan."""
+    waiting = queued(folder)
     if not waiting:
         return []
     size = sum(path.stat().st_size for _, entry in waiting for path in (entry / "checkpoint").iterdir())
-    failure = read_json(Path(run) / "queue" / "last_failure.json")
+    failure = read_json(folder / "last_failure.json")
     first = f"{len(waiting)} revisions wait to be published ({size / 2**30:.2f} GiB): {', '.join(entry.name for _, entry in waiting[:5])}"
     return [first + (" ..." if len(waiting) > 5 else ""), *([f"last failure ({failure['revision']}): {failure['reason']}"] if failure else [])]
 

@@ -1,6 +1,7 @@
 """From the Hub, verified: a checkpoint to go on from, weights to begin with, prepared tokens."""
 
 import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -63,23 +64,26 @@ def newest_resumable(repo: str) -> Reference | None:
     return None
 
 
-def pull_weights(where: Reference, folder: Path) -> Path:
-    """The folder, in `folder`, of a revision's config.json and model*.safetensors: verified where it says what they are."""
+def pull_model(where: Reference) -> tuple[str, Path]:
+    """(commit, folder in the Hub's cache) of a model or adapter: configs, tokenizer and safetensors at the root of a revision.
+
+    Verified by its revision.json where there is one, else by what the Hub says of its large files. Raises Refusal, NoAnswer or NotAllowed.
+    """
     commit = commit_of(where)
-    place = Path(folder) / f"{where.repo.replace('/', '--')}-{commit[:12]}"
     there = {name: entry for name, entry in files_of(where.repo, commit).items() if "/" not in name}
-    names = [name for name in there if name == "config.json" or (name.startswith("model") and name.endswith(".safetensors"))]
-    if len(names) < 2:
-        raise Refusal(f"{where} holds no config.json with model.safetensors.")
+    weights = [name for name in there if re.fullmatch(r"(adapter_)?model.*\.safetensors(\.index\.json)?", name)]
+    if not weights or not {"config.json", "adapter_config.json"} & set(there):
+        raise Refusal(f"{where} holds no config.json with model.safetensors (and no adapter).")
+    names = weights + [name for name in there if name.endswith((".json", ".txt", ".jinja", ".model")) and name not in (*weights, REVISION)]
     record = read_revision(where)[1]["files"] if REVISION in there else {}
     known = {
         name: record.get(name) or {"size": there[name].size, "sha256": there[name].lfs.sha256} for name in names if name in record or there[name].lfs
     }
-    say(f"hub       downloading {where}: {sum(there[name].size for name in names) / 2**20:.1f} MiB of weights")
+    say(f"hub       {where}: {sum(there[name].size for name in names) / 2**20:.1f} MiB of model, downloaded once and verified")
     for name in set(names) - set(known):  # a small file of a repository that no run of this project published
-        fetch(where, commit, name, place)
-    download(where, commit, known, place)
-    return place
+        fetch(where, commit, name, None)
+    download(where, commit, known, None)
+    return commit, fetch(where, commit, names[0], None).parent
 
 
 # ---- prepared tokens as a dataset repository ----

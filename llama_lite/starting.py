@@ -3,19 +3,94 @@
 All of it happens on rank 0, before any model is made.
 """
 
+import dataclasses
 from pathlib import Path
 
-from . import checkpoints, pulling, training
+from . import checkpoints, publishing, pulling, training
 from .arguments import Refusal, names
 from .hub import NoAnswer, NotAllowed, reference
+from .models import mended
 from .plan import load_model_config
-from .runs import read_json, say, write_json
+from .runs import RANK, Interrupted, RunFolder, on_main, read_json, say, write_json
 
 OWN_FILES = ("status.json", "events.jsonl", "log.jsonl", "stop")  # what a run that ended before its run.json can leave
 
 
-def find_start(run, training_args, run_args, identity, repo: str | None, hub_required: bool):
-    """The Start of this run: tidies the folder, pulls from the Hub, verifies, compares identities (rank 0). Raises Refusal."""
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command line says about going on: the arguments of these names; `repo`: where the run publishes, if it does."""
+
+    resume_from_checkpoint: str
+    resume_without: str
+    allow_changes: str
+    repo: str | None
+    hub_required: bool
+    hub_drain_timeout: float
+
+
+def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) -> tuple[training.Start | None, list]:
+    """(where the run begins, its publishers on rank 0), with `run.json`, the events of changes and the Hub settled. Raises Refusal.
+
+    `record` (kind, identity, ...) becomes `run.json`; `publishers(run's id)` makes the Publishers. The Start is None for a run
+    that is finished: what it still has to publish is published, and it stays as it is.
+    """
+    start = on_main(_find_start, run, record["kind"], record["identity"], asked)
+    run.step = start.step
+    there = read_json(run.path / "run.json") or {"id": publishing.run_id(record["identity"])}
+    opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
+    complete = any((run.path / name).exists() for name in ("config.json", "adapter_config.json"))
+    if start.step >= steps and complete and (read_json(run.path / "status.json") or {}).get("status") == "finished":
+        say(f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on.")
+        run.record_end = False
+        on_main(_drain, [one for one in opened if publishing.queued(one.folder)], asked.hub_drain_timeout)
+        return None, opened
+    on_main(_new_run, run, {**record, "id": there["id"]})
+    for kind in ("hyperparameters", "data", "layout", "environment"):
+        if start.changed.get(kind):
+            run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
+    say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
+    on_main(_open, opened[:1], asked.hub_required)
+    return start, opened
+
+
+def _open(publishers: list, required: bool) -> None:
+    for publisher in publishers:
+        publisher.check(required)
+        publisher.catch_up()
+        publisher.start()
+
+
+def _drain(publishers: list, timeout: float) -> None:
+    for publisher in publishers:
+        publisher.start()
+        publisher.drain(timeout)
+
+
+def publish_only(folder: str, publishers, timeout: float) -> None:
+    """Work the queues of a run folder off. Raises Refusal where it is none, Interrupted when some of it still waits."""
+    record = read_json(Path(folder) / "run.json")
+    if record is None:
+        raise Refusal(f"--publish_only: {folder} is not the folder of a run.")
+
+    def work_off(run) -> None:
+        left = []
+        for publisher in publishers(run, record["id"]):
+            publisher.check(required=True)
+            publisher.catch_up()
+            publisher.start()
+            if not publisher.drain(timeout):
+                left += publishing.queue_lines(publisher.folder)
+        if left:
+            raise Interrupted("; ".join(left))
+
+    with RunFolder(folder) as run:
+        run.record_end = False
+        on_main(work_off, run)
+        say(f"everything in {run.path} is published")
+
+
+def _find_start(run, kind: str, identity: dict, asked: Asked) -> training.Start:
+    """Tidies the folder, pulls from the Hub, verifies, compares identities."""
 
     def report(folder, problems=("a run that went back to an older checkpoint",)):
         say(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
@@ -24,18 +99,18 @@ def find_start(run, training_args, run_args, identity, repo: str | None, hub_req
     record = read_json(run.path / "run.json")
     if record is None and any(path.name not in OWN_FILES and path.name[0] != "." for path in run.path.iterdir()):
         raise Refusal(f"--output_dir {run.path} holds files and is not the folder of a run: choose another one.")
-    if record and record.get("kind") != "pretrain":
-        raise Refusal(f"--output_dir {run.path} belongs to a run of another kind ({record.get('kind')}): choose another one.")
+    if record and record.get("kind") != kind:
+        raise Refusal(f"--output_dir {run.path} belongs to a run of another kind ({record.get('kind')}, this is {kind}): choose another one.")
     checkpoints.tidy(run.path)
     (run.path / "stop").unlink(missing_ok=True)
-    without = tuple(names(run_args.resume_without))
-    mode = from_hub(run, training_args.resume_from_checkpoint, run_args, identity, repo, hub_required)
+    without = tuple(names(asked.resume_without))
+    mode = _from_hub(run, kind, identity, asked)
     folder = checkpoints.resolve(run.path, mode, without, report)
     start = training.start_from(folder, without)
     if folder is None:
         run.rewind_log([])
         return start
-    start.changed = checkpoints.check_changes(start.manifest["identity"], identity, start.step, run_args.allow_changes)
+    start.changed = checkpoints.check_changes(start.manifest["identity"], identity, start.step, asked.allow_changes)
     if start.changed["environment"]:
         say(f"WARNING   another {', '.join(start.changed['environment'])} than when {folder.name} was saved: equal within tolerance, not bit for bit")
     if mode not in ("auto", "must"):
@@ -44,30 +119,31 @@ def find_start(run, training_args, run_args, identity, repo: str | None, hub_req
     return start
 
 
-def from_hub(run, mode: str, run_args, identity, repo: str | None, hub_required: bool) -> str:
-    """Bring a checkpoint from the Hub into the run folder where `mode` means one; returns the mode that is left."""
+def _from_hub(run, kind: str, identity: dict, asked: Asked) -> str:
+    """Bring a checkpoint from the Hub into the run folder where `resume_from_checkpoint` means one; returns the mode that is left."""
+    mode = asked.resume_from_checkpoint
     record, where = read_json(run.path / "run.json") or {}, reference(mode)
     if where and record.get("resumed_from") == str(where) and checkpoints.checkpoints(run.path):
         return "auto"  # the same command again: it goes on from where it got to
     if where and "identity" in record:
         raise Refusal(f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another --output_dir.")
-    if mode == "auto" and repo and not checkpoints.checkpoints(run.path):
+    if mode == "auto" and asked.repo and not checkpoints.checkpoints(run.path):
         try:
-            where = pulling.newest_resumable(repo)
+            where = pulling.newest_resumable(asked.repo)
         except (NoAnswer, NotAllowed) as error:
-            if hub_required:
-                raise Refusal(f"--push_to_hub {repo}: {error}. Mend it, or leave out --hub_required.") from None
-            say(f"WARNING   nobody can tell whether {repo} has checkpoints of this run: {error}")
+            if asked.hub_required:
+                raise Refusal(f"--push_to_hub {asked.repo}: {error}. Mend it, or leave out --hub_required.") from None
+            say(f"WARNING   nobody can tell whether {asked.repo} has checkpoints of this run: {error}")
     if where is None:
         return mode
     try:
         theirs = pulling.read_revision(where)[1]
         if mode == "auto":
             try:
-                checkpoints.check_changes(theirs["identity"], identity, theirs["step"], run_args.allow_changes)
+                checkpoints.check_changes(theirs["identity"], identity, theirs["step"], asked.allow_changes)
             except Refusal as refusal:
                 raise Refusal(f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one: {refusal}") from None
-        write_json(run.path / "run.json", {"kind": "pretrain", "id": theirs["run"], "resumed_from": str(where)})
+        write_json(run.path / "run.json", {"kind": kind, "id": theirs["run"], "resumed_from": str(where)})
         pulling.pull_checkpoint(where, run.path)
     except (NoAnswer, NotAllowed) as error:
         raise Refusal(f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers.") from None
@@ -79,7 +155,7 @@ def init_folder(run, init_from: str, config) -> Path:
     where, folder = reference(init_from), Path(init_from)
     if where:
         try:
-            folder = pulling.pull_weights(where, run.path / "init")
+            folder = pulling.pull_model(where)[1]
         except (NoAnswer, NotAllowed) as error:
             raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
     if (folder / "config.json").exists():
@@ -91,13 +167,12 @@ def init_folder(run, init_from: str, config) -> Path:
             if getattr(theirs, name) != getattr(config, name)
         ]:
             raise Refusal(f"--init_from {init_from} is another model: {'; '.join(other)}. Give its config.json as --model_config.")
-        ids = (theirs.bos_token_id, theirs.eos_token_id)
-        if ids != (config.bos_token_id, config.eos_token_id):
-            say(f"init      begin and end ids {ids} of {init_from} are mended to {config.eos_token_id}, the tokenizer's end of text")
+        if said := mended(theirs, config.bos_token_id, config.eos_token_id):
+            say(f"init      {init_from}: {said}")
     return folder
 
 
-def new_run(run, record: dict) -> None:
+def _new_run(run, record: dict) -> None:
     """`run.json` of a run's first start; one that began on the Hub keeps its id."""
     there = read_json(run.path / "run.json") or {}
     if "identity" not in there:

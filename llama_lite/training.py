@@ -72,37 +72,39 @@ class VerifiedTraining:
         start: Start,
         signals,
         probe: list[dict],
-        flops_per_token: int,
-        peak_flops,
+        flops_per_token: int | None = None,
+        peak_flops: float | None = None,
         publisher=None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
         self.run, self.identity, self.start, self.signals, self.probe = run, identity, start, signals, probe
         self.flops_per_token, self.peak_flops, self.publisher = flops_per_token, peak_flops, publisher
-        self.tokens_per_step = identity["data"]["tokens_per_step"]
-        self.saved_step, self.stop_reason, self.step_loss, self.last_loss = None, None, None, None
+        self.tokens = 0  # of all ranks, since step 0
+        self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
         self.add_callback(_Boundaries(self))
 
     # ---- stepping ----
 
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
+    def training_step(self, model, inputs, *args, **kwargs):
+        self.step_tokens += inputs["input_ids"].numel()
+        loss = super().training_step(model, inputs, *args, **kwargs)
         self.step_loss = loss if self.step_loss is None else self.step_loss + loss
         return loss
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Called once a step, before the optimiser: the ranks agree on the loss and on stopping in one small reduction."""
+        """Called once a step, before the optimiser: the ranks agree on loss, tokens and stopping in one small reduction."""
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         asked = self.signals.asked is not None or (self.is_world_process_zero() and (self.run.path / "stop").exists())
-        shared = torch.stack([self.step_loss.float(), torch.tensor(float(asked), device=self.step_loss.device)])
-        self.step_loss = None
+        counted = torch.tensor([float(asked), float(self.step_tokens)], device=self.step_loss.device)
+        shared = torch.cat([self.step_loss.float().reshape(1), counted])
+        self.step_loss, self.step_tokens = None, 0
         if dist.is_initialized() and WORLD_SIZE > 1:
             dist.all_reduce(shared)
-        loss, stops = shared.tolist()
+        loss, stops, tokens = shared.tolist()
         loss /= WORLD_SIZE
-        self.last_loss = loss
+        self.last_loss, self.tokens = loss, self.tokens + int(tokens)
         if stops:
             self.stop_reason = self.signals.asked or "stop"
         step = self.state.global_step + 1
@@ -126,7 +128,7 @@ class VerifiedTraining:
     def log(self, logs: dict, start_time: float | None = None) -> None:
         if "train_runtime" in logs:
             return  # Trainer's own summary counts from the last resume
-        logs["tokens"] = self.state.global_step * self.tokens_per_step
+        logs["tokens"] = self.tokens
         if "loss" in logs:
             logs.update(self._throughput())
         for name in [name for name in logs if name.endswith(("_runtime", "_per_second")) and name.startswith("eval")]:
@@ -136,14 +138,14 @@ class VerifiedTraining:
 
     def _throughput(self) -> dict:
         """Tokens a second and MFU since the last log, without evaluations and saves; peak memory of this process, GiB."""
-        now, step = time.perf_counter(), self.state.global_step
-        since, first = self.window_start or (now, step)
+        now = time.perf_counter()
+        since, first = self.window_start or (now, self.tokens)
         seconds = now - since - self.outside
-        self.window_start, self.outside = (now, step), 0.0
+        self.window_start, self.outside = (now, self.tokens), 0.0
         found = {"peak_memory_gib": round(_peak_memory() / 2**30, 3)}
-        if step > first and seconds > 0:
-            found["tokens_per_second"] = (step - first) * self.tokens_per_step / seconds
-            if self.peak_flops:
+        if self.tokens > first and seconds > 0:
+            found["tokens_per_second"] = (self.tokens - first) / seconds
+            if self.peak_flops and self.flops_per_token:
                 found["mfu"] = 100 * found["tokens_per_second"] * self.flops_per_token / (self.peak_flops * WORLD_SIZE)
         return found
 
@@ -167,9 +169,8 @@ class VerifiedTraining:
         began, step = time.perf_counter(), self.state.global_step
         if step == self.saved_step:
             return
-        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        moments = sum(2 * p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        on_main(checkpoints.need_space, self.run.path, weights + moments)
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        on_main(checkpoints.need_space, self.run.path, 3 * trained)  # weights and two moments
         staging = Path(on_main(lambda: str(checkpoints.staging_folder(self.run.path, step))))
         failure = None
         try:
@@ -198,6 +199,7 @@ class VerifiedTraining:
             self.state.best_model_checkpoint = None
             self.state.save_to_json(str(staging / "trainer_state.json"))
             progress = {
+                "tokens": self.tokens,
                 "pending_loss": pending.tolist(),
                 "logged_step": self._globalstep_last_logged,
                 "data_start": self.start.data_start,
@@ -207,7 +209,7 @@ class VerifiedTraining:
 
     def _seal(self, staging: Path, step: int, loss: float) -> None:
         manifest = {
-            "tokens": step * self.tokens_per_step,
+            "tokens": self.tokens,
             "files": checkpoints.flush_and_hash(staging),
             "identity": self.identity,
             "probe": {"loss": loss, "windows": len(self.probe)},
@@ -337,8 +339,8 @@ class _Boundaries(TrainerCallback):
             pending = progress["pending_loss"]
             same = len(pending) == WORLD_SIZE
             trainer._tr_loss += pending[args.process_index] if same else sum(pending) / len(pending)
-            trainer._globalstep_last_logged = progress["logged_step"]
-        trainer.window_start, trainer.outside = (time.perf_counter(), state.global_step), 0.0
+            trainer._globalstep_last_logged, trainer.tokens = progress["logged_step"], progress["tokens"]
+        trainer.window_start, trainer.outside = (time.perf_counter(), trainer.tokens), 0.0
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
@@ -419,9 +421,10 @@ class PretrainTrainer(VerifiedTraining, Trainer):
     def __init__(self, *args, bytes_per_token: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.bytes_per_token = bytes_per_token
+        self.windows_per_step = self.identity["data"]["tokens_per_step"] // self.train_dataset.block_size
 
     def windows_of(self, step: int) -> str:
-        rows = self.tokens_per_step // self.train_dataset.block_size
+        rows = self.windows_per_step
         first, last = (self.train_dataset.window_of(position) for position in ((step - 1) * rows, step * rows - 1))
         if self.train_dataset.order == "sequential":
             return f"windows {first} to {last}"
@@ -432,6 +435,5 @@ class PretrainTrainer(VerifiedTraining, Trainer):
         if "eval_loss" in logs:
             logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700))
             logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
-        rows = self.tokens_per_step // self.train_dataset.block_size
-        self.state.epoch = self.state.global_step * rows / self.train_dataset.epoch_windows
+        self.state.epoch = self.state.global_step * self.windows_per_step / self.train_dataset.epoch_windows
         super().log(logs, start_time)

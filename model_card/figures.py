@@ -100,3 +100,38 @@ def curation(report: dict, path: Path) -> None:
         axes.invert_yaxis()
         axes.set_xlabel("million characters")
         _save(figure, path)
+
+
+def before_after(record: dict, path: Path) -> None:
+    """What tuning changed, from `before_after.json`: losses with the interval of their paired difference, and how answers end."""
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=[2, 3], layout="constrained")
+        for place, key in enumerate(("answer_loss", "end_of_text_loss")):
+            found = record[key]
+            change = found["difference"]
+            left.bar(place - 0.2, found["before"], 0.38, color=GREY, label="before" if place == 0 else None)
+            reach = [[change["value"] - change["low"]], [change["high"] - change["value"]]]
+            left.bar(place + 0.2, found["after"], 0.38, color=BLUE, yerr=reach, capsize=3, label="after" if place == 0 else None)
+            for x, value in ((place - 0.2, found["before"]), (place + 0.2, found["after"])):
+                left.annotate(f"{value:.2f}", (x, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+        left.set_xticks([0, 1], ["held-out\nanswers", "end of\nthe answer"])
+        left.set_ylabel("loss (nats a token)")
+        left.set_title("bar: 95 % of the paired difference", fontsize=9, color=GREY)
+        left.margins(y=0.15)
+        left.legend(loc="upper right", fontsize=9)
+        rows = [
+            (how, key, name)
+            for how in ("greedy", "sampled")
+            for key, name in (("stopped", "stop"), ("kept_format", "keep the format"), ("loops", "loop"))
+            if how in record
+        ]
+        for place, (how, key, _) in enumerate(rows):
+            before, after = record[how]["before"][key], record[how]["after"][key]
+            right.plot([before * 100, after * 100], [place, place], color=GREY, lw=1.5, zorder=1)
+            right.scatter([before * 100], [place], color=GREY, s=45, zorder=2, label="before" if place == 0 else None)
+            right.scatter([after * 100], [place], color=BLUE, s=45, zorder=3, label="after" if place == 0 else None)
+        right.set_yticks(range(len(rows)), [f"{how} answers that {name}" for how, _, name in rows])
+        right.invert_yaxis()
+        right.set_xlim(-4, 104)
+        right.set_xlabel("share of answers (%)")
+        _save(figure, path)

@@ -77,7 +77,7 @@ def test_a_config_that_is_not_there():
         (["--init_from", "x", "--resume_from_checkpoint", "must"], "--init_from starts a new run and --resume_from_checkpoint continues one"),
         (["--save_only_model"], "--save_only_model must stay False: a checkpoint without its optimiser"),
         (["--ignore_data_skip"], "--ignore_data_skip must stay False"),
-        (["--train_sampling_strategy", "random"], "--train_sampling_strategy must stay sequential: --order says"),
+        (["--train_sampling_strategy", "random"], "--train_sampling_strategy must stay sequential: the order of the data"),
         (["--accelerator_config", '{"split_batches": true}'], "accelerator_config.split_batches divides each batch .* shrinks the step"),
         (["--save_strategy", "epoch"], "--save_strategy must be steps"),
         (["--logging_nan_inf_filter"], "--logging_nan_inf_filter must stay False"),

@@ -36,6 +36,8 @@ def write(folder, kind, rows=ROWS):
     path = folder / f"rows.{kind}"
     if kind == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows, indent=2))
     elif kind == "jsonl.gz":
         path.write_bytes(gzip.compress(lines))
     elif kind == "jsonl.zst":
@@ -45,7 +47,7 @@ def write(folder, kind, rows=ROWS):
     return path
 
 
-@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz", "jsonl.zst"])
+@pytest.mark.parametrize("kind", ["parquet", "json", "jsonl", "jsonl.gz", "jsonl.zst"])
 def test_each_format_gives_the_same_documents(tmp_path, kind):
     assert texts_of(source_of(write(tmp_path, kind))) == [row["text"] for row in ROWS]
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import config_file, launch, log_of, same_tensors
 from hub_server import Fault
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_lite import corpus, publishing
@@ -106,7 +106,7 @@ def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain
     run, repo = pretrain(tmp_path / "run", **changes), changes["hub_model_id"]
     there = hub.repos["models", repo]
     assert sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
-    assert not publishing.queued(run) and [record["step"] for record in read_jsonl(run / "published.jsonl")] == [5, 10, 12]
+    assert not publishing.queued(run / "queue") and [record["step"] for record in read_jsonl(run / "published.jsonl")] == [5, 10, 12]
     for tag, commit in there.tags.items():
         files = hub.files(repo, tag)
         record = json.loads(files["revision.json"])
@@ -173,7 +173,7 @@ def published(hub, run, repo, whole_run) -> None:
         steps.append(json.loads(hub.objects[there.commits[oid]["files"]["revision.json"][0]])["step"])
         oid = there.commits[oid]["parent"]
     assert steps == [12, 10, 5] and sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
-    assert not publishing.queued(run)
+    assert not publishing.queued(run / "queue")
     assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors") and log_of(run) == log_of(whole_run)
     assert len(hub.files(repo)["checkpoints.csv"].splitlines()) == 4
 
@@ -184,7 +184,7 @@ def test_a_hub_that_is_down_is_published_to_later(hub, pretrain, whole_run, tmp_
     run = pretrain(tmp_path / "run", **{**changes, "hub_drain_timeout": 1})
     said = capsys.readouterr().out
     assert "WARNING   --push_to_hub" in said and "Training goes on" in said and said.count("step-000005 waits") == 1
-    assert [step for step, _ in publishing.queued(run)] == [5, 10, 12]
+    assert [step for step, _ in publishing.queued(run / "queue")] == [5, 10, 12]
     with pytest.raises(Refusal, match="leave out --hub_required"):
         pretrain(tmp_path / "other", hub_required=True, **changes)
     pretrain(run, "--dry_run", **changes)
@@ -230,7 +230,7 @@ def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
     capsys.readouterr()
     run = pretrain(tmp_path / "none", resume_from_checkpoint="never", publish_training_state="none", **changes)
     assert there.tags == tags and "is there with other content" in capsys.readouterr().out
-    assert [step for step, _ in publishing.queued(run)] == [5, 10, 12]
+    assert [step for step, _ in publishing.queued(run / "queue")] == [5, 10, 12]
 
 
 def test_nothing_private_is_published(hub, pretrain, tmp_path):
@@ -321,7 +321,8 @@ def test_what_cannot_be_resumed_from_the_hub_is_refused(hub, pretrain, tmp_path)
 
 def test_init_from_a_revision_takes_its_weights(hub, repository, pretrain, tmp_path):
     run = pretrain(tmp_path / "run", init_from=f"{repository}@step-000012", max_steps=4, logging_steps=1)
-    local = pretrain(tmp_path / "local", init_from=str(tmp_path / "run/init" / os.listdir(tmp_path / "run/init")[0]), max_steps=4, logging_steps=1)
+    folder = snapshot_download(repository, revision="step-000012")
+    local = pretrain(tmp_path / "local", init_from=folder, max_steps=4, logging_steps=1)
     assert log_of(run) == log_of(local) and same_tensors(run / "model.safetensors", local / "model.safetensors")
     last = [entry["eval_loss"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry][-1]
     assert last < 6 and read_json(run / "run.json")["identity"]["hyperparameters"]["max_steps"] == 4
@@ -336,7 +337,7 @@ def test_the_authors_checkpoints_are_mended(hub, settings, pretrain, tmp_path, c
     HfApi().create_repo("org/DMaS-LLaMa-Lite-step-40.5k", exist_ok=True)
     HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="org/DMaS-LLaMa-Lite-step-40.5k")
     run = pretrain(tmp_path / "run", init_from="org/DMaS-LLaMa-Lite-step-40.5k", max_steps=2)
-    assert "begin and end ids (1, 2) of org/DMaS-LLaMa-Lite-step-40.5k are mended to" in capsys.readouterr().out
+    assert "org/DMaS-LLaMa-Lite-step-40.5k: begin and end ids (1, 2) are mended to" in capsys.readouterr().out
     assert AutoModelForCausalLM.from_pretrained(run).config.eos_token_id == AutoTokenizer.from_pretrained(run).eos_token_id
     config.rms_norm_eps = 1e-6
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")

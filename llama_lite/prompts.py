@@ -1,0 +1,104 @@
+"""The one definition of the chat format: Vicuna 1.1, as a chat template that is saved with the tokenizer.
+
+Training, evaluation, generation and the card all go through it. `encode` gives the ids of a conversation and which of
+them are learnt: the answers, from the blank after `ASSISTANT:` to the end-of-text that closes each of them.
+"""
+
+import dataclasses
+import re
+
+from .arguments import Refusal
+
+# The system line and the order of turns are FastChat's vicuna_v1.1; the end-of-text stands where Vicuna has </s>.
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+VICUNA = (
+    "{%- if messages[0]['role'] == 'system' -%}{{- messages[0]['content'] | trim -}}{%- set turns = messages[1:] -%}"
+    f'{{%- else -%}}{{{{- "{SYSTEM}" -}}}}{{%- set turns = messages -%}}{{%- endif -%}}'
+    "{{- ' ' -}}"
+    "{%- for message in turns -%}"
+    "{%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] | trim + ' ASSISTANT:' -}}"
+    "{%- else -%}{%- generation -%}{{- ' ' + message['content'] | trim + eos_token -}}{%- endgeneration -%}{%- endif -%}"
+    "{%- endfor -%}"
+)
+MARKERS = ("USER:", "ASSISTANT:")  # an answer that holds one has gone on with the conversation by itself
+
+
+def begins_with_bos(tokenizer) -> bool:
+    """Whether texts begin with a begin token of their own: never where begin and end are one token, as in GPT-2."""
+    ids = tokenizer("a")["input_ids"]
+    return tokenizer.bos_token_id is not None and tokenizer.bos_token_id != tokenizer.eos_token_id and ids[0] == tokenizer.bos_token_id
+
+
+def vicuna_template(tokenizer) -> str:
+    """The chat template for a tokenizer."""
+    return ("{{- bos_token -}}" if begins_with_bos(tokenizer) else "") + VICUNA
+
+
+def set_chat_template(tokenizer, path: str | None = None) -> None:
+    """Give a tokenizer the chat template: Vicuna's, or that of a .jinja file. Raises Refusal for one without generation marks."""
+    if path is None:
+        tokenizer.chat_template = vicuna_template(tokenizer)
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            template = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"--chat_template_path {path} is not a readable .jinja file: {error}.") from None
+    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        raise Refusal(
+            f"--chat_template_path {path} has no {{% generation %}} ... {{% endgeneration %}} around the answer, so nobody can tell what is to be "
+            "learnt. Put them there, the end token included, or leave the argument out (Vicuna 1.1)."
+        )
+    tokenizer.chat_template = template
+
+
+def conversation(instruction: str, input: str = "", output: str | None = None) -> list[dict]:
+    """Messages of an alpaca row. An empty `input`, or alpaca's `<noinput>`, adds nothing to the instruction."""
+    given = "" if input is None or input.strip().lower() in ("", "<noinput>") else f"\n\n{input.strip()}"
+    messages = [{"role": "user", "content": instruction.strip() + given}]
+    return messages if output is None else [*messages, {"role": "assistant", "content": output.strip()}]
+
+
+@dataclasses.dataclass
+class Encoded:
+    """Ids of a conversation, and labels: the same ids where they are learnt, -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+
+def encode(tokenizer, messages: list[dict], learn_from: int = 0) -> Encoded:
+    """A whole conversation. Answers before message `learn_from` are context and not learnt."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    rendered, spans = render_jinja_template([messages], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **names)
+    earlier = sum(message["role"] == "assistant" for message in messages[:learn_from])
+    learnt = spans[0][earlier:]
+    ids = tokenizer(rendered[0], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    labels, place = [], 0
+    for token, (begin, end) in zip(ids["input_ids"], ids["offset_mapping"], strict=True):
+        while place < len(learnt) and begin >= learnt[place][1]:
+            place += 1
+        labels.append(token if place < len(learnt) and end > learnt[place][0] else -100)
+    return Encoded(ids["input_ids"], labels)
+
+
+def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
+    """Ids after which the model is to answer; they begin the ids of the whole conversation."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def special_text(tokenizer, messages: list[dict]) -> str | None:
+    """A special token whose literal text stands in a message (it would be read as that token), or None."""
+    texts = [message["content"] for message in messages]
+    return next((token for token in tokenizer.all_special_tokens if any(token in text for text in texts)), None)
+
+
+def kept_format(answer: str) -> bool:
+    """Whether an answer is one: not empty, and without a turn of its own invention."""
+    return bool(answer.strip()) and not any(marker in answer for marker in MARKERS)

@@ -1,0 +1,250 @@
+"""Tune a model on instructions with TRL's SFTTrainer and LoRA, and resume it bit for bit.
+
+    accelerate launch run_sft.py                                            # on the demo's own model
+    accelerate launch run_sft.py --config configs/sft/paper.yaml --model_name_or_path you/name --model_revision step-040000
+
+Stop it at any moment and run the same command again.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import warnings
+from pathlib import Path
+
+from llama_lite.arguments import Refusal
+from llama_lite.runs import RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say
+from llama_lite.sft_arguments import parse_sft
+
+
+def main(argv: list[str] | None = None) -> None:
+    base_args, adapter_args, row_args, hub_args, run_args, training_args = parse_sft(argv)
+
+    # The heavy imports come after parsing, so that --help and refusals answer at once.
+    import torch
+    from transformers import set_seed
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+    from transformers.utils.logging import disable_progress_bar
+
+    from llama_lite import checkpoints, instructions, models, prompts, publishing, training, tuning
+    from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
+    from llama_lite.plan import plan_tuning
+    from llama_lite.provenance import code_revision, hardware, package_versions, provenance
+    from llama_lite.starting import Asked, begin, publish_only
+    from llama_lite.tokenizers import tokenizer_record
+
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
+    torch.set_num_threads(run_args.cpu_threads or cores_for_a_process())
+    publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
+
+    # ---- The base, and the chat format ----
+    base = on_main(models.locate, base_args.model_name_or_path, base_args.model_revision)
+    tokenizer = models.load_tokenizer(base, base_args.tokenizer_name)
+    prompts.set_chat_template(tokenizer, training_args.chat_template_path)
+    hub_base = base_on_hub(base, hub_args.base_hub_id)
+    if publishes and adapter_args.use_lora and hub_base is None:
+        raise Refusal(
+            f"--push_to_hub: an adapter must name its base, and {base.name} is a folder of this machine. Publish that run first, or say where it is: "
+            "--base_hub_id owner/name@revision."
+        )
+
+    def publishers(run, identifier: str) -> list:
+        def repository(name):
+            return publishing.Repository(name, training_args.hub_private_repo, identifier)
+
+        def merged(checkpoint, folder):
+            tuning.merge(base, checkpoint, tokenizer, base_args.publish_dtype, folder)
+
+        def whole(checkpoint, folder):
+            publishing.export_model(checkpoint, folder, base_args.publish_dtype)
+
+        export = publishing.export_adapter if adapter_args.use_lora else whole
+        opened = [publishing.Publisher(run, repository(training_args.hub_model_id), export, hub_args.publish_training_state, hub_args.publish_steps)]
+        if adapter_args.merge_adapter:
+            opened.append(publishing.Publisher(run, repository(f"{training_args.hub_model_id}-merged"), merged, "none", sys.maxsize, "-merged"))
+        return opened
+
+    if hub_args.publish_only:
+        publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
+        return
+
+    # ---- Rows to ids ----
+    signals = StopSignals(lambda: None)
+    rows, source, skipped = on_main(
+        instructions.load,
+        row_args.dataset,
+        row_args.dataset_config,
+        row_args.dataset_split,
+        row_args.dataset_revision,
+        row_args.max_rows,
+        row_args.prepare_workers,
+    )
+    learnt, held = instructions.hold_out(rows, row_args.eval_rows)
+    learnt, held = (on_main(instructions.tokenise, part, tokenizer, training_args.max_length, row_args.long_rows, skipped) for part in (learnt, held))
+    instructions.need_rows(learnt, held, max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers), skipped)
+    if row_args.show_example:
+        say(instructions.show(tokenizer, held[0], sys.stdout.isatty()))
+        return
+    for reason, entry in skipped.items():
+        say(f"rows      {entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > 3 else ''})")
+    packed = instructions.pack(learnt, training_args.max_length, training_args.packing)
+    model = models.load_model(base)
+    models.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
+    if said := models.mend_ids(model, tokenizer):
+        say(f"base      {base.name}: {said}")
+    set_seed(training_args.seed)
+    if adapter_args.use_lora:
+        model = tuning.add_adapter(model, adapter_args, hub_base[0] if hub_base else base.name)
+    plan = plan_tuning(model, learnt, held, len(packed), run_args.sequences_per_step, training_args)
+    say("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
+    if run_args.dry_run:
+        return
+
+    with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
+        signals.on_stop = run.stopping
+
+        # ---- What is this run, and does it go on from somewhere ----
+        training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
+        precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
+        base_record = models.base_record(base, *(hub_base or (None, None)))
+        order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
+        identity = checkpoints.identity(
+            {**model.config.to_dict(), "base": base_record["sha256"], "adapter": tuning.lora_record(adapter_args)},
+            {**training_args.to_dict(), "precision": precision},
+            {
+                "data": instructions.fingerprint(learnt),
+                "held_out": instructions.fingerprint(held),
+                "tokenizer": tokenizer_record(tokenizer)["sha256"],
+                "data_seed": order_seed,
+                "seed": training_args.seed,
+                "packing": training_args.packing,
+                "max_length": training_args.max_length,
+                "sequences_per_step": run_args.sequences_per_step,
+            },
+            {"processes": plan.processes, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation},
+            {
+                "hardware": hardware(),
+                "packages": package_versions(),
+                "switches": {"torch_compile": training_args.torch_compile, "attention": model.config._attn_implementation},
+                "code_revision": code_revision(),
+            },
+            ("neftune_noise_alpha", "loss_type"),
+        )
+        record = {
+            "kind": "sft",
+            "identity": identity,
+            "plan": dataclasses.asdict(plan),
+            "source": source,
+            "skipped": skipped,
+            "base": base_record | {"name": base.name if base.repo else base.folder.name, "commit": base.commit},
+            **provenance(),
+        }
+        asked = Asked(
+            training_args.resume_from_checkpoint,
+            run_args.resume_without,
+            run_args.allow_changes,
+            training_args.hub_model_id if publishes else None,
+            hub_args.hub_required,
+            hub_args.hub_drain_timeout,
+        )
+        start, opened = begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        for publisher in opened:
+            ends.callback(publisher.stop)
+        if start is None:
+            return
+
+        # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
+        model.to(training_args.device)
+        before = read_json(start.checkpoint / tuning.BEFORE) if start.checkpoint else None
+        wanted = (run_args.prompts, run_args.compared_prompts, run_args.sampled_answers, run_args.answer_tokens, training_args.seed)
+        before = before or on_main(tuning.behaviour, model, tokenizer, held, *wanted)
+        order = tuning.order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
+        training_args.padding_free = True
+        training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
+        trainer = tuning.TuningTrainer(
+            model=model,
+            args=training_args,
+            train_dataset=packed.select(order),
+            eval_dataset=instructions.pack(held, 0, packing=False),
+            processing_class=tokenizer,
+            run=run,
+            identity=identity,
+            start=start,
+            signals=signals,
+            publisher=opened[0] if opened else None,
+            probe=[{name: torch.tensor([getattr(row, name)]) for name in ("input_ids", "labels")} for row in held[: run_args.probe_rows]],
+            held=held,
+            before=before,
+            base=base_record,
+        )
+        trainer.on_spike = SpikeDetector()
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(Progress())
+        trainer.add_callback(Health(run))
+
+        # ---- Train, or go on ----
+        signals.at_once = False
+        if start.step < plan.steps:
+            run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
+            training.finish_or_raise(trainer)
+        else:
+            trainer._load_from_checkpoint(start.checkpoint)
+
+        # ---- Finish: adapter or model, what tuning changed, and the curves ----
+        after = on_main(tuning.behaviour, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
+        on_main(finish, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args, before, after)
+        on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
+
+
+def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
+    """(Hub id, revision) of a base: its own, the one that is named, or the one that its run was published as; None where it is not there."""
+    from llama_lite.hub import reference
+    from llama_lite.runs import read_jsonl
+
+    if base.repo:
+        return base.repo, base.revision or base.commit
+    if named:
+        where = reference(named)
+        return where.repo, where.revision or "main"
+    published = read_jsonl(base.folder / "published.jsonl")
+    last = (read_json(base.folder / "status.json") or {}).get("step")
+    return next(((row["repo"], row["revision"]) for row in published if row["step"] == last), None)
+
+
+def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: dict, after: dict) -> None:
+    """The finished adapter or model at the root of the run folder, `before_after.json`, and figures (rank 0)."""
+    from llama_lite import publishing, tuning
+    from llama_lite.runs import read_jsonl, write_json
+    from model_card import figures
+
+    checkpoint = run.path / f"checkpoint-{steps}"
+    if adapter_args.use_lora:
+        publishing.export_adapter(checkpoint, run.path)
+    else:
+        publishing.export_model(checkpoint, run.path, dtype)
+    if adapter_args.merge_adapter:
+        tuning.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
+    record = tuning.compare(before, after)
+    write_json(run.path / "before_after.json", record)
+    figures.training_curves(read_jsonl(run.path / "log.jsonl"), {}, run.path / "figures" / "training.png")
+    figures.before_after(record, run.path / "figures" / "before_after.png")
+    for row in record["shown"]:
+        say(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
+    say(tuning.table(record))
+    say(f"finished  {run.path}: {'adapter' if adapter_args.use_lora else 'model'}, before_after.json, figures")
+
+
+def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
+    """Queue the merged model, and wait for all queues (rank 0)."""
+    for publisher in publishers[1:]:
+        publisher.add(checkpoint)
+        publisher.start()
+    for publisher in publishers:
+        publisher.drain(timeout)
+
+
+if __name__ == "__main__":
+    exit_with_status(main)
