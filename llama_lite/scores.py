@@ -8,7 +8,8 @@ def paired_ratio(differences: list[float], weights: list[float], clusters: list[
 
     `weights` of 1 make it the mean difference, token counts a difference in nats a token. Items of one cluster (a document, a
     passage) are not independent: the error is the linearised ratio's, over G clusters, corrected by G / (G - 1), as in
-    statsmodels' clustered OLS; the interval takes Student's t with G - 1 degrees of freedom. JSON.
+    statsmodels' clustered OLS; the interval takes Student's t with G - 1 degrees of freedom. One cluster has no
+    interval (None). JSON.
     """
     from scipy import stats
 

@@ -4,6 +4,7 @@ It replaces how transformers.Trainer saves and loads, and nothing of how it trai
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -212,7 +213,7 @@ class VerifiedTraining:
             "tokens": self.tokens,
             "files": checkpoints.flush_and_hash(staging),
             "identity": self.identity,
-            "probe": {"loss": loss, "windows": len(self.probe)},
+            "probe": {"loss": loss, "sha256": self.probe_digest()},
         }
         sealed = checkpoints.seal(staging, self.run.path, step, manifest)
         self.run.step = step
@@ -306,12 +307,19 @@ class VerifiedTraining:
         self.model.train(training)
         return math.fsum(losses) / len(losses)
 
+    def probe_digest(self) -> str:
+        """sha256 over the ids of the probe."""
+        digest = hashlib.sha256()
+        for batch in self.probe:
+            digest.update(batch["input_ids"].numpy().tobytes())
+        return digest.hexdigest()
+
     def check_probe(self) -> None:
         """Raise Refusal when the loaded model does not give the loss that was recorded when it was saved."""
         then, now = self.start.manifest["identity"], self.identity
         recorded, found = self.start.manifest["probe"]["loss"], self.probe_loss()
-        measured = [(i["model"], i["data"]["data"], i["data"]["block_size"], i["hyperparameters"]["precision"], len(self.probe)) for i in (then, now)]
-        if measured[0] != measured[1] or self.start.manifest["probe"]["windows"] != len(self.probe):
+        measured = [(i["model"], i["hyperparameters"]["precision"]) for i in (then, now)]
+        if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
             say("the probe is another one than the checkpoint's: its loss is not compared")
             return
         same = all(then["environment"][key] == now["environment"][key] for key in ("hardware", "packages", "switches"))

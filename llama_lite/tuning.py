@@ -18,10 +18,10 @@ from trl import SFTTrainer
 from . import models, prompts, scores
 from .arguments import Refusal
 from .instructions import Example
-from .runs import WORLD_SIZE, write_json
+from .runs import WORLD_SIZE, read_json, write_json
 from .training import VerifiedTraining
 
-ADAPTER_FILE = "adapter_model.safetensors"
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BEFORE = "before.json"  # what the untuned model did, carried in every checkpoint
 TEMPERATURE, TOP_K = 0.7, 50  # of sampled answers
 LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in something said three times in a row
@@ -30,8 +30,8 @@ LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in something said three
 # ---- the model ----
 
 
-def add_adapter(model: PreTrainedModel, adapter, base: str):
-    """The model with a fresh LoRA adapter (`peft.PeftModel`). Raises Refusal for targets that match no linear module."""
+def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None = None):
+    """The model with a fresh LoRA adapter (`peft.PeftModel`) that names its base. Raises Refusal for targets that match no linear module."""
     linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"]
     targets = "all-linear" if adapter.target_modules == ["all-linear"] else list(adapter.target_modules)
     unmatched = [t for t in adapter.target_modules if t != "all-linear" and not any(n == t or n.endswith(f".{t}") for n in linear)]
@@ -48,7 +48,7 @@ def add_adapter(model: PreTrainedModel, adapter, base: str):
         task_type="CAUSAL_LM",
     )
     tuned = get_peft_model(model, config)
-    config.base_model_name_or_path = base
+    config.base_model_name_or_path, config.revision = base, revision
     return tuned
 
 
@@ -114,6 +114,9 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         if hasattr(model, "peft_config"):
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card
+            config = read_json(folder / ADAPTER_CONFIG)
+            config["target_modules"] = sorted(config["target_modules"])  # a set: in another order in every process
+            write_json(folder / ADAPTER_CONFIG, config)
         else:
             model.save_pretrained(output_dir, state_dict=state_dict)
         self.processing_class.save_pretrained(output_dir)
@@ -269,10 +272,8 @@ def table(record: dict) -> str:
     for name, key in (("loss of held-out answers (nats)", "answer_loss"), ("loss of the end-of-text (nats)", "end_of_text_loss")):
         found = record[key]
         change = found["difference"]
-        lines.append(
-            f"{name:34}{found['before']:9.3f}{found['after']:9.3f}   {change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f}, "
-            f"{change['clusters']} documents)"
-        )
+        interval = "no interval" if change["low"] is None else f"{change['low']:+.3f} to {change['high']:+.3f}"
+        lines.append(f"{name:34}{found['before']:9.3f}{found['after']:9.3f}   {change['value']:+.3f} ({interval}, {change['clusters']} documents)")
     for how in ("greedy", "sampled"):
         for name, key in (("stop by themselves", "stopped"), ("keep the format", "kept_format"), ("end in a loop", "loops")):
             if how in record:

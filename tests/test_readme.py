@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, config_file, launch
 
 from llama_lite.arguments import parse_pretrain
+from llama_lite.sft_arguments import parse_sft
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
@@ -16,12 +17,16 @@ def test_there_are_commands():
     assert any(command.startswith("make demo") for command in COMMANDS) and len(COMMANDS) >= 5
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if "run_pretrain.py" in c])
-def test_each_pretraining_command_is_understood(command):
+PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft}
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if any(script in c for script in PARSERS)])
+def test_each_command_is_understood(command):
     argv = shlex.split(command)
-    argv = argv[argv.index("run_pretrain.py") + 1 :]
+    script = next(word for word in argv if word in PARSERS)
+    argv = argv[argv.index(script) + 1 :]
     if "--help" not in argv:
-        parse_pretrain(argv)
+        PARSERS[script](argv)
 
 
 def test_make_targets_are_there():
@@ -39,12 +44,13 @@ def test_every_path_is_there():
         assert (ROOT / path).exists(), path
 
 
-def test_python_snippets_run(whole_run, tmp_path, monkeypatch):
-    """The snippet that opens a finished run, on a tiny one."""
+def test_python_snippets_run(whole_run, whole_sft, base):
+    """The snippets that open finished runs, on tiny ones."""
     snippets = re.findall(r"```python\n(.*?)```", README, re.S)
-    assert snippets
+    assert len(snippets) == 2
     for snippet in snippets:
-        exec(snippet.replace("runs/demo", str(whole_run)), {})
+        folder = base if "runs/demo-sft" in snippet else whole_run
+        exec(snippet.replace("runs/demo-sft", str(whole_sft)).replace("runs/demo", str(folder)), {})
 
 
 def test_the_stated_way_to_stop_and_go_on_works(settings, whole_run, tmp_path):

@@ -29,9 +29,9 @@ def wait_for(condition, seconds=90.0, process=None):
         time.sleep(0.05)
 
 
-def start(path: Path, *argv, launcher=(sys.executable,)) -> subprocess.Popen:
+def start(path: Path, *argv, launcher=(sys.executable,), script="run_pretrain.py") -> subprocess.Popen:
     """In a process group of its own, as a terminal would start it."""
-    command = [*launcher, str(ROOT / "run_pretrain.py"), "--config", str(path), *argv]
+    command = [*launcher, str(ROOT / script), "--config", str(path), *argv]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
 
 
@@ -240,3 +240,38 @@ def test_two_processes_resume_bit_for_bit(settings, whole_run, tmp_path):
     assert log_of(cut) == log_of(whole)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert same_tensors(cut / "checkpoint-12" / name, whole / "checkpoint-12" / name)
+
+
+def test_tuning_with_two_processes(sft_settings, tmp_path):
+    """Same rows and losses as with one; stopped and resumed bit for bit."""
+    plain = {"bf16": False, "logging_steps": 1, "lora_dropout": 0.0, "save_total_limit": None}
+    one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
+    for run, launcher in ((one, (sys.executable,)), (two, TWO)):
+        result = launch("--config", str(config_file(tmp_path, sft_settings, output_dir=str(run), **plain)), script="run_sft.py", launcher=launcher)
+        assert result.returncode == 0, result.stderr
+    for key in ("loss", "eval_loss", "tokens"):
+        found = [[entry[key] for entry in log_of(run) if key in entry] for run in (one, two)]
+        np.testing.assert_allclose(*found, atol=1e-5)
+    assert read_json(two / "run.json")["plan"]["processes"] == 2 and len(found[0]) > 8
+    shutil.copytree(two, cut)
+    for step in (6, 8):
+        shutil.rmtree(cut / f"checkpoint-{step}")
+    (cut / "status.json").unlink()
+    result = launch("--config", str(config_file(tmp_path, sft_settings, output_dir=str(cut), **plain)), script="run_sft.py", launcher=TWO)
+    assert result.returncode == 0 and "start     step 3" in result.stdout, result.stderr
+    assert log_of(cut) == log_of(two)
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(cut / "checkpoint-8" / name, two / "checkpoint-8" / name)
+
+
+def test_tuning_is_interrupted_by_a_signal_and_goes_on(sft_settings, whole_sft, tmp_path):
+    run = tmp_path / "run"
+    path = config_file(tmp_path, sft_settings, output_dir=str(run))
+    process = start(path, script="run_sft.py")
+    wait_for(trained(run, 2), process=process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 75 and read_json(run / "status.json")["status"] == "interrupted"
+    result = launch("--config", str(path), script="run_sft.py")
+    assert result.returncode == 0, result.stderr
+    assert log_of(run) == log_of(whole_sft)

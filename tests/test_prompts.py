@@ -1,0 +1,124 @@
+"""The chat format: exactly the answers are learnt, and what is generated begins as what was trained."""
+
+import pytest
+
+from llama_lite import prompts
+from llama_lite.arguments import Refusal
+from llama_lite.tokenizers import gpt2_tokenizer
+
+ONE = prompts.conversation("Name a city.", "", "Paris is one.")
+GIVEN = prompts.conversation("Say it in French.", "a house", "  une maison\n")
+TWO = [*ONE, *prompts.conversation("Another?", None, "Tokyo: it is large!")]
+SYSTEM = [{"role": "system", "content": "Be brief."}, *ONE]
+
+
+@pytest.fixture(scope="module", params=["gpt2", "learnt", "with begin"])
+def tokenizer(request):
+    if request.param == "gpt2":
+        tokenizer = gpt2_tokenizer()
+    else:
+        from llama_lite.tokenizers import train_tokenizer
+
+        tokenizer = train_tokenizer(iter([prompts.SYSTEM + " USER: ASSISTANT: Paris is a city and so is Tokyo."] * 3), 300)
+    if request.param == "with begin":  # one whose texts begin with a token of their own, as Llama 2's do
+        from tokenizers.processors import TemplateProcessing
+
+        tokenizer.add_special_tokens({"bos_token": "<s>"})
+        place = tokenizer.convert_tokens_to_ids("<s>")
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", place)])
+    prompts.set_chat_template(tokenizer)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    "messages, learnt",
+    [
+        (ONE, [" Paris is one."]),
+        (GIVEN, [" une maison"]),
+        (TWO, [" Paris is one.", " Tokyo: it is large!"]),
+        (SYSTEM, [" Paris is one."]),
+    ],
+)
+def test_exactly_the_answers_and_their_end_are_learnt(tokenizer, messages, learnt):
+    encoded = prompts.encode(tokenizer, messages)
+    expected = [id for answer in learnt for id in [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
+    assert [label for label in encoded.labels if label != -100] == expected
+    assert all(label in (-100, id) for id, label in zip(encoded.input_ids, encoded.labels, strict=True))
+
+
+@pytest.mark.parametrize("messages", [ONE, GIVEN, TWO, SYSTEM])
+def test_what_is_generated_begins_as_what_was_trained(tokenizer, messages):
+    encoded = prompts.encode(tokenizer, messages)
+    for place, message in enumerate(messages):
+        if message["role"] == "assistant":
+            asked = prompts.encode_prompt(tokenizer, messages[:place])
+            assert encoded.input_ids[: len(asked)] == asked and encoded.labels[len(asked)] != -100
+            assert encoded.labels[len(asked) - 1] == -100
+
+
+@pytest.mark.parametrize("messages", [ONE, GIVEN, TWO, SYSTEM])
+def test_the_saved_template_gives_transformers_the_same_ids_and_mask(tokenizer, messages, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer.save_pretrained(tmp_path)
+    found = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    encoded = prompts.encode(tokenizer, messages)
+    assert found["input_ids"] == encoded.input_ids
+    assert [bool(mask) for mask in found["assistant_masks"]] == [label != -100 for label in encoded.labels]
+
+
+def test_a_begin_token_stands_first_where_a_tokenizer_has_one_and_nowhere_else(tokenizer):
+    ids = prompts.encode(tokenizer, TWO).input_ids
+    if tokenizer.bos_token == "<s>":
+        assert ids.index(tokenizer.bos_token_id) == 0 and ids.count(tokenizer.bos_token_id) == 1
+    else:
+        assert ids.count(tokenizer.eos_token_id) == 2  # the two ends, and no begin
+
+
+def test_vicuna_word_for_word(tokenizer):
+    tokenizer = gpt2_tokenizer()
+    prompts.set_chat_template(tokenizer)
+    assert tokenizer.apply_chat_template(TWO, tokenize=False) == (
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
+        "user's questions. USER: Name a city. ASSISTANT: Paris is one.<|endoftext|>USER: Another? ASSISTANT: Tokyo: it is large!<|endoftext|>"
+    )
+
+
+@pytest.mark.parametrize("empty", [None, "", "  \n", "<noinput>", "<NoInput>"])
+def test_an_empty_input_adds_nothing(empty):
+    assert prompts.conversation("Do it.", empty) == [{"role": "user", "content": "Do it."}]
+    assert prompts.conversation("Do it.", "with this")[0]["content"] == "Do it.\n\nwith this"
+
+
+def test_earlier_answers_can_be_context(tokenizer):
+    encoded = prompts.encode(tokenizer, TWO, learn_from=2)
+    assert tokenizer.decode([label for label in encoded.labels if label != -100]) == " Tokyo: it is large!" + tokenizer.eos_token
+
+
+def test_a_template_without_generation_marks_is_refused(tmp_path):
+    plain = tmp_path / "plain.jinja"
+    plain.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+    with pytest.raises(Refusal, match=r"plain\.jinja has no \{% generation %\}"):
+        prompts.set_chat_template(gpt2_tokenizer(), str(plain))
+    with pytest.raises(Refusal, match=r"is not a readable \.jinja file"):
+        prompts.set_chat_template(gpt2_tokenizer(), str(tmp_path / "nothing.jinja"))
+    marked = tmp_path / "marked.jinja"
+    marked.write_text(
+        "{% for m in messages %}{% if m['role'] == 'user' %}Q {{ m['content'] }} A{% else %}{% generation %} {{ m['content'] }}"
+        "{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    tokenizer = gpt2_tokenizer()
+    prompts.set_chat_template(tokenizer, str(marked))
+    encoded = prompts.encode(tokenizer, ONE)
+    assert tokenizer.decode([label for label in encoded.labels if label != -100]) == " Paris is one.<|endoftext|>"
+
+
+def test_special_tokens_in_the_text_are_seen():
+    tokenizer = gpt2_tokenizer()
+    assert prompts.special_text(tokenizer, ONE) is None
+    assert prompts.special_text(tokenizer, prompts.conversation("What is <|endoftext|>?", "", "A token.")) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("answer, kept", [("Fine.", True), ("  ", False), ("Fine. USER: and?", False), ("ASSISTANT: no", False)])
+def test_the_format_of_an_answer(answer, kept):
+    assert prompts.kept_format(answer) is kept

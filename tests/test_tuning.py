@@ -1,0 +1,274 @@
+"""Tuning: the loss is that of the answers, rows do not see each other, and a resumed run is the run that was not stopped."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import log_of, same_tensors, tensors_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llama_lite import instructions, models, prompts, tuning
+from llama_lite.arguments import Refusal
+from llama_lite.instructions import Row
+from llama_lite.runs import Interrupted, read_json, read_jsonl
+from llama_lite.sft_arguments import AdapterArguments
+
+
+@pytest.fixture(scope="module")
+def examples(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prompts.set_chat_template(tokenizer)
+    rows = [Row(str(i), str(i), tuple(prompts.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(12)]
+    return instructions.tokenise(rows, tokenizer, 512, "drop", {})
+
+
+@pytest.fixture
+def model(base):
+    return models.load_model(models.locate(str(base))).eval()
+
+
+# ---- the loss ----
+
+
+def test_the_loss_is_the_models_own_over_answers(model, examples):
+    batch = {"input_ids": torch.tensor([examples[3].input_ids]), "labels": torch.tensor([examples[3].labels])}
+    own = model(**batch).loss
+    losses, top = tuning.answer_losses(model, dict(batch))
+    assert len(losses) == examples[3].learnt and losses.mean().item() == pytest.approx(own.item(), abs=1e-6)
+    log_p = model(batch["input_ids"]).logits[0].log_softmax(-1)
+    written_out = [-float(log_p[i, label]) for i, label in enumerate(examples[3].labels[1:]) if label != -100]
+    torch.testing.assert_close(losses, torch.tensor(written_out), atol=1e-5, rtol=0)
+    assert top.tolist() == [int(log_p[i].argmax()) == label for i, label in enumerate(examples[3].labels[1:]) if label != -100]
+
+
+def test_a_packed_batch_has_the_losses_of_its_rows_one_by_one(model, examples):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    packed = instructions.pack(examples, 512, True)
+    assert len(packed) < len(examples)
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([packed[i] for i in range(len(packed))])
+    together = tuning.answer_losses(model, {**batch, "use_cache": False})[0]
+    alone = [tuning.answer_losses(model, tuning.side_by_side([row], "cpu"))[0] for row in examples]
+    torch.testing.assert_close(together.sort().values, torch.cat(alone).sort().values, atol=1e-5, rtol=0)
+    for size in (1, 5):
+        found = tuning.measure(model, examples, "cpu", size)
+        assert [row["loss"] for row in found] == pytest.approx([float(losses.sum()) for losses in alone], abs=1e-4)
+        assert [row["end_loss"] for row in found] == pytest.approx([float(losses[-1]) for losses in alone], abs=1e-5)
+
+
+def test_gradients_equal_trls_own_loss(base, examples):
+    """One step's gradients by this project's loss and by TRL's fused head."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    grads = []
+    for fused in (False, True):
+        model = models.load_model(models.locate(str(base)))
+        if fused:
+            add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
+        batch = {**tuning.side_by_side(examples, "cpu"), "use_cache": False}
+        tuning.answer_losses(model, batch, fused)[0].mean().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    for name in grads[0]:
+        torch.testing.assert_close(grads[0][name], grads[1][name], atol=1e-6, rtol=1e-4)
+
+
+# ---- runs ----
+
+
+def interrupt(sft, folder, step, monkeypatch, **changes):
+    original = tuning.TuningTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step - 1:
+            (folder / "stop").touch()
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning.TuningTrainer, "training_step", training_step)
+        with pytest.raises(Interrupted, match=f"at step {step} of"):
+            sft(folder, **changes)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("step", [2, 7])
+def test_a_stopped_run_ends_as_the_one_that_was_not(sft, whole_sft, tmp_path, monkeypatch, packing, step):
+    whole = whole_sft if packing else sft(tmp_path / "whole", packing=False)
+    interrupt(sft, tmp_path / "run", step, monkeypatch, packing=packing)
+    run = sft(tmp_path / "run", packing=packing)
+    assert log_of(run) == log_of(whole)
+    assert [entry["num_tokens"] for entry in log_of(run)] == sorted(entry["num_tokens"] for entry in log_of(run)) and log_of(run)[-1][
+        "num_tokens"
+    ] > 1000
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(run / "checkpoint-8" / name, whole / "checkpoint-8" / name), name
+    assert read_json(run / "before_after.json") == read_json(whole / "before_after.json")
+    assert read_json(run / "checkpoint-8/adapter_config.json") == read_json(whole / "checkpoint-8/adapter_config.json")
+
+
+def test_full_tuning_resumes_too_and_ends_with_a_model(sft, tmp_path, monkeypatch, base):
+    whole = sft(tmp_path / "whole", use_lora=False, publish_dtype="float32")
+    interrupt(sft, tmp_path / "run", 5, monkeypatch, use_lora=False, publish_dtype="float32")
+    run = sft(tmp_path / "run", use_lora=False, publish_dtype="float32")
+    assert log_of(run) == log_of(whole) and same_tensors(run / "model.safetensors", whole / "model.safetensors")
+    assert not same_tensors(run / "model.safetensors", base / "model.safetensors")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    ids = {model.config.eos_token_id, model.generation_config.eos_token_id, model.generation_config.pad_token_id, tokenizer.eos_token_id}
+    assert len(ids) == 1 and tokenizer.chat_template
+
+
+def test_a_run_learns_and_says_what_changed(whole_sft):
+    record = read_json(whole_sft / "before_after.json")
+    loss = record["answer_loss"]
+    assert loss["after"] < loss["before"] and loss["difference"]["high"] < 0 and record["held_out"]["rows"] >= 16
+    assert loss["after"] - loss["before"] == pytest.approx(loss["difference"]["value"])
+    last = [entry for entry in read_jsonl(whole_sft / "log.jsonl") if "eval_loss" in entry][-1]
+    assert last["eval_loss"] == pytest.approx(loss["after"], abs=1e-6) and last["eval_end_loss"] == pytest.approx(
+        record["end_of_text_loss"]["after"], abs=1e-6
+    )
+    assert [set(row) for row in record["shown"]] == [{"prompt", "before", "after"}] * 2
+    assert record["greedy"]["before"]["answers"] == record["sampled"]["after"]["answers"] == 4
+    assert (whole_sft / "figures/before_after.png").stat().st_size > 10_000
+    assert not (whole_sft / "README.md").exists() and not list(whole_sft.rglob("training_args.bin"))
+
+
+def test_the_adapter_opens_with_peft_alone(whole_sft, base, examples):
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), whole_sft)
+    assert AutoTokenizer.from_pretrained(whole_sft).chat_template == prompts.vicuna_template(AutoTokenizer.from_pretrained(base))
+    assert read_json(whole_sft / "before_after.json")["answer_loss"]["after"] > 0
+    weights = tensors_of(whole_sft / "adapter_model.safetensors")
+    assert all(value.dtype == torch.float32 for value in weights.values()) and any(
+        "lora_B" in name and value.abs().sum() > 0 for name, value in weights.items()
+    )
+    assert tuned(torch.tensor([examples[0].input_ids])).logits.isfinite().all()
+
+
+def test_a_merged_model_answers_as_base_and_adapter(sft, tmp_path, base, examples):
+    from peft import PeftModel
+
+    run = sft(tmp_path / "run", merge_adapter=True, publish_dtype="float32", use_rslora=True, max_steps=4)
+    two = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run).eval()
+    one = AutoModelForCausalLM.from_pretrained(run / "merged").eval()
+    ids = torch.tensor([examples[0].input_ids])
+    torch.testing.assert_close(one(ids).logits, two(ids).logits, atol=1e-5, rtol=1e-5)
+    assert AutoTokenizer.from_pretrained(run / "merged").chat_template and one.generation_config.eos_token_id is not None
+
+
+def test_dora_neftune_and_other_targets(sft, tmp_path):
+    run = sft(tmp_path / "run", use_dora=True, neftune_noise_alpha=5, target_modules=["q_proj", "v_proj"], max_steps=2, eval_strategy="no")
+    names = tensors_of(run / "adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in names) and not any("k_proj" in name for name in names)
+    config = read_json(run / "adapter_config.json")
+    assert config["use_dora"] and config["target_modules"] == ["q_proj", "v_proj"] and config["r"] == 4
+
+
+def test_a_finished_run_stays_finished(sft, whole_sft, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole_sft, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    sft(run)
+    assert "is finished (8 steps): nothing to do" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"target_modules": ["q_proj", "nothing"]}, r"--target_modules nothing: no linear module .* There are down_proj, gate_proj, k_proj"),
+        ({"target_modules": ["lm_head"]}, r"--target_modules lm_head: TRL reads the head's weight"),
+        ({"max_length": 30}, r"no row is left to learn from \(\d+ longer than 30 tokens: dropped\)"),
+        ({"max_length": 30, "long_rows": "truncate"}, r"no row is left to learn from \(\d+ no answer within 30 tokens: dropped\)"),
+        ({"eval_rows": 200}, r"no row is left to learn from"),
+        ({"sequences_per_step": 5}, r"--sequences_per_step 5 is not a whole number of micro-batches of 2 .*: 4 or 6 is"),
+        ({"sequences_per_step": 1000}, r"rows make \d+ sequences, and a step takes 1000"),
+        ({"gradient_accumulation_steps": 3}, r"contradicts --sequences_per_step 4, which gives 2 here"),
+        ({"probe_rows": 50}, r"--probe_rows 50 is more than --eval_rows 16"),
+        ({"use_lora": False, "merge_adapter": True}, r"there is no adapter to merge"),
+        ({"packing_strategy": "wrapped"}, r"--packing_strategy must stay bfd: the others cut rows, or let one see another"),
+        ({"assistant_only_loss": True}, r"--assistant_only_loss must stay False"),
+        ({"model_name_or_path": "nowhere"}, r"--model_name_or_path nowhere: no folder with a config.json"),
+        ({"model_revision": "main"}, r"--model_revision main: .* is a folder, and folders have no revisions"),
+        ({"tokenizer_name": "gpt2"}, r"has 512 embeddings and its tokenizer 50,257 ids: they do not belong together"),
+        ({"push_to_hub": True, "hub_model_id": "org/tuned"}, r"an adapter must name its base, and .* is a folder of this machine"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(sft, tmp_path, changes, message):
+    with pytest.raises(Refusal, match=message):
+        sft(tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"learning_rate": 1e-3}, r"learning_rate  0\.005 -> 0\.001"),
+        ({"r": 8}, r"model\.adapter"),
+        ({"packing": False}, r"packing  +True -> False; rows come in another order"),
+        ({"neftune_noise_alpha": 5}, r"neftune_noise_alpha  None -> 5"),
+        ({"resume_from_checkpoint": "never"}, r"--resume_from_checkpoint never: .* holds 2 checkpoint"),
+    ],
+)
+def test_another_run_is_refused(sft, whole_sft, tmp_path, changes, message):
+    shutil.copytree(whole_sft, tmp_path / "run")
+    with pytest.raises(Refusal, match=message):
+        sft(tmp_path / "run", **changes)
+
+
+def test_another_base_is_refused(sft, whole_sft, base, tmp_path):
+    shutil.copytree(base, tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.lm_head.weight.data += 0.01
+    model.save_pretrained(tmp_path / "other")
+    shutil.copytree(whole_sft, tmp_path / "run")
+    with pytest.raises(Refusal, match=r"model\.base"):
+        sft(tmp_path / "run", model_name_or_path=str(tmp_path / "other"))
+    adapter, base_, other = (models.locate(str(path)) for path in (whole_sft, base, tmp_path / "other"))
+    models.check_base(adapter, base_)
+    with pytest.raises(Refusal, match=r"was made for other weights and not for .*other"):
+        models.check_base(adapter, other)
+
+
+def test_a_damaged_adapter_is_set_aside(sft, whole_sft, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_sft, run)
+    shutil.rmtree(run / "checkpoint-8")
+    (run / "status.json").unlink()
+    data = bytearray((run / "checkpoint-6/adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (run / "checkpoint-6/adapter_model.safetensors").write_bytes(bytes(data))
+    with pytest.raises(Refusal, match="holds no verified checkpoint"):
+        sft(run, resume_from_checkpoint="must")
+    assert (run / "checkpoint-6.damaged").is_dir()
+
+
+def test_a_folder_of_pretraining_is_refused(sft, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(Refusal, match=r"belongs to a run of another kind \(pretrain, this is sft\)"):
+        sft(tmp_path / "run")
+
+
+def test_a_base_without_tokenizer_or_with_a_foreign_one(base, tmp_path):
+    shutil.copytree(base, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(Refusal, match=r"bare has no tokenizer .*--tokenizer_name, e\.g\. gpt2"):
+        models.load_tokenizer(models.locate(str(tmp_path / "bare")))
+    with pytest.raises(Refusal, match="is an adapter, not a model"):
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+        models.load_model(models.locate(str(tmp_path / "adapter")))
+    with pytest.raises(Refusal, match="says that its base is org/base, not"):
+        models.check_base(models.locate(str(tmp_path / "adapter")), models.locate(str(base)))
+
+
+def test_loops_are_told_from_text():
+    assert tuning.LOOP.search("The number of the same as the same as the same as the same as ")
+    assert not tuning.LOOP.search("The number of points, the number of lines, and the number of faces.")
+
+
+def test_targets(model):
+    tuned = tuning.add_adapter(model, AdapterArguments(r=2), "somewhere")
+    assert not any("lm_head" in name for name, p in tuned.named_parameters() if p.requires_grad)
