@@ -268,17 +268,20 @@ def compare(before: dict, after: dict) -> dict:
 
 def table(record: dict) -> str:
     """`before_after.json` as a person reads it in a terminal."""
-    lines = [f"{'':34}{'before':>9}{'after':>9}"]
+    lines = [f"{'':40}{'before':>9}{'after':>9}"]
     for name, key in (("loss of held-out answers (nats)", "answer_loss"), ("loss of the end-of-text (nats)", "end_of_text_loss")):
         found = record[key]
         change = found["difference"]
         interval = "no interval" if change["low"] is None else f"{change['low']:+.3f} to {change['high']:+.3f}"
-        lines.append(f"{name:34}{found['before']:9.3f}{found['after']:9.3f}   {change['value']:+.3f} ({interval}, {change['clusters']} documents)")
+        lines.append(f"{name:40}{found['before']:9.3f}{found['after']:9.3f}   {change['value']:+.3f} ({interval}, {change['clusters']} documents)")
     for how in ("greedy", "sampled"):
         for name, key in (("stop by themselves", "stopped"), ("keep the format", "kept_format"), ("end in a loop", "loops")):
             if how in record:
                 before, after = (record[how][when] for when in ("before", "after"))
-                lines.append(f"{f'{how} answers that {name}':34}{before[key]:9.0%}{after[key]:9.0%}")
+                lines.append(f"{f'{how} answers that {name}':40}{before[key]:9.0%}{after[key]:9.0%}")
+        if how in record:
+            before, after = (record[how][when]["mean_tokens"] for when in ("before", "after"))
+            lines.append(f"{f'tokens of {how} answers':40}{before:9.1f}{after:9.1f}")
     return "\n".join(lines)
 
 
