@@ -192,6 +192,9 @@ def worker_pool(count: int, start, *arguments):
     except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()
+        # One may have ended half-way through sending a result. This process holds the same pipe open for writing, so the pool's own
+        # thread would wait for the other half for ever.
+        pool._result_queue._writer.close()
         if isinstance(error, BrokenProcessPool):
             raise Refusal(
                 f"one of {count} worker processes was killed, most often for want of memory: lower --prepare_workers and run the same "

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llama_lite.arguments import Refusal
-from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl, write_json
+from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl, worker_pool, write_json
 
 
 def test_a_cut_last_line_is_skipped(tmp_path):
@@ -53,7 +53,7 @@ def test_folders_of_others_are_refused(pretrain, tmp_path):
         pretrain(tmp_path / "photos")
     (tmp_path / "sft").mkdir()
     write_json(tmp_path / "sft" / "run.json", {"kind": "sft"})
-    with pytest.raises(Refusal, match=r"belongs to a run of another kind \(sft\)"):
+    with pytest.raises(Refusal, match=r"belongs to a run of another kind \(sft, this is pretrain\)"):
         pretrain(tmp_path / "sft")
 
 
@@ -73,3 +73,16 @@ def test_resume_never_and_must_in_a_run(pretrain, whole_run, tmp_path):
         pretrain(tmp_path / "run", resume_from_checkpoint="never")
     with pytest.raises(Refusal, match=r"must: .* holds no verified checkpoint"):
         pretrain(tmp_path / "other", resume_from_checkpoint="must")
+
+
+def _send(size):
+    return bytes(size)
+
+
+@pytest.mark.parametrize("turn", range(5))
+def test_a_pool_that_is_left_while_results_come_in_ends(turn):
+    """Workers are ended half-way through sending; nobody waits for the other half."""
+    with pytest.raises(KeyboardInterrupt), worker_pool(2, int) as pool:
+        jobs = [pool.submit(_send, 20_000_000) for _ in range(8)]
+        jobs[turn % 2].result()
+        raise KeyboardInterrupt
