@@ -141,6 +141,8 @@ class RunArguments(CommonRunArguments):
     allow_epochs: bool = arg(False, "Let a run read the training tokens more than once.")
     eval_windows: int | None = arg(None, "Validation windows in an evaluation (default: all of the validation slice).")
     probe_windows: int = arg(8, "Validation windows whose loss is a checkpoint's proof; resuming computes it again.")
+    eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are asked at each evaluation, too (the paper watches hellaswag).")
+    eval_task_limit: int = arg(200, "Items of each of them: a seeded sample, always the same.")
     sample_prompts: list[str] = arg(["Hello, I am a language model,"], "Prompts continued at each evaluation.")
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
     peak_flops: float | None = arg(None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured).")
@@ -385,7 +387,7 @@ def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: Hu
     problems = check_training(run, hub, training, kept, publishes=not data.prepare_only)
     for name in ("shard_tokens", "vocab_size", "prepare_workers"):
         problems.add_if(getattr(data, name) < 1, f"--{name} {getattr(data, name)} must be at least 1.")
-    for name in ("block_size", "tokens_per_step", "probe_windows"):
+    for name in ("block_size", "tokens_per_step", "probe_windows", "eval_task_limit"):
         problems.add_if(getattr(run, name) < 1, f"--{name} {getattr(run, name)} must be at least 1.")
     problems.add_if(
         data.validation_tokens < run.block_size + 1,

@@ -83,6 +83,8 @@ def pull_model(where: Reference) -> tuple[str, Path]:
     for name in set(names) - set(known):  # a small file of a repository that no run of this project published
         fetch(where, commit, name, None)
     download(where, commit, known, None)
+    if REVISION in there:
+        fetch(where, commit, REVISION, None)
     return commit, fetch(where, commit, names[0], None).parent
 
 

@@ -1,0 +1,118 @@
+"""Tasks: real items, known answers, local data, and what is not there is refused with what to do."""
+
+import json
+
+import pytest
+
+from llama_lite import instructions, tasks
+from llama_lite.arguments import Refusal
+
+
+def test_embedded_multiple_choice_is_whole():
+    items = tasks.mmlu_items()
+    assert len(items) > 270 and len({item["subject"] for item in items}) == 57
+    assert all(len(item["choices"]) == 4 and all(item["choices"]) and item["answer"] in range(4) for item in items)
+    pituitary = next(item for item in items if "pituitary" in item["question"])
+    assert pituitary["choices"][pituitary["answer"]] == "Cranial"
+    sentences = tasks.next_sentence_items()
+    assert len(sentences) > 100 and all(len(set(item["choices"])) == 4 for item in sentences)
+    answers = [item["answer"] for item in sentences]
+    assert all(0.15 < answers.count(i) / len(answers) < 0.35 for i in range(4))
+
+
+def test_embedded_texts_are_of_four_kinds_and_deterministic():
+    found = {name: tasks.EMBEDDED[f"embedded_{name}"]().eval_docs for name in ("docs", "code", "web", "science")}
+    assert all(len(texts) >= 70 and len({item["text"] for item in texts}) == len(texts) for texts in found.values())
+    assert all(len(item["text"]) <= tasks.DOCUMENT_CHARACTERS for texts in found.values() for item in texts)
+    code = [item["text"] for item in found["code"]]
+    assert sum(text.lstrip().startswith(("def ", "@", "async")) for text in code) == len(code) and not any('"""' in text[:200] for text in code[:20])
+    assert list(tasks.EMBEDDED["embedded_code"]().eval_docs) == list(found["code"])
+
+
+def test_held_out_instructions_are_held_out_of_every_default_tuning_run():
+    held = {item["document"] for item in tasks.instruction_items()}
+    for most in (5000, None):
+        rows, _, _ = instructions.load("installed-docs", None, "train", None, most, 2)
+        learnt, _ = instructions.hold_out(rows, 400)
+        assert not held & {row.document for row in learnt}
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ((["hellaswg"], {}, {}, False), r"--tasks hellaswg: no such task; near: .*hellaswag.*Embedded, without network: embedded_mmlu"),
+        ((["hellaswag"], {}, {}, False), r"--tasks hellaswag: its data cannot be read .*: give a local copy of it: --task_data hellaswag=FOLDER"),
+        ((["hellaswag"], {"hellaswag": "/nowhere"}, {}, False), r"its data cannot be read \(/nowhere is no folder\)"),
+        ((["humaneval"], {}, {}, False), r"use embedded_humaneval, the same 164 problems, in a sandbox"),
+        ((["embedded_mmlu"], {"hellaswag": "x"}, {}, False), r"--task_data hellaswag=...: hellaswag is not among --tasks"),
+    ],
+)
+def test_what_is_not_there_is_refused(hub, asked, message):
+    with pytest.raises(Refusal, match=message):
+        tasks.build(*asked)
+
+
+def test_a_group_on_local_data(tmp_path):
+    """MMLU with a local copy of its data, one folder a subject as `dataset_name`."""
+    folder = tmp_path / "mmlu"
+    folder.mkdir()
+    subjects = sorted(path.stem.removeprefix("mmlu_") for path in _mmlu_yamls())
+    configs = []
+    for subject in subjects:
+        for split in ("test", "dev"):
+            rows = [{"question": f"{subject} {split} {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4, "subject": subject} for i in range(3)]
+            (folder / f"{subject}-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files = "".join(f"      - split: {split}\n        path: {subject}-{split}.jsonl\n" for split in ("test", "dev"))
+        configs.append(f"  - config_name: {subject}\n    data_files:\n{files}")
+    (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
+    (task,) = tasks.build(["mmlu"], {"mmlu": str(folder)}, {"mmlu": 2}, False)
+    assert len(task.leaves) == 57 and task.n_shot == 2 and task.dataset is None
+    leaf = task.leaves["mmlu_anatomy"]
+    text = leaf.fewshot_context(leaf.eval_docs[0], 2)
+    assert "anatomy dev 0?" in text and "anatomy dev 1?" in text and text.endswith("anatomy test 0?\nA. a\nB. b\nC. c\nD. d\nAnswer:")
+
+
+def _mmlu_yamls():
+    import importlib.util
+    from pathlib import Path
+
+    folder = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks/mmlu/default"
+    return [path for path in folder.glob("mmlu_*.yaml")]
+
+
+def test_examples_never_hold_the_item_itself():
+    (task,) = tasks.build(["embedded_mmlu"], {}, {"": 3}, False)
+    leaf = task.leaves["embedded_mmlu"]
+    leaf.set_fewshot_seed(1)
+    for item in list(leaf.eval_docs)[:60]:
+        text = leaf.fewshot_context(item, 3)
+        assert text.count(item["question"].strip()) == 1 and text.count("Answer:") == 4
+
+
+def test_items_that_share_a_source_are_known():
+    assert tasks.clusters_of({"source_id": "activity~1"}) == "source_id activity~1"
+    assert tasks.clusters_of({"question": "x"}) is None and tasks.clusters_of({"document": "torch/nn.py"}) == "document torch/nn.py"
+
+
+@pytest.mark.parametrize("answer, reference, score", [("the mean of x", "The mean of X.", 1.0), ("nothing", "else", 0.0), ("a b", "a c d e", 1 / 3)])
+def test_word_overlap(answer, reference, score):
+    assert tasks.word_f1(answer, reference) == pytest.approx(score)
+
+
+def test_text_of_ones_own(tmp_path):
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Text number {i}."}) + "\n" for i in range(10)))
+    task = tasks.text_task("own", str(path))
+    assert len(task.items("own")) == 10 and task.version == "1.0"
+    with pytest.raises(Refusal, match="choose another name"):
+        tasks.text_task("embedded_docs", str(path))
+
+
+def test_humaneval_passes_what_is_right_and_nothing_else():
+    (task,) = tasks.build(["embedded_humaneval"], {}, {}, False)
+    leaf = task.leaves["embedded_humaneval"]
+    items = task.items("embedded_humaneval")
+    assert task.unsafe and len(items) == 164
+    for item in items[::20]:
+        assert leaf.process_results(item, [item["canonical_solution"]]) == {"pass@1": 1.0}
+        assert leaf.process_results(item, ["    return 'wrong'\n"]) == {"pass@1": 0.0}
