@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from llama_lite import checkpoints, publishing, pulling, training
-    from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals
+    from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores
     from llama_lite.hub import reference
     from llama_lite.plan import load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
@@ -172,6 +172,8 @@ def main(argv: list[str] | None = None) -> None:
             trainer.remove_callback(callback)
         trainer.add_callback(Progress())
         trainer.add_callback(Health(run))
+        if run_args.eval_tasks:
+            trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, training_args.seed))
         if run_args.sample_tokens:
             trainer.add_callback(Samples(trainer, tokenizer, run_args.sample_prompts, run_args.sample_tokens, training_args.seed))
 

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from .runs import Interrupted, die_with_parent, say
 
+OWN_METRICS = ("eval_loss", "eval_bits_per_byte", "eval_perplexity", "eval_end_loss", "eval_mean_token_accuracy")
 SECOND_SIGNAL_AFTER = 2.0  # seconds: one Ctrl-C can arrive twice, from the terminal and from the launcher
 SPIKE_SIGMAS, SPIKE_HISTORY = 6.0, 100
 SATURATION_SLOPE = 0.02  # nats a doubling of tokens, below which a curve counts as saturated
@@ -79,6 +80,7 @@ class Progress(TrainerCallback):
         names = {"loss": "loss {:.4f}", "grad_norm": "grad {:.2f}", "learning_rate": "lr {:.2e}", "tokens_per_second": "{:,.0f} tok/s"}
         names |= {"mfu": "mfu {:.1f}%", "eval_loss": "validation {:.4f}", "eval_bits_per_byte": "{:.4f} bits/byte"}
         shown += [text.format(logs[name]) for name, text in names.items() if name in logs]
+        shown += [f"{name.removeprefix('eval_')} {value:.3f}" for name, value in logs.items() if name.startswith("eval_") and name not in OWN_METRICS]
         done = state.global_step - self.first
         if "loss" in logs and done:
             left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
@@ -191,3 +193,31 @@ class Samples(TrainerCallback):
                 texts.append(self.tokenizer.decode(output[0], skip_special_tokens=True))
             model.train(training)
         self.trainer.log({"samples": texts})
+
+
+class TaskScores(TrainerCallback):
+    """Scores of a few tasks at each evaluation, in the log as `eval_TASK_METRIC`. Every rank asks all of it, so that any layout can.
+
+    The run's random state is left as it was.
+    """
+
+    def __init__(self, trainer, tokenizer, names: list[str], limit: int, seed: int):
+        from . import evaluation, tasks
+
+        self.trainer, self.tokenizer, self.seed = trainer, tokenizer, seed
+        self.tasks = [(task, evaluation.chosen(task, limit, seed)) for task in tasks.build(names, {}, {}, False)]
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        from . import evaluation, harness
+
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        training, found = model.training, {}
+        model.eval()
+        lm = harness.SharedContextLM(model, self.tokenizer)
+        for task, items in self.tasks:
+            samples = evaluation.samples_of(task, harness.run(lm, {leaf: task.leaves[leaf] for leaf in items}, items, self.seed, False, False))
+            metrics = evaluation.metrics_of(samples)
+            metric = evaluation.shown_metric(metrics)
+            found[f"eval_{task.name}_{metric}"] = metrics[metric]["value"]
+        model.train(training)
+        self.trainer.log(found)

@@ -246,7 +246,7 @@ def compare(before: dict, after: dict) -> dict:
     def losses(key: str, counts: str) -> dict:
         weights = [row[counts] for row, _ in pairs]
         total = max(sum(weights), 1)
-        difference = scores.paired_ratio([b[key] - a[key] for a, b in pairs], weights, documents)
+        difference = scores.ratio([b[key] - a[key] for a, b in pairs], weights, documents)
         return {"before": sum(a[key] for a, _ in pairs) / total, "after": sum(b[key] for _, b in pairs) / total, "difference": difference}
 
     def endings(record: dict, how: str) -> dict:

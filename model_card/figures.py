@@ -135,3 +135,126 @@ def before_after(record: dict, path: Path) -> None:
         right.set_xlim(-4, 104)
         right.set_xlabel("share of answers (%)")
         _save(figure, path)
+
+
+CHANCE = {"embedded_mmlu": 0.25, "embedded_mmlu_cloze": 0.25, "embedded_next_sentence": 0.25, "hellaswag": 0.25, "mmlu": 0.25, "arc_easy": 0.25}
+CHANCE |= {"arc_challenge": 0.25, "piqa": 0.5, "winogrande": 0.5, "boolq": 0.5, "openbookqa": 0.25}
+
+
+def trajectory(rows: list[dict], path: Path) -> None:
+    """Score against training tokens, a panel a task: models of one run joined, others as levels; 95 % intervals; chance where it is known.
+
+    rows: {task, metric, value, low, high, tokens, model, adapter} of the models in the order asked for.
+    """
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    columns = min(3, len(names))
+    lines = -(-len(names) // columns)
+    steps = [row for row in rows if row["tokens"] and not row["adapter"]]
+    scale, unit = (1e9, "billion") if steps and max(row["tokens"] for row in steps) >= 1e9 else (1e6, "million")
+    with plt.rc_context({**STYLE, "font.size": 10}):
+        figure, panels = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.9 * lines), squeeze=False, layout="constrained")
+        for place, name in enumerate(names):
+            panel = panels[place // columns][place % columns]
+            group = [row for row in rows if row["task"] == name]
+            line = sorted((row for row in group if row["tokens"] and not row["adapter"]), key=lambda row: row["tokens"])
+            x, y = [row["tokens"] / scale for row in line], [row["value"] for row in line]
+            panel.plot(x, y, color=BLUE, marker="o", ms=4, lw=1.4)
+            if all(row["low"] is not None for row in line) and line:
+                panel.fill_between(x, [row["low"] for row in line], [row["high"] for row in line], color=BLUE, alpha=0.15, lw=0)
+            others = [row for row in group if row not in line]
+            for row, colour in zip(others, (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00") * 9, strict=False):
+                panel.axhline(row["value"], color=colour, lw=1.2, ls="--")
+                panel.annotate(
+                    _short(row["model"]),
+                    (1, row["value"]),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(-2, 2),
+                    textcoords="offset points",
+                    ha="right",
+                    color=colour,
+                    fontsize=7,
+                )
+            if name in CHANCE:
+                panel.axhline(CHANCE[name], color=GREY, lw=1, ls=":")
+                panel.annotate(
+                    "chance",
+                    (0.01, CHANCE[name]),
+                    xycoords=("axes fraction", "data"),
+                    xytext=(0, 2),
+                    textcoords="offset points",
+                    color=GREY,
+                    fontsize=7,
+                )
+            panel.set_title(name.removeprefix("embedded_").replace("_", " "), fontsize=10)
+            panel.set_ylabel(group[0]["metric"].replace("_", " "), fontsize=9)
+        for panel in panels.flat[len(names) :]:
+            panel.axis("off")
+        if steps:
+            figure.supxlabel(f"training tokens ({unit}); band: 95 % interval", fontsize=9)
+        _save(figure, path)
+
+
+def _short(name: str) -> str:
+    """`runs/demo+runs/demo-sft` -> `+demo-sft`; the last part of any other reference."""
+    base, plus, adapter = name.partition("+")
+    return f"+{adapter.split('/')[-1]}" if plus else base.split("/")[-1]
+
+
+def variants(rows: list[dict], kind: str, path: Path) -> None:
+    """What variants of the prompt do: change of the score against the prompt as it is, a panel a task, factors below each other.
+
+    rows: those of sensitivity.json or robustness.json. Dots are variants with the 95 % interval of their paired change.
+    """
+    names = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
+    factors = {name: [row for row in rows if (row["model"], row["task"]) == name and row["factor"] != "all"] for name in names}
+    height = max(sum(len(row["changes"]) for row in group) + len(group) for group in factors.values())
+    with plt.rc_context({**STYLE, "font.size": 9, "axes.grid": False}):
+        figure, panels = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 0.6, 0.2 * height + 1.2), squeeze=False, layout="constrained")
+        for panel, name in zip(panels[0], names, strict=True):
+            place, labels = 0, []
+            for row in factors[name]:
+                labels.append((place, row["factor"], "bold"))
+                place += 1
+                for label, change in zip(row["variants"][1:], row["changes"], strict=True):
+                    if change["low"] is not None:
+                        panel.plot([change["low"], change["high"]], [place, place], color=BLUE, lw=1.4)
+                    panel.plot(change["value"], place, "o", color=BLUE, ms=4)
+                    labels.append((place, label, "normal"))
+                    place += 1
+            panel.axvline(0, color=GREY, lw=1)
+            panel.set_yticks([at for at, _, _ in labels], [text for _, text, _ in labels], fontsize=7)
+            for tick, (_, _, weight) in zip(panel.get_yticklabels(), labels, strict=True):
+                tick.set_fontweight(weight)
+            panel.invert_yaxis()
+            panel.tick_params(axis="y", length=0)
+            together = next(row for row in rows if (row["model"], row["task"]) == name and row["factor"] == "all")
+            title = f"{name[1].removeprefix('embedded_').replace('_', ' ')} ({_short(name[0])})"
+            if "flips" in together:
+                flips = together["flips"]
+                title += f"\n{flips['value']:.0%} of answers change (drawn blindly {flips['blind']:.0%})"
+            panel.set_title(title, fontsize=9)
+            panel.set_xlabel(f"change of {together['metric'].replace('_', ' ')} (95 % interval)")
+        figure.suptitle({"sensitivity": "The same items, asked otherwise", "robustness": "The same items, disturbed"}[kind], fontsize=11)
+        _save(figure, path)
+
+
+def generalisation(rows: list[dict], path: Path) -> None:
+    """Bits per byte of each kind of text, a group a kind, a bar a model; 95 % intervals. rows: those of generalisation.json."""
+    names, models = list(dict.fromkeys(row["task"] for row in rows)), list(dict.fromkeys(row["model"] for row in rows))
+    shown = models if len(models) <= 5 else [models[0], models[len(models) // 2], *models[-2:]]
+    colours = (GREY, "#56B4E9", BLUE, ORANGE, GREEN)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
+        width = 0.8 / len(shown)
+        for place, (model, colour) in enumerate(zip(shown, colours, strict=False)):
+            for at, name in enumerate(names):
+                row = next(row for row in rows if row["task"] == name and row["model"] == model)
+                x = at + (place - (len(shown) - 1) / 2) * width
+                reach = None if row["low"] is None else [[row["bits_per_byte"] - row["low"]], [row["high"] - row["bits_per_byte"]]]
+                axes.bar(
+                    x, row["bits_per_byte"], width * 0.92, color=colour, yerr=reach, error_kw={"lw": 1}, label=_short(model) if at == 0 else None
+                )
+        axes.set_xticks(range(len(names)), [name.removeprefix("embedded_").replace("_", " ") for name in names])
+        axes.set_ylabel("bits per byte (lower is better)")
+        axes.legend(fontsize=8, ncols=min(4, len(shown)), loc="lower center", bbox_to_anchor=(0.5, 1))
+        _save(figure, path)

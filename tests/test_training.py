@@ -300,3 +300,17 @@ def test_going_back_to_an_older_checkpoint_sets_the_newer_aside(pretrain, whole_
     assert (run / "checkpoint-12.superseded").is_dir()
     assert log_of(run) == log_of(whole_run)
     assert same_tensors(run / "checkpoint-12" / "model.safetensors", whole_run / "checkpoint-12" / "model.safetensors")
+
+
+def test_tasks_watched_while_training_disturb_nothing(pretrain, whole_run, tmp_path, monkeypatch):
+    """The weights are those of the run that watches none, and a stopped run that watches ends as one that was not stopped."""
+    watched = {"eval_tasks": ["embedded_next_sentence", "embedded_docs"], "eval_task_limit": 5}
+    whole = pretrain(tmp_path / "whole", **watched)
+    assert same_tensors(whole / "checkpoint-12/model.safetensors", whole_run / "checkpoint-12/model.safetensors")
+    found = [entry for entry in log_of(whole) if "eval_embedded_next_sentence_acc_norm" in entry]
+    assert [entry["step"] for entry in found] == [6, 12] and all(1 < entry["eval_embedded_docs_bits_per_byte"] < 10 for entry in found)
+    interrupt(pretrain, tmp_path / "run", 7, monkeypatch, **watched)
+    run = pretrain(tmp_path / "run", **watched)
+    assert log_of(run) == log_of(whole) and same_tensors(run / "checkpoint-12/optimizer.safetensors", whole / "checkpoint-12/optimizer.safetensors")
+    with pytest.raises(Refusal, match="no such task"):
+        pretrain(tmp_path / "other", eval_tasks=["helaswag"])

@@ -1,0 +1,149 @@
+"""Evaluate many models and revisions with lm-eval: records, paired statistics, sensitivity, robustness, generalisation.
+
+    python run_eval.py                                            # the demo's checkpoints and its tuned model, without network
+    python run_eval.py --config configs/eval/trajectory.yaml --models you/name@step-*
+
+Stop it at any moment and run the same command again.
+"""
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+from llama_lite.arguments import Refusal
+from llama_lite.eval_arguments import pairs, parse_eval, shots
+from llama_lite.runs import FolderLock, cores_for_a_process, exit_with_status, say, write_json
+
+
+def main(argv: list[str] | None = None) -> None:
+    which, what, where = parse_eval(argv)
+
+    # The heavy imports come after parsing, so that --help and refusals answer at once.
+    import torch
+    from tqdm import tqdm
+    from transformers.utils.logging import disable_progress_bar
+
+    from llama_lite import evaluation, sandbox, tasks, variants
+    from llama_lite.provenance import provenance
+
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    torch.set_num_threads(which.cpu_threads or cores_for_a_process())
+
+    # ---- Models and tasks ----
+    found = evaluation.expand(which.models)
+    names = [model.name for model in found]
+    for flag, named in (("variant_models", what.variant_models), ("reference_model", [what.reference_model] if what.reference_model else [])):
+        if unknown := [name for name in named if name not in names]:
+            raise Refusal(f"--{flag} {unknown[0]} is not among the models: {', '.join(names)}.")
+    asked = tasks.build(what.tasks, pairs(what.task_data), shots(what.num_fewshot), what.apply_chat_template)
+    asked += [tasks.text_task(name, place) for name, place in pairs(what.texts).items()]
+    varying = set(what.variant_models or names[-1:])
+    chats = all(model.has_chat_format for model in found if model.name in varying)
+    varied = {task.name: variants.sensitivity(task, what.seed, chats) for task in asked if task.name in what.sensitivity}
+    disturbed = {task.name: variants.robustness(task, what.seed) for task in asked if task.name in what.robustness}
+    work = {}
+    for model in found:
+        extra = [task for group in (*varied.values(), *disturbed.values()) for task in group] if model.name in varying else []
+        work[model.name] = [(task, what.limit) for task in asked] + [(task, what.variant_limit or what.limit) for task in extra]
+    say(f"models    {len(found)}: {', '.join(names)}")
+    for task in asked:
+        count = sum(map(len, evaluation.chosen(task, what.limit, what.seed).values()))
+        ways = len(varied.get(task.name, ())) + len(disturbed.get(task.name, ()))
+        say(f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}")
+    if any(task.unsafe for task in asked):
+        say(f"sandbox   {', '.join(sandbox.protections())}")
+    if where.dry_run:
+        return
+
+    out = Path(where.output_dir)
+    lock = FolderLock(out, "write to")
+    lock.acquire()
+    store = evaluation.Store(out)
+    settings = evaluation.Settings(which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code)
+    write_json(out / "run.json", {"kind": "eval", "arguments": [dataclasses.asdict(part) for part in (which, what)], **provenance()})
+
+    # ---- Ask, pair by pair; what is there is not asked again ----
+    records = []
+    with tqdm(total=sum(map(len, work.values())), desc="evaluating", unit="task", disable=None) as bar:
+
+        def done(record, fresh):
+            metric = evaluation.shown_metric(record["metrics"])
+            value = record["metrics"][metric]
+            if fresh or not record["factor"]:
+                cut = f", {record['truncated']} requests longer than the context" if record["truncated"] else ""
+                bar.write(f"{record['model']}  {record['task']}  {metric} {told(value)}{cut}{'' if fresh else ', as before'}")
+            bar.update()
+
+        for model in found:
+            records += evaluation.ask(store, model, work[model.name], settings, done)
+
+    # ---- Tables, pairs and pictures, from the records alone ----
+    plain = [record for record in records if not record["factor"]]
+    evaluation.write_scores(out, records)
+    comparison = evaluation.compare(plain, store.samples)
+    evaluation.write_csv(out / "comparison.csv", evaluation.PAIRS, comparison)
+    kinds = evaluation.generalisation(plain, store.samples, what.inside, what.reference_model)
+    in_variants = {
+        "sensitivity": evaluation.spreads(records, store.samples, {task.name for group in varied.values() for task in group}),
+        "robustness": evaluation.spreads(records, store.samples, {task.name for group in disturbed.values() for task in group}),
+    }
+    results = {"generalisation": kinds, **in_variants}
+    if what.contamination:
+        results["contamination"] = evaluation.contaminated(asked, plain, store, what.contamination, what.limit, what.seed)
+    for name, rows in results.items():
+        if rows:
+            write_json(out / f"{name}.json", rows)
+    pictures(out, plain, results)
+    summary(plain, comparison, results)
+    if where.push_to_hub:
+        from llama_lite.scoreboard import push_scores
+
+        for model in found:
+            push_scores(model, [record for record in plain if record["model"] == model.name])
+    say(f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples, figures")
+    lock.release()
+
+
+def told(value: dict) -> str:
+    """A value with its 95 % interval."""
+    interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
+    return f"{value['value']:.4f}{interval}, {value['n']} items"
+
+
+def pictures(out: Path, plain: list[dict], results: dict) -> None:
+    """The figures that the records give."""
+    from llama_lite.evaluation import shown_metric
+    from model_card import figures
+
+    rows = [{**record, "metric": (metric := shown_metric(record["metrics"])), **record["metrics"][metric]} for record in plain]
+    figures.trajectory(rows, out / "figures" / "trajectory.png")
+    for name in ("sensitivity", "robustness"):
+        if results[name]:
+            figures.variants(results[name], name, out / "figures" / f"{name}.png")
+    if results["generalisation"]:
+        figures.generalisation(results["generalisation"], out / "figures" / "generalisation.png")
+
+
+def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
+    """What a person wants to know at once: the first and the last model of each task, what tells them apart, and how far prompts move them."""
+    for row in comparison:
+        if (row["first"], row["second"]) == (plain[0]["model"], plain[-1]["model"]) and row["low"] is not None:
+            judged = f"p {row['p_holm']:.2g} (Holm)" if row.get("p_holm") is not None else ""
+            say(
+                f"change    {row['task']}: {row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}), {judged}; a difference below "
+                f"{row['detectable']:.4f} could not have been seen"
+            )
+    for name in ("sensitivity", "robustness"):
+        for row in results[name]:
+            if row["factor"] == "all" and "spread" in row:
+                say(
+                    f"{name:12}{row['model']} {row['task']}: {row['k']} prompts, {row['lowest']['value']:.3f} to {row['highest']['value']:.3f}, "
+                    f"{row['flips']['value']:.0%} of answers change (blind {row['flips']['blind']:.0%}), right in all {row['worst_of_k']['value']:.3f}"
+                )
+    for row in results.get("contamination", ()):
+        say(f"contamination  {row['task']}: {row['contaminated']} of {row['judged']} items share 13 words with the training text")
+
+
+if __name__ == "__main__":
+    exit_with_status(main)

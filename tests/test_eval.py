@@ -1,0 +1,327 @@
+"""run_eval.py: nothing is computed twice or mixed, whatever is killed; scores go to the Hub with what they are of."""
+
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, config_file
+from huggingface_hub import HfApi, ModelCard
+
+from llama_lite import evaluation, harness, scoreboard
+from llama_lite.arguments import Refusal
+from llama_lite.eval_arguments import parse_eval
+from llama_lite.runs import read_json, read_jsonl
+
+FEW = {"tasks": ["embedded_mmlu_cloze", "embedded_docs"], "limit": 6, "cpu_threads": 1}
+
+
+@pytest.fixture
+def evaluate(base, tmp_path):
+    """Run run_eval.py's main() in this process: `evaluate(folder, models=[...])` returns the folder."""
+    from run_eval import main
+
+    def call(folder, *argv, **changes):
+        main(["--config", str(config_file(tmp_path, {**FEW, "models": [str(base)]}, output_dir=str(folder), **changes)), *argv])
+        return folder
+
+    return call
+
+
+def table(folder, name="scores.csv"):
+    return list(csv.DictReader(io.StringIO((folder / name).read_text())))
+
+
+@pytest.fixture
+def second(base, tmp_path):
+    """Another model with the same tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(base, tmp_path / "second")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "second")
+    return tmp_path / "second"
+
+
+def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
+    out = evaluate(tmp_path / "out", models=[str(base), str(second)])
+    rows = table(out)
+    assert [(row["model"], row["task"], row["metric"]) for row in rows] == [
+        (str(model), task, metric)
+        for model in (base, second)
+        for task, metric in (("embedded_mmlu_cloze", "acc"), ("embedded_mmlu_cloze", "acc_norm"), ("embedded_docs", "bits_per_byte"))
+    ]
+    assert all(row["n"] == "6" and row["harness"] == "lm-eval 0.4.13" and row["dtype"] == "float32" and row["prefix_id"] == "0" for row in rows)
+    assert json.loads((out / "scores.json").read_text())[0]["limit"] == 6
+    record = read_json(next((out / "results").glob("*mmlu*.json")))
+    samples = read_jsonl(out / "samples" / f"{record['key']}.jsonl")
+    assert len(samples) == 6 and all(len(s["nats"]) == 4 and s["options"] == 4 and s["prompt"] for s in samples)
+    assert sum(s["metrics"]["acc"] for s in samples) / 6 == pytest.approx(record["metrics"]["acc"]["value"])
+    (pair,) = [row for row in table(out, "comparison.csv") if row["task"] == "embedded_docs"]
+    values = [float(row["value"]) for row in rows if row["metric"] == "bits_per_byte"]
+    assert float(pair["difference"]) == pytest.approx(values[1] - values[0]) and float(pair["low"]) < float(pair["difference"]) < float(pair["high"])
+    assert {path.name for path in (out / "figures").iterdir()} == {"trajectory.png", "generalisation.png"}
+    assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in (out / "samples").iterdir())
+
+
+def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, tmp_path, monkeypatch):
+    calls = []
+    original = harness.run
+    monkeypatch.setattr(harness, "run", lambda *args: (calls.append(list(args[1])), original(*args))[1])
+    out = evaluate(tmp_path / "out")
+    first = (out / "scores.csv").read_text()
+    assert len(calls) == 2
+    evaluate(out)
+    assert len(calls) == 2 and (out / "scores.csv").read_text() == first
+    evaluate(out, models=[str(base), str(second)])
+    assert len(calls) == 4
+    evaluate(out, limit=7)  # other items
+    evaluate(out, limit=6, seed=5)  # another sample of them
+    assert len(calls) == 8
+    evaluate(out, dtype="bfloat16")
+    assert len(calls) == 10 and {row["dtype"] for row in table(out)} == {"bfloat16"}
+    monkeypatch.setattr(evaluation, "harness", lambda: "lm-eval 9")
+    evaluate(out)
+    assert len(calls) == 12
+    monkeypatch.undo()
+    evaluate(out)
+    assert (out / "scores.csv").read_text() == first
+
+
+def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second, base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    out = evaluate(tmp_path / "out", models=[str(tmp_path / "model")])
+    before = table(out)
+    shutil.copy(second / "model.safetensors", tmp_path / "model")
+    evaluate(out, models=[str(tmp_path / "model")])
+    assert [row["value"] for row in before] != [row["value"] for row in table(out)]
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
+    changes = {**FEW, "models": [str(base), str(second)], "sensitivity": ["embedded_mmlu_cloze"], "limit": 12}
+    command = [sys.executable, str(ROOT / "run_eval.py"), "--config"]
+    whole = config_file(tmp_path, changes, output_dir=str(tmp_path / "whole"))
+    began = time.monotonic()
+    assert subprocess.run([*command, str(whole)], cwd=ROOT, capture_output=True).returncode == 0
+    seconds = time.monotonic() - began
+    cut = config_file(tmp_path, changes, output_dir=str(tmp_path / "cut"))
+    kept: dict = {}
+    for share in (0.6, 0.75, 0.9):
+        process = subprocess.Popen([*command, str(cut)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(share * seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for path in (tmp_path / "cut" / "results").glob("*.json"):
+            assert kept.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns  # what was done was not done again
+    assert subprocess.run([*command, str(cut)], cwd=ROOT, capture_output=True).returncode == 0
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items()) and kept
+    for name in ("scores.csv", "comparison.csv", "sensitivity.json"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sft, base, tmp_path):
+    models = evaluation.expand([f"{whole_run}@step-*", f"{base}+{whole_sft}", str(whole_sft)])
+    assert [(model.step, model.tokens) for model in models] == [(10, 10240), (12, 12288), (8, models[2].tokens), (8, models[2].tokens)]
+    assert models[2].tokens > 1000 and models[2].adapter.folder == whole_sft and models[3].base.folder == base
+    out = evaluate(tmp_path / "out", models=[f"{base}", f"{base}+{whole_sft}"], apply_chat_template=False)
+    rows = {row["model"]: row for row in table(out) if row["metric"] == "bits_per_byte"}
+    assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"]["adapter"] == str(whole_sft)
+
+
+def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_path):
+    out = evaluate(
+        tmp_path / "out",
+        tasks=["embedded_next_sentence", "embedded_docs"],
+        limit=8,
+        sensitivity=["embedded_next_sentence"],
+        robustness=["embedded_next_sentence"],
+        variant_limit=4,
+        contamination=settings["prepared_dir"],
+    )
+    rows = read_json(out / "sensitivity.json")
+    assert rows[0]["factor"] == "all" and rows[0]["n"] == 4 and rows[0]["k"] == 1 + sum(len(row["variants"]) - 1 for row in rows[1:])
+    order = next(row for row in rows if row["factor"] == "option order")
+    assert order["flips"]["value"] == 0 and all(change["value"] == 0 for change in order["changes"])
+    assert {row["factor"] for row in read_json(out / "robustness.json")} >= {"all", "swap", "keyboard", "distractor"}
+    found = {row["task"]: row for row in read_json(out / "contamination.json")}
+    model = found["embedded_docs"]["models"][str(base)]
+    assert (
+        found["embedded_docs"]["judged"] == 8 and model["all"]["n"] == 8 == model["clean"]["n"] + model["contaminated"]["n"] + model["too_short"]["n"]
+    )
+
+
+# ---- generalisation ----
+
+
+def test_the_gap_and_what_likelihood_tells_apart(evaluate, base, second, tmp_path):
+    out = evaluate(tmp_path / "out", models=[str(base), str(second)], tasks=["embedded_docs", "embedded_web"], limit=20, reference_model=str(base))
+    rows = {(row["model"], row["task"]): row for row in read_json(out / "generalisation.json")}
+    row, own = rows[str(second), "embedded_web"], rows[str(second), "embedded_docs"]
+    assert row["gap"] == pytest.approx(row["bits_per_byte"] - own["bits_per_byte"])
+    assert (
+        0 <= row["auroc"] <= 1
+        and 0 <= row["auroc_two_sided"] <= 1
+        and 0 <= row["auroc_ratio"] <= 1
+        and "auroc_ratio" not in rows[str(base), "embedded_web"]
+    )
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"models": ["/nowhere"]}, r"--models /nowhere: no folder with a config\.json"),
+        ({"models": ["org/nothing"]}, r"org/nothing is neither a folder here nor on the Hub"),
+        ({"tasks": ["hellaswg"]}, r"no such task; near:"),
+        ({"tasks": ["embedded_humaneval"]}, r"add --confirm_run_unsafe_code"),
+        ({"tasks": ["embedded_docs", "embedded_docs"]}, r"--tasks embedded_docs: given twice"),
+        ({"sensitivity": ["embedded_mmlu"]}, r"vary tasks of --tasks, and embedded_mmlu is not among them"),
+        ({"num_fewshot": ["many"]}, r"--num_fewshot many: N or TASK=N is wanted"),
+        ({"apply_chat_template": True}, r"has no chat format"),
+        ({"variant_models": ["x"]}, r"--variant_models x is not among the models"),
+        ({"limit": 0}, r"--limit 0 must be at least 1"),
+        ({"contamination": "/nowhere"}, r"/nowhere is not a prepared folder"),
+        ({"tokenizer_name": "gpt2"}, r"has 512 embeddings and its tokenizer 50,257 ids"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(hub, evaluate, tmp_path, changes, message):
+    with pytest.raises(Refusal, match=message):
+        evaluate(tmp_path / "out", **changes)
+
+
+def test_an_adapter_for_another_base_and_a_step_that_is_not_there(evaluate, second, whole_sft, whole_run, base, tmp_path):
+    with pytest.raises(Refusal, match="was made for other weights and not for"):
+        evaluate(tmp_path / "out", models=[f"{second}+{whole_sft}"])
+    with pytest.raises(Refusal, match="is no adapter"):
+        evaluate(tmp_path / "out", models=[f"{base}+{second}"])
+    with pytest.raises(Refusal, match="has no steps"):
+        evaluate(tmp_path / "out", models=[f"{base}@step-*"])
+    with pytest.raises(Refusal, match="no folder with a config"):
+        evaluate(tmp_path / "out", models=[f"{whole_run}@step-99"])
+    with pytest.raises(Refusal, match="is given twice"):
+        evaluate(tmp_path / "out", models=[str(base), str(base)])
+
+
+def test_samples_of_other_items_are_not_compared(evaluate, base, tmp_path):
+    out = evaluate(tmp_path / "out", tasks=["embedded_mmlu_cloze"])
+    samples = read_jsonl(next((out / "samples").iterdir()))
+    with pytest.raises(Refusal, match="were not asked the same items"):
+        evaluation.pair(samples, samples[1:], "acc", ("a", "b"))
+    other = [{**sample, "item": "x"} for sample in samples]
+    with pytest.raises(Refusal, match="were not asked the same items"):
+        evaluation.pair(samples, other, "acc", ("a", "b"))
+
+
+def test_a_metric_that_lm_eval_did_not_return(evaluate, tmp_path, monkeypatch):
+    original = harness.run
+
+    def without(*args):
+        found = original(*args)
+        for rows in found["samples"].values():
+            for row in rows:
+                row["metrics"].remove("acc")
+        return found
+
+    monkeypatch.setattr(harness, "run", without)
+    with pytest.raises(Refusal, match="embedded_mmlu_cloze: lm-eval returned no acc"):
+        evaluate(tmp_path / "out", tasks=["embedded_mmlu_cloze"])
+
+
+def test_two_evaluations_at_once(evaluate, tmp_path):
+    code = f"import time; from llama_lite.runs import FolderLock; lock = FolderLock({str(tmp_path / 'out')!r}, 'write to'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        other.stdout.readline()
+        with pytest.raises(Refusal, match=r"is in use by process \d+"):
+            evaluate(tmp_path / "out")
+    finally:
+        other.kill()
+        other.wait()
+
+
+# ---- on the Hub ----
+
+
+@pytest.fixture
+def published(hub, pretrain, tmp_path) -> str:
+    name = f"org/evaluated-{len(hub.repos)}"
+    pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=name, hub_drain_timeout=60)
+    return name
+
+
+def test_scores_on_the_hub_name_what_they_are_of(hub, evaluate, published, tmp_path, capsys):
+    tags = dict(hub.repos["models", published].tags)
+    out = evaluate(tmp_path / "out", models=[f"{published}@step-*"], push_to_hub=True)
+    assert [row["step"] for row in table(out) if row["metric"] == "acc"] == ["5", "10", "12"]
+    main = hub.files(published)
+    rows = list(csv.DictReader(io.StringIO(main["scores.csv"].decode())))
+    assert {(row["revision"], row["commit"]) for row in rows} == set(tags.items()) and hub.repos["models", published].tags == tags
+    assert {row["model"] for row in rows} == {published} and len(rows) == 9
+    card = ModelCard(main["README.md"].decode())  # the finished model's alone is in the card
+    assert {(r.dataset_name, r.metric_type) for r in card.data.eval_results} == {
+        ("embedded_mmlu_cloze", "acc_norm"),
+        ("embedded_docs", "bits_per_byte"),
+    }
+    final = {row["task"]: row for row in rows if row["revision"] == "step-000012" and row["metric"] in ("acc_norm", "bits_per_byte")}
+    assert all(r.metric_value == pytest.approx(float(final[r.dataset_name]["value"]), abs=1e-6) for r in card.data.eval_results)
+    assert "model.safetensors" in main and "checkpoints.csv" in main
+    commits = len(hub.repos["models", published].commits)
+    evaluate(out, models=[f"{published}@step-*"], push_to_hub=True)  # the same again changes nothing
+    assert hub.files(published)["scores.csv"] == main["scores.csv"] and len(hub.repos["models", published].commits) == commits
+
+
+def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
+    out = evaluate(tmp_path / "out", models=[f"{published}@step-000005"], push_to_hub=True, tasks=["embedded_docs"])
+    record = read_json(next((out / "results").glob("*.json")))
+    changed = json.loads(json.dumps(record))
+    changed["metrics"]["bits_per_byte"]["value"] += 0.5
+    (model,) = evaluation.expand([f"{published}@step-000005"])
+    scoreboard.push_scores(model, [changed])
+    rows = list(csv.DictReader(io.StringIO(hub.files(published)["scores.csv"].decode())))
+    assert [float(row["value"]) for row in rows] == [record["metrics"]["bits_per_byte"]["value"], changed["metrics"]["bits_per_byte"]["value"]]
+
+
+def test_scores_of_other_files_are_refused(evaluate, published, tmp_path):
+    out = evaluate(tmp_path / "out", models=[f"{published}@step-000005"], tasks=["embedded_docs"])
+    record = read_json(next((out / "results").glob("*.json")))
+    (model,) = evaluation.expand([f"{published}@step-000005"])
+    with pytest.raises(Refusal, match=r"are of commit 0123, and .*@step-000005 is"):
+        scoreboard.push_scores(model, [{**record, "commit": "0123"}])
+
+
+def test_results_in_the_hubs_own_form():
+    record = {
+        "task": "hellaswag",
+        "dataset": "Rowan/hellaswag",
+        "n_shot": 0,
+        "dtype": "float32",
+        "harness": "lm-eval 0.4.13",
+        "commit": "c",
+        "date": "2026-01-01",
+        "model": "m",
+    }
+    record["metrics"] = {"acc_norm": {"value": 0.5, "stderr": 0.01, "n": 100}}
+    ((name, text),) = scoreboard.eval_results([record], "org/m").items()
+    (entry,) = yaml.safe_load(text)
+    assert name == ".eval_results/hellaswag.yaml" and entry["dataset"] == {"id": "Rowan/hellaswag", "task_id": "hellaswag"} and entry["value"] == 0.5
+    assert "commit c" in entry["notes"] and HfApi
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/eval").glob("*.yaml")))
+def test_shipped_configs_parse(name):
+    which, what, where = parse_eval(["--config", str(ROOT / f"configs/eval/{name}.yaml")])
+    assert which.models and what.tasks and where.output_dir.startswith("runs/")
