@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.runs import RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say
+from llama_lite.runs import RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,7 +116,8 @@ def main(argv: list[str] | None = None) -> None:
             },
         )
         say(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
-        record = {"kind": "pretrain", "identity": identity, "plan": dataclasses.asdict(plan), **provenance()}
+        card = {"license": hub_args.card_license, "language": hub_args.card_language}
+        record = {"kind": "pretrain", "identity": identity, "plan": dataclasses.asdict(plan), "given": run_args.given, "card": card, **provenance()}
         asked = Asked(
             training_args.resume_from_checkpoint,
             run_args.resume_without,
@@ -130,6 +131,7 @@ def main(argv: list[str] | None = None) -> None:
             ends.callback(publisher.stop)
         if start is None:
             return
+        on_main(write_json, run.path / "data.json", {**manifest, "curation": read_json(folder / "curation.json")})
 
         # ---- Model and trainer ----
         set_seed(training_args.seed)
@@ -187,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
             training.load_weights(model, start.checkpoint)
 
         # ---- Finish: a complete model, and the curves ----
-        on_main(finish, run, plan.steps, folder, manifest, model_args.publish_dtype)
+        on_main(finish, run, plan.steps, manifest["baselines"], model_args.publish_dtype)
         on_main(lambda: [publisher.drain(hub_args.hub_drain_timeout) for publisher in opened])
 
 
@@ -206,24 +208,21 @@ def publishing_lines(plan, hub_args, training_args) -> list[str]:
     ]
 
 
-def finish(run, steps: int, prepared: Path, manifest: dict, dtype: str) -> None:
-    """The finished model at the root of the run folder, and its figures (rank 0)."""
+def finish(run, steps: int, bases: dict, dtype: str) -> None:
+    """The finished model at the root of the run folder, its card and figures (rank 0)."""
     from llama_lite.publishing import export_model
     from llama_lite.runs import read_jsonl
-    from model_card import figures
+    from model_card.card import write
 
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
-    log = read_jsonl(run.path / "log.jsonl")
-    figures.training_curves(log, manifest["baselines"], run.path / "figures" / "training.png")
-    if curated := read_json(prepared / "curation.json"):
-        figures.curation(curated, run.path / "figures" / "curation.png")
-    last = [entry for entry in log if "eval_loss" in entry][-1]
-    bases = manifest["baselines"]
+    run.ends("finished")
+    card = write(run.path)
+    last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
     say(
         f"finished  validation loss {last['eval_loss']:.4f} nats a token ({last['eval_bits_per_byte']:.4f} bits a byte); "
         f"baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
     )
-    say(f"          model {run.path}, curves {run.path}/figures, samples and losses {run.path}/log.jsonl")
+    say(f"          model {run.path}, its card {card}")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,8 @@ def main(argv: list[str] | None = None) -> None:
             "plan": dataclasses.asdict(plan),
             "source": source,
             "skipped": skipped,
+            "given": run_args.given,
+            "card": {"license": hub_args.card_license, "language": hub_args.card_language},
             "base": base_record | {"name": base.name if base.repo else base.folder.name, "commit": base.commit},
             **provenance(),
         }
@@ -215,10 +217,10 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
 
 
 def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: dict, after: dict) -> None:
-    """The finished adapter or model at the root of the run folder, `before_after.json`, and figures (rank 0)."""
+    """The finished adapter or model at the root of the run folder, `before_after.json`, card and figures (rank 0)."""
     from llama_lite import publishing, tuning
-    from llama_lite.runs import read_jsonl, write_json
-    from model_card import figures
+    from llama_lite.runs import write_json
+    from model_card.card import write
 
     checkpoint = run.path / f"checkpoint-{steps}"
     if adapter_args.use_lora:
@@ -229,12 +231,14 @@ def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: d
         tuning.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
     record = tuning.compare(before, after)
     write_json(run.path / "before_after.json", record)
-    figures.training_curves(read_jsonl(run.path / "log.jsonl"), {}, run.path / "figures" / "training.png")
-    figures.before_after(record, run.path / "figures" / "before_after.png")
+    run.ends("finished")
+    card = write(run.path)
+    if adapter_args.merge_adapter:
+        write(run.path / "merged")
     for row in record["shown"]:
         say(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
     say(tuning.table(record))
-    say(f"finished  {run.path}: {'adapter' if adapter_args.use_lora else 'model'}, before_after.json, figures")
+    say(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
 
 
 def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:

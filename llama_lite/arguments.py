@@ -18,6 +18,8 @@ import yaml
 from transformers import TrainingArguments
 from trl import TrlParser
 
+from model_card.metadata import CardError, check_metadata
+
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -113,6 +115,8 @@ class HubArguments:
     publish_only: bool = arg(False, "Publish what waits in the run folder's queue, and stop.")
     hub_required: bool = arg(False, "Refuse to train when the Hub would not take the revisions (default: train, and publish later).")
     hub_drain_timeout: float = arg(600, "Seconds that a finished run, or --publish_only, waits for its last revisions to be published.")
+    card_license: str | None = arg(None, "Licence of the model on its card, in the Hub's words (apache-2.0, mit, other ...).")
+    card_language: str | None = arg(None, "Language of the model on its card, as ISO 639 (en).")
 
 
 @dataclasses.dataclass
@@ -129,6 +133,7 @@ class CommonRunArguments:
     dry_run: bool = arg(False, "Print the plan and what would be refused; touch nothing.")
     allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
     resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
+    given: dict = dataclasses.field(init=False, default_factory=dict)  # what YAML and command line said, by argument
 
 
 @dataclasses.dataclass
@@ -219,29 +224,37 @@ class Parser(TrlParser):
         argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
         if not argv and default_config:
             argv = ["--config", str(default_config)]
-        problems = []
+        problems, given = [], []
         if "--config" in argv:
             at = argv.index("--config")
             if at + 1 == len(argv):
                 raise Refusal("--config needs a YAML file, e.g. --config configs/pretrain/demo.yaml.")
-            problems += self._take_yaml(argv[at + 1])
+            config = self._read_yaml(argv[at + 1])
+            problems += self._take_yaml(argv[at + 1], config)
+            given += config
             argv = argv[:at] + argv[at + 2 :]
         known = {option: action for action in self._actions for option in action.option_strings}
+        given += [known[word].dest for word in (word.split("=")[0] for word in argv) if word in known]
         bad = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
         problems += [self._unknown(word.split("=")[0], known, "on the command line") for word in bad]
         if problems:
             raise Refusal(" ".join(problems))
         try:
-            return self.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+            parsed = self.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
         except (ValueError, ImportError, TypeError) as error:
             raise Refusal(f"these arguments do not fit: {error}") from error
+        for group in parsed:
+            if hasattr(group, "given"):
+                values = {name: getattr(part, name) for part in parsed for name in sorted(set(given)) if hasattr(part, name)}
+                group.given = {name: getattr(value, "value", value) for name, value in values.items()}
+        return parsed
 
     def _unknown(self, word: str, known, where: str) -> str:
         near = difflib.get_close_matches(word.replace("-", "_"), [k.replace("-", "_") for k in known], 1, 0.5)
         hint = f"did you mean `{near[0].replace('__', '--', 1)}`?" if near else f"`{self.prog} --help` lists what there is."
         return f"`{word}` {where} is not an argument: {hint}"
 
-    def _take_yaml(self, path: str) -> list[str]:
+    def _read_yaml(self, path: str) -> dict:
         try:
             config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -251,6 +264,10 @@ class Parser(TrlParser):
             raise Refusal(f"config file {path!r} is not readable YAML: {' '.join(str(error).split())}") from None
         if not isinstance(config, dict):
             raise Refusal(f"config file {path!r} must hold `key: value` lines, not a {type(config).__name__}.")
+        return config
+
+    def _take_yaml(self, path: str, config: dict) -> list[str]:
+        """Make the values of a YAML file the defaults; what is wrong with them."""
         actions = {}
         for action in self._actions:
             actions.setdefault(action.dest, action)
@@ -367,6 +384,10 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
         training.push_to_hub and publishes and not REPOSITORY.fullmatch(training.hub_model_id or ""),
         f"--push_to_hub needs --hub_model_id owner/name, not {training.hub_model_id!r}.",
     )
+    try:
+        check_metadata({"license": hub.card_license, "language": hub.card_language})
+    except CardError as error:
+        problems.append(str(error))
     problems.add_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
     problems.add_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")
     problems.add_if(

@@ -26,7 +26,7 @@ from .tasks import EvalTask, clusters_of
 from .tokenizers import tokenizer_record
 
 COLUMNS = (
-    "model revision commit adapter step tokens task variant factor version n_shot metric value stderr low high n limit chat_template dtype seed prefix_id "
+    "model revision commit adapter step tokens task variant factor version n_shot metric value stderr low high chance n limit chat_template dtype seed prefix_id "
     "truncated harness sandbox date"
 ).split()
 PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")  # the metric by which a task is shown and compared
@@ -303,6 +303,7 @@ def ask(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], se
                 "harness": harness(),
                 "sandbox": ", ".join(sandbox.protections()) if task.unsafe else None,
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
+                "chance": float(np.mean([1 / sample["options"] for sample in samples])) if all("options" in sample for sample in samples) else None,
                 "metrics": metrics,
             }
             store.save(key, record, samples)

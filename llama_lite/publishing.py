@@ -11,6 +11,7 @@ import io
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+from model_card import card
+from model_card.card import renew
 
 from . import checkpoints
 from .arguments import Refusal
@@ -98,14 +102,13 @@ def export_adapter(checkpoint: Path, folder: Path) -> None:
     flush_folder(folder)
 
 
-def write_revision(entry: Path, repo: str, run: str, export_to, state: bool) -> dict[str, Path]:
-    """Export the queued checkpoint `entry` by `export_to(checkpoint, folder)` and write its `revision.json`; returns {path in the revision: file}."""
+def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> dict[str, Path]:
+    """Export the queued checkpoint `entry` by `export_to(checkpoint, folder)`, write its card `text` and `revision.json`; returns {path in the revision: file}."""
     checkpoint, export = entry / "checkpoint", entry / "export"
     shutil.rmtree(export, ignore_errors=True)
     manifest = checkpoints.read_manifest(checkpoint)
     export_to(checkpoint, export)
-    base = read_json(export / "base.json") if (export / "adapter_config.json").exists() else None
-    write_text(export / "README.md", _plain_card(repo, manifest, state, base))
+    write_text(export / "README.md", text)
     files = {path.name: path for path in sorted(export.iterdir())}
     if state:
         files |= {f"{STATE}/{name}": checkpoint / name for name in [*manifest["files"], checkpoints.MANIFEST]}
@@ -121,27 +124,6 @@ def write_revision(entry: Path, repo: str, run: str, export_to, state: bool) -> 
     }
     write_json(export / REVISION, record)
     return {**files, REVISION: export / REVISION}
-
-
-def _plain_card(repo: str, manifest: dict, state: bool, base: dict | None) -> str:
-    tag, load = tag_of(manifest["step"]), "AutoModelForCausalLM.from_pretrained"
-    head = "library_name: transformers\npipeline_tag: text-generation\n"
-    code = f'{load}("{repo}", revision="{tag}")'
-    if base:
-        head = f"library_name: peft\npipeline_tag: text-generation\nbase_model: {base['hub_id']}\n"
-        code = f'base = {load}("{base["hub_id"]}", revision="{base["revision"]}")\nPeftModel.from_pretrained(base, "{repo}", revision="{tag}")'
-    lines = [
-        f"---\n{head}---\n",
-        f"# {repo.split('/')[-1]}, step {manifest['step']:,}\n",
-        f"A checkpoint after {manifest['tokens']:,} tokens.\n",
-        f"```python\n{code}\n```\n",
-    ]
-    if state:
-        lines += [
-            f"`{STATE}/` holds optimiser, scheduler and random state: `--resume_from_checkpoint {repo}@{tag}` goes on with the run.\n",
-            f'Without it: `hf download {repo} --revision {tag} --exclude "{STATE}/*"`.\n',
-        ]
-    return "\n".join(lines)
 
 
 def _nothing_private(files: dict[str, Path]) -> None:
@@ -228,8 +210,6 @@ class Repository:
 
     def _record(self, revision: str) -> dict | None:
         """`revision.json` of a revision, or None where it has none."""
-        import tempfile
-
         commit = commit_of(Reference(self.repo, revision))
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -237,8 +217,11 @@ class Repository:
             except Refusal:
                 return None
 
-    def publish(self, files: dict[str, Path], final: bool, losses: dict) -> str:
-        """Put one revision on the Hub: commit, read back, tag, then main; returns its commit. Doing it again changes nothing."""
+    def publish(self, files: dict[str, Path], final: bool, losses: dict, cover: dict[str, Path]) -> str:
+        """Put one revision on the Hub: commit, read back, tag, then main with `cover` (card, figures); returns its commit.
+
+        Doing it again changes nothing.
+        """
         ours = read_json(files[REVISION])
         tag = tag_of(ours["step"])
         self._call("create_repo", self.repo, private=self.private, exist_ok=True)
@@ -251,8 +234,28 @@ class Repository:
             commit, there = self._commit(files, ours, heads)
             self._read_back(commit, there)
             self._tag(tag, commit)
-        self._update_main(files, ours, commit, final, losses)
+        self._update_main(files, ours, commit, final, losses, cover)
         return commit
+
+    def publish_cover(self, cover: dict[str, Path]) -> bool:
+        """Put a card and its figures on main, where they are not what is there; whether something was sent."""
+        head = commit_of(Reference(self.repo, "main"))
+        entries = files_of(self.repo, head)
+        with tempfile.TemporaryDirectory() as folder:
+            wanted = self._renewed(cover, head, Path(folder))
+            new = {name: path for name, path in wanted.items() if name not in entries or not _is(entries[name], path)}
+            if new:
+                self._replace("main", head, new, "Card", set())
+        return bool(new)
+
+    def _renewed(self, cover: dict[str, Path], head: str, folder: Path) -> dict[str, Path]:
+        """A cover whose card keeps what main's card has from others: a person's words, and scores."""
+        try:
+            old = fetch(Reference(self.repo, "main"), head, "README.md", folder / "old").read_text(encoding="utf-8")
+        except Refusal:
+            return cover
+        write_text(folder / "README.md", renew(cover["README.md"].read_text(encoding="utf-8"), old))
+        return {**cover, "README.md": folder / "README.md"}
 
     def _commit(self, files: dict[str, Path], ours: dict, heads: dict[str, str]) -> tuple[str, dict]:
         """(commit, its revision.json) of one commit whose files are exactly ours; one that a crash left untagged is taken."""
@@ -294,10 +297,8 @@ class Repository:
         if (target := commit_of(Reference(self.repo, tag))) != commit:
             raise Refusal(f"{self.repo}@{tag} points to {target[:12]}, not to {commit[:12]}, and tags are not moved.")
 
-    def _update_main(self, files: dict[str, Path], ours: dict, commit: str, final: bool, losses: dict) -> None:
+    def _update_main(self, files: dict[str, Path], ours: dict, commit: str, final: bool, losses: dict, cover: dict[str, Path]) -> None:
         """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model."""
-        import tempfile
-
         head = commit_of(Reference(self.repo, "main"))
         with tempfile.TemporaryDirectory() as folder:
             try:
@@ -312,9 +313,10 @@ class Repository:
             writer.writerows(rows[step] for step in sorted(rows))
             index = Path(folder) / "new.csv"
             index.write_text(out.getvalue(), encoding="utf-8")
-            wanted, stale, title = {INDEX: index, "README.md": files["README.md"]}, set(), f"Index: {tag_of(ours['step'])}"
+            cover = self._renewed(cover, head, Path(folder))
+            wanted, stale, title = {INDEX: index, **cover}, set(), f"Index: {tag_of(ours['step'])}"
             if final:
-                record = {**ours, "files": {name: file for name, file in ours["files"].items() if not name.startswith(f"{STATE}/")}}
+                record = {**ours, "files": {name: file for name, file in ours["files"].items() if not name.startswith((f"{STATE}/", "README.md"))}}
                 write_json(Path(folder) / REVISION, record)
                 wanted |= {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
                 stale = set((self._record(head) or {"files": {}})["files"]) & set(files_of(self.repo, head))
@@ -335,6 +337,7 @@ class Publisher:
 
     def __init__(self, run, repository: Repository, export_to, state: str, every: int | None, name: str = ""):
         self.run, self.repository, self.export_to, self.state, self.every = run, repository, export_to, state, every
+        self.place = Path(run.path) / name.strip("-")  # whose card it is
         self.folder = Path(run.path) / f"queue{name}"
         self.published = Path(run.path) / f"published{name}.jsonl"
         self.failure: str | None = None
@@ -414,12 +417,39 @@ class Publisher:
             return
         final = is_final(checkpoints.read_manifest(entry / "checkpoint"))
         state = self.state == "all" or (self.state == "final" and final)
-        files = write_revision(entry, self.repository.repo, self.repository.run, self.export_to, state)
-        commit = self.repository.publish(files, final, losses_at(entry / "checkpoint"))
-        append_jsonl(self.published, {"step": step, "repo": self.repository.repo, "revision": tag_of(step), "commit": commit})
+        row = {"step": step, "repo": self.repository.repo, "revision": tag_of(step), "state": state}
+        files = write_revision(entry, self.repository.run, self.export_to, state, self._card(row, step))
+        write_text(entry / "cover.md", self._card(row))
+        commit = self.repository.publish(files, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"})
+        append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
         self.run.event("published", revision=tag_of(step), repo=self.repository.repo, commit=commit)
         say(f"hub       {self.repository.repo}@{tag_of(step)} is published{' and is main' if final else ''}")
+
+    def _card(self, row: dict, step: int | None = None) -> str:
+        """The card of a revision that is about to be published, or, without a step, of main.
+
+        Records that contradict each other do not keep a revision from the Hub: the card says what is wrong with them.
+        """
+        try:
+            records = card.read(self.place, step)
+            records.published.append(row)
+            return card.render(records, self.repository.repo)
+        except card.CardError as error:
+            return f"No card can be made: {error}\n"
+
+    def _cover(self) -> None:
+        """Put the card of a finished run, with its figures, on main."""
+        if (read_json(self.run.path / "status.json") or {}).get("status") != "finished" or not self.published.exists():
+            return
+        try:
+            path = card.write(self.place, self.repository.repo)
+            cover = {"README.md": path} | {f"figures/{one.name}": one for one in sorted((self.place / "figures").glob("*.png"))}
+            _nothing_private({"README.md": path})
+            if self.repository.publish_cover(cover):
+                say(f"hub       the card of {self.repository.repo} is on main")
+        except (card.CardError, Refusal, NotAllowed, NoAnswer) as error:
+            say(f"WARNING   the card of {self.repository.repo} is not on main: {error}. --publish_only tries again.")
 
     def _failed(self, error: Exception, step: int) -> None:
         """Say a failure once, not once a try."""
@@ -441,6 +471,8 @@ class Publisher:
             self.wake.set()
             time.sleep(0.1)
         self.stop()
+        if not queued(self.folder):
+            self._cover()
         return not queued(self.folder)
 
     def stop(self) -> None:
@@ -478,6 +510,14 @@ def discard(entry: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(entry, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _is(entry, path: Path) -> bool:
+    """Whether a file of the Hub is this one."""
+    if entry.lfs:
+        return entry.lfs.sha256 == sha256(path)
+    data = path.read_bytes()
+    return entry.blob_id == hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def losses_at(checkpoint: Path) -> dict:

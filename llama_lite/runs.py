@@ -149,11 +149,15 @@ class RunFolder:
         status = status_of(error) if error else "finished"
         if RANK == 0 and self.lock.file:
             if status and self.record_end:
-                self.event(status, reason=str(error) if error else "")
-                record = {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": str(error) if error else ""}
-                write_json(self.path / "status.json", record)
+                self.ends(status, str(error) if error else "")
             self.lock.release()
         return False
+
+    def ends(self, status: str, reason: str = "") -> None:
+        """Write the end of the run: its event and `status.json`. What follows a finished run (publishing) ends nothing any more."""
+        self.event(status, reason=reason)
+        write_json(self.path / "status.json", {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": reason})
+        self.record_end = status != "finished"
 
     def stopping(self) -> None:
         """Called from a signal handler: whoever starts the same run now waits instead of being refused."""

@@ -1,1 +1,1 @@
-"""Records of a run in, pictures out. Never imports torch, never asks the network."""
+"""Records of a run in, a card and its figures out. Never imports torch, never asks the network."""

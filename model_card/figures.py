@@ -27,8 +27,8 @@ def _save(figure, path: Path) -> None:
     plt.close(figure)
 
 
-def training_curves(log: list[dict], baselines: dict, path: Path) -> None:
-    """Training and validation loss, learning rate and gradient norm against tokens, from `log.jsonl`."""
+def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[int] = ()) -> None:
+    """Training and validation loss, learning rate and gradient norm against tokens, from `log.jsonl`; `resumed`: steps to mark."""
     steps = [entry for entry in log if "loss" in entry]
     held = [entry for entry in log if "eval_loss" in entry]
     scale, unit = (1e9, "billion") if log and log[-1]["tokens"] >= 1e9 else (1e6, "million")
@@ -58,6 +58,9 @@ def training_curves(log: list[dict], baselines: dict, path: Path) -> None:
                 ha="center",
                 color=ORANGE,
             )
+        tokens_at = {e["step"]: e["tokens"] for e in log}
+        for number, step in enumerate(sorted({step for step in resumed if step in tokens_at})):
+            top.axvline(tokens_at[step] / scale, color=GREEN, lw=1, ls="-.", label="resumed" if number == 0 else None)
         top.set_ylabel("loss (nats a token)")
         top.legend(loc="upper center")
         middle.plot([e["tokens"] / scale for e in steps], [e["learning_rate"] for e in steps], color=GREEN)
@@ -137,14 +140,10 @@ def before_after(record: dict, path: Path) -> None:
         _save(figure, path)
 
 
-CHANCE = {"embedded_mmlu": 0.25, "embedded_mmlu_cloze": 0.25, "embedded_next_sentence": 0.25, "hellaswag": 0.25, "mmlu": 0.25, "arc_easy": 0.25}
-CHANCE |= {"arc_challenge": 0.25, "piqa": 0.5, "winogrande": 0.5, "boolq": 0.5, "openbookqa": 0.25}
-
-
 def trajectory(rows: list[dict], path: Path) -> None:
-    """Score against training tokens, a panel a task: models of one run joined, others as levels; 95 % intervals; chance where it is known.
+    """Score against training tokens, a panel a task: models of one run joined, others as levels; 95 % intervals; chance where there are options.
 
-    rows: {task, metric, value, low, high, tokens, model, adapter} of the models in the order asked for.
+    rows: {task, metric, value, low, high, chance, tokens, model, adapter} of the models in the order asked for.
     """
     names = list(dict.fromkeys(row["task"] for row in rows))
     columns = min(3, len(names))
@@ -174,11 +173,11 @@ def trajectory(rows: list[dict], path: Path) -> None:
                     color=colour,
                     fontsize=7,
                 )
-            if name in CHANCE:
-                panel.axhline(CHANCE[name], color=GREY, lw=1, ls=":")
+            if (chance := group[0].get("chance")) is not None:
+                panel.axhline(chance, color=GREY, lw=1, ls=":")
                 panel.annotate(
                     "chance",
-                    (0.01, CHANCE[name]),
+                    (0.01, chance),
                     xycoords=("axes fraction", "data"),
                     xytext=(0, 2),
                     textcoords="offset points",

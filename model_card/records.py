@@ -1,0 +1,204 @@
+"""What a folder holds, read and held against itself: a run, prepared tokens, or an evaluation. Needs no torch and no network."""
+
+import csv
+import dataclasses
+import itertools
+import json
+from datetime import datetime
+from pathlib import Path
+
+from .metadata import CardError
+
+PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")  # the metric by which a task is shown and compared
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """The tables of one evaluation. `own`: names of the models in it that are this run's; None in an evaluation's own folder."""
+
+    name: str
+    scores: list[dict]
+    comparison: list[dict]
+    results: dict[str, list[dict]]
+    run: dict
+    own: list[str] | None
+
+    def shown(self, models: list[str] | None = None) -> list[dict]:
+        """One row a model and task, variants left out: that of the metric by which the task is shown."""
+        rows: dict[tuple, dict] = {}
+        for row in self.scores:
+            if not row["factor"] and (models is None or row["model"] in models):
+                rows.setdefault((row["model"], row["task"]), {})[row["metric"]] = row
+        return [metrics[shown_metric(metrics)] for metrics in rows.values()]
+
+
+@dataclasses.dataclass
+class Records:
+    """`kind`: pretrain, adapter, tuned (all weights), merged, tokens or evaluation."""
+
+    folder: Path
+    kind: str
+    run: dict
+    status: dict
+    log: list[dict]
+    events: list[dict]
+    data: dict
+    tuning: dict
+    evaluations: list[Evaluation]
+    published: list[dict]
+    step: int | None = None  # of a revision's records, which end there
+
+    @property
+    def steps(self) -> int:
+        """Steps that the run is to have, as it was last changed."""
+        return self.settings("hyperparameters")["max_steps"]
+
+    def settings(self, kind: str) -> dict:
+        """A table of the run's identity, with what changed on resumes."""
+        table = dict(self.run["identity"][kind])
+        for event in self.events:
+            if event["event"] == "changed" and event["kind"] == kind:
+                table |= {name: new for name, (_, new) in event["fields"].items() if name in table}
+        return table
+
+    @property
+    def trained(self) -> list[dict]:
+        return [entry for entry in self.log if "loss" in entry]
+
+    @property
+    def evaluated(self) -> list[dict]:
+        return [entry for entry in self.log if "eval_loss" in entry]
+
+    @property
+    def reached(self) -> dict:
+        """{step, tokens} of the last entry of the log."""
+        return self.log[-1] if self.log else {"step": 0, "tokens": 0}
+
+    def wall_seconds(self) -> float:
+        """Seconds from each start or resume to its last save or end, in all."""
+        sessions: list[list[float]] = []
+        for event in self.events:
+            if event["event"] in ("started", "resumed"):
+                sessions.append([])
+            if sessions and event["event"] in ("started", "resumed", "saved", "finished", "interrupted", "unhealthy"):
+                sessions[-1].append(datetime.fromisoformat(event["time"]).timestamp())
+        return sum(times[-1] - times[0] for times in sessions)
+
+
+def shown_metric(metrics) -> str:
+    """The metric by which a task is shown."""
+    return next((name for name in PREFERRED if name in metrics), min(metrics))
+
+
+def read(folder: Path, step: int | None = None, kind: str | None = None) -> Records:
+    """The records of a folder, up to `step` where one is given. Raises CardError for a folder that is none, or contradicts itself.
+
+    `kind` "merged" asks for the merged model of a tuning run; `RUN/merged` means it, too.
+    """
+    folder = Path(folder)
+    place = folder.parent if folder.name == "merged" and (folder.parent / "run.json").exists() else folder
+    run = _json(place / "run.json")
+    manifest = _json(place / "manifest.json")
+    if not run and str((manifest or {}).get("format", "")).startswith("llama_lite.tokens"):
+        data = {**manifest, "curation": _json(place / "curation.json")}
+        return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
+    if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
+        raise CardError(
+            f"{folder} is no run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an evaluation (runs/demo-eval)."
+        )
+    if run["kind"] == "eval":
+        return Records(folder, "evaluation", run, {}, [], [], {}, {}, [_evaluation(place, run)], [])
+    if "identity" not in run:
+        raise CardError(f"{folder}/run.json says where the run is from and nothing else: it has not begun. Start it first.")
+    if run["kind"] == "sft":
+        kind = kind or ("merged" if place != folder else "adapter" if run["identity"]["model"]["adapter"]["use_lora"] else "tuned")
+    records = Records(
+        folder,
+        kind or run["kind"],
+        run,
+        _json(place / "status.json") or {},
+        _until(_jsonl(place / "log.jsonl"), step),
+        _until(_jsonl(place / "events.jsonl"), step),
+        _json(place / "data.json") or {},
+        (_json(place / "before_after.json") or {}) if step is None else {},
+        [_evaluation(path.parent, _json(path)) for path in sorted(place.glob("evaluation/*/run.json"))] if step is None else [],
+        _jsonl(place / ("published-merged.jsonl" if kind == "merged" else "published.jsonl")),
+        step,
+    )
+    check(records)
+    return records
+
+
+def check(records: Records) -> None:
+    """Raise CardError where records of one run contradict each other."""
+    where, run = records.folder, records.run
+    steps = [entry["step"] for entry in records.log]
+    if fall := next(((a, b) for a, b in itertools.pairwise(steps) if b < a), None):
+        raise CardError(f"{where}/log.jsonl contradicts itself: step {fall[1]} comes after step {fall[0]}.")
+    if records.step is None and records.status.get("status") == "finished" and steps:
+        told, gaps = records.status["step"], [b - a for a, b in itertools.pairwise(sorted({0, *steps}))]
+        if steps[-1] > told or told - steps[-1] >= max(gaps) * 2:
+            raise CardError(f"{where}: status.json says finished at step {told}, and log.jsonl ends at step {steps[-1]}.")
+    wanted = records.settings("data").get("data")
+    if records.data and records.data["fingerprint"] != wanted:
+        raise CardError(
+            f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, and run.json says that it was trained on {str(wanted)[:12]}."
+        )
+    tokens = {entry["step"]: entry["tokens"] for entry in records.log if "tokens" in entry}
+    for evaluation in records.evaluations:
+        of = evaluation.run.get("of", {}).get("id")
+        if of != run.get("id"):
+            raise CardError(
+                f"{where}/evaluation/{evaluation.name} has the scores of another run ({of}, this is {run.get('id')}): remove that folder."
+            )
+        for row in evaluation.scores:
+            mine = row["model"] in evaluation.own and bool(row["adapter"]) == (records.kind in ("adapter", "merged"))
+            if mine and row["step"] in tokens and row["tokens"] != tokens[row["step"]]:
+                raise CardError(
+                    f"{where}/evaluation/{evaluation.name}: {row['model']} was evaluated after {row['tokens']:,} tokens, and log.jsonl has "
+                    f"{tokens[row['step']]:,} at step {row['step']:,}: these are scores of another revision; evaluate again."
+                )
+
+
+def _evaluation(folder: Path, run: dict) -> Evaluation:
+    results = {name: _json(folder / f"{name}.json") or [] for name in ("sensitivity", "robustness", "generalisation", "contamination")}
+    own = run.get("of", {}).get("models") if "of" in run else None
+    return Evaluation(folder.name, _json(folder / "scores.json") or [], _csv(folder / "comparison.csv"), results, run, own)
+
+
+def _until(entries: list[dict], step: int | None) -> list[dict]:
+    return entries if step is None else [entry for entry in entries if entry.get("step", 0) <= step]
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CardError(f"{path} is not readable JSON: {error}.") from None
+
+
+def _jsonl(path: Path) -> list[dict]:
+    """Whole lines; a last one that is being written, or that a crash cut, is left out."""
+    if not path.exists():
+        return []
+    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in whole if line.startswith("{") and line.endswith("}")]
+
+
+def _csv(path: Path) -> list[dict]:
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: _number(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _number(text: str):
+    try:
+        return int(text)
+    except ValueError:
+        try:
+            return float(text)
+        except ValueError:
+            return text or None
