@@ -92,16 +92,21 @@ def main(argv: list[str] | None = None) -> None:
     if what.contamination:
         results["contamination"] = evaluation.contaminated(asked, plain, store, what.contamination, what.limit, what.seed)
     for name, rows in results.items():
+        (out / f"{name}.json").unlink(missing_ok=True)  # of another call
         if rows:
             write_json(out / f"{name}.json", rows)
-    pictures(out, plain, results)
     summary(plain, comparison, results)
+    for folder, own in evaluation.runs_of(found).items():
+        evaluation.hand_over(out, folder, own)
+        say(f"card      {card_of(folder)}")
     if where.push_to_hub:
         from llama_lite.scoreboard import push_scores
 
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])
-    say(f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples, figures")
+    say(
+        f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {card_of(out)}"
+    )
     lock.release()
 
 
@@ -111,18 +116,14 @@ def told(value: dict) -> str:
     return f"{value['value']:.4f}{interval}, {value['n']} items"
 
 
-def pictures(out: Path, plain: list[dict], results: dict) -> None:
-    """The figures that the records give."""
-    from llama_lite.evaluation import shown_metric
-    from model_card import figures
+def card_of(folder: Path) -> str:
+    """Where the card of a folder is, written anew; or why it is not."""
+    from model_card.card import CardError, write
 
-    rows = [{**record, "metric": (metric := shown_metric(record["metrics"])), **record["metrics"][metric]} for record in plain]
-    figures.trajectory(rows, out / "figures" / "trajectory.png")
-    for name in ("sensitivity", "robustness"):
-        if results[name]:
-            figures.variants(results[name], name, out / "figures" / f"{name}.png")
-    if results["generalisation"]:
-        figures.generalisation(results["generalisation"], out / "figures" / "generalisation.png")
+    try:
+        return str(write(folder))
+    except CardError as error:
+        return f"none can be made: {error}"
 
 
 def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:

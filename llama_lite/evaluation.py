@@ -11,11 +11,14 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import time
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+
+from model_card.records import shown_metric
 
 from . import models, scores
 from .arguments import Refusal
@@ -29,7 +32,6 @@ COLUMNS = (
     "model revision commit adapter step tokens task variant factor version n_shot metric value stderr low high chance n limit chat_template dtype seed prefix_id "
     "truncated harness sandbox date"
 ).split()
-PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")  # the metric by which a task is shown and compared
 
 
 # ---- which models ----
@@ -152,6 +154,7 @@ class Store:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self.digests: dict[tuple, str] = {}  # of prompts, so far
         for part in ("results", "samples"):
             (self.folder / part).mkdir(parents=True, exist_ok=True)
 
@@ -235,11 +238,6 @@ def metrics_of(samples: list[dict]) -> dict[str, dict]:
     return dict(sorted(found.items()))
 
 
-def shown_metric(metrics) -> str:
-    """The metric by which a task is shown."""
-    return next((name for name in PREFERRED if name in metrics), min(metrics))
-
-
 # ---- asking ----
 
 
@@ -262,6 +260,7 @@ def ask(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], se
     from . import harness as lm_harness
     from . import sandbox
 
+    digests = store.digests
     tokenizer = models.load_tokenizer(model.adapter if model.adapter and _has_tokenizer(model.adapter) else model.base, settings.tokenizer_name)
     sha, prefix = tokenizer_record(tokenizer)["sha256"], tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     lm, records = None, []
@@ -269,7 +268,10 @@ def ask(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], se
         if task.chat and not tokenizer.chat_template:
             raise Refusal(f"{model.name} has no chat format (its tokenizer has no chat template): leave out --apply_chat_template.")
         items = chosen(task, limit, settings.seed)
-        key = key_of(model, sha, settings.dtype, task, prompts_digest(task, items, tokenizer, settings.seed), settings.seed, limit, prefix)
+        prompts = (task.name, limit, settings.seed, sha if task.chat else None)  # the same for every model, but for a chat format
+        if prompts not in digests:
+            digests[prompts] = prompts_digest(task, items, tokenizer, settings.seed)
+        key = key_of(model, sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix)
         record = store.result(key)
         if fresh := record is None:
             lm = lm or _load(model, tokenizer, settings)
@@ -356,6 +358,29 @@ def write_csv(path: Path, columns, rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, out.getvalue())
+
+
+def runs_of(found: list[Model]) -> dict[Path, list[str]]:
+    """{run folder: names of its models} of those that are in folders of this machine: the run's own, its checkpoints', and adapters on them."""
+    runs: dict[Path, list[str]] = {}
+    for model in found:
+        for located in (model.base, model.adapter):
+            if located and located.repo is None:
+                folder = located.folder.parent if located.folder.name.startswith("checkpoint-") else located.folder
+                if (read_json(folder / "run.json") or {}).get("identity"):
+                    runs.setdefault(folder, []).append(model.name)
+    return runs
+
+
+def hand_over(out: Path, run: Path, own: list[str]) -> None:
+    """Put an evaluation's tables into `RUN/evaluation/NAME`, where the run's card finds them; `own`: which of its models are the run's."""
+    place = run / "evaluation" / out.resolve().name
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    for name in ("scores.json", "comparison.csv", "sensitivity.json", "robustness.json", "generalisation.json", "contamination.json"):
+        if (out / name).exists():
+            shutil.copyfile(out / name, place / name)
+    write_json(place / "run.json", {**read_json(out / "run.json"), "of": {"id": read_json(run / "run.json")["id"], "models": own}})
 
 
 # ---- pairs ----

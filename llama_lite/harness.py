@@ -157,19 +157,25 @@ def _no_bar(bar, *args, **how):
 
 @contextlib.contextmanager
 def quiet():
-    """lm-eval warns of what is meant here (a model given as an object ...), and draws a bar for whatever takes no time."""
+    """Without lm-eval's warnings of what is meant here (a model given as an object ...), and its bars for whatever takes no time.
+
+    It compiles the template of a prompt again for every item, too: here once.
+    """
     import lm_eval.api.model
     import lm_eval.api.task
     import lm_eval.models.huggingface
+    from lm_eval.utils import env
 
     logger, places = logging.getLogger("lm_eval"), (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
     level, bars = logger.level, [place.tqdm for place in places]
     logger.setLevel(logging.ERROR)
     for place, bar in zip(places, bars, strict=True):
         place.tqdm = functools.partial(_no_bar, bar)
+    env.from_string = functools.lru_cache(1024)(functools.partial(type(env).from_string, env))
     try:
         yield
     finally:
+        env.__dict__.pop("from_string", None)
         logger.setLevel(level)
         for place, bar in zip(places, bars, strict=True):
             place.tqdm = bar

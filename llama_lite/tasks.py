@@ -87,7 +87,7 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
     found = []
     for name in names:
         shots = n_shots.get(name, n_shots.get(""))
-        leaves = {name: EMBEDDED[name]()} if name in EMBEDDED else _builtin(_manager(), name, task_data.get(name))
+        leaves = {name: EMBEDDED[name]()} if name in EMBEDDED else _builtin(_manager(name), name, task_data.get(name))
         for leaf, task in leaves.items():
             wanted = shots if shots is not None else int(task.config.num_fewshot or 0)
             task.set_config(key="num_fewshot", value=wanted)
@@ -101,9 +101,28 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
     return found
 
 
+def _manager(name: str):
+    """lm-eval's index of the one file that defines a task; of all its tasks (some seconds) for groups and for what no single file defines."""
+    from lm_eval.tasks import TaskManager
+
+    own = re.compile(rf"^task:\s*['\"]?{re.escape(name)}['\"]?\s*$", re.MULTILINE).search
+    files = [path for path, text in _texts() if name in text and own(text)]
+    if len(files) == 1:
+        near = TaskManager(include_path=str(files[0].parent), include_defaults=False)
+        if name in near.task_index and near.task_index[name].kind.name in ("TASK", "PY_TASK"):
+            return near
+    return _whole_index()
+
+
 @functools.cache
-def _manager():
-    """lm-eval's index of its own tasks (some seconds)."""
+def _texts() -> list[tuple[Path, str]]:
+    """(file, text) of every definition that comes with lm-eval."""
+    root = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
+    return [(path, path.read_text(encoding="utf-8", errors="replace")) for path in sorted(root.rglob("*.yaml"))]
+
+
+@functools.cache
+def _whole_index():
     from lm_eval.tasks import TaskManager
 
     return TaskManager()
