@@ -4,9 +4,10 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: demo test clean
 
-demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it, tune it on instructions; stop it at any moment and type it again
+demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it, tune it on instructions, evaluate both; stop it at any moment and type it again
 	$(BIN)/accelerate launch run_pretrain.py --config configs/pretrain/demo.yaml
 	$(BIN)/accelerate launch run_sft.py --config configs/sft/demo.yaml
+	$(BIN)/python run_eval.py --config configs/eval/demo.yaml
 
 test: .venv/tested  ## lint, format check, every test
 	$(BIN)/ruff check .

@@ -404,12 +404,8 @@ class Facts:
     def scores(self, evaluation: Evaluation) -> list[list]:
         """A row a task and model: this run's last, and those that are not of this run."""
         mine = self.mine(evaluation)
-        others = (
-            []
-            if evaluation.own is None
-            else [name for name in dict.fromkeys(row["model"] for row in evaluation.shown()) if name not in evaluation.own]
-        )
-        wanted = mine if evaluation.own is None else mine[-1:] + others
+        others = {row["model"].split("@step-")[0]: row["model"] for row in evaluation.shown() if row["model"] not in (evaluation.own or ())}
+        wanted = mine if evaluation.own is None else mine[-1:] + list(others.values())  # of another run its last
         rows = evaluation.shown(wanted)
         return [
             [
