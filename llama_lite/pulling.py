@@ -8,11 +8,13 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
+from model_card import card
+
 from . import checkpoints
 from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, translated
 from .publishing import FORMAT, REVISION, STATE, Repository
-from .runs import flush_folder, read_json, say, write_json
+from .runs import flush_folder, read_json, say, write_json, write_text
 from .tokens import check_recipe, sha256
 
 PREPARED = "llama_lite.prepared/1"
@@ -112,8 +114,9 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
             raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not written over: choose another name.")
         with tempfile.TemporaryDirectory() as aside:
             write_json(Path(aside) / REVISION, record)
+            write_text(Path(aside) / "README.md", card.render(card.read(folder), repo))
             operations = [CommitOperationAdd(name, str(Path(folder) / name)) for name in files] + [
-                CommitOperationAdd(REVISION, str(Path(aside) / REVISION))
+                CommitOperationAdd(name, str(Path(aside) / name)) for name in (REVISION, "README.md")
             ]
             api.create_commit(repo, operations, commit_message="Prepared tokens", repo_type="dataset", parent_commit=head)
     except (NoAnswer, NotAllowed) as error:
@@ -148,7 +151,7 @@ def pull_prepared(where: Reference, folder: Path, recipe: dict) -> None:
 
 
 def _of_this_machine(path: Path) -> bool:
-    return path.name.startswith(".") or path.parts[0] in ("curation", "kept")
+    return path.name.startswith(".") or path.parts[0] in ("curation", "kept", "figures", "README.md")
 
 
 def _prepared_record(where: Reference, commit: str) -> dict:

@@ -6,26 +6,19 @@ Same records, same bytes. What stands between the two marks `YOURS` is a person'
 """
 
 import re
-import statistics
 from pathlib import Path
 
 import jinja2
 import yaml
-from huggingface_hub import DatasetCardData, EvalResult, ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, ModelCard, ModelCardData
 
 from . import figures
+from .facts import Facts, number, quote, table
 from .metadata import CardError, check_metadata
-from .records import Evaluation, Records, read
+from .records import Records, read
 
 YOURS = ("<!-- yours: begin -->", "<!-- yours: end -->")
-SHOWN = 12  # rows of a long table
 SECTIONS = "use checkpoints data training history samples tuning evaluation sensitivity generalisation limits environment citation".split()
-HARNESS = "https://github.com/EleutherAI/lm-evaluation-harness"
-OCCASION = (  # arguments that belong to one machine or one launch, not to the run
-    "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only resume_from_checkpoint resume_without allow_changes dry_run "
-    "prepare_only prepare_workers cpu_threads verify_data card_license card_language report_to run_name init_from hub_model_id hub_private_repo "
-    "hub_required hub_drain_timeout prepared_hub_id save_total_limit"
-).split()
 
 
 def write(folder: Path, repo: str | None = None) -> Path:
@@ -65,7 +58,7 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
         if rows:
             found[f"{prefix}trajectory"] = ("scores against training tokens", lambda path, rows=rows: figures.trajectory(rows, path))
         for kind, what in (("sensitivity", "the same items, asked otherwise"), ("robustness", "the same items, disturbed")):
-            if told := evaluation.results[kind]:
+            if told := [row for row in evaluation.results[kind] if row["model"] in records.mine(evaluation)]:
                 found[f"{prefix}{kind}"] = (what, lambda path, told=told, kind=kind: figures.variants(told, kind, path))
         if told := evaluation.results["generalisation"]:
             found[f"{prefix}generalisation"] = ("bits per byte by kind of text", lambda path, told=told: figures.generalisation(told, path))
@@ -74,7 +67,9 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
 
 def render(records: Records, repo: str | None = None) -> str:
     """The card's text. repo: the Hub's id of what it describes; by default where the run was last published."""
-    facts = Facts(records, repo or next((row["repo"] for row in reversed(records.published)), None))
+    drawn = {} if records.step is not None else pictures(records)
+    there = {name: what for name, (what, _) in drawn.items() if (records.folder / "figures" / f"{name}.png").exists()}
+    facts = Facts(records, repo or next((row["repo"] for row in reversed(records.published)), None), there)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -119,7 +114,7 @@ def renew(text: str, old: str) -> str:
 # ---- metadata ----
 
 
-def metadata(facts: "Facts"):
+def metadata(facts: Facts):
     """The card's metadata in the Hub's terms. Raises CardError for what the Hub would reject."""
     records, told = facts.r, facts.r.run.get("card", {})
     common = {"license": told.get("license"), "language": told.get("language")}
@@ -145,433 +140,3 @@ def metadata(facts: "Facts"):
         )
     check_metadata(data.to_dict())
     return data
-
-
-# ---- what the templates ask for ----
-
-
-class Facts:
-    """Rows and sentences for the templates, from the records alone."""
-
-    def __init__(self, records: Records, repo: str | None):
-        self.r, self.repo = records, repo
-        self.base = records.run.get("base", {})
-        self.source = records.data.get("source") or records.run.get("source") or {}
-        name = repo.split("/")[-1] if repo else records.folder.resolve().name
-        if records.kind == "merged" and not repo:
-            name = f"{records.folder.resolve().parent.name}, merged"
-        self.title = f"{name}, step {records.step:,}" if records.step is not None else name
-        self.config = records.run.get("identity", {}).get("model", {})
-        drawn = {} if records.step is not None else pictures(records)
-        self.pictures = {name: what for name, (what, _) in drawn.items() if (records.folder / "figures" / f"{name}.png").exists()}
-
-    @property
-    def finished(self) -> bool:
-        return self.r.step is None and self.r.status.get("status") == "finished"
-
-    @property
-    def text(self) -> str:
-        """Where the text is from, in words."""
-        source = self.source
-        if source.get("dataset") == "installed-docs":
-            return "the English documentation inside installed Python packages"
-        if "files" in source:
-            return f"local files ({source['dataset']})"
-        parts = [f"[{source['dataset']}](https://huggingface.co/datasets/{source['dataset']})"] if source.get("dataset") else [""]
-        parts += [f"configuration `{source['config']}`"] if source.get("config") not in (None, "default") else []
-        return ", ".join(parts + ([f"revision `{source['revision'][:12]}`"] if source.get("revision") else []))
-
-    def glance(self) -> list[list]:
-        """The one table of numbers."""
-        r, config = self.r, self.config
-        if r.kind == "tokens":
-            splits = r.data["splits"]
-            rows = [[f"{name} tokens", number(part["tokens"])] for name, part in splits.items()]
-            rows += [[f"{name} text, bytes", number(part["bytes"])] for name, part in splits.items()]
-            return [*rows, ["documents", number(r.data["documents"])], ["vocabulary", number(r.data["tokenizer"]["vocab_size"])]]
-        if r.kind == "evaluation":
-            rows = r.evaluations[0].shown()
-            return [[what, number(len(dict.fromkeys(row[key] for row in rows)))] for what, key in (("models", "model"), ("tasks", "task"))]
-        plan = r.run["plan"]
-        rows = [["parameters", number(plan["parameters"])]]
-        if "trained" in plan:
-            rows += [["of them trained", number(plan["trained"])]]
-        shape = f"{config['num_hidden_layers']} layers, width {number(config['hidden_size'])}, {config['num_attention_heads']} heads"
-        shape += f" ({config['num_key_value_heads']} of keys and values), inner width {number(config['intermediate_size'])}"
-        rows += [["shape", shape], ["context", f"{number(config['max_position_embeddings'])} tokens"], ["vocabulary", number(config["vocab_size"])]]
-        rows += [["training tokens", number(r.reached["tokens"])], ["step", f"{number(r.reached['step'])} of {number(r.steps)}"]]
-        if r.evaluated:
-            last = r.evaluated[-1]
-            rows += [["validation loss", f"{last['eval_loss']:.4f} nats a token"]]
-            rows += [["validation perplexity", f"{last['eval_perplexity']:.2f}"]] if "eval_perplexity" in last else []
-            rows += [["bits per byte", f"{last['eval_bits_per_byte']:.4f}"]] if "eval_bits_per_byte" in last else []
-            names = {"bigram": "loss of bigram counts", "unigram": "loss of unigram counts"}
-            rows += [[what, f"{r.data['baselines'][key]:.4f} nats a token"] for key, what in names.items() if key in r.data.get("baselines", {})]
-        return rows
-
-    # ---- use ----
-
-    @property
-    def revision(self) -> str | None:
-        """The tag that snippets name; None where main holds the model."""
-        if self.r.step is not None:
-            return f"step-{self.r.step:06d}"
-        last = self.last_published()
-        return None if self.finished or last is None else last["revision"]
-
-    def last_published(self) -> dict | None:
-        rows = [row for row in self.r.published if row["repo"] == self.repo and (self.r.step is None or row["step"] <= self.r.step)]
-        return rows[-1] if rows else None
-
-    @property
-    def state(self) -> bool:
-        """Whether the revision that snippets name carries the training state."""
-        return bool((self.last_published() or {}).get("state"))
-
-    @property
-    def resumable(self) -> str | None:
-        """The tag to resume from; None where a stranger lacks the state, the data or the model's shape."""
-        given = self.r.run.get("given", {})
-        known = given and "files" not in self.source and "/" not in str(given.get("model_config", ""))
-        if not (self.repo and self.state and known and self.r.kind == "pretrain"):
-            return None
-        return self.revision or (self.last_published() or {}).get("revision")
-
-    def run_yaml(self) -> str:
-        """The run's own arguments, without those of its machine."""
-        given = {name: value for name, value in self.r.run["given"].items() if name not in OCCASION}
-        return yaml.safe_dump({**given, "prepared_dir": f"data/{self.r.settings('data')['data'][:12]}"}, sort_keys=False).strip()
-
-    def prompt(self) -> str:
-        return (self.r.run.get("given", {}).get("sample_prompts") or ["Once upon a time"])[0]
-
-    def question(self) -> str:
-        return self.r.tuning["shown"][0]["prompt"] if self.r.tuning.get("shown") else "What is a language model?"
-
-    def checkpoints(self) -> list[list]:
-        """Step, tokens, losses and tag of the published revisions."""
-        rows = []
-        for row in self.r.published if self.r.step is None else []:
-            if row["repo"] == self.repo:
-                at = {
-                    key: entry[key] for entry in self.r.log if entry["step"] <= row["step"] for key in ("tokens", "loss", "eval_loss") if key in entry
-                }
-                rows.append(
-                    [
-                        number(row["step"]),
-                        number(at.get("tokens")),
-                        *(number(at.get(key), 4) for key in ("loss", "eval_loss")),
-                        f"`{row['revision']}`",
-                    ]
-                )
-        return thinned(rows)
-
-    # ---- data and training ----
-
-    def curation(self) -> list[list]:
-        report = self.r.data.get("curation") or {"rules": []}
-        rows = [[rule["rule"], number(rule["documents_dropped"]), number(rule["characters_dropped"])] for rule in report["rules"]]
-        ends = [[f"**{name}**", number(report[name]["documents"]), number(report[name]["characters"])] for name in ("read", "kept") if rows]
-        return [*ends[:1], *rows, *ends[1:]]
-
-    def skipped(self) -> list[list]:
-        found = {**(self.r.data.get("skipped") or {}), **(self.r.run.get("skipped") or {})}
-        return [[reason, number(entry["rows"])] for reason, entry in found.items()]
-
-    def hyperparameters(self) -> list[list]:
-        told, data, layout = (self.r.settings(kind) for kind in ("hyperparameters", "data", "layout"))
-        floor = (told.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")
-        rows = [
-            ["optimiser", f"{told['optim']}, betas {told['adam_beta1']} and {told['adam_beta2']}, epsilon {told['adam_epsilon']:g}"],
-            ["learning rate", f"{told['learning_rate']:g}"],
-            ["schedule", told["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else "")],
-            ["warm-up", f"{told['warmup_steps']:g} {'steps' if told['warmup_steps'] >= 1 or not told['warmup_steps'] else 'of the steps'}"],
-            ["weight decay", f"{told['weight_decay']:g}"],
-            ["gradient clipping", f"norm {told['max_grad_norm']:g}"],
-            ["precision", f"{told['precision']}{' autocast over float32 weights' if told['precision'] != 'float32' else ''}"],
-        ]
-        if "tokens_per_step" in data:
-            rows += [["tokens a step", number(data["tokens_per_step"])], ["window", f"{number(data['block_size'])} tokens, {data['order']}"]]
-        else:
-            rows += [["sequences a step", number(data["sequences_per_step"])], ["longest sequence", f"{number(data['max_length'])} tokens"]]
-        batch = f"{layout['processes']} process{'es' if layout['processes'] > 1 else ''}, micro-batch {layout['micro_batch']}, accumulation {layout['accumulation']}"
-        rows += [["steps", number(told["max_steps"])], ["seed", str(data["seed"])], ["layout", batch]]
-        if adapter := self.config.get("adapter", {}):
-            if adapter["use_lora"]:
-                kinds = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if adapter[key]]
-                what = f"rank {adapter['r']}, alpha {adapter['lora_alpha']:g}, dropout {adapter['lora_dropout']:g}, targets {', '.join(adapter['target_modules'])}"
-                rows.insert(0, ["LoRA", ", ".join([what, *kinds])])
-            else:
-                rows.insert(0, ["trained", "all weights"])
-        return rows
-
-    def cost(self) -> list[list]:
-        """What it ran on, how long and how fast."""
-        hardware, trained = self.r.run["hardware"], self.r.trained
-        what = ", ".join(
-            f"{hardware[key]} threads" if key == "threads" else str(hardware[key])
-            for key in ("device", "threads", "capability", "cuda")
-            if key in hardware
-        )
-        rows = [["hardware", what]]
-        if self.r.step is None and (seconds := self.r.wall_seconds()):
-            rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
-        for key, name, digits in (("tokens_per_second", "tokens a second (median)", 0), ("mfu", "model FLOPs utilisation (median), %", 1)):
-            if values := [entry[key] for entry in trained if key in entry]:
-                rows.append([name, number(statistics.median_low(values), digits)])
-        if values := [entry["peak_memory_gib"] for entry in trained if "peak_memory_gib" in entry]:
-            rows.append(["peak memory, GiB", number(max(values), 2)])
-        return rows
-
-    def history(self) -> list[list]:
-        """Starts, stops and everything out of the ordinary."""
-        rows = []
-        for event in self.r.events:
-            kind, detail = event["event"], event.get("reason") or ""
-            if kind in ("saved", "published", "not yet published", "hub", "saturated", "overfitting"):
-                continue
-            if kind == "resumed":
-                detail = f"from {event['checkpoint']}: every file by sha256, then its loss on fixed windows computed again"
-            elif kind == "changed":
-                detail = "; ".join(f"{name}: {short(old)} → {short(new)}" for name, (old, new) in event["fields"].items())
-                kind = f"changed: {event['kind']}"
-            elif kind == "set aside":
-                detail = f"{event['checkpoint']}: {'; '.join(event['problems'])}"
-            elif kind == "spike":
-                detail = f"loss {event['loss']:.4f}, {event['sigmas']} standard deviations"
-            elif kind == "not finite":
-                detail = f"loss {event['loss']}, gradient norm {event['grad_norm']}"
-            elif kind == "not published":
-                detail = f"{event['revision']}: {'; '.join(event['problems'])}"
-            elif kind == "initialised":
-                detail = f"from the weights of {event['weights']}"
-            rows.append([number(event.get("at_step", event["step"])), event["time"].replace("T", " ").rstrip("Z"), kind, detail])
-        return rows
-
-    @property
-    def saves(self) -> int:
-        return sum(event["event"] == "saved" for event in self.r.events)
-
-    def samples(self) -> list[tuple]:
-        """(step, tokens, validation loss, text) at up to five points."""
-        found = []
-        for entry in self.r.log:
-            if entry.get("samples"):
-                loss = next((one["eval_loss"] for one in self.r.evaluated if one["step"] == entry["step"]), None)
-                found.append((entry["step"], entry["tokens"], loss, entry["samples"][0]))
-        return [found[round(i * (len(found) - 1) / 4)] for i in range(5)] if len(found) > 5 else found
-
-    # ---- tuning ----
-
-    def before_after(self) -> list[list]:
-        rows, told = [], self.r.tuning
-        for key, name in (("answer_loss", "loss of held-out answers, nats"), ("end_of_text_loss", "loss of the end of the answer, nats")):
-            found = told[key]
-            rows.append([name, f"{found['before']:.3f}", f"{found['after']:.3f}", spread(found["difference"], 3, "+")])
-        for how in ("greedy", "sampled"):
-            for key, name in (("stopped", "that stop by themselves"), ("kept_format", "that keep the format"), ("loops", "that end in a loop")):
-                if how in told:
-                    rows.append([f"{how} answers {name}", *(f"{told[how][when][key]:.0%}" for when in ("before", "after")), ""])
-            if how in told:
-                rows.append([f"tokens of {how} answers (mean)", *(f"{told[how][when]['mean_tokens']:.1f}" for when in ("before", "after")), ""])
-        return rows
-
-    # ---- evaluation ----
-
-    def mine(self, evaluation: Evaluation) -> list[str]:
-        """Names of this run's models in the order of their steps; of an evaluation's own card all of them."""
-        rows = evaluation.shown()
-        if evaluation.own is None:
-            return list(dict.fromkeys(row["model"] for row in rows))
-        tuned = self.r.kind in ("adapter", "merged")
-        steps = {row["model"]: row["step"] or 0 for row in rows if row["model"] in evaluation.own and bool(row["adapter"]) == tuned}
-        return sorted(steps, key=steps.get)
-
-    def model(self, row: dict) -> str:
-        """What a reader calls a model: its step in this run, its id on the Hub, or the name of its folder."""
-        if self.r.kind != "evaluation" and row["model"] in self.r_own(row) and not row["adapter"] and row["step"] is not None:
-            return f"step {row['step']:,}"
-        if row["commit"]:
-            return row["model"]
-        return "+".join(part.split("/")[-1] for part in row["model"].split("+"))
-
-    def r_own(self, row: dict) -> list[str]:
-        return [name for evaluation in self.r.evaluations if row in evaluation.scores for name in evaluation.own or []]
-
-    def called(self, evaluation: Evaluation, name: str) -> str:
-        return next((self.model(row) for row in evaluation.scores if row["model"] == name), name)
-
-    def scores(self, evaluation: Evaluation) -> list[list]:
-        """A row a task and model: this run's last, and those that are not of this run."""
-        mine = self.mine(evaluation)
-        others = {row["model"].split("@step-")[0]: row["model"] for row in evaluation.shown() if row["model"] not in (evaluation.own or ())}
-        wanted = mine if evaluation.own is None else mine[-1:] + list(others.values())  # of another run its last
-        rows = evaluation.shown(wanted)
-        return [
-            [
-                row["task"],
-                self.model(row),
-                row["metric"],
-                spread(row, 4),
-                number(row.get("chance"), 3),
-                number(row["n"]),
-                number(row["n_shot"]),
-                str(row["version"]),
-                "chat" if row["chat_template"] else "plain",
-            ]
-            for row in sorted(rows, key=lambda row: [one["task"] for one in evaluation.shown()].index(row["task"]))
-        ]
-
-    def settings_of(self, evaluation: Evaluation) -> str:
-        """Harness, number format and seed, which all rows share."""
-        return "; ".join(", ".join(dict.fromkeys(str(row[key]) for row in evaluation.scores)) for key in ("harness", "dtype")) + (
-            f"; seed {', '.join(dict.fromkeys(str(row['seed']) for row in evaluation.scores))}"
-        )
-
-    def changes(self, evaluation: Evaluation) -> list[list]:
-        """Paired differences: this run's first model against its last; for a tuned one, the untuned against it."""
-        mine, rows = self.mine(evaluation), []
-        if evaluation.own is None:
-            wanted = {(a, b) for a, b in zip(mine[:1], mine[-1:], strict=True)}
-        elif self.r.kind in ("adapter", "merged"):
-            plain = [row["model"] for row in evaluation.shown() if not row["adapter"]]
-            wanted = {(plain[-1], mine[-1])} if plain and mine else set()
-        else:
-            wanted = {(mine[0], mine[-1])} if len(mine) > 1 else set()
-        for row in evaluation.comparison:
-            if (row["first"], row["second"]) in wanted and not row["variant"]:
-                names = [self.called(evaluation, row[key]) for key in ("first", "second")]
-                told = {"value": row["difference"], "low": row["low"], "high": row["high"]}
-                rows.append(
-                    [row["task"], " → ".join(names), row["metric"], spread(told, 4, "+"), number(row["p_holm"], 4), number(row["detectable"], 4)]
-                )
-        return rows
-
-    def variants(self, evaluation: Evaluation, kind: str) -> list[list]:
-        rows = []
-        for row in evaluation.results[kind]:
-            if "spread" in row and (evaluation.own is None or row["model"] in self.mine(evaluation)):
-                rows.append(
-                    [
-                        row["task"],
-                        row["factor"],
-                        str(row["k"]),
-                        *(blind(row[key], 3) for key in ("mean", "spread", "worst_of_k", "flips", "consistency")),
-                    ]
-                )
-        return rows
-
-    def domains(self, evaluation: Evaluation) -> list[list]:
-        mine = self.mine(evaluation)
-        wanted = mine if evaluation.own is None else mine[-1:]
-        return [
-            [row["task"], self.called(evaluation, row["model"]), spread({**row, "value": row["bits_per_byte"]}, 4)]
-            + [number(row.get(key), digits) for key, digits in (("gap", 4), ("auroc", 3), ("auroc_two_sided", 3))]
-            for row in evaluation.results["generalisation"]
-            if row["model"] in wanted
-        ]
-
-    def contamination(self, evaluation: Evaluation) -> list[list]:
-        return [[row["task"], number(row["judged"]), number(row["contaminated"])] for row in evaluation.results["contamination"]]
-
-    def index(self) -> list[EvalResult]:
-        """model-index of this run's finished model."""
-        found = []
-        for evaluation in self.r.evaluations if self.finished else []:
-            for row in evaluation.shown(self.mine(evaluation)[-1:]):
-                found.append(
-                    EvalResult(
-                        task_type="text-generation",
-                        dataset_type=row["task"],
-                        dataset_name=row["task"],
-                        metric_type=row["metric"],
-                        metric_value=round(row["value"], 6),
-                        metric_name=row["metric"],
-                        source_name=row["harness"],
-                        source_url=HARNESS,
-                    )
-                )
-        return found
-
-    # ---- limits ----
-
-    def limits(self) -> list[str]:
-        """What the records say against the model."""
-        r, said = self.r, []
-        if r.step is None and r.status and not self.finished:
-            said.append(f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({r.status['status']}).")
-        events = {event["event"]: event for event in reversed(r.events)}
-        if found := events.get("saturated"):
-            slope = spread({"value": found["slope"], "low": found["low"], "high": found["high"]}, 4, "+")
-            said.append(f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats a doubling of tokens.")
-        elif len(r.evaluated) >= 5:
-            said.append("Validation loss had not saturated when training ended.")
-        if found := events.get("overfitting"):
-            said.append(
-                f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to {found['eval_loss']:.4f}, at {number(found['tokens'])} tokens."
-            )
-        if r.trained and r.kind == "pretrain" and r.trained[-1].get("epoch", 0) > 1:
-            said.append(f"The training text was read {r.trained[-1]['epoch']:.2f} times.")
-        for evaluation in r.evaluations:
-            rows = evaluation.shown(self.mine(evaluation)[-1:])
-            level = [row["task"] for row in rows if row.get("chance") and row["low"] is not None and row["low"] <= row["chance"] <= row["high"]]
-            if level:
-                said.append(f"At the level of chance, which the interval holds: {', '.join(level)}.")
-            if cut := [f"{row['task']} ({number(row['truncated'])})" for row in rows if row["truncated"]]:
-                said.append(f"Requests longer than the context, of which the beginning was left out: {', '.join(cut)}.")
-        if (found := r.tuning.get("greedy", {}).get("after")) and found["loops"]:
-            said.append(f"{found['loops']:.0%} of greedy answers end in a loop.")
-        return said
-
-    def packages(self) -> list[list]:
-        table = {"python": self.r.run["python"], **self.r.run["packages"]}
-        return [[name, version] for name, version in table.items()]
-
-
-# ---- how values are written ----
-
-
-def number(value, digits: int | None = None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if digits is None else f"{value:,.{digits}f}"
-
-
-def spread(row: dict, digits: int, sign: str = "") -> str:
-    """A value with its 95 % interval."""
-    shown = f"{row['value']:{sign}.{digits}f}"
-    return shown if row.get("low") is None else f"{shown} ({row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f})"
-
-
-def blind(row: dict, digits: int) -> str:
-    """A measure of variants with its interval, and what answers drawn blindly would give."""
-    return f"{spread(row, digits)}; blind {row['blind']:.{digits}f}"
-
-
-def short(value) -> str:
-    text = str(value)
-    return text if len(text) < 60 else f"{text[:57]}..."
-
-
-def thinned(rows: list) -> list:
-    """At most SHOWN rows, evenly, first and last among them."""
-    return rows if len(rows) <= SHOWN else [rows[round(i * (len(rows) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
-
-
-def cell(text) -> str:
-    return str(text).replace("|", "\\|").replace("\n", " ").strip()
-
-
-def table(rows: list[list], *header: str) -> str:
-    """A markdown table; columns that are empty in all rows are left out; nothing where there are no rows."""
-    if not rows:
-        return ""
-    kept = [i for i in range(len(header)) if any(str(row[i]).strip() for row in rows)]
-    lines = [[header[i] for i in kept], ["---"] * len(kept), *[[cell(row[i]) for i in kept] for row in rows]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def quote(text: str) -> str:
-    """A text as a block that markdown leaves alone, whatever is in it."""
-    fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
-    return f"{fence}text\n{text.strip()}\n{fence}"

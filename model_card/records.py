@@ -61,6 +61,19 @@ class Records:
                 table |= {name: new for name, (_, new) in event["fields"].items() if name in table}
         return table
 
+    def mine(self, evaluation: Evaluation) -> list[str]:
+        """Names of this run's models in the order of their steps; of an evaluation's own card all of them."""
+        rows = evaluation.shown()
+        if evaluation.own is None:
+            return list(dict.fromkeys(row["model"] for row in rows))
+        steps = {row["model"]: row["step"] or 0 for row in rows if row["model"] in evaluation.own and bool(row["adapter"]) == self.tuned}
+        return sorted(steps, key=steps.get)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether its models are adapters on a base, merged or not."""
+        return self.kind in ("adapter", "merged")
+
     @property
     def trained(self) -> list[dict]:
         return [entry for entry in self.log if "loss" in entry]
@@ -152,7 +165,7 @@ def check(records: Records) -> None:
                 f"{where}/evaluation/{evaluation.name} has the scores of another run ({of}, this is {run.get('id')}): remove that folder."
             )
         for row in evaluation.scores:
-            mine = row["model"] in evaluation.own and bool(row["adapter"]) == (records.kind in ("adapter", "merged"))
+            mine = row["model"] in evaluation.own and bool(row["adapter"]) == records.tuned
             if mine and row["step"] in tokens and row["tokens"] != tokens[row["step"]]:
                 raise CardError(
                     f"{where}/evaluation/{evaluation.name}: {row['model']} was evaluated after {row['tokens']:,} tokens, and log.jsonl has "

@@ -7,6 +7,7 @@ import pytest
 from conftest import ROOT, config_file, launch
 
 from llama_lite.arguments import parse_pretrain
+from llama_lite.eval_arguments import parse_eval
 from llama_lite.sft_arguments import parse_sft
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -17,7 +18,7 @@ def test_there_are_commands():
     assert any(command.startswith("make demo") for command in COMMANDS) and len(COMMANDS) >= 5
 
 
-PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft}
+PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if any(script in c for script in PARSERS)])
