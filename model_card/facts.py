@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import textwrap
 
 import yaml
 from huggingface_hub import EvalResult
@@ -9,6 +10,7 @@ from huggingface_hub import EvalResult
 from .records import Evaluation, Records
 
 SHOWN = 12  # rows of a long table
+WIDTH = 96  # characters of a quoted line
 HARNESS = "https://github.com/EleutherAI/lm-evaluation-harness"
 OCCASION = (  # arguments that belong to one machine or one launch, not to the run
     "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only resume_from_checkpoint resume_without allow_changes dry_run "
@@ -269,7 +271,7 @@ class Facts:
                 row["task"],
                 self.model(row),
                 row["metric"],
-                spread(row, 4),
+                spread(row, 3),
                 number(row.get("chance"), 3),
                 number(row["n"]),
                 number(row["n_shot"]),
@@ -304,19 +306,15 @@ class Facts:
                 )
         return rows
 
-    def variants(self, evaluation: Evaluation, kind: str) -> list[list]:
-        rows = []
+    def variants(self, evaluation: Evaluation, kind: str) -> dict[str, list[list]]:
+        """{what was asked of whom: rows a factor}."""
+        found: dict[str, list[list]] = {}
         for row in evaluation.results[kind]:
             if "spread" in row and row["model"] in self.r.mine(evaluation):
-                rows.append(
-                    [
-                        row["task"],
-                        row["factor"],
-                        str(row["k"]),
-                        *(blind(row[key], 3) for key in ("mean", "spread", "worst_of_k", "flips", "consistency")),
-                    ]
-                )
-        return rows
+                measures = [blind(row[key], 2) for key in ("mean", "spread", "worst_of_k", "flips", "consistency")]
+                name = f"`{row['task']}`, {row['metric']}, {number(row['n'])} items, {self.called(evaluation, row['model'])}"
+                found.setdefault(name, []).append([row["factor"], str(row["k"]), *measures])
+        return found
 
     def domains(self, evaluation: Evaluation) -> list[list]:
         mine = self.r.mine(evaluation)
@@ -430,5 +428,8 @@ def table(rows: list[list], *header: str) -> str:
 
 def quote(text: str) -> str:
     """A text as a block that markdown leaves alone, whatever is in it."""
+    lines = [
+        part for line in text.strip().splitlines() for part in textwrap.wrap(line, WIDTH, replace_whitespace=False, drop_whitespace=False) or [""]
+    ]
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
-    return f"{fence}text\n{text.strip()}\n{fence}"
+    return "\n".join([f"{fence}text", *(line.rstrip() for line in lines), fence])
