@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite import evaluation, sandbox, tasks, variants
     from llama_lite.provenance import provenance
+    from model_card.card import written
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -98,14 +99,14 @@ def main(argv: list[str] | None = None) -> None:
     summary(plain, comparison, results)
     for folder, own in evaluation.runs_of(found).items():
         evaluation.hand_over(out, folder, own)
-        say(f"card      {card_of(folder)}")
+        say(f"card      {written(folder)}")
     if where.push_to_hub:
         from llama_lite.scoreboard import push_scores
 
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])
     say(
-        f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {card_of(out)}"
+        f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
     )
     lock.release()
 
@@ -114,16 +115,6 @@ def told(value: dict) -> str:
     """A value with its 95 % interval."""
     interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
     return f"{value['value']:.4f}{interval}, {value['n']} items"
-
-
-def card_of(folder: Path) -> str:
-    """Where the card of a folder is, written anew; or why it is not."""
-    from model_card.card import CardError, write
-
-    try:
-        return str(write(folder))
-    except CardError as error:
-        return f"none can be made: {error}"
 
 
 def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:

@@ -212,11 +212,11 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     """The finished model at the root of the run folder, its card and figures (rank 0)."""
     from llama_lite.publishing import export_model
     from llama_lite.runs import read_jsonl
-    from model_card.card import write
+    from model_card.card import written
 
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
-    card = write(run.path)
+    card = written(run.path)
     last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
     say(
         f"finished  validation loss {last['eval_loss']:.4f} nats a token ({last['eval_bits_per_byte']:.4f} bits a byte); "

@@ -220,7 +220,7 @@ def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: d
     """The finished adapter or model at the root of the run folder, `before_after.json`, card and figures (rank 0)."""
     from llama_lite import publishing, tuning
     from llama_lite.runs import write_json
-    from model_card.card import write
+    from model_card.card import written
 
     checkpoint = run.path / f"checkpoint-{steps}"
     if adapter_args.use_lora:
@@ -232,9 +232,9 @@ def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: d
     record = tuning.compare(before, after)
     write_json(run.path / "before_after.json", record)
     run.ends("finished")
-    card = write(run.path)
+    card = written(run.path)
     if adapter_args.merge_adapter:
-        write(run.path / "merged")
+        written(run.path / "merged")
     for row in record["shown"]:
         say(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
     say(tuning.table(record))

@@ -35,6 +35,14 @@ def write(folder: Path, repo: str | None = None) -> Path:
     return path
 
 
+def written(folder: Path, repo: str | None = None) -> str:
+    """Where the card of a folder now is, or why there is none: for scripts whose work is done, card or not."""
+    try:
+        return str(write(folder, repo))
+    except CardError as error:
+        return f"not written: {error}"
+
+
 def draw(records: Records) -> None:
     """The figures that the card shows, in figures/ beside it."""
     for name, (_, plot) in pictures(records).items():

@@ -1,0 +1,65 @@
+"""The fused loss is the plain one: value and every gradient, in one piece or many, with labels left out, in float32 and under autocast."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from llama_lite import fused_loss
+from llama_lite.plan import load_model_config
+
+
+def model_and_batch():
+    torch.manual_seed(0)
+    config = load_model_config("tiny")
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    ids = torch.randint(0, config.vocab_size, (3, 21))
+    labels = ids[:, 1:].clone()
+    labels[0, :5] = labels[2, -1] = -100
+    return model, {"input_ids": ids[:, :-1], "shift_labels": labels, "labels": labels}
+
+
+@pytest.mark.parametrize("rows", [7, 1000])
+@pytest.mark.parametrize("count", [None, 100])
+def test_loss_and_gradients_are_the_plain_ones(rows, count, monkeypatch):
+    model, batch = model_and_batch()
+    monkeypatch.setattr(fused_loss, "PIECE", rows * model.config.vocab_size)
+    fused = copy.deepcopy(model)
+    fused_loss.fuse(fused)
+    losses = [2 * one(**batch, num_items_in_batch=count).loss for one in (model, fused)]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    for (name, plain), ours in zip(model.named_parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():
+    model, batch = model_and_batch()
+    exact = model(**batch).loss
+    exact.backward()
+    truth = torch.cat([p.grad.flatten() for p in model.parameters()])
+    errors = []
+    for fuse in (False, True):
+        one = copy.deepcopy(model)
+        one.zero_grad()
+        if fuse:
+            fused_loss.fuse(one)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = one(**batch).loss
+        loss.backward()
+        assert abs(loss - exact) < 2e-2
+        errors.append((torch.cat([p.grad.flatten() for p in one.parameters()]) - truth).norm() / truth.norm())
+    assert errors[1] < 1.2 * errors[0] < 0.1
+
+
+def test_without_labels_the_model_is_as_it_was():
+    model, batch = model_and_batch()
+    before = model(batch["input_ids"]).logits
+    fused_loss.fuse(model)
+    assert torch.equal(model(batch["input_ids"]).logits, before)
+    with torch.no_grad():
+        loss = model(**batch).loss
+    assert not loss.requires_grad
+    assert model.generate(batch["input_ids"][:1], max_new_tokens=3, do_sample=False).shape == (1, 23)
