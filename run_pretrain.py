@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite import checkpoints, publishing, pulling, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores
+    from llama_lite.fused_loss import fuse
     from llama_lite.hub import reference
     from llama_lite.plan import load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
@@ -94,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         plan = make_plan(config, manifest, run_args, training_args, getattr(torch, model_args.publish_dtype).itemsize)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        fused = run_args.fused_loss and training_args.device.type == "cpu"
         precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
         identity = checkpoints.identity(
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
             {
                 "hardware": hardware(),
                 "packages": package_versions(),
-                "switches": {"torch_compile": training_args.torch_compile, "attention": config._attn_implementation},
+                "switches": {"torch_compile": training_args.torch_compile, "attention": config._attn_implementation, "fused_loss": fused},
                 "code_revision": code_revision(),
             },
         )
@@ -136,6 +138,8 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        if fused:
+            fuse(model)
         if model_args.init_from and start.checkpoint is None:
             weights = on_main(init_folder, run, model_args.init_from, config)
             training.load_weights(model, weights)

@@ -150,6 +150,9 @@ class RunArguments(CommonRunArguments):
     eval_task_limit: int = arg(200, "Items of each of them: a seeded sample, always the same.")
     sample_prompts: list[str] = arg(["Hello, I am a language model,"], "Prompts continued at each evaluation.")
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
+    fused_loss: bool = arg(
+        True, "On a CPU, compute output layer and loss in one, without holding all logits (1.1 to 1.4 times the speed, the same loss)."
+    )
     peak_flops: float | None = arg(None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured).")
 
 

@@ -58,7 +58,7 @@ def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[
                 ha="center",
                 color=ORANGE,
             )
-        tokens_at = {e["step"]: e["tokens"] for e in log}
+        tokens_at = {e["step"]: e["tokens"] for e in log if "step" in e}
         for number, step in enumerate(sorted({step for step in resumed if step in tokens_at})):
             top.axvline(tokens_at[step] / scale, color=GREEN, lw=1, ls="-.", label="resumed" if number == 0 else None)
         top.set_ylabel("loss (nats a token)")

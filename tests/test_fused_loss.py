@@ -24,7 +24,8 @@ def model_and_batch():
 @pytest.mark.parametrize("count", [None, 100])
 def test_loss_and_gradients_are_the_plain_ones(rows, count, monkeypatch):
     model, batch = model_and_batch()
-    monkeypatch.setattr(fused_loss, "PIECE", rows * model.config.vocab_size)
+    for name, most in (("HELD", 2 * rows), ("CACHED", rows)):
+        monkeypatch.setattr(fused_loss, name, most * model.config.vocab_size)
     fused = copy.deepcopy(model)
     fused_loss.fuse(fused)
     losses = [2 * one(**batch, num_items_in_batch=count).loss for one in (model, fused)]
