@@ -87,7 +87,7 @@ def test_every_number_is_in_a_record(documented, kind):
     folder = documented[kind]
     numbers, text = recorded(folder), card.write(folder).read_text()
     words = told(text)
-    assert len(words) > {"run": 100, "tuned": 40, "tokens": 8, "scores": 60}[kind]
+    assert len(words) > {"run": 100, "tuned": 40, "tokens": 5, "scores": 60}[kind]
     for word, line in words:
         plain = word.replace(",", "").removesuffix("%").lstrip("+")
         digits, scale = len(plain.partition(".")[2].partition("e")[0]), 100 if word.endswith("%") else 1
@@ -201,7 +201,7 @@ def test_a_persons_words_and_scores_of_others_stay(documented, tmp_path):
     text = path.read_text().replace("\n".join(card.YOURS), f"{card.YOURS[0]}\nMine: {{{{ braces }}}} stay.\n{card.YOURS[1]}")
     index = "model-index:\n- name: x\n  results:\n  - task: {type: text-generation}\n    dataset: {name: other, type: other}\n    metrics: [{type: acc, value: 0.5}]\n"
     ours = card.metadata(facts.Facts(records.read(place), None, {})).eval_results
-    path.write_text(re.sub(r"model-index:\n(?:[- ].*\n)+", index, text))
+    path.write_text(re.sub(r"model-index:\n(?:- name.*\n| .*\n)+", index, text))
     again = card.write(place).read_text()
     assert "Mine: {{ braces }} stay." in again and card.write(place).read_text() == again
     kept = {(r.dataset_name, r.metric_value) for r in ModelCard(again).data.eval_results}
@@ -236,9 +236,15 @@ def run_blocks(text: str, place) -> list[str]:
 
 
 @pytest.mark.slow
-def test_every_snippet_runs_as_it_stands(hub, pretrain, sft, tmp_path):
+def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_path):
     repo, tokens, chat = (f"org/{name}-{len(hub.repos)}" for name in ("card", "tokens", "chat"))
-    data = {"dataset": "installed-docs", "max_tokens": 60_000, "prepared_dir": str(tmp_path / "tokens")}
+    source, chatty = f"org/text-{len(hub.repos)}", f"org/base-{len(hub.repos)}"
+    HfApi().create_repo(source, repo_type="dataset")
+    HfApi().upload_file(path_or_fileobj=text, path_in_repo="train.jsonl", repo_id=source, repo_type="dataset")
+    HfApi().create_repo(chatty)
+    HfApi().upload_folder(folder_path=base, repo_id=chatty)
+    HfApi().create_tag(chatty, tag="v1")
+    data = {"dataset": source, "prepared_dir": str(tmp_path / "tokens")}
     pretrain(tmp_path / "tokens-run", prepare_only=True, push_to_hub=True, prepared_hub_id=tokens, **data)
     run = pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60, card_license="mit", card_language="en", **data)
     main = hub.files(repo)["README.md"].decode()
@@ -251,10 +257,12 @@ def test_every_snippet_runs_as_it_stands(hub, pretrain, sft, tmp_path):
     assert resumed[-1]["step"] == 12 and resumed[-1].get("eval_loss") == read_jsonl(run / "log.jsonl")[-1].get("eval_loss")
     data_card = hub.files(tokens, kind="datasets")["README.md"].decode()
     assert len(run_blocks(data_card, tmp_path / "of-tokens")) == 2
-    sft(tmp_path / "chat", model_name_or_path=str(run), max_length=64, push_to_hub=True, hub_model_id=chat, merge_adapter=True, hub_drain_timeout=60)
+    pushed = {"push_to_hub": True, "hub_model_id": chat, "hub_drain_timeout": 60}
+    sft(tmp_path / "chat", model_name_or_path=chatty, model_revision="v1", merge_adapter=True, **pushed)
     adapter, merged = (hub.files(name)["README.md"].decode() for name in (chat, f"{chat}-merged"))
     told = ModelCard(adapter).data
-    assert told.base_model == repo and told.to_dict()["base_model_revision"] == "step-000012" and told.to_dict()["base_model_relation"] == "adapter"
+    assert told.base_model == chatty and told.to_dict()["base_model_revision"] == "v1" and told.to_dict()["base_model_relation"] == "adapter"
+    assert ModelCard(main).data.datasets == [source]
     assert ModelCard(merged).data.to_dict()["base_model_relation"] == "finetune" and f"{chat}-merged" in merged
     assert len(run_blocks(adapter, tmp_path / "of-adapter")) == 2 and len(run_blocks(merged, tmp_path / "of-merged")) >= 1
 
