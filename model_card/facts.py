@@ -302,7 +302,7 @@ class Facts:
                 names = [self.called(evaluation, row[key]) for key in ("first", "second")]
                 told = {"value": row["difference"], "low": row["low"], "high": row["high"]}
                 rows.append(
-                    [row["task"], " → ".join(names), row["metric"], spread(told, 4, "+"), number(row["p_holm"], 4), number(row["detectable"], 4)]
+                    [row["task"], " → ".join(names), row["metric"], spread(told, 4, "+"), probability(row["p_holm"]), number(row["detectable"], 4)]
                 )
         return rows
 
@@ -390,6 +390,10 @@ def number(value, digits: int | None = None) -> str:
     if value is None:
         return ""
     return f"{value:,}" if digits is None else f"{value:,.{digits}f}"
+
+
+def probability(value: float | None) -> str:
+    return "<0.0001" if value is not None and value < 1e-4 else number(value, 4)
 
 
 def spread(row: dict, digits: int, sign: str = "") -> str:

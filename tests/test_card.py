@@ -78,7 +78,7 @@ def told(text: str) -> list[tuple[str, str]]:
     for line in body.splitlines():
         if line.startswith(("| ", "- ")):
             line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|checkpoint-\d+|sha256|float32|bfloat16|AVX\d+|95 %", "", line)
-            found += [(word, line) for word in re.findall(r"(?<![\w.-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?%?(?!\w)", line)]
+            found += [(word, line) for word in re.findall(r"(?<![\w.<-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?%?(?!\w)", line)]
     return found
 
 
