@@ -62,7 +62,9 @@ def main(argv: list[str] | None = None) -> None:
     lock.acquire()
     store = evaluation.Store(out)
     settings = evaluation.Settings(which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code)
-    write_json(out / "run.json", {"kind": "eval", "arguments": [dataclasses.asdict(part) for part in (which, what)], **provenance()})
+    descriptions = {task.name: tasks.DESCRIPTIONS[task.name] for task in asked if task.name in tasks.DESCRIPTIONS}
+    arguments = [dataclasses.asdict(part) for part in (which, what)]
+    write_json(out / "run.json", {"kind": "eval", "arguments": arguments, "descriptions": descriptions, **provenance()})
 
     # ---- Ask, pair by pair; what is there is not asked again ----
     records = []

@@ -130,7 +130,7 @@ class CommonRunArguments:
         "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
         "accelerate launch sets it to 1.",
     )
-    dry_run: bool = arg(False, "Print the plan and what would be refused; touch nothing.")
+    dry_run: bool = arg(False, "Print the plan; touch nothing, and do not look at what the run folder holds.")
     allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
     resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
     given: dict = dataclasses.field(init=False, default_factory=dict)  # what YAML and command line said, by argument
@@ -220,7 +220,7 @@ class Parser(TrlParser):
         self.add_argument("--config", help="YAML file whose values become the defaults; the command line wins.")
 
     def error(self, message: str):
-        raise Refusal(f"{message}. `{self.prog} --help` lists every argument.")
+        raise Refusal(f"{message.rstrip(chr(46))}. `{self.prog} --help` lists every argument.")
 
     def parse(self, argv: list[str], default_config: Path | None = None):
         """Dataclass instances from a command line. Without arguments `default_config` is used. Raises Refusal."""

@@ -62,7 +62,7 @@ class OutputArguments:
 
     output_dir: str = arg("runs/demo-eval", "Folder of the evaluation; what is in it is not computed again.")
     push_to_hub: bool = arg(False, "Put the scores of each model that is on the Hub on main of its repository.")
-    dry_run: bool = arg(False, "Print models, tasks and items, and what is there already; evaluate nothing.")
+    dry_run: bool = arg(False, "Print models, tasks and items; evaluate nothing.")
 
 
 EVAL_HELP = """Evaluate many models and revisions with lm-eval: records that are never mixed, paired statistics, sensitivity, robustness.

@@ -77,7 +77,10 @@ def _steps(text: str) -> list[str]:
         try:
             names = [f"{place}@{tag}" for tag in sorted(Repository(place, None, "").tags()) if tag.startswith("step-")]
         except (NoAnswer, NotAllowed) as error:
-            raise Refusal(f"--models {text}: {error}. Run the same command again when the Hub answers.") from None
+            raise Refusal(
+                f"--models {text}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
+                "again when the Hub answers."
+            ) from None
     if not names:
         raise Refusal(f"--models {text}: {place} has no steps, neither checkpoints in a folder nor tags on the Hub.")
     return names

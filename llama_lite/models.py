@@ -49,7 +49,10 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
     try:
         commit, folder = pulling.pull_model(where)
     except (NoAnswer, NotAllowed) as error:
-        raise Refusal(f"{argument} {where}: {error}. Run the same command again when the Hub answers.") from None
+        raise Refusal(
+            f"{argument} {where}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
+            "again when the Hub answers."
+        ) from None
     return Located(str(where), folder, where.repo, where.revision, commit)
 
 

@@ -351,7 +351,7 @@ class Publisher:
         except (Refusal, NotAllowed, NoAnswer) as error:
             what = f"--push_to_hub {self.repository.repo}: {error}"
             if required:
-                raise Refusal(f"{what}. Mend it, or leave out --hub_required and publish later with --publish_only.") from None
+                raise Refusal(f"{what}. Mend it, or train without --hub_required and publish later with --publish_only.") from None
             say(f"WARNING   {what}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes them.")
             self.run.event("hub", reason=str(error))
 

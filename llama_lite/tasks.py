@@ -143,7 +143,9 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
         return _on_local_data(manager, name, Path(folder).expanduser())
     except (ConnectionError, FileNotFoundError, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = f"it has no split {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
-        hint = f"the data in {folder} does not fit it" if folder else f"give a local copy of it: --task_data {name}=FOLDER"
+        hint = f"give a local copy of it: --task_data {name}=FOLDER"
+        if folder:
+            hint = "its splits are wanted there, as SPLIT.jsonl, SPLIT.parquet, or as `save_to_disk` writes them"
         raise Refusal(f"--tasks {name}: its data cannot be read ({reason}): {hint}.") from None
 
 
@@ -412,6 +414,17 @@ def humaneval():
     )
 
 
+DESCRIPTIONS = {
+    "embedded_mmlu": "the example questions of MMLU's 57 subjects, as lm-eval carries them; the letter is asked for",
+    "embedded_mmlu_cloze": "the example questions of MMLU's 57 subjects, as lm-eval carries them; options are judged by the likelihood of their text",
+    "embedded_next_sentence": "the beginning of a held-out documentation text, and four sentences of which one comes next",
+    "embedded_docs": "documentation of installed packages that the demo's run holds out",
+    "embedded_code": "functions of installed packages, without their documentation",
+    "embedded_web": "project pages of installed packages, as PyPI shows them",
+    "embedded_science": "questions of MMLU's sciences with their answer and its explanation",
+    "embedded_instructions": "questions about installed packages that the demo's tuning holds out, answered greedily",
+    "embedded_humaneval": "the 164 problems of HumanEval, answered greedily; each program runs in a sandbox",
+}
 EMBEDDED: dict[str, Callable] = {
     "embedded_mmlu": lambda: letters("embedded_mmlu", mmlu_items()),
     "embedded_mmlu_cloze": lambda: cloze("embedded_mmlu_cloze", mmlu_items(), "\nAnswer:"),

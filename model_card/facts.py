@@ -138,9 +138,7 @@ class Facts:
 
     def curation(self) -> list[list]:
         report = self.r.data.get("curation") or {"rules": []}
-        rows = [[rule["rule"], number(rule["documents_dropped"]), number(rule["characters_dropped"])] for rule in report["rules"]]
-        ends = [[f"**{name}**", number(report[name]["documents"]), number(report[name]["characters"])] for name in ("read", "kept") if rows]
-        return [*ends[:1], *rows, *ends[1:]]
+        return [[rule["rule"], number(rule["documents_dropped"]), number(rule["characters_dropped"])] for rule in report["rules"]]
 
     def skipped(self) -> list[list]:
         found = {**(self.r.data.get("skipped") or {}), **(self.r.run.get("skipped") or {})}
@@ -281,22 +279,31 @@ class Facts:
             for row in sorted(rows, key=lambda row: [one["task"] for one in evaluation.shown()].index(row["task"]))
         ]
 
+    def described(self, evaluation: Evaluation) -> list[str]:
+        """What the tasks are that no other harness knows."""
+        return [f"`{name}`: {text}" for name, text in evaluation.run.get("descriptions", {}).items()]
+
+    def family(self, evaluation: Evaluation) -> str:
+        """How many pairs of models Holm's correction is over."""
+        sizes = [sum(row["task"] == task for row in evaluation.comparison) for task in dict.fromkeys(row["task"] for row in evaluation.comparison)]
+        return number(max(sizes))
+
     def settings_of(self, evaluation: Evaluation) -> str:
         """Harness, number format and seed, which all rows share."""
         return "; ".join(", ".join(dict.fromkeys(str(row[key]) for row in evaluation.scores)) for key in ("harness", "dtype")) + (
             f"; seed {', '.join(dict.fromkeys(str(row['seed']) for row in evaluation.scores))}"
         )
 
+    def pairs(self, evaluation: Evaluation) -> set[tuple[str, str]]:
+        """The pair of models to compare: a run's first and last; a tuned one's base, at its last step, and itself."""
+        mine, plain = self.r.mine(evaluation), [row["model"] for row in evaluation.shown() if not row["adapter"]]
+        if self.r.tuned:
+            return {(plain[-1], mine[-1])} if plain and mine else set()
+        return {(mine[0], mine[-1])} if len(mine) > 1 else set()
+
     def changes(self, evaluation: Evaluation) -> list[list]:
-        """Paired differences: this run's first model against its last; for a tuned one, the untuned against it."""
-        mine, rows = self.r.mine(evaluation), []
-        if evaluation.own is None:
-            wanted = {(a, b) for a, b in zip(mine[:1], mine[-1:], strict=True)}
-        elif self.r.tuned:
-            plain = [row["model"] for row in evaluation.shown() if not row["adapter"]]
-            wanted = {(plain[-1], mine[-1])} if plain and mine else set()
-        else:
-            wanted = {(mine[0], mine[-1])} if len(mine) > 1 else set()
+        """Paired differences of that pair."""
+        wanted, rows = self.pairs(evaluation), []
         for row in evaluation.comparison:
             if (row["first"], row["second"]) in wanted and not row["variant"]:
                 names = [self.called(evaluation, row[key]) for key in ("first", "second")]
@@ -374,8 +381,14 @@ class Facts:
                 said.append(f"At the level of chance, which the interval holds: {', '.join(level)}.")
             if cut := [f"{row['task']} ({number(row['truncated'])})" for row in rows if row["truncated"]]:
                 said.append(f"Requests longer than the context, of which the beginning was left out: {', '.join(cut)}.")
-        if (found := r.tuning.get("greedy", {}).get("after")) and found["loops"]:
-            said.append(f"{found['loops']:.0%} of greedy answers end in a loop.")
+            worse = [row for row in evaluation.comparison if self.r.tuned and self.pairs(evaluation) == {(row["first"], row["second"])}]
+            worse = [row for row in worse if row["metric"] == "bits_per_byte" and row["low"] is not None and row["low"] > 0]
+            if worse:
+                raised = ", ".join(f"{row['task']} by {row['difference']:.4f}" for row in worse)
+                said.append(f"Tuning raised the bits per byte of {raised}.")
+        if found := r.tuning.get("greedy", {}).get("after"):
+            said.append("Whether answers are right was not measured: only their loss, their form, and whether they stop.")
+            said += [f"{found['loops']:.0%} of greedy answers end in a loop."] if found["loops"] else []
         return said
 
     def packages(self) -> list[list]:
