@@ -188,10 +188,10 @@ def test_runs_killed_at_random_end_as_the_one_that_was_not(tmp_path):
     assert kill.launch(text, tmp_path / "whole").wait() == 0
     seconds, expected = time.monotonic() - began, kill.outcome(tmp_path / "whole")
     kills = []
-    for seed in (4, 5, 6, 7):
+    for seed in (4, 5):
         kills += kill.trial(text, tmp_path / str(seed), seconds, seed)
         assert kill.outcome(tmp_path / str(seed)) == expected, (seed, kills)
-    assert len(kills) >= 3
+    assert len(kills) >= 2
 
 
 @pytest.mark.slow
