@@ -24,7 +24,8 @@ def stretch(run: Path, place: Path) -> None:
     trained, others = [entry for entry in log if "loss" in entry], [entry for entry in log if "loss" not in entry]
     last = trained[-1]["step"]
     lines = others + [{**trained[i * len(trained) // LINES], "step": 1 + i * (last - 1) // LINES} for i in range(LINES - len(others))]
-    lines.sort(key=lambda entry: entry["step"])
+    each = trained[-1]["tokens"] // last
+    lines = [{**line, "tokens": each * line["step"]} for line in sorted(lines, key=lambda entry: entry["step"])]
     (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for folder in (place / "evaluation").iterdir():
         rows = json.loads((folder / "scores.json").read_text())
