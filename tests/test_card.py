@@ -76,7 +76,7 @@ def told(text: str) -> list[tuple[str, str]]:
     found = []
     body = re.sub(r"```.*?```|<details>.*?</details>|`[^`]*`|^---.*?^---", "", text, flags=re.S | re.M)
     for line in body.splitlines():
-        if line.startswith(("| ", "- ")):
+        if line.startswith(("| ", "- ")) and not line.startswith("- :"):  # a task's description is a record's own words
             line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|checkpoint-\d+|sha256|float32|bfloat16|AVX\d+|95 %", "", line)
             found += [(word, line) for word in re.findall(r"(?<![\w.<-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?%?(?!\w)", line)]
     return found
