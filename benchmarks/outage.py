@@ -27,7 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from hub_server import Fault, Hub  # noqa: E402
 
 from benchmarks import kill  # noqa: E402
-from llama_lite.runs import read_jsonl, write_json  # noqa: E402
+from llama_lite.runs import read_json, read_jsonl, write_json  # noqa: E402
 
 REPO, STEPS = "org/run", (5, 10, 15, 20, 25, 30)
 SLICE = 5.0  # seconds that one of two runs has the machine
@@ -207,14 +207,20 @@ def ratio(done: dict[bool, list[int]], pairs) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=30)
-    parser.add_argument("--pairs", type=int, default=60, help="slices of the cost measurement (0: none)")
+    parser.add_argument("--runs", type=int, default=30, help="trials (0: none; the last ones' figures stay)")
+    parser.add_argument("--pairs", type=int, default=60, help="slices of the cost measurement (0: none; the last one's figures stay)")
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = cost(Path(folder) / "cost", arguments.pairs) if arguments.pairs and not (Path(folder) / "cost").mkdir() else {}
-        print(result, flush=True)
+        result = read_json(arguments.output) or {}
+        if arguments.pairs:
+            (Path(folder) / "cost").mkdir()
+            result |= cost(Path(folder) / "cost", arguments.pairs)
+            write_json(arguments.output, result)
+            print(result, flush=True)
+        if not arguments.runs:
+            return
         text = Path(folder) / "text.jsonl"
         kill.write_text(text, 300_000)
         text.with_name("kill.yaml").write_text(kill.SETTINGS)
