@@ -12,7 +12,7 @@ demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it, tune it on
 test: .venv/tested  ## lint, format check, every test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed, e.g. make PYTHON=python3.12")'

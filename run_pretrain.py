@@ -28,18 +28,28 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores
     from llama_lite.fused_loss import fuse
     from llama_lite.hub import reference
+    from llama_lite.launching import check_launch, layout, layout_of
+    from llama_lite.memory import forecast
     from llama_lite.plan import load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
+    from llama_lite.speed import compile_layers, keep_memory
     from llama_lite.starting import Asked, begin, init_folder, publish_only
     from llama_lite.tokenizers import tokenizer_record
     from llama_lite.tokens import check_recipe, describe, prepare, verify_prepared, wanted_recipe
     from llama_lite.windows import TokenWindows, collate
 
+    check_launch(training_args)
     disable_progress_bar()
     torch.set_num_threads(run_args.cpu_threads or cores_for_a_process())
+    if run_args.keep_memory and training_args.device.type == "cpu":
+        keep_memory()
     config = load_model_config(model_args.model_config)
     folder = Path(data_args.prepared_dir)
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
+
+    precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
+    fused = run_args.fused_loss and training_args.device.type == "cpu"
+    publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
 
     # ---- Plan without touching anything ----
     if run_args.dry_run:
@@ -49,10 +59,16 @@ def main(argv: list[str] | None = None) -> None:
             raise Refusal(f"--dry_run counts the tokens in {folder}, which is not prepared yet: run the same command with --prepare_only first.")
         verify_prepared(folder, manifest, "sizes")
         say(describe(manifest))
-        plan = make_plan(config, manifest, run_args, training_args, getattr(torch, model_args.publish_dtype).itemsize)
-        say("\n".join(plan.lines()))
+        launch = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
+        plan = make_plan(config, manifest, run_args, training_args, publish_bytes, launch.processes)
+        lines, problems = forecast(config, plan, launch, precision, fused and not run_args.plan_launch, training_args, run_args)
+        say("\n".join(plan.lines() + lines))
         if publishes:
             say("\n".join(publishing_lines(plan, hub_args, training_args)))
+        for problem in problems:
+            say(f"WARNING             {problem}")
+        if problems and run_args.strict_plan:
+            raise Refusal(f"--strict_plan: {' '.join(problems)}")
         return
 
     tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
@@ -92,11 +108,11 @@ def main(argv: list[str] | None = None) -> None:
             )
 
         # ---- What is this run, and does it go on from somewhere ----
-        plan = make_plan(config, manifest, run_args, training_args, getattr(torch, model_args.publish_dtype).itemsize)
+        plan = make_plan(config, manifest, run_args, training_args, publish_bytes)
+        if run_args.strict_plan and (problems := on_main(forecast, config, plan, layout(), precision, fused, training_args, run_args)[1]):
+            raise Refusal(f"--strict_plan: {' '.join(problems)}")
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
-        fused = run_args.fused_loss and training_args.device.type == "cpu"
-        precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
         identity = checkpoints.identity(
             config.to_dict(),
@@ -109,11 +125,16 @@ def main(argv: list[str] | None = None) -> None:
                 "block_size": run_args.block_size,
                 "tokens_per_step": run_args.tokens_per_step,
             },
-            {"processes": plan.processes, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation},
+            {
+                "processes": plan.processes,
+                "micro_batch": plan.micro_batch,
+                "accumulation": plan.accumulation,
+                "sharding": layout().sharding,
+            },
             {
                 "hardware": hardware(),
                 "packages": package_versions(),
-                "switches": {"torch_compile": training_args.torch_compile, "attention": config._attn_implementation, "fused_loss": fused},
+                "switches": {"compile_layers": run_args.compile_layers, "attention": config._attn_implementation, "fused_loss": fused},
                 "code_revision": code_revision(),
             },
         )
@@ -140,6 +161,8 @@ def main(argv: list[str] | None = None) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if fused:
             fuse(model)
+        if run_args.compile_layers:
+            compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:
             weights = on_main(init_folder, run, model_args.init_from, config)
             training.load_weights(model, weights)

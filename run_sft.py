@@ -28,14 +28,19 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite import checkpoints, instructions, models, prompts, publishing, training, tuning
     from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
+    from llama_lite.launching import check_launch, layout
     from llama_lite.plan import plan_tuning
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
+    from llama_lite.speed import keep_memory
     from llama_lite.starting import Asked, begin, publish_only
     from llama_lite.tokenizers import tokenizer_record
 
+    check_launch(training_args)
     disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
     torch.set_num_threads(run_args.cpu_threads or cores_for_a_process())
+    if run_args.keep_memory and training_args.device.type == "cpu":
+        keep_memory()
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
 
     # ---- The base, and the chat format ----
@@ -122,11 +127,11 @@ def main(argv: list[str] | None = None) -> None:
                 "max_length": training_args.max_length,
                 "sequences_per_step": run_args.sequences_per_step,
             },
-            {"processes": plan.processes, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation},
+            {"processes": plan.processes, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation, "sharding": layout().sharding},
             {
                 "hardware": hardware(),
                 "packages": package_versions(),
-                "switches": {"torch_compile": training_args.torch_compile, "attention": model.config._attn_implementation},
+                "switches": {"attention": model.config._attn_implementation},
                 "code_revision": code_revision(),
             },
             ("neftune_noise_alpha", "loss_type"),

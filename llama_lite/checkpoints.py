@@ -193,6 +193,7 @@ def resolve(run: Path, mode: str, without: tuple[str, ...], report) -> Path | No
     if not folder.is_dir():
         raise Refusal(f"--resume_from_checkpoint {mode}: no such folder (or use auto, must or never).")
     if not (folder / MANIFEST).exists():
+        refuse_sharded(folder)
         raise Refusal(
             f"--resume_from_checkpoint {mode}: no {MANIFEST}, so nothing in it can be verified. To start a new run from its weights "
             f"alone: --init_from {mode}."
@@ -200,6 +201,20 @@ def resolve(run: Path, mode: str, without: tuple[str, ...], report) -> Path | No
     if wrong := problems(folder, without):
         raise Refusal(f"--resume_from_checkpoint {mode} is damaged: {'; '.join(wrong)}. Use another checkpoint, or `auto`.")
     return folder
+
+
+def refuse_sharded(folder: Path) -> None:
+    """Raise Refusal for a checkpoint that another program saved in shards, which only its own layout can read."""
+    if any(Path(folder).glob("pytorch_model_fsdp_*")):
+        raise Refusal(
+            f"{folder} holds weights in shards, which only FSDP over as many processes reads. Make a model of them, `accelerate merge-weights "
+            f"{folder}/pytorch_model_fsdp_0 MODEL`, and start a new run from it: --init_from MODEL --resume_from_checkpoint never."
+        )
+    if any(Path(folder).glob("global_step*")):
+        raise Refusal(
+            f"{folder} holds weights in DeepSpeed's shards, which only DeepSpeed over as many processes reads. Make a model of them, `python "
+            f"{folder}/zero_to_fp32.py {folder} MODEL --safe_serialization`, and start a new run from it: --init_from MODEL --resume_from_checkpoint never."
+        )
 
 
 def supersede_newer(run: Path, resumed: Path, step: int, report) -> None:

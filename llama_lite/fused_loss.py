@@ -53,17 +53,24 @@ def _rows(count: int, *tensors):
 
 
 def fuse(model) -> None:
-    """Let a LlamaForCausalLM compute the loss of `shift_labels` that way, inside its forward; without them it is as it was."""
-    plain = model.forward
+    """Let a LlamaForCausalLM compute the loss of `shift_labels` that way, inside its forward; without them it is as it was.
+
+    The loss is made by calling the output layer as a module, so that FSDP gathers its weight as for the plain path.
+    """
+    plain, head = model.forward, model.lm_head
+    plain_head = head.forward
+
+    def head_forward(hidden, labels=None, count=None):
+        return plain_head(hidden) if labels is None else LinearCrossEntropy.apply(hidden, head.weight, labels, count)
 
     def forward(input_ids=None, shift_labels=None, num_items_in_batch=None, **kwargs):
         if shift_labels is None:
             return plain(input_ids=input_ids, **kwargs)
         kwargs.pop("labels", None)
-        hidden = model.model(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
+        kwargs["use_cache"] = False
+        hidden = model.model(input_ids=input_ids, **kwargs).last_hidden_state
         labels = shift_labels.reshape(-1)
         count = num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum()
-        loss = LinearCrossEntropy.apply(hidden.reshape(len(labels), -1), model.lm_head.weight, labels, count)
-        return CausalLMOutputWithPast(loss=loss)
+        return CausalLMOutputWithPast(loss=head(hidden.reshape(len(labels), -1), labels, count))
 
-    model.forward = forward
+    model.forward, head.forward = forward, head_forward

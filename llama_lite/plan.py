@@ -96,11 +96,11 @@ def size(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
 
 
-def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2) -> Plan:
-    """Plan of a pretraining run over a prepared folder. Raises Refusal for what cannot work, all problems at once."""
+def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, processes: int | None = None) -> Plan:
+    """Plan of a pretraining run over a prepared folder, by as many processes as run now, or by `processes`. Raises Refusal for what cannot work."""
     from trl.trainer.utils import compute_flops_per_token
 
-    problems = []
+    problems, processes = [], processes or training.world_size
     vocab = manifest["tokenizer"]["vocab_size"]
     if vocab > config.vocab_size:
         problems.append(
@@ -112,7 +112,7 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2) -> 
             f"--block_size {run.block_size} is above the model's context of {config.max_position_embeddings} (max_position_embeddings): make it smaller."
         )
     try:
-        accumulation = accumulation_steps(run.tokens_per_step, run.block_size, training.per_device_train_batch_size, training.world_size)
+        accumulation = accumulation_steps(run.tokens_per_step, run.block_size, training.per_device_train_batch_size, processes)
     except Refusal as refusal:
         problems.append(str(refusal))
     if problems:
@@ -150,7 +150,7 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2) -> 
         parameters=parameters,
         embedding_parameters=embeddings,
         flops_per_token=compute_flops_per_token(config, run.block_size),
-        processes=training.world_size,
+        processes=processes,
         micro_batch=training.per_device_train_batch_size,
         accumulation=accumulation,
         windows_per_step=per_step,

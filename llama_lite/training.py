@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict
 from transformers import Trainer, TrainerCallback
 
 from . import checkpoints
@@ -152,7 +152,8 @@ class VerifiedTraining:
 
     def evaluate(self, *args, **kwargs):
         began = time.perf_counter()
-        metrics = super().evaluate(*args, **kwargs)
+        with torch.compiler.set_stance("force_eager"):  # other shapes, samples and tasks: only training steps are worth compiling
+            metrics = super().evaluate(*args, **kwargs)
         self.outside += time.perf_counter() - began
         return metrics
 
@@ -301,9 +302,10 @@ class VerifiedTraining:
         training = self.model.training
         self.model.eval()
         losses = []
-        for batch in self.probe:
-            batch = {name: value.to(self.args.device) for name, value in batch.items()}
-            losses.append(self.model(**batch).loss.item())
+        with torch.compiler.set_stance("force_eager"):
+            for batch in self.probe:
+                batch = {name: value.to(self.args.device) for name, value in batch.items()}
+                losses.append(self.model(**batch).loss.item())
         self.model.train(training)
         return math.fsum(losses) / len(losses)
 
@@ -370,13 +372,14 @@ def load_weights(model, folder: Path) -> None:
     for path in sorted(folder.glob("model*.safetensors")):
         tensors.update(load_file(path))
     if not tensors:
+        checkpoints.refuse_sharded(folder)
         raise Refusal(f"{folder} holds no model.safetensors.")
     for name, own in model.state_dict().items():
         if name in checkpoints.VOCABULARY and name in tensors and tensors[name].shape[0] < own.shape[0] and tensors[name].shape[1:] == own.shape[1:]:
             tensors[name] = torch.cat([tensors[name].to(own), own[len(tensors[name]) :]])
     tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
     try:
-        result = model.load_state_dict(tensors, strict=False)
+        result = set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
     except RuntimeError as error:
         raise Refusal(f"the weights in {folder} have other shapes than the model: {' '.join(str(error).split())[:400]}") from None
     missing = [name for name in result.missing_keys if name not in tied]

@@ -15,6 +15,7 @@ HUB.up()
 os.environ.update(HUB.environment())
 os.environ["HF_HOME"] = tempfile.mkdtemp()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["OMP_NUM_THREADS"] = "1"  # two processes test at once, on two cores
 
 import pytest
 import yaml

@@ -18,7 +18,7 @@ from llama_lite.runs import read_json, read_jsonl
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 TWO = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29655")
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def wait_for(condition, seconds=90.0, process=None):

@@ -1,0 +1,177 @@
+"""One run over many layouts: DDP, FSDP2 with real sharding, one process. And what launchers pass over in silence is refused."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, config_file, launch, log_of, same_tensors
+from safetensors import safe_open
+
+from llama_lite import launching
+from llama_lite.arguments import Refusal
+from llama_lite.checkpoints import problems, resolve
+from llama_lite.launching import Layout, layout_of
+from llama_lite.runs import read_json, read_jsonl
+from llama_lite.training import load_weights
+
+ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
+DDP = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
+
+
+def on_two_cpus(name: str, folder: Path, **changes) -> Path:
+    """A shipped accelerate config as it is, but for two CPU processes."""
+    config = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text()) | {"num_processes": 2, "use_cpu": True, "num_machines": 1}
+    config["fsdp_config"] |= changes
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture
+def fsdp2(tmp_path):
+    return (*ACCELERATE, "--config_file", str(on_two_cpus("fsdp2", tmp_path)), str(ROOT / "tests/sharded_on_cpu.py"))
+
+
+@pytest.fixture(scope="module")
+def whole(settings, tmp_path_factory) -> Path:
+    """The run that never stopped, in float32 (in bfloat16 FSDP2 casts the weights, autocast does not)."""
+    folder = tmp_path_factory.mktemp("layouts")
+    assert launch("--config", str(config_file(folder, settings, **FLOAT32, output_dir=str(folder / "whole")))).returncode == 0
+    return folder / "whole"
+
+
+FLOAT32 = {"bf16": False, "save_steps": 3, "save_total_limit": 9, "eval_tasks": ["embedded_mmlu_cloze"], "eval_task_limit": 4}
+
+
+def losses(run: Path) -> dict:
+    return {(entry["step"], name): entry[name] for entry in log_of(run) for name in ("loss", "eval_loss", "grad_norm") if name in entry}
+
+
+@pytest.mark.slow
+def test_one_run_over_four_layouts(settings, whole, tmp_path, fsdp2):
+    """DDP -> FSDP2 -> one process -> DDP, each from a checkpoint of the one before: the same windows, losses to 1e-5."""
+    one, before = (sys.executable,), None
+    for name, launcher, step in (("ddp", DDP, 0), ("fsdp2", fsdp2, 3), ("one", one, 6), ("ddp again", DDP, 9)):
+        path = config_file(tmp_path, settings, **FLOAT32, output_dir=str(tmp_path / name), per_device_train_batch_size=4)
+        resumed = ("--resume_from_checkpoint", str(before / f"checkpoint-{step}")) if before else ()
+        result = launch("--config", str(path), *resumed, launcher=launcher)
+        assert result.returncode == 0, result.stderr
+        assert f"start     step {step}" in result.stdout and (not before or "verified: probe loss" in result.stdout)
+        expected, found = losses(whole), losses(tmp_path / name)
+        assert expected.keys() == found.keys()
+        assert all(math.isclose(found[key], expected[key], rel_tol=1e-5) for key in expected), (expected, found)
+        before = tmp_path / name
+        layout = read_json(before / "checkpoint-12" / "manifest.json")["identity"]["layout"]
+        assert layout["sharding"] == {"one": "none", "fsdp2": "fsdp2"}.get(name, "ddp") and layout["processes"] == (1 if name == "one" else 2)
+        for folder in before.glob("checkpoint-*"):
+            assert problems(folder) == []
+    assert same_shapes(whole / "checkpoint-12", tmp_path / "fsdp2" / "checkpoint-12")
+
+
+def same_shapes(first: Path, second: Path) -> bool:
+    """Weights and optimiser of two checkpoints have the same tensors: names, shapes and number formats; every layout writes one form."""
+
+    def shapes(path):
+        with safe_open(path, "pt") as file:
+            return {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+
+    return all(shapes(first / name) == shapes(second / name) for name in ("model.safetensors", "optimizer.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_bit_for_bit_publishes_and_exports(settings, tmp_path, fsdp2, hub):
+    from transformers import AutoModelForCausalLM
+
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "whole"), compile_layers=False)
+    assert launch("--config", str(path), "--push_to_hub", "--hub_model_id", "org/sharded", launcher=fsdp2).returncode == 0
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "again"))
+    result = launch("--config", str(path), "--resume_from_checkpoint", "org/sharded@step-000005", launcher=fsdp2)
+    assert result.returncode == 0 and "as recorded, bit for bit" in result.stdout, result.stderr
+    assert log_of(tmp_path / "again") == log_of(tmp_path / "whole")
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(tmp_path / "whole" / "checkpoint-12" / name, tmp_path / "again" / "checkpoint-12" / name)
+    published = AutoModelForCausalLM.from_pretrained("org/sharded", revision="step-000010")
+    assert sum(p.numel() for p in published.parameters()) == read_json(tmp_path / "whole" / "run.json")["plan"]["parameters"]
+    assert [event["event"] for event in read_jsonl(tmp_path / "whole" / "events.jsonl")].count("published") == 3
+
+
+REFUSED = {
+    "CPU processes that are not started": (("--cpu", "--num_processes", "2"), {}, "asked for several processes, and this process is alone"),
+    "tasks of srun": ((), {"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_launch_that_runs_something_else_is_refused(settings, tmp_path, case, monkeypatch):
+    words, environment, message = REFUSED[case]
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    launcher = (*ACCELERATE, *words) if words else (sys.executable,)
+    result = launch("--config", str(config_file(tmp_path, settings, output_dir=str(tmp_path / "run"))), launcher=launcher)
+    assert result.returncode != 0 and message in result.stderr and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_sft.py"])
+def test_sharding_that_accelerate_ignores_is_refused(tmp_path, script):
+    launcher = (*ACCELERATE, "--config_file", str(on_two_cpus("fsdp2", tmp_path)))
+    result = launch("--output_dir", str(tmp_path / "run"), launcher=launcher, script=script)
+    assert result.returncode != 0 and result.stderr.count("FSDP was asked for and accelerate ignores it on a cpu") == 1
+    assert not (tmp_path / "run").exists()
+
+
+class Training:
+    """TrainingArguments, as far as check_launch looks."""
+
+    def __init__(self):
+        import torch
+
+        self.device = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "SHARDED_STATE_DICT saves no model that can be loaded"),
+        ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP of version 1"),
+        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3"),
+    ],
+)
+def test_sharding_without_loadable_checkpoints_is_refused(environment, message, monkeypatch):
+    from accelerate import PartialState
+
+    class State:
+        num_processes, distributed_type = 1, "DistributedType.MULTI_GPU"
+
+    monkeypatch.setattr("accelerate.PartialState", State)
+    for name, value in ({"ACCELERATE_USE_FSDP": "true"} | environment).items():
+        monkeypatch.setenv(name, value)
+    assert PartialState is not State
+    with pytest.raises(Refusal, match=message):
+        launching.check_launch(Training())
+
+
+@pytest.mark.parametrize("shard, way_out", [("pytorch_model_fsdp_0", "accelerate merge-weights"), ("global_step10", "zero_to_fp32.py")])
+def test_a_checkpoint_in_shards_is_refused_with_the_way_out(tmp_path, shard, way_out):
+    (tmp_path / "theirs" / shard).mkdir(parents=True)
+    for read in (lambda folder: resolve(tmp_path / "run", str(folder), (), None), lambda folder: load_weights(None, folder)):
+        with pytest.raises(Refusal, match=f"which only .* over as many processes reads.*{way_out}"):
+            read(tmp_path / "theirs")
+
+
+def test_layouts_are_read_from_accelerate_configs(tmp_path):
+    found = {path.stem: layout_of(str(path)) for path in (ROOT / "configs/accelerate").glob("*.yaml")}
+    assert found == {
+        "one_gpu": Layout(1, "none"),
+        "cpu2": Layout(2, "ddp"),
+        "ddp": Layout(8, "ddp"),
+        "fsdp2": Layout(8, "fsdp2"),
+        "deepspeed_zero2": Layout(8, "zero2"),
+        "multi_node": Layout(16, "fsdp2"),
+    }
+    (tmp_path / "no.yaml").write_text(json.dumps({"a": 1}))
+    for path in (tmp_path / "no.yaml", tmp_path / "none.yaml"):
+        with pytest.raises(Refusal, match="no accelerate config with"):
+            layout_of(str(path))
