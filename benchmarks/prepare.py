@@ -5,7 +5,9 @@
 Speed: the embedded corpus, repeated up to `--megabytes`, GPT-2's vocabulary, seconds of all in turn (A B A B ...), medians.
 `plain` is the loop that many projects use: read, encode_ordinary, into uint16; `plain_on_all` is that loop over the whole
 text in one process a core at once; ours has as many workers, besides the process that reads and writes. Memory: the largest sum over all processes
-of their proportional shares (PSS) while preparing 50 MB and 1 GB. Ids: every document of the embedded corpus.
+of their proportional shares (PSS) while preparing 50 MB and 1 GB. Ids: every document of the embedded corpus. Scale (--scale alone: the other
+figures stay): the folder that ten workers prepare, curation and all, against one worker's, file by file; and a run's 20.5e9 tokens in sparse shards,
+opened.
 """
 
 import argparse
@@ -27,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.kill import write_text  # noqa: E402
 from llama_lite import corpus, tokenizers  # noqa: E402
-from llama_lite.runs import write_json  # noqa: E402
+from llama_lite.runs import read_json, write_json  # noqa: E402
 
 
 def prepare_command(text: Path, out: Path, workers: int) -> list[str]:
@@ -132,15 +134,62 @@ def equal_ids() -> dict:
     return found
 
 
+OPEN = """
+import sys, time
+sys.path.insert(0, {root!r})
+import torch
+from llama_lite.runs import read_json
+from llama_lite.tokens import verify_prepared
+from llama_lite.windows import TokenWindows
+from pathlib import Path
+def peak():
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1024
+
+folder, before = Path(sys.argv[1]), peak()
+began = time.perf_counter()
+manifest = read_json(folder / "manifest.json")
+verify_prepared(folder, manifest, "auto")
+windows = TokenWindows(folder, manifest, "train", 1024, "shuffled", 1)
+windows[0], windows[len(windows) - 1]
+print(time.perf_counter() - began, peak(), before, len(windows) * 1024)
+"""
+
+
+def scale(folder: Path) -> dict:
+    """Ten workers against one, and a paper-size folder opened."""
+    from benchmarks.resume import prepared_tiny, sparse
+
+    text = folder / "scale.jsonl"
+    write_text(text, 20_000_000)
+    curation = ["--min_characters", "200", "--exact_dedup", "--minhash_dedup", "--shard_tokens", "1000000"]
+    outs = [folder / "scale-1", folder / "scale-10"]
+    for out, workers in zip(outs, (1, 10), strict=True):
+        subprocess.run([*prepare_command(text, out, workers), *curation], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    files = [{str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"} for out in outs]
+    different = sorted(name for name in {*files[0], *files[1]} if files[0].get(name) != files[1].get(name))
+    small, _ = prepared_tiny(folder)
+    sparse(small, folder / "large")
+    command = [sys.executable, "-c", OPEN.format(root=str(ROOT)), str(folder / "large")]
+    seconds, peak, before, tokens = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    opened = {"tokens": int(tokens), "seconds": round(seconds, 3), "peak_mib": round(peak), "of_them_imports_mib": round(before)}
+    return {"ten_workers": {"files": len(files[0]), "different": different}, "opened": opened}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--scale", action="store_true", help="ten workers and the paper's size only; the other figures stay")
     arguments = parser.parse_args()
     cores = os.cpu_count()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else datasets.map would use all cores, too
     with tempfile.TemporaryDirectory() as folder:
+        found = {"scale": scale(Path(folder))}
+        print(json.dumps(found), flush=True)
+        if arguments.scale:
+            write_json(arguments.output, read_json(arguments.output) | found)
+            return
         text, out = Path(folder) / "text.jsonl", Path(folder) / "out"
         write_text(text, arguments.megabytes * 1_000_000)
         once = text.read_bytes()
@@ -177,7 +226,7 @@ def main() -> None:
             result[f"peak_memory_mib_at_{size}_mb"] = peak_memory(prepare_command(large, Path(folder) / f"out-{size}", cores)) >> 20
             print(f"{size} MB: {result[f'peak_memory_mib_at_{size}_mb']} MiB", flush=True)
             large.unlink()
-        write_json(arguments.output, result)
+        write_json(arguments.output, result | found)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,40 @@
-"""A training step with the output layer and its loss in one, against the plain one: speed in turns, and peak memory.
+"""How fast training is beside what people use now, what each switch gives, how near the machine's limit it is, and what memory it takes.
 
-    python benchmarks/train.py
+    python benchmarks/train.py              # an hour on 2 cores; --only SHAPE, --parts speed,switches,processes,memory
 
-Shapes: the demo's; 6 layers of 256 with 8,192 tokens; 4 layers of the 124m preset. Ways: `float32` and `plain` (bfloat16 autocast) as
-transformers computes the loss, `fused` as run_pretrain.py does on a CPU. Medians of turns in one process; a step is forward, backward, clipping
-and AdamW. Memory (--memory, minutes): peak resident size of a process of its own after step 2 at the 124m preset's whole shape, micro-batch 8 x 1,024.
+Every way is a process of its own (memory settings are a process's) that trains a slice of steps when it is told to; slices go round in turn,
+and medians are compared. Ways: `ours`, run_pretrain.py itself with its switches on, or without one of them; `trainer`, transformers.Trainer
+as it comes (float32); `run_clm`, the same with --bf16, as transformers' example runs it; `loop`, a plain loop with full logits under bfloat16
+autocast, as the authors' code has it; `nanogpt`, that loop with the whole model compiled, as nanoGPT and litgpt do; `products`, nothing
+but the matrix products of the step's linear layers, forward and backward, in bfloat16: the ceiling. Memory: peak resident size after step 2
+of the whole 124m preset, micro-batch 8 x 1,024. AdamW, clipping at 1 and the same sizes in all of them.
 """
 
 import argparse
-import copy
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import llama_lite  # noqa: F401 (huge pages: read when torch is imported)
+
+if os.environ.get("PLAIN"):
+    del os.environ["THP_MEM_ALLOC_ENABLE"]  # the ways of others run as others run them
+
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from llama_lite import fused_loss
+from benchmarks import kill
 from llama_lite.plan import load_model_config
-
-WAYS = ("float32", "plain", "fused")
+from llama_lite.runs import write_json
 
 
 def shaped(preset: str, **changes):
@@ -37,91 +44,210 @@ def shaped(preset: str, **changes):
     return config
 
 
-SHAPES = {  # config, windows, tokens of each, steps a turn
-    "demo": (shaped("demo"), 8, 256, 12),
-    "6x256": (
-        shaped("demo", hidden_size=256, head_dim=64, intermediate_size=688, vocab_size=8192, max_position_embeddings=512),
-        8,
-        512,
-        6,
-    ),
+SMALL = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 688, "vocab_size": 8192, "max_position_embeddings": 512}
+SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
+    "6x256": (shaped("demo", **SMALL), 8, 512, 4),
     "124m, 4 layers": (shaped("124m", num_hidden_layers=4), 2, 1024, 2),
     "124m": (shaped("124m"), 8, 1024, 1),
 }
+SWITCHES = {"fused loss": "--no_fused_loss", "compiled layers": "--no_compile_layers", "kept memory": "--no_keep_memory"}
 
 
-class Stepper:
-    """A model and its optimiser, stepped on random tokens."""
+class Pace(TrainerCallback):
+    """Trains a slice each time that a line comes in, and says how long a step took."""
 
-    def __init__(self, model, way: str, windows: int, tokens: int):
-        self.model, self.way = model, way
-        if way == "fused":
-            fused_loss.fuse(model)
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-        ids = torch.randint(0, model.config.vocab_size, (windows, tokens + 1))
-        self.batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:].contiguous(), "shift_labels": ids[:, 1:].contiguous()}
+    def __init__(self, steps: int = 0):
+        self.steps, self.done, self.began = steps or int(os.environ["SLICE"]), 0, 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if int(os.environ.get("RANK", 0)) == 0:
+            self.step()
 
     def step(self) -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.way != "float32"):
-            loss = self.model(**self.batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.done += 1
+        if self.done % self.steps == 0:
+            seconds = (time.perf_counter() - self.began) / self.steps
+            print(f"PACE {seconds} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}", flush=True)
+            if not sys.stdin.readline():
+                os._exit(0)
+            self.began = time.perf_counter()
 
 
-def speed(shape: str, turns: int) -> dict:
+def worker(way: str, shape: str, folder: Path) -> None:
+    """Trains one way for ever."""
     config, windows, tokens, steps = SHAPES[shape]
+    torch.set_num_threads(len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if way.startswith("ours"):
+        return ours(way, shape, folder)
     torch.manual_seed(0)
+    ids = torch.randint(0, config.vocab_size, (windows, tokens))
+    pace = Pace(steps)
+    if way == "products":
+        return products(config, windows * tokens, pace)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    steppers = {way: Stepper(copy.deepcopy(model), way, windows, tokens) for way in WAYS}
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for turn in range(turns + 1):  # the first one warms up
-        for way, stepper in steppers.items():
-            began = time.perf_counter()
-            for _ in range(steps):
-                stepper.step()
-            times[way] += [(time.perf_counter() - began) / steps] if turn else []
-    median = {way: statistics.median(values) for way, values in times.items()}
+    if way in ("trainer", "run_clm"):
+        arguments = TrainingArguments(
+            output_dir=str(folder / way),
+            use_cpu=True,
+            bf16=way == "run_clm",
+            per_device_train_batch_size=windows,
+            max_steps=10**6,
+            save_strategy="no",
+        )
+        rows = [{"input_ids": row, "labels": row} for row in ids] * 1000
+        Trainer(model, arguments, train_dataset=rows, callbacks=[pace]).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    network = torch.compile(model) if way == "nanogpt" else model
+    while True:
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = network(input_ids=ids).logits
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        pace.step()
+
+
+def ours(way: str, shape: str, folder: Path) -> None:
+    """run_pretrain.py, with its progress bar replaced by the pace."""
+    import run_pretrain
+    from llama_lite import callbacks
+    from llama_lite.runs import exit_with_status
+
+    config, windows, tokens, steps = SHAPES[shape]
+    os.environ["SLICE"] = str(steps)
+    callbacks.Progress = Pace
+    name = f"{way}-{shape}".replace(" ", "-").replace(",", "")
+    config.save_pretrained(folder / f"{name}-config")
+    micro = 4 if "processes" in way else 1  # micro-batches of a step, over all processes
+    argv = [*prepared(shape, folder), "--output_dir", str(folder / name), "--model_config", str(folder / f"{name}-config")]
+    argv += ["--per_device_train_batch_size", str(windows), "--tokens_per_step", str(micro * windows * tokens), "--block_size", str(tokens)]
+    argv += ["--max_steps", "1000000", "--allow_epochs", "--eval_strategy", "no", "--save_steps", "1000000", "--probe_windows", "1"]
+    argv += ["--compile_layers"] if way != "ours without compiled layers" else []
+    argv += [switch for switched, switch in SWITCHES.items() if way == f"ours without {switched}" and switched != "compiled layers"]
+    sys.argv = ["run_pretrain.py", *argv]
+    exit_with_status(run_pretrain.main)
+
+
+def prepared(shape: str, folder: Path) -> list[str]:
+    """Arguments of prepared tokens with the shape's vocabulary."""
+    tokenizer = ["gpt2"] if shape.startswith("124m") else ["train", "--vocab_size", "8192"]
+    sizes = ["--shard_tokens", "1000000", "--validation_tokens", "20000"]
+    return ["--dataset", str(folder / "text.jsonl"), "--prepared_dir", str(folder / f"tokens-{tokenizer[0]}"), "--tokenizer", *tokenizer, *sizes]
+
+
+def products(config, rows: int, pace: Pace) -> None:
+    """The products of all linear layers of a step: forward, and the gradients of inputs and weights."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    shapes = [(m.out_features, m.in_features) for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    made = {shape: torch.randn(shape).bfloat16() for shape in set(shapes)}
+    inputs = {width: torch.randn(rows, width).bfloat16() for shape in shapes for width in shape}
+    while True:
+        for out, into in shapes:
+            x, weight, gradient = inputs[into], made[out, into], inputs[out]
+            x @ weight.T, gradient @ weight, gradient.T @ x
+        pace.step()
+
+
+def start(way: str, shape: str, folder: Path) -> subprocess.Popen:
+    environment = {**os.environ} if way.startswith("ours") else {**os.environ, "PLAIN": "1"}
+    environment.pop("THP_MEM_ALLOC_ENABLE", None)
+    launcher = [sys.executable]
+    if way == "ours on two processes":
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    log = open(folder / f"{way}-{shape}.txt", "w")
+    command = [*launcher, __file__, "--worker", way, "--shape", shape, "--folder", str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+
+
+def pace_of(process: subprocess.Popen) -> tuple[float, float]:
+    """(seconds a step, peak GiB) of the slice that a worker is at."""
+    for line in process.stdout:
+        if line.startswith("PACE "):
+            return tuple(map(float, line.split()[1:]))
+    raise SystemExit(f"a way ended: {process.args}")
+
+
+def in_turn(ways: list[str], shape: str, folder: Path, turns: int) -> tuple[dict, dict]:
+    """(median seconds a step, peak GiB) of each way, slices in turn after one that warms up."""
+    running, times, peaks = {}, {way: [] for way in ways}, {}
+    for way in ways:
+        running[way] = start(way, shape, folder)
+        pace_of(running[way])
+    for turn in range(turns + 1):
+        for way in ways if turn % 2 else reversed(ways):
+            running[way].stdin.write("go\n")
+            running[way].stdin.flush()
+            seconds, peaks[way] = pace_of(running[way])
+            times[way] += [seconds] if turn else []
+    for process in running.values():
+        process.kill()
+        process.wait()
+    return {way: statistics.median(values) for way, values in times.items()}, {way: round(peak, 2) for way, peak in peaks.items()}
+
+
+def speed(shape: str, folder: Path, turns: int) -> dict:
+    peers = ["trainer", "run_clm", "loop", "nanogpt"]
+    seconds, peaks = in_turn(["ours", *peers, "products"], shape, folder, turns)
+    tokens = SHAPES[shape][1] * SHAPES[shape][2]
     return {
-        "tokens_a_second": {way: round(windows * tokens / value) for way, value in median.items()},
-        "fused_to_plain": round(median["plain"] / median["fused"], 3),
-        "fused_to_float32": round(median["float32"] / median["fused"], 3),
+        "tokens_a_second": {way: round(tokens / value) for way, value in seconds.items()},
+        "ours_to": {way: round(seconds[way] / seconds["ours"], 3) for way in peers},
+        "share_of_ceiling": round(seconds["products"] / seconds["ours"], 3),
+        "peak_gib": {way: peaks[way] for way in ("ours", *peers)},
     }
-
-
-def peak(way: str) -> float:
-    """GiB."""
-    config, windows, tokens, _ = SHAPES["124m"]
-    stepper = Stepper(AutoModelForCausalLM.from_config(config, dtype=torch.float32), way, windows, tokens)
-    for _ in range(2):
-        stepper.step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--only", choices=list(SHAPES)[:2], help="one shape; the last figures of the others stay")
+    parser.add_argument("--parts", default="speed,switches,processes,memory")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--memory", action="store_true", help="peak memory at the 124m preset's whole shape, too")
-    parser.add_argument("--peak", choices=WAYS, help="(for itself) print the peak memory of one way, and stop")
+    for name in ("--worker", "--shape", "--folder"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    torch.set_num_threads(os.cpu_count())
-    if arguments.peak:
-        print(peak(arguments.peak))
-        return
-    result: dict = {"cores": os.cpu_count(), "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
-    for shape in list(SHAPES)[:3]:
-        result[shape] = speed(shape, arguments.turns)
-        print(shape, json.dumps(result[shape]), flush=True)
-    if arguments.memory:
-        sizes = {}
-        for way in ("plain", "fused"):
-            output = subprocess.run([sys.executable, __file__, "--peak", way], check=True, capture_output=True, text=True).stdout
-            sizes[way] = round(float(output.split()[-1]), 2)
-        result["124m"] = {"peak_gib": sizes, "fused_to_plain": round(sizes["fused"] / sizes["plain"], 3)}
-        print("124m", json.dumps(result["124m"]), flush=True)
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.worker:
+        return worker(arguments.worker, arguments.shape, Path(arguments.folder))
+    result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    result |= {
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch": torch.__version__,
+        "date": time.strftime("%F"),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        kill.write_text(folder / "text.jsonl", 4_000_000)
+        for shape in [arguments.only] if arguments.only else list(SHAPES)[:2]:
+            found = result.setdefault(shape, {})
+            subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared(shape, folder), "--prepare_only"], check=True)
+            if "speed" in arguments.parts:
+                found |= speed(shape, folder, arguments.turns)
+            if "switches" in arguments.parts:
+                ways = ["ours", *(f"ours without {switch}" for switch in SWITCHES)]
+                seconds, _ = in_turn(ways, shape, folder, arguments.turns)
+                found["switch_gives"] = {switch: round(seconds[f"ours without {switch}"] / seconds["ours"], 3) for switch in SWITCHES}
+            if "processes" in arguments.parts:
+                seconds, _ = in_turn(["ours, one of processes", "ours on two processes"], shape, folder, arguments.turns)
+                found["two_processes_to_one"] = round(seconds["ours, one of processes"] / seconds["ours on two processes"], 3)
+            print(shape, json.dumps(found), flush=True)
+            write_json(arguments.output, result)
+        if "memory" in arguments.parts:
+            peaks = {}
+            for way in ("run_clm", "ours", "ours without compiled layers"):
+                process = start(way, "124m", folder)
+                pace_of(process)
+                process.stdin.write("go\n")
+                process.stdin.flush()
+                peaks[way] = round(pace_of(process)[1], 2)
+                process.kill()
+                process.wait()
+            result["124m"] = {"peak_gib": peaks, "ours_to_run_clm": round(peaks["ours"] / peaks["run_clm"], 3)}
+            print("124m", json.dumps(result["124m"]), flush=True)
+            write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -158,7 +158,7 @@ class RunArguments(CommonRunArguments):
         False, "Compile the decoder layers (a minute at the start, cached; then 1.1 times the speed on a CPU, and less memory); evaluations are not."
     )
     plan_launch: str | None = arg(None, "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.")
-    plan_mfu: float = arg(40.0, "For --dry_run: model FLOPs utilisation, %, at which days on GPUs are counted.")
+    plan_mfu: float = arg(40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted.")
     strict_plan: bool = arg(False, "Refuse a run that by its plan does not fit in memory or on the disk (default: a warning in --dry_run).")
     peak_flops: float | None = arg(None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured).")
 

@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_model_state_dict, set_optimizer_state_dict
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import Trainer, TrainerCallback
 
-from . import checkpoints
+from . import checkpoints, states
 from .arguments import Refusal
 from .runs import WORLD_SIZE, Interrupted, RunFolder, Unhealthy, agree, on_main, read_json, say
 
@@ -113,8 +112,8 @@ class VerifiedTraining:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step))
             raise Unhealthy(
-                f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the weights were not updated and the last "
-                "checkpoint is untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
+                f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the last checkpoint is "
+                "untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
             )
         if self.on_spike and (excess := self.on_spike(loss)):
             self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), windows=self.windows_of(step))
@@ -160,7 +159,9 @@ class VerifiedTraining:
     # ---- saving ----
 
     def _save(self, output_dir=None, state_dict=None):
-        """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths."""
+        """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths. Under ZeRO, the float32 weights."""
+        if self.is_deepspeed_enabled:
+            state_dict = states.zero_weights(self.model, self.args.should_save)
         if self.args.should_save:
             self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
             if self.processing_class is not None:
@@ -225,26 +226,21 @@ class VerifiedTraining:
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Optimiser state by parameter name, gathered from every layout into one safetensors file."""
-        state = get_optimizer_state_dict(self.model, self._raw_optimizer(), options=self._state_options())
+        states.save_optimizer(
+            self.model, self._raw_optimizer(), os.path.join(output_dir, OPTIMIZER_FILE), self.is_fsdp_enabled, self.args.should_save
+        )
         if self.args.should_save:
-            tensors = {}
-            for name, values in state["state"].items():
-                for key, value in values.items():
-                    tensors[f"{name}|{key}"] = torch.as_tensor(value).contiguous()
-            save_file(tensors, os.path.join(output_dir, OPTIMIZER_FILE), {"param_groups": json.dumps(state["param_groups"])})
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
     def _raw_optimizer(self):
         return getattr(self.optimizer, "optimizer", self.optimizer)
 
-    def _state_options(self) -> StateDictOptions:
-        gather = self.is_fsdp_enabled
-        return StateDictOptions(full_state_dict=gather, cpu_offload=gather)
-
     # ---- loading ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+        tensors = load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+        if self.is_deepspeed_enabled:
+            states.load_zero_weights(self.model, tensors)
 
     def _init_training_state(self, max_steps, *args, **kwargs):
         """Trainer takes logging, saving and evaluation intervals from the checkpoint; the given ones count here."""
@@ -259,15 +255,7 @@ class VerifiedTraining:
         optimizer, without = self._raw_optimizer(), self.start.without
         asked = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
         if "optimizer" not in without:
-            state: dict = {}
-            with safe_open(os.path.join(checkpoint, OPTIMIZER_FILE), "pt") as file:
-                groups = json.loads(file.metadata()["param_groups"])
-                for key in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
-                    name, _, field = key.rpartition("|")
-                    state.setdefault(name, {})[field] = file.get_tensor(key)
-            set_optimizer_state_dict(
-                self.model, optimizer, {"state": state, "param_groups": groups}, options=StateDictOptions(full_state_dict=self.is_fsdp_enabled)
-            )
+            states.load_optimizer(self.model, optimizer, os.path.join(checkpoint, OPTIMIZER_FILE), self.is_fsdp_enabled)
         for group, values in zip(optimizer.param_groups, asked, strict=True):
             group.update(values)  # what was asked for counts, not what the checkpoint was made with
         self._place_on_schedule(self.start.step - self.start.schedule_start, checkpoint)
@@ -289,8 +277,12 @@ class VerifiedTraining:
             super()._load_rng_state(checkpoint)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        result = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        zero = self.is_deepspeed_enabled  # for which Trainer would look for DeepSpeed's own files
+        result = super()._prepare_for_training(max_steps, train_dataloader, None if zero else resume_from_checkpoint)
         if resume_from_checkpoint is not None:
+            if zero:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self.check_probe()
         return result
 
@@ -363,8 +355,8 @@ class _Boundaries(TrainerCallback):
         return control
 
 
-def load_weights(model, folder: Path) -> None:
-    """Load `model*.safetensors` of a folder into a model; Refusal where a tensor is missing, unknown or of another shape.
+def load_weights(model, folder: Path) -> dict[str, torch.Tensor]:
+    """Load `model*.safetensors` of a folder into a model, and return them; Refusal where a tensor is missing, unknown or of another shape.
 
     A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are.
     """
@@ -387,6 +379,7 @@ def load_weights(model, folder: Path) -> None:
         raise Refusal(
             f"the weights in {folder} are not this model's: missing {missing[:3] or 'nothing'}, unknown {result.unexpected_keys[:3] or 'nothing'}."
         )
+    return tensors
 
 
 def finish_or_raise(trainer: VerifiedTraining) -> None:

@@ -17,13 +17,16 @@ from llama_lite.plan import load_model_config
 
 SHAPE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1365, "head_dim": 64, "max_position_embeddings": 512}
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 sys.path.insert(0, {root!r})
 from transformers import AutoModelForCausalLM
 from llama_lite.fused_loss import fuse
 from llama_lite.plan import load_model_config
 
 torch.set_num_threads(2)
+
+def peak():  # not ru_maxrss, which begins with that of the process that forked this one
+    return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 
 def steps(config, micro_batch, length):
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -41,12 +44,12 @@ def steps(config, micro_batch, length):
         optimizer.zero_grad()
 
 steps(load_model_config("tiny"), 1, 8)  # what the libraries themselves take
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 config = load_model_config("demo")
 for name, value in {shape}.items():
     setattr(config, name, value)
 steps(config, 4, 512)
-print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+print(peak() - before)
 """
 
 

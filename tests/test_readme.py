@@ -6,6 +6,7 @@ import shlex
 import pytest
 from conftest import ROOT, config_file, launch
 
+from benchmarks import table
 from llama_lite.arguments import parse_pretrain
 from llama_lite.eval_arguments import parse_eval
 from llama_lite.sft_arguments import parse_sft
@@ -43,6 +44,10 @@ def test_every_path_is_there():
     assert paths
     for path in paths:
         assert (ROOT / path).exists(), path
+
+
+def test_the_table_of_speed_is_what_was_measured():
+    assert table.placed(README) == README, "python -m benchmarks.table"
 
 
 def test_python_snippets_run(whole_run, whole_sft, base):

@@ -1,0 +1,98 @@
+"""Optimiser state (and float32 weights) by parameter name: one form from every layout, and into every layout.
+
+One process, DDP and FSDP2 by torch's own distributed state dicts; DeepSpeed ZeRO-2, which flattens parameters and cuts the result, by
+DeepSpeed's accessors. Every function is called on all ranks.
+"""
+
+import json
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def is_zero(optimizer) -> bool:
+    """Whether an optimiser is DeepSpeed's ZeRO."""
+    return hasattr(optimizer, "single_partition_of_fp32_groups")
+
+
+def save_optimizer(model, optimizer, path: str, sharded: bool, writes: bool) -> None:
+    """Gather the state and write it to one safetensors file: tensors `parameter|field`, groups in the metadata; only where `writes`."""
+    if is_zero(optimizer):
+        tensors, groups = _zero_state(model, optimizer, writes)
+    else:
+        state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=sharded, cpu_offload=sharded))
+        tensors = {f"{name}|{key}": torch.as_tensor(value) for name, values in state.get("state", {}).items() for key, value in values.items()}
+        groups = state.get("param_groups")
+    if writes:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"param_groups": json.dumps(groups)})
+
+
+def load_optimizer(model, optimizer, path: str, sharded: bool) -> None:
+    """The state in a file of `save_optimizer`, whatever the layout that wrote it."""
+    state: dict = {}
+    with safe_open(path, "pt") as file:
+        groups = json.loads(file.metadata()["param_groups"])
+        for key in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+            name, _, field = key.rpartition("|")
+            state.setdefault(name, {})[field] = file.get_tensor(key)
+    if is_zero(optimizer):
+        _load_zero_state(model, optimizer, state)
+    else:
+        options = StateDictOptions(full_state_dict=sharded)
+        set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+
+
+def zero_weights(model, writes: bool) -> dict[str, torch.Tensor]:
+    """The float32 weights that ZeRO keeps beside a model's own, where `writes`; gathered one by one."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    gathered = ((name, safe_get_full_fp32_param(parameter)) for name, parameter in model.named_parameters())
+    return {name: tensor.cpu() if writes else tensor.new_empty(0) for name, tensor in gathered}
+
+
+def load_zero_weights(model, tensors: dict[str, torch.Tensor]) -> None:
+    """Float32 weights into ZeRO's copies; the model's own are loaded as any model's."""
+    from deepspeed.utils import safe_set_full_fp32_param
+
+    for name, parameter in model.named_parameters():
+        safe_set_full_fp32_param(parameter, tensors[name].float().to(parameter.device))
+
+
+def _zero_state(model, optimizer, writes: bool) -> tuple[dict, list[dict]]:
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    _link(optimizer)
+    inner, names, tensors, groups = optimizer.optimizer, {id(p): name for name, p in model.named_parameters()}, {}, []
+    for group, parameters, flat in zip(inner.param_groups, optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+        for parameter in parameters:
+            for key in MOMENTS:
+                moment = safe_get_full_optimizer_state(parameter, key)
+                if writes:
+                    tensors[f"{names[id(parameter)]}|{key}"] = moment.cpu()
+            tensors[f"{names[id(parameter)]}|step"] = torch.as_tensor(inner.state[flat]["step"]).float().cpu().clone()
+        settings = {key: value for key, value in group.items() if key != "params"}
+        groups.append({"params": [names[id(p)] for p in parameters], **json.loads(json.dumps(settings, default=str))})
+    return tensors, groups
+
+
+def _load_zero_state(model, optimizer, state: dict) -> None:
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    inner, names = optimizer.optimizer, {id(p): name for name, p in model.named_parameters()}
+    for parameters, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+        step = state[names[id(parameters[0])]]["step"]  # one group steps as one
+        inner.state[flat] = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+    _link(optimizer)
+    for name, parameter in model.named_parameters():
+        for key in MOMENTS:
+            safe_set_full_optimizer_state(parameter, state[name][key].to(parameter.device), key)
+
+
+def _link(optimizer) -> None:
+    """Let DeepSpeed's accessors find the moments of all groups: by itself it links them after the first group's first step, when others have none."""
+    optimizer._hp_optimizer_states_linked = False
+    optimizer._lazy_init_hp_params_optimizer_state()
