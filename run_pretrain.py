@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.hub import reference
     from llama_lite.launching import check_launch, layout, layout_of
     from llama_lite.memory import forecast
-    from llama_lite.plan import load_model_config, make_plan
+    from llama_lite.plan import assumed_manifest, load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.speed import compile_layers, keep_memory
     from llama_lite.starting import Asked, begin, init_folder, publish_only
@@ -56,9 +56,11 @@ def main(argv: list[str] | None = None) -> None:
         check_recipe(folder, wanted_recipe(data_args, rules))
         manifest = read_json(folder / "manifest.json")
         if manifest is None:
-            raise Refusal(f"--dry_run counts the tokens in {folder}, which is not prepared yet: run the same command with --prepare_only first.")
-        verify_prepared(folder, manifest, "sizes")
-        say(describe(manifest))
+            manifest = assumed_manifest(data_args, config)
+            say(f"{folder} is not prepared yet: planned with as many tokens as --max_tokens {data_args.max_tokens:,} says")
+        else:
+            verify_prepared(folder, manifest, "sizes")
+            say(describe(manifest))
         launch = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
         plan = make_plan(config, manifest, run_args, training_args, publish_bytes, launch.processes)
         lines, problems = forecast(config, plan, launch, precision, fused and not run_args.plan_launch, training_args, run_args)

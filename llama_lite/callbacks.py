@@ -1,6 +1,5 @@
 """What watches a run: signals, health, progress and samples. Nothing here changes what is learnt."""
 
-import math
 import os
 import signal
 import sys
@@ -11,13 +10,12 @@ import numpy as np
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from . import trends
 from .runs import Interrupted, die_with_parent, say
 
 OWN_METRICS = ("eval_loss", "eval_bits_per_byte", "eval_perplexity", "eval_end_loss", "eval_mean_token_accuracy")
 SECOND_SIGNAL_AFTER = 2.0  # seconds: one Ctrl-C can arrive twice, from the terminal and from the launcher
 SPIKE_SIGMAS, SPIKE_HISTORY = 6.0, 100
-SATURATION_SLOPE = 0.02  # nats a doubling of tokens, below which a curve counts as saturated
-SATURATION_POINTS = 8
 
 
 class StopSignals:
@@ -112,28 +110,6 @@ class SpikeDetector:
         return None
 
 
-def saturation(tokens: list[float], losses: list[float]) -> dict | None:
-    """Slope of validation loss against log2(tokens) over the last 8 evaluations, with its 95 % interval (Student's t).
-
-    `slope` is in nats a doubling of tokens; saturated: the whole interval lies above -0.02. None below 5 points.
-    """
-    from scipy import stats
-
-    points = [(math.log2(t), loss) for t, loss in zip(tokens, losses, strict=True) if t > 0][-SATURATION_POINTS:]
-    if len(points) < 5:
-        return None
-    fit = stats.linregress(*zip(*points, strict=True))
-    reach = stats.t.ppf(0.975, len(points) - 2) * fit.stderr
-    low, high = fit.slope - reach, fit.slope + reach
-    return {"slope": float(fit.slope), "low": float(low), "high": float(high), "saturated": bool(low > -SATURATION_SLOPE)}
-
-
-def overfitting(training: list[float], validation: list[float]) -> bool:
-    """Validation loss has risen over the last 3 evaluations, each above the one before, while training loss fell."""
-    rising = len(validation) >= 4 and all(a < b for a, b in zip(validation[-4:], validation[-3:], strict=False))
-    return rising and len(training) >= 4 and training[-1] < training[-4]
-
-
 class Health(TrainerCallback):
     """At each evaluation: is the curve saturated, do training and validation loss part? Reported once each."""
 
@@ -144,18 +120,25 @@ class Health(TrainerCallback):
         if not state.is_world_process_zero:
             return
         evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
-        logged = [entry for entry in state.log_history if "loss" in entry]
+        logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         tokens, losses = [entry["tokens"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated]
-        trend = saturation(tokens, losses)
-        if trend and trend["saturated"] and "saturated" not in self.told:
+        if "saturated" not in self.told and (found := trends.saturation(tokens, losses)):
             self.told.add("saturated")
-            self.run.event("saturated", tokens=tokens[-1], **{k: v for k, v in trend.items() if k != "saturated"})
-            say(f"validation loss is saturated: {trend['slope']:+.4f} nats a doubling of tokens ({trend['low']:+.4f} to {trend['high']:+.4f})")
-        before = [[e["loss"] for e in logged if e["step"] <= at["step"]][-1:] for at in evaluated]
-        if overfitting([losses[0] for losses in before if losses], losses) and "overfitting" not in self.told:
+            self.run.event("saturated", tokens=tokens[-1], slope=found.slope, low=found.low, high=found.high)
+            say(f"validation loss is saturated: {found.slope:+.4f} nats a doubling of tokens ({found.low:+.4f} to {found.high:+.4f})")
+        stretches = zip([0, *(entry["step"] for entry in evaluated)], evaluated, strict=False)
+        since = [[loss for step, loss in logged if before < step <= entry["step"]] for before, entry in stretches]
+        if "overfitting" in self.told or not all(since):
+            return
+        if found := trends.overfitting(tokens, [float(np.mean(losses)) for losses in since], losses):
             self.told.add("overfitting")
-            self.run.event("overfitting", tokens=tokens[-1], eval_loss=losses[-1], best_eval_loss=min(losses))
-            say(f"validation loss rises while training loss falls: {losses[-1]:.4f}, best {min(losses):.4f}")
+            self.run.event(
+                "overfitting", tokens=tokens[-1], eval_loss=losses[-1], best_eval_loss=min(losses), slope=found.slope, low=found.low, high=found.high
+            )
+            say(
+                f"validation loss rises and parts from training loss by {found.slope:.4f} nats a doubling of tokens ({found.low:.4f} to {found.high:.4f}): "
+                f"{losses[-1]:.4f}, best {min(losses):.4f}"
+            )
 
 
 class Samples(TrainerCallback):

@@ -27,12 +27,12 @@ class LinearCrossEntropy(torch.autograd.Function):
             for part, place in _rows(CACHED // weight.shape[0], logits, target):
                 used, place = place != -100, place.clamp(min=0)[:, None]
                 exact = part.float()
-                total = exact.logsumexp(1, keepdim=True)
-                losses += ((total - exact.gather(1, place)).squeeze(1) * used).sum()
+                meant, top = exact.gather(1, place), exact.amax(1, keepdim=True)
+                mass = exact.sub_(top).exp_().sum(1, keepdim=True)
+                losses += ((mass.log() + top - meant).squeeze(1) * used).sum()
                 if wanted:
-                    exact = exact.sub_(total).exp_() if exact is not part else (part - total).exp_()
-                    exact.scatter_add_(1, place, torch.full_like(total, -1.0))
-                    part.copy_(exact.mul_((used / count)[:, None]))
+                    share = (used / count)[:, None]
+                    part.copy_(exact.mul_(share / mass).scatter_add_(1, place, -share))
             if wanted:
                 grad.copy_(logits @ outputs)
                 grad_weight += logits.T @ some

@@ -1,0 +1,31 @@
+"""The arguments of run_study.py."""
+
+import argparse
+import sys
+
+from .arguments import HelpFormatter, Refusal
+
+STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
+
+examples:
+  python run_study.py --config configs/studies/resume.yaml                          everything, one run after the other, and the report
+  python run_study.py --config configs/studies/resume.yaml --dry_run                arms, tokens, disk, and what is finished already
+  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one of them: on another device, or as a Slurm array task
+
+Stop it at any moment and run the same command again. exit status: 0 finished, 2 refused, 75 interrupted."""
+
+
+class StudyParser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise Refusal(f"{message}. `{self.prog} --help` lists every argument.")
+
+
+def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
+    """config, output_dir, arm, seed, dry_run. Raises Refusal."""
+    parser = StudyParser("run_study.py", description=STUDY_HELP, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", default="configs/studies/resume.yaml", help="The study's YAML file.")
+    parser.add_argument("--output_dir", help="Folder of the study (default: runs/NAME-study).")
+    parser.add_argument("--arm", help="Only this arm.")
+    parser.add_argument("--seed", type=int, help="Only this seed.")
+    parser.add_argument("--dry_run", action="store_true", help="Print what would be run; run nothing.")
+    return parser.parse_args(sys.argv[1:] if argv is None else argv)

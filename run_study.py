@@ -1,0 +1,83 @@
+"""Run a controlled experiment: arms times seeds, each a run folder of its own, compared in pairs, with a report that claims no more than its intervals.
+
+    python run_study.py --config configs/studies/resume.yaml
+    python run_study.py --config configs/studies/resume.yaml --dry_run
+    python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     # one of them, for Slurm array tasks or several devices
+
+Stop it at any moment and run the same command again: finished runs are kept, changed arms are run again.
+"""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from llama_lite.arguments import Refusal
+from llama_lite.runs import exit_with_status, read_json, say, write_json
+from llama_lite.study_arguments import parse_study
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_study(argv)
+
+    from tqdm import tqdm
+
+    from llama_lite import studies
+    from llama_lite.provenance import provenance
+    from model_card.study import write_report
+
+    study = studies.load(arguments.config)
+    out = Path(arguments.output_dir or f"runs/{Path(arguments.config).stem}-study")
+    everything = studies.runs(study, out)
+    chosen = [one for one in everything if arguments.arm in (None, one.arm.name) and arguments.seed in (None, one.seed)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(arm.name for arm in study.arms))
+        raise Refusal(f"--arm {arguments.arm} --seed {arguments.seed}: the study has the arms {names} and the seeds {study.seeds}.")
+
+    # ---- Is this folder of this study ----
+    meant = {name: value for name, value in dataclasses.asdict(study).items() if name in ("title", "script", "config", "reference", "measure")}
+    there = read_json(out / "study.json")
+    if there and there["study"] != meant:
+        other = next(name for name in meant if there["study"].get(name) != meant[name])
+        raise Refusal(
+            f"--output_dir {out} belongs to another study ({other}: {there['study'].get(other)!r}, here {meant[other]!r}): choose another one."
+        )
+    say(f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}")
+    if arguments.dry_run:
+        for line in studies.planned(study, everything):
+            say(line)
+        return
+    if len(study.seeds) == 1:
+        say("WARNING   one seed: differences will be told without intervals")
+    out.mkdir(parents=True, exist_ok=True)
+    if there is None:
+        write_json(out / "study.json", {"study": meant, **provenance()})
+
+    # ---- Every run that is not finished ----
+    for one in tqdm(chosen, desc="runs", unit="run", disable=None):
+        if studies.is_done(one):
+            continue
+        if studies.is_other(one):
+            say(f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again")
+            shutil.rmtree(one.folder)
+        say(f"run       {one.folder.name}")
+        studies.make(study, one)
+
+    # ---- What came of it, when all of them are there ----
+    missing = [one.folder.name for one in everything if not studies.is_done(one)]
+    if missing:
+        say(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
+        return
+    equal = studies.held_equal(study, everything)
+    rows = studies.collect(everything)
+    studies.write_rows(out / "results.csv", studies.RUN_COLUMNS, rows)
+    comparison = studies.compare(study, everything, rows)
+    write_json(out / "comparison.json", comparison)
+    cost = {one.folder.name: studies.seconds_of(one) for one in everything}
+    report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, cost)
+    for row in comparison:
+        say(studies.line_of(row))
+    say(f"finished  {report}, results.csv, comparison.json")
+
+
+if __name__ == "__main__":
+    exit_with_status(main)
