@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.memory import forecast
     from llama_lite.plan import assumed_manifest, load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.speed import compile_layers, keep_memory
+    from llama_lite.speed import compile_layers, keep_memory, warn_of_slow_bf16
     from llama_lite.starting import Asked, begin, init_folder, publish_only
     from llama_lite.tokenizers import tokenizer_record
     from llama_lite.tokens import check_recipe, describe, prepare, verify_prepared, wanted_recipe
@@ -100,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Text to tokens ----
         if tokens_hub:
             on_main(pulling.pull_prepared, tokens_hub, folder, wanted_recipe(data_args, rules))
+        warn_of_slow_bf16(training_args.bf16, training_args.device)
         manifest = on_main(prepare, data_args, rules)
         on_main(verify_prepared, folder, manifest, data_args.verify_data)
         say(f"data      {describe(manifest)}")

@@ -157,6 +157,8 @@ print(time.perf_counter() - began, peak(), before, len(windows) * 1024)
 
 def scale(folder: Path) -> dict:
     """Ten workers against one, and a paper-size folder opened."""
+    import pandas
+
     from benchmarks.resume import prepared_tiny, sparse
 
     text = folder / "scale.jsonl"
@@ -165,14 +167,20 @@ def scale(folder: Path) -> dict:
     outs = [folder / "scale-1", folder / "scale-10"]
     for out, workers in zip(outs, (1, 10), strict=True):
         subprocess.run([*prepare_command(text, out, workers), *curation], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    files = [{str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file() and path.name != ".lock"} for out in outs]
+    files = [
+        {str(path.relative_to(out)): path.read_bytes() for pattern in ("*.npy", "*.json", "tokenizer/*") for path in out.glob(pattern)}
+        for out in outs
+    ]
+    documents = [
+        "".join(pandas.read_json(path, lines=True, dtype=False)["text"].sum() for path in sorted(out.glob("kept/*.jsonl.zst"))) for out in outs
+    ]
     different = sorted(name for name in {*files[0], *files[1]} if files[0].get(name) != files[1].get(name))
     small, _ = prepared_tiny(folder)
     sparse(small, folder / "large")
     command = [sys.executable, "-c", OPEN.format(root=str(ROOT)), str(folder / "large")]
     seconds, peak, before, tokens = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
     opened = {"tokens": int(tokens), "seconds": round(seconds, 3), "peak_mib": round(peak), "of_them_imports_mib": round(before)}
-    return {"ten_workers": {"files": len(files[0]), "different": different}, "opened": opened}
+    return {"ten_workers": {"files": len(files[0]), "different": different, "documents_equal": documents[0] == documents[1]}, "opened": opened}
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def shaped(preset: str, **changes):
 
 SMALL = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 688, "vocab_size": 8192, "max_position_embeddings": 512}
 SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
-    "6x256": (shaped("demo", **SMALL), 8, 512, 4),
+    "6x256": (shaped("demo", **SMALL), 8, 512, 8),
     "124m, 4 layers": (shaped("124m", num_hidden_layers=4), 2, 1024, 2),
     "124m": (shaped("124m"), 8, 1024, 1),
 }
@@ -203,8 +203,8 @@ def speed(shape: str, folder: Path, turns: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--only", choices=list(SHAPES)[:2], help="one shape; the last figures of the others stay")
-    parser.add_argument("--parts", default="speed,switches,processes,memory")
+    parser.add_argument("--only", choices=list(SHAPES)[:2], help="one shape; the last figures of the other stay")
+    parser.add_argument("--parts", default="speed,switches,processes,memory", help="the last figures of the other parts stay")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     for name in ("--worker", "--shape", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -237,7 +237,8 @@ def main() -> None:
             write_json(arguments.output, result)
         if "memory" in arguments.parts:
             peaks = {}
-            for way in ("run_clm", "ours", "ours without compiled layers"):
+            subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared("124m", folder), "--prepare_only"], check=True)
+            for way in ("run_clm", "ours"):
                 process = start(way, "124m", folder)
                 pace_of(process)
                 process.stdin.write("go\n")

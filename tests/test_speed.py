@@ -75,6 +75,13 @@ def test_without_mallopt_memory_is_returned_and_it_is_said(monkeypatch, capsys):
     assert "has no mallopt" in capsys.readouterr().out
 
 
+def test_slow_bfloat16_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    for bf16, device in ((False, "cpu"), (True, "cuda"), (True, "cpu")):
+        speed.warn_of_slow_bf16(bf16, torch.device(device))
+    assert capsys.readouterr().out.count("--no_bf16 may be faster") == 1
+
+
 KEPT = """
 import os, sys
 sys.path.insert(0, {root!r})
