@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             continue
         if studies.is_other(one):
             say(f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again")
-            shutil.rmtree(one.folder)
+            shutil.rmtree(one.folder, ignore_errors=True)
         say(f"run       {one.folder.name}")
         studies.make(study, one)
 

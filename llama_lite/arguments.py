@@ -130,7 +130,7 @@ class CommonRunArguments:
         "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
         "accelerate launch sets it to 1.",
     )
-    keep_memory: bool = arg(True, "On a CPU, keep freed memory for the next step (1.05 to 1.2 times the speed, a twentieth more memory).")
+    keep_memory: bool = arg(True, "On a CPU, keep freed memory for the next step (a step faults no pages in again; up to a tenth more memory).")
     dry_run: bool = arg(False, "Print the plan; touch nothing, and do not look at what the run folder holds.")
     allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
     resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
@@ -152,10 +152,10 @@ class RunArguments(CommonRunArguments):
     sample_prompts: list[str] = arg(["Hello, I am a language model,"], "Prompts continued at each evaluation.")
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
     fused_loss: bool = arg(
-        True, "On a CPU, compute output layer and loss in one, without holding all logits (1.1 to 1.4 times the speed, the same loss)."
+        True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, no slower, the same loss)."
     )
     compile_layers: bool = arg(
-        False, "Compile the decoder layers (a minute at the start, cached; then 1.1 times the speed on a CPU, and less memory); evaluations are not."
+        False, "Compile the decoder layers (up to a minute at the start, then cached; faster steps, less memory). Evaluations are not compiled."
     )
     plan_launch: str | None = arg(None, "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.")
     plan_mfu: float = arg(40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted.")

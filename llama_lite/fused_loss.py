@@ -31,7 +31,7 @@ class LinearCrossEntropy(torch.autograd.Function):
                 mass = exact.sub_(top).exp_().sum(1, keepdim=True)
                 losses += ((mass.log() + top - meant).squeeze(1) * used).sum()
                 if wanted:
-                    share = (used / count)[:, None]
+                    share = (used.float() / count)[:, None]
                     part.copy_(exact.mul_(share / mass).scatter_add_(1, place, -share))
             if wanted:
                 grad.copy_(logits @ outputs)

@@ -153,22 +153,27 @@ def _words(name: str, value) -> list[str]:
     return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
 
 
+def _command_file(one: StudyRun) -> Path:
+    """Beside the run's folder, which is the script's own."""
+    return one.folder.parent / f"{one.folder.name}.json"
+
+
 def is_done(one: StudyRun) -> bool:
     """Whether a run is finished, by the very command that the study now means. A run of another command is not of this study."""
-    record, status = read_json(one.folder / "study.json"), read_json(one.folder / "status.json")
+    record, status = read_json(_command_file(one)), read_json(one.folder / "status.json")
     return bool(record and record["argv"] == one.argv and status and status["status"] == "finished")
 
 
 def is_other(one: StudyRun) -> bool:
     """Whether the folder holds a run of another command: the arm was changed since."""
-    record = read_json(one.folder / "study.json")
+    record = read_json(_command_file(one))
     return record is not None and record["argv"] != one.argv
 
 
 def make(study: Study, one: StudyRun) -> None:
     """Run one arm with one seed, as a user would; what a kill left of it goes on. Raises Refusal, Interrupted."""
-    one.folder.mkdir(parents=True, exist_ok=True)
-    write_json(one.folder / "study.json", {"argv": one.argv})
+    one.folder.parent.mkdir(parents=True, exist_ok=True)
+    write_json(_command_file(one), {"argv": one.argv})
     argv = one.argv
     if checkpoints(one.folder):  # what it left out when it began is not left out again
         argv = [*argv, "--resume_from_checkpoint", "auto", "--resume_without", ""]

@@ -93,6 +93,11 @@ class VerifiedTraining:
         self.step_loss = loss if self.step_loss is None else self.step_loss + loss
         return loss
 
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """Trainer's count of labels, as whole numbers: it makes a float32 tensor of it, which FSDP2 would round to bfloat16 with a model's inputs."""
+        count = super()._get_num_items_in_batch(batch_samples, device)
+        return count.round().long() if torch.is_tensor(count) else count
+
     def _get_grad_norm(self, model, grad_norm=None):
         """Called once a step, before the optimiser: the ranks agree on loss, tokens and stopping in one small reduction."""
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)

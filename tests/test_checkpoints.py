@@ -224,9 +224,9 @@ def test_a_run_without_space_keeps_its_last_checkpoint(pretrain, tmp_path, monke
 
 
 def test_a_disk_that_fills_during_the_save_leaves_no_half_checkpoint(pretrain, tmp_path, monkeypatch):
-    from llama_lite import training
+    from llama_lite import states
 
-    original, calls = training.save_file, []
+    original, calls = states.save_file, []
 
     def fails_second(*args, **kwargs):
         calls.append(1)
@@ -234,7 +234,7 @@ def test_a_disk_that_fills_during_the_save_leaves_no_half_checkpoint(pretrain, t
             raise OSError(28, "No space left on device")
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(training, "save_file", fails_second)
+    monkeypatch.setattr(states, "save_file", fails_second)
     with pytest.raises(OSError, match="No space left"):
         pretrain(tmp_path / "run")
     assert [folder.name for _, folder in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-5"]
