@@ -354,7 +354,7 @@ def test_nothing_outside_the_scratch_folder_can_be_written(claimed):
         target = Path(folder, "file")
         target.write_text("as it was")
         os.chmod(target, 0o666)
-        places = [str(target), f"{folder}/new", f"{Path(sandbox.__file__).parent}/.new", "/var/tmp/.sandbox-test", "/dev/shm/.sandbox-test"]
+        places = [str(target), f"{folder}/new", f"{Path(sandbox.__file__).parent}/.sandbox-test", "/var/tmp/.sandbox-test", "/dev/shm/.sandbox-test"]
         change = f"""
 {LIBC}
 import sys
