@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llama_lite.arguments import Refusal
 from llama_lite.eval_arguments import pairs, parse_eval, shots
-from llama_lite.runs import FolderLock, cores_for_a_process, exit_with_status, say, write_json
+from llama_lite.runs import FolderLock, cores_for_a_process, csv_text, exit_with_status, say, write_json, write_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
     plain = [record for record in records if not record["factor"]]
     evaluation.write_scores(out, records)
     comparison = evaluation.compare(plain, store.samples)
-    evaluation.write_csv(out / "comparison.csv", evaluation.PAIRS, comparison)
+    write_text(out / "comparison.csv", csv_text(evaluation.PAIRS, comparison))
     kinds = evaluation.generalisation(plain, store.samples, what.inside, what.reference_model)
     in_variants = {
         "sensitivity": evaluation.spreads(records, store.samples, {task.name for group in varied.values() for task in group}),

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from llama_lite.arguments import Refusal
-from llama_lite.runs import exit_with_status, read_json, say, write_json
+from llama_lite.runs import csv_text, exit_with_status, read_json, say, write_json, write_text
 from llama_lite.study_arguments import parse_study
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     equal = studies.held_equal(study, everything)
     rows = studies.collect(everything)
-    studies.write_rows(out / "results.csv", studies.RUN_COLUMNS, rows)
+    write_text(out / "results.csv", csv_text(studies.RUN_COLUMNS, rows))
     comparison = studies.compare(study, everything, rows)
     write_json(out / "comparison.json", comparison)
     cost = {one.folder.name: studies.seconds_of(one) for one in everything}

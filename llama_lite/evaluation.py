@@ -5,7 +5,6 @@ digest of everything that decides the numbers: weights, tokenizer, prompts and d
 `scores.csv`, `comparison.csv` and the rest are made from these files alone.
 """
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -24,7 +23,7 @@ from . import models, scores
 from .arguments import Refusal
 from .harness import render_chat
 from .hub import NoAnswer, NotAllowed, Reference, reference
-from .runs import read_json, read_jsonl, say, write_json, write_text
+from .runs import csv_text, read_json, read_jsonl, say, write_json, write_text
 from .tasks import EvalTask, clusters_of
 from .tokenizers import tokenizer_record
 
@@ -348,19 +347,8 @@ def rows_of(record: dict) -> list[dict]:
 def write_scores(folder: Path, records: list[dict]) -> None:
     """`scores.csv` and `scores.json`, in the order in which models and tasks were asked for."""
     rows = [row for record in records for row in rows_of(record)]
-    write_csv(folder / "scores.csv", COLUMNS, rows)
+    write_text(folder / "scores.csv", csv_text(COLUMNS, rows))
     write_json(folder / "scores.json", [{name: row[name] for name in COLUMNS} for row in rows])
-
-
-def write_csv(path: Path, columns, rows: list[dict]) -> None:
-    """A table in one step; None is empty."""
-    import io
-
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, out.getvalue())
 
 
 def runs_of(found: list[Model]) -> dict[Path, list[str]]:

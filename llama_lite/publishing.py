@@ -27,7 +27,7 @@ from model_card.card import renew
 from . import checkpoints
 from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, reason, token, translated
-from .runs import append_jsonl, flush_folder, read_json, read_jsonl, say, write_json, write_text
+from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, write_json, write_text
 from .tokens import sha256
 
 FORMAT = "llama_lite.revision/1"
@@ -307,12 +307,8 @@ class Repository:
                 text = ""
             rows = {int(row["step"]): row for row in csv.DictReader(io.StringIO(text))}
             rows[ours["step"]] = {"step": ours["step"], "tokens": ours["tokens"], **losses, "revision": tag_of(ours["step"]), "commit": commit}
-            out = io.StringIO()
-            writer = csv.DictWriter(out, COLUMNS, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows[step] for step in sorted(rows))
             index = Path(folder) / "new.csv"
-            index.write_text(out.getvalue(), encoding="utf-8")
+            index.write_text(csv_text(COLUMNS, (rows[step] for step in sorted(rows))), encoding="utf-8")
             cover = self._renewed(cover, head, Path(folder))
             wanted, stale, title = {INDEX: index, **cover}, set(), f"Index: {tag_of(ours['step'])}"
             if final:

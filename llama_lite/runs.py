@@ -5,7 +5,9 @@ each end is also in `status.json`. Of several processes only rank 0 writes, and 
 """
 
 import contextlib
+import csv
 import fcntl
+import io
 import json
 import multiprocessing
 import os
@@ -63,6 +65,15 @@ def read_json(path: Path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
+
+
+def csv_text(columns, rows) -> str:
+    """A table of dicts as CSV; None is empty, and what is no column is left out."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
 
 
 def append_jsonl(path: Path, record: dict) -> None:

@@ -14,7 +14,7 @@ import yaml
 from .arguments import Refusal
 from .evaluation import COLUMNS, Model, rows_of, shown_metric
 from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, token, translated
-from .runs import read_json, say, write_text
+from .runs import csv_text, read_json, say, write_text
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
 TRIES = 5  # when somebody else writes to main meanwhile
@@ -108,11 +108,7 @@ def merged(old: str, rows: list[dict]) -> str:
         if _identity(row) not in seen:
             seen.add(_identity(row))
             kept.append(row)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n", extrasaction="ignore")
-    writer.writeheader()
-    writer.writerows(kept)
-    return out.getvalue()
+    return csv_text(COLUMNS, kept)
 
 
 def _identity(row: dict) -> tuple:

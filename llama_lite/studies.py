@@ -4,7 +4,6 @@ An arm is a set of arguments over a shared config, times seeds; each of them is 
 may begin from checkpoints of another one (`from`, `at`). What was held equal is read from the manifests of the finished runs.
 """
 
-import csv
 import dataclasses
 import difflib
 import math
@@ -228,13 +227,6 @@ def collect(made: list[StudyRun]) -> list[dict]:
                     place = (one.arm.name, one.arm.at or "", one.seed, entry["step"], entry["tokens"])
                     rows.append(dict(zip(RUN_COLUMNS, (*place, metric, entry[metric]), strict=True)))
     return rows
-
-
-def write_rows(path: Path, columns, rows: list[dict]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float]:
