@@ -307,8 +307,9 @@ class Repository:
                 text = ""
             rows = {int(row["step"]): row for row in csv.DictReader(io.StringIO(text))}
             rows[ours["step"]] = {"step": ours["step"], "tokens": ours["tokens"], **losses, "revision": tag_of(ours["step"]), "commit": commit}
+            table = csv_text(COLUMNS, [rows[step] for step in sorted(rows)])
             index = Path(folder) / "new.csv"
-            index.write_text(csv_text(COLUMNS, (rows[step] for step in sorted(rows))), encoding="utf-8")
+            index.write_text(table, encoding="utf-8")
             cover = self._renewed(cover, head, Path(folder))
             wanted, stale, title = {INDEX: index, **cover}, set(), f"Index: {tag_of(ours['step'])}"
             if final:
@@ -317,7 +318,7 @@ class Repository:
                 wanted |= {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
                 stale = set((self._record(head) or {"files": {}})["files"]) & set(files_of(self.repo, head))
                 title = f"The finished model, step {ours['step']:,}"
-            if final or out.getvalue() != text:
+            if final or table != text:
                 self._replace("main", head, wanted, title, stale)
 
 
