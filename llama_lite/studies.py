@@ -48,10 +48,6 @@ class Arm:
     at: int | None = None
     about: str = ""
 
-    @property
-    def label(self) -> str:
-        return self.name if self.at is None else f"{self.name} at {self.at}"
-
 
 @dataclasses.dataclass(frozen=True)
 class Study:
@@ -70,33 +66,46 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class StudyRun:
-    """One arm with one seed: its folder and its command's arguments."""
+    """One arm with one seed: its folder, its command's arguments, and those of the run that it begins from (none: [])."""
 
     arm: Arm
     seed: int
     folder: Path
     argv: list[str]
+    source: list[str]
 
 
 def load(path: str) -> Study:
     """A study from its YAML file. Raises Refusal with everything that is wrong in it."""
     try:
         raw = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
+        if not isinstance(raw, dict):
+            raise Refusal(f"--config {path} must hold `key: value` lines, not a {type(raw).__name__}.")
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"--config {path}: no study can be read there ({error}).") from None
     except yaml.YAMLError as error:
         raise Refusal(f"--config {path}: {' '.join(str(error).split())}.") from None
     problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
     problems += [f"`{name}` is missing." for name in ("title", "script", "config", "seeds", "reference", "arms") if name not in raw]
+    for name, kind in (("seeds", list), ("set", dict), ("arms", dict)):
+        if not isinstance(raw.get(name, kind()), kind):
+            problems.append(f"`{name}` must be a {'list' if kind is list else 'mapping'}, not {raw[name]!r}.")
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
     arms = []
     for name, fields in raw["arms"].items():
         fields = fields or {}
+        if not isinstance(fields, dict) or not isinstance(fields.get("set") or {}, dict) or not isinstance(fields.get("at") or [], list):
+            problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
+            continue
+        if bool(fields.get("from")) != bool(fields.get("at")):
+            problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
         problems += [f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}." for field in fields if field not in ARM_FIELDS]
         if fields.get("from") is not None and fields["from"] not in raw["arms"]:
             problems.append(f"arm {name} begins from {fields['from']}, which is no arm.")
-        for at in fields.get("at", [None]):
+        elif fields.get("from") and (raw["arms"][fields["from"]] or {}).get("from"):
+            problems.append(f"arm {name} begins from {fields['from']}, which itself begins from another: begin from an arm that begins from nothing.")
+        for at in fields.get("at") or [None]:
             arms.append(Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about", "")))
     if raw["reference"] not in raw["arms"]:
         problems.append(f"reference {raw['reference']} is no arm: {', '.join(map(str, raw['arms']))}.")
@@ -133,6 +142,7 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
     """Every run of a study, in the order in which they are made."""
     found = []
     for seed in study.seeds:
+        commands: dict[str, list[str]] = {}
         for arm in study.arms:
             folder = out / "runs" / f"{arm.name}{'' if arm.at is None else f'-at-{arm.at}'}-seed-{seed}"
             values = {**study.shared, **arm.set, "seed": seed, "output_dir": str(folder)}
@@ -141,7 +151,9 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
             argv = ["--config", study.config]
             for name, value in values.items():
                 argv += _words(name, value)
-            found.append(StudyRun(arm, seed, folder, argv))
+            if arm.source is None:
+                commands[arm.name] = argv
+            found.append(StudyRun(arm, seed, folder, argv, commands[arm.source] if arm.source else []))
     return found
 
 
@@ -157,22 +169,25 @@ def _command_file(one: StudyRun) -> Path:
     return one.folder.parent / f"{one.folder.name}.json"
 
 
+def _command(one: StudyRun) -> dict:
+    return {"argv": one.argv, "source": one.source}
+
+
 def is_done(one: StudyRun) -> bool:
     """Whether a run is finished, by the very command that the study now means. A run of another command is not of this study."""
-    record, status = read_json(_command_file(one)), read_json(one.folder / "status.json")
-    return bool(record and record["argv"] == one.argv and status and status["status"] == "finished")
+    status = read_json(one.folder / "status.json")
+    return read_json(_command_file(one)) == _command(one) and bool(status) and status["status"] == "finished"
 
 
 def is_other(one: StudyRun) -> bool:
-    """Whether the folder holds a run of another command: the arm was changed since."""
-    record = read_json(_command_file(one))
-    return record is not None and record["argv"] != one.argv
+    """Whether the folder holds a run of another command: the arm, or the one that it begins from, was changed since."""
+    return read_json(_command_file(one)) not in (None, _command(one))
 
 
 def make(study: Study, one: StudyRun) -> None:
     """Run one arm with one seed, as a user would; what a kill left of it goes on. Raises Refusal, Interrupted."""
     one.folder.parent.mkdir(parents=True, exist_ok=True)
-    write_json(_command_file(one), {"argv": one.argv})
+    write_json(_command_file(one), _command(one))
     argv = one.argv
     if checkpoints(one.folder):  # what it left out when it began is not left out again
         argv = [*argv, "--resume_from_checkpoint", "auto", "--resume_without", ""]
@@ -245,6 +260,9 @@ def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
         pairs = {}
         for seed in study.seeds:
             ours, theirs = (curve(rows, one, seed, study.measure) for one in (arm, reference))
+            if not (ours and theirs):
+                logged = ", ".join(sorted({row["metric"] for row in rows}))
+                raise Refusal(f"measure {study.measure} was not logged by {arm.name} and {reference.name}, seed {seed}; there is {logged}.")
             pairs.setdefault(("final " + study.measure, "nats"), []).append(ours[max(ours)] - theirs[max(theirs)])
             if arm.source:
                 excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, reference, seed, "loss"), arm.at)
@@ -292,7 +310,7 @@ def seconds_of(one: StudyRun) -> float:
 
 
 def planned(study: Study, every: list[StudyRun]) -> list[str]:
-    """The runs, as --dry_run shows them: tokens, disk, and which are there."""
+    """The runs, as --dry_run shows them: steps, and which are there."""
     lines = []
     for one in every:
         state = "finished" if is_done(one) else "changed since it was run: will be run again" if is_other(one) else "to run"

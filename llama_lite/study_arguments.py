@@ -9,7 +9,7 @@ STUDY_HELP = """Run a controlled experiment: arms that differ in what the study 
 
 examples:
   python run_study.py --config configs/studies/resume.yaml                          everything, one run after the other, and the report
-  python run_study.py --config configs/studies/resume.yaml --dry_run                arms, tokens, disk, and what is finished already
+  python run_study.py --config configs/studies/resume.yaml --dry_run                every run, its steps, and what is finished already
   python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one of them: on another device, or as a Slurm array task
 
 Stop it at any moment and run the same command again. exit status: 0 finished, 2 refused, 75 interrupted."""

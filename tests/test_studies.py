@@ -13,7 +13,7 @@ from conftest import ROOT, config_file
 
 from llama_lite import studies
 from llama_lite.arguments import Refusal
-from llama_lite.runs import read_json
+from llama_lite.runs import read_json, write_json
 from run_study import main
 
 STUDY = {
@@ -117,6 +117,13 @@ def test_a_killed_study_gives_the_same_results(made, tmp_path):
         ({"arms": {"whole": {"sett": {}}}}, "`sett` of arm whole is no field of an arm: did you mean `set`"),
         ({"arms": {"whole": {}, "b": {"from": "none", "at": [1]}}}, "arm b begins from none, which is no arm"),
         ({"seeds": [1, 1]}, "seeds .1, 1.: at least one, each once"),
+        ({"seeds": 3}, "`seeds` must be a list, not 3"),
+        ({"arms": {"whole": {}, "b": {"from": "whole"}}}, "arm b: `from` .an arm. and `at` .* go together"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": 4}}}, "its `at` a list of steps"),
+        (
+            {"arms": {"whole": {}, "b": {"from": "whole", "at": [4]}, "c": {"from": "b", "at": [8]}}},
+            "arm c begins from b, which itself begins from another",
+        ),
         ({"script": "run_eval.py"}, "script run_eval.py: one of run_pretrain.py, run_sft.py"),
     ],
 )
@@ -130,6 +137,33 @@ def test_two_arms_of_one_name_are_refused(study):
     path.write_text(path.read_text().replace("  no_optimizer:", "  everything:"))
     with pytest.raises(Refusal, match="everything is there twice"):
         studies.load(str(path))
+
+
+def test_a_file_that_is_no_study_is_refused(tmp_path):
+    for text, message in (("- a", "not a list"), ("", "not a NoneType"), ("a: [", "expected the node content")):
+        (tmp_path / "no.yaml").write_text(text)
+        with pytest.raises(Refusal, match=message):
+            studies.load(str(tmp_path / "no.yaml"))
+    with pytest.raises(Refusal, match="no study can be read there"):
+        studies.load(str(tmp_path / "none.yaml"))
+
+
+def test_what_begins_from_a_changed_arm_is_made_again(study, tmp_path):
+    before = studies.runs(studies.load(str(study())), tmp_path)
+    for one in before:
+        one.folder.mkdir(parents=True)
+        write_json(one.folder / "status.json", {"status": "finished"})
+        write_json(studies._command_file(one), studies._command(one))
+    assert all(studies.is_done(one) for one in before)
+    changed = {**STUDY["arms"], "whole": {"set": {"learning_rate": 1e-4}}}
+    assert all(studies.is_other(one) for one in studies.runs(studies.load(str(study(arms=changed))), tmp_path))
+
+
+def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
+    loaded = studies.load(str(study(measure="eval_accuracy")))
+    rows = [dict(zip(studies.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True)) for arm in loaded.arms]
+    with pytest.raises(Refusal, match="measure eval_accuracy was not logged by everything and whole, seed 1; there is eval_loss"):
+        studies.compare(loaded, [], rows)
 
 
 def test_an_arm_or_seed_that_is_not_there_is_refused(study, tmp_path):
