@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.runs import RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say, write_json
+from llama_lite.runs import RunFolder, exit_with_status, on_main, read_json, say, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,17 +32,16 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.memory import forecast
     from llama_lite.plan import assumed_manifest, load_model_config, make_plan
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.speed import compile_layers, keep_memory, warn_of_slow_bf16
+    from llama_lite.speed import compile_layers, settle_cpu
     from llama_lite.starting import Asked, begin, init_folder, publish_only
     from llama_lite.tokenizers import tokenizer_record
     from llama_lite.tokens import check_recipe, describe, prepare, verify_prepared, wanted_recipe
     from llama_lite.windows import TokenWindows, collate
 
     check_launch(training_args)
+    launched = layout()
     disable_progress_bar()
-    torch.set_num_threads(run_args.cpu_threads or cores_for_a_process())
-    if run_args.keep_memory and training_args.device.type == "cpu":
-        keep_memory()
+    settle_cpu(training_args, run_args.cpu_threads, run_args.keep_memory)
     config = load_model_config(model_args.model_config)
     folder = Path(data_args.prepared_dir)
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
@@ -61,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
         else:
             verify_prepared(folder, manifest, "sizes")
             say(describe(manifest))
-        launch = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
-        plan = make_plan(config, manifest, run_args, training_args, publish_bytes, launch.processes)
-        lines, problems = forecast(config, plan, launch, precision, fused and not run_args.plan_launch, training_args, run_args)
+        planned = layout_of(run_args.plan_launch) if run_args.plan_launch else launched
+        plan = make_plan(config, manifest, run_args, training_args, publish_bytes, planned.processes)
+        lines, problems = forecast(config, plan, planned, precision, fused and not run_args.plan_launch, training_args, run_args)
         say("\n".join(plan.lines() + lines))
         if publishes:
             say("\n".join(publishing_lines(plan, hub_args, training_args)))
@@ -100,7 +99,6 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Text to tokens ----
         if tokens_hub:
             on_main(pulling.pull_prepared, tokens_hub, folder, wanted_recipe(data_args, rules))
-        warn_of_slow_bf16(training_args.bf16, training_args.device)
         manifest = on_main(prepare, data_args, rules)
         on_main(verify_prepared, folder, manifest, data_args.verify_data)
         say(f"data      {describe(manifest)}")
@@ -112,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- What is this run, and does it go on from somewhere ----
         plan = make_plan(config, manifest, run_args, training_args, publish_bytes)
-        if run_args.strict_plan and (problems := on_main(forecast, config, plan, layout(), precision, fused, training_args, run_args)[1]):
+        if run_args.strict_plan and (problems := on_main(forecast, config, plan, launched, precision, fused, training_args, run_args)[1]):
             raise Refusal(f"--strict_plan: {' '.join(problems)}")
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
@@ -132,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
                 "processes": plan.processes,
                 "micro_batch": plan.micro_batch,
                 "accumulation": plan.accumulation,
-                "sharding": layout().sharding,
+                "sharding": launched.sharding,
             },
             {
                 "hardware": hardware(),

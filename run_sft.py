@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 
 from llama_lite.arguments import Refusal
-from llama_lite.runs import RunFolder, cores_for_a_process, exit_with_status, on_main, read_json, say
+from llama_lite.runs import RunFolder, exit_with_status, on_main, read_json, say
 from llama_lite.sft_arguments import parse_sft
 
 
@@ -31,16 +31,14 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.launching import check_launch, layout
     from llama_lite.plan import plan_tuning
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.speed import keep_memory
+    from llama_lite.speed import settle_cpu
     from llama_lite.starting import Asked, begin, publish_only
     from llama_lite.tokenizers import tokenizer_record
 
     check_launch(training_args)
     disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
-    torch.set_num_threads(run_args.cpu_threads or cores_for_a_process())
-    if run_args.keep_memory and training_args.device.type == "cpu":
-        keep_memory()
+    settle_cpu(training_args, run_args.cpu_threads, run_args.keep_memory)
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
 
     # ---- The base, and the chat format ----

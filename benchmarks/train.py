@@ -1,6 +1,6 @@
 """How fast training is beside what people use now, what each switch gives, how near the machine's limit it is, and what memory it takes.
 
-    python benchmarks/train.py              # an hour on 2 cores; --only SHAPE, --parts speed,switches,processes,memory
+    python benchmarks/train.py              # long; --only SHAPE, --parts speed,switches,processes,memory
 
 Every way is a process of its own (memory settings are a process's) that trains a slice of steps when it is told to; slices go round in turn,
 and medians are compared. Ways: `ours`, run_pretrain.py itself with its switches on, or without one of them; `trainer`, transformers.Trainer
@@ -50,14 +50,14 @@ SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
     "124m, 4 layers": (shaped("124m", num_hidden_layers=4), 2, 1024, 2),
     "124m": (shaped("124m"), 8, 1024, 1),
 }
-SWITCHES = {"fused loss": "--no_fused_loss", "compiled layers": "--no_compile_layers", "kept memory": "--no_keep_memory"}
+SWITCHES = {"fused loss": "fused_loss", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
 
 
 class Pace(TrainerCallback):
     """Trains a slice each time that a line comes in, and says how long a step took."""
 
-    def __init__(self, steps: int = 0):
-        self.steps, self.done, self.began = steps or int(os.environ["SLICE"]), 0, 0.0
+    def __init__(self, steps: int):
+        self.steps, self.done, self.began = steps, 0, 0.0
 
     def on_step_end(self, args, state, control, **kwargs):
         if int(os.environ.get("RANK", 0)) == 0:
@@ -116,16 +116,15 @@ def ours(way: str, shape: str, folder: Path) -> None:
     from llama_lite.runs import exit_with_status
 
     config, windows, tokens, steps = SHAPES[shape]
-    os.environ["SLICE"] = str(steps)
-    callbacks.Progress = Pace
+    callbacks.Progress = lambda: Pace(steps)
     name = f"{way}-{shape}".replace(" ", "-").replace(",", "")
     config.save_pretrained(folder / f"{name}-config")
     micro = 4 if "processes" in way else 1  # micro-batches of a step, over all processes
     argv = [*prepared(shape, folder), "--output_dir", str(folder / name), "--model_config", str(folder / f"{name}-config")]
     argv += ["--per_device_train_batch_size", str(windows), "--tokens_per_step", str(micro * windows * tokens), "--block_size", str(tokens)]
     argv += ["--max_steps", "1000000", "--allow_epochs", "--eval_strategy", "no", "--save_steps", "1000000", "--probe_windows", "1"]
-    argv += ["--compile_layers"] if way != "ours without compiled layers" else []
-    argv += [switch for switched, switch in SWITCHES.items() if way == f"ours without {switched}" and switched != "compiled layers"]
+    for switch, flag in SWITCHES.items():
+        argv += [f"--{flag}", str(way != f"ours without {switch}")]
     sys.argv = ["run_pretrain.py", *argv]
     exit_with_status(run_pretrain.main)
 

@@ -130,7 +130,7 @@ class CommonRunArguments:
         "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
         "accelerate launch sets it to 1.",
     )
-    keep_memory: bool = arg(True, "On a CPU, keep freed memory for the next step (a step faults no pages in again; up to a tenth more memory).")
+    keep_memory: bool = arg(True, "On a CPU, keep freed memory for the next step (a step faults no pages in again; up to an eighth more memory).")
     dry_run: bool = arg(False, "Print the plan; touch nothing, and do not look at what the run folder holds.")
     allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
     resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
@@ -155,7 +155,7 @@ class RunArguments(CommonRunArguments):
         True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, no slower, the same loss)."
     )
     compile_layers: bool = arg(
-        False, "Compile the decoder layers (up to a minute at the start, then cached; faster steps, less memory). Evaluations are not compiled."
+        False, "Compile the decoder layers (some 20 s more at the first start, then cached; faster steps, less memory). Evaluations are not compiled."
     )
     plan_launch: str | None = arg(None, "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.")
     plan_mfu: float = arg(40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted.")
@@ -254,8 +254,8 @@ class Parser(TrlParser):
         except (ValueError, ImportError, TypeError) as error:
             raise Refusal(f"these arguments do not fit: {error}") from error
         for group in parsed:
-            if hasattr(group, "given"):
-                values = {name: getattr(part, name) for part in parsed for name in sorted(set(given)) if hasattr(part, name)}
+            if isinstance(group, CommonRunArguments):
+                values = {name: value for part in parsed for name, value in vars(part).items() if name in given}
                 group.given = {name: getattr(value, "value", value) for name, value in values.items()}
         return parsed
 
@@ -423,6 +423,8 @@ def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: Hu
         problems.add_if(getattr(data, name) < 1, f"--{name} {getattr(data, name)} must be at least 1.")
     for name in ("block_size", "tokens_per_step", "probe_windows", "eval_task_limit"):
         problems.add_if(getattr(run, name) < 1, f"--{name} {getattr(run, name)} must be at least 1.")
+    problems.add_if(run.plan_mfu <= 0, f"--plan_mfu {run.plan_mfu:g} must be above 0: the share of peak FLOPs in percent.")
+    problems.add_if(run.plan_launch and not run.dry_run, "--plan_launch plans another launch: it goes with --dry_run.")
     problems.add_if(
         data.validation_tokens < run.block_size + 1,
         f"--validation_tokens {data.validation_tokens} does not fill one window of {run.block_size} predictions.",

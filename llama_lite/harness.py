@@ -29,7 +29,7 @@ class SharedContextLM(HFLM):
     def __init__(self, model, tokenizer, batch_tokens: int | None = None, max_length: int | None = None, batch_size: int = 16):
         with quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length, softmax_dtype="float32")
-        inner = model.get_base_model() if hasattr(model, "peft_config") else model
+        inner = model.get_base_model() if hasattr(model, "peft_config") else model  # without importing peft for a plain model
         self.body, self.head = inner.base_model, inner.get_output_embeddings()
         self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
         self.truncated, self.whole, self.answer_blank = 0, not self._head_is_separate(inner), False

@@ -48,7 +48,7 @@ def step_memory(
 
     compute = getattr(torch, precision).itemsize
     casts = layout.sharding in ("fsdp2", "zero2") and precision != "float32"  # the weights are cast once; autocast, which keeps copies, is off
-    few, more = 2, min(4, config.num_hidden_layers)
+    few, more = min(2, config.num_hidden_layers), min(4, config.num_hidden_layers)
     peak, elements, ends = _fake_step(config, few, micro_batch, block_size, precision, casts, fused, checkpointing)
     layer = 0
     if config.num_hidden_layers > few:  # layers are alike: what two more add, every two add

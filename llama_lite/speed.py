@@ -7,9 +7,19 @@ import ctypes
 
 import torch
 
-from .runs import say
+from .runs import cores_for_a_process, say
 
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def settle_cpu(training, threads: int | None, keep: bool) -> None:
+    """Threads, memory and a word on bfloat16, where a run computes on a CPU. `training`: TrainingArguments; `threads`: None for this process's share."""
+    torch.set_num_threads(threads or cores_for_a_process())
+    if training.device.type == "cpu":
+        if keep:
+            keep_memory()
+        if training.bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # precision is part of what a run is, and stays
+            say("WARNING   --bf16: this CPU has no instructions for bfloat16, and computes it in float32 after all: --no_bf16 may be faster")
 
 
 def keep_memory() -> bool:
@@ -23,12 +33,6 @@ def keep_memory() -> bool:
         say("WARNING   --keep_memory: this system's C library has no mallopt: freed memory is returned as it was")
         return False
     return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, 2**31 - 1), mallopt(TOP_PAD, 64 * 2**20)])
-
-
-def warn_of_slow_bf16(bf16: bool, device) -> None:
-    """Say so where bfloat16 was asked for and the CPU has no instructions for it. The run keeps it: precision is part of what a run is."""
-    if bf16 and device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        say("WARNING   --bf16: this CPU has no instructions for bfloat16, and computes it in float32 after all: --no_bf16 may be faster")
 
 
 def compile_layers(model, device) -> bool:

@@ -21,7 +21,7 @@ STYLE = {
 }
 
 
-def _save(figure, path: Path) -> None:
+def save(figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
@@ -70,7 +70,7 @@ def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[
         bottom.set_yscale("log")
         bottom.set_ylabel("gradient norm")
         bottom.set_xlabel(f"training tokens ({unit})")
-        _save(figure, path)
+        save(figure, path)
 
 
 def curation(report: dict, path: Path) -> None:
@@ -102,7 +102,7 @@ def curation(report: dict, path: Path) -> None:
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.invert_yaxis()
         axes.set_xlabel("million characters")
-        _save(figure, path)
+        save(figure, path)
 
 
 def before_after(record: dict, path: Path) -> None:
@@ -137,7 +137,7 @@ def before_after(record: dict, path: Path) -> None:
         right.invert_yaxis()
         right.set_xlim(-4, 104)
         right.set_xlabel("share of answers (%)")
-        _save(figure, path)
+        save(figure, path)
 
 
 def trajectory(rows: list[dict], path: Path) -> None:
@@ -190,7 +190,7 @@ def trajectory(rows: list[dict], path: Path) -> None:
             panel.axis("off")
         if steps:
             figure.supxlabel(f"training tokens ({unit}); band: 95 % interval", fontsize=9)
-        _save(figure, path)
+        save(figure, path)
 
 
 def _short(name: str) -> str:
@@ -234,7 +234,7 @@ def variants(rows: list[dict], kind: str, path: Path) -> None:
             panel.set_title(title, fontsize=9)
             panel.set_xlabel(f"change of {together['metric'].replace('_', ' ')} (95 % interval)")
         figure.suptitle({"sensitivity": "The same items, asked otherwise", "robustness": "The same items, disturbed"}[kind], fontsize=11)
-        _save(figure, path)
+        save(figure, path)
 
 
 def generalisation(rows: list[dict], path: Path) -> None:
@@ -256,4 +256,4 @@ def generalisation(rows: list[dict], path: Path) -> None:
         axes.set_xticks(range(len(names)), [name.removeprefix("embedded_").replace("_", " ") for name in names])
         axes.set_ylabel("bits per byte (lower is better)")
         axes.legend(fontsize=8, ncols=min(4, len(shown)), loc="lower center", bbox_to_anchor=(0.5, 1))
-        _save(figure, path)
+        save(figure, path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, _save, plt
+from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
 
 COLOURS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
 
@@ -76,7 +76,7 @@ def curves(study: dict, rows: list[dict], path: Path) -> None:
         bottom.set_ylabel(f"less {reference['name']}")
         bottom.set_xlabel("training tokens")
         top.legend()
-        _save(figure, path)
+        save(figure, path)
 
 
 def _band(axes, seeds: dict, colour: str, label: str | None) -> None:

@@ -82,6 +82,7 @@ def test_the_forecast_adds_up():
     )
     sharded = step_memory(config, 4, 256, "bfloat16", Layout(8, "fsdp2"))
     assert sharded.weights + sharded.gradients + sharded.optimizer == pytest.approx(16 * elements / 8, rel=1e-3) and sharded.gathered
+    assert step_memory(shaped(num_hidden_layers=1), 4, 256, "bfloat16").weights < step_memory(shaped(num_hidden_layers=2), 4, 256, "bfloat16").weights
     assert step_memory(config, 4, 256, "bfloat16", Layout(2, "ddp")).gradients == 8 * elements  # DDP's buckets beside them
     zero2 = step_memory(config, 4, 256, "bfloat16", Layout(8, "zero2"))
     assert zero2.weights == 2 * elements and zero2.gradients + zero2.optimizer == pytest.approx(2 * elements, rel=1e-3)

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,8 +78,9 @@ def test_without_mallopt_memory_is_returned_and_it_is_said(monkeypatch, capsys):
 
 def test_slow_bfloat16_is_said(monkeypatch, capsys):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    threads = torch.get_num_threads()
     for bf16, device in ((False, "cpu"), (True, "cuda"), (True, "cpu")):
-        speed.warn_of_slow_bf16(bf16, torch.device(device))
+        speed.settle_cpu(SimpleNamespace(bf16=bf16, device=torch.device(device)), threads, keep=False)
     assert capsys.readouterr().out.count("--no_bf16 may be faster") == 1
 
 
@@ -96,12 +98,12 @@ if {keep}:
 before = resident()
 torch.ones(64 * 2**20)
 after = resident()
-print((after - before) // 2**20, [line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHuge")][0])
+print((after - before) // 2**20)
 """
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_freed_memory_stays_with_the_process(keep):
     code = KEPT.format(root=str(ROOT), keep=keep)
-    kept = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()[0])
+    kept = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert kept >= 240 if keep else kept < 30

@@ -229,6 +229,21 @@ def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
         pretrain(tmp_path / "third", init_from=str(whole_run / "checkpoint-12"), model_config="demo", block_size=64)
 
 
+def test_labels_are_counted_in_whole_numbers(pretrain, tmp_path, monkeypatch):
+    """FSDP2 casts a model's floating inputs to bfloat16, which knows 1,024 and 1,032 and nothing between."""
+    from llama_lite import training
+
+    step, counts = training.VerifiedTraining.training_step, []
+
+    def seen(self, model, inputs, count, *args):
+        counts.append(count)
+        return step(self, model, inputs, count, *args)
+
+    monkeypatch.setattr(training.VerifiedTraining, "training_step", seen)
+    pretrain(tmp_path / "run", max_steps=2)
+    assert [(count.dtype.is_floating_point, int(count)) for count in counts] == [(False, 1024)] * len(counts) and counts
+
+
 def test_nan_stops_the_run_and_leaves_the_checkpoint(pretrain, tmp_path, monkeypatch):
     from llama_lite.training import PretrainTrainer
 
