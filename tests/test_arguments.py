@@ -75,7 +75,7 @@ def test_a_config_that_is_not_there():
         (["--plan_launch", "configs/accelerate/ddp.yaml"], "--plan_launch plans another launch: it goes with --dry_run"),
         (["--plan_mfu", "0"], "--plan_mfu 0 must be above 0"),
         (["--torch_compile"], "--torch_compile must stay False: --compile_layers"),
-        (["--deepspeed", "ds.json"], "the launcher shards|deepspeed"),
+        (["--fsdp", "full_shard"], "--fsdp must stay None: the launcher shards"),
         (["--validation_tokens", "10"], "--validation_tokens 10 does not fill one window"),
         (["--resume_without", "optimiser"], "--resume_without optimiser: only optimizer, scheduler, rng, data"),
         (["--init_from", "x", "--resume_from_checkpoint", "must"], "--init_from starts a new run and --resume_from_checkpoint continues one"),
