@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.starting import Asked, begin, publish_only
     from llama_lite.tokenizers import tokenizer_record
 
-    check_launch(training_args)
+    check_launch(training_args, shards=False)
     disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
     settle_cpu(training_args, run_args.cpu_threads, run_args.keep_memory)

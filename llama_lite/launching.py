@@ -47,8 +47,11 @@ def layout_of(path: str) -> Layout:
     return Layout(processes, "zero2" if kind == "DEEPSPEED" else "ddp" if processes > 1 else "none")
 
 
-def check_launch(training) -> None:
-    """Raise Refusal where the launcher, accelerate or Slurm asked for one thing and another runs. `training`: TrainingArguments."""
+def check_launch(training, shards: bool = True) -> None:
+    """Raise Refusal where the launcher, accelerate or Slurm asked for one thing and another runs.
+
+    training: TrainingArguments. shards: whether this script can run with a share of the model in each process.
+    """
     from accelerate import PartialState
 
     device = training.device  # makes accelerate's state
@@ -70,6 +73,11 @@ def check_launch(training) -> None:
             f"accelerate counts {state.num_processes} processes and the launcher's WORLD_SIZE is {WORLD_SIZE}: launch with accelerate launch or torchrun."
         )
     wanted = layout().sharding
+    if wanted in ("fsdp2", "zero2") and not shards:
+        raise Refusal(
+            f"{wanted} shards the model, which tuning does not: under FSDP2 it trains and never ends. Launch with configs/accelerate/ddp.yaml, where "
+            "every process holds the whole model, of which LoRA trains a small part."
+        )
     if wanted in ("fsdp2", "zero2") and str(state.distributed_type).rpartition(".")[2] in ("NO", "MULTI_CPU"):
         name = {"fsdp2": "FSDP", "zero2": "DeepSpeed"}[wanted]
         raise Refusal(
