@@ -2,13 +2,14 @@
 
     python run_study.py --config configs/studies/resume.yaml
     python run_study.py --config configs/studies/resume.yaml --dry_run
-    python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     # one of them, for Slurm array tasks or several devices
+    python run_study.py --config configs/studies/resume.yaml --seed 1     # the runs of one seed, for Slurm array tasks or several devices
 
 Stop it at any moment and run the same command again: finished runs are kept, changed arms are run again.
 """
 
 import dataclasses
 import shutil
+import signal
 from pathlib import Path
 
 from llama_lite.arguments import Refusal
@@ -21,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from llama_lite import studies
+    from llama_lite import findings, studies
     from llama_lite.provenance import provenance
     from model_card.study import write_report
 
@@ -34,10 +35,9 @@ def main(argv: list[str] | None = None) -> None:
         raise Refusal(f"--arm {arguments.arm} --seed {arguments.seed}: the study has the arms {names} and the seeds {study.seeds}.")
 
     # ---- Is this folder of this study ----
-    meant = {name: value for name, value in dataclasses.asdict(study).items() if name in ("title", "script", "config", "reference", "measure")}
+    meant = {name: value for name, value in dataclasses.asdict(study).items() if name in ("title", "script", "config", "reference")}
     there = read_json(out / "study.json")
-    if there and there["study"] != meant:
-        other = next(name for name in meant if there["study"].get(name) != meant[name])
+    if other := next((name for name in meant if there and there["study"].get(name) != meant[name]), None):
         raise Refusal(
             f"--output_dir {out} belongs to another study ({other}: {there['study'].get(other)!r}, here {meant[other]!r}): choose another one."
         )
@@ -52,7 +52,11 @@ def main(argv: list[str] | None = None) -> None:
     if there is None:
         write_json(out / "study.json", {"study": meant, **provenance()})
 
-    # ---- Every run that is not finished ----
+    # ---- What all runs need, then every run that is not finished ----
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run saves first
+    studies.prepare(study, out)
+    if arguments.prepare_only:
+        return
     for one in tqdm(chosen, desc="runs", unit="run", disable=None):
         if studies.is_done(one):
             continue
@@ -67,16 +71,18 @@ def main(argv: list[str] | None = None) -> None:
     if missing:
         say(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
         return
-    equal = studies.held_equal(study, everything)
-    rows = studies.collect(everything)
-    write_text(out / "results.csv", csv_text(studies.RUN_COLUMNS, rows))
-    comparison = studies.compare(study, everything, rows)
+    equal = findings.held_equal(study, everything)
+    rows = findings.collect(study, everything) + findings.evaluate(study, everything, out)
+    write_text(out / "results.csv", csv_text(findings.RUN_COLUMNS, rows))
+    comparison = findings.compare(study, everything, rows)
     write_json(out / "comparison.json", comparison)
-    cost = {one.folder.name: studies.seconds_of(one) for one in everything}
-    report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, cost)
+    cost = {one.folder.name: findings.seconds_of(one) for one in everything}
+    report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, findings.health(everything), cost)
     for row in comparison:
-        say(studies.line_of(row))
+        say(findings.line_of(row))
     say(f"finished  {report}, results.csv, comparison.json")
+    if arguments.push_to_hub:
+        findings.push(out, arguments.hub_model_id)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ class DataArguments:
 
     dataset: str = arg(
         "installed-docs",
-        "Text: `installed-docs` (English documentation inside the installed packages, no download), a Hub dataset id, "
-        "or parquet, jsonl(.gz, .zst) or txt files by path, folder or glob.",
+        "Text: `installed-docs` (English documentation inside the installed packages, no download), `installed-files` (all their text files, raw), "
+        "a Hub dataset id, or parquet, jsonl(.gz, .zst) or txt files by path, folder or glob.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
     dataset_split: str = arg("train", "Split of a Hub dataset.")

@@ -1,4 +1,4 @@
-"""Where text comes from: files of any kind, a Hub dataset, or the documentation inside the installed packages.
+"""Where text comes from: files of any kind, a Hub dataset, or the installed packages: their documentation, or every text file.
 
 A `Source` is a list of files that any process can read in any part, so every stage gives the same bytes for any
 number of workers. One bad document never stops a run (it is counted and named); a file that is damaged does, because
@@ -31,7 +31,12 @@ DOCUMENTED_PACKAGES = (
     "transformers scipy torch sympy sklearn pandas networkx numpy nltk matplotlib huggingface_hub trl datasets peft accelerate"
 ).split()
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
-SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
+FOREIGN_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
+INSTALLED = {
+    "installed-docs": (".py", FOREIGN_FOLDERS | {"test", "tests"}),
+    "installed-files": ("", FOREIGN_FOLDERS),
+}  # endings, folders that are passed over
+LARGEST_FILE = 2_000_000  # bytes of an installed file that is read as text
 TEXT_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".txt")
 COMPRESSED = (".gz", ".zst")
 EXAMPLES = 3  # of what was skipped or dropped, for a reader of the records
@@ -53,9 +58,9 @@ class Source:
 
 def resolve(dataset: str, config: str | None, split: str, revision: str | None, text_column: str | None) -> Source:
     """The files that a `--dataset` means. Raises Refusal where there are none, or the Hub does not answer."""
-    if dataset == "installed-docs":
-        files, versions = _documented_files()
-        return Source("installed-docs", files, "text", {"dataset": dataset, "packages": versions})
+    if dataset in INSTALLED:
+        files, versions = _installed_files(*INSTALLED[dataset])
+        return Source(dataset, files, "text", {"dataset": dataset, "packages": versions})
     matches = _local_files(dataset)
     if matches:
         record = {"dataset": Path(dataset).name, "files": [Path(m).name for m in matches], "bytes": sum(map(os.path.getsize, matches))}
@@ -64,7 +69,7 @@ def resolve(dataset: str, config: str | None, split: str, revision: str | None, 
     if looks_local or dataset.count("/") > 1 or os.path.exists(dataset):
         raise Refusal(
             f"--dataset {dataset}: no {', '.join(TEXT_SUFFIXES)} file (or .gz, .zst of one) is there. Give a file, a folder, "
-            "a glob in quotes, a Hub dataset id such as HuggingFaceFW/fineweb-edu, or installed-docs."
+            "a glob in quotes, a Hub dataset id such as HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
         )
     return _hub_source(dataset, config, split, revision, text_column)
 
@@ -99,8 +104,8 @@ def _hub_source(dataset, config, split, revision, text_column) -> Source:
     return Source("files", tuple(map(str, files)), text_column, record)
 
 
-def _documented_files() -> tuple[tuple[str, ...], dict[str, str]]:
-    """(`package/module.py` of each documented package in a fixed pseudo-random order, versions).
+def _installed_files(ending: str, skipped: set[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """(`package/file` of each documented package in a fixed pseudo-random order, versions).
 
     The order is that of a hash of the name, so that the validation slice is a sample of all packages.
     """
@@ -111,9 +116,9 @@ def _documented_files() -> tuple[tuple[str, ...], dict[str, str]]:
             continue
         versions[package] = sysconfig.get_python_version() if package == "python" else version(DISTRIBUTIONS.get(package, package))
         for folder, folders, names in os.walk(root):
-            folders[:] = sorted(set(folders) - SKIPPED_FOLDERS)
+            folders[:] = sorted(set(folders) - skipped)
             inner = os.path.relpath(folder, root)
-            files += [os.path.normpath(os.path.join(package, inner, name)) for name in names if name.endswith(".py")]
+            files += [os.path.normpath(os.path.join(package, inner, name)) for name in names if name.endswith(ending)]
     files.sort(key=lambda name: hashlib.sha256(name.encode()).digest())
     return tuple(files), versions
 
@@ -165,8 +170,8 @@ def read(source: Source, index: int, skipped: Skipped, columns: tuple[str, ...] 
 def parts(source: Source, index: int, columns: tuple[str, ...] = ()) -> Iterator[Part]:
     """File `index` in parts, in order. Raises Refusal on a damaged file."""
     path = source.files[index]
-    if source.kind == "installed-docs":
-        yield Part("docstrings", path, 1, None)
+    if source.kind in INSTALLED:
+        yield Part(source.kind, path, 1, None)
         return
     name, kind = os.path.basename(path), _suffix(path)
     if kind == ".parquet":
@@ -187,8 +192,8 @@ def parts(source: Source, index: int, columns: tuple[str, ...] = ()) -> Iterator
 
 def documents(part: Part, text_column: str, skipped: Skipped, columns: tuple[str, ...] = ()) -> Iterator[Document]:
     """The documents of a part; rows that hold none are counted in `skipped`. Raises Refusal where a row is no row."""
-    if part.kind == "docstrings":
-        yield from _docstrings(part.name)
+    if part.kind in INSTALLED:
+        yield from _docstrings(part.name) if part.kind == "installed-docs" else _whole_file(part.name, skipped)
         return
     name = part.name
     for row, record in rows(part, (text_column, *columns)):
@@ -231,6 +236,21 @@ def _docstrings(name: str) -> Iterator[Document]:
             documentation = ast.get_docstring(node)
             if documentation:
                 yield Document(text=documentation, id=f"{name}:{getattr(node, 'lineno', 1)}")
+
+
+def _whole_file(name: str, skipped: Skipped) -> Iterator[Document]:
+    """An installed file as it is, where it is text: code, licences, change logs, data of tests."""
+    package, _, inner = name.partition("/")
+    path = Path(package_root(package), inner)
+    raw = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else b"\0"
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text or not text.strip():
+        skipped.add("no text, or too large", name)
+    else:
+        yield Document(text=text, id=f"{name}:1")
 
 
 class _ZstdFile(io.RawIOBase):

@@ -18,7 +18,7 @@ from datatrove.pipeline.base import PipelineStep
 from tqdm import tqdm
 
 from .arguments import Refusal
-from .corpus import EXAMPLES, Skipped, Source, merge_skipped, read
+from .corpus import EXAMPLES, INSTALLED, Skipped, Source, merge_skipped, read
 from .runs import say, worker_pool, write_json
 
 EMBEDDED_TASKS, MOST_TASKS = 16, 512
@@ -137,7 +137,7 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
     from datatrove.utils.hashing import HashConfig
 
     hashes = HashConfig(hash_fc="sha1")  # datatrove 0.10.1 hands str to xxhash, which version 4 of it refuses
-    tasks = EMBEDDED_TASKS if source.kind == "installed-docs" else min(len(source.files), MOST_TASKS)
+    tasks = EMBEDDED_TASKS if source.kind in INSTALLED else min(len(source.files), MOST_TASKS)
     work = folder / "curation"
     reports, aside = work / "reports", work / "duplicates"
     wanted = {"language": rules["language"], "language_score": rules["min_language_score"], rules["score_column"]: rules["min_score"]}

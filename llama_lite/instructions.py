@@ -45,6 +45,8 @@ def load(dataset: str, config: str | None, split: str, revision: str | None, mos
     source = resolve(dataset, config, split, revision, None)
     if source.kind == "installed-docs":
         return embedded(source, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
+    if source.kind == "installed-files":
+        raise Refusal("--dataset installed-files holds no conversations: installed-docs makes questions of the documentation.")
     found: list[Row] = []
     for index in range(len(source.files)):
         for part in parts(source, index):

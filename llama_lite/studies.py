@@ -1,30 +1,30 @@
 """A controlled experiment: arms that differ in what the study names and in nothing else, run with several seeds, compared in pairs.
 
 An arm is a set of arguments over a shared config, times seeds; each of them is a run folder of its own, made by the script's own command. An arm
-may begin from checkpoints of another one (`from`, `at`). What was held equal is read from the manifests of the finished runs.
+may begin from checkpoints of another one (`from`, `at`). What they all need (text, a base model) is made first, by the commands of `prepare`; what
+`evaluate` names is asked of every finished run. What came of it: findings.py.
 """
 
 import dataclasses
 import difflib
-import math
+import functools
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import yaml
 
-from . import scores
 from .arguments import ROOT, Refusal, parse_pretrain
-from .checkpoints import checkpoints, differences, read_manifest
-from .runs import Interrupted, read_json, read_jsonl, write_json
+from .checkpoints import checkpoints
+from .eval_arguments import parse_eval
+from .runs import EXIT_CODES, FolderLock, Interrupted, die_with_parent, read_json, say, write_json
 from .sft_arguments import parse_sft
 
 PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft}
-FIELDS = {"title", "question", "script", "config", "seeds", "set", "reference", "measure", "arms"}
-ARM_FIELDS = {"set", "from", "at", "about"}
-RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
-AFTER = 10  # logged losses after a resume in which its spike is looked for, and over which recovery is averaged
-BACK = 0.005  # nats: closer than that to the reference, on average, is back
+FIELDS = {"title", "question", "script", "config", "seeds", "prepare", "set", "reference", "measure", "evaluate", "arms"}
+ARM_FIELDS = {"set", "from", "at", "against", "about"}
 
 
 class UniqueKeys(yaml.SafeLoader):
@@ -40,39 +40,50 @@ class UniqueKeys(yaml.SafeLoader):
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Arguments over the shared ones; `source`, `at`: the arm and the step of the checkpoint that it begins from (None: from nothing)."""
+    """Arguments over the shared ones; `source`, `at`: the arm and the step of the checkpoint that it begins from (None: from nothing).
+
+    against: the arm that it is compared with.
+    """
 
     name: str
     set: dict
     source: str | None = None
     at: int | None = None
     about: str = ""
+    against: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A study file as it is meant. `arms`: the reference first, then what begins from other arms after those."""
+    """A study file as it is meant. `arms`: the reference first, then what begins from other arms after those.
+
+    prepare: command lines that come before the runs. evaluate: arguments of run_eval.py over all of them ({}: none).
+    measures: what is compared, by the names of the log, of the evaluation (`task metric`) and of a tuning's before and after.
+    """
 
     title: str
     question: str
     script: str
     config: str
     seeds: list[int]
+    prepare: list[str]
     shared: dict
     reference: str
-    measure: str
+    measures: list[str]
+    evaluate: dict
     arms: list[Arm]
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyRun:
-    """One arm with one seed: its folder, its command's arguments, and those of the run that it begins from (none: [])."""
+    """One arm with one seed: its folder, its command's arguments, and what it rests on: the command of the run that it begins from, and `prepare`."""
 
     arm: Arm
     seed: int
     folder: Path
     argv: list[str]
     source: list[str]
+    prepared: list[str]
 
 
 def load(path: str) -> Study:
@@ -87,7 +98,7 @@ def load(path: str) -> Study:
         raise Refusal(f"--config {path}: {' '.join(str(error).split())}.") from None
     problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
     problems += [f"`{name}` is missing." for name in ("title", "script", "config", "seeds", "reference", "arms") if name not in raw]
-    for name, kind in (("seeds", list), ("set", dict), ("arms", dict)):
+    for name, kind in (("seeds", list), ("set", dict), ("arms", dict), ("prepare", list), ("evaluate", dict)):
         if not isinstance(raw.get(name, kind()), kind):
             problems.append(f"`{name}` must be a {'list' if kind is list else 'mapping'}, not {raw[name]!r}.")
     if problems:
@@ -105,8 +116,11 @@ def load(path: str) -> Study:
             problems.append(f"arm {name} begins from {fields['from']}, which is no arm.")
         elif fields.get("from") and (raw["arms"][fields["from"]] or {}).get("from"):
             problems.append(f"arm {name} begins from {fields['from']}, which itself begins from another: begin from an arm that begins from nothing.")
+        against = fields.get("against", raw["reference"])
+        if against not in raw["arms"]:
+            problems.append(f"arm {name} is to be compared with {against}, which is no arm: {', '.join(map(str, raw['arms']))}.")
         for at in fields.get("at") or [None]:
-            arms.append(Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about", "")))
+            arms.append(Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about", ""), str(against)))
     if raw["reference"] not in raw["arms"]:
         problems.append(f"reference {raw['reference']} is no arm: {', '.join(map(str, raw['arms']))}.")
     if raw["script"] not in PARSERS:
@@ -123,13 +137,18 @@ def load(path: str) -> Study:
         raw["script"],
         config,
         raw["seeds"],
+        list(map(str, raw.get("prepare") or [])),
         raw.get("set") or {},
         raw["reference"],
-        raw.get("measure", "eval_loss"),
+        measure if isinstance(measure := raw.get("measure", "eval_loss"), list) else [measure],
+        raw.get("evaluate") or {},
         arms,
     )
-    for one in runs(study, Path("unused")):
+    every = runs(study, Path("unused"))
+    for one in every:
         PARSERS[study.script](one.argv)  # an unknown key, a wrong value: refused before anything is run
+    if study.evaluate:
+        parse_eval(evaluation_argv(study, every, Path("unused")))
     return study
 
 
@@ -153,7 +172,7 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
                 argv += _words(name, value)
             if arm.source is None:
                 commands[arm.name] = argv
-            found.append(StudyRun(arm, seed, folder, argv, commands[arm.source] if arm.source else []))
+            found.append(StudyRun(arm, seed, folder, argv, commands[arm.source] if arm.source else [], study.prepare))
     return found
 
 
@@ -170,7 +189,7 @@ def _command_file(one: StudyRun) -> Path:
 
 
 def _command(one: StudyRun) -> dict:
-    return {"argv": one.argv, "source": one.source}
+    return {"argv": one.argv, "source": one.source} | ({"prepare": one.prepared} if one.prepared else {})
 
 
 def is_done(one: StudyRun) -> bool:
@@ -184,6 +203,22 @@ def is_other(one: StudyRun) -> bool:
     return read_json(_command_file(one)) not in (None, _command(one))
 
 
+def prepare(study: Study, out: Path) -> None:
+    """Run what comes before the runs, each command once, in order; from one that was changed on, again. Raises Refusal, Interrupted."""
+    lock = FolderLock(out / "prepare", "prepare")
+    lock.acquire()
+    try:
+        done = read_json(out / "prepare.json") or []
+        for place, command in enumerate(study.prepare, 1):
+            if done[:place] != study.prepare[:place]:
+                say(f"prepare   {command}")
+                script, *argv = shlex.split(command)
+                launch(script, argv, out / "prepare" / f"{place}.log")
+                write_json(out / "prepare.json", study.prepare[:place])
+    finally:
+        lock.release()
+
+
 def make(study: Study, one: StudyRun) -> None:
     """Run one arm with one seed, as a user would; what a kill left of it goes on. Raises Refusal, Interrupted."""
     one.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -191,122 +226,42 @@ def make(study: Study, one: StudyRun) -> None:
     argv = one.argv
     if checkpoints(one.folder):  # what it left out when it began is not left out again
         argv = [*argv, "--resume_from_checkpoint", "auto", "--resume_without", ""]
-    with open(one.folder.with_suffix(".log"), "a", encoding="utf-8") as log:
-        code = subprocess.run([sys.executable, str(ROOT / study.script), *argv], stdout=log, stderr=subprocess.STDOUT).returncode
-    if code == 75:
-        raise Interrupted(f"{one.folder.name} was interrupted. Run the same command again.")
+    launch(study.script, argv, one.folder.with_suffix(".log"))
+
+
+def launch(script: str, argv: list[str], log: Path) -> None:
+    """A script of this repository with this Python; all that it says goes to `log`. Raises Interrupted, and Refusal when it fails.
+
+    Asked to stop, it asks the script, and waits until that has saved; killed, it takes the script along.
+    """
+    command = [sys.executable, str(ROOT / script), *argv]
+    goes_along = functools.partial(die_with_parent, signal.SIGTERM)
+    with open(log, "a", encoding="utf-8") as file, subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=goes_along) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            code = EXIT_CODES["interrupted"]
+    if code == EXIT_CODES["interrupted"]:
+        raise Interrupted(f"{log.stem} was interrupted. Run the same command again.")
     if code:
-        last = one.folder.with_suffix(".log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise Refusal(f"{one.folder.name} ended with status {code}: {' '.join(last)[-500:]} (all of it: {one.folder.with_suffix('.log')})")
+        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise Refusal(f"{log.stem} ended with status {code}: {' '.join(last)[-500:]} (all of it: {log})")
 
 
-# ---- what came of it ----
+def base_of(study: Study, one: StudyRun) -> str | None:
+    """The base model of a tuning run, else None."""
+    return parse_sft(one.argv)[0].model_name_or_path if study.script == "run_sft.py" else None
 
 
-def last_manifest(folder: Path) -> dict:
-    """The manifest of a finished run's last checkpoint."""
-    return read_manifest(checkpoints(folder)[0][1])
-
-
-def held_equal(study: Study, made: list[StudyRun]) -> dict:
-    """What the finished runs of each seed share, from their manifests. Raises Refusal where they differ in what no arm sets.
-
-    An arm that sets where text comes from may differ in the data's fingerprint; one that resumes without a state, in nothing.
-    """
-    of_data = {"dataset", "prepared_dir", "max_tokens", "min_score", "min_characters", "exact_dedup", "minhash_dedup"}
-    for seed in study.seeds:
-        own = [one for one in made if one.seed == seed]
-        base = last_manifest(own[0].folder)["identity"]
-        for one in own[1:]:
-            found = differences(base, last_manifest(one.folder)["identity"])
-            allowed = set(one.arm.set) | set(own[0].arm.set) | ({"data"} if of_data & (set(one.arm.set) | set(own[0].arm.set)) else set())
-            rows = {**found["hyperparameters"], **found["data"], **found["environment"], **found["layout"]}
-            if "model_config" in allowed:
-                rows = {name: row for name, row in rows.items() if not name.startswith("model.")}
-            if wrong := sorted(set(rows) - allowed):
-                raise Refusal(
-                    f"{one.folder.name} differs from {own[0].folder.name} in what the study does not name: "
-                    f"{'; '.join(f'{name} {rows[name][0]} -> {rows[name][1]}' for name in wrong)}. Run the arms again under equal conditions, or name it."
-                )
-    identity = last_manifest(made[0].folder)["identity"]
-    return {name: identity[name] for name in ("data", "hyperparameters", "environment", "layout")}
-
-
-def collect(made: list[StudyRun]) -> list[dict]:
-    """Every logged loss and evaluation of the runs: rows of RUN_COLUMNS."""
-    rows = []
-    for one in made:
-        for entry in read_jsonl(one.folder / "log.jsonl"):
-            for metric in sorted(entry):
-                if metric == "loss" or (metric.startswith("eval_") and isinstance(entry[metric], float)):
-                    place = (one.arm.name, one.arm.at or "", one.seed, entry["step"], entry["tokens"])
-                    rows.append(dict(zip(RUN_COLUMNS, (*place, metric, entry[metric]), strict=True)))
-    return rows
-
-
-def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float]:
-    """{step: value} of one run."""
-    return {r["step"]: r["value"] for r in rows if (r["arm"], r["at"] or None, r["seed"], r["metric"]) == (arm.name, arm.at, seed, metric)}
-
-
-def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
-    """Each arm against the reference, seed by seed: the measure at the end; for arms that begin from a checkpoint, spike and recovery too.
-
-    A row: {arm, at, what, unit, value, low, high, n, seeds: [...], equal: finished weights that are the reference's, bit for bit}.
-    """
-    reference, found = study.arms[0], []
-    tokens_at = {row["step"]: row["tokens"] for row in rows}
-    for arm in study.arms[1:]:
-        pairs = {}
-        for seed in study.seeds:
-            ours, theirs = (curve(rows, one, seed, study.measure) for one in (arm, reference))
-            if not (ours and theirs):
-                logged = ", ".join(sorted({row["metric"] for row in rows}))
-                raise Refusal(f"measure {study.measure} was not logged by {arm.name} and {reference.name}, seed {seed}; there is {logged}.")
-            pairs.setdefault(("final " + study.measure, "nats"), []).append(ours[max(ours)] - theirs[max(theirs)])
-            if arm.source:
-                excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, reference, seed, "loss"), arm.at)
-                pairs.setdefault(("highest excess training loss after it", "nats"), []).append(max(list(excess.values())[:AFTER]))
-                back = recovery(excess)
-                pairs.setdefault(("tokens until back", "tokens"), []).append(math.inf if back is None else tokens_at[back] - tokens_at[arm.at])
-        equal = sum(weights_of(study, made, arm, seed) == weights_of(study, made, reference, seed) for seed in study.seeds)
-        for (what, unit), values in pairs.items():
-            whole = [value for value in values if math.isfinite(value)]
-            stated = scores.ratio(whole) if len(whole) == len(values) else {"value": None, "low": None, "high": None}
-            row = {"arm": arm.name, "at": arm.at, "what": what, "unit": unit, **{name: stated[name] for name in ("value", "low", "high")}}
-            found.append({**row, "n": len(values), "seeds": [value if math.isfinite(value) else None for value in values], "equal": equal})
-    return found
-
-
-def after_resume(ours: dict[int, float], theirs: dict[int, float], at: int) -> dict[int, float]:
-    """{step: loss above the reference's} at the logged steps after a resume."""
-    return {step: ours[step] - theirs[step] for step in sorted(ours) if step > at and step in theirs}
-
-
-def recovery(excess: dict[int, float]) -> int | None:
-    """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK; None where it never does."""
-    steps, values = list(excess), list(excess.values())
-    means = [sum(values[i : i + AFTER]) / len(values[i : i + AFTER]) for i in range(len(values))]
-    for place in range(len(means) - 1, -1, -1):
-        if means[place] > BACK:
-            return steps[place + 1] if place + 1 < len(steps) else None
-    return steps[0] if steps else None
-
-
-def weights_of(study: Study, made: list[StudyRun], arm: Arm, seed: int) -> str:
-    """sha256 of a run's finished weights."""
-    folder = next(one.folder for one in made if (one.arm, one.seed) == (arm, seed))
-    return last_manifest(folder)["files"]["model.safetensors" if study.script == "run_pretrain.py" else "adapter_model.safetensors"]["sha256"]
-
-
-def seconds_of(one: StudyRun) -> float:
-    """Seconds of training, by the speeds in the log; what evaluations, saves and starts took is not in it."""
-    before, seconds = 0, 0.0
-    for entry in read_jsonl(one.folder / "log.jsonl"):
-        if "tokens_per_second" in entry and entry["step"] > (one.arm.at or 0):
-            seconds += (entry["tokens"] - before) / entry["tokens_per_second"]
-        before = entry["tokens"] if "loss" in entry else before
-    return round(seconds, 1)
+def evaluation_argv(study: Study, made: list[StudyRun], out: Path) -> list[str]:
+    """Arguments of run_eval.py: every run and, of tuning, every base."""
+    models = [*dict.fromkeys(base for one in made if (base := base_of(study, one))), *(str(one.folder) for one in made)]
+    argv = ["--models", *models, "--output_dir", str(out / "evaluation")]
+    for name, value in study.evaluate.items():
+        argv += _words(name, value)
+    return argv
 
 
 def planned(study: Study, every: list[StudyRun]) -> list[str]:
@@ -318,16 +273,3 @@ def planned(study: Study, every: list[StudyRun]) -> list[str]:
         steps = f"{training.max_steps - (one.arm.at or 0):,} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
         lines.append(f"{one.folder.name:42} {steps:>14}   {state}")
     return lines
-
-
-def line_of(row: dict) -> str:
-    """A difference as a person reads it."""
-    name = row["arm"] if row["at"] is None else f"{row['arm']} at {row['at']}"
-    if row["value"] is None:
-        back = sum(value is None for value in row["seeds"])
-        return f"{name}: {row['what']}: not within the run for {back} of {row['n']} seeds"
-    shown = "{:+,.0f}" if row["unit"] == "tokens" else "{:+.4f}"
-    if row["low"] is None:
-        return f"{name}: {row['what']} {shown.format(row['value'])} {row['unit']} ({'one seed: no interval' if row['n'] == 1 else 'the same for every seed'})"
-    verdict = "" if row["low"] > 0 or row["high"] < 0 else "; no difference found"
-    return f"{name}: {row['what']} {shown.format(row['value'])} ({shown.format(row['low'])} to {shown.format(row['high'])}) {row['unit']}, {row['n']} seeds{verdict}"

@@ -3,14 +3,15 @@
 import argparse
 import sys
 
-from .arguments import HelpFormatter, Refusal
+from .arguments import REPOSITORY, HelpFormatter, Refusal
 
 STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
 
 examples:
   python run_study.py --config configs/studies/resume.yaml                          everything, one run after the other, and the report
   python run_study.py --config configs/studies/resume.yaml --dry_run                every run, its steps, and what is finished already
-  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one of them: on another device, or as a Slurm array task
+  python run_study.py --config configs/studies/resume.yaml --seed 1                 the runs of one seed: on another device, or as a Slurm array task
+  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one run
 
 Stop it at any moment and run the same command again. exit status: 0 finished, 2 refused, 75 interrupted."""
 
@@ -21,11 +22,17 @@ class StudyParser(argparse.ArgumentParser):
 
 
 def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
-    """config, output_dir, arm, seed, dry_run. Raises Refusal."""
+    """config, output_dir, arm, seed, prepare_only, dry_run, push_to_hub, hub_model_id. Raises Refusal."""
     parser = StudyParser("run_study.py", description=STUDY_HELP, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--config", default="configs/studies/resume.yaml", help="The study's YAML file.")
     parser.add_argument("--output_dir", help="Folder of the study (default: runs/NAME-study).")
     parser.add_argument("--arm", help="Only this arm.")
     parser.add_argument("--seed", type=int, help="Only this seed.")
+    parser.add_argument("--prepare_only", action="store_true", help="Make what all runs need, before several tasks share them out; run nothing.")
+    parser.add_argument("--push_to_hub", action="store_true", help="Publish report, results and figures as a dataset repository.")
+    parser.add_argument("--hub_model_id", help="owner/name of that repository.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would be run; run nothing.")
-    return parser.parse_args(sys.argv[1:] if argv is None else argv)
+    parsed = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    if parsed.push_to_hub and not REPOSITORY.fullmatch(parsed.hub_model_id or ""):
+        raise Refusal(f"--push_to_hub needs --hub_model_id owner/name, not {parsed.hub_model_id!r}.")
+    return parsed

@@ -1,20 +1,41 @@
-"""The report of a study, and its picture, from its records: what was asked, what was held equal, every difference with its interval."""
+"""The report of a study, and its pictures, from its records: what was asked, what was held equal, every difference with its interval."""
 
 from pathlib import Path
 
 import numpy as np
 
+from llama_lite.findings import name_of, shown, verdict
+from llama_lite.runs import write_text
+
 from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
 
-COLOURS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
+COLOURS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
 
-def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict], equal: dict, cost: dict) -> Path:
-    """report.md and figures/curves.png in the study's folder."""
+def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict], equal: dict, health: dict, cost: dict) -> Path:
+    """report.md with figures/curves.png and figures/differences.png, in the study's folder."""
     curves(study, rows, out / "figures" / "curves.png")
-    text = [f"# {study['title']}", "", study["question"], "", "![loss of every arm, and its difference from the reference](figures/curves.png)", ""]
-    text += ["Lines are means over seeds, bands their 95 % intervals; below, each arm less the reference with the same seed.", "", "## Arms", ""]
-    text += ["| arm | begins from | set | |", "| --- | --- | --- | --- |"]
+    differences(comparison, out / "figures" / "differences.png")
+    seeds = len(study["seeds"])
+    text = [f"# {study['title']}", "", study["question"].strip(), "", "![every difference with its interval](figures/differences.png)", ""]
+    text += ["## Differences", ""]
+    text += [
+        f"An arm less what it is compared with, in pairs of one seed, and the 95 % interval of the mean over {seeds} seeds (Student's t). The intervals are "
+        f"not widened for their number ({len(comparison)}); where one holds 0, no difference was found, which does not say that there is none."
+    ]
+    if seeds == 1:
+        text += ["", "There was one seed, so there is no interval, and nothing follows for another one."]
+    text += ["", "| arm | less | what | difference | 95 % interval | of each seed | verdict |", "| --- | --- | --- | --- | --- | --- | --- |"]
+    for row in comparison:
+        interval = "-" if row["low"] is None else f"{shown(row, row['low'])} to {shown(row, row['high'])}"
+        each = ", ".join("not in the run" if value is None else shown(row, value).split()[0] for value in row["seeds"])
+        text.append(f"| {name_of(row)} | {row['against']} | {row['what']} | {shown(row, row['value'])} | {interval} | {each} | {verdict(row)} |")
+    if same := {name_of(row): row for row in comparison if row["equal"]}:
+        told = "; ".join(f"{name} and {row['against']} in {row['equal']} of {row['n']} seeds" for name, row in same.items())
+        text += ["", f"Finished weights that are equal bit for bit: {told}."]
+    text += ["", "![curves of every arm](figures/curves.png)", ""]
+    text += ["Lines are means over seeds, bands their 95 % intervals; below, each arm less what it is compared with, in pairs of one seed.", ""]
+    text += ["## Arms", "", "| arm | begins from | set | |", "| --- | --- | --- | --- |"]
     for arm in study["arms"]:
         begins = f"{arm['source']}, step {arm['at']}" if arm["source"] else "nothing"
         text.append(f"| {arm['name']} | {begins} | {_settings(arm['set'])} | {arm['about']} |")
@@ -23,60 +44,83 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
         f"In all arms: `{study['script']} --config {_short(study['config'])}` with {_settings(study['shared'])}; seeds {_list(study['seeds'])}.",
         "",
     ]
-    text += ["## Differences from the reference", ""]
+    if study["prepare"]:
+        text += ["Before them, once:", "", "```bash", *(f"python {command}" for command in study["prepare"]), "```", ""]
+    if study["evaluate"]:
+        text += [f"After them `run_eval.py` with {_settings(study['evaluate'])}.", ""]
+    text += ["## Held equal", "", "Read from the manifests of the finished runs, and compared before this was written:", ""]
+    for kind in ("data", "hyperparameters"):
+        text.append(f"- {kind}: {_settings({name: value for name, value in equal[kind].items() if name not in ('seed', 'data_seed')})}")
+    environment = {**equal["layout"], **equal["environment"].get("hardware", {}), **equal["environment"].get("packages", {})}
+    text += [f"- layout and environment: {_settings(environment)}", ""]
     text += [
-        f"Of an arm less `{study['reference']}` with the same seed, and the 95 % interval of the mean over {len(study['seeds'])} seeds (Student's t)."
-    ]
-    if len(study["seeds"]) == 1:
-        text += ["", "There was one seed, so there is no interval, and nothing follows for another one."]
-    text += [
+        "## Cost",
         "",
-        "| arm | what | difference | 95 % interval | seeds | verdict | weights equal bit for bit |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"{len(cost)} runs, {sum(cost.values()) / 60:.0f} minutes of training steps in all (evaluations, saves and starts not counted).",
+        "",
     ]
-    for row in comparison:
-        name = row["arm"] if row["at"] is None else f"{row['arm']}, at {row['at']}"
-        text.append(
-            f"| {name} | {row['what']} | {_value(row, row['value'])} | {_interval(row)} | {_seeds(row)} | {_verdict(row)} | {row['equal']} of {row['n']} |"
-        )
-    text += ["", "## Held equal", "", "Read from the manifests of the finished runs, and compared before this was written:", ""]
-    for kind in ("data", "hyperparameters", "layout"):
-        text.append(f"- {kind}: {_settings({k: v for k, v in equal[kind].items() if k not in ('seed', 'data_seed')})}")
-    environment = equal["environment"]
-    text += [f"- environment: {_settings(environment['hardware'])}; {_settings(environment['packages'])}", ""]
-    total = sum(cost.values())
-    text += ["## Cost", "", f"{len(cost)} runs, {total / 60:.0f} minutes of training steps in all (evaluations, saves and starts not counted).", ""]
-    path = out / "report.md"
-    path.write_text("\n".join(text), encoding="utf-8")
-    return path
+    write_text(out / "report.md", "\n".join(text))
+    return out / "report.md"
 
 
 def curves(study: dict, rows: list[dict], path: Path) -> None:
-    """Losses of all arms with bands over seeds, and below them their difference from the reference."""
+    """Losses of all arms with bands over seeds, and below them their difference from what they are compared with."""
+    metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
     values: dict = {}
     for row in rows:
-        if row["metric"] == study["measure"] or row["metric"] == "loss":
-            values.setdefault((row["arm"], row["at"] or None, row["metric"]), {}).setdefault(row["seed"], {})[row["tokens"]] = row["value"]
-    reference = study["arms"][0]
-    resumes = any(arm["source"] for arm in study["arms"])
-    metric = "loss" if resumes else study["measure"]
+        if row["metric"] == metric:
+            values.setdefault((row["arm"], row["at"] or None), {}).setdefault(row["seed"], {})[row["tokens"]] = row["value"]
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
-        base = values[reference["name"], reference["at"], metric]
         names = list(dict.fromkeys(arm["name"] for arm in study["arms"]))
         for arm in study["arms"]:
-            own, colour = values[arm["name"], arm["at"], metric], COLOURS[names.index(arm["name"]) % len(COLOURS)]
+            own, colour = values[arm["name"], arm["at"]], COLOURS[names.index(arm["name"]) % len(COLOURS)]
             label = arm["name"] if arm["at"] in (None, min(a["at"] for a in study["arms"] if a["name"] == arm["name"])) else None
             _band(top, own, colour, label)
-            if arm is not reference:
-                differences = {seed: {t: v - base[seed][t] for t, v in own[seed].items() if t in base[seed]} for seed in own}
-                _band(bottom, differences, colour, label)
+            if arm["against"] != arm["name"]:
+                base = next(curve for (name, _), curve in values.items() if name == arm["against"])
+                _band(bottom, {seed: {t: v - base[seed][t] for t, v in own[seed].items() if t in base[seed]} for seed in own}, colour, label)
         bottom.axhline(0, color=GREY, lw=1)
-        top.set_ylabel(f"{'training loss' if metric == 'loss' else metric} (nats a token)")
-        bottom.set_ylabel(f"less {reference['name']}")
+        top.set_ylabel(f"{'training' if metric == 'loss' else 'validation'} loss (nats a token)")
+        bottom.set_ylabel("difference (nats a token)")
         bottom.set_xlabel("training tokens")
         top.legend()
         save(figure, path)
+
+
+def differences(comparison: list[dict], path: Path) -> None:
+    """Every difference with its interval and its seeds, a panel for each measure and what it is compared with."""
+    panels: dict = {}
+    for row in comparison:
+        panels.setdefault((row["what"], row["against"] if row["against"] == "its base" else ""), []).append(row)
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    tallest = max(map(len, panels.values()))
+    with plt.rc_context({**STYLE, "font.size": 9}):
+        figure, grid = plt.subplots(lines, columns, figsize=(4.6 * columns, (0.9 + 0.24 * tallest) * lines), layout="constrained", squeeze=False)
+        for axes in grid.flat[len(panels) :]:
+            axes.axis("off")
+        for axes, ((what, base), group) in zip(grid.flat, panels.items(), strict=False):
+            for place, row in enumerate(group):
+                known = [value for value in row["seeds"] if value is not None]
+                axes.plot(known, [-place] * len(known), ".", color=GREY, alpha=0.6)
+                if row["low"] is not None:
+                    colour = GREY if row["low"] <= 0 <= row["high"] else ORANGE
+                    axes.plot([row["low"], row["high"]], [-place, -place], color=colour, lw=2)
+                if row["value"] is not None:
+                    axes.plot(row["value"], -place, "o", color=GREY if row["low"] is None or row["low"] <= 0 <= row["high"] else ORANGE)
+            axes.axvline(0, color=GREY, lw=1)
+            labels = [f"{name_of(row)}{'' if base or _one(group) else ' - ' + row['against']}" for row in group]
+            axes.set_yticks([-place for place in range(len(group))], labels)
+            axes.set_ylim(-len(group) + 0.5, 0.5)
+            less = base or (group[0]["against"] if _one(group) else "")
+            axes.set_title(f"{what}{f', less {less}' if less else ''}", fontsize=9)
+            axes.set_xlabel(group[0]["unit"] or "share")
+        save(figure, path)
+
+
+def _one(group: list[dict]) -> bool:
+    return len({row["against"] for row in group}) == 1
 
 
 def _band(axes, seeds: dict, colour: str, label: str | None) -> None:
@@ -101,25 +145,3 @@ def _list(values: list) -> str:
 
 def _short(path: str) -> str:
     return path[path.index("configs/") :] if "configs/" in path else Path(path).name
-
-
-def _value(row: dict, value: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{value:+,.0f} tokens" if row["unit"] == "tokens" else f"{value:+.4f} nats"
-
-
-def _interval(row: dict) -> str:
-    return "-" if row["low"] is None else f"{_value(row, row['low'])} to {_value(row, row['high'])}"
-
-
-def _seeds(row: dict) -> str:
-    return ", ".join("not in the run" if value is None else _value(row, value).split()[0] for value in row["seeds"])
-
-
-def _verdict(row: dict) -> str:
-    if row["value"] is None:
-        return "not for every seed"
-    if row["low"] is None:
-        return "none: one seed" if row["n"] == 1 else "every seed the same"
-    return "no difference found" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"

@@ -13,7 +13,7 @@ from conftest import ROOT, config_file
 from llama_lite.checkpoints import problems
 from llama_lite.runs import read_json, read_jsonl
 
-SCRIPT = ROOT / "configs/slurm/pretrain.sbatch"
+SCRIPT, STUDY = ROOT / "configs/slurm/pretrain.sbatch", ROOT / "configs/slurm/study.sbatch"
 
 
 @pytest.fixture
@@ -72,7 +72,33 @@ def test_a_job_without_a_run_folder_says_how(cluster):
     assert "RUN=runs/paper sbatch" in output
 
 
-def test_the_script_is_bash_and_asks_slurm_for_what_it_says():
-    assert subprocess.run(["bash", "-n", str(SCRIPT)]).returncode == 0
+STUB = """#!/bin/bash
+echo "$@"
+trap 'sleep 0.3; exit 75' TERM  # it saves first
+for i in {1..300}; do sleep 0.1; done
+"""
+
+
+def test_a_task_of_a_study_hands_the_signal_on_and_is_queued_again(cluster, tmp_path):
+    (tmp_path / "bin" / "python").write_text(STUB)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    cluster["SLURM_ARRAY_TASK_ID"] = "3"
+    task = subprocess.Popen(["bash", str(STUDY), "--config", "a.yaml"], env=cluster, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert task.stdout.readline() == "run_study.py --config a.yaml --seed 3\n"
+    task.send_signal(signal.SIGTERM)
+    assert task.wait(20) == 75 and Path(cluster["told"]).read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
+
+
+def test_a_task_that_is_refused_is_not_queued_again(cluster):
+    task = subprocess.run(
+        ["bash", str(STUDY), "--config", "none.yaml"], env={**cluster, "SLURM_ARRAY_TASK_ID": "1"}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert task.returncode == 2 and "no study can be read there" in task.stderr and not Path(cluster["told"]).exists()
+    task = subprocess.run(["bash", str(STUDY)], env=cluster, cwd=ROOT, capture_output=True, text=True)
+    assert task.returncode != 0 and "is the seed: sbatch --array=1-3" in task.stderr
+
+
+def test_the_scripts_are_bash_and_ask_slurm_for_what_they_say():
+    assert all(subprocess.run(["bash", "-n", str(script)]).returncode == 0 for script in (SCRIPT, STUDY))
     asked = [line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"--requeue", "--signal=B:USR1@600", "--open-mode=append", "--ntasks-per-node=1"} <= set(asked)

@@ -1,6 +1,7 @@
 """Studies: what is refused, what is run again, what is compared; and a study that is killed gives the same results."""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,9 +12,9 @@ import pytest
 import yaml
 from conftest import ROOT, config_file
 
-from llama_lite import studies
+from llama_lite import findings, studies
 from llama_lite.arguments import Refusal
-from llama_lite.runs import read_json, write_json
+from llama_lite.runs import append_jsonl, read_json, write_json, write_text
 from run_study import main
 
 STUDY = {
@@ -21,7 +22,10 @@ STUDY = {
     "question": "Does it matter?",
     "script": "run_pretrain.py",
     "seeds": [1, 2],
+    "prepare": ["run_study.py --help"],
     "reference": "whole",
+    "measure": ["eval_loss", "embedded_science bits_per_byte"],
+    "evaluate": {"tasks": ["embedded_science"], "limit": 8},
     "set": {"max_steps": 8, "save_steps": 4, "logging_steps": 1, "save_total_limit": 9, "eval_steps": 4, "sample_tokens": 0},
     "arms": {
         "whole": {"about": "never stopped"},
@@ -59,15 +63,37 @@ def test_a_study_compares_its_arms_in_pairs(made):
     _, out = made
     rows = read_json(out / "comparison.json")
     found = {(row["arm"], row["what"]): row for row in rows}
-    same, lost = found["everything", "final eval_loss"], found["no_optimizer", "final eval_loss"]
-    assert same["equal"] == 2 and same["seeds"] == [0.0, 0.0] and same["value"] == 0.0
-    assert lost["equal"] == 0 and lost["n"] == 2 and lost["low"] < lost["value"] < lost["high"]
+    for measure, unit in (("eval_loss", "nats"), ("embedded_science bits_per_byte", "bits a byte")):
+        same, lost = found["everything", measure], found["no_optimizer", measure]
+        assert same["equal"] == 2 and same["seeds"] == [0.0, 0.0] and same["value"] == 0.0 and same["unit"] == unit
+        assert lost["equal"] == 0 and lost["n"] == 2 and lost["low"] < lost["value"] < lost["high"] and lost["against"] == "whole"
     assert found["everything", "tokens until back"]["value"] == 1024.0
     report = (out / "report.md").read_text()
-    assert "| everything, at 4 | final eval_loss | +0.0000 nats |" in report and "2 of 2" in report and "resume_without" in report
-    assert (out / "figures" / "curves.png").stat().st_size > 10_000 and "/tmp" not in report.replace("/tmp/pytest", "")
+    assert "| everything at 4 | whole | eval_loss | +0.0000 nats |" in report and "everything at 4 and whole in 2 of 2 seeds" in report
+    assert "resume_without" in report and "python run_study.py --help" in report and "/tmp" not in report.replace("/tmp/pytest", "")
+    assert all((out / "figures" / f"{name}.png").stat().st_size > 10_000 for name in ("curves", "differences"))
     header, *lines = (out / "results.csv").read_text().splitlines()
     assert header == "arm,at,seed,step,tokens,metric,value" and sum(",8," in line and ",eval_loss," in line for line in lines) == 6
+    assert sum("embedded_science bits_per_byte" in line for line in lines) == 6
+
+
+@pytest.mark.slow
+def test_a_report_is_published(made, hub, capsys):
+    from datasets import load_dataset
+    from huggingface_hub import HfApi, hf_hub_download
+
+    path, out = made
+    for argv, message in (([], "needs --hub_model_id owner/name, not None"), (["--hub_model_id", "a b/c"], "not 'a b/c'")):
+        with pytest.raises(Refusal, match=message):
+            main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", *argv])
+    main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", "--hub_model_id", "org/study"])
+    there = HfApi().list_repo_files("org/study", repo_type="dataset")
+    assert {"README.md", "results.csv", "comparison.json", "figures/curves.png", "figures/differences.png"} <= set(there)
+    card = Path(hf_hub_download("org/study", "README.md", repo_type="dataset")).read_text()
+    assert card.startswith("---\ntags: [llama-lite, study]") and card.endswith((out / "report.md").read_text())
+    assert load_dataset("org/study", "results", split="train").num_rows == len((out / "results.csv").read_text().splitlines()) - 1
+    with pytest.raises(Refusal, match=r"--hub_model_id nobody/study: .*The report stays"):
+        main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", "--hub_model_id", "nobody/study"])
 
 
 @pytest.mark.slow
@@ -93,19 +119,77 @@ def test_finished_runs_are_kept_and_changed_arms_are_made_again(made, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_study_gives_the_same_results(made, tmp_path):
+def test_a_killed_study_gives_the_same_results(made):
+    """SIGKILL and SIGTERM: the runs of one seed, the evaluation and the table are made again, as they were."""
     path, out = made
+    expected = (out / "results.csv").read_bytes()
+    for gone in (*(out / "runs").glob("*-seed-2*"), out / "evaluation", out / "results.csv", out / "evaluation.json"):
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     chance = random.Random(5)
-    command = [sys.executable, str(ROOT / "run_study.py"), "--config", str(path), "--output_dir", str(tmp_path / "again")]
-    for _ in range(2):
+    command = [sys.executable, str(ROOT / "run_study.py"), "--config", str(path), "--output_dir", str(out)]
+    for number, ends in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(chance.uniform(5, 14))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-        time.sleep(2)  # its run, told by the parent's death, saves and ends
+        time.sleep(chance.uniform(6, 12))
+        process.send_signal(number)
+        assert process.wait(60) == ends
+        time.sleep(2)  # the run of a killed one, told by its parent's death, saves and ends
     assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300).returncode == 0
-    assert (tmp_path / "again" / "results.csv").read_bytes() == (out / "results.csv").read_bytes()
+    assert (out / "results.csv").read_bytes() == expected
+
+
+def test_what_runs_need_is_made_once_and_again_when_it_changes(study, tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(studies, "launch", lambda script, argv, log: ran.append((script, argv)))
+    first = ["run_pretrain.py --prepare_only", "benchmarks/curation_text.py --output 'a b'"]
+    for commands in (first, first, [first[0], "run_eval.py"]):
+        studies.prepare(studies.load(str(study(prepare=commands))), tmp_path / "out")
+    assert ran == [("run_pretrain.py", ["--prepare_only"]), ("benchmarks/curation_text.py", ["--output", "a b"]), ("run_eval.py", [])]
+    one, other = (studies.runs(studies.load(str(study(prepare=commands))), tmp_path)[0] for commands in (first, first[:1]))
+    one.folder.mkdir(parents=True)
+    write_json(studies._command_file(one), studies._command(one))
+    assert studies.is_other(other) and not studies.is_other(one)
+
+
+def test_a_command_that_fails_is_named_with_its_last_line(study, tmp_path):
+    loaded = studies.load(str(study(prepare=["run_study.py --config none.yaml"])))
+    with pytest.raises(Refusal, match=r"1 ended with status 2: refused: --config none.yaml: no study can be read there.*1\.log"):
+        studies.prepare(loaded, tmp_path / "out")
+
+
+def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_settings, tmp_path, monkeypatch):
+    base = sft_settings["model_name_or_path"]
+    arms = {
+        "full": {"set": {"use_lora": False}},
+        "lora": {"set": {"r": 2}},
+        "wider": {"set": {"r": 8}, "against": "lora"},
+    }
+    changes = {"script": "run_sft.py", "arms": arms, "reference": "full", "set": {}, "measure": ["answer_loss", "embedded_docs bits_per_byte"]}
+    path = study(**changes, evaluate={"tasks": ["embedded_docs"]})
+    text = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**text, "config": str(config_file(tmp_path, sft_settings))}, sort_keys=False))
+    loaded = studies.load(str(path))
+    every = studies.runs(loaded, tmp_path / "out")
+    lines = ["model,task,metric,value", f"{base},embedded_docs,bits_per_byte,4.0"]
+    for place, one in enumerate(every):
+        one.folder.mkdir(parents=True)
+        write_json(one.folder / "before_after.json", {"answer_loss": {"before": 5.0, "after": 3.0 + place / 10}})
+        append_jsonl(one.folder / "log.jsonl", {"step": 8, "tokens": 80, "eval_loss": 3.0})
+        lines.append(f"{one.folder},embedded_docs,bits_per_byte,{4.5 + place / 10}")
+    (tmp_path / "out" / "evaluation").mkdir()
+    write_text(tmp_path / "out" / "evaluation" / "scores.csv", "\n".join(lines))
+    monkeypatch.setattr(findings, "launch", lambda *command: None)
+    files = {"adapter_model.safetensors": {"sha256": "a"}}
+    monkeypatch.setattr(findings, "last_manifest", lambda folder: {"step": 8, "tokens": 80, "files": files})
+    rows = findings.collect(loaded, every) + findings.evaluate(loaded, every, tmp_path / "out")
+    found = {(row["arm"], row["against"], row["what"]): row for row in findings.compare(loaded, every, rows)}
+    assert set(found) == {
+        (arm, against, measure)
+        for arm, against in (("full", "its base"), ("lora", "its base"), ("lora", "full"), ("wider", "its base"), ("wider", "lora"))
+        for measure in changes["measure"]
+    }
+    assert found["full", "its base", "answer_loss"]["seeds"] == pytest.approx([-2.0, -1.7])
+    assert found["wider", "lora", "answer_loss"]["seeds"] == pytest.approx([0.1, 0.1])
+    assert found["lora", "its base", "embedded_docs bits_per_byte"]["seeds"] == pytest.approx([0.6, 0.9])
 
 
 @pytest.mark.parametrize(
@@ -124,6 +208,9 @@ def test_a_killed_study_gives_the_same_results(made, tmp_path):
             {"arms": {"whole": {}, "b": {"from": "whole", "at": [4]}, "c": {"from": "b", "at": [8]}}},
             "arm c begins from b, which itself begins from another",
         ),
+        ({"arms": {"whole": {}, "b": {"against": "c"}}}, "arm b is to be compared with c, which is no arm: whole, b"),
+        ({"prepare": "run_pretrain.py"}, "`prepare` must be a list"),
+        ({"evaluate": {"task": ["a"]}}, "`--task` on the command line is not an argument: did you mean `--tasks`"),
         ({"script": "run_eval.py"}, "script run_eval.py: one of run_pretrain.py, run_sft.py"),
     ],
 )
@@ -161,9 +248,9 @@ def test_what_begins_from_a_changed_arm_is_made_again(study, tmp_path):
 
 def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
     loaded = studies.load(str(study(measure="eval_accuracy")))
-    rows = [dict(zip(studies.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True)) for arm in loaded.arms]
-    with pytest.raises(Refusal, match="measure eval_accuracy was not logged by everything and whole, seed 1; there is eval_loss"):
-        studies.compare(loaded, [], rows)
+    rows = [dict(zip(findings.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True)) for arm in loaded.arms]
+    with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; there is eval_loss"):
+        findings.compare(loaded, [], rows)
 
 
 def test_an_arm_or_seed_that_is_not_there_is_refused(study, tmp_path):
@@ -181,32 +268,44 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
         "environment": {"packages": {}, "hardware": {}},
         "layout": {},
     }
-    manifests = {one.folder: {"identity": same} for one in every}
-    monkeypatch.setattr(studies, "last_manifest", lambda folder: manifests[folder])
-    assert studies.held_equal(loaded, every)["data"] == {"data": "a"}
+    manifests = {one.folder: {"identity": same, "tokens": 8} for one in every}
+    monkeypatch.setattr(findings, "last_manifest", lambda folder: manifests[folder])
+    assert findings.held_equal(loaded, every)["data"] == {"data": "a", "tokens": 8}
     for kind, fields in (
         ("hyperparameters", {"learning_rate": 2}),
         ("data", {"data": "b"}),
         ("environment", {"packages": {"torch": "1"}, "hardware": {}}),
     ):
-        manifests[every[1].folder] = {"identity": {**same, kind: fields}}
+        manifests[every[1].folder] = {"identity": {**same, kind: fields}, "tokens": 8}
         with pytest.raises(
             Refusal, match=r"everything-at-4-seed-1 differs from whole-seed-1 in what the study does not name: (learning_rate|data|packages)"
         ):
-            studies.held_equal(loaded, every)
+            findings.held_equal(loaded, every)
 
 
 def test_recovery_is_the_step_from_which_the_excess_stays_small():
     excess = {step: 0.1 if step < 30 else 0.0 for step in range(5, 105, 5)}
-    assert studies.recovery(excess) == 30
-    assert studies.recovery(dict.fromkeys(range(5, 50, 5), 0.1)) is None
-    assert studies.recovery(dict.fromkeys(range(5, 50, 5), 0.0)) == 5
+    assert findings.recovery(excess) == 30
+    assert findings.recovery(dict.fromkeys(range(5, 50, 5), 0.1)) is None
+    assert findings.recovery(dict.fromkeys(range(5, 50, 5), 0.0)) == 5
 
 
 def test_one_seed_has_no_interval():
-    row = {"arm": "a", "at": None, "what": "final eval_loss", "unit": "nats", "value": 0.5, "low": None, "high": None, "n": 1, "seeds": [0.5]}
-    assert studies.line_of(row) == "a: final eval_loss +0.5000 nats (one seed: no interval)"
-    assert "no difference found" in studies.line_of({**row, "low": -0.1, "high": 1.1, "n": 3})
+    row = {
+        "arm": "a",
+        "at": None,
+        "against": "b",
+        "what": "eval_loss",
+        "unit": "nats",
+        "value": 0.5,
+        "low": None,
+        "high": None,
+        "n": 1,
+        "seeds": [0.5],
+    }
+    assert findings.line_of(row) == "a less b: eval_loss +0.5000 nats; one seed: no interval"
+    wide = {**row, "low": -0.1, "high": 1.1, "n": 3}
+    assert findings.line_of(wide) == "a less b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; no difference found"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda p: p.stem)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from llama_lite import trends
+from llama_lite.runs import read_jsonl
 
 TOKENS = np.arange(1, 41) * 5e8
 NOISE = 0.005  # nats: standard deviation of one evaluation
@@ -61,3 +62,21 @@ def test_the_slope_is_that_of_the_last_doubling_with_its_interval():
     assert found.surely_above <= found.low
     assert trends.last_slope(list(TOKENS[:9]), list(curve[:9])) is None and trends.last_slope(list(TOKENS[:11]), list(curve[:11])) is not None
     assert trends.last_slope([], []) is None
+
+
+@pytest.mark.slow
+def test_a_run_that_is_made_to_overfit_is_caught(pretrain, tmp_path):
+    """Forty windows, read over and over: training loss falls on, validation loss rises, and the run says so."""
+    run = pretrain(
+        tmp_path / "run",
+        max_tokens=12_000,
+        validation_tokens=6_000,
+        prepared_dir=str(tmp_path / "few"),
+        allow_epochs=True,
+        max_steps=240,
+        eval_steps=8,
+        save_steps=240,
+        learning_rate=5e-3,
+    )
+    found = [event for event in read_jsonl(run / "events.jsonl") if event["event"] == "overfitting"]
+    assert len(found) == 1 and found[0]["low"] > 0 and found[0]["eval_loss"] > found[0]["best_eval_loss"]

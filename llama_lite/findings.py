@@ -1,0 +1,261 @@
+"""What came of a study: what was held equal, every measured value, and the arms' differences, paired by seed."""
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+from . import scores
+from .arguments import CurationArguments, DataArguments, ModelArguments, Refusal
+from .checkpoints import checkpoints, differences, read_manifest
+from .hub import translated
+from .runs import read_json, read_jsonl, say, write_json
+from .sft_arguments import AdapterArguments, BaseArguments, RowArguments
+from .studies import Arm, Study, StudyRun, base_of, evaluation_argv, launch
+
+RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
+AFTER = 10  # logged losses after a resume in which its spike is looked for, and over which recovery is averaged
+REPORT_HEAD = "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"  # a dataset card's
+BACK = 0.005  # nats: closer than that to the reference, on average, is back
+
+
+def arguments_of(*groups) -> set[str]:
+    return {field.name for group in groups for field in dataclasses.fields(group)}
+
+
+OF_DATA = arguments_of(DataArguments, CurationArguments, RowArguments)
+OF_MODEL = arguments_of(ModelArguments, BaseArguments, AdapterArguments)
+OF_LENGTH = {"max_steps", "num_train_epochs", "tokens_per_step", "sequences_per_step"}
+
+
+def last_manifest(folder: Path) -> dict:
+    """The manifest of a finished run's last checkpoint."""
+    return read_manifest(checkpoints(folder)[0][1])
+
+
+def held_equal(study: Study, made: list[StudyRun]) -> dict:
+    """What the finished runs share, {kind: {name: value}}, from their manifests. Raises Refusal where runs of one seed differ in what no arm sets.
+
+    Arms that set where text comes from may differ in the data's fingerprint, those that set the model or adapter, in the model; the tokenizer and
+    the number of tokens are equal unless they are named themselves.
+    """
+    shared: dict | None = None
+    for seed in study.seeds:
+        own = [one for one in made if one.seed == seed]
+        first = own[0]
+        for one in own:
+            then, now = (_conditions(run.folder) for run in (first, one))
+            named = set(first.arm.set) | set(one.arm.set)
+            found = differences(then, now)
+            rows = {name: row for kind in found.values() for name, row in kind.items()}
+            free = named | ({"data", "held_out"} if named & OF_DATA else set()) | ({"tokens"} if named & OF_LENGTH else set())
+            wrong = sorted(name for name in rows if name not in free and not (name.startswith("model.") and named & OF_MODEL))
+            if wrong:
+                raise Refusal(
+                    f"{one.folder.name} differs from {first.folder.name} in what the study does not name: "
+                    f"{'; '.join(f'{name} {rows[name][0]} -> {rows[name][1]}' for name in wrong)}. Run the arms again under equal conditions, or name it."
+                )
+            same = {kind: now[kind] for kind in ("data", "hyperparameters", "environment", "layout")}
+            shared = same if shared is None else {k: {n: v for n, v in kept.items() if same[k].get(n) == v} for k, kept in shared.items()}
+    return shared
+
+
+def _conditions(folder: Path) -> dict:
+    """A run's identity, with the tokens that it learnt from and the tokenizer, as further facts of its data."""
+    manifest = last_manifest(folder)
+    tokenizer = (read_json(folder / "data.json") or {}).get("tokenizer", {}).get("sha256")
+    further = {"tokens": manifest["tokens"], **({"tokenizer": tokenizer} if tokenizer else {})}
+    return {**manifest["identity"], "data": {**manifest["identity"]["data"], **further}}
+
+
+# ---- every value ----
+
+
+def collect(study: Study, made: list[StudyRun]) -> list[dict]:
+    """Logged losses and evaluations of the runs, and what a tuning measured before (step 0) and after: rows of RUN_COLUMNS."""
+    rows = []
+    for one in made:
+        log = read_jsonl(one.folder / "log.jsonl")
+        for entry in log:
+            for metric in sorted(entry):
+                if metric == "loss" or (metric.startswith("eval_") and isinstance(entry[metric], float)):
+                    rows.append(_row(one, entry["step"], entry["tokens"], metric, entry[metric]))
+        for metric, before, after in _before_after(one.folder):
+            rows += [_row(one, 0, 0, metric, before), _row(one, log[-1]["step"], log[-1]["tokens"], metric, after)]
+    return rows
+
+
+def _row(one: StudyRun, step: int, tokens: int, metric: str, value: float) -> dict:
+    return dict(zip(RUN_COLUMNS, (one.arm.name, one.arm.at or "", one.seed, step, tokens, metric, value), strict=True))
+
+
+def _before_after(folder: Path) -> list[tuple[str, float, float]]:
+    record = read_json(folder / "before_after.json") or {}
+    found = [(name, record[name]["before"], record[name]["after"]) for name in ("answer_loss", "end_of_text_loss") if name in record]
+    for how in ("greedy", "sampled"):
+        if how in record:
+            found += [(f"{how}_{share}", record[how]["before"][share], record[how]["after"][share]) for share in ("stopped", "kept_format", "loops")]
+    return found
+
+
+def evaluate(study: Study, made: list[StudyRun], out: Path) -> list[dict]:
+    """What run_eval.py says of every finished run, and of the base that it was tuned from (step 0): rows of RUN_COLUMNS. Raises Refusal, Interrupted."""
+    if not study.evaluate:
+        return []
+    argv = evaluation_argv(study, made, out)
+    meant = {"argv": argv, "weights": [weights_of(one) for one in made]}
+    if read_json(out / "evaluation.json") != meant:
+        launch("run_eval.py", argv, out / "evaluation.log")
+        write_json(out / "evaluation.json", meant)
+    with open(out / "evaluation" / "scores.csv", encoding="utf-8", newline="") as file:
+        table = {}
+        for line in csv.DictReader(file):
+            table.setdefault(line["model"], []).append((f"{line['task']} {line['metric']}", float(line["value"])))
+    rows = []
+    for one in made:
+        last = last_manifest(one.folder)
+        base = base_of(study, one)
+        rows += [_row(one, 0, 0, metric, value) for metric, value in (table[base] if base else ())]
+        rows += [_row(one, last["step"], last["tokens"], metric, value) for metric, value in table[str(one.folder)]]
+    return rows
+
+
+def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float]:
+    """{step: value} of one run."""
+    return {r["step"]: r["value"] for r in rows if (r["arm"], r["at"] or None, r["seed"], r["metric"]) == (arm.name, arm.at, seed, metric)}
+
+
+# ---- differences ----
+
+
+def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
+    """Differences in pairs of one seed: each arm's measures at the end less those of the arm that it is compared with; what tuning changed of its
+    base; and for arms that begin from a checkpoint, spike and recovery.
+
+    A row: {arm, at, against, what, unit, value, low, high, n, seeds: [...], equal: finished weights that are the other's, bit for bit}.
+    """
+    found = []
+    tokens_at = {row["step"]: row["tokens"] for row in rows}
+    for arm in study.arms:
+        other = next(one for one in study.arms if one.name == arm.against)
+        pairs = {}
+        for seed in study.seeds:
+            for measure in study.measures:
+                ours, theirs = (curve(rows, one, seed, measure) for one in (arm, other))
+                if missing := [one.name for one, values in ((arm, ours), (other, theirs)) if not values]:
+                    logged = ", ".join(sorted({row["metric"] for row in rows}))
+                    raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; there is {logged}.")
+                if study.script == "run_sft.py" and 0 in ours:
+                    pairs.setdefault(("its base", measure, unit(measure)), []).append(ours[max(ours)] - ours[0])
+                if arm is not other:
+                    pairs.setdefault((other.name, measure, unit(measure)), []).append(ours[max(ours)] - theirs[max(theirs)])
+            if arm.source:
+                excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
+                pairs.setdefault((other.name, "highest excess of the training loss after the stop", "nats"), []).append(
+                    max(list(excess.values())[:AFTER])
+                )
+                back = recovery(excess)
+                pairs.setdefault((other.name, "tokens until back", "tokens"), []).append(
+                    math.inf if back is None else tokens_at[back] - tokens_at[arm.at]
+                )
+        weights = {(one.arm.name, one.arm.at, one.seed): weights_of(one) for one in made if one.arm in (arm, other)}
+        equal = sum(weights[arm.name, arm.at, seed] == weights[other.name, other.at, seed] for seed in study.seeds) if arm is not other else None
+        for (against, what, name), values in pairs.items():
+            whole = [value for value in values if math.isfinite(value)]
+            stated = scores.ratio(whole) if len(whole) == len(values) else {"value": None, "low": None, "high": None}
+            row = {"arm": arm.name, "at": arm.at, "against": against, "what": what, "unit": name}
+            row |= {key: stated[key] for key in ("value", "low", "high")} | {"n": len(values)}
+            found.append({**row, "seeds": [value if math.isfinite(value) else None for value in values], "equal": equal})
+    return found
+
+
+def unit(measure: str) -> str:
+    """Of a measure's values: nats, bits a byte, or a share ("")."""
+    return "bits a byte" if measure.endswith(("bits_per_byte", "bits_per_token")) else "nats" if measure.endswith("loss") else ""
+
+
+def after_resume(ours: dict[int, float], theirs: dict[int, float], at: int) -> dict[int, float]:
+    """{step: loss above the reference's} at the logged steps after a resume."""
+    return {step: ours[step] - theirs[step] for step in sorted(ours) if step > at and step in theirs}
+
+
+def recovery(excess: dict[int, float]) -> int | None:
+    """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK; None where it never does."""
+    steps, values = list(excess), list(excess.values())
+    means = [sum(values[i : i + AFTER]) / len(values[i : i + AFTER]) for i in range(len(values))]
+    for place in range(len(means) - 1, -1, -1):
+        if means[place] > BACK:
+            return steps[place + 1] if place + 1 < len(steps) else None
+    return steps[0] if steps else None
+
+
+def weights_of(one: StudyRun) -> str:
+    """sha256 of a run's finished weights."""
+    files = last_manifest(one.folder)["files"]
+    return files.get("model.safetensors", files.get("adapter_model.safetensors"))["sha256"]
+
+
+def health(made: list[StudyRun]) -> dict[str, dict[str, int]]:
+    """{arm: {"saturated" or "overfitting": in how many runs their health said so}}, as trends.py defines them."""
+    found: dict[str, dict[str, int]] = {}
+    for one in made:
+        told = {event["event"] for event in read_jsonl(one.folder / "events.jsonl")}
+        for name in told & {"saturated", "overfitting"}:
+            of_arm = found.setdefault(one.arm.name, {})
+            of_arm[name] = of_arm.get(name, 0) + 1
+    return found
+
+
+def seconds_of(one: StudyRun) -> float:
+    """Seconds of training, by the speeds in the log; what evaluations, saves and starts took is not in it."""
+    before, seconds = 0, 0.0
+    for entry in read_jsonl(one.folder / "log.jsonl"):
+        if "tokens_per_second" in entry and entry["step"] > (one.arm.at or 0):
+            seconds += (entry["tokens"] - before) / entry["tokens_per_second"]
+        before = entry["tokens"] if "loss" in entry else before
+    return round(seconds, 1)
+
+
+def push(out: Path, repo: str) -> None:
+    """Report, results and figures of a study as a dataset repository on the Hub, one commit. Raises Refusal."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    report = REPORT_HEAD + (out / "report.md").read_text(encoding="utf-8")
+    files = [CommitOperationAdd("README.md", report.encode())]
+    for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png"))):
+        files.append(CommitOperationAdd(str(path.relative_to(out)), str(path)))
+    try:
+        HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
+        HfApi().create_commit(repo, files, commit_message="Report of a study", repo_type="dataset")
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise Refusal(f"--hub_model_id {repo}: {translated(error)}. The report stays; run the same command again.") from None
+    say(f"hub       {repo} holds the report")
+
+
+# ---- as a person reads them ----
+
+
+def shown(row: dict, value: float | None) -> str:
+    """A value of a difference with its unit."""
+    if value is None:
+        return "-"
+    return f"{value:+,.0f} tokens" if row["unit"] == "tokens" else f"{value:+.4f} {row['unit']}".strip()
+
+
+def name_of(row: dict) -> str:
+    return row["arm"] if row["at"] is None else f"{row['arm']} at {row['at']}"
+
+
+def verdict(row: dict) -> str:
+    """What an interval allows to be said: higher, lower, or no difference found."""
+    if row["value"] is None:
+        return f"not within the run for {sum(value is None for value in row['seeds'])} of {row['n']} seeds"
+    if row["low"] is None:
+        return "one seed: no interval" if row["n"] == 1 else "the same for every seed"
+    return "no difference found" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"
+
+
+def line_of(row: dict) -> str:
+    """A difference in one line."""
+    interval = "" if row["low"] is None else f" ({shown(row, row['low'])} to {shown(row, row['high'])}), {row['n']} seeds"
+    return f"{name_of(row)} less {row['against']}: {row['what']} {shown(row, row['value'])}{interval}; {verdict(row)}"
