@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from . import scores
-from .arguments import CurationArguments, DataArguments, ModelArguments, Refusal
+from .arguments import CurationArguments, DataArguments, ModelArguments, Refusal, names
 from .checkpoints import checkpoints, differences, read_manifest
 from .hub import translated
 from .runs import read_json, read_jsonl, say, write_json
@@ -130,7 +130,7 @@ def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float
 
 def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
     """Differences in pairs of one seed: each arm's measures at the end less those of the arm that it is compared with; what tuning changed of its
-    base; and for arms that begin from a checkpoint, spike and recovery.
+    base; and for arms that begin from a checkpoint and read the same windows, spike and recovery.
 
     A row: {arm, at, against, what, unit, value, low, high, n, seeds: [...], equal: finished weights that are the other's, bit for bit}.
     """
@@ -149,7 +149,7 @@ def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
                     pairs.setdefault(("its base", measure, unit(measure)), []).append(ours[max(ours)] - ours[0])
                 if arm is not other:
                     pairs.setdefault((other.name, measure, unit(measure)), []).append(ours[max(ours)] - theirs[max(theirs)])
-            if arm.source:
+            if arm.source and "data" not in names(str(arm.set.get("resume_without", ""))):  # other windows, other losses
                 excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
                 pairs.setdefault((other.name, "highest excess of the training loss after the stop", "nats"), []).append(
                     max(list(excess.values())[:AFTER])

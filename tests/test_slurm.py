@@ -73,8 +73,8 @@ def test_a_job_without_a_run_folder_says_how(cluster):
 
 
 STUB = """#!/bin/bash
+trap 'sleep 0.3; exit 75' TERM # it saves first
 echo "$@"
-trap 'sleep 0.3; exit 75' TERM  # it saves first
 for i in {1..300}; do sleep 0.1; done
 """
 

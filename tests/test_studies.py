@@ -253,6 +253,19 @@ def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
         findings.compare(loaded, [], rows)
 
 
+def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch):
+    """An arm that lost its data position reads others, so that its training loss says nothing of the resume."""
+    arms = {"whole": {}, **{name: {"from": "whole", "at": [4], "set": {"resume_without": lost}} for name, lost in (("a", "rng"), ("b", "rng, data"))}}
+    loaded = studies.load(str(study(seeds=[1], arms=arms, measure="eval_loss", evaluate={})))
+    every = studies.runs(loaded, tmp_path)
+    monkeypatch.setattr(findings, "weights_of", lambda one: one.arm.name)
+    rows = [findings._row(one, step, step * 10, "loss", 3.0 + (one.arm.name != "whole" and step == 5)) for one in every for step in range(1, 9)]
+    rows += [findings._row(one, 8, 80, "eval_loss", 3.0) for one in every]
+    found = {(row["arm"], row["what"]): row["value"] for row in findings.compare(loaded, every, rows)}
+    spike = "highest excess of the training loss after the stop"
+    assert found == {("a", "eval_loss"): 0.0, ("a", spike): 1.0, ("a", "tokens until back"): 20.0, ("b", "eval_loss"): 0.0}
+
+
 def test_an_arm_or_seed_that_is_not_there_is_refused(study, tmp_path):
     with pytest.raises(Refusal, match=r"--arm whole --seed 9: the study has the arms whole, everything, no_optimizer and the seeds \[1, 2\]"):
         main(["--config", str(study()), "--output_dir", str(tmp_path / "out"), "--arm", "whole", "--seed", "9"])
