@@ -1,13 +1,15 @@
-"""The README's table of speed, out of the committed results of train.py and start.py.
+"""The README's tables of speed and of what the studies found, out of the committed results.
 
-python -m benchmarks.table     # writes it between the two marks in README.md
+python -m benchmarks.table     # writes them between their marks in README.md
 """
 
 import json
 from pathlib import Path
 
+from llama_lite.findings import name_of, verdict
+
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- benchmarks/table.py -->\n", "<!-- end -->"
+END = "<!-- end -->"
 SHAPES = ("6x256", "124m, 4 layers")
 
 
@@ -54,10 +56,43 @@ def table() -> str:
     )
 
 
+def studies() -> str:
+    """A table a study: arms down, measures across, each cell a difference with its 95 % interval. Markdown."""
+    parts = []
+    for folder in sorted((ROOT / "benchmarks" / "studies").iterdir()):
+        rows = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        title = (folder / "report.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        measures = {row["what"]: row["unit"] for row in rows}
+        cells: dict = {}
+        for row in rows:
+            cells.setdefault((name_of(row), row["against"]), {})[row["what"]] = _cell(row)
+        head = ["arm", "less", *(f"{what}{f' ({unit})' if unit else ''}" for what, unit in measures.items())]
+        lines = [head, ["---"] * len(head), *([*arm, *(found.get(what, "") for what in measures)] for arm, found in cells.items())]
+        parts.append(
+            f"**{title}** (`benchmarks/studies/{folder.name}/report.md`)\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def _cell(row: dict) -> str:
+    if row["value"] is None:
+        return verdict(row)
+    form = "{:+,.0f}" if row["unit"] == "tokens" else "{:+.3f}"
+    value = form.format(row["value"])
+    if row["low"] is None:
+        return f"{value}, {verdict(row)}"
+    return f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){'' if verdict(row) != 'no difference found' else ', none found'}"
+
+
+PARTS = {"<!-- benchmarks/table.py -->\n": table, "<!-- benchmarks/studies -->\n": studies}
+
+
 def placed(readme: str) -> str:
-    """The README's text with the table as it is now."""
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}{table()}{END}{rest.split(END, 1)[1]}"
+    """The README's text with the tables as they are now."""
+    for begin, made in PARTS.items():
+        before, rest = readme.split(begin)
+        readme = f"{before}{begin}{made()}{END}{rest.split(END, 1)[1]}"
+    return readme
 
 
 if __name__ == "__main__":

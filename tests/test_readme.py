@@ -10,6 +10,7 @@ from benchmarks import table
 from llama_lite.arguments import parse_pretrain
 from llama_lite.eval_arguments import parse_eval
 from llama_lite.sft_arguments import parse_sft
+from llama_lite.study_arguments import parse_study
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
@@ -19,7 +20,7 @@ def test_there_are_commands():
     assert any(command.startswith("make demo") for command in COMMANDS) and len(COMMANDS) >= 5
 
 
-PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval}
+PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval, "run_study.py": parse_study}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if any(script in c for script in PARSERS)])
@@ -46,7 +47,7 @@ def test_every_path_is_there():
         assert (ROOT / path).exists(), path
 
 
-def test_the_table_of_speed_is_what_was_measured():
+def test_the_tables_are_what_was_measured():
     assert table.placed(README) == README, "python -m benchmarks.table"
 
 
