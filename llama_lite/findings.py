@@ -149,12 +149,12 @@ def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
                     pairs.setdefault(("its base", measure, unit(measure)), []).append(ours[max(ours)] - ours[0])
                 if arm is not other:
                     pairs.setdefault((other.name, measure, unit(measure)), []).append(ours[max(ours)] - theirs[max(theirs)])
-            if arm.source and "data" not in names(str(arm.set.get("resume_without", ""))):  # other windows, other losses
+            if arm.source and same_windows(arm.set):
                 excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
                 pairs.setdefault((other.name, "highest excess of the training loss after the stop", "nats"), []).append(
                     max(list(excess.values())[:AFTER])
                 )
-                back = recovery(excess)
+                back = recovery(excess, arm.at)
                 pairs.setdefault((other.name, "tokens until back", "tokens"), []).append(
                     math.inf if back is None else tokens_at[back] - tokens_at[arm.at]
                 )
@@ -169,6 +169,11 @@ def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
     return found
 
 
+def same_windows(settings: dict) -> bool:
+    """Whether an arm with these settings reads the windows of the run that it goes on with; of others, the training loss says nothing of it."""
+    return "data" not in names(str(settings.get("resume_without", "")))
+
+
 def unit(measure: str) -> str:
     """Of a measure's values: nats, bits a byte, or a share ("")."""
     return "bits a byte" if measure.endswith(("bits_per_byte", "bits_per_token")) else "nats" if measure.endswith("loss") else ""
@@ -179,14 +184,16 @@ def after_resume(ours: dict[int, float], theirs: dict[int, float], at: int) -> d
     return {step: ours[step] - theirs[step] for step in sorted(ours) if step > at and step in theirs}
 
 
-def recovery(excess: dict[int, float]) -> int | None:
-    """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK; None where it never does."""
+def recovery(excess: dict[int, float], at: int) -> int | None:
+    """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK: `at` itself where it is so at once,
+    None where it never is.
+    """
     steps, values = list(excess), list(excess.values())
     means = [sum(values[i : i + AFTER]) / len(values[i : i + AFTER]) for i in range(len(values))]
-    for place in range(len(means) - 1, -1, -1):
-        if means[place] > BACK:
-            return steps[place + 1] if place + 1 < len(steps) else None
-    return steps[0] if steps else None
+    far = [place for place, mean in enumerate(means) if mean > BACK]
+    if not far:
+        return at
+    return steps[far[-1] + 1] if far[-1] + 1 < len(steps) else None
 
 
 def weights_of(one: StudyRun) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_lite.findings import name_of, shown, verdict
+from llama_lite.findings import name_of, same_windows, shown, verdict
 from llama_lite.runs import write_text
 
 from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
@@ -53,7 +53,12 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
         text.append(f"- {kind}: {_settings({name: value for name, value in equal[kind].items() if name not in ('seed', 'data_seed')})}")
     environment = {**equal["layout"], **equal["environment"].get("hardware", {}), **equal["environment"].get("packages", {})}
     text += [f"- layout and environment: {_settings(environment)}", ""]
+    text += ["## Health", "", "What the runs said of themselves, by the definitions of `llama_lite/trends.py`:", ""]
+    for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
+        told = health.get(arm, {})
+        text.append(f"- {arm}: {', '.join(f'{name} in {count} runs' for name, count in sorted(told.items())) or 'neither saturated nor overfitting'}")
     text += [
+        "",
         "## Cost",
         "",
         f"{len(cost)} runs, {sum(cost.values()) / 60:.0f} minutes of training steps in all (evaluations, saves and starts not counted).",
@@ -64,12 +69,12 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
 
 
 def curves(study: dict, rows: list[dict], path: Path) -> None:
-    """Losses of all arms with bands over seeds, and below them their difference from what they are compared with."""
+    """Losses of all arms with bands over seeds, and below them their difference from what they are compared with; of a resumed arm from there on."""
     metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
     values: dict = {}
     for row in rows:
-        if row["metric"] == metric:
-            values.setdefault((row["arm"], row["at"] or None), {}).setdefault(row["seed"], {})[row["tokens"]] = row["value"]
+        if row["metric"] == metric and row["step"] > (row["at"] or 0):
+            values.setdefault((row["arm"], row["at"] or None), {}).setdefault(row["seed"], {})[row["tokens"] / 1e6] = row["value"]
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
         names = list(dict.fromkeys(arm["name"] for arm in study["arms"]))
@@ -77,13 +82,13 @@ def curves(study: dict, rows: list[dict], path: Path) -> None:
             own, colour = values[arm["name"], arm["at"]], COLOURS[names.index(arm["name"]) % len(COLOURS)]
             label = arm["name"] if arm["at"] in (None, min(a["at"] for a in study["arms"] if a["name"] == arm["name"])) else None
             _band(top, own, colour, label)
-            if arm["against"] != arm["name"]:
+            if arm["against"] != arm["name"] and (metric == "eval_loss" or same_windows(arm["set"])):
                 base = next(curve for (name, _), curve in values.items() if name == arm["against"])
                 _band(bottom, {seed: {t: v - base[seed][t] for t, v in own[seed].items() if t in base[seed]} for seed in own}, colour, label)
         bottom.axhline(0, color=GREY, lw=1)
         top.set_ylabel(f"{'training' if metric == 'loss' else 'validation'} loss (nats a token)")
         bottom.set_ylabel("difference (nats a token)")
-        bottom.set_xlabel("training tokens")
+        bottom.set_xlabel("million training tokens")
         top.legend()
         save(figure, path)
 
@@ -101,21 +106,22 @@ def differences(comparison: list[dict], path: Path) -> None:
         for axes in grid.flat[len(panels) :]:
             axes.axis("off")
         for axes, ((what, base), group) in zip(grid.flat, panels.items(), strict=False):
+            scale = 1000 if group[0]["unit"] == "tokens" else 1
             for place, row in enumerate(group):
-                known = [value for value in row["seeds"] if value is not None]
+                known = [value / scale for value in row["seeds"] if value is not None]
                 axes.plot(known, [-place] * len(known), ".", color=GREY, alpha=0.6)
                 if row["low"] is not None:
                     colour = GREY if row["low"] <= 0 <= row["high"] else ORANGE
-                    axes.plot([row["low"], row["high"]], [-place, -place], color=colour, lw=2)
+                    axes.plot([row["low"] / scale, row["high"] / scale], [-place, -place], color=colour, lw=2)
                 if row["value"] is not None:
-                    axes.plot(row["value"], -place, "o", color=GREY if row["low"] is None or row["low"] <= 0 <= row["high"] else ORANGE)
+                    axes.plot(row["value"] / scale, -place, "o", color=GREY if row["low"] is None or row["low"] <= 0 <= row["high"] else ORANGE)
             axes.axvline(0, color=GREY, lw=1)
             labels = [f"{name_of(row)}{'' if base or _one(group) else ' - ' + row['against']}" for row in group]
             axes.set_yticks([-place for place in range(len(group))], labels)
             axes.set_ylim(-len(group) + 0.5, 0.5)
             less = base or (group[0]["against"] if _one(group) else "")
             axes.set_title(f"{what}{f', less {less}' if less else ''}", fontsize=9)
-            axes.set_xlabel(group[0]["unit"] or "share")
+            axes.set_xlabel("thousand tokens" if scale == 1000 else group[0]["unit"] or "share")
         save(figure, path)
 
 
