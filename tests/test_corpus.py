@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -62,6 +63,19 @@ def test_folders_globs_and_txt(tmp_path):
     for name in ("b.txt", "a.txt"):
         (tmp_path / name).write_text(f"the text of {name}")
     assert texts_of(source_of(tmp_path)) == texts_of(source_of(tmp_path / "*.txt")) == ["the text of a.txt", "the text of b.txt"]
+
+
+def test_installed_files_are_every_text_file_as_it_is():
+    source = corpus.resolve("installed-files", None, "train", None, "text")
+    documented = corpus.resolve("installed-docs", None, "train", None, "text").files
+    assert set(documented) < set(source.files) and any(not name.endswith(".py") for name in source.files)
+    assert [name for name in source.files if name in set(documented)] == list(documented)  # one order: what is held out of both is the same
+    module = corpus.package_root("numpy") + "/linalg/__init__.py"
+    library = next(name for name in source.files if name.startswith("numpy/") and name.endswith(".so"))
+    chosen, skipped = corpus.Source("installed-files", ("numpy/linalg/__init__.py", library), "text", {}), corpus.Skipped()
+    found = [document for index in range(2) for document in corpus.read(chosen, index, skipped)]
+    assert [(d.id, d.text) for d in found] == [("numpy/linalg/__init__.py:1", Path(module).read_text())]
+    assert skipped.reasons == {"no text, or too large": {"rows": 1, "first": [library]}}
 
 
 def test_installed_docs_is_a_large_english_text_in_a_fixed_order():

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 
 import pytest
 from test_corpus import ROWS, source_of, texts_of
@@ -91,3 +92,32 @@ def test_keeping_nothing_is_refused_with_the_rule_that_drops_most(tmp_path):
 def test_a_rule_whose_column_is_missing(tmp_path):
     with pytest.raises(Refusal, match=r"has no column 'score'"):
         curated(tmp_path, [{"text": "words"}] * 4, min_score=1)
+
+
+def test_two_kinds_of_text_share_what_is_held_out(tmp_path, monkeypatch):
+    """The corpora of the study `curation`: they begin alike, and no place of which something is held out is learnt from, of either kind."""
+    from benchmarks import curation_text
+
+    for kind, size in (("curated", 300), ("raw", 700)):
+        rows = [{"text": f"{kind} {i} " + "x" * size, "id": f"package/module{i // 2}.py:{i}"} for i in range(2000)]
+        (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["--curated", str(tmp_path / "curated.jsonl"), "--raw", str(tmp_path / "raw.jsonl"), "--output", str(tmp_path / "out")]
+
+    def made(*more):
+        monkeypatch.setattr(sys, "argv", ["curation_text.py", *argv, *more])
+        curation_text.main()
+
+    made("--characters", "200000", "--held_out", "6000")
+
+    def rows_of(name):
+        return [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()]
+
+    held = rows_of("held-out-curated") + rows_of("held-out-raw")
+    corpora = {name: rows_of(name) for name in ("curated", "raw", "half")}
+    for rows in corpora.values():
+        assert rows[: len(held)] == corpora["curated"][: len(held)] and sorted(map(str, rows[: len(held)])) == sorted(map(str, held))
+        assert not {row["id"].split(":")[0] for row in rows[len(held) :]} & {row["id"].split(":")[0] for row in held}
+    share = {kind: sum(len(row["text"]) for row in corpora["half"][len(held) :] if row["text"].startswith(kind)) for kind in ("curated", "raw")}
+    assert abs(share["curated"] - share["raw"]) < 1500 and share["curated"] > 99_000
+    with pytest.raises(SystemExit, match=r"there are only [\d,]+ characters of text, and 9,000,000 are wanted"):
+        made("--characters", "9000000", "--held_out", "6000")

@@ -98,6 +98,11 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
     assert skipped["contains the text <|endoftext|>"]["rows"] == 1
 
 
+def test_text_without_conversations_is_refused():
+    with pytest.raises(Refusal, match="installed-files holds no conversations: installed-docs makes questions"):
+        instructions.load("installed-files", None, "train", None, None, 1)
+
+
 def test_nothing_to_learn_from_is_refused(tokenizer):
     with pytest.raises(Refusal, match=r"no row is left to learn from \(2 longer than 64"):
         instructions.need_rows([], [1], 1, {"longer than 64 tokens: dropped": {"rows": 2, "first": []}})
