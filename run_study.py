@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite import findings, studies
     from llama_lite.provenance import provenance
-    from model_card.study import write_report
+    from model_card.study import line_of, write_report
 
     study = studies.load(arguments.config)
     out = Path(arguments.output_dir or f"runs/{Path(arguments.config).stem}-study")
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     cost = {one.folder.name: findings.seconds_of(one) for one in everything}
     report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, findings.health(everything), cost)
     for row in comparison:
-        say(findings.line_of(row))
+        say(line_of(row))
     say(f"finished  {report}, results.csv, comparison.json")
     if arguments.push_to_hub:
         findings.push(out, arguments.hub_model_id)

@@ -6,7 +6,7 @@ python -m benchmarks.table     # writes them between their marks in README.md
 import json
 from pathlib import Path
 
-from llama_lite.findings import name_of, verdict
+from model_card.study import name_of, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 END = "<!-- end -->"

@@ -237,32 +237,3 @@ def push(out: Path, repo: str) -> None:
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise Refusal(f"--hub_model_id {repo}: {translated(error)}. The report stays; run the same command again.") from None
     say(f"hub       {repo} holds the report")
-
-
-# ---- as a person reads them ----
-
-
-def shown(row: dict, value: float | None) -> str:
-    """A value of a difference with its unit."""
-    if value is None:
-        return "-"
-    return f"{value:+,.0f} tokens" if row["unit"] == "tokens" else f"{value:+.4f} {row['unit']}".strip()
-
-
-def name_of(row: dict) -> str:
-    return row["arm"] if row["at"] is None else f"{row['arm']} at {row['at']}"
-
-
-def verdict(row: dict) -> str:
-    """What an interval allows to be said: higher, lower, or no difference found."""
-    if row["value"] is None:
-        return f"not within the run for {sum(value is None for value in row['seeds'])} of {row['n']} seeds"
-    if row["low"] is None:
-        return "one seed: no interval" if row["n"] == 1 else "the same for every seed"
-    return "no difference found" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"
-
-
-def line_of(row: dict) -> str:
-    """A difference in one line."""
-    interval = "" if row["low"] is None else f" ({shown(row, row['low'])} to {shown(row, row['high'])}), {row['n']} seeds"
-    return f"{name_of(row)} less {row['against']}: {row['what']} {shown(row, row['value'])}{interval}; {verdict(row)}"

@@ -4,17 +4,40 @@ from pathlib import Path
 
 import numpy as np
 
-from llama_lite.findings import name_of, same_windows, shown, verdict
-from llama_lite.runs import write_text
-
 from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
 
 COLOURS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
 
+def shown(row: dict, value: float | None) -> str:
+    """A value of a difference with its unit."""
+    if value is None:
+        return "-"
+    return f"{value:+,.0f} tokens" if row["unit"] == "tokens" else f"{value:+.4f} {row['unit']}".strip()
+
+
+def name_of(row: dict) -> str:
+    return row["arm"] if row["at"] is None else f"{row['arm']} at {row['at']}"
+
+
+def verdict(row: dict) -> str:
+    """What an interval allows to be said: higher, lower, or no difference found."""
+    if row["value"] is None:
+        return f"not within the run for {sum(value is None for value in row['seeds'])} of {row['n']} seeds"
+    if row["low"] is None:
+        return "one seed: no interval" if row["n"] == 1 else "the same for every seed"
+    return "no difference found" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"
+
+
+def line_of(row: dict) -> str:
+    """A difference in one line."""
+    interval = "" if row["low"] is None else f" ({shown(row, row['low'])} to {shown(row, row['high'])}), {row['n']} seeds"
+    return f"{name_of(row)} less {row['against']}: {row['what']} {shown(row, row['value'])}{interval}; {verdict(row)}"
+
+
 def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict], equal: dict, health: dict, cost: dict) -> Path:
     """report.md with figures/curves.png and figures/differences.png, in the study's folder."""
-    curves(study, rows, out / "figures" / "curves.png")
+    curves(study, rows, comparison, out / "figures" / "curves.png")
     differences(comparison, out / "figures" / "differences.png")
     seeds = len(study["seeds"])
     text = [f"# {study['title']}", "", study["question"].strip(), "", "![every difference with its interval](figures/differences.png)", ""]
@@ -64,13 +87,14 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
         f"{len(cost)} runs, {sum(cost.values()) / 60:.0f} minutes of training steps in all (evaluations, saves and starts not counted).",
         "",
     ]
-    write_text(out / "report.md", "\n".join(text))
+    (out / "report.md").write_text("\n".join(text), encoding="utf-8")
     return out / "report.md"
 
 
-def curves(study: dict, rows: list[dict], path: Path) -> None:
+def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) -> None:
     """Losses of all arms with bands over seeds, and below them their difference from what they are compared with; of a resumed arm from there on."""
     metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
+    paired = {(row["arm"], row["at"]) for row in comparison if metric == "eval_loss" or row["unit"] == "tokens"}  # the same windows
     values: dict = {}
     for row in rows:
         if row["metric"] == metric and row["step"] > (row["at"] or 0):
@@ -82,7 +106,7 @@ def curves(study: dict, rows: list[dict], path: Path) -> None:
             own, colour = values[arm["name"], arm["at"]], COLOURS[names.index(arm["name"]) % len(COLOURS)]
             label = arm["name"] if arm["at"] in (None, min(a["at"] for a in study["arms"] if a["name"] == arm["name"])) else None
             _band(top, own, colour, label)
-            if arm["against"] != arm["name"] and (metric == "eval_loss" or same_windows(arm["set"])):
+            if arm["against"] != arm["name"] and (arm["name"], arm["at"]) in paired:
                 base = next(curve for (name, _), curve in values.items() if name == arm["against"])
                 _band(bottom, {seed: {t: v - base[seed][t] for t, v in own[seed].items() if t in base[seed]} for seed in own}, colour, label)
         bottom.axhline(0, color=GREY, lw=1)

@@ -15,6 +15,7 @@ from conftest import ROOT, config_file
 from llama_lite import findings, studies
 from llama_lite.arguments import Refusal
 from llama_lite.runs import append_jsonl, read_json, write_json, write_text
+from model_card.study import line_of
 from run_study import main
 
 STUDY = {
@@ -321,9 +322,9 @@ def test_one_seed_has_no_interval():
         "n": 1,
         "seeds": [0.5],
     }
-    assert findings.line_of(row) == "a less b: eval_loss +0.5000 nats; one seed: no interval"
+    assert line_of(row) == "a less b: eval_loss +0.5000 nats; one seed: no interval"
     wide = {**row, "low": -0.1, "high": 1.1, "n": 3}
-    assert findings.line_of(wide) == "a less b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; no difference found"
+    assert line_of(wide) == "a less b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; no difference found"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda p: p.stem)
