@@ -43,8 +43,8 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
     text = [f"# {study['title']}", "", study["question"].strip(), "", "![every difference with its interval](figures/differences.png)", ""]
     text += ["## Differences", ""]
     text += [
-        f"An arm less what it is compared with, in pairs of one seed, and the 95 % interval of the mean over {seeds} seeds (Student's t). The intervals are "
-        f"not widened for their number ({len(comparison)}); where one holds 0, no difference was found, which does not say that there is none."
+        f"An arm less what it is compared with, in pairs of one seed, and the 95 % interval of the mean over {seeds} seeds (Student's t): it covers other "
+        f"seeds, not other texts or questions. The intervals are not widened for their number ({len(comparison)}); where one holds 0, no difference was found, which does not say that there is none."
     ]
     if seeds == 1:
         text += ["", "There was one seed, so there is no interval, and nothing follows for another one."]
