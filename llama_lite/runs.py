@@ -297,4 +297,7 @@ def exit_with_status(main) -> None:
                 dist.barrier()
             dist.destroy_process_group()
     sys.stdout.flush()
+    if WORLD_SIZE > 1:
+        sys.stderr.flush()
+        os._exit(code)  # all is done; torn down by the interpreter, threads of torch's groups have aborted a finished run (SIGABRT)
     sys.exit(code)

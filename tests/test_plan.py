@@ -84,7 +84,7 @@ def test_too_little_text_and_epochs():
 
 
 def test_unknown_model(tmp_path):
-    with pytest.raises(Refusal, match=r"neither a preset \(1\.7b, 124m, 978m, demo, tiny\)"):
+    with pytest.raises(Refusal, match=r"neither a preset \(1\.7b, 124m, 1m, 3m, 8m, 978m, demo, tiny\)"):
         load_model_config("7b")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(Refusal, match="is no model configuration"):
