@@ -119,10 +119,16 @@ def load(path: str) -> Study:
         against = fields.get("against", raw["reference"])
         if against not in raw["arms"]:
             problems.append(f"arm {name} is to be compared with {against}, which is no arm: {', '.join(map(str, raw['arms']))}.")
+        problems += [f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if not isinstance(at, int)]
         for at in fields.get("at") or [None]:
-            arms.append(Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about", ""), str(against)))
+            arms.append(Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about") or "", str(against)))
     if raw["reference"] not in raw["arms"]:
         problems.append(f"reference {raw['reference']} is no arm: {', '.join(map(str, raw['arms']))}.")
+    elif any(arm.source for arm in arms if arm.name == str(raw["reference"])):
+        problems.append(f"reference {raw['reference']} begins from another arm: take one that begins from nothing.")
+    for command in raw.get("prepare") or []:
+        if not (ROOT / str(command).partition(" ")[0]).is_file():
+            problems.append(f"`prepare` {command!r}: a command begins with a script of this repository, such as run_pretrain.py.")
     if raw["script"] not in PARSERS:
         problems.append(f"script {raw['script']}: one of {', '.join(PARSERS)} is wanted.")
     if len(set(raw["seeds"])) < len(raw["seeds"]) or not raw["seeds"]:
@@ -133,7 +139,7 @@ def load(path: str) -> Study:
     config = str(ROOT / raw["config"]) if not Path(raw["config"]).exists() else raw["config"]
     study = Study(
         raw["title"],
-        raw.get("question", ""),
+        raw.get("question") or "",
         raw["script"],
         config,
         raw["seeds"],
