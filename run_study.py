@@ -13,7 +13,7 @@ import signal
 from pathlib import Path
 
 from llama_lite.arguments import Refusal
-from llama_lite.runs import csv_text, exit_with_status, read_json, say, write_json, write_text
+from llama_lite.runs import Interrupted, csv_text, exit_with_status, read_json, say, write_json, write_text
 from llama_lite.study_arguments import parse_study
 
 
@@ -53,7 +53,6 @@ def main(argv: list[str] | None = None) -> None:
         write_json(out / "study.json", {"study": meant, **provenance()})
 
     # ---- What all runs need, then every run that is not finished ----
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the run saves first
     studies.prepare(study, out)
     if arguments.prepare_only:
         return
@@ -85,5 +84,11 @@ def main(argv: list[str] | None = None) -> None:
         findings.push(out, arguments.hub_model_id)
 
 
+def stop(number, frame) -> None:
+    raise Interrupted("what is finished stays, and the run that was going on has saved. Run the same command again.")
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     exit_with_status(main)

@@ -245,10 +245,10 @@ def launch(script: str, argv: list[str], log: Path) -> None:
     with open(log, "a", encoding="utf-8") as file, subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=goes_along) as process:
         try:
             code = process.wait()
-        except KeyboardInterrupt:
+        except Interrupted:
             process.terminate()
             process.wait()
-            code = EXIT_CODES["interrupted"]
+            raise
     if code == EXIT_CODES["interrupted"]:
         raise Interrupted(f"{log.stem} was interrupted. Run the same command again.")
     if code:
