@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
         say(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
         return
     equal = findings.held_equal(study, everything)
-    rows = findings.collect(study, everything) + findings.evaluate(study, everything, out)
+    rows = findings.collect(everything) + findings.evaluate(study, everything, out)
     write_text(out / "results.csv", csv_text(findings.RUN_COLUMNS, rows))
     comparison = findings.compare(study, everything, rows)
     write_json(out / "comparison.json", comparison)

@@ -71,7 +71,7 @@ def _conditions(folder: Path) -> dict:
 # ---- every value ----
 
 
-def collect(study: Study, made: list[StudyRun]) -> list[dict]:
+def collect(made: list[StudyRun]) -> list[dict]:
     """Logged losses and evaluations of the runs, and what a tuning measured before (step 0) and after: rows of RUN_COLUMNS."""
     rows = []
     for one in made:

@@ -132,13 +132,13 @@ def differences(comparison: list[dict], path: Path) -> None:
         for axes, ((what, base), group) in zip(grid.flat, panels.items(), strict=False):
             scale = 1000 if group[0]["unit"] == "tokens" else 1
             for place, row in enumerate(group):
+                colour = ORANGE if verdict(row) in ("higher", "lower") else GREY
                 known = [value / scale for value in row["seeds"] if value is not None]
                 axes.plot(known, [-place] * len(known), ".", color=GREY, alpha=0.6)
                 if row["low"] is not None:
-                    colour = GREY if row["low"] <= 0 <= row["high"] else ORANGE
                     axes.plot([row["low"] / scale, row["high"] / scale], [-place, -place], color=colour, lw=2)
                 if row["value"] is not None:
-                    axes.plot(row["value"] / scale, -place, "o", color=GREY if row["low"] is None or row["low"] <= 0 <= row["high"] else ORANGE)
+                    axes.plot(row["value"] / scale, -place, "o", color=colour)
             axes.axvline(0, color=GREY, lw=1)
             labels = [f"{name_of(row)}{'' if base or _one(group) else ' - ' + row['against']}" for row in group]
             axes.set_yticks([-place for place in range(len(group))], labels)

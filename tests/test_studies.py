@@ -186,7 +186,7 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
     monkeypatch.setattr(findings, "launch", lambda *command: None)
     files = {"adapter_model.safetensors": {"sha256": "a"}}
     monkeypatch.setattr(findings, "last_manifest", lambda folder: {"step": 8, "tokens": 80, "files": files})
-    rows = findings.collect(loaded, every) + findings.evaluate(loaded, every, tmp_path / "out")
+    rows = findings.collect(every) + findings.evaluate(loaded, every, tmp_path / "out")
     found = {(row["arm"], row["against"], row["what"]): row for row in findings.compare(loaded, every, rows)}
     assert set(found) == {
         (arm, against, measure)
