@@ -64,7 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     settings = evaluation.Settings(which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code)
     descriptions = {task.name: tasks.DESCRIPTIONS[task.name] for task in asked if task.name in tasks.DESCRIPTIONS}
     arguments = [dataclasses.asdict(part) for part in (which, what)]
-    write_json(out / "run.json", {"kind": "eval", "arguments": arguments, "descriptions": descriptions, **provenance()})
+    (out / "status.json").unlink(missing_ok=True)
+    weights = {model.name: model.weights for model in found}
+    write_json(out / "run.json", {"kind": "eval", "arguments": arguments, "weights": weights, "descriptions": descriptions, **provenance()})
 
     # ---- Ask, pair by pair; what is there is not asked again ----
     records = []
@@ -110,6 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     say(
         f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
     )
+    write_json(out / "status.json", {"status": "finished"})
     lock.release()
 
 

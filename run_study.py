@@ -8,7 +8,6 @@ Stop it at any moment and run the same command again: finished runs are kept, ch
 """
 
 import dataclasses
-import shutil
 import signal
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from llama_lite import findings, studies
+    from llama_lite import findings, studies, study_plan
     from llama_lite.provenance import provenance
     from model_card.study import line_of, write_report
 
@@ -43,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     say(f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}")
     if arguments.dry_run:
-        for line in studies.planned(study, everything):
+        for line in study_plan.lines(study, everything, out):
             say(line)
         return
     if len(study.seeds) == 1:
@@ -61,9 +60,10 @@ def main(argv: list[str] | None = None) -> None:
             continue
         if studies.is_other(one):
             say(f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again")
-            shutil.rmtree(one.folder, ignore_errors=True)
+            studies.forget(one)
         say(f"run       {one.folder.name}")
         studies.make(study, one)
+        findings.check_measures(study, one)
 
     # ---- What came of it, when all of them are there ----
     missing = [one.folder.name for one in everything if not studies.is_done(one)]
@@ -71,11 +71,11 @@ def main(argv: list[str] | None = None) -> None:
         say(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
         return
     equal = findings.held_equal(study, everything)
-    rows = findings.collect(everything) + findings.evaluate(study, everything, out)
+    rows = findings.collect(study, everything) + findings.evaluate(study, everything, out)
     write_text(out / "results.csv", csv_text(findings.RUN_COLUMNS, rows))
     comparison = findings.compare(study, everything, rows)
     write_json(out / "comparison.json", comparison)
-    cost = {one.folder.name: findings.seconds_of(one) for one in everything}
+    cost = {one.folder.name: studies.seconds_of(one) for one in everything}
     report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, findings.health(everything), cost)
     for row in comparison:
         say(line_of(row))

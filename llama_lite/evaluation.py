@@ -6,6 +6,7 @@ digest of everything that decides the numbers: weights, tokenizer, prompts and d
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import random
@@ -49,6 +50,11 @@ class Model:
     @property
     def has_chat_format(self) -> bool:
         return (self.adapter or self.base).folder.joinpath("chat_template.jinja").exists()
+
+    @functools.cached_property
+    def weights(self) -> tuple[str, str | None]:
+        """sha256 of the base's weights and of the adapter's; read once."""
+        return models.weights_digest(self.base.folder), models.weights_digest(self.adapter.folder) if self.adapter else None
 
 
 def expand(asked: list[str]) -> list[Model]:
@@ -177,8 +183,7 @@ class Store:
 def key_of(model: Model, tokenizer_sha: str, dtype: str, task: EvalTask, prompts: str, seed: int, limit: int | None, prefix: int) -> str:
     """What two evaluations must agree in to be one: 16 hex digits and a readable beginning."""
     parts = [
-        models.weights_digest(model.base.folder),
-        models.weights_digest(model.adapter.folder) if model.adapter else None,
+        *model.weights,
         tokenizer_sha,
         dtype,
         [task.name, task.version, task.n_shot, task.chat, prompts],

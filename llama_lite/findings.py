@@ -44,11 +44,12 @@ def held_equal(study: Study, made: list[StudyRun]) -> dict:
         own = [one for one in made if one.seed == seed]
         first = own[0]
         for one in own:
-            then, now = (_conditions(run.folder) for run in (first, one))
+            then, now = (_conditions(study, run.folder) for run in (first, one))
             named = set(first.arm.set) | set(one.arm.set)
             found = differences(then, now)
             rows = {name: row for kind in found.values() for name, row in kind.items()}
             free = named | ({"data", "held_out"} if named & OF_DATA else set()) | ({"tokens"} if named & OF_LENGTH else set())
+            free |= {"weights"} if "models" in named else set()
             wrong = sorted(name for name in rows if name not in free and not (name.startswith("model.") and named & OF_MODEL))
             if wrong:
                 raise Refusal(
@@ -60,8 +61,15 @@ def held_equal(study: Study, made: list[StudyRun]) -> dict:
     return shared
 
 
-def _conditions(folder: Path) -> dict:
-    """A run's identity, with the tokens that it learnt from and the tokenizer, as further facts of its data."""
+def _conditions(study: Study, folder: Path) -> dict:
+    """A run's identity, with the tokens that it learnt from and the tokenizer, as further facts of its data; of an evaluation, its arguments, and the
+    models' weights.
+    """
+    if study.script == "run_eval.py":
+        run = read_json(folder / "run.json")
+        arguments = {name: value for group in run["arguments"] for name, value in group.items()}
+        environment = {name: run[name] for name in ("code_revision", "hardware", "packages")}
+        return {"model": {}, "hyperparameters": arguments, "data": {"weights": run["weights"]}, "layout": {}, "environment": environment}
     manifest = last_manifest(folder)
     tokenizer = (read_json(folder / "data.json") or {}).get("tokenizer", {}).get("sha256")
     further = {"tokens": manifest["tokens"], **({"tokenizer": tokenizer} if tokenizer else {})}
@@ -71,10 +79,18 @@ def _conditions(folder: Path) -> dict:
 # ---- every value ----
 
 
-def collect(made: list[StudyRun]) -> list[dict]:
-    """Logged losses and evaluations of the runs, and what a tuning measured before (step 0) and after: rows of RUN_COLUMNS."""
+def collect(study: Study, made: list[StudyRun]) -> list[dict]:
+    """Logged losses and evaluations of the runs, and what a tuning measured before (step 0) and after: rows of RUN_COLUMNS.
+
+    Of an evaluation its scores, with the model's name before the task's where there are several.
+    """
     rows = []
     for one in made:
+        if study.script == "run_eval.py":
+            table = _scores(one.folder)
+            for model, values in table.items():
+                rows += [_row(one, 0, 0, f"{model} {metric}" if len(table) > 1 else metric, value) for metric, value in values]
+            continue
         log = read_jsonl(one.folder / "log.jsonl")
         for entry in log:
             for metric in sorted(entry):
@@ -107,17 +123,31 @@ def evaluate(study: Study, made: list[StudyRun], out: Path) -> list[dict]:
     if read_json(out / "evaluation.json") != meant:
         launch("run_eval.py", argv, out / "evaluation.log")
         write_json(out / "evaluation.json", meant)
-    with open(out / "evaluation" / "scores.csv", encoding="utf-8", newline="") as file:
-        table = {}
-        for line in csv.DictReader(file):
-            table.setdefault(line["model"], []).append((f"{line['task']} {line['metric']}", float(line["value"])))
-    rows = []
+    table, rows = _scores(out / "evaluation"), []
     for one in made:
         last = last_manifest(one.folder)
         base = base_of(study, one)
         rows += [_row(one, 0, 0, metric, value) for metric, value in (table[base] if base else ())]
         rows += [_row(one, last["step"], last["tokens"], metric, value) for metric, value in table[str(one.folder)]]
     return rows
+
+
+def _scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
+    """{model: [(`task metric`, value)]} of an evaluation, as the tasks ask, without variants."""
+    found: dict[str, list[tuple[str, float]]] = {}
+    with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
+        for line in csv.DictReader(file):
+            if not line["variant"]:
+                found.setdefault(line["model"], []).append((f"{line['task']} {line['metric']}", float(line["value"])))
+    return found
+
+
+def check_measures(study: Study, one: StudyRun) -> None:
+    """Raise Refusal where the study measures what its runs do not log; of one finished run, so that not all are made in vain."""
+    logged = {row["metric"] for row in collect(study, [one])}
+    for measure in study.measures:
+        if measure not in logged and (" " not in measure or study.script == "run_eval.py"):
+            raise Refusal(f"measure {measure} was not logged by {one.folder.name}; there is {', '.join(sorted(logged))}. What is finished stays.")
 
 
 def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float]:
@@ -158,8 +188,10 @@ def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
                 pairs.setdefault((other.name, "tokens until back", "tokens"), []).append(
                     math.inf if back is None else tokens_at[back] - tokens_at[arm.at]
                 )
-        weights = {(one.arm.name, one.arm.at, one.seed): weights_of(one) for one in made if one.arm in (arm, other)}
-        equal = sum(weights[arm.name, arm.at, seed] == weights[other.name, other.at, seed] for seed in study.seeds) if arm is not other else None
+        equal = None
+        if arm is not other and study.script != "run_eval.py":
+            weights = {(one.arm.name, one.arm.at, one.seed): weights_of(one) for one in made if one.arm in (arm, other)}
+            equal = sum(weights[arm.name, arm.at, seed] == weights[other.name, other.at, seed] for seed in study.seeds)
         for (against, what, name), values in pairs.items():
             whole = [value for value in values if math.isfinite(value)]
             stated = scores.ratio(whole) if len(whole) == len(values) else {"value": None, "low": None, "high": None}
@@ -211,16 +243,6 @@ def health(made: list[StudyRun]) -> dict[str, dict[str, int]]:
             of_arm = found.setdefault(one.arm.name, {})
             of_arm[name] = of_arm.get(name, 0) + 1
     return found
-
-
-def seconds_of(one: StudyRun) -> float:
-    """Seconds of training, by the speeds in the log; what evaluations, saves and starts took is not in it."""
-    before, seconds = 0, 0.0
-    for entry in read_jsonl(one.folder / "log.jsonl"):
-        if "tokens_per_second" in entry and entry["step"] > (one.arm.at or 0):
-            seconds += (entry["tokens"] - before) / entry["tokens_per_second"]
-        before = entry["tokens"] if "loss" in entry else before
-    return round(seconds, 1)
 
 
 def push(out: Path, repo: str) -> None:

@@ -186,11 +186,12 @@ def gpu_lines(memory: Memory, flops: float, precision: str, processes: int, mfu:
         if peak:
             days = flops / (peak * mfu / 100) / 86_400
             fits = "" if memory.total <= FREE_SHARE["cuda"] * gigabytes * 1e9 else f", but a step does not fit in {gigabytes} GB"
-            lines.append(f"{name}: {_days(days)}{f', {_days(days / processes)} on {processes}' if processes > 1 else ''}{fits}")
+            lines.append(f"{name}: {duration(days)}{f', {duration(days / processes)} on {processes}' if processes > 1 else ''}{fits}")
     if not lines:
         return []
     return [f"time at {mfu:g} % MFU    {lines[0]}", *(f"                    {line}" for line in lines[1:])]
 
 
-def _days(days: float) -> str:
+def duration(days: float) -> str:
+    """Days as a person reads them."""
     return f"{days:,.1f} days" if days >= 1 else f"{days * 24:.1f} h" if days * 24 >= 1 else f"{days * 1440:.1f} min"

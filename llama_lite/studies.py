@@ -9,20 +9,22 @@ import dataclasses
 import difflib
 import functools
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
 
 from .arguments import ROOT, Refusal, parse_pretrain
 from .checkpoints import checkpoints
-from .eval_arguments import parse_eval
-from .runs import EXIT_CODES, FolderLock, Interrupted, die_with_parent, read_json, say, write_json
+from .eval_arguments import pairs, parse_eval
+from .runs import EXIT_CODES, FolderLock, Interrupted, append_jsonl, die_with_parent, read_json, read_jsonl, say, write_json
 from .sft_arguments import parse_sft
 
-PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft}
+PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval}
 FIELDS = {"title", "question", "script", "config", "seeds", "prepare", "set", "reference", "measure", "evaluate", "arms"}
 ARM_FIELDS = {"set", "from", "at", "against", "about"}
 
@@ -131,8 +133,12 @@ def load(path: str) -> Study:
             problems.append(f"`prepare` {command!r}: a command begins with a script of this repository, such as run_pretrain.py.")
     if raw["script"] not in PARSERS:
         problems.append(f"script {raw['script']}: one of {', '.join(PARSERS)} is wanted.")
+    if raw["script"] == "run_eval.py" and (raw.get("evaluate") or any(arm.source for arm in arms)):
+        problems.append("arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing.")
     if len(set(raw["seeds"])) < len(raw["seeds"]) or not raw["seeds"]:
         problems.append(f"seeds {raw['seeds']}: at least one, each once.")
+    measures = raw.get("measure", "eval_loss")
+    measures = list(map(str, measures if isinstance(measures, list) else [measures]))
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
     arms.sort(key=lambda arm: (arm.name != raw["reference"], arm.source is not None))
@@ -146,7 +152,7 @@ def load(path: str) -> Study:
         list(map(str, raw.get("prepare") or [])),
         raw.get("set") or {},
         raw["reference"],
-        measure if isinstance(measure := raw.get("measure", "eval_loss"), list) else [measure],
+        measures,
         raw.get("evaluate") or {},
         arms,
     )
@@ -155,12 +161,19 @@ def load(path: str) -> Study:
         PARSERS[study.script](one.argv)  # an unknown key, a wrong value: refused before anything is run
     if study.evaluate:
         parse_eval(evaluation_argv(study, every, Path("unused")))
+    if study.script != "run_eval.py":
+        asked = [*map(str, study.evaluate.get("tasks", ())), *pairs(study.evaluate.get("texts", []))]
+        for measure in measures:
+            task, of, _ = measure.partition(" ")
+            if of and task not in asked:
+                raise Refusal(f"{path}: measure {measure}: `evaluate` asks for no {task}{_near(task, asked)}.")
     return study
 
 
 def _near(name: str, known) -> str:
+    """The likeliest of the known names, else all of them."""
     near = difflib.get_close_matches(str(name), known, 1, 0.5)
-    return f": did you mean `{near[0]}`?" if near else f": {', '.join(sorted(known))}"
+    return f": did you mean `{near[0]}`?" if near else f": {', '.join(sorted(known)) or 'nothing'}"
 
 
 def runs(study: Study, out: Path) -> list[StudyRun]:
@@ -232,7 +245,28 @@ def make(study: Study, one: StudyRun) -> None:
     argv = one.argv
     if checkpoints(one.folder):  # what it left out when it began is not left out again
         argv = [*argv, "--resume_from_checkpoint", "auto", "--resume_without", ""]
-    launch(study.script, argv, one.folder.with_suffix(".log"))
+    began = time.monotonic()
+    try:
+        launch(study.script, argv, one.folder.with_suffix(".log"))
+    finally:
+        append_jsonl(_sessions(one), {"seconds": round(time.monotonic() - began, 1)})
+
+
+def _sessions(one: StudyRun) -> Path:
+    """Beside the run's folder: how long each launch of it took, by the clock. What a SIGKILL ended is not in it."""
+    return one.folder.parent / f"{one.folder.name}.sessions.jsonl"
+
+
+def seconds_of(one: StudyRun) -> float | None:
+    """Seconds that a run took by the clock, its start and its end included; None where no record says so."""
+    sessions = read_jsonl(_sessions(one))
+    return sum(row["seconds"] for row in sessions) if sessions else None
+
+
+def forget(one: StudyRun) -> None:
+    """Remove a run that is not of this study any more."""
+    shutil.rmtree(one.folder, ignore_errors=True)
+    _sessions(one).unlink(missing_ok=True)
 
 
 def launch(script: str, argv: list[str], log: Path) -> None:
@@ -268,14 +302,3 @@ def evaluation_argv(study: Study, made: list[StudyRun], out: Path) -> list[str]:
     for name, value in study.evaluate.items():
         argv += _words(name, value)
     return argv
-
-
-def planned(study: Study, every: list[StudyRun]) -> list[str]:
-    """The runs, as --dry_run shows them: steps, and which are there."""
-    lines = []
-    for one in every:
-        state = "finished" if is_done(one) else "changed since it was run: will be run again" if is_other(one) else "to run"
-        training = PARSERS[study.script](one.argv)[-1]
-        steps = f"{training.max_steps - (one.arm.at or 0):,} steps" if training.max_steps > 0 else f"{training.num_train_epochs:g} epochs"
-        lines.append(f"{one.folder.name:42} {steps:>14}   {state}")
-    return lines

@@ -9,7 +9,7 @@ STUDY_HELP = """Run a controlled experiment: arms that differ in what the study 
 
 examples:
   python run_study.py --config configs/studies/resume.yaml                          everything, one run after the other, and the report
-  python run_study.py --config configs/studies/resume.yaml --dry_run                every run, its steps, and what is finished already
+  python run_study.py --config configs/studies/resume.yaml --dry_run                every run: steps, tokens, disk and time, and what is finished already
   python run_study.py --config configs/studies/resume.yaml --seed 1                 the runs of one seed: on another device, or as a Slurm array task
   python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one run
 

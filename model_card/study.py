@@ -8,6 +8,8 @@ from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
 
 COLOURS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
+SAME = "the same for every seed"
+
 
 def shown(row: dict, value: float | None) -> str:
     """A value of a difference with its unit."""
@@ -25,7 +27,7 @@ def verdict(row: dict) -> str:
     if row["value"] is None:
         return f"not within the run for {sum(value is None for value in row['seeds'])} of {row['n']} seeds"
     if row["low"] is None:
-        return "one seed: no interval" if row["n"] == 1 else "the same for every seed"
+        return "one seed: no interval" if row["n"] == 1 else SAME
     return "no difference found" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"
 
 
@@ -36,8 +38,10 @@ def line_of(row: dict) -> str:
 
 
 def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict], equal: dict, health: dict, cost: dict) -> Path:
-    """report.md with figures/curves.png and figures/differences.png, in the study's folder."""
-    curves(study, rows, comparison, out / "figures" / "curves.png")
+    """report.md with figures/differences.png and, of training, figures/curves.png, in the study's folder. `cost`: {run: seconds or None}."""
+    trains = study["script"] != "run_eval.py"
+    if trains:
+        curves(study, rows, comparison, out / "figures" / "curves.png")
     differences(comparison, out / "figures" / "differences.png")
     seeds = len(study["seeds"])
     text = [f"# {study['title']}", "", study["question"].strip(), "", "![every difference with its interval](figures/differences.png)", ""]
@@ -56,8 +60,10 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
     if same := {name_of(row): row for row in comparison if row["equal"]}:
         told = "; ".join(f"{name} and {row['against']} in {row['equal']} of {row['n']} seeds" for name, row in same.items())
         text += ["", f"Finished weights that are equal bit for bit: {told}."]
-    text += ["", "![curves of every arm](figures/curves.png)", ""]
-    text += ["Lines are means over seeds, bands their 95 % intervals; below, each arm less what it is compared with, in pairs of one seed.", ""]
+    text += [""]
+    if trains:
+        text += ["![curves of every arm](figures/curves.png)", ""]
+        text += ["Lines are means over seeds, bands their 95 % intervals; below, each arm less what it is compared with, in pairs of one seed.", ""]
     text += ["## Arms", "", "| arm | begins from | set | |", "| --- | --- | --- | --- |"]
     for arm in study["arms"]:
         begins = f"{arm['source']}, step {arm['at']}" if arm["source"] else "nothing"
@@ -71,20 +77,25 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
         text += ["Before them, once:", "", "```bash", *(f"python {command}" for command in study["prepare"]), "```", ""]
     if study["evaluate"]:
         text += [f"After them `run_eval.py` with {_settings(study['evaluate'])}.", ""]
-    text += ["## Held equal", "", "Read from the manifests of the finished runs, and compared before this was written:", ""]
+    text += ["## Held equal", "", "Read from the records of the finished runs, and compared before this was written:", ""]
     for kind in ("data", "hyperparameters"):
         text.append(f"- {kind}: {_settings({name: value for name, value in equal[kind].items() if name not in ('seed', 'data_seed')})}")
     environment = {**equal["layout"], **equal["environment"].get("hardware", {}), **equal["environment"].get("packages", {})}
     text += [f"- layout and environment: {_settings(environment)}", ""]
-    text += ["## Health", "", "What the runs said of themselves, by the definitions of `llama_lite/trends.py`:", ""]
-    for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
-        told = health.get(arm, {})
-        text.append(f"- {arm}: {', '.join(f'{name} in {count} runs' for name, count in sorted(told.items())) or 'neither saturated nor overfitting'}")
+    if trains:
+        text += ["## Health", "", "What the runs said of themselves, by the definitions of `llama_lite/trends.py`:", ""]
+        for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
+            told = health.get(arm, {})
+            text.append(
+                f"- {arm}: {', '.join(f'{name} in {count} runs' for name, count in sorted(told.items())) or 'neither saturated nor overfitting'}"
+            )
+        text.append("")
+    lost = sum(seconds is None for seconds in cost.values())
     text += [
-        "",
         "## Cost",
         "",
-        f"{len(cost)} runs, {sum(cost.values()) / 60:.0f} minutes of training steps in all (evaluations, saves and starts not counted).",
+        f"{len(cost)} runs, {sum(filter(None, cost.values())) / 60:.0f} minutes by the clock{f' ({lost} of them not counted)' if lost else ''}; "
+        "what comes before and after them is not in it.",
         "",
     ]
     (out / "report.md").write_text("\n".join(text), encoding="utf-8")
@@ -92,28 +103,35 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
 
 
 def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) -> None:
-    """Losses of all arms with bands over seeds, and below them their difference from what they are compared with; of a resumed arm from there on."""
+    """Losses of all arms with bands over seeds, and below them their difference from what they are compared with; of a resumed arm from there on.
+
+    Seeds meet at steps; where a step's tokens differ between them (rows of a tuning), it is drawn at their mean.
+    """
     metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
     paired = {(row["arm"], row["at"]) for row in comparison if metric == "eval_loss" or row["unit"] == "tokens"}  # the same windows
     values: dict = {}
+    tokens: dict[int, list[int]] = {}
     for row in rows:
         if row["metric"] == metric and row["step"] > (row["at"] or 0):
-            values.setdefault((row["arm"], row["at"] or None), {}).setdefault(row["seed"], {})[row["tokens"] / 1e6] = row["value"]
+            values.setdefault((row["arm"], row["at"] or None), {}).setdefault(row["seed"], {})[row["step"]] = row["value"]
+            tokens.setdefault(row["step"], []).append(row["tokens"])
+    place = {step: sum(counts) / len(counts) / 1e6 for step, counts in tokens.items()}
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
         names = list(dict.fromkeys(arm["name"] for arm in study["arms"]))
         for arm in study["arms"]:
             own, colour = values[arm["name"], arm["at"]], COLOURS[names.index(arm["name"]) % len(COLOURS)]
             label = arm["name"] if arm["at"] in (None, min(a["at"] for a in study["arms"] if a["name"] == arm["name"])) else None
-            _band(top, own, colour, label)
+            _band(top, place, own, colour, label)
             if arm["against"] != arm["name"] and (arm["name"], arm["at"]) in paired:
                 base = next(curve for (name, _), curve in values.items() if name == arm["against"])
-                _band(bottom, {seed: {t: v - base[seed][t] for t, v in own[seed].items() if t in base[seed]} for seed in own}, colour, label)
+                less = {seed: {step: value - base[seed][step] for step, value in own[seed].items() if step in base[seed]} for seed in own}
+                _band(bottom, place, less, colour, label)
         bottom.axhline(0, color=GREY, lw=1)
         top.set_ylabel(f"{'training' if metric == 'loss' else 'validation'} loss (nats a token)")
         bottom.set_ylabel("difference (nats a token)")
         bottom.set_xlabel("million training tokens")
-        top.legend()
+        figure.legend(*top.get_legend_handles_labels(), loc="outside right upper")
         save(figure, path)
 
 
@@ -132,7 +150,7 @@ def differences(comparison: list[dict], path: Path) -> None:
         for axes, ((what, base), group) in zip(grid.flat, panels.items(), strict=False):
             scale = 1000 if group[0]["unit"] == "tokens" else 1
             for place, row in enumerate(group):
-                colour = ORANGE if verdict(row) in ("higher", "lower") else GREY
+                colour = ORANGE if verdict(row) in ("higher", "lower") or (row["value"] and verdict(row) == SAME) else GREY
                 known = [value / scale for value in row["seeds"] if value is not None]
                 axes.plot(known, [-place] * len(known), ".", color=GREY, alpha=0.6)
                 if row["low"] is not None:
@@ -153,11 +171,12 @@ def _one(group: list[dict]) -> bool:
     return len({row["against"] for row in group}) == 1
 
 
-def _band(axes, seeds: dict, colour: str, label: str | None) -> None:
+def _band(axes, place: dict, seeds: dict, colour: str, label: str | None) -> None:
+    """Mean over seeds and its 95 % interval at the steps that all of them logged, each drawn at its `place`."""
     from scipy import stats
 
-    shared = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
-    table = np.array([[curve[t] for t in shared] for curve in seeds.values()])
+    steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
+    shared, table = [place[step] for step in steps], np.array([[curve[step] for step in steps] for curve in seeds.values()])
     mean = table.mean(0)
     axes.plot(shared, mean, color=colour, lw=1.3, label=label)
     if len(table) > 1:
@@ -170,7 +189,7 @@ def _settings(values: dict) -> str:
 
 
 def _list(values: list) -> str:
-    return ", ".join(map(str, values))
+    return ", ".join(map(str, values)) or "none"
 
 
 def _short(path: str) -> str:

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import ROOT, config_file
 
-from llama_lite import findings, studies
+from llama_lite import findings, studies, study_plan, training
 from llama_lite.arguments import Refusal
 from llama_lite.runs import append_jsonl, read_json, write_json, write_text
 from model_card.study import line_of
@@ -114,7 +115,12 @@ def test_finished_runs_are_kept_and_changed_arms_are_made_again(made, capsys):
     other.write_text(yaml.safe_dump(changed, sort_keys=False))
     capsys.readouterr()
     main(["--config", str(other), "--output_dir", str(out), "--dry_run"])
-    assert capsys.readouterr().out.count("changed since it was run: will be run again") == 2
+    told = capsys.readouterr().out
+    assert told.count("changed since it was run: will be run again") == 2 and told.count(" min   finished") == 4
+    assert "whole-seed-1                                  8 steps         8,192 tokens" in told
+    assert "no_optimizer-at-4-seed-1                      4 steps         4,096 tokens" in told
+    assert "in all    6 runs: 32,768 tokens, " in told and " min to come (by 4 finished ones)" in told
+    assert "prepare   1 commands before them, 1 of them done" in told and told.endswith("with run_eval.py: embedded_science\n")
     main(["--config", str(other), "--output_dir", str(out)])
     after = {folder.name: (folder / "status.json").stat().st_mtime_ns for folder in (out / "runs").glob("*-seed-?")}
     assert {name for name in after if after[name] != before[name]} == {"no_optimizer-at-4-seed-1", "no_optimizer-at-4-seed-2"}
@@ -175,18 +181,18 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
     path.write_text(yaml.safe_dump({**text, "config": str(config_file(tmp_path, sft_settings))}, sort_keys=False))
     loaded = studies.load(str(path))
     every = studies.runs(loaded, tmp_path / "out")
-    lines = ["model,task,metric,value", f"{base},embedded_docs,bits_per_byte,4.0"]
+    lines = ["model,task,variant,metric,value", f"{base},embedded_docs,,bits_per_byte,4.0"]
     for place, one in enumerate(every):
         one.folder.mkdir(parents=True)
         write_json(one.folder / "before_after.json", {"answer_loss": {"before": 5.0, "after": 3.0 + place / 10}})
         append_jsonl(one.folder / "log.jsonl", {"step": 8, "tokens": 80, "eval_loss": 3.0})
-        lines.append(f"{one.folder},embedded_docs,bits_per_byte,{4.5 + place / 10}")
+        lines += [f"{one.folder},embedded_docs,,bits_per_byte,{4.5 + place / 10}", f"{one.folder},embedded_docs,typos,bits_per_byte,9.0"]
     (tmp_path / "out" / "evaluation").mkdir()
     write_text(tmp_path / "out" / "evaluation" / "scores.csv", "\n".join(lines))
     monkeypatch.setattr(findings, "launch", lambda *command: None)
     files = {"adapter_model.safetensors": {"sha256": "a"}}
     monkeypatch.setattr(findings, "last_manifest", lambda folder: {"step": 8, "tokens": 80, "files": files})
-    rows = findings.collect(every) + findings.evaluate(loaded, every, tmp_path / "out")
+    rows = findings.collect(loaded, every) + findings.evaluate(loaded, every, tmp_path / "out")
     found = {(row["arm"], row["against"], row["what"]): row for row in findings.compare(loaded, every, rows)}
     assert set(found) == {
         (arm, against, measure)
@@ -221,7 +227,9 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
         ({"prepare": ["run_all.py --x"]}, "`prepare` 'run_all.py --x': a command begins with a script"),
         ({"prepare": "run_pretrain.py"}, "`prepare` must be a list"),
         ({"evaluate": {"task": ["a"]}}, "`--task` on the command line is not an argument: did you mean `--tasks`"),
-        ({"script": "run_eval.py"}, "script run_eval.py: one of run_pretrain.py, run_sft.py"),
+        ({"script": "run_all.py"}, "script run_all.py: one of run_pretrain.py, run_sft.py, run_eval.py is wanted"),
+        ({"script": "run_eval.py"}, "arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing"),
+        ({"measure": ["embedded_sciense bits_per_byte"]}, "`evaluate` asks for no embedded_sciense: did you mean `embedded_science`"),
     ],
 )
 def test_a_study_that_cannot_be_right_is_refused(study, changes, message):
@@ -261,6 +269,86 @@ def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
     rows = [dict(zip(findings.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True)) for arm in loaded.arms]
     with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; there is eval_loss"):
         findings.compare(loaded, [], rows)
+
+
+def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settings, tmp_path, monkeypatch):
+    path, made = study(measure=["eval_loss", "eval_los"], evaluate={}, prepare=[]), []
+
+    def make(study, one):
+        made.append(one)
+        one.folder.mkdir(parents=True)
+        append_jsonl(one.folder / "log.jsonl", {"step": 8, "tokens": 80, "loss": 3.0, "eval_loss": 3.0})
+
+    monkeypatch.setattr(studies, "make", make)
+    with pytest.raises(Refusal, match=r"measure eval_los was not logged by whole-seed-1; there is eval_loss, loss\. What is finished stays"):
+        main(["--config", str(path), "--output_dir", str(tmp_path / "out")])
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, tmp_path, capsys, monkeypatch, bf16):
+    """By the peak of the machine while nothing is finished; of tuning when its base is there."""
+    monkeypatch.setattr(training, "peak_flops", lambda precision, device: {"bfloat16": 2e9, "float32": 1e9}[precision])
+    main(["--config", str(study(set={**STUDY["set"], "bf16": bf16})), "--output_dir", str(tmp_path / "out"), "--dry_run"])
+    flops = study_plan._of_preset("tiny", 64)[1] * 32_768
+    expected = flops / (0.4 * (2e9 if bf16 else 1e9)) / 60
+    told = capsys.readouterr().out
+    assert f"{expected:.1f} min to come (by FLOPs, at 40% of what a matrix product reaches here; starts" in told
+    parameters = study_plan._of_preset("tiny", 64)[0]
+    assert f"{(2 * 12 + 2) * parameters / 2**20:.1f} MiB" in told.splitlines()[1]  # two checkpoints of whole, and the model
+    arms = {"full": {"set": {"use_lora": False}}, "lora": {"set": {"r": 2}}, "absent": {"set": {"model_name_or_path": "runs/none"}}}
+    config = config_file(tmp_path, sft_settings, max_rows=60, max_steps=None, bf16=bf16)
+    path = study(script="run_sft.py", arms=arms, reference="full", set={}, measure="eval_loss", evaluate={}, config=str(config))
+    main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
+    full, lora, absent, *_, total, _ = capsys.readouterr().out.splitlines()[1:]
+    assert "<= 33 steps     <= 25,344 tokens" in full and "<= 33 steps     <= 25,344 tokens" in lora  # 3 x (60 - 16) // 4 steps of 4 x 192
+    assert absent.split()[1:5] == ["?"] * 4 and full.split()[7] != lora.split()[7]  # disk
+    assert "6 runs: <= 101,376 tokens, " in total and "of 2 runs nothing is known before a first one is finished" in total
+    monkeypatch.setattr(study_plan.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
+    main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
+    assert "of disk are needed and 1.0 MiB are free at " in capsys.readouterr().out.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_study_of_evaluations(base, tmp_path, capsys):
+    """Arms are ways of asking; seeds draw other items and examples. What differs without being named is refused, and there is nothing to begin from."""
+    few = {"models": [str(base)], "tasks": ["embedded_mmlu_cloze"], "limit": 8, "cpu_threads": 1}
+    raw = {
+        "title": "Examples",
+        "script": "run_eval.py",
+        "config": str(config_file(tmp_path, few)),
+        "seeds": [1, 2],
+        "reference": "none",
+        "measure": ["embedded_mmlu_cloze acc_norm"],
+        "arms": {"none": {}, "two": {"set": {"num_fewshot": [2]}}, "same": {"set": {"num_fewshot": [0]}}},
+    }
+    path, out = tmp_path / "shots.yaml", tmp_path / "out"
+    path.write_text(yaml.safe_dump(raw, sort_keys=False))
+    main(["--config", str(path), "--output_dir", str(out)])
+    rows = {row["arm"]: row for row in read_json(out / "comparison.json")}
+    assert set(rows) == {"two", "same"} and rows["same"]["seeds"] == [0.0] * 2 and rows["two"]["n"] == 2 and rows["two"]["equal"] is None
+    report = (out / "report.md").read_text()
+    assert "| two | none | embedded_mmlu_cloze acc_norm |" in report and "curves.png" not in report and "Health" not in report
+    assert "`weights` {" in report and "`limit` 8" in report and "`num_fewshot`" not in report.split("## Held equal")[1]
+    assert (out / "figures" / "differences.png").exists() and not (out / "figures" / "curves.png").exists()
+    before = (out / "results.csv").read_bytes()
+    assert before.count(b"embedded_mmlu_cloze") == 12  # acc and acc_norm, 6 runs
+    for gone in (out / "runs").glob("two-seed-2*"):
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    capsys.readouterr()
+    main(["--config", str(path), "--output_dir", str(out), "--dry_run"])
+    assert "two-seed-2                                          ?" in (told := capsys.readouterr().out) and "(by 5 finished ones)" in told
+    main(["--config", str(path), "--output_dir", str(out)])
+    assert (out / "results.csv").read_bytes() == before
+    other = read_json(out / "runs" / "same-seed-2" / "run.json")
+    write_json(out / "runs" / "same-seed-2" / "run.json", {**other, "weights": {str(base): ["0", None]}})
+    with pytest.raises(Refusal, match="same-seed-2 differs from none-seed-2 in what the study does not name: weights"):
+        main(["--config", str(path), "--output_dir", str(out)])
+    path.write_text(yaml.safe_dump({**raw, "measure": ["acc"]}))
+    with pytest.raises(Refusal, match="measure acc was not logged by none, seed 1; there is embedded_mmlu_cloze acc, embedded_mmlu_cloze acc_norm"):
+        write_json(out / "runs" / "same-seed-2" / "run.json", other)
+        main(["--config", str(path), "--output_dir", str(out)])
 
 
 def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch):
