@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import checkpoints, publishing, pulling, training
+    from llama_lite import block_attention, checkpoints, publishing, pulling, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores
     from llama_lite.fused_loss import fuse
     from llama_lite.hub import reference
@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
 
     precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
-    fused = run_args.fused_loss and training_args.device.type == "cpu"
+    on_cpu = training_args.device.type == "cpu"
+    fused, blocks = run_args.fused_loss and on_cpu, run_args.block_attention and on_cpu
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
 
     # ---- Plan without touching anything ----
@@ -135,7 +136,11 @@ def main(argv: list[str] | None = None) -> None:
             {
                 "hardware": hardware(),
                 "packages": package_versions(),
-                "switches": {"compile_layers": run_args.compile_layers, "attention": config._attn_implementation, "fused_loss": fused},
+                "switches": {
+                    "compile_layers": run_args.compile_layers,
+                    "attention": block_attention.NAME if blocks else config._attn_implementation,
+                    "fused_loss": fused,
+                },
                 "code_revision": code_revision(),
             },
         )
@@ -162,6 +167,8 @@ def main(argv: list[str] | None = None) -> None:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         if fused:
             fuse(model)
+        if blocks:
+            block_attention.use_blocks(model)
         if run_args.compile_layers:
             compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:

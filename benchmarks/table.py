@@ -36,7 +36,8 @@ def table() -> str:
     names["nanogpt"] = "that loop, whole model compiled (nanoGPT, litgpt)"
     for way, name in names.items():
         row(f"speed, against {name}", lambda shape, way=way: f"{shape['ours_to'][way]:.2f}x")
-    for switch, flag in {"fused loss": "fused_loss", "compiled layers": "compile_layers", "kept memory": "keep_memory"}.items():
+    flags = {"fused loss": "fused_loss", "attention in blocks": "block_attention", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
+    for switch, flag in flags.items():
         row(f"speed, against ours without `--{flag}`", lambda shape, switch=switch: f"{shape['switch_gives'][switch]:.2f}x")
     row("share of what the matrix products alone allow", lambda shape: f"{100 * shape['share_of_ceiling']:.0f} %")
     row("two processes, against one on the same two cores", lambda shape: f"{shape['two_processes_to_one']:.2f}x")

@@ -50,7 +50,7 @@ SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
     "124m, 4 layers": (shaped("124m", num_hidden_layers=4), 2, 1024, 2),
     "124m": (shaped("124m"), 8, 1024, 1),
 }
-SWITCHES = {"fused loss": "fused_loss", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
+SWITCHES = {"fused loss": "fused_loss", "attention in blocks": "block_attention", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
 
 
 class Pace(TrainerCallback):

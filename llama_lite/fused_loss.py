@@ -21,7 +21,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         wanted = any(ctx.needs_input_grad[:2])
         losses = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if wanted else None
-        grad_weight = torch.zeros_like(weight) if wanted else None
+        grad_weight = None
         for some, target, grad in _rows(HELD // weight.shape[0], inputs, labels, grad_hidden):
             logits = some @ outputs.T
             for part, place in _rows(CACHED // weight.shape[0], logits, target):
@@ -35,7 +35,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                     part.copy_(exact.mul_(share / mass).scatter_add_(1, place, -share))
             if wanted:
                 grad.copy_(logits @ outputs)
-                grad_weight += logits.T @ some
+                of_weight = logits.T @ some
+                grad_weight = of_weight.to(weight.dtype) if grad_weight is None else grad_weight.add_(of_weight)
         if wanted:
             ctx.save_for_backward(grad_hidden, grad_weight)
         return losses / count

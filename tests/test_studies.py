@@ -16,6 +16,7 @@ from conftest import ROOT, config_file
 from llama_lite import findings, studies, study_plan, training
 from llama_lite.arguments import Refusal
 from llama_lite.runs import append_jsonl, read_json, write_json, write_text
+from model_card import study as report
 from model_card.study import line_of
 from run_study import main
 
@@ -392,6 +393,23 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
             Refusal, match=r"everything-at-4-seed-1 differs from whole-seed-1 in what the study does not name: (learning_rate|data|packages)"
         ):
             findings.held_equal(loaded, every)
+
+
+def test_curves_of_seeds_meet_at_steps(monkeypatch):
+    """Seeds of a tuning have read other numbers of tokens at a step: it is drawn at their mean."""
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    arms = [{"name": name, "at": None, "source": None, "against": "a"} for name in "ab"]
+    rows = [
+        dict(zip(findings.RUN_COLUMNS, (name, "", seed, step, 1e6 * (step + seed), "eval_loss", 3.0 + (name == "b")), strict=True))
+        for name in "ab"
+        for seed in (1, 2)
+        for step in (10, 20)
+    ]
+    report.curves({"arms": arms}, rows, [{"arm": "b", "at": None, "unit": "nats"}], Path("unused"))
+    top, bottom = drawn[0].axes
+    assert [list(line.get_xdata()) for line in top.lines] == [[11.5, 21.5]] * 2
+    assert list(bottom.lines[0].get_ydata()) == [1.0, 1.0]
 
 
 def test_recovery_is_the_step_from_which_the_excess_stays_small():

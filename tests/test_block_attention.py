@@ -1,0 +1,93 @@
+"""Attention in blocks is scaled_dot_product_attention: value and gradients, whatever the context's length, with shared keys, in float32 and bfloat16."""
+
+import copy
+import json
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM
+
+from llama_lite import block_attention
+from llama_lite.plan import load_model_config
+
+
+def tensors(context: int, dtype=torch.float32) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(2, 3, context, 16).to(dtype).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("context, size", [(2, 128), (37, 8), (64, 16), (64, 64)])
+def test_values_and_gradients_are_those_of_torch(context, size):
+    inputs, weights = tensors(context), torch.randn(2, 3, context, 16)
+    found = []
+    for made in (scaled_dot_product_attention(*inputs, is_causal=True), block_attention.BlockAttention.apply(*inputs, 0.25, size)):
+        found.append((made, *torch.autograd.grad(made, inputs, weights)))
+    for expected, ours in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_eager_attention():
+    inputs, weights = tensors(96, torch.bfloat16), torch.randn(2, 3, 96, 16, dtype=torch.float64)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    truth = scaled_dot_product_attention(*exact, is_causal=True)
+    truth = (truth, *torch.autograd.grad(truth, exact, weights))
+    later = torch.ones(96, 96, dtype=torch.bool).triu(1)
+    eager = ((inputs[0] @ inputs[1].transpose(2, 3)) * 0.25).masked_fill(later, -torch.inf).float().softmax(3).bfloat16() @ inputs[2]
+    errors = []
+    for made in (eager, block_attention.BlockAttention.apply(*inputs, 0.25, 32)):
+        made = (made, *torch.autograd.grad(made, inputs, weights.bfloat16()))
+        errors.append([float((ours.double() - exactly).norm() / exactly.norm()) for ours, exactly in zip(made, truth, strict=True)])
+    assert all(ours < 1.2 * plain < 0.02 for plain, ours in zip(*errors, strict=True)), errors
+
+
+def test_nothing_of_context_times_context_is_kept():
+    inputs, sizes = tensors(256), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
+        block_attention.BlockAttention.apply(*inputs, 0.25, 64)
+    assert sorted(sizes) == [2 * 3 * 256] + [2 * 3 * 256 * 16] * 4
+
+
+@pytest.fixture
+def pair():
+    """(model as it comes, the same one with blocks), with two query heads for each key."""
+    torch.manual_seed(0)
+    config = load_model_config("tiny")
+    config.num_key_value_heads = config.num_attention_heads // 2
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    ours = copy.deepcopy(plain)
+    block_attention.use_blocks(ours)
+    return plain, ours
+
+
+def test_a_model_learns_the_same(pair, monkeypatch):
+    used, original = [], block_attention.BlockAttention.apply
+    monkeypatch.setattr(block_attention.BlockAttention, "apply", lambda *given: used.append(given) or original(*given))
+    monkeypatch.setattr(block_attention, "EAGER", 8)
+    ids = torch.randint(0, pair[0].config.vocab_size, (2, 33))
+    losses = [model(input_ids=ids, labels=ids).loss for model in pair]
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
+    for plain, ours in zip(pair[0].parameters(), pair[1].parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-7)
+    assert len(used) == pair[0].config.num_hidden_layers
+
+
+def test_what_is_no_whole_causal_context_or_not_trained_is_left_to_torch(pair, monkeypatch):
+    monkeypatch.setattr(block_attention.BlockAttention, "apply", lambda *given: pytest.fail("blocks"))
+    plain, ours = pair
+    ids = torch.randint(0, plain.config.vocab_size, (2, 9))
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    torch.testing.assert_close(ours(ids, attention_mask=mask).logits, plain(ids, attention_mask=mask).logits)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, plain(ids).logits)
+    wanted = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(ours.generate(ids, **wanted), plain.generate(ids, **wanted))
+
+
+def test_a_saved_model_knows_nothing_of_it(pair, tmp_path):
+    pair[1].save_pretrained(tmp_path)
+    assert block_attention.NAME not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
