@@ -65,6 +65,8 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     whole = attention_mask is None and query.shape[2] == key.shape[2] > 1 and not dropout and query.device.type == "cpu"
     if not (whole and torch.is_grad_enabled()):
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    if torch.is_autocast_enabled("cpu"):  # rotated queries can be float32 under FSDP2; torch's attention would round them, too
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     groups = query.shape[1] // key.shape[1]
     size = COMPILED if torch.compiler.is_compiling() else EAGER
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling

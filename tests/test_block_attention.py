@@ -74,6 +74,15 @@ def test_a_model_learns_the_same(pair, monkeypatch):
     assert len(used) == pair[0].config.num_hidden_layers
 
 
+def test_under_autocast_all_inputs_are_rounded():
+    """Rotated queries and keys can be float32 where values are not."""
+    query, key, value = tensors(12)
+    with torch.autocast("cpu", torch.bfloat16):
+        made, _ = block_attention.attention(None, query, key, value.bfloat16(), None)
+    made.sum().backward()
+    assert made.dtype == torch.bfloat16 and query.grad.dtype == torch.float32 and made.shape == (2, 12, 3, 16)
+
+
 def test_what_is_no_whole_causal_context_or_not_trained_is_left_to_torch(pair, monkeypatch):
     monkeypatch.setattr(block_attention.BlockAttention, "apply", lambda *given: pytest.fail("blocks"))
     plain, ours = pair
