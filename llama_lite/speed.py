@@ -1,6 +1,6 @@
 """Settings that make the same mathematics faster: memory that stays with the process, compiled layers. Each falls back, and says so.
 
-The third of them, output layer and loss in one, is fused_loss.py. What each gives is measured by benchmarks/train.py.
+The others: output layer and loss in one (fused_loss.py), attention in blocks (block_attention.py). What each gives is measured by benchmarks/train.py.
 """
 
 import ctypes
