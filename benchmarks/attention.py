@@ -1,17 +1,10 @@
 """Attention alone, forward and backward, in bfloat16: torch's against ours in blocks, as it is and compiled. The blocks' sizes are chosen by this.
 
-python benchmarks/attention.py
+python -m benchmarks.attention
 """
 
 import statistics
-import sys
 import time
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-import llama_lite  # noqa: F401 (huge pages: read when torch is imported)
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
