@@ -267,6 +267,13 @@ def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_pat
     assert len(run_blocks(adapter, tmp_path / "of-adapter")) == 2 and len(run_blocks(merged, tmp_path / "of-merged")) >= 1
 
 
+def test_what_a_person_wrote_outlives_a_card_that_cannot_be_made():
+    """One that is made while a run goes on beyond its records says only what is wrong with them."""
+    written = f"# A card\n\n{card.YOURS[0]}\nMine.\n{card.YOURS[1]}\n"
+    between = card.renew("No card can be made: why\n", written)
+    assert "No card can be made" in between and "Mine." in card.renew("\n".join(["# Another", *card.YOURS]), between)
+
+
 def test_a_card_with_scores_keeps_them_when_the_run_publishes_again(hub, pretrain, tmp_path):
     repo = f"org/kept-{len(hub.repos)}"
     run = pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60)
