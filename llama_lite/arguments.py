@@ -154,9 +154,7 @@ class RunArguments(CommonRunArguments):
     fused_loss: bool = arg(
         True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, no slower, the same loss)."
     )
-    block_attention: bool = arg(
-        True, "On a CPU, attend in blocks of queries, as large matrix products (faster; the same mathematics, and no more memory)."
-    )
+    block_attention: bool = arg(True, "On a CPU, attend in blocks of queries, as large matrix products (faster; the same mathematics).")
     compile_layers: bool = arg(
         False, "Compile the decoder layers (some 20 s more at the first start, then cached; faster steps, less memory). Evaluations are not compiled."
     )
