@@ -11,7 +11,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 NAME = "blocks"
-EAGER, COMPILED = 128, 256  # queries of a block: the fastest at a context of 1,024 and no more than 18 % behind below (benchmarks/attention.py)
+EAGER, COMPILED = 128, 256  # queries of a block; by benchmarks/attention.py, compiled for the longest context there
 
 
 class BlockAttention(torch.autograd.Function):
