@@ -3,6 +3,7 @@
 python -m benchmarks.attention
 """
 
+import itertools
 import statistics
 import time
 
@@ -19,11 +20,11 @@ def main() -> None:
     keep_memory()
     for shape in SHAPES:
         inputs = [torch.randn(shape).bfloat16().requires_grad_() for _ in range(3)]
-        gradient, scaling = torch.randn(shape).bfloat16(), shape[3] ** -0.5
+        gradient = torch.randn(shape).bfloat16()
         ways = {"torch": lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True)}
-        for size in (128, 256):
-            ways[f"blocks of {size}"] = lambda q, k, v, size=size, scaling=scaling: BlockAttention.apply(q, k, v, scaling, size)
-            ways[f"blocks of {size}, compiled"] = torch.compile(ways[f"blocks of {size}"], dynamic=False)
+        for size, compiled in itertools.product((128, 256), (False, True)):
+            settings = shape[3] ** -0.5, size, compiled
+            ways[f"blocks of {size}{', compiled' * compiled}"] = lambda q, k, v, settings=settings: BlockAttention.apply(q, k, v, *settings)
         seconds = {way: [] for way in ways}
         for turn in range(12):
             for way, attend in ways.items():

@@ -2,8 +2,11 @@
 
 The same mathematics as torch's scaled_dot_product_attention, in another order of additions; as in transformers' `eager` attention the scores are
 rounded to the inputs' format, and the softmax is computed in float32. Nothing of the size of context x context is kept: the backward pass makes the
-scores again. Compiled layers fuse what lies between the products.
+scores again. Both passes are operators to whoever compiles a layer around them: it would see that they make the same scores, and keep them. What lies
+between their products is fused by compiling each pass on its own.
 """
+
+import functools
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -15,44 +18,108 @@ EAGER, COMPILED = 128, 256  # queries of a block; by benchmarks/attention.py, co
 
 
 class BlockAttention(torch.autograd.Function):
-    """(query, key, value [batch, heads, context, width], scaling, queries of a block) -> [batch, heads, context, width]."""
+    """(query, key, value [batch, heads, context, width], scaling, queries of a block, compile it) -> the shape of query.
+
+    Keys and values can have fewer heads, each shared by as many of the query's.
+    """
 
     @staticmethod
-    def forward(ctx, query, key, value, scaling, size):
-        shape = query.shape
-        query, key, value = (tensor.reshape(-1, *shape[2:]) for tensor in (query * scaling, key, value))
-        output = torch.empty_like(query)
-        mass = torch.empty(*query.shape[:2], 1, dtype=torch.float32, device=query.device)  # log of the scores' exponentials' sum
-        for begin in range(0, shape[2], size):
-            end = min(begin + size, shape[2])
-            scores = torch.bmm(query[:, begin:end], key[:, :end].transpose(1, 2)).float()
-            scores[:, :, begin:].masked_fill_(_later(end - begin, scores.device), -torch.inf)
-            top = scores.amax(2, keepdim=True)
-            shares = scores.sub_(top).exp_()
-            total = shares.sum(2, keepdim=True)
-            mass[:, begin:end] = top + total.log()
-            output[:, begin:end] = torch.bmm(shares.to(value.dtype), value[:, :end]) / total
+    def forward(ctx, query, key, value, scaling, size, compiled=False):
+        output, mass = attend(query, key, value, scaling, size, compiled)
         ctx.save_for_backward(query, key, value, output, mass)
-        ctx.shape, ctx.scaling, ctx.size = shape, scaling, size
-        return output.view(shape)
+        ctx.settings = scaling, size, compiled
+        return output
 
     @staticmethod
     def backward(ctx, gradient):
-        query, key, value, output, mass = ctx.saved_tensors
-        gradient = gradient.to(query.dtype).reshape(query.shape)
-        inner = (gradient.float() * output.float()).sum(2, keepdim=True)
-        of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(value, dtype=torch.float32)
-        for begin in range(0, query.shape[1], ctx.size):
-            end = min(begin + ctx.size, query.shape[1])
-            own, given = query[:, begin:end], gradient[:, begin:end]
-            shares = torch.bmm(own, key[:, :end].transpose(1, 2)).float().sub_(mass[:, begin:end]).exp_()
-            shares[:, :, begin:].masked_fill_(_later(end - begin, shares.device), 0)
-            of_value[:, :end] += torch.bmm(shares.to(given.dtype).transpose(1, 2), given)
-            of_scores = torch.bmm(given, value[:, :end].transpose(1, 2)).float().sub_(inner[:, begin:end]).mul_(shares).to(own.dtype)
-            of_query[:, begin:end] = torch.bmm(of_scores, key[:, :end])
-            of_key[:, :end] += torch.bmm(of_scores.transpose(1, 2), own)
-        of_key, of_value = of_key.to(key.dtype), of_value.to(value.dtype)
-        return (of_query * ctx.scaling).view(ctx.shape), of_key.view(ctx.shape), of_value.view(ctx.shape), None, None
+        return *differentiate(gradient, *ctx.saved_tensors, *ctx.settings), None, None, None
+
+
+@torch.library.custom_op("llama_lite::attend", mutates_args=())
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, size: int, compiled: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output, in memory as [batch, context, heads, width], and the logarithm of the sum of a query's exponentials [batch * heads, context, 1]."""
+    with torch.no_grad():
+        return (_compiled(_attend) if compiled else _attend)(query, key, value, scaling, size)
+
+
+@torch.library.custom_op("llama_lite::differentiate", mutates_args=())
+def differentiate(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    mass: torch.Tensor,
+    scaling: float,
+    size: int,
+    compiled: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients of query, key and value."""
+    with torch.no_grad():
+        return (_compiled(_differentiate) if compiled else _differentiate)(gradient, query, key, value, output, mass, scaling, size)
+
+
+@attend.register_fake
+def _(query, key, value, scaling, size, compiled):
+    return _empty(query), query.new_empty(query.shape[0] * query.shape[1], query.shape[2], 1, dtype=torch.float32)
+
+
+@differentiate.register_fake
+def _(gradient, query, key, value, output, mass, scaling, size, compiled):
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value))
+
+
+@functools.cache
+def _compiled(function):
+    return torch.compile(function, dynamic=False)
+
+
+def _attend(query, key, value, scaling, size):
+    output = _empty(query)
+    query, key, value = _by_head(query * scaling, key, value, heads=query.shape[1])
+    mass = torch.empty(*query.shape[:2], 1, dtype=torch.float32, device=query.device)
+    for begin in range(0, query.shape[1], size):
+        end = min(begin + size, query.shape[1])
+        scores = torch.bmm(query[:, begin:end], key[:, :end].transpose(1, 2)).float()
+        scores[:, :, begin:].masked_fill_(_later(end - begin, scores.device), -torch.inf)
+        top = scores.amax(2, keepdim=True)
+        shares = scores.sub_(top).exp_()
+        total = shares.sum(2, keepdim=True)
+        mass[:, begin:end] = top + total.log()
+        output[:, :, begin:end] = (torch.bmm(shares.to(value.dtype), value[:, :end]) / total).view(*output.shape[:2], end - begin, -1)
+    return output, mass
+
+
+def _differentiate(gradient, query, key, value, output, mass, scaling, size):
+    batch, heads, context, width = query.shape
+    shared = batch, key.shape[1], -1, context, width
+    query, key, value, output, gradient = _by_head(query * scaling, key, value, output, gradient.to(query.dtype), heads=heads)
+    inner = (gradient.float() * output.float()).sum(2, keepdim=True)
+    of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(value, dtype=torch.float32)
+    for begin in range(0, query.shape[1], size):
+        end = min(begin + size, query.shape[1])
+        own, given = query[:, begin:end], gradient[:, begin:end]
+        shares = torch.bmm(own, key[:, :end].transpose(1, 2)).float().sub_(mass[:, begin:end]).exp_()
+        shares[:, :, begin:].masked_fill_(_later(end - begin, shares.device), 0)
+        of_value[:, :end] += torch.bmm(shares.to(given.dtype).transpose(1, 2), given)
+        of_scores = torch.bmm(given, value[:, :end].transpose(1, 2)).float().sub_(inner[:, begin:end]).mul_(shares).to(own.dtype)
+        of_query[:, begin:end] = torch.bmm(of_scores, key[:, :end])
+        of_key[:, :end] += torch.bmm(of_scores.transpose(1, 2), own)
+    of_key, of_value = (made.view(shared).sum(2).to(query.dtype) for made in (of_key, of_value))
+    return (of_query * scaling).view(batch, heads, context, width), of_key, of_value
+
+
+def _by_head(*tensors, heads):
+    """[batch, heads or fewer, context, width] -> [batch * heads, context, width]."""
+    return (repeat_kv(tensor, heads // tensor.shape[1]).reshape(-1, *tensor.shape[2:]) for tensor in tensors)
+
+
+def _empty(query):
+    """Room for an output, which the layer's next product then reads without a copy."""
+    batch, heads, context, width = query.shape
+    return query.new_empty(batch, context, heads, width).transpose(1, 2)
 
 
 def _later(size: int, device) -> torch.Tensor:
@@ -67,10 +134,9 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if torch.is_autocast_enabled("cpu"):  # rotated queries can be float32 under FSDP2; torch's attention would round them, too
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    groups = query.shape[1] // key.shape[1]
-    size = COMPILED if torch.compiler.is_compiling() else EAGER
+    compiled = torch.compiler.is_compiling()
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
-    output = BlockAttention.apply(query, repeat_kv(key, groups), repeat_kv(value, groups), scaling, size)
+    output = BlockAttention.apply(query, key, value, scaling, COMPILED if compiled else EAGER, compiled)
     return output.transpose(1, 2), None
 
 

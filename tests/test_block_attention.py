@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
-from llama_lite import block_attention
+from llama_lite import block_attention, speed
 from llama_lite.plan import load_model_config
 
 
@@ -37,15 +37,34 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_eager_attention():
     errors = []
     for made in (eager, block_attention.BlockAttention.apply(*inputs, 0.25, 32)):
         made = (made, *torch.autograd.grad(made, inputs, weights.bfloat16()))
-        errors.append([float((ours.double() - exactly).norm() / exactly.norm()) for ours, exactly in zip(made, truth, strict=True)])
+        with torch.no_grad():
+            errors.append([float((ours.double() - exactly).norm() / exactly.norm()) for ours, exactly in zip(made, truth, strict=True)])
     assert all(ours < 1.2 * plain < 0.02 for plain, ours in zip(*errors, strict=True)), errors
 
 
+def kept(forward) -> list[int]:
+    """Bytes of the tensors that a forward pass keeps for the backward one."""
+    sizes = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.update({tensor.data_ptr(): tensor.nbytes}) or tensor, lambda tensor: tensor):
+        forward()
+    return sorted(sizes.values())
+
+
 def test_nothing_of_context_times_context_is_kept():
-    inputs, sizes = tensors(256), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor):
-        block_attention.BlockAttention.apply(*inputs, 0.25, 64)
-    assert sorted(sizes) == [2 * 3 * 256] + [2 * 3 * 256 * 16] * 4
+    inputs = tensors(256)
+    assert kept(lambda: block_attention.BlockAttention.apply(*inputs, 0.25, 64)) == [4 * 2 * 3 * 256] + [4 * 2 * 3 * 256 * 16] * 4
+
+
+@pytest.mark.slow
+def test_a_compiled_layer_keeps_no_more_than_with_attention_of_torch(pair):
+    ids, sizes = torch.randint(0, pair[0].config.vocab_size, (1, 512)), []
+    for model in pair:
+        torch.compiler.reset()
+        speed.compile_layers(model, torch.device("cpu"))
+        with torch.autocast("cpu", torch.bfloat16):
+            sizes.append(sum(kept(lambda model=model: model.model(ids))))
+    torch.compiler.reset()
+    assert sizes[1] <= 1.01 * sizes[0], sizes
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import torch
 from conftest import log_of, same_tensors, tensors_of
 
 from llama_lite.arguments import Refusal
-from llama_lite.runs import Interrupted, Unhealthy, read_json, read_jsonl
+from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl
 
 
 def reference(config, tokens, block_size, windows_per_step, steps, peak, warmup, decay, clip):
@@ -101,7 +101,10 @@ def interrupt(pretrain, folder, step, monkeypatch, **changes):
 def test_a_stopped_run_ends_as_the_one_that_was_not(pretrain, whole_run, tmp_path, monkeypatch, step):
     interrupt(pretrain, tmp_path / "run", step, monkeypatch)
     assert read_json(tmp_path / "run" / "status.json") | {"reason": ""} == {"code": 75, "reason": "", "status": "interrupted", "step": step}
+    ended, log = [], RunFolder.log
+    monkeypatch.setattr(RunFolder, "log", lambda self, record: ended.append((self.path / "status.json").exists()) or log(self, record))
     run = pretrain(tmp_path / "run")
+    assert ended and not any(ended)  # a run that goes on has not ended, whatever its last end was
     assert log_of(run) == log_of(whole_run)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert same_tensors(run / "checkpoint-12" / name, whole_run / "checkpoint-12" / name), name
