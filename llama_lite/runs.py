@@ -21,6 +21,7 @@ from pathlib import Path
 
 from .arguments import Refusal
 
+FIRST_WORD = 30.0  # seconds in which rank 0 ends with the same refusal, or has none
 EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "interrupted": 75}
 RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
@@ -275,27 +276,40 @@ def agree(error: BaseException | None) -> None:
             raise other if status_of(other) else RuntimeError(f"rank {rank} failed: {other}")
 
 
+def _have_met() -> bool:
+    """Whether the processes of a launch have a group."""
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
+
+
 def exit_with_status(main) -> None:
-    """Run a script's `main()` and end the process as the module's docstring says; a refusal is one paragraph."""
+    """Run a script's `main()` and end the process as the module's docstring says; a refusal is one paragraph.
+
+    torchrun kills the others when one process ends: where they have not met yet, rank 0, which says why, goes first.
+    """
     code = 0
     try:
         main()
     except (Refusal, Unhealthy, Interrupted) as error:
         code = EXIT_CODES[status_of(error)]
-        if RANK == 0:
+        if RANK > 0 and not _have_met():
+            time.sleep(FIRST_WORD)
+        if RANK == 0 or not _have_met():
             print(f"\n{status_of(error)}: {error}", file=sys.stderr, flush=True)
     except SystemExit as error:
         code = error.code or 0
     except BaseException:
         traceback.print_exc()
         code = 1
-    if "torch" in sys.modules:
+    if _have_met():
         import torch.distributed as dist
 
-        if dist.is_available() and dist.is_initialized():
-            if code in EXIT_CODES.values():
-                dist.barrier()
-            dist.destroy_process_group()
+        if code in EXIT_CODES.values():
+            dist.barrier()
+        dist.destroy_process_group()
     sys.stdout.flush()
     if WORLD_SIZE > 1:
         sys.stderr.flush()

@@ -1,8 +1,13 @@
 """Records that survive a crash, one owner of a folder, and how each end is told."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 
 from llama_lite.arguments import Refusal
 from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl, worker_pool, write_json
@@ -36,6 +41,29 @@ def test_each_end_is_told(tmp_path, error, status, code):
         pass
     assert read_json(tmp_path / "run/status.json") == {"status": status, "code": code, "step": 7, "reason": str(error or "")}
     assert read_jsonl(tmp_path / "run/events.jsonl")[-1]["event"] == status
+
+
+REFUSES = """
+import sys, time
+from llama_lite import runs
+from llama_lite.arguments import Refusal
+
+runs.FIRST_WORD = float(sys.argv[1])
+
+def main():
+    time.sleep(5 * (runs.RANK == 0))
+    raise Refusal(f"no text on rank {runs.RANK}")
+
+runs.exit_with_status(main)
+"""
+
+
+@pytest.mark.parametrize("first_word, rank", [(30, 0), (0, 1)])
+def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path, first_word, rank):
+    (tmp_path / "refuses.py").write_text(REFUSES)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "refuses.py")]
+    done = subprocess.run([*launch, str(first_word)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and re.findall("refused: no text on rank (.)", done.stderr) == [str(rank)], done.stderr
 
 
 def test_a_crash_leaves_the_last_status(tmp_path):
