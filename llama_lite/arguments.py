@@ -156,7 +156,7 @@ class RunArguments(CommonRunArguments):
     )
     block_attention: bool = arg(True, "On a CPU, attend in blocks of queries, as large matrix products (faster; the same mathematics).")
     compile_layers: bool = arg(
-        False, "Compile the decoder layers (some 20 s more at the first start, then cached; faster steps, less memory). Evaluations are not compiled."
+        False, "Compile the decoder layers (some 25 s more at the first start, then cached; faster steps, less memory). Evaluations are not compiled."
     )
     plan_launch: str | None = arg(None, "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.")
     plan_mfu: float = arg(40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted.")
