@@ -2,8 +2,8 @@
 
 The same mathematics as torch's scaled_dot_product_attention, in another order of additions; as in transformers' `eager` attention the scores are
 rounded to the inputs' format, and the softmax is computed in float32. Nothing of the size of context x context is kept: the backward pass makes the
-scores again. Both passes are operators to whoever compiles a layer around them: it would see that they make the same scores, and keep them. What lies
-between their products is fused by compiling each pass on its own.
+scores again. A compiler that saw both passes in its layer would find the same scores in them and keep these after all: to it they are two operators,
+and what lies between the products is fused by compiling each pass on its own.
 """
 
 import functools
@@ -40,8 +40,7 @@ def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, size: int, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The output, in memory as [batch, context, heads, width], and the logarithm of the sum of a query's exponentials [batch * heads, context, 1]."""
-    with torch.no_grad():
-        return (_compiled(_attend) if compiled else _attend)(query, key, value, scaling, size)
+    return (_compiled(_attend) if compiled else _attend)(query, key, value, scaling, size)
 
 
 @torch.library.custom_op("llama_lite::differentiate", mutates_args=())
@@ -57,8 +56,7 @@ def differentiate(
     compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of query, key and value."""
-    with torch.no_grad():
-        return (_compiled(_differentiate) if compiled else _differentiate)(gradient, query, key, value, output, mass, scaling, size)
+    return (_compiled(_differentiate) if compiled else _differentiate)(gradient, query, key, value, output, mass, scaling, size)
 
 
 @attend.register_fake

@@ -42,6 +42,16 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_eager_attention():
     assert all(ours < 1.2 * plain < 0.02 for plain, ours in zip(*errors, strict=True)), errors
 
 
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_operators_are_what_they_tell_a_compiler(compiled):
+    """Shapes and layout in memory, above all: code that is compiled around a wrong one reads other numbers."""
+    query, key, value = (torch.randn(2, 12, heads, 16).transpose(1, 2) for heads in (4, 2, 2))
+    settings = 0.25, 8, compiled
+    torch.library.opcheck(block_attention.attend, (query, key, value, *settings))
+    output, mass = block_attention.attend(query, key, value, *settings)
+    torch.library.opcheck(block_attention.differentiate, (torch.randn_like(output), query, key, value, output, mass, *settings))
+
+
 def kept(forward) -> list[int]:
     """Bytes of the tensors that a forward pass keeps for the backward one."""
     sizes = {}
