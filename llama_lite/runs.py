@@ -243,12 +243,21 @@ def status_of(error: BaseException) -> str | None:
     return None
 
 
-def on_main(function, *args):
-    """Run `function` on rank 0 alone; every rank returns its result, or raises what it raised."""
+def _have_met() -> bool:
+    """Whether the processes of a launch have a group."""
+    if "torch" not in sys.modules:
+        return False
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
+    return dist.is_available() and dist.is_initialized()
+
+
+def on_main(function, *args):
+    """Run `function` on rank 0 alone; every rank returns its result, or raises what it raised."""
+    if not _have_met():
         return function(*args)
+    import torch.distributed as dist
+
     box = [None, None]
     if RANK == 0:
         try:
@@ -263,10 +272,10 @@ def on_main(function, *args):
 
 def agree(error: BaseException | None) -> None:
     """Raise on every rank when any of them failed, so that none waits for a rank that is gone."""
-    import torch.distributed as dist
-
     errors = [error]
-    if dist.is_available() and dist.is_initialized():
+    if _have_met():
+        import torch.distributed as dist
+
         errors = [None] * WORLD_SIZE
         dist.all_gather_object(errors, error if error is None or status_of(error) else RuntimeError(repr(error)))
     if error is not None:
@@ -274,15 +283,6 @@ def agree(error: BaseException | None) -> None:
     for rank, other in enumerate(errors):
         if other is not None:
             raise other if status_of(other) else RuntimeError(f"rank {rank} failed: {other}")
-
-
-def _have_met() -> bool:
-    """Whether the processes of a launch have a group."""
-    if "torch" not in sys.modules:
-        return False
-    import torch.distributed as dist
-
-    return dist.is_available() and dist.is_initialized()
 
 
 def exit_with_status(main) -> None:
@@ -298,7 +298,7 @@ def exit_with_status(main) -> None:
         if RANK > 0 and not _have_met():
             time.sleep(FIRST_WORD)
         if RANK == 0 or not _have_met():
-            print(f"\n{status_of(error)}: {error}", file=sys.stderr, flush=True)
+            print(f"\n{f'rank {RANK}, ' if RANK else ''}{status_of(error)}: {error}", file=sys.stderr, flush=True)
     except SystemExit as error:
         code = error.code or 0
     except BaseException:

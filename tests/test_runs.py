@@ -52,18 +52,18 @@ runs.FIRST_WORD = float(sys.argv[1])
 
 def main():
     time.sleep(5 * (runs.RANK == 0))
-    raise Refusal(f"no text on rank {runs.RANK}")
+    raise Refusal("no text")
 
 runs.exit_with_status(main)
 """
 
 
-@pytest.mark.parametrize("first_word, rank", [(30, 0), (0, 1)])
-def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path, first_word, rank):
+@pytest.mark.parametrize("first_word, said", [(30, "refused: no text"), (0, "rank 1, refused: no text")])
+def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path, first_word, said):
     (tmp_path / "refuses.py").write_text(REFUSES)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "refuses.py")]
     done = subprocess.run([*launch, str(first_word)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and re.findall("refused: no text on rank (.)", done.stderr) == [str(rank)], done.stderr
+    assert done.returncode == 1 and re.findall(".*refused: .*", done.stderr) == [said], done.stderr
 
 
 def test_a_crash_leaves_the_last_status(tmp_path):
