@@ -173,7 +173,7 @@ def init_folder(run, init_from: str, config) -> Path:
 
 
 def _new_run(run, record: dict) -> None:
-    """`run.json` of a run's first start; one that began on the Hub keeps its id. How it ended before is no longer how it ends."""
+    """`run.json` of a run's first start; one that began on the Hub keeps its id. The `status.json` of an end before this start goes."""
     (run.path / "status.json").unlink(missing_ok=True)
     there = read_json(run.path / "run.json") or {}
     if "identity" not in there:

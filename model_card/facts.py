@@ -360,8 +360,9 @@ class Facts:
     def limits(self) -> list[str]:
         """What the records say against the model."""
         r, said = self.r, []
-        if r.step is None and r.status and not self.finished:
-            said.append(f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({r.status['status']}).")
+        if r.step is None and not self.finished:
+            how = r.status.get("status", "it goes on, or ended without a word")
+            said.append(f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({how}).")
         events = {event["event"]: event for event in reversed(r.events)}
         if found := events.get("saturated"):
             slope = spread({"value": found["slope"], "low": found["low"], "high": found["high"]}, 4, "+")

@@ -191,6 +191,17 @@ def test_metadata_that_the_hub_would_reject_is_refused_before_training(pretrain,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("status, how", [({"status": "interrupted"}, "interrupted"), (None, "it goes on, or ended without a word")])
+def test_a_run_that_is_not_finished_says_so(documented, tmp_path, status, how):
+    place = tmp_path / "run"
+    shutil.copytree(documented["run"], place)
+    assert "not finished" not in card.render(card.read(place), None)
+    (place / "status.json").unlink()
+    if status:
+        write_json(place / "status.json", status)
+    assert f"The run is not finished: it stands at step 12 of 12 ({how})." in card.render(card.read(place), None)
+
+
 # ---- what is kept ----
 
 
@@ -268,7 +279,7 @@ def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_pat
 
 
 def test_what_a_person_wrote_outlives_a_card_that_cannot_be_made():
-    """One that is made while a run goes on beyond its records says only what is wrong with them."""
+    """Where records contradict each other it says only what is wrong with them."""
     written = f"# A card\n\n{card.YOURS[0]}\nMine.\n{card.YOURS[1]}\n"
     between = card.renew("No card can be made: why\n", written)
     assert "No card can be made" in between and "Mine." in card.renew("\n".join(["# Another", *card.YOURS]), between)
