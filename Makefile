@@ -2,12 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test clean
+.PHONY: demo demo-long test clean
 
 demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it, tune it on instructions, evaluate both; stop it at any moment and type it again
-	$(BIN)/accelerate launch run_pretrain.py --config configs/pretrain/demo.yaml
-	$(BIN)/accelerate launch run_sft.py --config configs/sft/demo.yaml
-	$(BIN)/python run_eval.py --config configs/eval/demo.yaml
+	@$(BIN)/python -m llama_lite.demo
+
+demo-long: .venv/installed  ## the same with a larger model and twice as many tokens
+	@$(BIN)/python -m llama_lite.demo --long
 
 test: .venv/tested  ## lint, format check, every test
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from llama_lite.runs import RunFolder, exit_with_status, on_main, read_json, say
 
 
 def main(argv: list[str] | None = None) -> None:
-    model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
+    groups = model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
     rules = dataclasses.asdict(curation_args)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
@@ -24,63 +24,79 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import block_attention, checkpoints, publishing, pulling, training
-    from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores
+    from llama_lite import block_attention, checkpoints, derive, precision, publishing, pulling, starting, training
+    from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores, beginnings
+    from llama_lite.decisions import lines, set_values
     from llama_lite.fused_loss import fuse
     from llama_lite.hub import reference
     from llama_lite.launching import check_launch, layout, layout_of
     from llama_lite.memory import forecast
-    from llama_lite.plan import assumed_manifest, load_model_config, make_plan
+    from llama_lite.plan import make_plan, model_config_of
+    from llama_lite.preflight import check_folders, check_packages, check_token
+    from llama_lite.preparing import Text, prepare
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.speed import compile_layers, settle_cpu
-    from llama_lite.starting import Asked, begin, init_folder, publish_only
+    from llama_lite.suggest import write_suggestion
     from llama_lite.tokenizers import tokenizer_record
-    from llama_lite.tokens import check_recipe, describe, prepare, verify_prepared, wanted_recipe
+    from llama_lite.tokens import describe, verify_prepared
     from llama_lite.windows import TokenWindows, collate
 
     check_launch(training_args)
-    launched = layout()
-    disable_progress_bar()
-    settle_cpu(training_args, run_args.cpu_threads, run_args.keep_memory)
-    config = load_model_config(model_args.model_config)
-    folder = Path(data_args.prepared_dir)
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
-
-    precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
-    on_cpu = training_args.device.type == "cpu"
-    fused, blocks = run_args.fused_loss and on_cpu, run_args.block_attention and on_cpu
+    check_packages(training_args)
+    check_token(publishes)
+    launched = layout()
+    planned = layout_of(run_args.plan_launch) if run_args.plan_launch else launched
+    disable_progress_bar()
+    settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
+    training_args.output_dir = derive.output_dir(data_args.dataset) if "output_dir" not in run_args.given else training_args.output_dir
+    text, claimed = Text(data_args), set(run_args.given)
+    tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
 
+    def settle() -> tuple[dict, dict]:
+        """Every argument that nobody gave, from the run's record, the text and the machine; returns why, and the tokens that there are, or will be."""
+
+        def recorded(names):
+            repo = training_args.hub_model_id if publishes else None
+            return starting.recorded(training_args.output_dir, training_args.resume_from_checkpoint, repo, names)
+
+        values, reasons, tokens = on_main(derive.pretrain, groups, text, planned, run_args.given, recorded)
+        set_values(groups, values)
+        precision.apply(training_args, run_args.precision)
+        for line in lines(values, reasons):
+            say(f"chosen    {line}")
+        return reasons, tokens
+
+    def plan_of(tokens: dict, processes: int | None = None):
+        config = model_config_of(model_args.model_config, tokens["tokenizer"]["vocab_size"], run_args.block_size)
+        return config, make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
+
     # ---- Plan without touching anything ----
-    if run_args.dry_run:
-        check_recipe(folder, wanted_recipe(data_args, rules))
-        manifest = read_json(folder / "manifest.json")
-        if manifest is None:
-            manifest = assumed_manifest(data_args, config)
-            say(f"{folder} is not prepared yet: planned with as many tokens as --max_tokens {data_args.max_tokens:,} says")
-        else:
-            verify_prepared(folder, manifest, "sizes")
-            say(describe(manifest))
-        planned = layout_of(run_args.plan_launch) if run_args.plan_launch else launched
-        plan = make_plan(config, manifest, run_args, training_args, publish_bytes, planned.processes)
-        lines, problems = forecast(config, plan, planned, precision, fused and not run_args.plan_launch, training_args, run_args)
-        say("\n".join(plan.lines() + lines))
+    if run_args.dry_run or run_args.suggest:
+        reasons, tokens = settle()
+        config, plan = plan_of(tokens, planned.processes)
+        fused = run_args.fused_loss and not run_args.plan_launch
+        told, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
+        say("\n".join([describe(tokens), *plan.lines(), *told]))
         if publishes:
             say("\n".join(publishing_lines(plan, hub_args, training_args)))
         for problem in problems:
             say(f"WARNING             {problem}")
         if problems and run_args.strict_plan:
             raise Refusal(f"--strict_plan: {' '.join(problems)}")
+        if run_args.suggest:
+            on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, run_args.given, reasons, plan.lines())
         return
 
-    tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
     if data_args.prepare_only:
         StopSignals(lambda: None)
         if tokens_hub and not publishes:
-            on_main(pulling.pull_prepared, tokens_hub, folder, wanted_recipe(data_args, rules))
-        say(describe(on_main(prepare, data_args, rules)))
+            data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
+        settle()
+        say(describe(on_main(prepare, data_args, rules, text, claimed, True)))
         if publishes:
-            on_main(pulling.push_prepared, folder, data_args.prepared_hub_id, training_args.hub_private_repo)
+            on_main(pulling.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)
         return
 
     def publishers(run, identifier: str) -> list:
@@ -91,16 +107,20 @@ def main(argv: list[str] | None = None) -> None:
         return [publishing.Publisher(run, repository, export, hub_args.publish_training_state, hub_args.publish_steps)]
 
     if hub_args.publish_only:
-        publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
+        starting.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
         return
 
     with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
         signals = StopSignals(run.stopping)
 
-        # ---- Text to tokens ----
+        # ---- What nobody said; what cannot be right; then text to tokens ----
         if tokens_hub:
-            on_main(pulling.pull_prepared, tokens_hub, folder, wanted_recipe(data_args, rules))
-        manifest = on_main(prepare, data_args, rules)
+            data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
+        _, tokens = settle()
+        _, plan = plan_of(derive.at_most(tokens))
+        needed = {"prepared_dir": derive.bytes_to_prepare(tokens), "output_dir": 2 * plan.checkpoint_bytes}
+        on_main(check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed)
+        manifest, folder = on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
         on_main(verify_prepared, folder, manifest, data_args.verify_data)
         say(f"data      {describe(manifest)}")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
@@ -110,15 +130,17 @@ def main(argv: list[str] | None = None) -> None:
             )
 
         # ---- What is this run, and does it go on from somewhere ----
-        plan = make_plan(config, manifest, run_args, training_args, publish_bytes)
-        if run_args.strict_plan and (problems := on_main(forecast, config, plan, launched, precision, fused, training_args, run_args)[1]):
+        derive.fit(groups, run_args.given, manifest)
+        config, plan = plan_of(manifest)
+        forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
+        if run_args.strict_plan and (problems := on_main(forecast, *forecasted)[1]):
             raise Refusal(f"--strict_plan: {' '.join(problems)}")
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
         identity = checkpoints.identity(
             config.to_dict(),
-            {**training_args.to_dict(), "precision": precision},
+            {**training_args.to_dict(), "precision": run_args.precision},
             {
                 "data": manifest["fingerprint"],
                 "order": run_args.order,
@@ -138,16 +160,24 @@ def main(argv: list[str] | None = None) -> None:
                 "packages": package_versions(),
                 "switches": {
                     "compile_layers": run_args.compile_layers,
-                    "attention": block_attention.NAME if blocks else config._attn_implementation,
-                    "fused_loss": fused,
+                    "attention": block_attention.NAME if run_args.block_attention else config._attn_implementation,
+                    "fused_loss": run_args.fused_loss,
                 },
                 "code_revision": code_revision(),
             },
         )
         say(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
         card = {"license": hub_args.card_license, "language": hub_args.card_language}
-        record = {"kind": "pretrain", "identity": identity, "plan": dataclasses.asdict(plan), "given": run_args.given, "card": card, **provenance()}
-        asked = Asked(
+        record = {
+            "kind": "pretrain",
+            "identity": identity,
+            "plan": dataclasses.asdict(plan),
+            "given": run_args.given,
+            "settings": derive.settings(groups),
+            "card": card,
+            **provenance(),
+        }
+        asked = starting.Asked(
             training_args.resume_from_checkpoint,
             run_args.resume_without,
             run_args.allow_changes,
@@ -155,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = starting.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:
@@ -165,14 +195,14 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        if fused:
+        if run_args.fused_loss:
             fuse(model)
-        if blocks:
+        if run_args.block_attention:
             block_attention.use_blocks(model)
         if run_args.compile_layers:
             compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:
-            weights = on_main(init_folder, run, model_args.init_from, config)
+            weights = on_main(starting.init_folder, run, model_args.init_from, config)
             training.load_weights(model, weights)
             run.event("initialised", weights=model_args.init_from if reference(model_args.init_from) else weights.name)
         train = TokenWindows(
@@ -201,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
             publisher=opened[0] if opened else None,
             probe=[collate([held[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
-            peak_flops=run_args.peak_flops or training.peak_flops(precision, training_args.device),
+            peak_flops=run_args.peak_flops or precision.peak_flops(run_args.precision, training_args.device),
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
         )
         trainer.on_spike = SpikeDetector()
@@ -212,7 +242,8 @@ def main(argv: list[str] | None = None) -> None:
         if run_args.eval_tasks:
             trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, training_args.seed))
         if run_args.sample_tokens:
-            trainer.add_callback(Samples(trainer, tokenizer, run_args.sample_prompts, run_args.sample_tokens, training_args.seed))
+            prompts = run_args.sample_prompts or beginnings(held, tokenizer)
+            trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, training_args.seed))
 
         # ---- Train, or go on ----
         signals.at_once = False
@@ -226,6 +257,7 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Finish: a complete model, and the curves ----
         on_main(finish, run, plan.steps, manifest["baselines"], model_args.publish_dtype)
         on_main(lambda: [publisher.drain(hub_args.hub_drain_timeout) for publisher in opened])
+        say("\n".join(what_next(run.path)))
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
@@ -258,6 +290,14 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
         f"baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
     )
     say(f"          model {run.path}, its card {card}")
+
+
+def what_next(folder: Path) -> list[str]:
+    """The commands that tune and evaluate what was trained."""
+    return [
+        f"next      accelerate launch run_sft.py --model_name_or_path {folder}",
+        f"          python run_eval.py --models {folder}@step-* {folder}+{folder}-sft",
+    ]
 
 
 if __name__ == "__main__":

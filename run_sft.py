@@ -18,7 +18,7 @@ from llama_lite.sft_arguments import parse_sft
 
 
 def main(argv: list[str] | None = None) -> None:
-    base_args, adapter_args, row_args, hub_args, run_args, training_args = parse_sft(argv)
+    groups = base_args, adapter_args, row_args, hub_args, run_args, training_args = parse_sft(argv)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
     import torch
@@ -26,22 +26,34 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import checkpoints, instructions, models, prompts, publishing, training, tuning
+    from llama_lite import checkpoints, derive_tuning, instructions, models, precision, prompts, publishing, starting, training, tuning
     from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
+    from llama_lite.decisions import lines, set_values
     from llama_lite.launching import check_launch, layout
     from llama_lite.plan import plan_tuning
+    from llama_lite.preflight import check_folders, check_packages, check_token
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.speed import settle_cpu
-    from llama_lite.starting import Asked, begin, publish_only
+    from llama_lite.suggest import write_suggestion
     from llama_lite.tokenizers import tokenizer_record
 
     check_launch(training_args, shards=False)
+    publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
+    check_packages(training_args)
+    check_token(publishes)
     disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
-    settle_cpu(training_args, run_args.cpu_threads, run_args.keep_memory)
-    publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
+    settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
+    if "output_dir" not in run_args.given:
+        training_args.output_dir = derive_tuning.output_dir(base_args.model_name_or_path)
+    check_folders({"output_dir": training_args.output_dir})
 
-    # ---- The base, and the chat format ----
+    # ---- What the record of the run says; the base, and the chat format ----
+    repo = training_args.hub_model_id if publishes else None
+    recorded = on_main(starting.recorded, training_args.output_dir, training_args.resume_from_checkpoint, repo, derive_tuning.RECORDED)
+    values, reasons = on_main(derive_tuning.machine, groups, run_args.given, recorded)
+    set_values(groups, values)
+    precision.apply(training_args, run_args.precision)
     base = on_main(models.locate, base_args.model_name_or_path, base_args.model_revision)
     tokenizer = models.load_tokenizer(base, base_args.tokenizer_name)
     prompts.set_chat_template(tokenizer, training_args.chat_template_path)
@@ -69,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         return opened
 
     if hub_args.publish_only:
-        publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
+        starting.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
         return
 
     # ---- Rows to ids ----
@@ -82,13 +94,23 @@ def main(argv: list[str] | None = None) -> None:
         row_args.dataset_revision,
         row_args.max_rows,
         row_args.prepare_workers,
+        row_args.skip_held_out,
     )
-    learnt, held = instructions.hold_out(rows, row_args.eval_rows)
-    learnt, held = (on_main(instructions.tokenise, part, tokenizer, training_args.max_length, row_args.long_rows, skipped) for part in (learnt, held))
+    examples = on_main(instructions.encode, rows, tokenizer, skipped)
+    instructions.need_rows(examples, examples, 1, skipped)
+    config = models.load_config(base)
+    further, why = on_main(derive_tuning.tuning, groups, run_args.given, values, config, examples)
+    set_values(groups, further)
+    documents = instructions.held_documents(rows, row_args.eval_rows)
+    examples = on_main(instructions.limit, examples, training_args.max_length, row_args.long_rows, skipped)
+    learnt, held = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
+    derive_tuning.fit(groups, run_args.given, len(held))
     instructions.need_rows(learnt, held, max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers), skipped)
     if row_args.show_example:
         say(instructions.show(tokenizer, held[0], sys.stdout.isatty()))
         return
+    for line in lines({**values, **further}, {**reasons, **why}):
+        say(f"chosen    {line}")
     for reason, entry in skipped.items():
         say(f"rows      {entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > 3 else ''})")
     packed = instructions.pack(learnt, training_args.max_length, training_args.packing)
@@ -101,7 +123,9 @@ def main(argv: list[str] | None = None) -> None:
         model = tuning.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
     plan = plan_tuning(model, learnt, held, len(packed), run_args.sequences_per_step, training_args)
     say("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
-    if run_args.dry_run:
+    if run_args.suggest:
+        on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, {**reasons, **why}, plan.lines())
+    if run_args.dry_run or run_args.suggest:
         return
 
     with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
@@ -109,12 +133,11 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- What is this run, and does it go on from somewhere ----
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
-        precision = "bfloat16" if training_args.bf16 else "float16" if training_args.fp16 else "float32"
         base_record = models.base_record(base, *(hub_base or (None, None)))
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
         identity = checkpoints.identity(
             {**model.config.to_dict(), "base": base_record["sha256"], "adapter": tuning.lora_record(adapter_args)},
-            {**training_args.to_dict(), "precision": precision},
+            {**training_args.to_dict(), "precision": run_args.precision},
             {
                 "data": instructions.fingerprint(learnt),
                 "held_out": instructions.fingerprint(held),
@@ -141,11 +164,12 @@ def main(argv: list[str] | None = None) -> None:
             "source": source,
             "skipped": skipped,
             "given": run_args.given,
+            "settings": derive_tuning.settings(groups),
             "card": {"license": hub_args.card_license, "language": hub_args.card_language},
             "base": base_record | {"name": base.name if base.repo else base.folder.name, "commit": base.commit},
             **provenance(),
         }
-        asked = Asked(
+        asked = starting.Asked(
             training_args.resume_from_checkpoint,
             run_args.resume_without,
             run_args.allow_changes,
@@ -153,7 +177,7 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = starting.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:

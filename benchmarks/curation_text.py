@@ -1,6 +1,6 @@
 """The text of the `curation` study: two kinds of documents in three corpora that begin with the same held-out ones.
 
-    python benchmarks/curation_text.py --curated data/demo/kept --raw installed-files --output data/curation
+    python benchmarks/curation_text.py --curated data/demo-long/curated/kept --raw installed-files --output data/curation
     python benchmarks/curation_text.py --curated HuggingFaceFW/fineweb-edu --raw HuggingFaceFW/fineweb --config sample-10BT --characters 500000000 ...
 
 Writes curated.jsonl, raw.jsonl and half.jsonl (documents of both in turn, the same number of characters of each), and held-out-curated.jsonl and
@@ -22,7 +22,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llama_lite import corpus  # noqa: E402
+from llama_lite import formats, sources  # noqa: E402
 
 CUT = 6_000
 HELD_OUT = 2**256 // 32  # of hashes; installed text comes in the order of these, so the evaluation's own held-out modules are among them
@@ -30,13 +30,12 @@ HELD_OUT = 2**256 // 32  # of hashes; installed text comes in the order of these
 
 def documents(dataset: str, config: str | None) -> Iterator[tuple[bool, str, str]]:
     """(held out, text, id) in the source's order."""
-    source, skipped = corpus.resolve(dataset, config, "train", None, "text"), corpus.Skipped()
-    columns = () if source.kind in corpus.INSTALLED else ("id",)
-    for index in range(len(source.files)):
-        for document in corpus.read(source, index, skipped, columns):
-            name = document.metadata.get("id") or document.id
-            place = re.sub(r":\d+$", "", name)
-            yield int.from_bytes(hashlib.sha256(place.encode()).digest()) < HELD_OUT, document.text[:CUT], name
+    source = sources.resolve(dataset, config)
+    columns = () if source.kind in sources.INSTALLED else ("id",)
+    for document in source.documents(formats.Skipped(), columns):
+        name = document.metadata.get("id") or document.id
+        place = re.sub(r":\d+$", "", name)
+        yield int.from_bytes(hashlib.sha256(place.encode()).digest()) < HELD_OUT, document.text[:CUT], name
 
 
 def taken(rows: Iterator[tuple[bool, str, str]], held: bool, characters: int) -> Iterator[dict]:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from llama_lite import corpus  # noqa: E402
+from llama_lite import formats, sources  # noqa: E402
 from llama_lite.runs import read_jsonl, write_json  # noqa: E402
 from llama_lite.training import TIMINGS  # noqa: E402
 
@@ -59,10 +59,10 @@ cpu_threads: 1
 
 def write_text(path: Path, characters: int) -> None:
     """Real English of about this length, from the documentation of the installed packages, as jsonl."""
-    source, left = corpus.resolve("installed-docs", None, "train", None, "text"), characters
+    left = characters
     with open(path, "w", encoding="utf-8") as file:
-        for index in range(len(source.files)):
-            for document in corpus.read(source, index, corpus.Skipped()):
+        for module in sources.resolve("installed-docs").files:
+            for document in formats.read(module, formats.Skipped()):
                 file.write(json.dumps({"text": document.text}) + "\n")
                 left -= len(document.text)
             if left <= 0:

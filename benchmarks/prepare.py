@@ -28,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.kill import write_text  # noqa: E402
-from llama_lite import corpus, tokenizers  # noqa: E402
+from llama_lite import formats, sources, tokenizers  # noqa: E402
 from llama_lite.runs import read_json, write_json  # noqa: E402
 
 
@@ -72,7 +72,7 @@ def ours(text: Path, out: Path, workers: int) -> None:
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    source = corpus.resolve(str(text), None, "train", None, "text")
+    source = sources.resolve(str(text))
     tokenizer = tokenizers.gpt2_tokenizer()
     data = parse_pretrain(["--block_size", "256"])[1]
     writer = ShardWriter(out, len(tokenizer), data.shard_tokens, 100_000, None)
@@ -118,8 +118,7 @@ def peak_memory(command: list[str]) -> int:
 
 def equal_ids() -> dict:
     """Documents of the embedded corpus whose ids equal the HF tokenizer's, GPT-2's and a learnt one."""
-    source = corpus.resolve("installed-docs", None, "train", None, "text")
-    texts = [d.text for index in range(len(source.files)) for d in corpus.read(source, index, corpus.Skipped())]
+    texts = [document.text for document in sources.resolve("installed-docs").documents(formats.Skipped())]
     found = {"documents": len(texts), "characters": sum(map(len, texts))}
     for name, tokenizer in (("gpt2", tokenizers.gpt2_tokenizer()), ("demo", tokenizers.train_tokenizer(iter(texts), 4096))):
         encode, equal = tokenizers.Encoder(tokenizer), 0

@@ -22,6 +22,37 @@ from model_card.metadata import CardError, check_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+PRECISIONS = ("float32", "bfloat16", "float16")
+LAUNCHER_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as accelerate names them
+SHORT_NAMES = {  # what other programs call an argument
+    "lr": "learning_rate",
+    "bs": "per_device_train_batch_size",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "epochs": "num_train_epochs",
+    "steps": "max_steps",
+    "num_steps": "max_steps",
+    "wd": "weight_decay",
+    "warmup": "warmup_steps",
+    "seq_len": "block_size",
+    "seq_length": "block_size",
+    "context_length": "block_size",
+    "max_seq_length": "max_length",
+    "model": "model_config",
+    "data": "dataset",
+    "data_path": "dataset",
+    "train_file": "dataset",
+    "out_dir": "output_dir",
+    "output": "output_dir",
+    "dtype": "precision",
+    "mixed_precision": "precision",
+    "threads": "cpu_threads",
+    "time": "hours",
+    "rank": "r",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "resume": "resume_from_checkpoint",
+}
 
 
 class Refusal(Exception):
@@ -41,7 +72,9 @@ class ModelArguments:
 
     _argument_group_name = "Model"
 
-    model_config: str = arg("demo", "A preset of configs/model (tiny, demo, 124m, 978m, 1.7b) or a folder that holds a config.json.")
+    model_config: str | None = arg(
+        None, "A preset of configs/model (tiny, 1m, demo, 124m, 978m, 1.7b ...), LAYERSxWIDTH (6x256), or a folder that holds a config.json."
+    )
     init_from: str | None = arg(
         None, "Model whose weights start a NEW run (no optimiser, no step, no data position): a folder, or owner/name@revision on the Hub."
     )
@@ -57,19 +90,26 @@ class DataArguments:
     dataset: str = arg(
         "installed-docs",
         "Text: `installed-docs` (English documentation inside the installed packages, no download), `installed-files` (all their text files, raw), "
-        "a Hub dataset id, or parquet, jsonl(.gz, .zst) or txt files by path, folder or glob.",
+        "a Hub dataset id, or a file, folder or glob: parquet, jsonl, csv (.gz, .zst ...), and every other file that is text, a document each.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
     dataset_split: str = arg("train", "Split of a Hub dataset.")
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
-    text_column: str = arg("text", "Column that holds the text.")
-    prepared_dir: str = arg("data/demo", "Folder for the prepared token shards; made once, then only read.")
-    tokenizer: str = arg(
-        "gpt2", "`gpt2` (the paper's, from an installed package), `train` (byte-level BPE learnt from the text), a folder or a Hub id."
+    text_column: str | None = arg(None, "Column that holds the text of rows (default: `text`, another usual name, or the longest column).")
+    encoding: str | None = arg(None, "Encoding of files that are not UTF-8, e.g. cp1252 or gb18030.")
+    file_types: list[str] = arg([], "Endings of the files of a folder that are read, e.g. .md .py (default: whatever is text).")
+    max_bytes: int | None = arg(None, "Read only the first files, in their order, of so many bytes in all.")
+    prepared_dir: str | None = arg(
+        None, "Folder for the prepared token shards; made once, then only read (default: data/NAME-HASH, by what they are made from)."
     )
-    vocab_size: int = arg(4096, "Size of the vocabulary that `--tokenizer train` learns.")
+    curated_dir: str | None = arg(None, "Folder for curated text (default: curated/NAME-HASH beside the prepared folder, by what it is made from).")
+    tokenizer: str | None = arg(
+        None,
+        "`train` (byte-level BPE learnt from the text; the default), `gpt2` (the paper's, from an installed package), a folder or a Hub id.",
+    )
+    vocab_size: int | None = arg(None, "Size of the vocabulary that `--tokenizer train` learns.")
     shard_tokens: int = arg(100_000_000, "Tokens in a shard (the paper: 100M, 200 MB of uint16).")
-    validation_tokens: int = arg(100_000_000, "The first so many tokens are for validation and never trained on (the paper: one shard).")
+    validation_tokens: int | None = arg(None, "The first so many tokens are for validation and never trained on (the paper: one shard of 100M).")
     max_tokens: int | None = arg(None, "Stop preparing after so many tokens, validation included (the paper: 20e9 of 100e9).")
     prepared_hub_id: str | None = arg(
         None,
@@ -125,6 +165,13 @@ class CommonRunArguments:
 
     _argument_group_name = "Run"
 
+    precision: Literal["auto", *PRECISIONS] = arg(
+        "auto",
+        "auto: bfloat16 (autocast over float32 weights) where this device computes it natively, and faster than float32, else float32; a resumed "
+        "run keeps its own. --bf16, --no_bf16 and --fp16 say the same.",
+    )
+    hours: float | None = arg(None, "Hours that the whole run may take here, preparing to evaluating; what is not given follows from it.")
+    suggest: str | None = arg(None, "Write what the text, the machine and --hours suggest to this YAML file, each value with its reason, and stop.")
     cpu_threads: int | None = arg(
         None,
         "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
@@ -141,22 +188,20 @@ class CommonRunArguments:
 class RunArguments(CommonRunArguments):
     """What a verified pretraining run needs beside transformers' TrainingArguments."""
 
-    block_size: int = arg(1024, "Predictions in a window (the model's context at most).")
-    tokens_per_step: int = arg(524_288, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it.")
-    order: Literal["sequential", "shuffled"] = arg("sequential", "Order of the windows: as prepared (the paper's), or a seeded permutation.")
-    allow_epochs: bool = arg(False, "Let a run read the training tokens more than once.")
-    eval_windows: int | None = arg(None, "Validation windows in an evaluation (default: all of the validation slice).")
+    block_size: int | None = arg(None, "Predictions in a window (the model's context at most).")
+    tokens_per_step: int | None = arg(None, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it.")
+    order: Literal["sequential", "shuffled"] = arg("shuffled", "Order of the windows: as prepared (the paper's), or a seeded permutation.")
+    allow_epochs: bool = arg(False, "Let a run of given --max_steps read the training tokens more than once.")
+    eval_windows: int | None = arg(None, "Validation windows in an evaluation.")
     probe_windows: int = arg(8, "Validation windows whose loss is a checkpoint's proof; resuming computes it again.")
     eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are asked at each evaluation, too (the paper watches hellaswag).")
     eval_task_limit: int = arg(200, "Items of each of them: a seeded sample, always the same.")
-    sample_prompts: list[str] = arg(["Hello, I am a language model,"], "Prompts continued at each evaluation.")
+    sample_prompts: list[str] = arg([], "Prompts continued at each evaluation (default: how some held-out documents begin).")
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
-    fused_loss: bool = arg(
-        True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, no slower, the same loss)."
-    )
-    block_attention: bool = arg(True, "On a CPU, attend in blocks of queries, as large matrix products (faster; the same mathematics).")
+    fused_loss: bool = arg(True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, the same loss).")
+    block_attention: bool = arg(True, "On a CPU, attend in blocks of queries, as large matrix products (the same mathematics).")
     compile_layers: bool = arg(
-        False, "Compile the decoder layers (some 25 s more at the first start, then cached; faster steps, less memory). Evaluations are not compiled."
+        True, "Compile the decoder layers (some 25 s more at the first start, then cached; faster steps, less memory). Evaluations are not compiled."
     )
     plan_launch: str | None = arg(None, "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.")
     plan_mfu: float = arg(40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted.")
@@ -170,7 +215,7 @@ class PretrainArguments(TrainingArguments):
 
     _argument_group_name = "Training (transformers.TrainingArguments)"
 
-    output_dir: str | None = arg("runs/demo", "Folder of the run.")
+    output_dir: str | None = arg(None, "Folder of the run.")
     resume_from_checkpoint: str | None = arg(
         "auto",
         "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true): refused without one. "
@@ -187,9 +232,10 @@ class PretrainArguments(TrainingArguments):
     adam_epsilon: float = arg(1e-8, "AdamW's epsilon.")
     weight_decay: float = arg(0.1, "Weight decay of matrices and embeddings; norms have none.")
     max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
-    max_steps: int = arg(-1, "Optimiser steps (default: as num_train_epochs says).")
+    max_steps: int = arg(-1, "Optimiser steps.")
     num_train_epochs: float = arg(1.0, "Passes over the training tokens, cut to whole steps, where max_steps is not given.")
-    bf16: bool = arg(True, "bfloat16 autocast over float32 weights; --no_bf16 for float32.")
+    bf16: bool = arg(True, "--precision bfloat16; --no_bf16: --precision float32.")
+    fp16: bool = arg(False, "--precision float16, on a GPU.")
     seed: int = arg(1337, "Seed of the initial weights, the order and the samples.")
     logging_steps: float = arg(10, "Steps between logged losses.")
     eval_strategy: str = arg("steps", "When to evaluate.")
@@ -217,15 +263,21 @@ def use_cpu_without_gpu(training: TrainingArguments) -> None:
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
-    """Examples as they are written, and each argument's default."""
+    """Examples as they are written, and each argument's default, or what it follows from."""
+
+    def _get_help_string(self, action):
+        follows = getattr(action, "follows_from", None)
+        return f"{action.help} (default: {follows})" if follows and "(default" not in action.help else super()._get_help_string(action)
 
 
 class Parser(TrlParser):
     """TrlParser that refuses in one paragraph, and checks YAML values as strictly as the command line's."""
 
-    def __init__(self, dataclass_types, **kwargs):
+    def __init__(self, dataclass_types, follows_from: dict[str, str], **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
         self.add_argument("--config", help="YAML file whose values become the defaults; the command line wins.")
+        for action in self._actions:
+            action.follows_from = follows_from.get(action.dest)
 
     def error(self, message: str):
         raise Refusal(f"{message.rstrip(chr(46))}. `{self.prog} --help` lists every argument.")
@@ -235,23 +287,29 @@ class Parser(TrlParser):
         argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
         if not argv and default_config:
             argv = ["--config", str(default_config)]
-        problems, given = [], []
+        problems, config = [], {}
         if "--config" in argv:
             at = argv.index("--config")
             if at + 1 == len(argv):
                 raise Refusal("--config needs a YAML file, e.g. --config configs/pretrain/demo.yaml.")
             config = self._read_yaml(argv[at + 1])
             problems += self._take_yaml(argv[at + 1], config)
-            given += config
             argv = argv[:at] + argv[at + 2 :]
         known = {option: action for action in self._actions for option in action.option_strings}
-        given += [known[word].dest for word in (word.split("=")[0] for word in argv) if word in known]
+        typed = {known[word].dest for word in (word.split("=")[0] for word in argv) if word in known}
         bad = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
         problems += [self._unknown(word.split("=")[0], known, "on the command line") for word in bad]
         if problems:
             raise Refusal(" ".join(problems))
+        namespace, rest = self.parse_known_args(argv)
+        if rest:
+            self.error(f"`{' '.join(rest)}` belongs to no argument")
+        values, given = vars(namespace), typed | set(config)
+        if "precision" in values:
+            values |= {"precision": requested_precision(values, [typed, set(config)]), "bf16": False, "fp16": False}
+            given = given - {"bf16", "fp16"} | ({"precision"} if values["precision"] != "auto" else set())
         try:
-            parsed = self.parse_args_into_dataclasses(args=argv, look_for_args_file=False)
+            parsed = self.parse_dict(values, allow_extra_keys=True)
         except (ValueError, ImportError, TypeError) as error:
             raise Refusal(f"these arguments do not fit: {error}") from error
         for group in parsed:
@@ -261,8 +319,10 @@ class Parser(TrlParser):
         return parsed
 
     def _unknown(self, word: str, known, where: str) -> str:
-        near = difflib.get_close_matches(word.replace("-", "_"), [k.replace("-", "_") for k in known], 1, 0.5)
-        hint = f"did you mean `{near[0].replace('__', '--', 1)}`?" if near else f"`{self.prog} --help` lists what there is."
+        names = {name.lstrip("-").replace("-", "_"): name.replace("-", "_").replace("__", "--", 1) for name in known}
+        plain = word.lstrip("-").replace("-", "_")
+        near = [SHORT_NAMES[plain]] if SHORT_NAMES.get(plain) in names else difflib.get_close_matches(plain, names, 1, 0.5)
+        hint = f"did you mean `{names[near[0]]}`?" if near else f"`{self.prog} --help` lists what there is."
         return f"`{word}` {where} is not an argument: {hint}"
 
     def _read_yaml(self, path: str) -> dict:
@@ -297,6 +357,38 @@ class Parser(TrlParser):
         return problems
 
 
+def requested_precision(values: dict, sources: list[set[str]]) -> str:
+    """The precision that a command asks for, `auto` where it asks for none. Raises Refusal for two that contradict each other.
+
+    values: `precision`, `bf16` and `fp16` as parsed. sources: which arguments each source gives, the one that wins first. The launcher's own request
+    (`accelerate launch --mixed_precision`, or its config file) counts, too: accelerate would follow it in silence.
+    """
+    asked = "auto"
+    for given in sources:
+        words = {}
+        if "precision" in given and values["precision"] != "auto":
+            words["precision"] = values["precision"]
+        if "fp16" in given and values["fp16"]:
+            words["fp16"] = "float16"
+        if "bf16" in given and (values["bf16"] or "fp16" not in words):
+            words["bf16"] = "bfloat16" if values["bf16"] else "float32"
+        if len(set(words.values())) > 1:
+            told = " and ".join(f"{name} ({meant})" for name, meant in words.items())
+            raise Refusal(f"the arguments {told} contradict each other: give --precision alone.")
+        if words:
+            asked = next(iter(words.values()))
+            break
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher not in LAUNCHER_PRECISIONS:
+        raise Refusal(f"the launcher asks for --mixed_precision {launcher}, in which no run of this project trains: use no, bf16 or fp16.")
+    if launcher != "no" and asked not in ("auto", LAUNCHER_PRECISIONS[launcher]):
+        raise Refusal(
+            f"the launcher asks for --mixed_precision {launcher} and the command for --precision {asked}: leave it out of the launcher's config (`no`), "
+            "or give the same to both."
+        )
+    return LAUNCHER_PRECISIONS[launcher] if launcher != "no" else asked
+
+
 def _as_typed(action, value):
     """A YAML value as the command line would have parsed it: 1e4 for an int is 10000, 64.5 is refused."""
     kind = action.type
@@ -324,10 +416,25 @@ def _as_typed(action, value):
     return value
 
 
+PRETRAIN_FOLLOWS = {  # arguments that nobody has to give, and what they follow from (derive.py)
+    **dict.fromkeys(("model_config", "max_steps"), "by the text, the time there is, and the speed of this machine"),
+    **dict.fromkeys(("vocab_size", "validation_tokens", "block_size"), "by the size of the text"),
+    **dict.fromkeys(
+        ("tokens_per_step", "per_device_train_batch_size", "warmup_steps", "logging_steps", "eval_steps", "save_steps"), "by the length of the run"
+    ),
+    **dict.fromkeys(("learning_rate", "save_total_limit"), "by the size of the model"),
+    **dict.fromkeys(("fused_loss", "block_attention", "compile_layers"), "by the machine"),
+    "eval_windows": "as many as take little time",
+    "output_dir": "runs/NAME, after the text",
+    "hours": "about ten minutes, where no length is given",
+}
+
 PRETRAIN_HELP = """Pretrain a LLaMA with transformers.Trainer, stop at any moment, and go on bit for bit.
 
 examples:
   accelerate launch run_pretrain.py                                             the demo, on any laptop
+  accelerate launch run_pretrain.py --dataset mytext/                           your own text: what is not given follows from it and the machine
+  python run_pretrain.py --dataset mytext/ --hours 2 --suggest mine.yaml        the same as a file, with reasons, for a run of two hours
   accelerate launch run_pretrain.py --config configs/pretrain/paper.yaml        the paper's 1.7B run
   python run_pretrain.py --config configs/pretrain/demo.yaml --dry_run          every derived number, touching nothing
   python run_pretrain.py --config configs/pretrain/paper.yaml --prepare_only    token shards only, restartable
@@ -343,7 +450,7 @@ def parse_pretrain(argv: list[str] | None = None):
     """(ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments). Raises Refusal."""
     groups = (ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments)
     usage = "run_pretrain.py [--config FILE.yaml] [--dry_run | --prepare_only | --publish_only] [--field value ...]"
-    parser = Parser(groups, prog="run_pretrain.py", usage=usage, description=PRETRAIN_HELP)
+    parser = Parser(groups, PRETRAIN_FOLLOWS, prog="run_pretrain.py", usage=usage, description=PRETRAIN_HELP)
     parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/pretrain/demo.yaml")[: len(groups)]
     check_pretrain(*parsed)
     return parsed
@@ -405,7 +512,7 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
     problems.add_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
     problems.add_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")
     problems.add_if(
-        hub.publish_steps and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
+        hub.publish_steps and "save_steps" in run.given and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
         f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved checkpoints can be published.",
     )
     accelerator = training.accelerator_config
@@ -420,14 +527,22 @@ def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: Hu
     """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
     kept = {"remove_unused_columns": (False, "windows of tokens have no columns")}
     problems = check_training(run, hub, training, kept, publishes=not data.prepare_only)
-    for name in ("shard_tokens", "vocab_size", "prepare_workers"):
-        problems.add_if(getattr(data, name) < 1, f"--{name} {getattr(data, name)} must be at least 1.")
-    for name in ("block_size", "tokens_per_step", "probe_windows", "eval_task_limit"):
-        problems.add_if(getattr(run, name) < 1, f"--{name} {getattr(run, name)} must be at least 1.")
+    of_data = {name: getattr(data, name) for name in ("shard_tokens", "vocab_size", "prepare_workers", "max_bytes", "max_tokens")}
+    of_run = {name: getattr(run, name) for name in ("block_size", "tokens_per_step", "probe_windows", "eval_task_limit")}
+    for name, value in {**of_data, **of_run}.items():
+        problems.add_if(value is not None and value < 1, f"--{name} {value} must be at least 1.")
+    problems.add_if(run.hours is not None and not run.hours > 0, f"--hours {run.hours} must be above 0.")
+    lengths = [name for name in ("max_steps", "hours", "num_train_epochs") if name in run.given and (name != "max_steps" or training.max_steps > 0)]
+    problems.add_if(
+        "hours" in lengths and len(lengths) > 1, f"{' and '.join(f'--{name}' for name in lengths)} are two lengths of one run: give one of them."
+    )
+    problems.add_if(
+        run.suggest and Path(run.suggest).exists(), f"--suggest {run.suggest}: that file is there already, and is not written over: name another."
+    )
     problems.add_if(run.plan_mfu <= 0, f"--plan_mfu {run.plan_mfu:g} must be above 0: the share of peak FLOPs in percent.")
     problems.add_if(run.plan_launch and not run.dry_run, "--plan_launch plans another launch: it goes with --dry_run.")
     problems.add_if(
-        data.validation_tokens < run.block_size + 1,
+        None not in (data.validation_tokens, run.block_size) and data.validation_tokens < run.block_size + 1,
         f"--validation_tokens {data.validation_tokens} does not fill one window of {run.block_size} predictions.",
     )
     problems.add_if(

@@ -178,6 +178,20 @@ class Samples(TrainerCallback):
         self.trainer.log({"samples": texts})
 
 
+def beginnings(held, tokenizer, count: int = 3, tokens: int = 6) -> list[str]:
+    """How the first held-out documents begin, as prompts. `held`: TokenWindows of the validation slice."""
+    found = []
+    for index in range(min(len(held), 200)):
+        ids = np.asarray(held[index])
+        for begin in np.flatnonzero(ids == tokenizer.eos_token_id) + 1:
+            text = tokenizer.decode(ids[begin : begin + tokens]).strip()
+            if begin + tokens <= len(ids) and text and text not in found:
+                found.append(text)
+        if len(found) >= count:
+            return found[:count]
+    return found or [tokenizer.decode(np.asarray(held[0])[:tokens])]
+
+
 class TaskScores(TrainerCallback):
     """Scores of a few tasks at each evaluation, in the log as `eval_TASK_METRIC`. Every rank asks all of it, so that any layout can.
 

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .arguments import Refusal, names
-from .runs import flush_folder, write_json
-from .tokens import sha256
+from .runs import flush_folder, sha256, write_json
 
 FORMAT = "llama_lite.checkpoint/1"
 MANIFEST = "manifest.json"

@@ -14,10 +14,11 @@ import numpy as np
 from tqdm import tqdm
 
 from .arguments import Refusal
-from .corpus import EXAMPLES, Skipped, Source, read
+from .formats import EXAMPLES, Skipped
 from .runs import read_json
+from .sources import Source
 from .tokenizers import Encoder
-from .tokens import FORMAT, verify_prepared
+from .tokens import FORMAT, FORMAT_1, verify_prepared
 
 BLOCK_BYTES, BLOCK_TOKENS = 2**17, 2**20  # looked at together: bounds memory; such a block fits into the processor's cache
 SLOTS = 32  # of a first, coarse table for each n-gram of the items: of the text's others at most 1 in 32 gets past it
@@ -138,10 +139,8 @@ def _find(wanted: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def source_documents(source: Source) -> Iterator[str]:
     """The texts of a source in order. Raises Refusal on a damaged file."""
-    skipped = Skipped()
-    for index in range(len(source.files)):
-        for document in read(source, index, skipped):
-            yield document.text
+    for document in source.documents(Skipped()):
+        yield document.text
 
 
 def prepared_documents(folder: str | Path) -> Iterator[str]:
@@ -154,7 +153,7 @@ def prepared_documents(folder: str | Path) -> Iterator[str]:
 
     folder = Path(folder)
     manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, FORMAT_1):
         raise Refusal(
             f"{folder} is not a prepared folder: it has no manifest.json of the format {FORMAT}. Give the --prepared_dir of a run "
             "(the demo's is data/demo), or make one with run_pretrain.py --prepare_only."

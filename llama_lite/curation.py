@@ -18,10 +18,11 @@ from datatrove.pipeline.base import PipelineStep
 from tqdm import tqdm
 
 from .arguments import Refusal
-from .corpus import EXAMPLES, INSTALLED, Skipped, Source, merge_skipped, read
+from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, read
 from .runs import say, worker_pool, write_json
+from .sources import Source, size_of
 
-EMBEDDED_TASKS, MOST_TASKS = 16, 512
+TASK_BYTES, MOST_TASKS = 4_000_000, 512
 EXAMPLE_CHARACTERS = 200
 
 
@@ -30,20 +31,32 @@ class Reader(PipelineStep):
 
     name = "source"
 
-    def __init__(self, source: Source, report: Path, columns: tuple[str, ...] = ()):
+    def __init__(self, source: Source, shares: list[int], report: Path, columns: tuple[str, ...] = ()):
         super().__init__()
-        self.source, self.report, self.columns = source, report, columns
+        self.source, self.shares, self.report, self.columns = source, shares, report, columns
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         skipped, count = Skipped(), {"documents": 0, "characters": 0}
-        files = len(self.source.files)
-        for index in range(rank * files // world_size, (rank + 1) * files // world_size):
-            for document in read(self.source, index, skipped, self.columns):
+        for file in self.source.files[self.shares[rank] : self.shares[rank + 1]]:
+            for document in read(file, skipped, self.columns, self.source.encoding):
                 count["documents"] += 1
                 count["characters"] += len(document.text)
                 yield document
         self.report.mkdir(parents=True, exist_ok=True)
         write_json(self.report / f"{rank:05d}.json", {**count, "skipped": skipped.reasons})
+
+
+def shares(source: Source) -> list[int]:
+    """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a function of the source alone."""
+    sizes = [size_of(file) or TASK_BYTES for file in source.files]
+    wanted = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
+    bounds, held = [0], 0
+    for index, size in enumerate(sizes):
+        if held and held + size / 2 > wanted:
+            bounds.append(index)
+            held = 0
+        held += size
+    return [*bounds, len(sizes)]
 
 
 class Rule(PipelineStep):
@@ -137,7 +150,8 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
     from datatrove.utils.hashing import HashConfig
 
     hashes = HashConfig(hash_fc="sha1")  # datatrove 0.10.1 hands str to xxhash, which version 4 of it refuses
-    tasks = EMBEDDED_TASKS if source.kind in INSTALLED else min(len(source.files), MOST_TASKS)
+    bounds = shares(source)
+    tasks = len(bounds) - 1
     work = folder / "curation"
     reports, aside = work / "reports", work / "duplicates"
     wanted = {"language": rules["language"], "language_score": rules["min_language_score"], rules["score_column"]: rules["min_score"]}
@@ -158,7 +172,7 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
     judged = [rule(place, name, step) for place, (name, step) in enumerate(filters(rules), 1)]
     outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
     outputs = dict(zip(outputs, [*outputs[:-1], "kept"], strict=True))
-    chain, plan = [Reader(source, reports / "00 read", columns), *judged, writer(outputs["judged"])], []
+    chain, plan = [Reader(source, bounds, reports / "00 read", columns), *judged, writer(outputs["judged"])], []
     last = outputs["judged"]
     if rules["exact_dedup"]:
         config = ExactDedupConfig(_text_of, hash_config=hashes)
@@ -227,8 +241,8 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     say(f"curated   {told[0]} -> {told[1]} kept, in {time.monotonic() - began:.0f} s (why: {folder / 'curation.json'})")
     for name in ("judged", "exact", "duplicates"):
         shutil.rmtree(folder / "curation" / name, ignore_errors=True)
-    kept = sorted(str(path) for path in (folder / "kept").glob("*.jsonl.zst"))
-    return Source("files", tuple(kept), "text", source.record)
+    kept = sorted((folder / "kept").glob("*.jsonl.zst"))
+    return Source("files", tuple(TextFile(str(path), path.name, "jsonl", path.stat().st_size, "text") for path in kept), source.record)
 
 
 _worker: dict = {}

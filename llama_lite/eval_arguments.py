@@ -82,7 +82,7 @@ def parse_eval(argv: list[str] | None = None):
     """(ModelsArguments, TasksArguments, OutputArguments). Raises Refusal."""
     groups = (ModelsArguments, TasksArguments, OutputArguments)
     usage = "run_eval.py [--config FILE.yaml] [--models REFERENCE ...] [--tasks TASK ...] [--field value ...]"
-    parser = Parser(groups, prog="run_eval.py", usage=usage, description=EVAL_HELP)
+    parser = Parser(groups, {}, prog="run_eval.py", usage=usage, description=EVAL_HELP)
     parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/eval/demo.yaml")[: len(groups)]
     check_eval(*parsed)
     return parsed

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from .arguments import Refusal
-from .tokens import sha256
+from .runs import sha256
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -43,6 +43,21 @@ def reference(text: str) -> Reference | None:
     return Reference(match["repo"], match["revision"])
 
 
+def unreachable(error: BaseException) -> bool:
+    """Whether an error says that nobody answered: no network, no such host, a refused connection, or that this machine was told to stay offline."""
+    import socket
+
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    names = {"ConnectError", "ConnectTimeout", "ReadTimeout", "NetworkError", "ConnectionError", "ProxyError"}
+    while error is not None:
+        known = isinstance(error, ConnectionError | socket.gaierror | TimeoutError | OfflineModeIsEnabled)
+        if known or type(error).__name__ in names or "Couldn't reach" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def token() -> str | None:
     """The token of the Hub's own login or environment."""
     from huggingface_hub import get_token
@@ -53,11 +68,21 @@ def token() -> str | None:
 def reason(error: BaseException, *secret: str | Path | None) -> str:
     """An error in one line, without the token and without paths of this machine."""
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
+    if unreachable(error):
+        return f"it cannot be reached from here ({_first_word(cause)})"
     text = " ".join(str(getattr(cause, "server_message", None) or cause).split()) or type(cause).__name__
     for part in (token(), *secret, Path.home()):
         if part and len(str(part)) > 1:
             text = text.replace(str(part), "…")
     return text[:400]
+
+
+def _first_word(cause: BaseException) -> str:
+    """`[Errno -2] Name or service not known` as what it means."""
+    text = str(cause)
+    if "Errno -2]" in text or "Errno -3]" in text or "Name or service" in text:
+        return "no network, or no such host"
+    return "connection refused" if "refused" in text.lower() else "no answer in time" if "time" in text.lower() else type(cause).__name__
 
 
 def translated(error: Exception) -> Exception:

@@ -9,16 +9,15 @@ import dataclasses
 import hashlib
 import json
 import re
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from tqdm import tqdm
 
 from . import prompts
 from .arguments import Refusal
-from .corpus import Skipped, Source, package_root, parts, resolve, rows
+from .formats import Skipped, module_tree, parts, rows
 from .runs import worker_pool
+from .sources import resolve
 
 SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  # alpaca's `input` may be absent
 EMBEDDED_ROWS = 6000
@@ -39,18 +38,29 @@ class Row:
 # ---- reading ----
 
 
-def load(dataset: str, config: str | None, split: str, revision: str | None, most: int | None, workers: int) -> tuple[list[Row], dict, dict]:
-    """(rows, where they are from, what was skipped and why). Raises Refusal for another schema, and where nothing can be read."""
+def load(
+    dataset: str, config: str | None, split: str, revision: str | None, most: int | None, workers: int, skip_held_out: bool = False
+) -> tuple[list[Row], dict, dict]:
+    """(rows, where they are from, what was skipped and why). Raises Refusal for another schema, and where nothing can be read.
+
+    skip_held_out: of installed-docs, leave out the modules that the embedded evaluation tasks are made of.
+    """
     skipped = Skipped()
-    source = resolve(dataset, config, split, revision, None)
+    source = resolve(dataset, config, split, revision, only_rows=True)
     if source.kind == "installed-docs":
-        return embedded(source, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
+        modules = [file.name for file in source.files]
+        if skip_held_out:
+            from .tasks import held_out_documents
+
+            held = {document["document"] for document in held_out_documents()}
+            modules = [module for module in modules if module not in held]
+        return embedded(modules, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
     if source.kind == "installed-files":
         raise Refusal("--dataset installed-files holds no conversations: installed-docs makes questions of the documentation.")
     found: list[Row] = []
-    for index in range(len(source.files)):
-        for part in parts(source, index):
-            for number, record in rows(part, ()):
+    for file in source.files:
+        for part in parts(file):
+            for number, record in rows(part):
                 name = f"{part.name}:{number}"
                 row = None if isinstance(record, bytes) else _row(name, record)
                 if isinstance(row, Row):
@@ -99,8 +109,8 @@ def _as_messages(name: str, value, role: str) -> list[dict]:
         raise Refusal(f"{name}: messages are a list of {{role, content}}, not {json.dumps(value, default=str)[:80]}.") from None
 
 
-def hold_out(found: list[Row], count: int) -> tuple[list[Row], list[Row]]:
-    """(training, held-out): whole documents, in the order of a hash of their name, until `count` rows are held out."""
+def held_documents(found: list[Row], count: int) -> set[str]:
+    """Documents that are held out, whole: in the order of a hash of their name, until they have `count` rows."""
     documents: dict[str, int] = {}
     for row in found:
         documents[row.document] = documents.get(row.document, 0) + 1
@@ -110,7 +120,7 @@ def hold_out(found: list[Row], count: int) -> tuple[list[Row], list[Row]]:
             break
         held.add(document)
         total += documents[document]
-    return [row for row in found if row.document not in held], [row for row in found if row.document in held]
+    return held
 
 
 # ---- ids ----
@@ -130,8 +140,8 @@ class Example:
         return sum(label != -100 for label in self.labels)
 
 
-def tokenise(found: list[Row], tokenizer, max_length: int, long_rows: str, skipped: dict) -> list[Example]:
-    """Examples of at most `max_length` ids. `long_rows` says whether longer ones are dropped or truncated; `skipped` counts what went."""
+def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
+    """Examples of any length; `skipped` counts the rows that hold the text of a special token."""
     examples, counts = [], Skipped()
     for row in tqdm(found, desc="encoding rows", unit="row", disable=None):
         messages = list(row.messages)
@@ -139,20 +149,26 @@ def tokenise(found: list[Row], tokenizer, max_length: int, long_rows: str, skipp
             counts.add(f"contains the text {special}", row.name)
             continue
         encoded = prompts.encode(tokenizer, messages, row.learn_from)
-        ids, labels = encoded.input_ids, encoded.labels
-        cut = len(ids) > max_length
-        if cut and long_rows == "drop":
-            counts.add(f"longer than {max_length} tokens: dropped", row.name)
-            continue
-        if cut:
-            ids, labels = ids[:max_length], labels[:max_length]
-            if all(label == -100 for label in labels):
-                counts.add(f"no answer within {max_length} tokens: dropped", row.name)
-                continue
-            counts.add(f"longer than {max_length} tokens: answer cut, no end-of-text", row.name)
-        examples.append(Example(row, ids, labels, cut))
+        examples.append(Example(row, encoded.input_ids, encoded.labels))
     skipped.update(counts.reasons)
     return examples
+
+
+def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dict) -> list[Example]:
+    """Examples of at most `max_length` ids. `long_rows` says whether longer ones are dropped or truncated; `skipped` counts what went."""
+    kept, counts = [], Skipped()
+    for example in examples:
+        if len(example.input_ids) <= max_length:
+            kept.append(example)
+        elif long_rows == "drop":
+            counts.add(f"longer than {max_length} tokens: dropped", example.row.name)
+        elif all(label == -100 for label in example.labels[:max_length]):
+            counts.add(f"no answer within {max_length} tokens: dropped", example.row.name)
+        else:
+            counts.add(f"longer than {max_length} tokens: answer cut, no end-of-text", example.row.name)
+            kept.append(Example(example.row, example.input_ids[:max_length], example.labels[:max_length], True))
+    skipped.update(counts.reasons)
+    return kept
 
 
 def need_rows(learnt: list[Example], held: list[Example], least: int, skipped: dict) -> None:
@@ -201,7 +217,7 @@ def show(tokenizer, example: Example, colour: bool) -> str:
 # ---- the embedded rows ----
 
 
-def embedded(source: Source, most: int, workers: int) -> list[Row]:
+def embedded(modules: list[str], most: int, workers: int) -> list[Row]:
     """Questions about documented functions and classes, answered in the words of the documentation.
 
     Modules come in the corpus's own fixed order. Answers that say what an earlier one said (the same first ten words, or
@@ -210,7 +226,8 @@ def embedded(source: Source, most: int, workers: int) -> list[Row]:
     found: list[Row] = []
     seen: set[str] = set()
     with worker_pool(workers, _nothing) as pool, tqdm(total=most, desc="asking about the documentation", unit="row", disable=None) as bar:
-        for module, asked in zip(source.files, pool.map(_module_rows, source.files[: 4 * most], chunksize=16), strict=False):
+        first = modules[: 4 * most]
+        for module, asked in zip(first, pool.map(_module_rows, first, chunksize=16), strict=True):
             for number, (instruction, given, answer) in enumerate(asked):
                 words = re.findall(r"[a-z]+", answer.lower())
                 keys = {" ".join(words), " ".join(words[:10])}
@@ -231,13 +248,8 @@ def _nothing() -> None:
 
 def _module_rows(name: str) -> list[tuple[str, str, str]]:
     """(instruction, input, answer) about one installed module."""
-    package, _, inner = name.partition("/")
-    try:
-        text = Path(package_root(package), inner).read_text(encoding="utf-8")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(text) if '"""' in text else ast.Module([], [])
-    except (SyntaxError, ValueError, RecursionError):
+    tree = module_tree(name, ('"""',))
+    if tree is None:
         return []
     module = re.sub(r"/__init__$", "", name.removesuffix(".py").removeprefix("python/")).replace("/", ".")
     kept: dict[str, int] = {}

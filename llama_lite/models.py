@@ -12,8 +12,7 @@ from pathlib import Path
 from . import pulling
 from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, reference
-from .runs import read_json
-from .tokens import sha256
+from .runs import read_json, sha256
 
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to
 UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more than this is another tokenizer's
@@ -79,6 +78,16 @@ def load_tokenizer(located: Located, other: str | None = None):
     if tokenizer.eos_token_id is None:
         raise Refusal(f"the tokenizer of {located.name} has no end-of-text token, so no answer could ever end: name another with --tokenizer_name.")
     return tokenizer
+
+
+def load_config(located: Located):
+    """The config of a model, of an adapter's base where it is one. Raises Refusal."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(located.folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise Refusal(f"{located.name} has no config that transformers can read: {' '.join(str(error).split())[:300]}") from None
 
 
 def load_model(located: Located, dtype: str = "float32"):

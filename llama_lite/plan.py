@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+from . import shapes
 from .arguments import ROOT, Refusal
 from .windows import count_windows
 
@@ -17,11 +18,18 @@ def load_model_config(name: str):
     folder = PRESETS / name if (PRESETS / name / "config.json").exists() else Path(name)
     if not (folder / "config.json").is_file():
         presets = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/config.json")))
-        raise Refusal(f"--model_config {name}: neither a preset ({presets}) nor a folder with a config.json.")
+        raise Refusal(f"--model_config {name}: neither a preset ({presets}), nor LAYERSxWIDTH such as 6x256, nor a folder with a config.json.")
     try:
         return AutoConfig.from_pretrained(folder)
     except (ValueError, OSError, json.JSONDecodeError) as error:
         raise Refusal(f"--model_config {name}: {folder / 'config.json'} is no model configuration ({' '.join(str(error).split())}).") from None
+
+
+def model_config_of(name: str, vocab_size: int, context: int | None):
+    """The config of `--model_config`: LAYERSxWIDTH with that vocabulary and context, or as `load_model_config`. Raises Refusal."""
+    if shapes.is_shape(name):
+        return shapes.config(shapes.parse(name), vocab_size, context or shapes.context_of(shapes.parse(name)[1]))
+    return load_model_config(name)
 
 
 def count_parameters(config) -> tuple[int, int]:

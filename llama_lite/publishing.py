@@ -27,8 +27,7 @@ from model_card.card import renew
 from . import checkpoints
 from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, reason, token, translated
-from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, write_json, write_text
-from .tokens import sha256
+from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, sha256, write_json, write_text
 
 FORMAT = "llama_lite.revision/1"
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"

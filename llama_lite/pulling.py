@@ -13,9 +13,9 @@ from model_card import card
 from . import checkpoints
 from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, translated
+from .preparing import ROOT, build_recipe, check_recipe
 from .publishing import FORMAT, REVISION, STATE, Repository
-from .runs import flush_folder, read_json, say, write_json, write_text
-from .tokens import check_recipe, sha256
+from .runs import flush_folder, read_json, say, sha256, write_json, write_text
 
 PREPARED = "llama_lite.prepared/1"
 
@@ -126,18 +126,19 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
     say(f"hub       {repo} holds {len(files)} files of prepared tokens, fingerprint {record['fingerprint'][:12]}")
 
 
-def pull_prepared(where: Reference, folder: Path, recipe: dict) -> None:
-    """Download prepared tokens into `folder`, each file verified; nothing when some are there. Raises Refusal.
+def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str:
+    """Download prepared tokens into the prepared folder, each file verified; nothing when some are there. Returns the folder. Raises Refusal.
 
-    They must have been made by the `recipe` that is asked for.
+    data, rules: DataArguments and the curation rules. What of them somebody `claimed` must be what the tokens were made with; the text is not needed.
     """
-    if (Path(folder) / "recipe.json").exists():
-        return
+    folder = Path(data.prepared_dir or ROOT / where.repo.rpartition("/")[2])
+    if (folder / "recipe.json").exists():
+        return str(folder)
     try:
         commit = commit_of(where, "dataset")
-        record, aside = _prepared_record(where, commit), Path(folder) / ".pulled"
+        record, aside = _prepared_record(where, commit), folder / ".pulled"
         download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, aside, "dataset")
-        check_recipe(aside, recipe)
+        check_recipe(aside, read_json(aside / "recipe.json"), build_recipe(data, rules, None), claimed)
         say(f"hub       downloading {where}: {sum(file['size'] for file in record['files'].values()) / 2**20:.1f} MiB of prepared tokens")
         download(where, commit, record["files"], aside, "dataset")
     except (NoAnswer, NotAllowed) as error:
@@ -145,9 +146,10 @@ def pull_prepared(where: Reference, folder: Path, recipe: dict) -> None:
     if read_json(aside / "manifest.json")["fingerprint"] != record["fingerprint"]:
         raise Refusal(f"--prepared_hub_id {where}: its manifest is not the one that it names.")
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "recipe.json"):
-        os.rename(path, Path(folder) / path.name)
+        os.rename(path, folder / path.name)
     os.rmdir(aside)
-    flush_folder(Path(folder))
+    flush_folder(folder)
+    return str(folder)
 
 
 def _of_this_machine(path: Path) -> bool:

@@ -7,6 +7,7 @@ each end is also in `status.json`. Of several processes only rank 0 writes, and 
 import contextlib
 import csv
 import fcntl
+import hashlib
 import io
 import json
 import multiprocessing
@@ -58,6 +59,16 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value) -> None:
     """`write_text` of JSON with sorted keys, so that equal values are equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def sha256(path: Path, limit: int | None = None) -> str:
+    """Hex digest of a file, or of its first `limit` bytes, read by parts; `hashlib` lets other threads run meanwhile."""
+    digest, left = hashlib.sha256(), limit
+    with open(path, "rb") as file:
+        while part := file.read(2**20 if left is None else min(left, 2**20)):
+            digest.update(part)
+            left = None if left is None else left - len(part)
+    return digest.hexdigest()
 
 
 def read_json(path: Path):

@@ -91,7 +91,7 @@ def _is_mains(place, head: str, there: dict, folder: Path) -> bool:
         return False
     own = read_json(place.folder / "revision.json")
     entry = there[weights[0]]
-    from .tokens import sha256
+    from .runs import sha256
 
     path = place.folder / weights[0]
     ours = own["files"][weights[0]]["sha256"] if own else sha256(path) if path.exists() else None

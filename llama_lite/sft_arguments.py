@@ -55,7 +55,8 @@ class RowArguments:
     dataset_split: str = arg("train", "Split of a Hub dataset.")
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
     max_rows: int | None = arg(None, "Read so many rows (default: all; of installed-docs 6,000).")
-    eval_rows: int = arg(400, "Rows held out, by whole documents, so that none shares its document with training.")
+    eval_rows: int | None = arg(None, "Rows held out, by whole documents, so that none shares its document with training.")
+    skip_held_out: bool = arg(True, "Of installed-docs, leave out the modules whose text the embedded evaluation tasks are made of.")
     long_rows: Literal["drop", "truncate"] = arg(
         "drop", "Rows longer than max_length: dropped, or cut at its end (then without end-of-text); counted and named either way."
     )
@@ -90,7 +91,7 @@ class SftArguments(SFTConfig):
 
     _argument_group_name = "Training (trl.SFTConfig)"
 
-    output_dir: str | None = arg("runs/demo-sft", "Folder of the run.")
+    output_dir: str | None = arg(None, "Folder of the run.")
     resume_from_checkpoint: str | None = arg(
         "auto",
         "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true): refused without one. "
@@ -107,7 +108,8 @@ class SftArguments(SFTConfig):
     num_train_epochs: float = arg(3.0, "Passes over the rows, each cut to whole steps, where max_steps is not given.")
     max_length: int | None = arg(1024, "Ids in a row, and in a pack of rows.")
     packing: bool = arg(True, "Several rows side by side in a pack of max_length ids, none of which sees another; --no_packing for a row each.")
-    bf16: bool | None = arg(True, "bfloat16 autocast over float32 weights; --no_bf16 for float32.")
+    bf16: bool | None = arg(True, "--precision bfloat16; --no_bf16: --precision float32.")
+    fp16: bool = arg(False, "--precision float16, on a GPU.")
     activation_checkpointing: bool | None = arg(False, "Compute activations twice to save memory.")
     seed: int = arg(1337, "Seed of adapter, order, dropout and sampled answers.")
     logging_steps: float = arg(10, "Steps between logged losses.")
@@ -143,6 +145,17 @@ KEPT = {
     "label_smoothing_factor": (0.0, "the loss is that of the answers' own tokens"),
 }
 
+SFT_FOLLOWS = {  # arguments that nobody has to give, and what they follow from (derive_tuning.py)
+    **dict.fromkeys(("max_length", "long_rows"), "by the length of the rows, within the base's context"),
+    **dict.fromkeys(("eval_rows", "sequences_per_step"), "by the number of rows"),
+    **dict.fromkeys(("probe_rows", "compared_prompts", "sampled_answers"), "as many as are held out, up to {}"),
+    **dict.fromkeys(("per_device_train_batch_size", "logging_steps", "eval_steps", "save_steps"), "by the length of the run"),
+    "learning_rate": "by the width of the base",
+    "answer_tokens": "96, within the base's context",
+    "max_steps": "three epochs, or about ten minutes if that is less",
+    "output_dir": "runs/BASE-sft",
+}
+
 SFT_HELP = """Tune a model on instructions with TRL's SFTTrainer and LoRA, stop at any moment, and go on bit for bit.
 
 examples:
@@ -150,6 +163,7 @@ examples:
   accelerate launch run_sft.py --config configs/sft/paper.yaml --model_name_or_path you/name --model_revision step-040000
   python run_sft.py --config configs/sft/demo.yaml --show_example                         one row as the model sees it
   python run_sft.py --config configs/sft/demo.yaml --dry_run                              rows, tokens, steps and disk; trains nothing
+  accelerate launch run_sft.py --model_name_or_path runs/mytext --dataset mine.jsonl      your own base and rows: the rest follows from them
   accelerate launch run_sft.py --config my.yaml --no_use_lora                             every weight instead of an adapter
   accelerate launch run_sft.py --config my.yaml --merge_adapter --push_to_hub --hub_model_id you/name-chat
 
@@ -161,7 +175,7 @@ def parse_sft(argv: list[str] | None = None):
     """(BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments). Raises Refusal."""
     groups = (BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments)
     usage = "run_sft.py [--config FILE.yaml] [--dry_run | --show_example | --publish_only] [--field value ...]"
-    parser = Parser(groups, prog="run_sft.py", usage=usage, description=SFT_HELP)
+    parser = Parser(groups, SFT_FOLLOWS, prog="run_sft.py", usage=usage, description=SFT_HELP)
     parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/sft/demo.yaml")[: len(groups)]
     check_sft(*parsed)
     return parsed
@@ -171,11 +185,12 @@ def check_sft(base, adapter: AdapterArguments, rows: RowArguments, hub: TunedHub
     """Raise one Refusal that names every argument that cannot be right, whatever the model."""
     problems = check_training(run, hub, training, KEPT)
     for owner, name in ((adapter, "r"), (adapter, "lora_alpha"), (rows, "prepare_workers"), (run, "sequences_per_step"), (run, "probe_rows")):
-        problems.add_if(getattr(owner, name) < 1, f"--{name} {getattr(owner, name)} must be at least 1.")
+        problems.add_if((getattr(owner, name) or 1) < 1, f"--{name} {getattr(owner, name)} must be at least 1.")
     problems.add_if(rows.max_rows is not None and rows.max_rows < 2, f"--max_rows {rows.max_rows}: at least 2 are needed.")
-    problems.add_if(not training.max_length or training.max_length < 8, f"--max_length {training.max_length} holds no conversation.")
-    for name, owner in (("probe_rows", run), ("compared_prompts", run), ("sampled_answers", run)):
-        problems.add_if(getattr(owner, name) > rows.eval_rows, f"--{name} {getattr(owner, name)} is more than --eval_rows {rows.eval_rows}.")
+    problems.add_if(training.max_length is not None and training.max_length < 8, f"--max_length {training.max_length} holds no conversation.")
+    for name in ("probe_rows", "compared_prompts", "sampled_answers"):
+        asked, held = getattr(run, name), rows.eval_rows
+        problems.add_if(name in run.given and held is not None and asked > held, f"--{name} {asked} is more than --eval_rows {held}.")
     problems.add_if(
         any(name.split(".")[-1] == "lm_head" for name in adapter.target_modules),
         "--target_modules lm_head: TRL reads the head's weight directly, so an adapter on it would never be learnt. Leave it out.",

@@ -9,17 +9,39 @@ import torch
 
 from .runs import cores_for_a_process, say
 
+COMPILE_FROM = {"bfloat16": 3e13, "float32": 3e13, "float16": 3e13}  # FLOP of a run
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
-def settle_cpu(training, threads: int | None, keep: bool) -> None:
-    """Threads, memory and a word on bfloat16, where a run computes on a CPU. `training`: TrainingArguments; `threads`: None for this process's share."""
+def settle_cpu(device: torch.device, threads: int | None, keep: bool) -> None:
+    """Threads and memory, where a run computes on a CPU. `threads`: None for this process's share."""
     torch.set_num_threads(threads or cores_for_a_process())
-    if training.device.type == "cpu":
-        if keep:
-            keep_memory()
-        if training.bf16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # precision is part of what a run is, and stays
-            say("WARNING   --bf16: this CPU has no instructions for bfloat16, and computes it in float32 after all: --no_bf16 may be faster")
+    if device.type == "cpu" and keep:
+        keep_memory()
+
+
+def choose_switches(precision: str, device: torch.device) -> dict[str, tuple[bool, str]]:
+    """{switch: (on, why)} for what is only faster somewhere; by benchmarks/train.py on each kind of machine that was at hand.
+
+    In bfloat16 torch's attention and the logits in float32 cost more than the products beside them; in float32 the products cost most.
+    """
+    if device.type != "cpu":
+        return {name: (False, "") for name in ("fused_loss", "block_attention")}
+    half = precision == "bfloat16"
+    return {
+        "fused_loss": (True, "faster here, and no logits are held"),
+        "block_attention": (half, "faster in bfloat16" if half else "no faster in float32"),
+    }
+
+
+def worth_compiling(flops: float, precision: str, device: torch.device) -> tuple[bool, str]:
+    """(whether layers are compiled, why), by the length of a run: compiling takes some 25 s once, and makes steps a tenth to a third faster."""
+    if device.type != "cpu":
+        return False, ""
+    if missing := missing_compiler(device):
+        return False, missing
+    enough = flops > COMPILE_FROM[precision]
+    return enough, "the run is long enough to gain more than compiling takes" if enough else "compiling takes longer than a run of this length gains"
 
 
 def keep_memory() -> bool:
@@ -40,15 +62,21 @@ def compile_layers(model, device) -> bool:
 
     Parameter names stay, and hooks of DDP and FSDP2 run. What compiled before is read from torch's cache (TORCHINDUCTOR_CACHE_DIR).
     """
-    if missing := _missing_compiler(device):
+    if missing := missing_compiler(device):
         say(f"WARNING   --compile_layers: {missing}: layers run uncompiled, with the same result")
         return False
+    if device.type == "cpu":
+        from torch._inductor import config, cpu_vec_isa
+
+        # torch's cache of compiled graphs does not know for which vectors their code was written: from another kind of processor, or under another
+        # ATEN_CPU_CAPABILITY, it would write beyond its buffers. This setting is part of the cache's key.
+        config.cpp.simdlen = cpu_vec_isa.pick_vec_isa().bit_width() or None
     for layer in model.model.layers:
         layer.compile(dynamic=False)
     return True
 
 
-def _missing_compiler(device) -> str | None:
+def missing_compiler(device) -> str | None:
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 

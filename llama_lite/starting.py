@@ -3,10 +3,11 @@
 All of it happens on rank 0, before any model is made.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
-from . import checkpoints, publishing, pulling, training
+from . import block_attention, checkpoints, publishing, pulling, training
 from .arguments import Refusal, names
 from .hub import NoAnswer, NotAllowed, reference
 from .models import mended
@@ -64,6 +65,78 @@ def _drain(publishers: list, timeout: float) -> None:
     for publisher in publishers:
         publisher.start()
         publisher.drain(timeout)
+
+
+OLD_DEFAULTS = {  # by kind: arguments that a run without `settings` in its record did not give were these, before they followed from text and machine
+    "pretrain": {
+        "model_config": "demo",
+        "tokenizer": "gpt2",
+        "vocab_size": 4096,
+        "text_column": "text",
+        "validation_tokens": 100_000_000,
+        "prepared_dir": "data/demo",
+        "block_size": 1024,
+        "tokens_per_step": 524_288,
+        "order": "sequential",
+        "eval_windows": None,
+        "sample_prompts": ["Hello, I am a language model,"],
+        "logging_steps": 10,
+        "eval_steps": 250,
+        "save_steps": 250,
+        "save_total_limit": 3,
+        "per_device_train_batch_size": 8,
+    },
+    "sft": {
+        "eval_rows": 400,
+        "max_length": 1024,
+        "long_rows": "drop",
+        "skip_held_out": False,
+        "sequences_per_step": 16,
+        "probe_rows": 8,
+        "compared_prompts": 8,
+        "sampled_answers": 64,
+        "answer_tokens": 96,
+        "logging_steps": 10,
+        "eval_steps": 100,
+        "save_steps": 100,
+        "save_total_limit": 3,
+        "per_device_train_batch_size": 8,
+    },
+}
+SWITCHES = ("compile_layers", "fused_loss")
+
+
+def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
+    """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new one.
+
+    mode: --resume_from_checkpoint; repo: where the run publishes, asked where nothing is here. What the newest checkpoint says wins over what the run
+    began with. Never refuses: what is wrong with the run is said when it is resumed.
+    """
+    folder, where = Path(mode if mode not in ("auto", "must", "never") else output_dir), reference(mode)
+    if mode == "never":
+        return {}
+    run, identity = {}, None
+    if where is None and folder.is_dir():
+        steps = checkpoints.checkpoints(folder)
+        manifests = [checkpoints.read_manifest(path) for path in ([path for _, path in steps] or [folder])]
+        identity = next((manifest["identity"] for manifest in manifests if manifest), None)
+        run = read_json((folder if steps or (folder / "run.json").exists() else folder.parent) / "run.json") or {}
+        identity = identity or run.get("identity")
+    if identity is None and (where or (repo and mode == "auto")):
+        with contextlib.suppress(Refusal, NoAnswer, NotAllowed):
+            where = where or pulling.newest_resumable(repo)
+            identity = pulling.read_revision(where)[1]["identity"] if where else None
+    if identity is None:
+        return {}
+    values = run.get("settings") or ({**OLD_DEFAULTS.get(run["kind"], {}), **run["given"]} if "given" in run else {})
+    hyperparameters, switches = identity["hyperparameters"], identity["environment"].get("switches", {})
+    values = {
+        **values,
+        **hyperparameters,
+        **{name: identity["data"][name] for name in identity["data"] if name in ("order", "block_size", "tokens_per_step")},
+    }
+    values |= {name: switches[name] for name in SWITCHES if name in switches} | {"block_attention": switches.get("attention") == block_attention.NAME}
+    return {name: values[name] for name in names if name in values}
 
 
 def publish_only(folder: str, publishers, timeout: float) -> None:

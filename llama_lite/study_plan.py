@@ -136,7 +136,7 @@ def _speed(study: Study, costs: list[Cost], took: list, every: list[StudyRun]) -
         return None, None, ""
     import torch
 
-    from .training import peak_flops
+    from .precision import peak_flops
 
     training = (parse_pretrain if study.script == "run_pretrain.py" else parse_sft)(every[0].argv)[-1]
     peak = peak_flops("bfloat16" if training.bf16 else "float32", training.device)

@@ -22,7 +22,9 @@ from pathlib import Path
 
 from . import sandbox
 from .arguments import Refusal
-from .corpus import Skipped, package_root, read, resolve
+from .formats import Skipped
+from .installed import package_root
+from .sources import resolve
 
 HELD_OUT_CHARACTERS = 450_000  # of the documentation at the corpus's beginning, which is the demo's validation slice
 DOCUMENTS, DOCUMENT_CHARACTERS = 150, 1500  # of each kind of text
@@ -239,10 +241,8 @@ def text_task(name: str, place: str) -> EvalTask:
     """Bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS. Raises Refusal."""
     if name in EMBEDDED or not re.fullmatch(r"[\w.-]+", name):
         raise Refusal(f"--texts {name}={place}: choose another name, of letters, digits, dots and dashes, which no embedded task has.")
-    source, found = resolve(place, None, "train", None, "text"), []
-    for index in range(len(source.files)):
-        for document in itertools.islice(read(source, index, Skipped()), 2000 - len(found)):
-            found.append({"text": document.text, "document": document.id})
+    documents = resolve(place).documents(Skipped())
+    found = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
     if not found:
         raise Refusal(f"--texts {name}={place} holds no text.")
     return EvalTask(name, {name: bits_per_byte(name, _spread(found, name))}, 0, name)
@@ -277,15 +277,14 @@ def mmlu_items(subjects: tuple[str, ...] | None = None) -> list[dict]:
 
 
 def held_out_documents() -> list[dict]:
-    """Documentation at the beginning of the embedded corpus: {text, document}. The demo's run never trains on it."""
-    source, found, characters = resolve("installed-docs", None, "train", None, "text"), [], 0
-    for index, module in enumerate(source.files):
-        for document in read(source, index, Skipped()):
-            if len(document.text) >= 200 and characters < HELD_OUT_CHARACTERS:
-                found.append({"text": document.text, "document": module})
-                characters += len(document.text)
+    """Documentation at the beginning of the embedded corpus: {text, document}. No demo trains or tunes on it."""
+    found, characters = [], 0
+    for document in resolve("installed-docs").documents(Skipped()):
         if characters >= HELD_OUT_CHARACTERS:
-            return found
+            break
+        if len(document.text) >= 200:
+            found.append({"text": document.text, "document": document.id.rpartition(":")[0]})
+            characters += len(document.text)
     return found
 
 

@@ -1,6 +1,6 @@
 """Token shards: written once, restartable, verified.
 
-A prepared folder holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above 65,535 ids, for
+A prepared folder (preparing.py makes it) holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above 65,535 ids, for
 `numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream is the source's
 documents in order, each preceded by end-of-text; its first `validation_tokens` are for validation.
 """
@@ -9,147 +9,26 @@ import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from .arguments import Refusal
-from .baselines import baselines
-from .corpus import Part, Skipped, Source, documents, merge_skipped, parts, read, resolve
-from .curation import active, curate
-from .runs import FolderLock, flush_folder, read_json, say, worker_pool, write_json
-from .tokenizers import Encoder, load_tokenizer, tokenizer_record, train_tokenizer
+from .formats import Part, Skipped, documents, merge_skipped, parts
+from .runs import flush_folder, read_json, sha256, worker_pool, write_json
+from .sources import Source
+from .tokenizers import Encoder
 
-FORMAT = "llama_lite.tokens/1"
+FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # /1 counted recipe and records into the fingerprint
 IN_FLIGHT = 3  # parts a worker has waiting or done: bounds memory whatever the corpus
 BEGINNING = {"file": 0, "part": 0, "document": 0, "tokens": 0}
 HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the first step
 
 
-# ---- preparing ----
-
-
-def wanted_recipe(data, rules: dict) -> dict:
-    """What decides every byte of a prepared folder, as far as the arguments say it."""
-    keys = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "tokenizer")
-    recipe = {key: getattr(data, key) for key in (*keys, "shard_tokens", "validation_tokens", "max_tokens")}
-    recipe |= {"vocab_size": data.vocab_size if data.tokenizer == "train" else None, "curation": active(rules)}
-    if active(rules).get("min_score") is not None:
-        recipe["curation"]["score_column"] = rules["score_column"]
-    for key in ("dataset", "tokenizer"):
-        if os.path.exists(os.path.expanduser(recipe[key])):
-            recipe[key] = Path(recipe[key]).name
-    return recipe
-
-
-def check_recipe(folder: Path, recipe: dict) -> None:
-    """Raise Refusal when `folder` was prepared from other text, by other rules, or with another tokenizer."""
-    there = read_json(folder / "recipe.json")
-    if there is None:
-        if (folder / "manifest.json").exists():
-            raise Refusal(f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project.")
-        return
-    different = [f"{key} was {there.get(key)!r}, now {recipe[key]!r}" for key in recipe if there.get(key) != recipe[key]]
-    if different:
-        raise Refusal(
-            f"--prepared_dir {folder} was prepared otherwise: {'; '.join(different)}. Choose another --prepared_dir, ask for "
-            "what is there, or delete the folder to prepare it again."
-        )
-
-
-def prepare(data, rules: dict) -> dict:
-    """Make the prepared folder, or go on with it from its last whole shard; returns its manifest.
-
-    Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises Refusal.
-    """
-    folder, recipe = Path(data.prepared_dir), wanted_recipe(data, rules)
-    check_recipe(folder, recipe)
-    manifest = read_json(folder / "manifest.json")
-    if manifest:
-        problems = damaged_shards(folder, manifest, hashes=True) if data.prepare_only else []
-        if not problems:
-            return manifest
-        say(f"repairing {folder}: {'; '.join(problems)}")
-    lock = FolderLock(folder, "prepare")
-    lock.acquire()
-    try:
-        check_recipe(folder, recipe)
-        write_json(folder / "recipe.json", recipe)
-        return _prepare(folder, data, rules, recipe)
-    finally:
-        lock.release()
-
-
-def _prepare(folder: Path, data, rules: dict, recipe: dict) -> dict:
-    source = resolve(data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision, data.text_column)
-    if active(rules):
-        source = curate(source, rules, folder, data.prepare_workers)
-    tokenizer = _tokenizer_for(folder, data, source)
-    began = time.monotonic()
-    writer = ShardWriter(folder, len(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens)
-    with tqdm(total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None) as bar:
-        for batch in () if writer.full else tokenise(source, tokenizer, writer.position, data.prepare_workers):
-            bar.update(writer.add(batch))
-            if writer.full:
-                break
-    writer.finish(len(source.files))
-    say(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
-    if not writer.total:
-        raise Refusal(f"--dataset {data.dataset} holds no text: {json.dumps(writer.skipped) if writer.skipped else 'no documents'}.")
-    if not writer.splits["train"]:
-        raise Refusal(
-            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}: nothing is left to "
-            "train on. Make it smaller or bring more text."
-        )
-    manifest = {
-        "format": FORMAT,
-        "recipe": recipe,
-        "source": source.record,
-        "tokenizer": tokenizer_record(tokenizer),
-        "dtype": writer.dtype.name,
-        "splits": {
-            name: {"tokens": sum(s["tokens"] for s in shards), "bytes": sum(s["text_bytes"] for s in shards), "shards": shards}
-            for name, shards in writer.splits.items()
-        },
-        **writer.counts,
-        "skipped": writer.skipped,
-    }
-    manifest["baselines"] = baselines(folder, manifest)
-    manifest["fingerprint"] = fingerprint(manifest)
-    write_json(folder / "manifest.json", manifest)
-    return manifest
-
-
-def fingerprint(manifest: dict) -> str:
-    """sha256 over everything that a training run reads: tokenizer, shards in order, and how they came to be."""
-    content = {key: value for key, value in manifest.items() if key != "fingerprint"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _tokenizer_for(folder: Path, data, source: Source):
-    """The tokenizer saved in the prepared folder; on the first call it is loaded or learnt, and saved."""
-    from transformers import AutoTokenizer
-
-    place = folder / "tokenizer"
-    if (place / "tokenizer.json").exists():
-        return AutoTokenizer.from_pretrained(place)
-    if data.tokenizer == "train":
-        skipped = Skipped()
-        texts = (d.text for index in range(len(source.files)) for d in read(source, index, skipped))
-        tokenizer = train_tokenizer(texts, data.vocab_size)
-        if len(tokenizer) != data.vocab_size:
-            raise Refusal(f"--vocab_size {data.vocab_size}: this text gives a vocabulary of {len(tokenizer)}. Ask for that, or bring more text.")
-    else:
-        tokenizer = load_tokenizer(data.tokenizer)
-    aside = folder / ".tokenizer.tmp"
-    tokenizer.save_pretrained(aside)
-    os.replace(aside, place)
-    return tokenizer
+# ---- writing ----
 
 
 @dataclasses.dataclass
@@ -182,9 +61,9 @@ def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterato
         return EncodedPart(file, number, *job.result())
 
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    with worker_pool(workers, _start_worker, Encoder(tokenizer), dtype, source.text_column) as pool:
+    with worker_pool(workers, _start_worker, Encoder(tokenizer), dtype, source.encoding) as pool:
         for file in range(position["file"], len(source.files)):
-            for number, part in enumerate(parts(source, file)):
+            for number, part in enumerate(parts(source.files[file])):
                 if file == position["file"] and number < position["part"]:
                     continue
                 waiting.append((file, number, pool.submit(_encode_part, part)))
@@ -197,15 +76,15 @@ def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterato
 _worker: dict = {}
 
 
-def _start_worker(encode: Encoder, dtype, text_column: str) -> None:
+def _start_worker(encode: Encoder, dtype, encoding: str | None) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    _worker.update(encode=encode, dtype=dtype, text_column=text_column)
+    _worker.update(encode=encode, dtype=dtype, encoding=encoding)
 
 
 def _encode_part(part: Part):
     """`EncodedPart` without its place."""
     texts, skipped, before = [], Skipped(), {}
-    for document in documents(part, _worker["text_column"], skipped):
+    for document in documents(part, skipped, encoding=_worker["encoding"]):
         if skipped.reasons:
             before[len(texts)] = skipped.take()
         texts.append(document.text)
@@ -348,15 +227,6 @@ class ShardWriter:
 # ---- checking ----
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file, read by parts; `hashlib` lets other threads run meanwhile."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
-
-
 def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
     path = folder / shard["name"]
     if not path.exists():
@@ -375,9 +245,30 @@ def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
         return [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard, hashes), shards) if problem]
 
 
+def fingerprint(manifest: dict) -> str:
+    """sha256 over everything that a training run reads: the tokenizer, and the shards in order."""
+    if manifest["format"] == FORMAT_1:
+        content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    else:
+        shards = {name: [[shard["tokens"], shard["sha256"]] for shard in split["shards"]] for name, split in manifest["splits"].items()}
+        content = {"dtype": manifest["dtype"], "tokenizer": manifest["tokenizer"], "shards": shards}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def seal(manifest: dict) -> dict:
+    """The manifest with its fingerprint, and a digest over all of it."""
+    manifest = {**manifest, "fingerprint": fingerprint(manifest)}
+    return {**manifest, "digest": _digest(manifest)}
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps({key: value for key, value in manifest.items() if key != "digest"}, sort_keys=True).encode()).hexdigest()
+
+
 def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
     """Raise Refusal, naming each damaged shard, before a run reads any. `mode`: auto, sizes or hashes."""
-    if fingerprint(manifest) != manifest.get("fingerprint"):
+    known = manifest.get("format") in (FORMAT, FORMAT_1)
+    if not known or fingerprint(manifest) != manifest.get("fingerprint") or manifest.get("digest", _digest(manifest)) != _digest(manifest):
         raise Refusal(f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Prepare again with --prepare_only.")
     total = sum(shard["size"] for split in manifest["splits"].values() for shard in split["shards"])
     problems = damaged_shards(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW))
@@ -391,6 +282,9 @@ def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
 def describe(manifest: dict) -> str:
     """One line for the terminal."""
     train, held = (manifest["splits"][name] for name in ("train", "validation"))
+    if "estimated" in manifest:
+        about = "" if manifest["exact"] else "about "
+        return f"{about}{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary {manifest['tokenizer']['vocab_size']:,}; not prepared yet"
     bases = manifest["baselines"]
     return (
         f"{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary {manifest['tokenizer']['vocab_size']:,}, "

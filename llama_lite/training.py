@@ -151,7 +151,8 @@ class VerifiedTraining:
         if self.tokens > first and seconds > 0:
             found["tokens_per_second"] = (self.tokens - first) / seconds
             if self.peak_flops and self.flops_per_token:
-                found["mfu"] = 100 * found["tokens_per_second"] * self.flops_per_token / (self.peak_flops * WORLD_SIZE)
+                share = 100 * found["tokens_per_second"] * self.flops_per_token / (self.peak_flops * WORLD_SIZE)
+                found |= {"mfu": share} if share <= 100 else {}  # the peak was measured while others used the machine
         return found
 
     def evaluate(self, *args, **kwargs):
@@ -404,24 +405,6 @@ def _peak_memory() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def peak_flops(precision: str, device: torch.device) -> float | None:
-    """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU, what a 1024^3 product reaches here."""
-    if device.type == "cuda":
-        from trl.trainer.utils import get_peak_flops
-
-        return get_peak_flops(torch.cuda.get_device_name(device), precision)
-    if device.type != "cpu":
-        return None
-    size = 1024
-    a = torch.ones(size, size, dtype=getattr(torch, precision))
-    best = math.inf
-    for _ in range(5):
-        began = time.perf_counter()
-        a @ a
-        best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
 
 
 class PretrainTrainer(VerifiedTraining, Trainer):

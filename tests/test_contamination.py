@@ -11,14 +11,14 @@ from conftest import ROOT
 from test_tokenizers import HARD
 from test_tokens import jsonl, prepare
 
-from llama_lite import contamination, corpus
+from llama_lite import contamination, sources
 from llama_lite.arguments import Refusal
 from llama_lite.contamination import ngrams, overlap, prepared_documents, report, source_documents, split_scores
 
 
 @pytest.fixture
 def documents(text) -> list[str]:
-    return list(source_documents(corpus.resolve(str(text), None, "train", None, "text")))
+    return list(source_documents(sources.resolve(str(text))))
 
 
 def words_of(text: str) -> list[str]:

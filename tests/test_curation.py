@@ -6,7 +6,7 @@ import signal
 import sys
 
 import pytest
-from test_corpus import ROWS, source_of, texts_of
+from test_sources import ROWS, source_of, texts_of
 
 from llama_lite import curation
 from llama_lite.arguments import CurationArguments, Refusal

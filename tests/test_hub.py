@@ -20,7 +20,7 @@ from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite import corpus, publishing
+from llama_lite import formats, publishing, sources
 from llama_lite.arguments import Refusal
 from llama_lite.plan import load_model_config
 from llama_lite.runs import read_json, read_jsonl
@@ -58,9 +58,9 @@ def test_a_dataset_of_the_hub_is_read_at_its_commit(fineweb, text):
     rows = [json.loads(line)["text"] for line in text.read_text().splitlines()]
     HfApi().delete_file("sample/10BT/001_00000.parquet", name, repo_type="dataset")
     for revision, expected in ((commit, rows[::2] + rows[1::2]), ("main", rows[::2])):
-        source = corpus.resolve(name, "sample-10BT", "train", revision, "text")
+        source = sources.resolve(name, "sample-10BT", revision=revision)
         assert source.record["revision"] == (commit if revision == commit else HfApi().dataset_info(name).sha)
-        assert [d.text for index in range(len(source.files)) for d in corpus.read(source, index, corpus.Skipped())] == expected
+        assert [document.text for document in source.documents(formats.Skipped())] == expected
 
 
 def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_path):

@@ -1,5 +1,6 @@
 """Token shards: the right ids, the same bytes for any number of workers and after any interruption, damage named."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from conftest import config_file
 from test_tokenizers import HARD
 
-from llama_lite import corpus, tokens
+from llama_lite import formats, preparing, tokens
 from llama_lite.arguments import Refusal, parse_pretrain
 from llama_lite.runs import read_json
 from llama_lite.tokenizers import gpt2_tokenizer
@@ -27,14 +28,13 @@ def data_args(tmp_path, **changes):
         "prepare_workers": 1,
         **changes,
     }
-    _, data, curation, *_ = parse_pretrain(["--config", str(config_file(tmp_path, settings))])
-    import dataclasses
-
-    return data, dataclasses.asdict(curation)
+    _, data, curation, _, run, _ = parse_pretrain(["--config", str(config_file(tmp_path, settings))])
+    return data, dataclasses.asdict(curation), set(run.given)
 
 
-def prepare(tmp_path, **changes) -> dict:
-    return tokens.prepare(*data_args(tmp_path, **changes))
+def prepare(tmp_path, repair: bool = False, **changes) -> dict:
+    data, rules, claimed = data_args(tmp_path, **changes)
+    return preparing.prepare(data, rules, preparing.Text(data), claimed, repair)
 
 
 def stream(folder: Path) -> np.ndarray:
@@ -76,7 +76,7 @@ def odd_text(text, tmp_path) -> Path:
 def test_bytes_depend_neither_on_the_number_of_workers_nor_on_how_files_are_cut(tmp_path, odd_text, monkeypatch):
     digests = []
     for workers, size in ((1, 1_000_000), (3, 10_000), (2, 100)):
-        monkeypatch.setattr(corpus, "PART_BYTES", size)
+        monkeypatch.setattr(formats, "PART_BYTES", size)
         (tmp_path / str(workers)).mkdir()
         prepare(tmp_path / str(workers), dataset=str(odd_text), prepare_workers=workers)
         digests.append(digest(tmp_path / str(workers) / "tokens"))
@@ -86,7 +86,7 @@ def test_bytes_depend_neither_on_the_number_of_workers_nor_on_how_files_are_cut(
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
 def test_preparation_goes_on_from_its_last_whole_shard(tmp_path, odd_text, monkeypatch, stop_after):
     text = odd_text
-    monkeypatch.setattr(corpus, "PART_BYTES", 30_000)
+    monkeypatch.setattr(formats, "PART_BYTES", 30_000)
     (tmp_path / "whole").mkdir()
     prepare(tmp_path / "whole", dataset=str(text))
     flush, calls = tokens.ShardWriter._flush, []
@@ -137,7 +137,7 @@ def test_damaged_shards_are_named_and_repaired(tmp_path, text, damage):
         shard.unlink()
     with pytest.raises(Refusal, match=r"train-00002\.npy .*--prepare_only: it repairs"):
         tokens.verify_prepared(folder, manifest, "hashes")
-    prepare(tmp_path, dataset=str(text), prepare_only=True)
+    prepare(tmp_path, repair=True, dataset=str(text))
     assert digest(folder) == whole
 
 
@@ -167,10 +167,12 @@ def test_a_folder_prepared_otherwise_is_refused(tmp_path, text, changes, message
 def test_nothing_to_train_on_is_refused(tmp_path, text):
     with pytest.raises(Refusal, match=r"takes all .* tokens of .*nothing is left"):
         prepare(tmp_path, dataset=str(text), validation_tokens=10_000_000)
+    assert prepare(tmp_path, dataset=str(text))["splits"]["train"]["tokens"] > 0  # what was refused leaves nothing that refuses
     with pytest.raises(Refusal, match=r"holds no text: .*null text"):
         prepare(tmp_path, dataset=str(jsonl(tmp_path / "null.jsonl", [None])), tokenizer="gpt2", prepared_dir=str(tmp_path / "other"))
     with pytest.raises(Refusal, match=r"--vocab_size 5000: this text gives a vocabulary of \d+"):
         prepare(tmp_path, dataset=str(jsonl(tmp_path / "few.jsonl", ["few words"])), vocab_size=5000, prepared_dir=str(tmp_path / "third"))
+    assert not list((tmp_path / "third").glob("[!.]*"))
 
 
 def test_max_tokens_cuts_the_stream(tmp_path, text):

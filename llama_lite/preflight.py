@@ -1,0 +1,66 @@
+"""What a run will need and this machine lacks, said before anything is done, with the line that mends it."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+
+from .arguments import Problems
+from .plan import size
+
+DASHBOARDS = {  # --report_to: the packages, one of which it needs
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "comet_ml": ("comet_ml",),
+    "azure_ml": ("azureml",),
+    "flyte": ("flytekit",),
+    **{name: (name,) for name in ("wandb", "trackio", "mlflow", "neptune", "codecarbon", "clearml", "dagshub", "dvclive", "swanlab", "kubeflow")},
+}
+
+
+def check_packages(training) -> None:
+    """Raise Refusal for a dashboard that transformers does not know, or whose package is not installed. `training`: TrainingArguments."""
+    problems = Problems()
+    for name in training.report_to:
+        packages = DASHBOARDS.get(name)
+        problems.add_if(packages is None, f"--report_to {name}: no such dashboard; there are {', '.join(sorted(DASHBOARDS))}.")
+        missing = packages and not any(importlib.util.find_spec(package) for package in packages)
+        problems.add_if(missing, f"--report_to {name} needs a package that is not installed: pip install {(packages or [''])[0]}, or leave it out.")
+    problems.end()
+
+
+def check_token(publishes: bool) -> None:
+    """Raise Refusal when something is to be pushed and nobody is logged in to the Hub."""
+    from .hub import token
+
+    problems = Problems()
+    problems.add_if(publishes and not token(), "--push_to_hub: nobody is logged in to the Hub here. Run `hf auth login`, or set HF_TOKEN.")
+    problems.end()
+
+
+def check_folders(folders: dict[str, str | None], needed: dict[str, int] | None = None) -> None:
+    """Raise Refusal for folders that cannot be written to, or whose disk lacks the bytes that they `needed` beside what they hold.
+
+    folders: {argument: path}; needed: {argument: bytes}. Folders on one disk are counted together.
+    """
+    problems, disks = Problems(), {}
+    for name, path in folders.items():
+        if not path:
+            continue
+        there = first_there(Path(path).expanduser())
+        problems.add_if(not there.is_dir(), f"--{name} {path}: {there} is a file, not a folder.")
+        problems.add_if(there.is_dir() and not os.access(there, os.W_OK | os.X_OK), f"--{name} {path}: this user may not write to {there}.")
+        disks.setdefault(os.stat(there).st_dev, []).append((name, there))
+    for held in disks.values():
+        wanted, free = sum((needed or {}).get(name, 0) for name, _ in held), shutil.disk_usage(held[0][1]).free
+        problems.add_if(
+            wanted > free,
+            f"the disk of {held[0][1]} has {size(free)} free, and about {size(wanted)} are needed ({', '.join(f'--{name}' for name, _ in held)}): make room, "
+            "or name folders on a larger one.",
+        )
+    problems.end()
+
+
+def first_there(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())

@@ -1,0 +1,250 @@
+"""From text to a prepared folder: curated once, tokenised once, each kept by what it was made from.
+
+`data/NAME-HASH` holds tokens, `data/curated/NAME-HASH` the curated text they were made of: another vocabulary, or another validation slice, makes
+other tokens of the same curated text. A command that is refused leaves nothing that would refuse the corrected one.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from . import sources
+from .arguments import Refusal
+from .baselines import baselines
+from .curation import active, curate
+from .formats import Skipped
+from .runs import FolderLock, read_json, say, write_json
+from .sources import Source
+from .tokenizers import load_tokenizer, tokenizer_record, train_tokenizer
+from .tokens import FORMAT, ShardWriter, damaged_shards, seal, tokenise
+
+ROOT = Path("data")
+OF_TEXT = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "encoding", "file_types", "max_bytes")
+OF_TOKENS = ("tokenizer", "vocab_size", "shard_tokens", "validation_tokens", "max_tokens")
+
+
+class Text:
+    """The text that a command names, looked at when it is first needed (rank 0). `data`: DataArguments."""
+
+    def __init__(self, data):
+        self.data = data
+
+    @functools.cached_property
+    def source(self) -> Source:
+        """Its files; says how many of which endings are read. Raises Refusal."""
+        data = self.data
+        where = (data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision)
+        found = sources.resolve(*where, data.text_column, data.encoding, data.file_types, data.max_bytes)
+        say(f"text      {sources.inventory(found)}")
+        return found
+
+    @functools.cached_property
+    def content(self) -> str:
+        """What tells it from any other text: `sources.content`."""
+        return sources.content(self.source, ROOT / ".digests.json")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies in files of this machine, which can change under the same name."""
+        return os.path.exists(os.path.expanduser(self.data.dataset)) or any(c in self.data.dataset for c in "*?[")
+
+
+def name_of(path: str) -> str:
+    """A short name of a dataset, model or folder, fit for a folder's name: `../My text/` -> `My-text`."""
+    base = os.path.basename(os.path.abspath(os.path.expanduser(path)))
+    for _ in range(2):  # a.jsonl.zst
+        stem, suffix = os.path.splitext(base)
+        base = stem if suffix.lower() in (*sources.COMPRESSED, *sources.KINDS, ".txt", ".md") else base
+    return re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII).strip(".-") or "text"
+
+
+def recipe_of_text(data, rules: dict, content: str | None) -> dict:
+    """What decides every byte of a curated text."""
+    recipe = {key: getattr(data, key) for key in OF_TEXT} | {"content": content, "curation": active(rules)}
+    if active(rules).get("min_score") is not None:
+        recipe["curation"]["score_column"] = rules["score_column"]
+    if os.path.exists(os.path.expanduser(data.dataset)):
+        recipe["dataset"] = Path(data.dataset).name
+    return recipe
+
+
+def build_recipe(data, rules: dict, content: str | None) -> dict:
+    """What decides every byte of a prepared folder."""
+    recipe = recipe_of_text(data, rules, content) | {key: getattr(data, key) for key in OF_TOKENS}
+    if data.tokenizer and os.path.exists(os.path.expanduser(data.tokenizer)):
+        recipe["tokenizer"] = Path(data.tokenizer).name
+    if data.tokenizer != "train":
+        recipe["vocab_size"] = None
+    return recipe
+
+
+def default_folder(data, rules: dict, content: str, root: Path = ROOT) -> str:
+    """The folder of the tokens that these arguments make, when nobody names one."""
+    return str(root / f"{name_of(data.dataset)}-{_short(build_recipe(data, rules, content))}")
+
+
+def _short(recipe: dict) -> str:
+    return hashlib.sha256(json.dumps({**recipe, "dataset": None}, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(there: dict, recipe: dict, claimed: set[str]) -> list[str]:
+    """What of a folder's recipe is not what was asked for, one phrase each. Only what somebody `claimed` counts, and what a folder's recipe tells."""
+    keys = {key for key in recipe if key in there and (key in claimed or (key == "curation" and claimed & set(recipe["curation"])))}
+    return [f"{key} was {there[key]!r}, now {recipe[key]!r}" for key in recipe if key in keys and there[key] != recipe[key]]
+
+
+def check_recipe(folder: Path, there: dict | None, recipe: dict, claimed) -> None:
+    """Raise Refusal when a folder was prepared from other text, by other rules, or with another tokenizer than somebody asked for."""
+    if there is None:
+        if (folder / "manifest.json").exists():
+            raise Refusal(f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project.")
+        return
+    if found := differences(there, recipe, set(claimed)):
+        raise Refusal(
+            f"--prepared_dir {folder} was prepared otherwise: {'; '.join(found)}. Choose another --prepared_dir, ask for what is there, or delete the "
+            "folder to prepare it again."
+        )
+
+
+def check_content(folder: Path, there: dict, text: Text) -> None:
+    """Raise Refusal when the files of a text are not those that a folder was prepared from. `there`: its recipe."""
+    if there["content"] != text.content:
+        before, now = (read_json(folder / "manifest.json") or {}).get("source", {}), text.source.record
+        told = (
+            f"{before['files']:,} files of {before['bytes']:,} bytes then, {now['files']:,} of {now['bytes']:,} now"
+            if "bytes" in before
+            else "then and now"
+        )
+        raise Refusal(
+            f"the text in {text.data.dataset} is not what {folder} was prepared from ({told}; or the same size and other words). Bring it back, leave out "
+            f"--dataset to go on with the prepared tokens (--prepared_dir {folder}), or begin another run: another --output_dir, without --prepared_dir."
+        )
+
+
+def prepare(data, rules: dict, text: Text, claimed, repair: bool = False) -> dict:
+    """Make the prepared folder, or go on with it from its last whole shard; returns its manifest.
+
+    claimed: names of the arguments that somebody gave, which a folder that is there must agree with. repair: hash every shard of it, and make the
+    damaged ones again. Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises Refusal.
+    """
+    folder = Path(data.prepared_dir)
+    manifest, there = (read_json(folder / name) for name in ("manifest.json", "recipe.json"))
+    if manifest:
+        by_content = text.is_local and bool((there or {}).get("content"))  # the same text may lie elsewhere, or have another name
+        check_recipe(folder, there, build_recipe(data, rules, None), set(claimed) - ({"dataset"} if by_content else set()))
+        problems = damaged_shards(folder, manifest, hashes=True) if repair else []
+        if by_content and ("dataset" in claimed or problems):
+            check_content(folder, there, text)
+        if not problems:
+            return manifest
+        say(f"repairing {folder}: {'; '.join(problems)}")
+    recipe = there if manifest else build_recipe(data, rules, text.content)
+    lock = FolderLock(folder, "prepare")
+    lock.acquire()
+    try:
+        begun = read_json(folder / "recipe.json")
+        if begun != recipe and read_json(folder / "progress.json"):
+            check_recipe(folder, begun, recipe, recipe)
+        elif begun != recipe:
+            _withdraw(folder)
+        write_json(folder / "recipe.json", recipe)
+        return _prepare(folder, data, rules, text, recipe, "vocab_size" in claimed)
+    finally:
+        lock.release()
+
+
+def _withdraw(folder: Path) -> None:
+    """Remove what was made by arguments that can never make a whole folder."""
+    for name in ("recipe.json", "progress.json", "curation.json"):
+        (folder / name).unlink(missing_ok=True)
+    for shard in folder.glob("*.npy"):
+        shard.unlink()
+    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+
+
+def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: bool) -> dict:
+    source = text.source
+    if active(rules):
+        source = _curated(Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir))
+        shutil.copyfile(Path(source.files[0].path).parent.parent / "curation.json", folder / "curation.json")
+    tokenizer = _tokenizer_for(folder, data, source, exact)
+    began = time.monotonic()
+    writer = ShardWriter(folder, len(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens)
+    with tqdm(total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None) as bar:
+        for batch in () if writer.full else tokenise(source, tokenizer, writer.position, data.prepare_workers):
+            bar.update(writer.add(batch))
+            if writer.full:
+                break
+    writer.finish(len(source.files))
+    say(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
+    if not writer.total:
+        _withdraw(folder)
+        raise Refusal(f"--dataset {data.dataset} holds no text: {json.dumps(writer.skipped) if writer.skipped else 'no documents'}.")
+    if not writer.splits["train"]:
+        _withdraw(folder)
+        raise Refusal(
+            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}: nothing is left to "
+            "train on. Make it smaller, leave it out, or bring more text."
+        )
+    manifest = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "source": source.record,
+        "tokenizer": tokenizer_record(tokenizer),
+        "dtype": writer.dtype.name,
+        "splits": {
+            name: {"tokens": sum(s["tokens"] for s in shards), "bytes": sum(s["text_bytes"] for s in shards), "shards": shards}
+            for name, shards in writer.splits.items()
+        },
+        **writer.counts,
+        "skipped": writer.skipped,
+    }
+    manifest = seal({**manifest, "baselines": baselines(folder, manifest)})
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
+    """The curated text of a source, made once for all that is tokenised of it."""
+    recipe = recipe_of_text(data, rules, text.content)
+    folder = place if explicit else place / f"{name_of(data.dataset)}-{_short(recipe)}"
+    lock = FolderLock(folder, "curate into")
+    lock.acquire()
+    try:
+        there = read_json(folder / "recipe.json")
+        if there not in (None, recipe):
+            found = differences(there, recipe, set(recipe)) or ["its text was another"]
+            raise Refusal(f"--curated_dir {folder} holds another curated text: {'; '.join(found)}. Choose another, or delete it.")
+        write_json(folder / "recipe.json", recipe)
+        return curate(text.source, rules, folder, data.prepare_workers)
+    finally:
+        lock.release()
+
+
+def _tokenizer_for(folder: Path, data, source: Source, exact: bool):
+    """The tokenizer saved in the prepared folder; on the first call it is loaded or learnt, and saved. `exact`: with as many ids as was asked for."""
+    from transformers import AutoTokenizer
+
+    place = folder / "tokenizer"
+    if (place / "tokenizer.json").exists():
+        return AutoTokenizer.from_pretrained(place)
+    if data.tokenizer == "train":
+        tokenizer = train_tokenizer((document.text for document in source.documents(Skipped())), data.vocab_size)
+        if exact and len(tokenizer) != data.vocab_size:
+            _withdraw(folder)
+            raise Refusal(
+                f"--vocab_size {data.vocab_size}: this text gives a vocabulary of {len(tokenizer)}. Leave it out, ask for that, or bring more text."
+            )
+    else:
+        tokenizer = load_tokenizer(data.tokenizer)
+    aside = folder / ".tokenizer.tmp"
+    tokenizer.save_pretrained(aside)
+    os.replace(aside, place)
+    return tokenizer

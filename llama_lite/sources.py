@@ -1,0 +1,380 @@
+"""Which files a `--dataset` means, which of them are read, and what tells their content from any other's.
+
+A dataset is a file, a folder, a glob, a dataset of the Hub, or the text inside the installed packages. Of a folder every file that is text is
+read; hidden ones are passed over, and what is no text is counted and named, with what makes text of it.
+"""
+
+import codecs
+import collections
+import dataclasses
+import glob
+import hashlib
+import itertools
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .arguments import Refusal
+from .formats import BYTE_ORDER_MARKS, COMPRESSED, DAMAGED, KINDS, ROW_KINDS, Skipped, TextFile, ending_of, kind_of, open_file, parts, read, rows
+from .installed import INSTALLED, installed_files, package_root
+from .runs import read_json, sha256, write_json
+
+PASSED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
+HEAD = 2**16  # bytes by which a file is judged
+TEXT_COLUMNS = "text content body document article story markdown code message raw_content".split()
+CACHE_ABOVE = 2**30  # bytes of text from which on digests are kept by size and time
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
+MAKES_TEXT = {
+    **dict.fromkeys((".pdf", ".ps"), "`pdftotext` makes text of them"),
+    **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".epub", ".pptx"), "`pandoc -t plain` makes text of them"),
+    **dict.fromkeys((".xls", ".xlsx", ".ods"), "save them as .csv"),
+    **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack them first"),
+    **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff"), "images; `tesseract` reads text in them"),
+    ".arrow": "`datasets.load_from_disk(...).to_parquet(...)` makes rows of them",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Text as a list of files. `record` says where it is from, what was read and what was not, with no path of this machine."""
+
+    kind: str
+    files: tuple[TextFile, ...]
+    record: dict
+    encoding: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes on disk that are read; 0 where nobody knows (files of the Hub)."""
+        return sum(file.size if file.limit is None else min(file.size, file.limit) for file in self.files)
+
+    def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()):
+        """Every document, in order."""
+        for file in self.files:
+            yield from read(file, skipped, columns, self.encoding)
+
+
+def resolve(
+    dataset: str,
+    config: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    text_column: str | None = None,
+    encoding: str | None = None,
+    file_types: list[str] = (),
+    max_bytes: int | None = None,
+    only_rows: bool = False,
+) -> Source:
+    """The files that a `--dataset` means. Raises Refusal where there are none, or the Hub does not answer.
+
+    text_column: None for the likeliest column of each file. file_types: endings that are read (none: all). max_bytes: the first files, in their
+    order, of so many bytes; the last of them is cut. only_rows: files of rows alone, with all their columns.
+    """
+    if encoding is not None:
+        _check_encoding(encoding)
+    if dataset in INSTALLED:
+        names, versions = installed_files(dataset)
+        files = [TextFile(name, name, dataset) for name in names]
+        source = Source(dataset, tuple(files), {"dataset": dataset, "packages": versions})
+    else:
+        source = _local_source(dataset, text_column, encoding, file_types, only_rows)
+        source = source or _hub_source(dataset, config, split, revision, None if only_rows else text_column or "text")
+    return source if max_bytes is None else _cut(source, max_bytes)
+
+
+# ---- files of this machine ----
+
+
+def _local_source(dataset: str, text_column, encoding, file_types, only_rows: bool) -> Source | None:
+    """The files that are meant, in their order, or None where the name can only be the Hub's. Raises Refusal."""
+    path = os.path.expanduser(dataset)
+    explicit = False
+    if os.path.isdir(path):
+        found = _walk(path)
+    elif os.path.exists(path):
+        found, explicit = [path], True
+    else:
+        found = [name for name in sorted(glob.glob(path, recursive=True)) if os.path.isfile(name)]
+    if not found:
+        looks_local = dataset.startswith((".", "/", "~")) or any(c in dataset for c in "*?[") or ending_of(dataset) in (*KINDS, ".txt", ".md")
+        if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
+            what = "that folder holds no file that is not hidden" if os.path.isdir(path) else "nothing is there by that name"
+            raise Refusal(
+                f"--dataset {dataset}: {what}. Give a file, a folder, a glob in quotes, a Hub dataset id such as HuggingFaceFW/fineweb-edu, "
+                "installed-docs or installed-files."
+            )
+        return None
+    root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(name) or "." for name in found])
+    wanted = {f".{ending.lstrip('.')}".lower() for ending in file_types}
+    files, passed = [], []  # passed: (file, why)
+    for name in found:
+        if wanted and ending_of(name) not in wanted:
+            passed.append((name, "not among --file_types"))
+            continue
+        kind, column, why = _judge(name, text_column, encoding, explicit, only_rows)
+        if why:
+            passed.append((name, why))
+        else:
+            files.append(TextFile(name, os.path.relpath(name, root), kind, os.path.getsize(name), column))
+    if not files:
+        raise Refusal(f"--dataset {dataset} holds no {'rows' if only_rows else 'text'}: {_passed_line(passed)}.")
+    if any(file.kind not in ROW_KINDS for file in files):  # so that the validation slice is a sample of all documents, not the first by name
+        files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    endings: dict[str, dict] = {}
+    for file in files:
+        entry = endings.setdefault(ending_of(file.name) or "without ending", {"files": 0, "bytes": 0})
+        entry["files"], entry["bytes"] = entry["files"] + 1, entry["bytes"] + file.size
+    record = {"dataset": os.path.basename(os.path.abspath(path)), "files": len(files), "bytes": sum(file.size for file in files), "endings": endings}
+    columns = sorted({file.column for file in files if file.column})
+    record |= {"text_columns": columns} if columns else {}
+    record |= {"not_read": {"files": len(passed), "why": _passed_line(passed)}} if passed else {}
+    return Source("files", tuple(files), record, encoding)
+
+
+def _walk(folder: str) -> list[str]:
+    """Every file of a folder that is not hidden, by name; links are followed, each folder once."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in PASSED_FOLDERS)
+        if real not in seen:
+            found += [os.path.join(place, name) for name in names if name[0] != "."]
+        seen.add(real)
+    return sorted(found)
+
+
+def _judge(path: str, text_column: str | None, encoding: str | None, explicit: bool, only_rows: bool) -> tuple[str, str | None, str | None]:
+    """(kind, column of text, why it is not read or None) of a file, by its ending and its first bytes."""
+    kind = kind_of(path)
+    try:
+        with open_file(path) as handle:
+            head = handle.peek(HEAD)[:HEAD] if kind != "parquet" else b""
+    except FileNotFoundError:
+        return kind, None, "a broken link"
+    except PermissionError:
+        return kind, None, "this user may not read it"
+    except DAMAGED:
+        return kind, None, None  # refused by name when it is read
+    if kind != "parquet":
+        marked = any(head.startswith(mark) for mark in BYTE_ORDER_MARKS)
+        if not head:
+            return kind, None, "empty"
+        if head.startswith(GIT_LFS):
+            return kind, None, "pointers to files that Git LFS has not fetched: `git lfs pull`"
+        if not marked and b"\0" in head:
+            return kind, None, "binary"
+        if kind in ("text", "html", "notebook") and encoding is None and not marked and not _is_utf8(head, len(head) == os.path.getsize(path)):
+            return kind, None, "not UTF-8"
+    if only_rows:
+        return kind, None, None if kind in ROW_KINDS else "no rows"
+    if kind not in ROW_KINDS:
+        return kind, None, None
+    if text_column is not None and (explicit or kind != "json"):
+        return kind, text_column, None
+    samples = _first_rows(path, kind)
+    column = text_column if text_column in (samples or [{}])[0] else _likeliest_column(samples)
+    if column is None and kind == "json" and not explicit:
+        return "text", None, None  # settings of a program, and the like: text as it stands
+    if column is None and samples is not None:
+        return kind, None, f"rows without a column of text ({', '.join(map(repr, samples[0])) if samples else 'no rows'})"
+    return kind, column or "text", None
+
+
+def _is_utf8(head: bytes, whole: bool) -> bool:
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)  # the head of a longer file may end within a character
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _check_encoding(encoding: str) -> None:
+    try:
+        codecs.lookup(encoding)
+    except LookupError:
+        raise Refusal(
+            f"--encoding {encoding}: Python knows no such encoding. Common ones are cp1252, latin-1, gb18030, big5, shift_jis, koi8-r."
+        ) from None
+
+
+def _first_rows(path: str, kind: str) -> list[dict] | None:
+    """Some rows of a file; None where they cannot be read, which is told when they are wanted."""
+    try:
+        if kind == "json":
+            return _json_rows(path)
+        first = next(parts(TextFile(path, os.path.basename(path), kind, limit=HEAD)), None)
+        return [row for _, row in itertools.islice(rows(first), 20) if isinstance(row, dict)] if first else []
+    except Refusal:
+        return None
+
+
+def _json_rows(path: str) -> list[dict] | None:
+    """The first object of a .json file that is an array of them, or holds one a line; [] where it is something else. Reads no more than its beginning."""
+    with open_file(path) as handle:
+        head = handle.read(16 * HEAD).removeprefix(codecs.BOM_UTF8).decode("utf-8", "replace").lstrip()
+    try:
+        if head.startswith("["):
+            row = json.JSONDecoder().raw_decode(head[1:].lstrip())[0]
+        else:
+            line, _, rest = head.partition("\n")
+            row = json.loads(line)
+            if not rest.strip() and not set(TEXT_COLUMNS) & set(row):
+                return []  # one object alone: settings, and the like
+    except ValueError:
+        return None if len(head) >= 16 * HEAD else []
+    return [row] if isinstance(row, dict) else []
+
+
+def _likeliest_column(samples: list[dict] | None) -> str | None:
+    """The column that holds the text of rows: `text`, another usual name, or the longest one."""
+    if not samples:
+        return None
+    lengths: dict[str, int] = {}
+    for row in samples:
+        for name, value in row.items():
+            if isinstance(value, str | bytes) or (value is None and name in TEXT_COLUMNS):
+                lengths[name] = lengths.get(name, 0) + len(value or "")
+    usual = [name for name in TEXT_COLUMNS if name in lengths]
+    return usual[0] if usual else max(lengths, key=lengths.get) if lengths else None
+
+
+def _passed_line(passed: list[tuple[str, str]]) -> str:
+    """What was not read, by ending and reason, as a person reads it."""
+    groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in passed)
+    told = []
+    for (ending, why), count in sorted(groups.items(), key=lambda item: (-item[1], item[0])):
+        names = [name for name, reason in passed if (ending_of(name) or os.path.basename(name), reason) == (ending, why)]
+        if why == "binary" and ending in MAKES_TEXT:
+            why = MAKES_TEXT[ending]
+        elif why == "not UTF-8":
+            why = f"not UTF-8, such as {os.path.basename(names[0])}: {_encoding_hint(names[0])}"
+        told.append(f"{count:,} {ending} ({why})")
+    shown = told[:8] + ([f"and {len(told) - 8} other kinds"] if len(told) > 8 else [])
+    return ", ".join(shown)
+
+
+def _encoding_hint(path: str) -> str:
+    """`--encoding NAME`, with the likeliest name."""
+    from charset_normalizer import from_bytes
+
+    with open_file(path) as handle:
+        best = from_bytes(handle.read(HEAD)).best()
+    return f"--encoding {best.encoding} reads it, or so it looks" if best else "name its encoding with --encoding"
+
+
+def inventory(source: Source) -> str:
+    """One line: how many files of which endings are read, and how many are not and why."""
+    record = source.record
+    if source.kind in INSTALLED:
+        what = "files" if source.kind == "installed-files" else "files of Python"
+        return f"{len(source.files):,} {what} in {len(record['packages'])} installed packages" + _limit_line(record)
+    if "endings" not in record:
+        return f"{len(source.files):,} files of {record['dataset']} on the Hub" + _limit_line(record)
+    kinds = sorted(record["endings"].items(), key=lambda item: -item[1]["files"])
+    told = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
+        f" and {len(kinds) - 8} other endings" if len(kinds) > 8 else ""
+    )
+    columns = [name for name in record.get("text_columns", ()) if name != "text"]
+    line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {told}"
+    line += f", the text of rows from column {', '.join(map(repr, columns))} (another: --text_column)" if columns else ""
+    line += f"; not read: {record['not_read']['why']}" if "not_read" in record else "; all of them read" if record["files"] > 1 else ""
+    return line + _limit_line(record)
+
+
+def _limit_line(record: dict) -> str:
+    return f"; of these the first {amount(record['max_bytes'])} (--max_bytes)" if "max_bytes" in record else ""
+
+
+def amount(count: float) -> str:
+    """Bytes of text as a person reads them."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def _cut(source: Source, most: int) -> Source:
+    """The first files of a source, up to `most` bytes; the last of them is read to there."""
+    files, total = [], 0
+    for file in source.files:
+        size = size_of(file)
+        if not size or total >= most:
+            break
+        single = file.kind in ("installed-docs", "installed-files") or total + size <= most
+        files.append(file if single else dataclasses.replace(file, limit=most - total))
+        total += size
+    if not files or (len(files) == len(source.files) and files[-1].limit is None):
+        return source
+    return dataclasses.replace(source, files=tuple(files), record={**source.record, "max_bytes": most})
+
+
+def size_of(file: TextFile) -> int:
+    """Bytes of a file on disk; 0 where nobody knows (files of the Hub)."""
+    if file.kind not in INSTALLED:
+        return file.size
+    package, _, inner = file.name.partition("/")
+    return os.path.getsize(os.path.join(package_root(package), inner))
+
+
+# ---- the Hub ----
+
+
+def _hub_source(dataset, config, split, revision, text_column) -> Source:
+    from datasets import load_dataset_builder
+
+    from .hub import unreachable
+
+    try:
+        builder = load_dataset_builder(dataset, config, revision=revision)
+        files = builder.config.data_files[split]
+    except KeyError:
+        raise Refusal(f"--dataset_split {split}: {dataset} has {', '.join(builder.config.data_files)}.") from None
+    except Exception as error:  # the Hub's clients raise a dozen kinds, from three packages
+        reason = "the Hub cannot be reached from here" if unreachable(error) else " ".join(str(error).split())
+        raise Refusal(
+            f"--dataset {dataset} is neither a file or folder here nor a dataset that the Hub gives (revision {revision or 'main'}): {reason}"
+        ) from None
+    commits = {str(file).split("@")[1].split("/")[0] for file in files if "@" in str(file)}
+    record = {"dataset": dataset, "config": builder.config.name, "split": split, "revision": commits.pop() if len(commits) == 1 else revision}
+    found = (TextFile(str(file), os.path.basename(str(file)), kind_of(str(file)), column=text_column) for file in files)
+    return Source("files", tuple(found), record)
+
+
+# ---- content ----
+
+
+def content(source: Source, cache: Path) -> str:
+    """sha256 over the names and the content of what is read: the same text gives the same, wherever it lies.
+
+    Above CACHE_ABOVE bytes the digest of a file that has kept its size and time is taken from `cache`. Packages count by their versions, datasets
+    of the Hub by their revision.
+    """
+    if source.kind in INSTALLED or "endings" not in source.record:
+        return _hash([source.record, [file.name for file in source.files]])
+    known = (read_json(cache) or {}) if source.bytes > CACHE_ABOVE else {}
+    digests: dict[str, list] = {}
+
+    def digest(file: TextFile) -> str:
+        stat = os.stat(file.path)
+        key, state = f"{os.path.realpath(file.path)}:{file.limit}", [stat.st_size, stat.st_mtime_ns]
+        there = known.get(key)
+        digests[key] = there if there and there[:2] == state else [*state, sha256(file.path, file.limit)]
+        bar.update(file.size)
+        return digests[key][2]
+
+    with (
+        tqdm(total=source.bytes, desc="reading text", unit="B", unit_scale=True, disable=None if source.bytes > CACHE_ABOVE else True) as bar,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        found = list(pool.map(digest, source.files))
+    if source.bytes > CACHE_ABOVE:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(cache, known | digests)
+    return _hash([[file.name, file.column, file.limit, digest] for file, digest in zip(source.files, found, strict=True)])
+
+
+def _hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""How much text there is, before any of it is prepared: counted on a sample."""
+
+import dataclasses
+
+from .formats import Skipped, TextFile, read
+from .sources import Source, size_of
+
+SAMPLE_BYTES, SAMPLE_FILES, FILE_BYTES = 2_000_000, 64, 200_000  # of text in all, of files that are looked into, of each of them
+COMPRESSION = 3.5  # bytes of text in a byte of compressed file, where it is not measured
+UNKNOWN = 10**12  # bytes that a dataset of the Hub is taken to have: more than any run here needs
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFacts:
+    """Of a text: `bytes` of UTF-8 and `documents`, both estimated from `sample`, some documents of it; `exact` where the sample is all of it."""
+
+    bytes: int
+    documents: int
+    sample: tuple[str, ...]
+    exact: bool
+
+    def tokens_per_byte(self, tokenizer: str, vocab_size: int | None) -> float:
+        """By the tokenizer that was asked for, or by one learnt from the sample. End-of-text is counted."""
+        from .tokenizers import load_tokenizer, train_tokenizer
+
+        trained = tokenizer == "train"
+        found = train_tokenizer(iter(self.sample), vocab_size) if trained else load_tokenizer(tokenizer)
+        encoded = found(list(self.sample), add_special_tokens=False, verbose=False)["input_ids"]
+        return (sum(map(len, encoded)) + len(encoded)) / max(1, sum(len(text.encode()) for text in self.sample))
+
+
+def look(source: Source) -> TextFacts:
+    """Reads some of the files from end to end of the list, the beginning of each. Raises Refusal on a damaged file, and where a sample holds no text."""
+    sizes = [size_of(file) for file in source.files]
+    total = sum(sizes)
+    whole = 0 < total <= SAMPLE_BYTES
+    chosen = range(len(sizes)) if whole else sorted({i * len(sizes) // SAMPLE_FILES for i in range(SAMPLE_FILES)}) if total else [0]
+    sample, documents, text_bytes, disk_bytes = [], 0, 0, 0
+    for index in chosen:
+        file = source.files[index]
+        limit = file.limit if whole else min(FILE_BYTES, file.limit or FILE_BYTES)
+        for document in read(dataclasses.replace(file, limit=limit), Skipped(), encoding=source.encoding):
+            sample.append(document.text)
+            documents += 1
+            text_bytes += len(document.text.encode("utf-8", "replace"))
+        disk_bytes += _disk_bytes(file, sizes[index], limit)
+        if text_bytes > SAMPLE_BYTES and not whole:
+            break
+    if not total:
+        return TextFacts(UNKNOWN, UNKNOWN // max(1, text_bytes // max(1, documents)), tuple(sample), False)
+    share = (
+        1
+        if whole or not disk_bytes
+        else sum(_disk_bytes(file, size, file.limit) for file, size in zip(source.files, sizes, strict=True)) / disk_bytes
+    )
+    return TextFacts(round(text_bytes * share), round(documents * share), tuple(sample), whole)
+
+
+def _disk_bytes(file: TextFile, size: int, limit: int | None) -> float:
+    """Bytes of a file on disk that reading up to `limit` takes."""
+    if limit is None or file.kind in ("installed-docs", "installed-files"):
+        return size
+    grows = COMPRESSION if file.path.endswith((".gz", ".zst", ".bz2", ".xz")) or file.kind == "parquet" else 1
+    return min(size, limit / grows)

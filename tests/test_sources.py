@@ -1,0 +1,327 @@
+"""Text from every kind of source, wrong input named, and curation that says what it dropped."""
+
+import ast
+import bz2
+import csv
+import gzip
+import json
+import lzma
+import os
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from llama_lite import formats, installed, sources
+from llama_lite.arguments import Refusal
+
+ROWS = [
+    {
+        "text": f"Row {i} explains something about the number {i} in plain English words.",
+        "id": str(i),
+        "score": i % 5,
+        "language": "en" if i % 7 else "fr",
+    }
+    for i in range(200)
+]
+
+
+COMPRESSORS = {"jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress, "jsonl.bz2": bz2.compress, "jsonl.xz": lzma.compress}
+
+
+def source_of(path, column="text", **more):
+    return sources.resolve(str(path), text_column=column, **more)
+
+
+def texts_of(source, columns=()):
+    return [document.text for document in source.documents(formats.Skipped(), columns)]
+
+
+def write(folder, kind, rows=ROWS):
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = folder / f"rows.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows, indent=2))
+    elif kind in ("csv", "tsv"):
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]), delimiter="," if kind == "csv" else "\t")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif kind in COMPRESSORS:
+        path.write_bytes(COMPRESSORS[kind](lines))
+    else:
+        path.write_bytes(lines)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["parquet", "json", "jsonl", *COMPRESSORS, "csv", "tsv"])
+def test_each_format_gives_the_same_documents(tmp_path, kind):
+    assert texts_of(source_of(write(tmp_path, kind))) == [row["text"] for row in ROWS]
+
+
+def test_a_zst_file_of_several_frames_is_read_to_its_end(tmp_path):
+    path = tmp_path / "rows.jsonl.zst"
+    path.write_bytes(b"".join(zstandard.compress(json.dumps(row).encode() + b"\n") for row in ROWS))
+    assert texts_of(source_of(path)) == [row["text"] for row in ROWS]
+
+
+def test_folders_globs_and_txt(tmp_path):
+    for name in ("b.txt", "a.txt"):
+        (tmp_path / name).write_text(f"the text of {name}")
+    expected = ["the text of a.txt", "the text of b.txt"]
+    assert sorted(texts_of(source_of(tmp_path))) == sorted(texts_of(source_of(tmp_path / "*.txt"))) == expected
+
+
+def test_installed_files_are_every_text_file_as_it_is():
+    names, documented = ([file.name for file in sources.resolve(dataset).files] for dataset in ("installed-files", "installed-docs"))
+    assert set(documented) < set(names) and any(not name.endswith(".py") for name in names)
+    assert [name for name in names if name in set(documented)] == list(documented)  # one order: what is held out of both is the same
+    module = installed.package_root("numpy") + "/linalg/__init__.py"
+    library = next(name for name in names if name.startswith("numpy/") and name.endswith(".so"))
+    skipped = formats.Skipped()
+    found = [d for name in ("numpy/linalg/__init__.py", library) for d in formats.read(formats.TextFile(name, name, "installed-files"), skipped)]
+    assert [(d.id, d.text) for d in found] == [("numpy/linalg/__init__.py:1", Path(module).read_text())]
+    assert skipped.reasons == {"no text, or too large": {"rows": 1, "first": [library]}}
+
+
+def test_installed_docs_is_a_large_english_text_in_a_fixed_order():
+    source = sources.resolve("installed-docs")
+    assert source.files == sources.resolve("installed-docs").files
+    assert {"python", "torch", "transformers", "scipy"} <= source.record["packages"].keys() and len(source.files) > 5000
+    module = formats.TextFile("python/json/__init__.py", "python/json/__init__.py", "installed-docs")
+    found = list(formats.read(module, formats.Skipped()))
+    tree = ast.parse(Path(json.__file__).read_text())
+    named = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)]
+    assert [d.text for d in found] == [ast.get_docstring(node) for node in named]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl.gz", "jsonl.zst"])
+def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
+    path = write(tmp_path, kind)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(Refusal, match=rf"rows\.{kind} is (not a whole parquet file|damaged after row)"):
+        texts_of(source_of(path))
+
+
+def test_a_damaged_page_of_parquet_is_refused_by_name(tmp_path):
+    path = write(tmp_path, "parquet")
+    content = bytearray(path.read_bytes())
+    content[40:400] = bytes(360)
+    path.write_bytes(bytes(content))
+    with pytest.raises(Refusal, match=r"rows\.parquet is not a whole parquet file"):
+        texts_of(source_of(path))
+
+
+def test_a_broken_row_is_refused_with_file_and_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": "broken\n')
+    with pytest.raises(Refusal, match=r"rows\.jsonl, row 2 is not JSON"):
+        texts_of(source_of(path))
+    path.write_text('{"text": "fine"}\n["a list"]\n')
+    with pytest.raises(Refusal, match=r"row 2 is not a JSON object"):
+        texts_of(source_of(path))
+    path.write_text('{"text": 5}\n')
+    with pytest.raises(Refusal, match=r"row 1: column 'text' holds int, not text"):
+        texts_of(source_of(path))
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_missing_column_is_refused_with_those_there_are(tmp_path, kind):
+    with pytest.raises(Refusal, match=r"has no column 'content'; its columns are 'text', 'id', 'score', 'language'"):
+        texts_of(source_of(write(tmp_path, kind), "content"))
+
+
+@pytest.mark.parametrize("name", ["./nothing.jsonl", "/nowhere/at/all", "x/*.parquet", "folder", "mytext"])
+def test_a_dataset_that_is_not_there(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Refusal, match=r"--dataset .*(nothing is there by that name|holds no file that is not hidden).*Give a file, a folder, a glob"):
+        source_of(name)
+
+
+def test_a_hub_that_does_not_answer_is_one_paragraph():
+    with pytest.raises(Refusal, match=r"neither a file or folder here nor a dataset that the Hub gives \(revision main\)") as refusal:
+        source_of("someone/some-dataset")
+    assert "\n" not in str(refusal.value)
+
+
+# ---- a folder of somebody's own ----
+
+
+def fill(folder: Path, files: dict) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+PAGE = "<html><head><title>t</title><script>var x = 1;</script></head><body><nav>Home | About</nav><article><h1>Rivers</h1><p>{}</p></article></body></html>"
+LONG = "The river rises in the hills and flows for a hundred miles through fields and small towns until it reaches the sea. " * 4
+
+
+def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
+    folder = fill(
+        tmp_path / "mytext",
+        {
+            "notes.md": "# Notes\nof mine",
+            "guide.rst": "Guide\n=====",
+            "paper.tex": "\\section{One}",
+            "src/main.py": "print('hello')",
+            "Makefile": "all:\n\ttrue",
+            "page.html": PAGE.format(LONG),
+            "old.txt.gz": gzip.compress(b"packed text"),
+            "settings.json": json.dumps({"indent": 2, "name": "no row of text"}, indent=2),
+            "book.ipynb": json.dumps({"cells": [{"cell_type": "markdown", "source": ["# Title\n", "words"]}, {"cell_type": "code", "source": "1 + 1"}]}),
+            "letter.eml": "Subject: Greetings\nContent-Type: text/plain; charset=utf-8\n\nDear reader,\nall is well.\n",
+            "box.mbox": "From a@b Thu Jan  1 00:00:00 2026\nSubject: One\n\nFirst mail.\n\nFrom a@b Thu Jan  1 00:00:00 2026\nSubject: Two\n\nSecond mail.\n",
+            "mark.txt": "\ufeffwith a mark",
+            "windows.txt": "sixteen bits".encode("utf-16"),
+            "latin.txt": "caf\xe9 na\xefve".encode("latin-1"),
+            "scan.pdf": b"%PDF-1.7\n\0\1",
+            "photo.png": b"\x89PNG\0",
+            "empty.txt": "",
+            "big.bin": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            ".git/config": "hidden",
+            "node_modules/x/index.js": "passed over",
+            "src/__pycache__/main.txt": "passed over",
+        },
+    )
+    os.symlink("nowhere.txt", folder / "link.txt")
+    source = source_of(folder, None)
+    texts = dict(zip([file.name for file in source.files if file.kind != "mbox"], [], strict=False))
+    for file in source.files:
+        texts[file.name] = [document.text for document in formats.read(file, formats.Skipped())]
+    assert texts == {
+        "notes.md": ["# Notes\nof mine"],
+        "guide.rst": ["Guide\n====="],
+        "paper.tex": ["\\section{One}"],
+        "src/main.py": ["print('hello')"],
+        "Makefile": ["all:\n\ttrue"],
+        "page.html": ["Rivers\n" + LONG.strip()],
+        "old.txt.gz": ["packed text"],
+        "settings.json": ['{\n  "indent": 2,\n  "name": "no row of text"\n}'],
+        "book.ipynb": ["# Title\nwords\n\n1 + 1"],
+        "letter.eml": ["Greetings\n\nDear reader,\nall is well."],
+        "box.mbox": ["One\n\nFirst mail.", "Two\n\nSecond mail."],
+        "mark.txt": ["with a mark"],
+        "windows.txt": ["sixteen bits"],
+    }
+    line = sources.inventory(source)
+    assert line.startswith("13 files") and "1 .md" in line and "1 without ending" in line
+    for told in (
+        "1 .pdf (`pdftotext` makes text of them)",
+        "1 .png (images",
+        "1 .txt (empty)",
+        "1 .txt (not UTF-8, such as latin.txt: --encoding ",
+        "1 .txt (a broken link)",
+        "1 .bin (pointers to files that Git LFS has not fetched",
+    ):
+        assert told in line
+    assert source.record["not_read"]["files"] == 6
+
+
+def test_an_encoding_is_for_files_that_are_not_utf8(tmp_path):
+    folder = fill(tmp_path / "t", {"a.txt": "caf\xe9".encode("latin-1"), "b.txt": "caf\xe9".encode(), "c.csv": "text\ncaf\xe9\n".encode("latin-1")})
+    assert texts_of(source_of(folder, None, encoding="latin-1")) == ["caf\xe9"] * 3
+    skipped = formats.Skipped()
+    assert [d.text for d in source_of(folder, None).documents(skipped)] == ["caf\xe9"] and skipped.reasons["not UTF-8"]["first"] == ["c.csv:2"]
+    with pytest.raises(Refusal, match="--encoding latin1000: Python knows no such encoding"):
+        source_of(folder, None, encoding="latin1000")
+
+
+def test_file_types_choose_and_an_unreadable_choice_is_refused(tmp_path):
+    folder = fill(tmp_path / "t", {"a.md": "one", "b.py": "two", "c.pdf": b"%PDF\0"})
+    assert texts_of(source_of(folder, None, file_types=["md"])) == texts_of(source_of(folder, None, file_types=[".md"])) == ["one"]
+    assert "1 .py (not among --file_types)" in sources.inventory(source_of(folder, None, file_types=["md"]))
+    with pytest.raises(Refusal, match=r"c\.pdf holds no text: 1 \.pdf \(`pdftotext` makes text of them\)"):
+        source_of(folder / "c.pdf", None)
+    with pytest.raises(Refusal, match=r"holds no text: .*1 \.pdf \(`pdftotext`"):
+        source_of(folder, None, file_types=[".pdf"])
+
+
+def test_what_exists_by_that_name_is_that(tmp_path):
+    folder = fill(tmp_path, {"shard[12]/a.txt": "right", "shard1/a.txt": "wrong", "my data [v2].txt": "also right"})
+    assert texts_of(source_of(folder / "shard[12]", None)) == ["right"]
+    assert texts_of(source_of(folder / "my data [v2].txt", None)) == ["also right"]
+
+
+@pytest.mark.parametrize(
+    "row, column",
+    [
+        ({"title": "long enough title for a row", "text": "t"}, "text"),
+        ({"id": "7", "content": "c", "url": "http://somewhere.example/long"}, "content"),
+        ({"id": "7", "remark": "the longest of all the columns", "n": 5}, "remark"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv", "parquet"])
+def test_the_column_of_text_is_found_and_said(tmp_path, kind, row, column):
+    source = source_of(write(tmp_path, kind, [row] * 3), None)
+    assert [file.column for file in source.files] == [column] and texts_of(source) == [row[column]] * 3
+    assert (column == "text") == ("--text_column" not in sources.inventory(source))
+
+
+def test_rows_without_text_are_refused_with_their_columns(tmp_path):
+    with pytest.raises(Refusal, match=r"holds no text: 1 \.jsonl \(rows without a column of text \('a'\)\)"):
+        source_of(write(tmp_path, "jsonl", [{"a": 1}]), None)
+
+
+def test_a_table_with_quotes_line_breaks_and_semicolons(tmp_path):
+    path = fill(tmp_path, {"t.csv": '\ufeffid;text\n1;"a ""quoted"" word\nand a second line"\n2;\n3;last\n'}) / "t.csv"
+    skipped = formats.Skipped()
+    assert [d.text for d in source_of(path, None).documents(skipped)] == ['a "quoted" word\nand a second line', "last"]
+    assert skipped.reasons["empty"]["rows"] == 1
+
+
+def test_documents_come_in_an_order_that_mixes_folders_and_rows_in_theirs(tmp_path):
+    folder = fill(tmp_path / "t", {f"{a}/{i}.txt": f"{a}{i}" for a in "abc" for i in range(20)})
+    texts = texts_of(source_of(folder, None))
+    assert sorted(texts) == sorted(f"{a}{i}" for a in "abc" for i in range(20)) and {text[0] for text in texts[:12]} == set("abc")
+    rows = fill(tmp_path / "r", {f"{i}.jsonl": json.dumps({"text": str(i)}) for i in range(9)})
+    assert texts_of(source_of(rows)) == [str(i) for i in range(9)]
+
+
+def test_max_bytes_reads_the_first_files_and_the_last_of_them_to_there(tmp_path):
+    folder = fill(tmp_path / "t", {f"{i}.jsonl": "".join(json.dumps({"text": f"{i} {j}"}) + "\n" for j in range(1000)) for i in range(3)})
+    size = (folder / "0.jsonl").stat().st_size
+    assert len(texts_of(source_of(folder, max_bytes=10 * size))) == 3000
+    assert texts_of(source_of(folder, max_bytes=size)) == [f"0 {j}" for j in range(1000)]
+    words = fill(tmp_path / "w", {"one.txt": "several words " * 5000}) / "one.txt"
+    (text,) = texts_of(source_of(words, None, max_bytes=1003))
+    assert 1000 < len(text) < 1020 and text.endswith((" ", "words", "several"))
+    assert "of these the first 1.0 KB" in sources.inventory(source_of(words, None, max_bytes=1003))
+    docs = sources.resolve("installed-docs", max_bytes=2_000_000)
+    assert docs.files == sources.resolve("installed-docs").files[: len(docs.files)] and 5 < len(docs.files) < 1000
+
+
+def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypatch):
+    cache = tmp_path / "cache.json"
+    first, second = (fill(tmp_path / name / "t", {"a.md": "one", "b/c.md": "two"}) for name in ("x", "y"))
+
+    def content(folder):
+        return sources.content(source_of(folder, None), cache)
+
+    before = content(first)
+    assert before == content(second) and not cache.exists()
+    (second / "b/c.md").write_text("owt")
+    assert content(second) != before
+    (first / "d.md").write_text("three")
+    assert content(first) != before
+    monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
+    before = content(first)
+    monkeypatch.setattr(sources, "sha256", lambda *args: pytest.fail("hashed again"))
+    assert content(first) == before
+    monkeypatch.undo()
+    monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
+    (first / "d.md").write_text("threE")
+    os.utime(first / "d.md", ns=(1, 1))
+    assert content(first) != before
+
+
+def test_a_page_gives_the_same_text_wherever_it_stands(tmp_path):
+    folder = fill(tmp_path / "t", {f"{i}.html": PAGE.format(LONG) for i in range(4)})
+    assert len(set(texts_of(source_of(folder, None)))) == 1
