@@ -1,6 +1,6 @@
 """How fast training is beside what people use now, what each switch gives, how near the machine's limit it is, and what memory it takes.
 
-    python benchmarks/train.py              # long; --only SHAPE, --parts speed,switches,processes,memory
+    python benchmarks/train.py              # long; --only SHAPE, --parts speed,switches,processes,memory,machines
 
 Every way is a process of its own (memory settings are a process's) that trains a slice of steps when it is told to; slices go round in turn,
 and medians are compared. Ways: `ours`, run_pretrain.py itself with its switches on, or without one of them; `trainer`, transformers.Trainer
@@ -8,9 +8,13 @@ as it comes (float32); `run_clm`, the same with --bf16, as transformers' example
 autocast, as the authors' code has it; `nanogpt`, that loop with the whole model compiled, as nanoGPT and litgpt do; `products`, nothing
 but the matrix products of the step's linear layers, forward and backward, in bfloat16: the ceiling. Memory: peak resident size after step 2
 of the whole 124m preset, micro-batch 8 x 1,024. AdamW, clipping at 1 and the same sizes in all of them.
+
+Machines: every combination of three switches on this processor, on it without its bfloat16 instructions, and on it as if it had AVX2 alone (the
+libraries are told so), each in the precision that is chosen there; what would be chosen for a long run, against the best of them and all of them off.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -45,11 +49,20 @@ def shaped(preset: str, **changes):
 
 
 SMALL = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 688, "vocab_size": 8192, "max_position_embeddings": 512}
+DEMO = {"vocab_size": 4096, "max_position_embeddings": 256}
 SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
     "6x256": (shaped("demo", **SMALL), 8, 512, 8),
     "124m, 4 layers": (shaped("124m", num_hidden_layers=4), 2, 1024, 2),
     "124m": (shaped("124m"), 8, 1024, 1),
+    "1m": (shaped("1m", **DEMO), 8, 256, 30),
+    "demo": (shaped("demo", **DEMO), 8, 256, 10),
 }
+MACHINES = {  # environment in which oneDNN (bfloat16 products), MKL (float32 products) and torch's own kernels leave instructions out
+    "this processor": {},
+    "without bfloat16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
+    "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
+}
+COMBINED = ("fused_loss", "block_attention", "compile_layers")
 SWITCHES = {"fused loss": "fused_loss", "attention in blocks": "block_attention", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
 
 
@@ -124,16 +137,17 @@ def ours(way: str, shape: str, folder: Path) -> None:
     argv += ["--per_device_train_batch_size", str(windows), "--tokens_per_step", str(micro * windows * tokens), "--block_size", str(tokens)]
     argv += ["--max_steps", "1000000", "--allow_epochs", "--eval_strategy", "no", "--save_steps", "1000000", "--probe_windows", "1"]
     for switch, flag in SWITCHES.items():
-        argv += [f"--{flag}", str(way != f"ours without {switch}")]
+        on = flag == "keep_memory" or flag in way.split() if way.startswith("ours with") else way != f"ours without {switch}"
+        argv += [f"--{flag}", str(on)]
     sys.argv = ["run_pretrain.py", *argv]
     exit_with_status(run_pretrain.main)
 
 
 def prepared(shape: str, folder: Path) -> list[str]:
     """Arguments of prepared tokens with the shape's vocabulary."""
-    tokenizer = ["gpt2"] if shape.startswith("124m") else ["train", "--vocab_size", "8192"]
+    tokenizer = ["gpt2"] if shape.startswith("124m") else ["train", "--vocab_size", str(SHAPES[shape][0].vocab_size)]
     sizes = ["--shard_tokens", "1000000", "--validation_tokens", "20000"]
-    return ["--dataset", str(folder / "text.jsonl"), "--prepared_dir", str(folder / f"tokens-{tokenizer[0]}"), "--tokenizer", *tokenizer, *sizes]
+    return ["--dataset", str(folder / "text.jsonl"), "--prepared_dir", str(folder / f"tokens-{tokenizer[-1]}"), "--tokenizer", *tokenizer, *sizes]
 
 
 def products(config, rows: int, pace: Pace) -> None:
@@ -150,8 +164,8 @@ def products(config, rows: int, pace: Pace) -> None:
         pace.step()
 
 
-def start(way: str, shape: str, folder: Path) -> subprocess.Popen:
-    environment = {**os.environ} if way.startswith("ours") else {**os.environ, "PLAIN": "1"}
+def start(way: str, shape: str, folder: Path, machine: str = "this processor") -> subprocess.Popen:
+    environment = {**os.environ, **MACHINES[machine]} | ({} if way.startswith("ours") else {"PLAIN": "1"})
     environment.pop("THP_MEM_ALLOC_ENABLE", None)
     launcher = [sys.executable]
     if way == "ours on two processes":
@@ -169,11 +183,11 @@ def pace_of(process: subprocess.Popen) -> tuple[float, float]:
     raise SystemExit(f"a way ended: {process.args}")
 
 
-def in_turn(ways: list[str], shape: str, folder: Path, turns: int) -> tuple[dict, dict]:
+def in_turn(ways: list[str], shape: str, folder: Path, turns: int, machine: str = "this processor") -> tuple[dict, dict]:
     """(median seconds a step, peak GiB) of each way, slices in turn after one that warms up."""
     running, times, peaks = {}, {way: [] for way in ways}, {}
     for way in ways:
-        running[way] = start(way, shape, folder)
+        running[way] = start(way, shape, folder, machine)
         pace_of(running[way])
     for turn in range(turns + 1):
         for way in ways if turn % 2 else reversed(ways):
@@ -199,11 +213,34 @@ def speed(shape: str, folder: Path, turns: int) -> dict:
     }
 
 
+def machine(name: str, folder: Path, turns: int) -> dict:
+    """Tokens per second of each combination of switches for the demo's two models, and what the chosen one is worth."""
+    code = (
+        "import sys, torch; sys.path.insert(0, sys.argv[1]); from llama_lite import precision, speed; cpu = torch.device('cpu'); "
+        "chosen = precision.choose('auto', None, cpu)[0]; on = {n: v for n, (v, _) in speed.choose_switches(chosen, cpu).items()}; "
+        "print(chosen, *(n for n in (*on, 'compile_layers') if on.get(n, speed.worth_compiling(1e6, chosen, cpu)[0])))"
+    )
+    asked = subprocess.run([sys.executable, "-c", code, str(ROOT)], env={**os.environ, **MACHINES[name]}, capture_output=True, text=True, check=True)
+    precision, *on = asked.stdout.split()
+    chosen = f"ours with {' '.join(switch for switch in COMBINED if switch in on)}".rstrip()
+    ways = [f"ours with {' '.join(switch for switch, is_on in zip(COMBINED, mask, strict=True) if is_on)}".rstrip() for mask in itertools.product((0, 1), repeat=3)]
+    found = {"precision": precision, "chosen": chosen.removeprefix("ours with").strip()}
+    for shape in ("1m", "demo"):
+        seconds, _ = in_turn(ways, shape, folder, turns, name)
+        tokens = SHAPES[shape][1] * SHAPES[shape][2]
+        found[shape] = {
+            "tokens_per_second": {way.removeprefix("ours with").strip() or "none": round(tokens / value) for way, value in seconds.items()},
+            "chosen_to_best": round(min(seconds.values()) / seconds[chosen], 3),
+            "chosen_to_none": round(seconds["ours with"] / seconds[chosen], 3),
+        }
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--only", choices=list(SHAPES)[:2], help="one shape; the last figures of the other stay")
-    parser.add_argument("--parts", default="speed,switches,processes,memory", help="the last figures of the other parts stay")
+    parser.add_argument("--parts", default="speed,switches,processes,memory,machines", help="the last figures of the other parts stay")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     for name in ("--worker", "--shape", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -220,7 +257,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kill.write_text(folder / "text.jsonl", 4_000_000)
-        for shape in [arguments.only] if arguments.only else list(SHAPES)[:2]:
+        for shape in [] if arguments.parts in ("memory", "machines") else [arguments.only] if arguments.only else list(SHAPES)[:2]:
             found = result.setdefault(shape, {})
             subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared(shape, folder), "--prepare_only"], check=True)
             if "speed" in arguments.parts:
@@ -248,6 +285,12 @@ def main() -> None:
             result["124m"] = {"peak_gib": peaks, "ours_to_run_clm": round(peaks["ours"] / peaks["run_clm"], 3)}
             print("124m", json.dumps(result["124m"]), flush=True)
             write_json(arguments.output, result)
+        if "machines" in arguments.parts:
+            subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared("1m", folder), "--prepare_only"], check=True)
+            for name in MACHINES:
+                result.setdefault("machines", {})[name] = machine(name, folder, arguments.turns)
+                print(name, json.dumps(result["machines"][name]), flush=True)
+                write_json(arguments.output, result)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,12 @@ from tqdm import tqdm
 
 from .arguments import Refusal
 from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, read
+from .installed import INSTALLED
 from .runs import say, worker_pool, write_json
 from .sources import Source, size_of
 
 TASK_BYTES, MOST_TASKS = 4_000_000, 512
+INSTALLED_TASKS = 16  # of equally many files each; which of several near-duplicates is kept depends on the division, and the studies rest on this one
 EXAMPLE_CHARACTERS = 200
 
 
@@ -48,6 +50,8 @@ class Reader(PipelineStep):
 
 def shares(source: Source) -> list[int]:
     """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a function of the source alone."""
+    if source.kind in INSTALLED:
+        return sorted({task * len(source.files) // INSTALLED_TASKS for task in range(INSTALLED_TASKS + 1)})
     sizes = [size_of(file) or TASK_BYTES for file in source.files]
     wanted = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
     bounds, held = [0], 0
@@ -145,7 +149,6 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
         MinhashDedupFilter,
         MinhashDedupSignature,
     )
-    from datatrove.pipeline.readers import JsonlReader
     from datatrove.pipeline.writers import JsonlWriter
     from datatrove.utils.hashing import HashConfig
 
@@ -164,7 +167,7 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
         return JsonlWriter(place_of(name), output_filename="${rank}.jsonl", compression="zstd")
 
     def reader(name):
-        return JsonlReader(place_of(name), compression="zstd", doc_progress=False, file_progress=False)
+        return _own_file_reader(place_of(name))
 
     def rule(place, name, step):
         return Rule(name, step, reports / f"{place:02d} {name.replace('/', ' ')}")
@@ -188,6 +191,22 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
         plan += [("cluster", [MinhashDedupCluster(buckets, remove, config=config)], 1)]
         chain = [reader(last), rule(91, "near duplicates", MinhashDedupFilter(remove)), writer(outputs["minhash"])]
     return [*plan, ("keep", chain, tasks)]
+
+
+def _own_file_reader(folder: str) -> PipelineStep:
+    """Reads what the same task of an earlier stage wrote, which is nothing where it kept nothing.
+
+    datatrove's reader shares the files that are there out by their number: after a task without a file every task would read its neighbour's, and
+    drop what a rule found in another's documents.
+    """
+    from datatrove.pipeline.readers import JsonlReader
+
+    class OwnFileReader(JsonlReader):
+        def run(self, data=None, rank: int = 0, world_size: int = 1):
+            name = f"{rank:05d}.jsonl.zst"
+            yield from self.read_files_shard([name] if self.data_folder.exists(name) else [])
+
+    return OwnFileReader(folder, compression="zstd", doc_progress=False, file_progress=False)
 
 
 def _blank_separated_words():

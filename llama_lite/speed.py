@@ -9,7 +9,7 @@ import torch
 
 from .runs import cores_for_a_process, say
 
-COMPILE_FROM = {"bfloat16": 3e13, "float32": 3e13, "float16": 3e13}  # FLOP of a run
+COMPILE_FROM = 200.0  # seconds of training, uncompiled
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
@@ -34,13 +34,13 @@ def choose_switches(precision: str, device: torch.device) -> dict[str, tuple[boo
     }
 
 
-def worth_compiling(flops: float, precision: str, device: torch.device) -> tuple[bool, str]:
-    """(whether layers are compiled, why), by the length of a run: compiling takes some 25 s once, and makes steps a tenth to a third faster."""
+def worth_compiling(seconds: float, precision: str, device: torch.device) -> tuple[bool, str]:
+    """(whether layers are compiled, why), for a run that would train for so many seconds uncompiled."""
     if device.type != "cpu":
         return False, ""
     if missing := missing_compiler(device):
         return False, missing
-    enough = flops > COMPILE_FROM[precision]
+    enough = seconds > COMPILE_FROM
     return enough, "the run is long enough to gain more than compiling takes" if enough else "compiling takes longer than a run of this length gains"
 
 

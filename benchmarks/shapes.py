@@ -1,0 +1,110 @@
+"""What size of model, and which learning rate, a text and a number of tokens ask for: the runs behind the rules of `llama_lite/shapes.py`.
+
+    python benchmarks/shapes.py          # every run that shapes.json lacks, then the fit; about two hours on two cores
+    python benchmarks/shapes.py --fit    # the fit alone
+
+Each run is `run_pretrain.py` on the long demo's tokens (`configs/pretrain/demo-long.yaml --prepare_only`), its values derived by the rules themselves.
+`sizes`: shapes times tokens, one pass over new text. `rates`: multiples of the rule's rate. `epochs`: a short text read several times.
+The fit is Hoffmann et al.'s (arXiv 2203.15556, equation 2) with the layers' weights as N: bits per byte = E + A / N^alpha + B / D^beta.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from llama_lite import shapes  # noqa: E402
+from llama_lite.runs import read_json, read_jsonl, write_json  # noqa: E402
+
+RESULTS = Path(__file__).with_suffix(".json")
+SIZES = {
+    "2x64": (0.5, 1, 2, 4),
+    "3x64": (0.5, 1, 2, 4, 8),
+    "4x96": (0.5, 1, 2, 4, 8),
+    "4x128": (0.5, 1, 2, 4, 8),
+    "6x192": (0.5, 1, 2, 4),
+    "6x256": (0.5, 1, 2, 4),
+    "8x256": (1, 2),
+}  # millions of tokens
+RATES = {("3x64", 1): (0.5, 2), ("4x128", 1): (0.5, 2), ("6x256", 1): (0.5, 2), ("4x128", 4): (0.5, 2)}  # multiples of the rule's rate
+EPOCHS = {("3x64", 0.1): (2, 4, 8, 16), ("4x128", 0.1): (2, 4, 8), ("4x96", 0.5): (2, 4, 8, 16)}  # of a text of so many million tokens
+
+
+def wanted() -> list[dict]:
+    runs = [{"shape": shape, "millions": tokens, "rate": 1, "unique": tokens} for shape, many in SIZES.items() for tokens in many]
+    runs += [{"shape": shape, "millions": tokens, "rate": rate, "unique": tokens} for (shape, tokens), many in RATES.items() for rate in many]
+    runs += [{"shape": shape, "millions": unique * n, "rate": 1, "unique": unique} for (shape, unique), many in EPOCHS.items() for n in many]
+    return sorted(runs, key=lambda run: run["millions"])
+
+
+def measure(run: dict) -> dict:
+    """The run's last and best validation loss in bits per byte, and what its rules gave."""
+    reads, width = run["millions"] * 1e6, shapes.parse(run["shape"])[1]
+    per_step = shapes.tokens_per_step(reads)
+    steps = max(1, round(reads / per_step))
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = ["--config", str(ROOT / "configs/pretrain/demo-long.yaml")]
+        if run["unique"] < 0.6 and run["unique"] != run["millions"]:
+            cut = ["--max_tokens", str(150_000 + int(run["unique"] * 1e6)), "--prepared_dir", f"data/shapes-{run['unique']}", "--tokenizer", "data/demo-long/tokenizer"]
+            prepared += cut
+        argv = [*prepared, "--output_dir", f"{folder}/run", "--model_config", run["shape"], "--max_steps", str(steps), "--tokens_per_step", str(per_step)]
+        argv += ["--block_size", "256", "--per_device_train_batch_size", str(min(8, per_step // 256)), "--allow_epochs", "--sample_tokens", "0"]
+        argv += ["--learning_rate", str(run["rate"] * shapes.learning_rate(width)), "--warmup_steps", str(max(1, round(0.04 * steps)))]
+        argv += ["--eval_steps", str(max(1, steps // 8)), "--save_steps", str(steps), "--logging_steps", str(max(1, steps // 20)), "--save_total_limit", "1"]
+        done = subprocess.run([sys.executable, "run_pretrain.py", *argv], cwd=ROOT, capture_output=True, text=True)
+        losses = [entry["eval_bits_per_byte"] for entry in read_jsonl(Path(folder) / "run" / "log.jsonl") if "eval_bits_per_byte" in entry]
+        if done.returncode or not losses:
+            raise SystemExit(f"{run}: {done.stderr[-2000:]}")
+    return {**run, "tokens_per_step": per_step, "learning_rate": run["rate"] * shapes.learning_rate(width), "last": losses[-1], "best": min(losses)}
+
+
+def fit(results: list[dict]) -> dict:
+    """E, A, alpha, B, beta over the runs that read new text at the rule's rate, and the largest residual in bits per byte."""
+    from scipy.optimize import least_squares
+
+    rows = [row for row in results if row["rate"] == 1 and row["unique"] == row["millions"]]
+    sizes = np.array([shapes.layer_parameters(shapes.parse(row["shape"])) for row in rows], float)
+    reads, losses = np.array([row["millions"] * 1e6 for row in rows]), np.array([row["last"] for row in rows])
+
+    def predicted(p):
+        return np.exp(p[0]) + np.exp(p[1]) / sizes ** np.exp(p[2]) + np.exp(p[3]) / reads ** np.exp(p[4])
+
+    starts = [(np.log(e), a, np.log(0.3), b, np.log(0.3)) for e in (0.5, 1.0, 1.3) for a in (2, 5) for b in (4, 7)]
+    best = min((least_squares(lambda p: predicted(p) - losses, start, loss="huber", f_scale=0.02) for start in starts), key=lambda found: found.cost)
+    residuals = predicted(best.x) - losses
+    names = ("E", "A", "alpha", "B", "beta")
+    return {
+        **{name: float(f"{np.exp(value):.4g}") for name, value in zip(names, best.x, strict=True)},
+        "runs": len(rows),
+        "largest_residual": round(float(np.abs(residuals).max()), 3),
+        "rms_residual": round(float(np.sqrt((residuals**2).mean())), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fit", action="store_true", help="fit what is there")
+    arguments = parser.parse_args()
+    os.chdir(ROOT)
+    record = read_json(RESULTS) or {"runs": []}
+    done = {(row["shape"], row["millions"], row["rate"], row["unique"]) for row in record["runs"]}
+    for run in [] if arguments.fit else wanted():
+        if (run["shape"], run["millions"], run["rate"], run["unique"]) not in done:
+            record["runs"].append(measure(run))
+            print(json.dumps(record["runs"][-1]), flush=True)
+            write_json(RESULTS, record)
+    record["fit"] = fit(record["runs"])
+    write_json(RESULTS, record)
+    print(json.dumps(record["fit"]))
+
+
+if __name__ == "__main__":
+    main()
