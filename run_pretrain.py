@@ -8,6 +8,7 @@ Stop it at any moment and run the same command again.
 
 import contextlib
 import dataclasses
+import functools
 from pathlib import Path
 
 from llama_lite.arguments import Refusal, parse_pretrain
@@ -50,22 +51,24 @@ def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()
     settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
     training_args.output_dir = derive.output_dir(data_args.dataset) if "output_dir" not in run_args.given else training_args.output_dir
-    text, claimed = Text(data_args), set(run_args.given)
+    text, claimed, told = Text(data_args), set(run_args.given), {}
     tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
 
-    def settle() -> tuple[dict, dict]:
+    @functools.cache
+    def derivation():
+        repo = training_args.hub_model_id if publishes else None
+        recorded = starting.recorded(training_args.output_dir, training_args.resume_from_checkpoint, repo, derive.RECORDED)
+        return derive.Derivation(groups, text, planned, run_args.given, recorded)
+
+    def settle(only_tokens: bool = False) -> tuple[dict, dict]:
         """Every argument that nobody gave, from the run's record, the text and the machine; returns why, and the tokens that there are, or will be."""
-
-        def recorded(names):
-            repo = training_args.hub_model_id if publishes else None
-            return starting.recorded(training_args.output_dir, training_args.resume_from_checkpoint, repo, names)
-
-        values, reasons, tokens = on_main(derive.pretrain, groups, text, planned, run_args.given, recorded)
+        values, reasons, tokens = on_main(lambda: derivation().settle(only_tokens))
         set_values(groups, values)
         precision.apply(training_args, run_args.precision)
-        for line in lines(values, reasons):
+        for line in lines({name: value for name, value in values.items() if told.get(name) != value}, reasons):
             say(f"chosen    {line}")
+        told.update(values)
         return reasons, tokens
 
     def plan_of(tokens: dict, processes: int | None = None):
@@ -93,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         StopSignals(lambda: None)
         if tokens_hub and not publishes:
             data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
-        settle()
+        settle(only_tokens=True)
         say(describe(on_main(prepare, data_args, rules, text, claimed, True)))
         if publishes:
             on_main(pulling.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)
@@ -118,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
             data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
         _, tokens = settle()
         _, plan = plan_of(derive.at_most(tokens))
-        needed = {"prepared_dir": derive.bytes_to_prepare(tokens), "output_dir": 2 * plan.checkpoint_bytes}
+        needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
         on_main(check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed)
         manifest, folder = on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
         on_main(verify_prepared, folder, manifest, data_args.verify_data)
@@ -130,7 +133,8 @@ def main(argv: list[str] | None = None) -> None:
             )
 
         # ---- What is this run, and does it go on from somewhere ----
-        derive.fit(groups, run_args.given, manifest)
+        if "estimated" in tokens:
+            settle()  # now that they are counted
         config, plan = plan_of(manifest)
         forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
         if run_args.strict_plan and (problems := on_main(forecast, *forecasted)[1]):

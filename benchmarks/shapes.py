@@ -53,12 +53,38 @@ def measure(run: dict) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         prepared = ["--config", str(ROOT / "configs/pretrain/demo-long.yaml")]
         if run["unique"] < 0.6 and run["unique"] != run["millions"]:
-            cut = ["--max_tokens", str(150_000 + int(run["unique"] * 1e6)), "--prepared_dir", f"data/shapes-{run['unique']}", "--tokenizer", "data/demo-long/tokenizer"]
+            cut = [
+                "--max_tokens",
+                str(150_000 + int(run["unique"] * 1e6)),
+                "--prepared_dir",
+                f"data/shapes-{run['unique']}",
+                "--tokenizer",
+                "data/demo-long/tokenizer",
+            ]
             prepared += cut
-        argv = [*prepared, "--output_dir", f"{folder}/run", "--model_config", run["shape"], "--max_steps", str(steps), "--tokens_per_step", str(per_step)]
+        argv = [
+            *prepared,
+            "--output_dir",
+            f"{folder}/run",
+            "--model_config",
+            run["shape"],
+            "--max_steps",
+            str(steps),
+            "--tokens_per_step",
+            str(per_step),
+        ]
         argv += ["--block_size", "256", "--per_device_train_batch_size", str(min(8, per_step // 256)), "--allow_epochs", "--sample_tokens", "0"]
         argv += ["--learning_rate", str(run["rate"] * shapes.learning_rate(width)), "--warmup_steps", str(max(1, round(0.04 * steps)))]
-        argv += ["--eval_steps", str(max(1, steps // 8)), "--save_steps", str(steps), "--logging_steps", str(max(1, steps // 20)), "--save_total_limit", "1"]
+        argv += [
+            "--eval_steps",
+            str(max(1, steps // 8)),
+            "--save_steps",
+            str(steps),
+            "--logging_steps",
+            str(max(1, steps // 20)),
+            "--save_total_limit",
+            "1",
+        ]
         done = subprocess.run([sys.executable, "run_pretrain.py", *argv], cwd=ROOT, capture_output=True, text=True)
         losses = [entry["eval_bits_per_byte"] for entry in read_jsonl(Path(folder) / "run" / "log.jsonl") if "eval_bits_per_byte" in entry]
         if done.returncode or not losses:

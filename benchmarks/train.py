@@ -223,7 +223,10 @@ def machine(name: str, folder: Path, turns: int) -> dict:
     asked = subprocess.run([sys.executable, "-c", code, str(ROOT)], env={**os.environ, **MACHINES[name]}, capture_output=True, text=True, check=True)
     precision, *on = asked.stdout.split()
     chosen = f"ours with {' '.join(switch for switch in COMBINED if switch in on)}".rstrip()
-    ways = [f"ours with {' '.join(switch for switch, is_on in zip(COMBINED, mask, strict=True) if is_on)}".rstrip() for mask in itertools.product((0, 1), repeat=3)]
+    ways = [
+        f"ours with {' '.join(switch for switch, is_on in zip(COMBINED, mask, strict=True) if is_on)}".rstrip()
+        for mask in itertools.product((0, 1), repeat=3)
+    ]
     found = {"precision": precision, "chosen": chosen.removeprefix("ours with").strip()}
     for shape in ("1m", "demo"):
         seconds, _ = in_turn(ways, shape, folder, turns, name)

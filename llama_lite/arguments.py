@@ -191,7 +191,7 @@ class RunArguments(CommonRunArguments):
     block_size: int | None = arg(None, "Predictions in a window (the model's context at most).")
     tokens_per_step: int | None = arg(None, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it.")
     order: Literal["sequential", "shuffled"] = arg("shuffled", "Order of the windows: as prepared (the paper's), or a seeded permutation.")
-    allow_epochs: bool = arg(False, "Let a run of given --max_steps read the training tokens more than once.")
+    allow_epochs: bool = arg(False, "Let a run read the training tokens more than once, however often (default: as often as it is known to help).")
     eval_windows: int | None = arg(None, "Validation windows in an evaluation.")
     probe_windows: int = arg(8, "Validation windows whose loss is a checkpoint's proof; resuming computes it again.")
     eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are asked at each evaluation, too (the paper watches hellaswag).")

@@ -31,7 +31,7 @@ class Decisions:
 
 def lines(values: dict, reasons: dict) -> list[str]:
     """What was decided and why, as a person reads it; what has no reason needs none."""
-    shown = [(name, _told(values[name]), reason) for name, reason in reasons.items() if reason]
+    shown = [(name, _told(values[name]), reason) for name, reason in reasons.items() if reason and name in values]
     width = max((len(name) for name, _, _ in shown), default=0)
     wide = min(24, max((len(value) for _, value, _ in shown), default=0))
     return [f"{name:<{width}}  {value:<{wide}}  {reason}".rstrip() for name, value, reason in shown]
@@ -50,7 +50,7 @@ def set_values(groups, values: dict) -> None:
 
 
 def nice(value: float) -> int:
-    """The nearest of 1, 2, 5, 10, 20, 50 ..."""
+    """The nearest of 1, 2, 5, 10, 20, 50 ...; 1 at least."""
     if value <= 1:
         return 1
     power = 10 ** math.floor(math.log10(value))

@@ -2,16 +2,15 @@
 
 import dataclasses
 
-from trl.trainer.utils import compute_flops_per_token
-
 from . import precision, timing
 from .decisions import Decisions, in_words, nice
 from .instructions import Example
 from .preparing import name_of
+from .runs import seconds_since_start
 
 HOURS, EPOCHS = 1 / 6, 3  # of a run that nobody gave a length: so many epochs, or hours if that is less
 MOST_EPOCHS = 10
-START, FINISH = 15.0, 10.0  # seconds, before the first step and after the last one, the answers not counted
+FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
 HELD_SHARE, MOST_HELD = 0.1, 400
 LORA_SHARE = 2 / 3  # of a training step's work: the frozen weights have no gradients
 ANSWERS_AT_ONCE = 16
@@ -94,14 +93,16 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
 
 def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
     """Steps: three epochs, or what the time allows; with --hours as many as fit, ten epochs at most."""
-    pace = _pace(d, config)
+    training = d.owner["max_length"]
+    machine = timing.Machine(training.device, d["precision"], {"fused_loss": False, "block_attention": False}, training.world_size)
+    pace = machine.pace(config, d["per_device_train_batch_size"], d["max_length"])
     share = LORA_SHARE if lora else 1
-    micro_batches = d["sequences_per_step"] / (d["per_device_train_batch_size"] * d.owner["max_length"].world_size)
+    micro_batches = d["sequences_per_step"] / (d["per_device_train_batch_size"] * training.world_size)
     step = share * micro_batches * pace.micro_batch + pace.optimizer * share
     answers = 2 * d["answer_tokens"] * pace.token * 1.5 * (2 * -(-d["sampled_answers"] // ANSWERS_AT_ONCE) + 1)
     evaluations = 10 * d["eval_rows"] * pace.window
     given = d.settled("hours")
-    seconds = max(10.0, (d["hours"] if given else HOURS) * 3600 - START - FINISH - answers - evaluations)
+    seconds = max(10.0, (d["hours"] if given else HOURS) * 3600 - seconds_since_start() - FINISH - answers - evaluations)
     per_epoch = sequences / d["sequences_per_step"]
     most = (MOST_EPOCHS if given else EPOCHS) * per_epoch
     steps = max(1, int(min(most, seconds / step)))
@@ -112,17 +113,6 @@ def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
             f"{in_words(d['hours'] if given else HOURS)} here, {steps / per_epoch:.1f} epochs; another length: --hours 1, or --num_train_epochs 3"
         )
     d.decide("max_steps", steps, reason)
-
-
-def _pace(d: Decisions, config) -> timing.Pace:
-    """Timed on this machine; of a model of which a step would take long, guessed by its FLOPs."""
-    device, micro, length = d.owner["max_length"].device, d["per_device_train_batch_size"], d["max_length"]
-    flops = compute_flops_per_token(config, length)
-    rate = 0.3 * (precision.peak_flops(d["precision"], device) or 1e13)
-    seconds = flops * micro * length / rate
-    if seconds > 3:
-        return timing.Pace(seconds, 0.1 * seconds, seconds / 3 / micro, seconds / 3 / micro / 20)
-    return timing.pace(config, micro, length, d["precision"], {"fused_loss": False, "block_attention": False}, device)
 
 
 def fit(groups, given: dict, held: int) -> None:

@@ -17,6 +17,7 @@ from .plan import size
 
 FREE_SHARE = {"cuda": 0.92, "cpu": 0.8}  # of a device's memory that one can count on: the rest is context, libraries and the allocator's fragments
 ONE = Layout()
+WORTH_A_GPU = 1e16  # FLOP of a run from which on its days on GPUs are told: 25 s on an H100, a day on two cores
 GPUS = {"L4": 24, "L40S": 48, "A100 80GB": 80, "H100": 80, "H200": 141, "B200": 180}  # makers' GB; peak FLOP/s are in TRL's table
 
 
@@ -130,8 +131,10 @@ def forecast(config, plan, layout: Layout, precision: str, fused: bool, training
         room, where = capacity(device), "this GPU" if device.type == "cuda" else "this machine's memory"
     lines = [
         f"memory a device     {size(memory.total)} ({kind[layout.sharding]}): {', '.join(f'{name} {size(value)}' for name, value in parts.items())}",
-        *gpu_lines(memory, plan.flops_per_token * plan.tokens, precision, layout.processes, run.plan_mfu),
     ]
+    flops = plan.flops_per_token * plan.tokens
+    if run.plan_launch or device.type == "cuda" or flops > WORTH_A_GPU:
+        lines += gpu_lines(memory, flops, precision, layout.processes, run.plan_mfu)
     problems = []
     if memory.total > room:
         way = what_would_fit(config, plan.micro_batch, run.block_size, precision, layout, fused, room)

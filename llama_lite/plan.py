@@ -173,18 +173,6 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
     )
 
 
-def assumed_manifest(data, config) -> dict:
-    """What a folder that is not prepared yet will hold by its arguments, as far as a plan needs it. Raises Refusal where they do not say how much."""
-    if data.max_tokens is None:
-        raise Refusal(
-            f"--dry_run counts the tokens in {data.prepared_dir}, which is not prepared yet: run the same command with --prepare_only first, or say with "
-            "--max_tokens how many there will be."
-        )
-    vocabulary = {"gpt2": 50257, "train": data.vocab_size}.get(data.tokenizer, config.vocab_size)
-    splits = {"train": {"tokens": data.max_tokens - data.validation_tokens}, "validation": {"tokens": data.validation_tokens}}
-    return {"tokenizer": {"vocab_size": vocabulary}, "splits": splits}
-
-
 @dataclasses.dataclass
 class TuningPlan:
     """Every derived number of a tuning run. Sizes in bytes; `sequences` are rows, or packs of rows."""

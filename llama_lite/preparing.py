@@ -22,10 +22,12 @@ from .curation import active, curate
 from .formats import Skipped
 from .runs import FolderLock, read_json, say, write_json
 from .sources import Source
+from .text_facts import TextFacts, look
 from .tokenizers import load_tokenizer, tokenizer_record, train_tokenizer
 from .tokens import FORMAT, ShardWriter, damaged_shards, seal, tokenise
 
 ROOT = Path("data")
+DIGESTS = ROOT / ".digests.json"  # of large files, by size and time
 OF_TEXT = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "encoding", "file_types", "max_bytes")
 OF_TOKENS = ("tokenizer", "vocab_size", "shard_tokens", "validation_tokens", "max_tokens")
 
@@ -34,7 +36,7 @@ class Text:
     """The text that a command names, looked at when it is first needed (rank 0). `data`: DataArguments."""
 
     def __init__(self, data):
-        self.data = data
+        self.data, self.digest = data, None
 
     @functools.cached_property
     def source(self) -> Source:
@@ -45,10 +47,27 @@ class Text:
         say(f"text      {sources.inventory(found)}")
         return found
 
+    def cut(self, max_bytes: int) -> None:
+        """Read no more than the first files of so many bytes."""
+        self.source = sources.cut(self.source, max_bytes)
+        self.__dict__.pop("facts", None)
+
     @functools.cached_property
+    def facts(self) -> TextFacts:
+        """How much of it there is, by a sample."""
+        return look(self.source)
+
+    @property
     def content(self) -> str:
         """What tells it from any other text: `sources.content`."""
-        return sources.content(self.source, ROOT / ".digests.json")
+        if self.digest is None:
+            self.digest = sources.content(self.source, DIGESTS)
+        return self.digest
+
+    @property
+    def has_content(self) -> bool:
+        """Whether `content` is to be had without reading more than CACHE_ABOVE bytes."""
+        return self.source.bytes <= sources.CACHE_ABOVE or sources.has_digests(self.source, DIGESTS)
 
     @property
     def is_local(self) -> bool:

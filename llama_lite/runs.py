@@ -210,6 +210,20 @@ def cores_for_a_process() -> int:
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
+def seconds_since_start() -> float:
+    """Since the command began: since this process was started, or the launcher of this script before it."""
+    import psutil
+
+    process, began = psutil.Process(), psutil.Process().create_time()
+    try:
+        script = Path(process.cmdline()[1]).name
+        parents = [parent for parent in process.parents() if any(Path(word).name == script for word in parent.cmdline())]
+        began = min([began, *(parent.create_time() for parent in parents if "python" in parent.name())])
+    except (psutil.Error, IndexError):
+        pass
+    return max(0.0, time.time() - began)
+
+
 @contextlib.contextmanager
 def worker_pool(count: int, start, *arguments):
     """A pool of forked processes that began with `start(*arguments)`. None outlives the block; one that is killed is told."""

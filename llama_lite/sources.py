@@ -25,6 +25,7 @@ from .runs import read_json, sha256, write_json
 PASSED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
 HEAD = 2**16  # bytes by which a file is judged
 TEXT_COLUMNS = "text content body document article story markdown code message raw_content".split()
+HUB_PATHS = 500  # of which sizes are asked for at once
 CACHE_ABOVE = 2**30  # bytes of text from which on digests are kept by size and time
 GIT_LFS = b"version https://git-lfs.github.com/spec/"
 MAKES_TEXT = {
@@ -82,7 +83,7 @@ def resolve(
     else:
         source = _local_source(dataset, text_column, encoding, file_types, only_rows)
         source = source or _hub_source(dataset, config, split, revision, None if only_rows else text_column or "text")
-    return source if max_bytes is None else _cut(source, max_bytes)
+    return source if max_bytes is None else cut(source, max_bytes)
 
 
 # ---- files of this machine ----
@@ -296,7 +297,7 @@ def amount(count: float) -> str:
     return f"{count:.0f} bytes"
 
 
-def _cut(source: Source, most: int) -> Source:
+def cut(source: Source, most: int) -> Source:
     """The first files of a source, up to `most` bytes; the last of them is read to there."""
     files, total = [], 0
     for file in source.files:
@@ -338,9 +339,26 @@ def _hub_source(dataset, config, split, revision, text_column) -> Source:
             f"--dataset {dataset} is neither a file or folder here nor a dataset that the Hub gives (revision {revision or 'main'}): {reason}"
         ) from None
     commits = {str(file).split("@")[1].split("/")[0] for file in files if "@" in str(file)}
-    record = {"dataset": dataset, "config": builder.config.name, "split": split, "revision": commits.pop() if len(commits) == 1 else revision}
-    found = (TextFile(str(file), os.path.basename(str(file)), kind_of(str(file)), column=text_column) for file in files)
+    commit = commits.pop() if len(commits) == 1 else None
+    record = {"dataset": dataset, "config": builder.config.name, "split": split, "revision": commit or revision}
+    sizes = _hub_sizes(dataset, commit, [str(file) for file in files]) if commit else {}
+    found = (TextFile(str(file), os.path.basename(str(file)), kind_of(str(file)), sizes.get(str(file), 0), text_column) for file in files)
     return Source("files", tuple(found), record)
+
+
+def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
+    """Bytes of the files `hf://datasets/NAME@COMMIT/PATH`; none where the Hub does not say."""
+    from huggingface_hub import HfApi
+
+    paths = {file.partition(f"@{commit}/")[2]: file for file in files}
+    names, sizes = list(paths), {}
+    try:
+        for begin in range(0, len(names), HUB_PATHS):
+            for entry in HfApi().get_paths_info(dataset, names[begin : begin + HUB_PATHS], repo_type="dataset", revision=commit):
+                sizes[paths[entry.path]] = entry.size
+    except Exception:  # the client raises a dozen kinds, from three packages: a size that is not known is none that is needed
+        return {}
+    return sizes
 
 
 # ---- content ----
@@ -358,8 +376,7 @@ def content(source: Source, cache: Path) -> str:
     digests: dict[str, list] = {}
 
     def digest(file: TextFile) -> str:
-        stat = os.stat(file.path)
-        key, state = f"{os.path.realpath(file.path)}:{file.limit}", [stat.st_size, stat.st_mtime_ns]
+        key, state = _state(file)
         there = known.get(key)
         digests[key] = there if there and there[:2] == state else [*state, sha256(file.path, file.limit)]
         bar.update(file.size)
@@ -374,6 +391,18 @@ def content(source: Source, cache: Path) -> str:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, known | digests)
     return _hash([[file.name, file.column, file.limit, digest] for file, digest in zip(source.files, found, strict=True)])
+
+
+def has_digests(source: Source, cache: Path) -> bool:
+    """Whether `content` would read no file."""
+    known = read_json(cache) or {}
+    return all(known.get(key, [])[:2] == state for key, state in map(_state, source.files))
+
+
+def _state(file: TextFile) -> tuple[str, list[int]]:
+    """What a file's digest is kept under, and the size and time that must be the same."""
+    stat = os.stat(file.path)
+    return f"{os.path.realpath(file.path)}:{file.limit}", [stat.st_size, stat.st_mtime_ns]
 
 
 def _hash(value) -> str:

@@ -9,7 +9,9 @@ import torch
 
 from .runs import cores_for_a_process, say
 
-COMPILE_FROM = 200.0  # seconds of training, uncompiled
+COMPILING = 35.0  # seconds that compiling the layers takes
+COMPILED = {"bfloat16": 1.45, "float32": 1.15, "float16": 1.45}  # times as fast as uncompiled; benchmarks/train.py, machines
+COMPILE_FROM = 3.0  # times as much gained as compiling takes
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
@@ -40,7 +42,7 @@ def worth_compiling(seconds: float, precision: str, device: torch.device) -> tup
         return False, ""
     if missing := missing_compiler(device):
         return False, missing
-    enough = seconds > COMPILE_FROM
+    enough = seconds * (1 - 1 / COMPILED[precision]) > COMPILE_FROM * COMPILING
     return enough, "the run is long enough to gain more than compiling takes" if enough else "compiling takes longer than a run of this length gains"
 
 

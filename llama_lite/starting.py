@@ -112,7 +112,10 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     mode: --resume_from_checkpoint; repo: where the run publishes, asked where nothing is here. What the newest checkpoint says wins over what the run
     began with. Never refuses: what is wrong with the run is said when it is resumed.
     """
-    folder, where = Path(mode if mode not in ("auto", "must", "never") else output_dir), reference(mode)
+    where = reference(mode)
+    if where and (read_json(Path(output_dir) / "run.json") or {}).get("resumed_from") == str(where) and checkpoints.checkpoints(Path(output_dir)):
+        mode, where = "auto", None  # the same command again: it goes on from where it got to
+    folder = Path(mode if mode not in ("auto", "must", "never") else output_dir)
     if mode == "never":
         return {}
     run, identity = {}, None

@@ -352,12 +352,13 @@ def next_sentence_items() -> list[dict]:
 
 
 def instruction_items() -> list[dict]:
-    """Questions about the installed packages that no tuning run with the default 400 held-out rows has learnt."""
+    """Questions about the installed packages that no tuning run learns which holds a tenth of its rows, or 400, out."""
     from . import instructions
 
     rows, _, _ = instructions.load("installed-docs", None, "train", None, 1500, 1)
-    held = instructions.hold_out(rows, 60)[1]
-    return [{"question": row.messages[0]["content"], "answer": row.messages[1]["content"], "document": row.document} for row in held]
+    held = instructions.held_documents(rows, 60)
+    asked = [row for row in rows if row.document in held]
+    return [{"question": row.messages[0]["content"], "answer": row.messages[1]["content"], "document": row.document} for row in asked]
 
 
 def word_f1(answer: str, reference: str) -> float:

@@ -1,27 +1,72 @@
-"""How long a step of training takes on this machine: some steps of the real thing, timed for a few seconds."""
+"""How fast a model trains on this machine: some steps of the real thing, timed for a few seconds."""
 
 import contextlib
 import dataclasses
+import functools
 import statistics
 import time
 
 import torch
+from trl.trainer.utils import compute_flops_per_token
+
+from . import precision
 
 ENOUGH, MOST_STEPS = 1.0, 30  # seconds and steps that are timed after the first one, which allocates and chooses kernels
 LIMIT = 4.0  # seconds after which a slow, or busy, machine has to do with what was timed
+LONGEST = 1.5  # seconds of a micro-batch that is still timed
+MFU = {"cpu": 0.3, "cuda": 0.35}  # share of the peak at which a model is counted that is not timed
+PLANNED_GPU = "H100"  # whose peak counts where a run on GPUs is planned on a machine without one
+MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}  # tokens of a micro-batch: a CPU's caches hold no more
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Seconds: of a micro-batch trained on, forward and backward; of the optimiser; of a window without gradients; of one generated token."""
+    """Seconds: of a micro-batch trained on, forward and backward; of the optimizer; of a window without gradients; of one generated token."""
 
     micro_batch: float
     optimizer: float
     window: float
     token: float
 
-    def step(self, accumulation: int) -> float:
+    def step(self, accumulation: float) -> float:
         return accumulation * self.micro_batch + self.optimizer
+
+
+class Machine:
+    """How fast models train here. `precision`, `switches`: as the run will have them; `processes`: which share its steps."""
+
+    def __init__(self, device: torch.device, precision: str, switches: dict, processes: int):
+        self.device, self.precision, self.switches, self.processes = device, precision, switches, processes
+        self.timed: dict[tuple, Pace] = {}
+
+    @functools.cached_property
+    def flops_per_second(self) -> float:
+        """That training reaches in one process, before anything is timed."""
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            from trl.trainer.utils import get_peak_flops
+
+            return MFU["cuda"] * get_peak_flops(PLANNED_GPU, self.precision)
+        return MFU[self.device.type] * (precision.peak_flops(self.precision, self.device) or 1e13)
+
+    def pace(self, config, micro: int, block_size: int) -> Pace:
+        """Timed, once; guessed by FLOPs where a micro-batch would take too long for that, or the planned device is not here."""
+        key = (str(config.to_dict()), micro, block_size)
+        if key not in self.timed:
+            guess = compute_flops_per_token(config, block_size) * micro * block_size / self.flops_per_second
+            if guess > LONGEST or (self.device.type == "cuda" and not torch.cuda.is_available()):
+                self.timed[key] = Pace(guess, 0.05 * guess, guess / 3 / micro, guess / 3 / micro / block_size * 8)
+            else:
+                self.timed[key] = pace(config, micro, block_size, self.precision, self.switches, self.device)
+        return self.timed[key]
+
+    def micro_windows(self, block_size: int) -> int:
+        """Windows of a micro-batch."""
+        return max(1, MICRO_TOKENS[self.device.type] // block_size)
+
+    def tokens_per_second(self, config, block_size: int) -> float:
+        """Of training alone, over all processes."""
+        micro = self.micro_windows(block_size)
+        return micro * block_size / self.pace(config, micro, block_size).step(1) * self.processes
 
 
 def pace(config, micro_batch: int, block_size: int, precision: str, switches: dict, device: torch.device) -> Pace:

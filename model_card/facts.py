@@ -15,7 +15,7 @@ HARNESS = "https://github.com/EleutherAI/lm-evaluation-harness"
 OCCASION = (  # arguments that belong to one machine or one launch, not to the run
     "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only resume_from_checkpoint resume_without allow_changes dry_run "
     "prepare_only prepare_workers cpu_threads verify_data card_license card_language report_to run_name init_from hub_model_id hub_private_repo "
-    "hub_required hub_drain_timeout prepared_hub_id save_total_limit"
+    "hub_required hub_drain_timeout prepared_hub_id save_total_limit curated_dir hours suggest"
 ).split()
 
 
@@ -99,15 +99,16 @@ class Facts:
     @property
     def resumable(self) -> str | None:
         """The tag to resume from; None where a stranger lacks the state, the data or the model's shape."""
-        given = self.r.run.get("given", {})
+        given = self.r.run.get("settings") or self.r.run.get("given", {})
         known = given and "files" not in self.source and "/" not in str(given.get("model_config", ""))
         if not (self.repo and self.state and known and self.r.kind == "pretrain"):
             return None
         return self.revision or (self.last_published() or {}).get("revision")
 
     def run_yaml(self) -> str:
-        """The run's own arguments, without those of its machine."""
-        given = {name: value for name, value in self.r.run["given"].items() if name not in OCCASION}
+        """The run's own arguments, given and derived, without those of its machine."""
+        settings = {name: value for name, value in self.r.run.get("settings", {}).items() if value not in (None, [])}
+        given = {name: value for name, value in {**settings, **self.r.run["given"]}.items() if name not in OCCASION}
         return yaml.safe_dump({**given, "prepared_dir": f"data/{self.r.settings('data')['data'][:12]}"}, sort_keys=False).strip()
 
     def prompt(self) -> str:

@@ -12,21 +12,75 @@ def parsed(*argv):
 
 def test_without_arguments_the_demo(tmp_path):
     model, data, *_, run, training = parsed()
-    assert (model.model_config, data.dataset, run.block_size, training.output_dir) == ("demo", "installed-docs", 256, "runs/demo")
+    assert (model.model_config, data.dataset, run.block_size, training.output_dir) == ("1m", "installed-docs", 256, "runs/demo")
 
 
 def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path):
     path = str(config_file(tmp_path, {"learning_rate": 1e-3, "block_size": 128, "max_steps": "1e3", "bf16": False}))
     *_, run, training = parsed("--config", path, "--learning_rate", "5e-4")
-    assert (training.learning_rate, run.block_size, training.max_steps, training.bf16) == (5e-4, 128, 1000, False)
+    assert (training.learning_rate, run.block_size, training.max_steps, run.precision) == (5e-4, 128, 1000, "float32")
     assert parsed(f"--config={path}")[-1].learning_rate == 1e-3
 
 
 def test_the_papers_values_are_the_defaults(tmp_path):
     *_, run, training = parsed("--config", str(config_file(tmp_path, {"model_config": "1.7b"})))
-    assert (run.block_size, run.tokens_per_step, training.learning_rate, training.warmup_steps) == (1024, 524_288, 6e-4, 715)
     assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon, training.weight_decay) == (0.9, 0.95, 1e-8, 0.1)
-    assert (training.max_grad_norm, training.bf16, training.seed, training.lr_scheduler_kwargs) == (1.0, True, 1337, {"min_lr_rate": 0.1})
+    assert (training.max_grad_norm, run.precision, training.seed, training.lr_scheduler_kwargs) == (1.0, "auto", 1337, {"min_lr_rate": 0.1})
+
+
+def test_the_papers_config_leaves_nothing_to_be_derived():
+    model, data, *_, run, training = parsed("--config", "configs/pretrain/paper.yaml")
+    assert (run.block_size, run.tokens_per_step, training.learning_rate, training.warmup_steps) == (1024, 524_288, 6e-4, 715)
+    assert (run.order, run.precision, model.model_config, data.tokenizer) == ("sequential", "bfloat16", "1.7b", "gpt2")
+    assert {"num_train_epochs", "eval_steps", "save_steps", "logging_steps", "eval_windows", "per_device_train_batch_size"} <= set(run.given)
+
+
+@pytest.mark.parametrize(
+    "argv, precision",
+    [
+        ([], "auto"),
+        (["--bf16"], "bfloat16"),
+        (["--no_bf16"], "float32"),
+        (["--fp16"], "float16"),
+        (["--bf16", "False"], "float32"),
+        (["--fp16", "--no_bf16"], "float16"),
+        (["--precision", "float32"], "float32"),
+        (["--precision", "auto"], "auto"),
+    ],
+)
+def test_precision_has_three_states(argv, precision):
+    *_, run, training = parsed("--block_size", "256", *argv)
+    assert run.precision == precision and not training.bf16 and not training.fp16  # settled when the device is known
+
+
+def test_precision_on_the_command_line_wins_over_yaml(tmp_path):
+    path = str(config_file(tmp_path, {"bf16": False}))
+    assert [parsed("--config", path, *argv)[-2].precision for argv in ([], ["--bf16"], ["--precision", "bfloat16"])] == [
+        "float32",
+        "bfloat16",
+        "bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("argv", [["--precision", "float32", "--bf16"], ["--fp16", "--bf16"], ["--precision", "bfloat16", "--fp16"]])
+def test_two_precisions_are_refused(argv):
+    with pytest.raises(Refusal, match="contradict each other: give --precision alone"):
+        parsed("--block_size", "256", *argv)
+
+
+def test_the_launchers_precision_counts_and_a_contradiction_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert parsed("--block_size", "256")[-2].precision == "bfloat16" == parsed("--block_size", "256", "--bf16")[-2].precision
+    with pytest.raises(Refusal, match="the launcher asks for --mixed_precision bf16 and the command for --precision float32"):
+        parsed("--block_size", "256", "--no_bf16")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(Refusal, match="--mixed_precision fp8, in which no run of this project trains"):
+        parsed("--block_size", "256")
+
+
+def test_names_of_other_programs_are_known():
+    with pytest.raises(Refusal, match=r"`--lr` on the command line is not an argument: did you mean `--learning_rate`\?"):
+        parsed("--lr", "1e-3")
 
 
 def test_misspelt_keys_of_both_are_refused_together(tmp_path):
@@ -88,7 +142,7 @@ def test_a_config_that_is_not_there():
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id owner/name"),
         (["--hub_token", "hf_x"], "--hub_token must stay None: it would be read by whoever lists processes"),
         (["--publish_only"], "--publish_only needs --push_to_hub"),
-        (["--publish_steps", "300"], "--publish_steps 300 is no multiple of --save_steps 250"),
+        (["--publish_steps", "300", "--save_steps", "250"], "--publish_steps 300 is no multiple of --save_steps 250"),
         (["--learn", "1"], "`--learn` on the command line is not an argument"),
         (["--order", "random"], "invalid choice"),
         (["--seed", "x"], "invalid int value"),

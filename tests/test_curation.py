@@ -66,6 +66,7 @@ def test_web_filters_drop_web_rubbish_and_keep_prose(tmp_path):
 
 
 def test_curation_does_not_depend_on_workers_and_goes_on_after_a_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(curation, "TASK_BYTES", 2000)  # several tasks
     expected, report = curated(tmp_path / "a", ROWS, workers=1, min_score=2, exact_dedup=True)
     original = curation.write_json
 
@@ -77,11 +78,25 @@ def test_curation_does_not_depend_on_workers_and_goes_on_after_a_stop(tmp_path, 
     monkeypatch.setattr(curation, "write_json", killed)
     with pytest.raises(Refusal, match=r"one of 2 worker processes was killed.*run the same command again"):
         curated(tmp_path / "b", ROWS, workers=3, min_score=2, exact_dedup=True)
-    monkeypatch.undo()
+    monkeypatch.setattr(curation, "write_json", original)
     out = tmp_path / "b" / "out"
     kept = curation.curate(source_of(tmp_path / "b" / "in"), {**RULES, "min_score": 2, "exact_dedup": True}, out, 3)
     assert texts_of(kept) == expected
     assert json.loads((out / "curation.json").read_text())["rules"] == report["rules"]
+
+
+def test_a_task_that_keeps_nothing_moves_no_other(tmp_path, monkeypatch):
+    """Of three tasks the second keeps no document: what a rule finds in the third one's must not be dropped from another's."""
+    monkeypatch.setattr(curation, "TASK_BYTES", 100)
+    long = ["the first text of all of them " * 4, "another text with other words in it " * 4, "a third text which comes twice " * 4]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, texts in (("a", [long[0], long[2]]), ("b", ["short"] * 30), ("c", [long[1], long[2], long[1]])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    source = source_of(folder)
+    assert len(curation.shares(source)) == 4
+    kept = curation.curate(source, {**RULES, "min_characters": 50, "exact_dedup": True, "minhash_dedup": True}, tmp_path / "out", 1)
+    assert sorted(texts_of(kept)) == sorted(long)
 
 
 def test_keeping_nothing_is_refused_with_the_rule_that_drops_most(tmp_path):

@@ -176,7 +176,9 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
             "page.html": PAGE.format(LONG),
             "old.txt.gz": gzip.compress(b"packed text"),
             "settings.json": json.dumps({"indent": 2, "name": "no row of text"}, indent=2),
-            "book.ipynb": json.dumps({"cells": [{"cell_type": "markdown", "source": ["# Title\n", "words"]}, {"cell_type": "code", "source": "1 + 1"}]}),
+            "book.ipynb": json.dumps(
+                {"cells": [{"cell_type": "markdown", "source": ["# Title\n", "words"]}, {"cell_type": "code", "source": "1 + 1"}]}
+            ),
             "letter.eml": "Subject: Greetings\nContent-Type: text/plain; charset=utf-8\n\nDear reader,\nall is well.\n",
             "box.mbox": "From a@b Thu Jan  1 00:00:00 2026\nSubject: One\n\nFirst mail.\n\nFrom a@b Thu Jan  1 00:00:00 2026\nSubject: Two\n\nSecond mail.\n",
             "mark.txt": "\ufeffwith a mark",

@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -75,14 +74,6 @@ def test_without_mallopt_memory_is_returned_and_it_is_said(monkeypatch, capsys):
     monkeypatch.setattr(speed.ctypes, "CDLL", lambda name: object())
     assert not speed.keep_memory()
     assert "has no mallopt" in capsys.readouterr().out
-
-
-def test_slow_bfloat16_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    threads = torch.get_num_threads()
-    for bf16, device in ((False, "cpu"), (True, "cuda"), (True, "cpu")):
-        speed.settle_cpu(SimpleNamespace(bf16=bf16, device=torch.device(device)), threads, keep=False)
-    assert capsys.readouterr().out.count("--no_bf16 may be faster") == 1
 
 
 KEPT = """

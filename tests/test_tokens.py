@@ -201,7 +201,7 @@ def test_baselines_against_plain_counting(tmp_path, text):
 def test_two_preparations_of_one_folder(tmp_path, text):
     from llama_lite.runs import FolderLock
 
-    data, _ = data_args(tmp_path, dataset=str(text))
+    data, _, _ = data_args(tmp_path, dataset=str(text))
     import subprocess
     import sys
 

@@ -20,7 +20,7 @@ def examples(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     prompts.set_chat_template(tokenizer)
     rows = [Row(str(i), str(i), tuple(prompts.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(12)]
-    return instructions.tokenise(rows, tokenizer, 512, "drop", {})
+    return instructions.encode(rows, tokenizer, {})
 
 
 @pytest.fixture
