@@ -355,7 +355,9 @@ class Derivation:
             seconds, step = seconds - speed.COMPILING, step / speed.COMPILED[d["precision"]]
         most = self.most_epochs * self.available / d["tokens_per_step"]
         steps = max(1, int(min(seconds / step, most)))
-        length = in_words(d["hours"]) if "hours" in self.given else "about ten minutes, since no length is given (another: --hours 2, or --max_steps N),"
+        length = (
+            in_words(d["hours"]) if "hours" in self.given else "about ten minutes, since no length is given (another: --hours 2, or --max_steps N),"
+        )
         reason = f"{length} at {d['tokens_per_step'] / step:,.0f} tokens per second, with evaluations and saves"
         if steps >= int(most):
             reason = f"the text is read {self.most_epochs:.0f} times, in {in_words(steps * step / 3600)}; more would teach next to nothing (or: --max_steps N)"

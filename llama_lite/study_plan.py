@@ -38,9 +38,11 @@ def cost(study: Study, one: StudyRun) -> Cost:
 def _pretraining(one: StudyRun) -> Cost:
     model, data, _, _, run, training = parse_pretrain(one.argv)
     steps = training.max_steps
+    if None in (model.model_config, run.block_size, run.tokens_per_step):
+        return Cost()  # derived when the run begins
     if steps < 0:
-        manifest = read_json(Path(data.prepared_dir) / "manifest.json")
-        if manifest is None:
+        manifest = read_json(Path(data.prepared_dir) / "manifest.json") if data.prepared_dir else None
+        if manifest is None or "num_train_epochs" not in run.given:
             return Cost()
         steps = int(training.num_train_epochs * (count_windows(manifest, "train", run.block_size) * run.block_size // run.tokens_per_step))
     parameters, flops = _of_preset(model.model_config, run.block_size)
@@ -65,7 +67,10 @@ def _of_preset(name: str, length: int) -> tuple[int, float]:
 
 def _tuning(one: StudyRun) -> Cost:
     base, adapter, rows, _, run, training = parse_sft(one.argv)
-    if rows.max_rows is None or not (Path(base.model_name_or_path) / "config.json").is_file():
+    given = {"max_length", "sequences_per_step"} <= set(run.given) and (
+        "max_steps" in run.given or {"num_train_epochs", "eval_rows"} <= set(run.given)
+    )
+    if rows.max_rows is None or not given or not (Path(base.model_name_or_path) / "config.json").is_file():
         return Cost()
     steps = training.max_steps
     if steps < 0:
@@ -136,10 +141,10 @@ def _speed(study: Study, costs: list[Cost], took: list, every: list[StudyRun]) -
         return None, None, ""
     import torch
 
-    from .precision import peak_flops
+    from . import precision
 
-    training = (parse_pretrain if study.script == "run_pretrain.py" else parse_sft)(every[0].argv)[-1]
-    peak = peak_flops("bfloat16" if training.bf16 else "float32", training.device)
+    run, training = (parse_pretrain if study.script == "run_pretrain.py" else parse_sft)(every[0].argv)[-2:]
+    peak = precision.peak_flops(precision.choose(run.precision, None, training.device)[0], training.device)
     source = f"by FLOPs, at {MFU:.0%} of {'what a matrix product reaches here' if training.device == torch.device('cpu') else 'the peak'}"
     return (1 / (MFU * peak) if peak else None), None, f"{source}; starts, evaluations and saves come on top"
 

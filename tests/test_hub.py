@@ -75,12 +75,12 @@ def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_pat
 @pytest.mark.parametrize(
     ("fault", "changes", "message"),
     [
-        ("absent", {"dataset": "org/nothing"}, "neither a local file nor a dataset that the Hub gives"),
+        ("absent", {"dataset": "org/nothing"}, "neither a file or folder here nor a dataset that the Hub gives"),
         ("revision", {"dataset_revision": "v9"}, r"\(revision v9\)"),
         ("split", {"dataset_split": "test"}, "--dataset_split test: .* has train"),
         ("config", {"dataset_config": "nope"}, "nope"),
         ("column", {"text_column": "body"}, "no column 'body'; its columns are 'text', 'id'"),
-        ("down", {}, r"neither a local file nor a dataset that the Hub gives \(revision main\)"),
+        ("down", {}, r"neither a file or folder here nor a dataset that the Hub gives \(revision main\): the Hub cannot be reached from here"),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )

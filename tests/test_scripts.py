@@ -75,7 +75,7 @@ def test_dry_run_touches_nothing(settings, whole_run, tmp_path):
     assert result.returncode == 0 and "12 steps, 12,288 tokens" in result.stdout and not (tmp_path / "run").exists()
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), prepared_dir=str(tmp_path / "none"))
     result = launch("--config", str(path), "--dry_run")
-    assert result.returncode == 2 and "not prepared yet" in result.stderr and not (tmp_path / "none").exists()
+    assert result.returncode == 0 and "not prepared yet" in result.stdout and not (tmp_path / "none").exists()
 
 
 ENDS = {
@@ -171,7 +171,7 @@ def test_a_signal_while_text_is_prepared_keeps_what_is_prepared(settings, tmp_pa
         tmp_path, settings, dataset="installed-docs", prepared_dir=str(tmp_path / "data"), min_characters=200, output_dir=str(tmp_path / "r")
     )
     process = start(path)
-    wait_for(lambda: len(glob.glob("curation/stages/*/completions/*", root_dir=tmp_path / "data")) > 1, process=process)
+    wait_for(lambda: len(glob.glob("curated/*/curation/stages/*/completions/*", root_dir=tmp_path)) > 1, process=process)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     wait_for(lambda: not running(tmp_path / "r"), 10)

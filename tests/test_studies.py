@@ -13,7 +13,7 @@ import pytest
 import yaml
 from conftest import ROOT, config_file
 
-from llama_lite import findings, studies, study_plan, training
+from llama_lite import findings, precision, studies, study_plan
 from llama_lite.arguments import Refusal
 from llama_lite.runs import append_jsonl, read_json, write_json, write_text
 from model_card import study as report
@@ -289,7 +289,7 @@ def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settin
 @pytest.mark.parametrize("bf16", [True, False])
 def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, tmp_path, capsys, monkeypatch, bf16):
     """By the peak of the machine while nothing is finished; of tuning when its base is there."""
-    monkeypatch.setattr(training, "peak_flops", lambda precision, device: {"bfloat16": 2e9, "float32": 1e9}[precision])
+    monkeypatch.setattr(precision, "peak_flops", lambda precision, device: {"bfloat16": 2e9, "float32": 1e9}[precision])
     main(["--config", str(study(set={**STUDY["set"], "bf16": bf16})), "--output_dir", str(tmp_path / "out"), "--dry_run"])
     flops = study_plan._of_preset("tiny", 64)[1] * 32_768
     expected = flops / (0.4 * (2e9 if bf16 else 1e9)) / 60
@@ -298,7 +298,7 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
     parameters = study_plan._of_preset("tiny", 64)[0]
     assert f"{(2 * 12 + 2) * parameters / 2**20:.1f} MiB" in told.splitlines()[1]  # two checkpoints of whole, and the model
     arms = {"full": {"set": {"use_lora": False}}, "lora": {"set": {"r": 2}}, "absent": {"set": {"model_name_or_path": "runs/none"}}}
-    config = config_file(tmp_path, sft_settings, max_rows=60, max_steps=None, bf16=bf16)
+    config = config_file(tmp_path, sft_settings, max_rows=60, max_steps=None, num_train_epochs=3, bf16=bf16)
     path = study(script="run_sft.py", arms=arms, reference="full", set={}, measure="eval_loss", evaluate={}, config=str(config))
     main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
     full, lora, absent, *_, total, _ = capsys.readouterr().out.splitlines()[1:]

@@ -158,7 +158,7 @@ def test_allowed_changes_are_really_applied_from_the_first_resumed_step(pretrain
 
 def test_new_intervals_count_on_resume(pretrain, tmp_path, monkeypatch):
     interrupt(pretrain, tmp_path / "run", 4, monkeypatch)
-    run = pretrain(tmp_path / "run", logging_steps=2, save_steps=4, save_total_limit=None)
+    run = pretrain(tmp_path / "run", logging_steps=2, save_steps=4, save_total_limit=3)
     assert [entry["step"] for entry in log_of(run) if "loss" in entry] == [3, 6, 8, 10, 12]
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-4", "checkpoint-8"]
 

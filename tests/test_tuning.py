@@ -181,7 +181,7 @@ def test_a_finished_run_stays_finished(sft, whole_sft, tmp_path, capsys):
     [
         ({"target_modules": ["q_proj", "nothing"]}, r"--target_modules nothing: no linear module .* There are down_proj, gate_proj, k_proj"),
         ({"target_modules": ["lm_head"]}, r"--target_modules lm_head: TRL reads the head's weight"),
-        ({"max_length": 30}, r"no row is left to learn from \(\d+ longer than 30 tokens: dropped\)"),
+        ({"max_length": 30, "long_rows": "drop"}, r"no row is left to learn from \(\d+ longer than 30 tokens: dropped\)"),
         ({"max_length": 30, "long_rows": "truncate"}, r"no row is left to learn from \(\d+ no answer within 30 tokens: dropped\)"),
         ({"eval_rows": 200}, r"no row is left to learn from"),
         ({"sequences_per_step": 5}, r"--sequences_per_step 5 is not a whole number of micro-batches of 2 .*: 4 or 6 is"),
