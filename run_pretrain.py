@@ -300,7 +300,7 @@ def what_next(folder: Path) -> list[str]:
     """The commands that tune and evaluate what was trained."""
     return [
         f"next      accelerate launch run_sft.py --model_name_or_path {folder}",
-        f"          python run_eval.py --models {folder}@step-* {folder}+{folder}-sft",
+        f"          python run_eval.py --models '{folder}@step-*' {folder}+{folder}-sft --limit 100",
     ]
 
 

@@ -52,7 +52,7 @@ def shares(source: Source) -> list[int]:
     """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a function of the source alone."""
     if source.kind in INSTALLED:
         return sorted({task * len(source.files) // INSTALLED_TASKS for task in range(INSTALLED_TASKS + 1)})
-    sizes = [size_of(file) or TASK_BYTES for file in source.files]
+    sizes = [TASK_BYTES if (size := size_of(file)) is None else size for file in source.files]
     wanted = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
     bounds, held = [0], 0
     for index, size in enumerate(sizes):

@@ -24,7 +24,8 @@ MEASURED = ROOT / "benchmarks" / "demo.json"  # seconds of each stage, on the ma
 
 def stages(name: str) -> list[tuple[str, list[str]]]:
     """(what is done, its command) in order."""
-    accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
+    accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
+    accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # accelerate's defaults, which it would warn of
     return [
         ("prepare the text and pretrain", [*accelerate, "run_pretrain.py", "--config", f"configs/pretrain/{name}.yaml"]),
         ("tune on instructions", [*accelerate, "run_sft.py", "--config", f"configs/sft/{name}.yaml"]),

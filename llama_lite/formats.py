@@ -51,7 +51,7 @@ DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, c
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """A file of a source. `name`: relative to the source; `size`: bytes on disk, 0 where nobody knows; `column`: which holds the text of its rows.
+    """A file of a source. `name`: relative to the source; `size`: bytes on disk, None where nobody knows; `column`: which holds the text of its rows.
 
     `limit`: only so many bytes of it are read, to the end of the line or row (None: all of it).
     """
@@ -59,7 +59,7 @@ class TextFile:
     path: str
     name: str
     kind: str
-    size: int = 0
+    size: int | None = None
     column: str | None = None
     limit: int | None = None
 

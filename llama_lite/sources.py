@@ -49,8 +49,11 @@ class Source:
 
     @property
     def bytes(self) -> int:
-        """Bytes on disk that are read; 0 where nobody knows (files of the Hub)."""
-        return sum(file.size if file.limit is None else min(file.size, file.limit) for file in self.files)
+        """Bytes on disk that are read; 0 where nobody knows (of some files of the Hub)."""
+        sizes = [size_of(file) for file in self.files]
+        if None in sizes:
+            return 0
+        return sum(size if file.limit is None else min(size, file.limit) for file, size in zip(self.files, sizes, strict=True))
 
     def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()):
         """Every document, in order."""
@@ -302,18 +305,20 @@ def cut(source: Source, most: int) -> Source:
     files, total = [], 0
     for file in source.files:
         size = size_of(file)
-        if not size or total >= most:
+        if size is None:
+            return source
+        if total >= most:
             break
         single = file.kind in ("installed-docs", "installed-files") or total + size <= most
         files.append(file if single else dataclasses.replace(file, limit=most - total))
         total += size
-    if not files or (len(files) == len(source.files) and files[-1].limit is None):
+    if len(files) == len(source.files) and files[-1].limit is None:
         return source
     return dataclasses.replace(source, files=tuple(files), record={**source.record, "max_bytes": most})
 
 
-def size_of(file: TextFile) -> int:
-    """Bytes of a file on disk; 0 where nobody knows (files of the Hub)."""
+def size_of(file: TextFile) -> int | None:
+    """Bytes of a file on disk; None where nobody knows (some files of the Hub)."""
     if file.kind not in INSTALLED:
         return file.size
     package, _, inner = file.name.partition("/")
@@ -342,7 +347,7 @@ def _hub_source(dataset, config, split, revision, text_column) -> Source:
     commit = commits.pop() if len(commits) == 1 else None
     record = {"dataset": dataset, "config": builder.config.name, "split": split, "revision": commit or revision}
     sizes = _hub_sizes(dataset, commit, [str(file) for file in files]) if commit else {}
-    found = (TextFile(str(file), os.path.basename(str(file)), kind_of(str(file)), sizes.get(str(file), 0), text_column) for file in files)
+    found = (TextFile(str(file), os.path.basename(str(file)), kind_of(str(file)), sizes.get(str(file)), text_column) for file in files)
     return Source("files", tuple(found), record)
 
 

@@ -45,8 +45,8 @@ class TextFacts:
 def look(source: Source) -> TextFacts:
     """Reads some of the files from end to end of the list, the beginning of each. Raises Refusal on a damaged file, and where a sample holds no text."""
     began = time.perf_counter()
-    sizes = [size_of(file) for file in source.files]
-    total = sum(sizes)
+    sizes = [size_of(file) or 0 for file in source.files]
+    total = source.bytes
     whole = 0 < total <= SAMPLE_BYTES
     chosen = range(len(sizes)) if whole else sorted({i * len(sizes) // SAMPLE_FILES for i in range(SAMPLE_FILES)}) if total else [0]
     sample, documents, text_bytes, disk_bytes = [], 0, 0, 0.0
