@@ -12,7 +12,7 @@ import re
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 import yaml
 from transformers import TrainingArguments
@@ -343,12 +343,13 @@ class Parser(TrlParser):
         for action in self._actions:
             actions.setdefault(action.dest, action)
         problems = []
+        lists = {name for group in self.dataclass_types for name, kind in get_type_hints(group).items() if "list" in str(kind)}
         for key, value in config.items():
             if key not in actions or key in ("help", "config"):
                 problems.append(self._unknown(str(key), actions, f"in {path}"))
                 continue
             try:
-                value = _as_typed(actions[key], value)
+                value = value if isinstance(value, list) and key in lists and actions[key].nargs is None else _as_typed(actions[key], value)
             except ValueError as error:
                 problems.append(f"`{key}: {value}` in {path}: {error}.")
             for action in self._actions:

@@ -1,6 +1,8 @@
 """The arguments of run_eval.py: which models, which tasks, how they are asked, and what is made of the answers."""
 
 import dataclasses
+import os
+import re
 import sys
 from typing import Literal
 
@@ -60,7 +62,7 @@ class OutputArguments:
 
     _argument_group_name = "Output"
 
-    output_dir: str = arg("runs/demo-eval", "Folder of the evaluation; what is in it is not computed again.")
+    output_dir: str | None = arg(None, "Folder of the evaluation; what is in it is not computed again (default: runs/MODEL-eval).")
     push_to_hub: bool = arg(False, "Put the scores of each model that is on the Hub on main of its repository.")
     dry_run: bool = arg(False, "Print models, tasks and items; evaluate nothing.")
 
@@ -85,7 +87,15 @@ def parse_eval(argv: list[str] | None = None):
     parser = Parser(groups, {}, prog="run_eval.py", usage=usage, description=EVAL_HELP)
     parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/eval/demo.yaml")[: len(groups)]
     check_eval(*parsed)
+    where = parsed[-1]
+    where.output_dir = where.output_dir or f"runs/{short_name(parsed[0].models[0])}-eval"
     return parsed
+
+
+def short_name(model: str) -> str:
+    """A model's name, fit for a folder's: `org/name@step-*` and `runs/name+runs/name-sft` -> `name`."""
+    base = os.path.basename(os.path.abspath(model.partition("+")[0].partition("@")[0]))
+    return re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII).strip(".-") or "models"
 
 
 def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArguments) -> None:

@@ -182,6 +182,15 @@ class RunFolder:
         write_json(self.path / "status.json", {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": reason})
         self.record_end = status != "finished"
 
+    def is_finished(self) -> bool:
+        """Whether the run came to its end and nothing was begun since; a command that was refused afterwards changes nothing of it."""
+        ends = [event for event in read_jsonl(self.path / "events.jsonl") if event["event"] in ("started", "resumed", *EXIT_CODES)]
+        last = next((event["event"] for event in reversed(ends) if event["event"] != "refused"), None)
+        if last == "finished" and (read_json(self.path / "status.json") or {}).get("status") == "refused":
+            step = next(event["step"] for event in reversed(ends) if event["event"] == "finished")
+            write_json(self.path / "status.json", {"status": "finished", "code": 0, "step": step, "reason": ""})
+        return last == "finished"
+
     def stopping(self) -> None:
         """Called from a signal handler: whoever starts the same run now waits instead of being refused."""
         if RANK == 0 and self.lock.file:

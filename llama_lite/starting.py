@@ -40,7 +40,7 @@ def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) ->
     there = read_json(run.path / "run.json") or {"id": publishing.run_id(record["identity"])}
     opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
     complete = any((run.path / name).exists() for name in ("config.json", "adapter_config.json"))
-    if start.step >= steps and complete and (read_json(run.path / "status.json") or {}).get("status") == "finished":
+    if start.step >= steps and complete and run.is_finished():
         say(f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on.")
         run.record_end = False
         on_main(_drain, [one for one in opened if publishing.queued(one.folder)], asked.hub_drain_timeout)

@@ -6,6 +6,7 @@ import pytest
 
 from llama_lite import instructions, tasks
 from llama_lite.arguments import Refusal
+from llama_lite.sft_arguments import parse_sft
 
 
 def test_embedded_multiple_choice_is_whole():
@@ -31,10 +32,10 @@ def test_embedded_texts_are_of_four_kinds_and_deterministic():
 
 def test_held_out_instructions_are_held_out_of_every_default_tuning_run():
     held = {item["document"] for item in tasks.instruction_items()}
+    rows = parse_sft(["--model", "runs/demo"])[0]
     for most in (5000, None):
-        rows, _, _ = instructions.load("installed-docs", None, "train", None, most, 2)
-        learnt, _ = instructions.hold_out(rows, 400)
-        assert not held & {row.document for row in learnt}
+        learnt, _, _ = instructions.load(rows.dataset, None, "train", None, most, 2, rows.skip_held_out)
+        assert len(learnt) > 1500 and not held & {row.document for row in learnt}
 
 
 @pytest.mark.parametrize(
