@@ -54,14 +54,15 @@ SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
     "6x256": (shaped("demo", **SMALL), 8, 512, 8),
     "124m, 4 layers": (shaped("124m", num_hidden_layers=4), 2, 1024, 2),
     "124m": (shaped("124m"), 8, 1024, 1),
-    "1m": (shaped("1m", **DEMO), 8, 256, 30),
-    "demo": (shaped("demo", **DEMO), 8, 256, 10),
+    "1m": (shaped("1m", **DEMO), 8, 256, 15),
+    "demo": (shaped("demo", **DEMO), 8, 256, 5),
 }
 MACHINES = {  # environment in which oneDNN (bfloat16 products), MKL (float32 products) and torch's own kernels leave instructions out
     "this processor": {},
     "without bfloat16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
+NOTHING = "ours with nothing"  # every switch off, memory and huge pages too
 COMBINED = ("fused_loss", "block_attention", "compile_layers")
 SWITCHES = {"fused loss": "fused_loss", "attention in blocks": "block_attention", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
 
@@ -137,7 +138,10 @@ def ours(way: str, shape: str, folder: Path) -> None:
     argv += ["--per_device_train_batch_size", str(windows), "--tokens_per_step", str(micro * windows * tokens), "--block_size", str(tokens)]
     argv += ["--max_steps", "1000000", "--allow_epochs", "--eval_strategy", "no", "--save_steps", "1000000", "--probe_windows", "1"]
     for switch, flag in SWITCHES.items():
-        on = flag == "keep_memory" or flag in way.split() if way.startswith("ours with") else way != f"ours without {switch}"
+        if way.startswith("ours with ") or way == "ours with":
+            on = flag in way.split() or (flag == "keep_memory" and way != NOTHING)
+        else:
+            on = way != f"ours without {switch}"
         argv += [f"--{flag}", str(on)]
     sys.argv = ["run_pretrain.py", *argv]
     exit_with_status(run_pretrain.main)
@@ -165,7 +169,7 @@ def products(config, rows: int, pace: Pace) -> None:
 
 
 def start(way: str, shape: str, folder: Path, machine: str = "this processor") -> subprocess.Popen:
-    environment = {**os.environ, **MACHINES[machine]} | ({} if way.startswith("ours") else {"PLAIN": "1"})
+    environment = {**os.environ, **MACHINES[machine]} | ({"PLAIN": "1"} if not way.startswith("ours") or way == NOTHING else {})
     environment.pop("THP_MEM_ALLOC_ENABLE", None)
     launcher = [sys.executable]
     if way == "ours on two processes":
@@ -214,27 +218,37 @@ def speed(shape: str, folder: Path, turns: int) -> dict:
 
 
 def machine(name: str, folder: Path, turns: int) -> dict:
-    """Tokens per second of each combination of switches for the demo's two models, and what the chosen one is worth."""
-    code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); from llama_lite import precision, speed; cpu = torch.device('cpu'); "
-        "chosen = precision.choose('auto', None, cpu)[0]; on = {n: v for n, (v, _) in speed.choose_switches(chosen, cpu).items()}; "
-        "print(chosen, *(n for n in (*on, 'compile_layers') if on.get(n, speed.worth_compiling(1e6, chosen, cpu)[0])))"
-    )
+    """Tokens per second of each combination of switches for the demo's two models, and what the chosen ones are worth.
+
+    `long` and `short`: what a run takes that is, or is not, long enough to compile its layers, against the best of all, or of the uncompiled ones.
+    """
+    code = """if True:
+        import sys, torch
+        sys.path.insert(0, sys.argv[1])
+        from llama_lite import precision, speed
+        cpu = torch.device("cpu")
+        chosen = precision.choose("auto", None, cpu)[0]
+        print(chosen)
+        for seconds in (1e6, 1):
+            compiled = speed.worth_compiling(seconds, chosen, cpu)[0]
+            on = (speed.fuses_loss(cpu)[0], speed.attends_in_blocks(chosen, compiled, cpu)[0], compiled)
+            print(*map(int, on))
+    """
     asked = subprocess.run([sys.executable, "-c", code, str(ROOT)], env={**os.environ, **MACHINES[name]}, capture_output=True, text=True, check=True)
-    precision, *on = asked.stdout.split()
-    chosen = f"ours with {' '.join(switch for switch in COMBINED if switch in on)}".rstrip()
-    ways = [
-        f"ours with {' '.join(switch for switch, is_on in zip(COMBINED, mask, strict=True) if is_on)}".rstrip()
-        for mask in itertools.product((0, 1), repeat=3)
-    ]
-    found = {"precision": precision, "chosen": chosen.removeprefix("ours with").strip()}
+    precision, *masks = asked.stdout.splitlines()
+    combinations = {mask: " ".join(switch for switch, on in zip(COMBINED, mask, strict=True) if on) for mask in itertools.product((0, 1), repeat=3)}
+    long, short = (combinations[tuple(map(int, mask.split()))] for mask in masks)
+    found = {"precision": precision, "long": long, "short": short}
     for shape in ("1m", "demo"):
-        seconds, _ = in_turn(ways, shape, folder, turns, name)
+        ways = {f"ours with {on}".rstrip(): on or "none" for on in combinations.values()} | {NOTHING: "none, memory not kept"}
+        seconds, _ = in_turn(list(ways), shape, folder, turns, name)
         tokens = SHAPES[shape][1] * SHAPES[shape][2]
+        speeds = {on: round(tokens / seconds[way]) for way, on in ways.items()}
         found[shape] = {
-            "tokens_per_second": {way.removeprefix("ours with").strip() or "none": round(tokens / value) for way, value in seconds.items()},
-            "chosen_to_best": round(min(seconds.values()) / seconds[chosen], 3),
-            "chosen_to_none": round(seconds["ours with"] / seconds[chosen], 3),
+            "tokens_per_second": speeds,
+            "long_to_best": round(speeds[long or "none"] / max(speeds.values()), 3),
+            "short_to_best": round(speeds[short or "none"] / max(speed for on, speed in speeds.items() if "compile" not in on), 3),
+            "long_to_nothing": round(speeds[long or "none"] / speeds[ways[NOTHING]], 3),
         }
     return found
 
@@ -244,6 +258,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--only", choices=list(SHAPES)[:2], help="one shape; the last figures of the other stay")
     parser.add_argument("--parts", default="speed,switches,processes,memory,machines", help="the last figures of the other parts stay")
+    parser.add_argument("--machines", default=",".join(MACHINES), help="of the part `machines`: the last figures of the others stay")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     for name in ("--worker", "--shape", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -290,7 +305,7 @@ def main() -> None:
             write_json(arguments.output, result)
         if "machines" in arguments.parts:
             subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared("1m", folder), "--prepare_only"], check=True)
-            for name in MACHINES:
+            for name in arguments.machines.split(","):
                 result.setdefault("machines", {})[name] = machine(name, folder, arguments.turns)
                 print(name, json.dumps(result["machines"][name]), flush=True)
                 write_json(arguments.output, result)

@@ -100,7 +100,7 @@ class Derivation:
         return self.d.values(), self.d.reasons, self.manifest or self.estimate()
 
     def settle_machine(self) -> None:
-        """Precision and switches, by what computes. Whether layers are compiled follows from the length."""
+        """Precision and fused loss, by what computes. Whether layers are compiled, and so how they attend, follows from the length."""
         d = self.d
         if self.device.type == "cuda" and not torch.cuda.is_available():
             d.decide("precision", self.recorded.get("precision", "bfloat16"), "planned for GPUs")
@@ -108,11 +108,12 @@ class Derivation:
             value, why = precision.choose("auto", self.recorded.get("precision"), self.device)
             d.decide("precision", value, why)
             precision.check_device(d["precision"], self.device)
-        for name, (value, why) in speed.choose_switches(d["precision"], self.device).items():
-            d.decide(name, self.recorded.get(name, value), why if name not in self.recorded else "as this run began")
-        self.machine = self.machine or timing.Machine(
-            self.device, d["precision"], {name: d[name] for name in ("fused_loss", "block_attention")}, self.processes
-        )
+        for name in ("fused_loss", "compile_layers", "block_attention"):
+            if name in self.recorded:
+                d.decide(name, self.recorded[name], "as this run began")
+        d.decide("fused_loss", *speed.fuses_loss(self.device))
+        switches = {"fused_loss": d["fused_loss"], "block_attention": d.settled("block_attention") and d["block_attention"]}
+        self.machine = self.machine or timing.Machine(self.device, d["precision"], switches, self.processes)
 
     def drop_unfit_micro_batch(self) -> None:
         """A recorded micro-batch that more, or fewer, processes cannot use is none that somebody asked for."""
@@ -330,6 +331,7 @@ class Derivation:
         if not d.settled("compile_layers") and self.device.type == "cpu":
             pace = self.step_pace()
             d.decide("compile_layers", *speed.worth_compiling(self.steps * pace.step(self.accumulation), d["precision"], self.device))
+        d.decide("block_attention", *speed.attends_in_blocks(d["precision"], d["compile_layers"], self.device))
 
     @property
     def accumulation(self) -> float:

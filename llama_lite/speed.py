@@ -10,7 +10,7 @@ import torch
 from .runs import cores_for_a_process, say
 
 COMPILING = 35.0  # seconds that compiling the layers takes
-COMPILED = {"bfloat16": 1.45, "float32": 1.15, "float16": 1.45}  # times as fast as uncompiled; benchmarks/train.py, machines
+COMPILED = {"bfloat16": 1.38, "float32": 1.15, "float16": 1.15}  # times as fast as uncompiled; benchmarks/train.py, machines
 COMPILE_FROM = 3.0  # times as much gained as compiling takes
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
@@ -22,18 +22,18 @@ def settle_cpu(device: torch.device, threads: int | None, keep: bool) -> None:
         keep_memory()
 
 
-def choose_switches(precision: str, device: torch.device) -> dict[str, tuple[bool, str]]:
-    """{switch: (on, why)} for what is only faster somewhere; by benchmarks/train.py on each kind of machine that was at hand.
+def fuses_loss(device: torch.device) -> tuple[bool, str]:
+    """(whether output layer and loss are computed as one, why); by benchmarks/train.py on each kind of machine that was at hand."""
+    return (True, "faster here, and no logits are held") if device.type == "cpu" else (False, "")
 
-    In bfloat16 torch's attention and the logits in float32 cost more than the products beside them; in float32 the products cost most.
-    """
+
+def attends_in_blocks(precision: str, compiled: bool, device: torch.device) -> tuple[bool, str]:
+    """(whether attention is computed in blocks, why); by the same measurement: faster in bfloat16, and only where layers are compiled."""
     if device.type != "cpu":
-        return {name: (False, "") for name in ("fused_loss", "block_attention")}
-    half = precision == "bfloat16"
-    return {
-        "fused_loss": (True, "faster here, and no logits are held"),
-        "block_attention": (half, "faster in bfloat16" if half else "no faster in float32"),
-    }
+        return False, ""
+    if precision == "bfloat16" and compiled:
+        return True, "faster in compiled bfloat16"
+    return False, f"no faster in {precision}{'' if precision == 'float32' else ' uncompiled'}"
 
 
 def worth_compiling(seconds: float, precision: str, device: torch.device) -> tuple[bool, str]:
