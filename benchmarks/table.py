@@ -1,4 +1,4 @@
-"""The README's tables of speed and of what the studies found, out of the committed results.
+"""The README's tables of speed, of kinds of machine, and of what the studies found, out of the committed results.
 
 python -m benchmarks.table     # writes them between their marks in README.md
 """
@@ -57,6 +57,20 @@ def table() -> str:
     )
 
 
+def machines() -> str:
+    """A kind of machine a row: what is chosen there, the demo's time, and what the choice is worth for the demo's model. Markdown."""
+    train, demo, rows = read("train")["machines"], read("demo")["demo"], []
+    rows = [["processor", "precision", "`make demo`", "switches of a long run", "against the best of all", "against all off"], ["---"] * 6]
+    for name, found in train.items():
+        timed = demo.get("AVX512-BF16" if name == "this processor" else name)
+        minutes = f"{sum(timed['stages']) / 60:.1f} minutes" if timed else ""
+        on = ", ".join(f"`--{switch}`" for switch in found["long"].split())
+        sizes = [found[shape] for shape in ("1m", "demo")]
+        measures = [", ".join(f"{size[measure]:.2f}" for size in sizes) for measure in ("long_to_best", "long_to_nothing")]
+        rows.append(["AVX512 with bfloat16" if name == "this processor" else name, found["precision"], minutes, on, *measures])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
+
+
 def studies() -> str:
     """A table a study: arms down, measures across, each cell a difference with its 95 % interval. Markdown."""
     parts = []
@@ -85,7 +99,7 @@ def _cell(row: dict) -> str:
     return f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){'' if verdict(row) != 'no difference found' else ', none found'}"
 
 
-PARTS = {"<!-- benchmarks/table.py -->\n": table, "<!-- benchmarks/studies -->\n": studies}
+PARTS = {"<!-- benchmarks/table.py -->\n": table, "<!-- kinds of machine -->\n": machines, "<!-- benchmarks/studies -->\n": studies}
 
 
 def placed(readme: str) -> str:

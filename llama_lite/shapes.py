@@ -15,6 +15,7 @@ LADDER = (
     *((12, 768), (16, 896), (18, 1024), (20, 1280), (24, 1536), (28, 1792), (36, 2048)),
 )  # (layers, width), from smallest to largest
 NARROW = 384  # widths below have heads of 32, the others of 64
+FIT = {"E": 1.0, "B": 131.0, "beta": 0.348, "K": 110.0}  # of `expected_loss`; benchmarks/shapes.json
 REPEATS = 15.4  # Muennighoff et al.: after so many repetitions, another one is worth 1/e of new text
 
 
@@ -106,8 +107,9 @@ def most_epochs(unique: float) -> float:
 def expected_loss(shape: tuple[int, int], reads: float, unique: float) -> float:
     """Bits a byte that a shape is expected to reach on our documentation text after `reads` tokens of a text of `unique` ones.
 
-    Fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens, to 0.07: a smaller model loses by the square of tokens a weight.
+    By FIT: more tokens help by a power of their number, and a model that is small for them loses by the square of the tokens that a weight has read.
     """
     repeated = max(0.0, reads / unique - 1)
     worth = unique * (1 + REPEATS * (1 - math.exp(-repeated / REPEATS))) if repeated else reads
-    return 1.0 + 131 / max(worth, 1) ** 0.348 * (1 + (reads / (110 * layer_parameters(shape))) ** 2)
+    small = reads / (FIT["K"] * layer_parameters(shape))
+    return FIT["E"] + FIT["B"] / max(worth, 1) ** FIT["beta"] * (1 + small**2)

@@ -3,17 +3,18 @@
 import contextlib
 import dataclasses
 import functools
-import statistics
 import time
 
 import torch
 from trl.trainer.utils import compute_flops_per_token
 
 from . import precision
+from .runs import say
 
 ENOUGH, MOST_STEPS = 1.0, 30  # seconds and steps that are timed after the first one, which allocates and chooses kernels
 LIMIT = 4.0  # seconds after which a slow, or busy, machine has to do with what was timed
 LONGEST = 1.5  # seconds of a micro-batch that is still timed
+LOOK, BUSY = 0.2, 50  # seconds in which this process does nothing, and the share of the cores in percent that others may use meanwhile
 MFU = {"cpu": 0.3, "cuda": 0.35}  # share of the peak at which a model is counted that is not timed
 PLANNED_GPU = "H100"  # whose peak counts where a run on GPUs is planned on a machine without one
 MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}  # tokens of a micro-batch: a CPU's caches hold no more
@@ -56,6 +57,8 @@ class Machine:
             if guess > LONGEST or (self.device.type == "cuda" and not torch.cuda.is_available()):
                 self.timed[key] = Pace(guess, 0.05 * guess, guess / 3 / micro, guess / 3 / micro / block_size * 8)
             else:
+                if not self.timed:
+                    warn_if_busy()
                 self.timed[key] = pace(config, micro, block_size, self.precision, self.switches, self.device)
         return self.timed[key]
 
@@ -120,4 +123,18 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
                 ids[:1, :4], attention_mask=torch.ones_like(ids[:1, :4]), max_new_tokens=8, do_sample=True, eos_token_id=None, pad_token_id=0
             )
             token = (synchronize() - began) / 8
-    return Pace(statistics.median(times[1:]), statistics.median(updates[1:]), window, token)
+    return Pace(_usual(times[1:]), _usual(updates[1:]), window, token)
+
+
+def _usual(times: list[float]) -> float:
+    """The lower quartile: other work on the machine makes single times too long, never too short."""
+    return sorted(times)[len(times) // 4]
+
+
+def warn_if_busy() -> None:
+    """Say so if other programs compute here while something is about to be timed."""
+    import psutil
+
+    busy = psutil.cpu_percent(LOOK)
+    if busy > BUSY:
+        say(f"WARNING   other programs keep {busy:.0f} % of this machine's cores busy: what is timed now takes longer than on a quiet machine")
