@@ -1,12 +1,10 @@
 """What size of model, and which learning rate, a text and a number of tokens ask for: the runs behind the rules of `llama_lite/shapes.py`.
 
-    python benchmarks/shapes.py          # every run that shapes.json lacks, then the fit; two to three hours on two cores
-    python benchmarks/shapes.py --fit    # the fit alone
+    python benchmarks/shapes.py              # every run that shapes.json lacks; some hours on two cores
+    python benchmarks/shapes.py --compare    # what is there, beside what the rules expect
 
 Each run is `run_pretrain.py` on the long demo's tokens (`configs/pretrain/demo-long.yaml --prepare_only`), its values derived by the rules themselves.
 `sizes`: shapes times tokens, one pass over new text. `rates`: multiples of the rule's rate. `epochs`: a short text read several times.
-The fit is that of `shapes.expected_loss`, of runs over new text: bits per byte = E + B / D^beta * (1 + (D / (K N))^2), with D tokens and N weights of
-the layers. So short runs are limited by D alone, which is why Hoffmann et al.'s sum of two powers (arXiv 2203.15556, equation 2) does not fit them.
 """
 
 import argparse
@@ -16,8 +14,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -92,44 +88,27 @@ def measure(run: dict) -> dict:
     return {**run, "tokens_per_step": per_step, "learning_rate": run["rate"] * shapes.learning_rate(width), "last": losses[-1], "best": min(losses)}
 
 
-def fit(results: list[dict]) -> dict:
-    """E, B, beta, K over the runs that read new text at the rule's rate, and how far from them the runs lie, in bits per byte."""
-    from scipy.optimize import least_squares
-
-    rows = [row for row in results if row["rate"] == 1 and row["unique"] == row["millions"]]
-    sizes = np.array([shapes.layer_parameters(shapes.parse(row["shape"])) for row in rows], float)
-    reads, losses = np.array([row["millions"] * 1e6 for row in rows]), np.array([row["last"] for row in rows])
-
-    def predicted(p):
-        e, b, beta, k = np.exp(p)
-        return e + b / reads**beta * (1 + (reads / (k * sizes)) ** 2)
-
-    starts = [np.log((e, b, beta, k)) for e in (0.5, 1.0, 1.3) for b, beta in ((20, 0.2), (130, 0.35), (1000, 0.5)) for k in (30, 100, 300)]
-    best = min((least_squares(lambda p: predicted(p) - losses, start, loss="huber", f_scale=0.02) for start in starts), key=lambda found: found.cost)
-    residuals = predicted(best.x) - losses
-    return {
-        **{name: float(f"{np.exp(value):.4g}") for name, value in zip(shapes.FIT, best.x, strict=True)},
-        "runs": len(rows),
-        "largest_residual": round(float(np.abs(residuals).max()), 3),
-        "rms_residual": round(float(np.sqrt((residuals**2).mean())), 3),
-    }
+def compare(runs: list[dict]) -> None:
+    """A line a run: bits per byte that it ended with, and by how much `shapes.expected_loss` is above."""
+    for run in runs:
+        expected = shapes.expected_loss(shapes.parse(run["shape"]), run["millions"] * 1e6, run["unique"] * 1e6)
+        of = f"{run['millions']}M tokens, {run['millions'] / run['unique']:g} epochs, {run['rate']:g} times the rule's rate"
+        print(f"{run['shape']:>6}  {of:<55} {run['last']:.3f}  {expected - run['last']:+.3f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fit", action="store_true", help="fit what is there")
+    parser.add_argument("--compare", action="store_true", help="run nothing")
     arguments = parser.parse_args()
     os.chdir(ROOT)
     record = read_json(RESULTS) or {"runs": []}
     done = {(row["shape"], row["millions"], row["rate"], row["unique"]) for row in record["runs"]}
-    for run in [] if arguments.fit else wanted():
+    for run in [] if arguments.compare else wanted():
         if (run["shape"], run["millions"], run["rate"], run["unique"]) not in done:
             record["runs"].append(measure(run))
             print(json.dumps(record["runs"][-1]), flush=True)
             write_json(RESULTS, record)
-    record["fit"] = fit(record["runs"])
-    write_json(RESULTS, record)
-    print(json.dumps(record["fit"]))
+    compare(record["runs"])
 
 
 if __name__ == "__main__":

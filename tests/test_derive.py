@@ -217,13 +217,13 @@ def test_shapes_are_llamas_whose_heads_fit():
         shapes.parse("6x250")
 
 
-def test_the_rules_are_those_that_the_committed_runs_gave():
-    """The constants of shapes.py are the fit of benchmarks/shapes.json, and the fit is as good as it says."""
-    record = json.loads((Path(__file__).parent.parent / "benchmarks" / "shapes.json").read_text())
-    fitted = record["fit"]
-    assert {name: fitted[name] for name in shapes.FIT} == shapes.FIT
-    rows = [row for row in record["runs"] if row["rate"] == 1 and row["unique"] == row["millions"]]
-    for row in rows:
-        expected = shapes.expected_loss(shapes.parse(row["shape"]), row["millions"] * 1e6, row["millions"] * 1e6)
-        assert abs(expected - row["last"]) <= fitted["largest_residual"] + 2e-3
-    assert len(rows) == fitted["runs"] >= 20
+def test_the_rules_expect_what_the_committed_runs_gave():
+    """As near as they say: 0.11 bits per byte over new text; and the most epochs are those that were best for a short one."""
+    runs = json.loads((Path(__file__).parent.parent / "benchmarks" / "shapes.json").read_text())["runs"]
+    fresh = [run for run in runs if run["rate"] == 1 and run["unique"] == run["millions"]]
+    assert len(fresh) >= 12 and {run["shape"] for run in fresh} >= {"2x64", "4x128", "6x256"}
+    for run in fresh:
+        assert abs(shapes.expected_loss(shapes.parse(run["shape"]), run["millions"] * 1e6, run["millions"] * 1e6) - run["last"]) < 0.11, run
+    short = {(run["shape"], run["millions"]): run["last"] for run in runs if run["unique"] == 0.1}
+    epochs = min((0.2, 0.4, 0.8), key=lambda tokens: short["3x64", tokens] + short["4x128", tokens]) / 0.1
+    assert epochs == shapes.most_epochs(1e5) == 4
