@@ -54,8 +54,8 @@ SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
     "6x256": (shaped("demo", **SMALL), 8, 512, 8),
     "124m, 4 layers": (shaped("124m", num_hidden_layers=4), 2, 1024, 2),
     "124m": (shaped("124m"), 8, 1024, 1),
-    "1m": (shaped("1m", **DEMO), 8, 256, 15),
-    "demo": (shaped("demo", **DEMO), 8, 256, 5),
+    "1m": (shaped("1m", **DEMO), 8, 256, 30),
+    "demo": (shaped("demo", **DEMO), 8, 256, 12),
 }
 MACHINES = {  # environment in which oneDNN (bfloat16 products), MKL (float32 products) and torch's own kernels leave instructions out
     "this processor": {},
@@ -217,9 +217,10 @@ def speed(shape: str, folder: Path, turns: int) -> dict:
     }
 
 
-def machine(name: str, folder: Path, turns: int) -> dict:
+def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
     """Tokens per second of each combination of switches for the demo's two models, and what the chosen ones are worth.
 
+    likely: only what is chosen, and the combination that comes nearest to it, for more turns in the same time.
     `long` and `short`: what a run takes that is, or is not, long enough to compile its layers, against the best of all, or of the uncompiled ones.
     """
     code = """if True:
@@ -238,7 +239,9 @@ def machine(name: str, folder: Path, turns: int) -> dict:
     precision, *masks = asked.stdout.splitlines()
     combinations = {mask: " ".join(switch for switch, on in zip(COMBINED, mask, strict=True) if on) for mask in itertools.product((0, 1), repeat=3)}
     long, short = (combinations[tuple(map(int, mask.split()))] for mask in masks)
-    found = {"precision": precision, "long": long, "short": short}
+    if likely:
+        combinations = {mask: on for mask, on in combinations.items() if on in (long, short, "fused_loss compile_layers")}
+    found = {"precision": precision, "long": long, "short": short, "turns": turns}
     for shape in ("1m", "demo"):
         ways = {f"ours with {on}".rstrip(): on or "none" for on in combinations.values()} | {NOTHING: "none, memory not kept"}
         seconds, _ = in_turn(list(ways), shape, folder, turns, name)
@@ -259,6 +262,7 @@ def main() -> None:
     parser.add_argument("--only", choices=list(SHAPES)[:2], help="one shape; the last figures of the other stay")
     parser.add_argument("--parts", default="speed,switches,processes,memory,machines", help="the last figures of the other parts stay")
     parser.add_argument("--machines", default=",".join(MACHINES), help="of the part `machines`: the last figures of the others stay")
+    parser.add_argument("--likely", action="store_true", help="of the part `machines`: only the combinations that may be the best")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     for name in ("--worker", "--shape", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -306,7 +310,7 @@ def main() -> None:
         if "machines" in arguments.parts:
             subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared("1m", folder), "--prepare_only"], check=True)
             for name in arguments.machines.split(","):
-                result.setdefault("machines", {})[name] = machine(name, folder, arguments.turns)
+                result.setdefault("machines", {})[name] = machine(name, folder, arguments.turns, arguments.likely)
                 print(name, json.dumps(result["machines"][name]), flush=True)
                 write_json(arguments.output, result)
 
