@@ -203,7 +203,7 @@ def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
 
 
 def test_numbers_are_rounded_as_people_do():
-    assert [nice(value) for value in (0.2, 1, 1.4, 1.5, 3, 3.2, 7.1, 90, 149, 190)] == [1, 1, 1, 2, 2, 5, 5, 100, 100, 200]
+    assert [nice(value) for value in (0.2, 1, 1.4, 1.5, 3, 3.2, 7.0, 7.1, 90, 149, 190)] == [1, 1, 1, 2, 2, 5, 5, 10, 100, 200, 200]
 
 
 def test_shapes_are_llamas_whose_heads_fit():

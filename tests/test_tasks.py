@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llama_lite import instructions, tasks
+from llama_lite import derive_tuning, instructions, tasks
 from llama_lite.arguments import Refusal
 from llama_lite.sft_arguments import parse_sft
 
@@ -32,10 +32,11 @@ def test_embedded_texts_are_of_four_kinds_and_deterministic():
 
 def test_held_out_instructions_are_held_out_of_every_default_tuning_run():
     held = {item["document"] for item in tasks.instruction_items()}
-    rows = parse_sft([])[2]
-    for most in (5000, None):
-        learnt, _, _ = instructions.load(rows.dataset, None, "train", None, most, 2, rows.skip_held_out)
-        assert len(learnt) > 1500 and not held & {row.document for row in learnt}
+    demo = parse_sft([])[2]
+    for most, count in ((demo.max_rows, demo.eval_rows), (5000, 400), (None, derive_tuning.MOST_HELD)):
+        rows, _, _ = instructions.load(demo.dataset, None, "train", None, most, 2, demo.skip_held_out)
+        learnt = {row.document for row in rows} - instructions.held_documents(rows, count)
+        assert len(learnt) > 200 and not held & learnt
 
 
 @pytest.mark.parametrize(
