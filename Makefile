@@ -16,7 +16,7 @@ test: .venv/tested  ## lint, format check, every test
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 .venv/installed: requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python {sys.version.split()[0]} is too old: 3.11 or newer is needed, e.g. make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"This is Python {sys.version.split()[0]}; 3.11 to 3.13 are supported, e.g. make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
