@@ -9,6 +9,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 HELD = 2**27  # logits at a time: 256 MiB in bfloat16
 CACHED = 2**20  # of them in float32 at a time: 4 MiB, which stay in the processor's cache
+MOST_SLICES = None  # where a step is only followed for its memory (memory.py): all slices take as much
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -48,8 +49,8 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def _rows(count: int, *tensors):
-    """Slices of at most `count` rows, at least one, of tensors of as many rows (None stays None)."""
-    for begin in range(0, len(tensors[0]), max(1, count)):
+    """Slices of at most `count` rows, at least one, of tensors of as many rows (None stays None). MOST_SLICES of them, where that is set."""
+    for begin in range(0, len(tensors[0]), max(1, count))[:MOST_SLICES]:
         yield tuple(None if tensor is None else tensor[begin : begin + max(1, count)] for tensor in tensors)
 
 

@@ -49,10 +49,10 @@ def step_memory(
 
     compute = getattr(torch, precision).itemsize
     casts = layout.sharding in ("fsdp2", "zero2") and precision != "float32"  # the weights are cast once; autocast, which keeps copies, is off
-    few, more = min(2, config.num_hidden_layers), min(4, config.num_hidden_layers)
+    few, more = 1, min(2, config.num_hidden_layers)
     peak, elements, ends = _fake_step(config, few, micro_batch, block_size, precision, casts, fused, checkpointing)
     layer = 0
-    if config.num_hidden_layers > few:  # layers are alike: what two more add, every two add
+    if config.num_hidden_layers > few:  # layers are alike: what one more adds, every one adds
         other, elements_more, _ = _fake_step(config, more, micro_batch, block_size, precision, casts, fused, checkpointing)
         layer = (elements_more - elements) // (more - few)
         peak += (other - peak) * (config.num_hidden_layers - few) // (more - few)
@@ -73,39 +73,43 @@ def _fake(config_json: str, layers: int, micro_batch: int, block_size: int, prec
     from torch.distributed._tools.mem_tracker import MemTracker
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from .fused_loss import fuse
+    from . import fused_loss
 
     fields = json.loads(config_json)
     config = AutoConfig.for_model(**{**fields, "num_hidden_layers": layers, "use_cache": False})
     compute = getattr(torch, precision)
-    with FakeTensorMode():
+    with FakeTensorMode(), contextlib.ExitStack() as ends_with:
+        ends_with.callback(setattr, fused_loss, "MOST_SLICES", fused_loss.MOST_SLICES)
+        fused_loss.MOST_SLICES = 3
         model = AutoModelForCausalLM.from_config(config, dtype=compute if casts else torch.float32)
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable()
         if fused:
-            fuse(model)
+            fused_loss.fuse(model)
         ids = torch.zeros(micro_batch, block_size, dtype=torch.long)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tracker = MemTracker()
         tracker.track_external(model, optimizer, ids)
         with tracker:
-            for micro_step in range(3):  # the moments are there from the first step on, and the gradients of an earlier micro-batch
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # the moments are there from the first step on
+            optimizer.zero_grad()
+            for _ in range(2):  # and, in the last micro-batch, the gradients of an earlier one
                 with torch.autocast("cpu", compute) if precision != "float32" and not casts else contextlib.nullcontext():
                     loss = model(input_ids=ids, labels=ids, shift_labels=ids).loss
                 loss.backward()
-                if micro_step != 1:
-                    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                    optimizer.step()
-                    optimizer.zero_grad()
                 tracker.reset_mod_stats()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
         peak = sum(found["Total"] for found in tracker.get_tracker_snapshot("peak").values())
         ends = model.get_input_embeddings().weight.numel() + model.get_output_embeddings().weight.numel()
         return peak, sum(p.numel() for p in model.parameters()), ends
 
 
 def _fake_step(config, *shape) -> tuple[int, int, int]:
-    """(peak bytes, parameters, those of the embeddings) of two steps on fake tensors, the second one of two micro-batches."""
+    """(peak bytes, parameters, those of the embeddings) of a step of two micro-batches on fake tensors, after a first one."""
     return _fake(json.dumps(config.to_dict(), default=str), *shape)
 
 
