@@ -58,7 +58,10 @@ def main(argv: list[str] | None = None) -> None:
     @functools.cache
     def derivation():
         repo = training_args.hub_model_id if publishes else None
-        recorded = starting.recorded(training_args.output_dir, training_args.resume_from_checkpoint, repo, derive.RECORDED)
+        recorded = {}
+        if not (run_args.suggest or (run_args.dry_run and "hours" in run_args.given)):  # these are about a new run
+            recorded = starting.recorded(training_args.output_dir, training_args.resume_from_checkpoint, repo, derive.RECORDED)
+            starting.check_hours(run_args.given, recorded, training_args.output_dir)
         return derive.Derivation(groups, text, planned, run_args.given, recorded)
 
     def settle(only_tokens: bool = False) -> tuple[dict, dict]:
@@ -294,13 +297,17 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
         f"baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
     )
     say(f"          model {run.path}, its card {card}")
+    if last["eval_loss"] > bases["unigram"]:
+        say(
+            "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it more --hours, on a quiet machine."
+        )
 
 
 def what_next(folder: Path) -> list[str]:
     """The commands that tune and evaluate what was trained."""
     return [
         f"next      accelerate launch run_sft.py --model_name_or_path {folder}",
-        f"          python run_eval.py --models '{folder}@step-*' {folder}+{folder}-sft --limit 100",
+        f"          python run_eval.py --models {folder} {folder}+{folder}-sft --limit 100",
     ]
 
 

@@ -8,6 +8,7 @@ Stop it at any moment and run the same command again.
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +16,8 @@ from pathlib import Path
 from llama_lite.arguments import Refusal
 from llama_lite.runs import RunFolder, exit_with_status, on_main, read_json, say
 from llama_lite.sft_arguments import parse_sft
+
+FEW_STEPS = 10  # of a run that is said to have been too short
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -50,7 +53,10 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- What the record of the run says; the base, and the chat format ----
     repo = training_args.hub_model_id if publishes else None
-    recorded = on_main(starting.recorded, training_args.output_dir, training_args.resume_from_checkpoint, repo, derive_tuning.RECORDED)
+    recorded = {}
+    if not (run_args.suggest or (run_args.dry_run and "hours" in run_args.given)):  # these are about a new run
+        recorded = on_main(starting.recorded, training_args.output_dir, training_args.resume_from_checkpoint, repo, derive_tuning.RECORDED)
+        starting.check_hours(run_args.given, recorded, training_args.output_dir)
     values, reasons = on_main(derive_tuning.machine, groups, run_args.given, recorded)
     set_values(groups, values)
     precision.apply(training_args, run_args.precision)
@@ -266,6 +272,11 @@ def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: d
         say(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
     say(tuning.table(record))
     say(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
+    if steps < FEW_STEPS:
+        say(f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and another --output_dir.")
+    asked = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
+    tuned = f"{asked}+{run.path}" if adapter_args.use_lora else str(run.path)
+    say(f"next      python run_eval.py --models {shlex.join([asked, tuned])} --limit 100")
 
 
 def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:

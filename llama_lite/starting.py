@@ -142,6 +142,16 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     return {name: values[name] for name in names if name in values}
 
 
+def check_hours(given: dict, recorded: dict, folder: str) -> None:
+    """Raise Refusal for a length in hours that the run which goes on was not begun with: its steps stay as they are."""
+    if recorded and "hours" in given and given["hours"] != recorded.get("hours"):
+        began = f"--hours {recorded['hours']:g}" if recorded.get("hours") else "another length"
+        raise Refusal(
+            f"--hours {given['hours']:g}: the run in {folder} was begun with {began}, and its {recorded.get('max_steps', 0):,} steps stay. Leave --hours out to "
+            "go on with it; give another --output_dir for another run, or --max_steps N --allow_changes max_steps to make this one longer."
+        )
+
+
 def publish_only(folder: str, publishers, timeout: float) -> None:
     """Work the queues of a run folder off. Raises Refusal where it is none, Interrupted when some of it still waits."""
     record = read_json(Path(folder) / "run.json")

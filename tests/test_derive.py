@@ -177,6 +177,9 @@ def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused
     before = read_json(run / "run.json")["settings"]
     again = launch(*short)
     assert again.returncode == 0 and "is finished" in again.stdout and read_json(run / "run.json")["settings"] == before
+    other = launch(*short[:-4], "--hours", "0.01", "--sample_tokens", "0")
+    assert other.returncode == 2 and "--hours 0.01: the run in" in other.stderr and "was begun with --hours 0.006" in other.stderr
+    assert "another --output_dir" in other.stderr and read_json(run / "run.json")["settings"] == before
     (folder / "more.txt").write_text("One more text that was not there when the run began. " * 400)
     grown = launch(*short)
     assert grown.returncode == 2 and grown.stderr.count("refused") == 1
