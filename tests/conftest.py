@@ -208,7 +208,7 @@ def whole_run(settings, tmp_path_factory) -> Path:
 
 
 def launch(
-    *argv: str, script: str = "run_pretrain.py", launcher: tuple[str, ...] = (sys.executable,), timeout: float = 300
+    *argv: str, script: str = "run_pretrain.py", launcher: tuple[str, ...] = (sys.executable,), timeout: float = 900
 ) -> subprocess.CompletedProcess:
     """A script as a process of its own."""
     return subprocess.run([*launcher, str(ROOT / script), *argv], capture_output=True, text=True, cwd=ROOT, timeout=timeout)

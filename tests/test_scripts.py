@@ -21,7 +21,7 @@ TWO = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
-def wait_for(condition, seconds=90.0, process=None):
+def wait_for(condition, seconds=900.0, process=None):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
