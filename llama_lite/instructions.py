@@ -23,6 +23,9 @@ SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  
 EMBEDDED_ROWS = 6000
 LONGEST_INPUT, LONGEST_ANSWER, SHORTEST_ANSWER = 500, 320, 25  # characters of an embedded row
 MODULE_ROWS = 6  # of each kind that a module gives at most, so that no package fills the set
+MARKUP = re.compile(
+    r"https?://|\.\. |>>>|::|\\|_{2,}|[=\-~]{3,}|\{|\}|TODO|auto_docstring"
+)  # links, directives, code, rulers, templates: no sentence to learn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -314,7 +317,7 @@ def _answer(text: str | None, longest: int = LONGEST_ANSWER) -> str | None:
     paragraph = re.sub(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`", r"`\1`", paragraph).replace("``", "`")
     if not SHORTEST_ANSWER <= len(paragraph) <= longest or len(re.findall(r"[A-Za-z]{2,}", paragraph)) < 4:
         return None
-    if re.search(r"https?://|\.\. |>>>|::|\\|_{2,}|[=\-~]{3,}|\{|\}|TODO|auto_docstring", paragraph) or not paragraph[0].isalpha():
+    if MARKUP.search(paragraph) or not paragraph[0].isalpha():
         return None
     if paragraph[-1] in ":,;(" or re.match(r"\w+ ?\(|(Args|Arguments|Parameters|Returns|Raises|Examples?|Inputs?|class):", paragraph):
         return None
