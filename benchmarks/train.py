@@ -10,7 +10,8 @@ but the matrix products of the step's linear layers, forward and backward, in bf
 of the whole 124m preset, micro-batch 8 x 1,024. AdamW, clipping at 1 and the same sizes in all of them.
 
 Machines: every combination of three switches on this processor, on it without its bfloat16 instructions, and on it as if it had AVX2 alone (the
-libraries are told so), each in the precision that is chosen there; what would be chosen for a long run, against the best of them and all of them off.
+libraries are told so), each in the precision that is chosen there; what would be chosen for a long run and for a short one, against the best of them,
+and against all switches off, kept memory too. `--likely --turns 9`: only those that may be the best, for longer.
 """
 
 import argparse
@@ -138,7 +139,7 @@ def ours(way: str, shape: str, folder: Path) -> None:
     argv += ["--per_device_train_batch_size", str(windows), "--tokens_per_step", str(micro * windows * tokens), "--block_size", str(tokens)]
     argv += ["--max_steps", "1000000", "--allow_epochs", "--eval_strategy", "no", "--save_steps", "1000000", "--probe_windows", "1"]
     for switch, flag in SWITCHES.items():
-        if way.startswith("ours with ") or way == "ours with":
+        if f"{way} ".startswith("ours with "):
             on = flag in way.split() or (flag == "keep_memory" and way != NOTHING)
         else:
             on = way != f"ours without {switch}"
@@ -241,7 +242,7 @@ def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
     long, short = (combinations[tuple(map(int, mask.split()))] for mask in masks)
     if likely:
         combinations = {mask: on for mask, on in combinations.items() if on in (long, short, "fused_loss compile_layers")}
-    found = {"precision": precision, "long": long, "short": short, "turns": turns}
+    found = {"precision": precision, "long": long, "short": short, "turns": turns, "date": time.strftime("%F")}
     for shape in ("1m", "demo"):
         ways = {f"ours with {on}".rstrip(): on or "none" for on in combinations.values()} | {NOTHING: "none, memory not kept"}
         seconds, _ = in_turn(list(ways), shape, folder, turns, name)
@@ -270,12 +271,13 @@ def main() -> None:
     if arguments.worker:
         return worker(arguments.worker, arguments.shape, Path(arguments.folder))
     result = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    result |= {
-        "cores": os.cpu_count(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch": torch.__version__,
-        "date": time.strftime("%F"),
-    }
+    if arguments.parts != "machines":  # whose figures have dates of their own
+        result |= {
+            "cores": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "date": time.strftime("%F"),
+        }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kill.write_text(folder / "text.jsonl", 4_000_000)
