@@ -9,6 +9,7 @@ Stop it at any moment and run the same command again.
 import contextlib
 import dataclasses
 import functools
+import shlex
 from pathlib import Path
 
 from llama_lite.arguments import Refusal, parse_pretrain
@@ -58,10 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     @functools.cache
     def derivation():
         repo = training_args.hub_model_id if publishes else None
-        recorded = {}
-        if not (run_args.suggest or (run_args.dry_run and "hours" in run_args.given)):  # these are about a new run
-            recorded = starting.recorded(training_args.output_dir, training_args.resume_from_checkpoint, repo, derive.RECORDED)
-            starting.check_hours(run_args.given, recorded, training_args.output_dir)
+        recorded = starting.going_on(run_args, training_args, repo, derive.RECORDED)
         return derive.Derivation(groups, text, planned, run_args.given, recorded)
 
     def settle(only_tokens: bool = False) -> tuple[dict, dict]:
@@ -306,8 +304,8 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
 def what_next(folder: Path) -> list[str]:
     """The commands that tune and evaluate what was trained."""
     return [
-        f"next      accelerate launch run_sft.py --model_name_or_path {folder}",
-        f"          python run_eval.py --models {folder} {folder}+{folder}-sft --limit 100",
+        f"next      accelerate launch run_sft.py --model_name_or_path {shlex.quote(str(folder))}",
+        f"          python run_eval.py --models {shlex.join([str(folder), f'{folder}+{folder}-sft'])} --limit 100",
     ]
 
 

@@ -53,10 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- What the record of the run says; the base, and the chat format ----
     repo = training_args.hub_model_id if publishes else None
-    recorded = {}
-    if not (run_args.suggest or (run_args.dry_run and "hours" in run_args.given)):  # these are about a new run
-        recorded = on_main(starting.recorded, training_args.output_dir, training_args.resume_from_checkpoint, repo, derive_tuning.RECORDED)
-        starting.check_hours(run_args.given, recorded, training_args.output_dir)
+    recorded = on_main(starting.going_on, run_args, training_args, repo, derive_tuning.RECORDED)
     values, reasons = on_main(derive_tuning.machine, groups, run_args.given, recorded)
     set_values(groups, values)
     precision.apply(training_args, run_args.precision)

@@ -178,7 +178,7 @@ class CommonRunArguments:
         "accelerate launch sets it to 1.",
     )
     keep_memory: bool = arg(True, "On a CPU, keep freed memory for the next step (a step faults no pages in again; up to an eighth more memory).")
-    dry_run: bool = arg(False, "Print the plan; touch nothing, and do not look at what the run folder holds.")
+    dry_run: bool = arg(False, "Print the plan and touch nothing: of the run that is in the folder, or with --hours of a new one.")
     allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
     resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
     given: dict = dataclasses.field(init=False, default_factory=dict)  # what YAML and command line said, by argument

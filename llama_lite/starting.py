@@ -142,14 +142,21 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     return {name: values[name] for name in names if name in values}
 
 
-def check_hours(given: dict, recorded: dict, folder: str) -> None:
-    """Raise Refusal for a length in hours that the run which goes on was not begun with: its steps stay as they are."""
-    if recorded and "hours" in given and given["hours"] != recorded.get("hours"):
-        began = f"--hours {recorded['hours']:g}" if recorded.get("hours") else "another length"
+def going_on(run, training, repo: str | None, names) -> dict:
+    """As `recorded`, for what a command asks: nothing for a suggestion, or a plan of so many hours, which are about a new run.
+
+    run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
+    """
+    if run.suggest or (run.dry_run and "hours" in run.given):
+        return {}
+    found = recorded(training.output_dir, training.resume_from_checkpoint, repo, names)
+    if found and "hours" in run.given and run.hours != found.get("hours"):
+        began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
         raise Refusal(
-            f"--hours {given['hours']:g}: the run in {folder} was begun with {began}, and its {recorded.get('max_steps', 0):,} steps stay. Leave --hours out to "
-            "go on with it; give another --output_dir for another run, or --max_steps N --allow_changes max_steps to make this one longer."
+            f"--hours {run.hours:g}: the run in {training.output_dir} was begun with {began}, and its {found.get('max_steps', 0):,} steps stay. Leave --hours "
+            "out to go on with it; give another --output_dir for another run, or --max_steps N --allow_changes max_steps to make this one longer."
         )
+    return found
 
 
 def publish_only(folder: str, publishers, timeout: float) -> None:

@@ -10,7 +10,7 @@ import torch
 import yaml
 from conftest import launch
 
-from llama_lite import derive, shapes, timing
+from llama_lite import derive, shapes, starting, timing
 from llama_lite.arguments import Refusal, parse_pretrain
 from llama_lite.decisions import nice
 from llama_lite.launching import Layout
@@ -188,6 +188,20 @@ def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused
     assert alone.returncode == 0 and "is finished" in alone.stdout, alone.stderr
     shutil.rmtree(folder)
     assert launch("--output_dir", str(run)).returncode == 0
+
+
+def test_hours_are_never_passed_over(pretrain, tmp_path):
+    """A run that is there keeps its length, and says so; a suggestion, and a plan of other hours, are about a new run."""
+    folder = pretrain(tmp_path / "run", max_steps=3, save_steps=3, eval_steps=3)
+
+    def found(*argv):
+        *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(folder), *argv])
+        return starting.going_on(run, training, None, derive.RECORDED)
+
+    assert found()["max_steps"] == 3 and found("--dry_run")["max_steps"] == 3
+    assert found("--suggest", "mine.yaml", "--hours", "1") == found("--dry_run", "--hours", "1") == {}
+    with pytest.raises(Refusal, match=r"--hours 1: the run in .* was begun with another length, and its 3 steps stay.*another --output_dir"):
+        found("--hours", "1")
 
 
 def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
