@@ -1,7 +1,8 @@
 """A model's size as LAYERSxWIDTH: the LLaMA that it means, and which size, vocabulary, step and rate fit a text and the compute there is.
 
 The constants are chosen by our own runs on a CPU (benchmarks/shapes.py; those of benchmarks/shapes.json, and earlier ones of up to 8M tokens whose records
-are not kept) and reach, where it says so, to the paper's 1.7B model; what repeated text is worth is Muennighoff et al.'s, "Scaling Data-Constrained Language Models" (arXiv 2305.16264).
+are not kept) and reach, where it says so, to the paper's 1.7B model; what repeated text is worth is Muennighoff et al.'s, "Scaling Data-Constrained
+Language Models" (arXiv 2305.16264).
 """
 
 import math

@@ -10,7 +10,7 @@ import torch
 from .runs import cores_for_a_process, say
 
 COMPILING = 35.0  # seconds that compiling the layers takes
-COMPILED = {"bfloat16": 1.4, "float32": 1.15, "float16": 1.15}  # times as fast as uncompiled; benchmarks/train.py, machines
+COMPILED = {"bfloat16": 1.4, "float32": 1.15}  # times as fast as uncompiled; benchmarks/train.py, machines
 COMPILE_FROM = 3.0  # times as much gained as compiling takes
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
