@@ -225,10 +225,10 @@ def seconds_since_start() -> float:
 
     process, began = psutil.Process(), psutil.Process().create_time()
     try:
-        script = Path(process.cmdline()[1]).name
+        script = Path(sys.argv[0]).name
         parents = [parent for parent in process.parents() if any(Path(word).name == script for word in parent.cmdline())]
         began = min([began, *(parent.create_time() for parent in parents if "python" in parent.name())])
-    except (psutil.Error, IndexError):
+    except psutil.Error:
         pass
     return max(0.0, time.time() - began)
 

@@ -17,9 +17,11 @@ os.environ["HF_HOME"] = tempfile.mkdtemp()
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # two processes test at once, on two cores
 
+import forking
 import pytest
 import yaml
 
+ENVIRONMENT = dict(os.environ)  # of every process that a test starts, unless the test changes it
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -210,8 +212,15 @@ def whole_run(settings, tmp_path_factory) -> Path:
 def launch(
     *argv: str, script: str = "run_pretrain.py", launcher: tuple[str, ...] = (sys.executable,), timeout: float = 900
 ) -> subprocess.CompletedProcess:
-    """A script as a process of its own."""
-    return subprocess.run([*launcher, str(ROOT / script), *argv], capture_output=True, text=True, cwd=ROOT, timeout=timeout)
+    """A script as a process of its own: a fork of one that has the libraries loaded, so that imports (5 to 14 s) are paid once.
+
+    With a launcher, or where the test changed the environment (which imports read), it is started afresh. Signals and imports are tested
+    by tests that start their processes themselves.
+    """
+    command = [*launcher, str(ROOT / script), *argv]
+    if launcher == (sys.executable,) and {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**ENVIRONMENT, "PYTEST_CURRENT_TEST": ""}:
+        return forking.run(command, timeout)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
 
 
 def log_of(run: Path) -> list[dict]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import datetime
 
+import forking
 import pytest
 from conftest import ROOT, config_file
 from huggingface_hub import HfApi, ModelCard
@@ -238,9 +239,12 @@ def run_blocks(text: str, place) -> list[str]:
             (place / name).symlink_to(ROOT / name)
     outputs, blocks = [], re.findall(r"^```(python|bash)\n(.*?)^```", text, re.S | re.M)
     for language, code in blocks:
-        path = f"{sys.prefix}/bin:/usr/bin:/bin"
-        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-ec", code]
-        result = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path})
+        if language == "python":
+            (place / "block.py").write_text(code)
+            result = forking.run([sys.executable, str(place / "block.py")], timeout=300, cwd=place)
+        else:
+            path = f"{sys.prefix}/bin:/usr/bin:/bin"
+            result = subprocess.run(["bash", "-ec", code], cwd=place, capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path})
         assert result.returncode == 0, f"{code}\n{result.stderr[-3000:]}"
         outputs.append(result.stdout)
     return outputs

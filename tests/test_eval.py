@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import ROOT, config_file
+from conftest import ROOT, config_file, launch
 from huggingface_hub import HfApi, ModelCard
 
 from llama_lite import evaluation, harness, scoreboard
@@ -110,21 +110,21 @@ def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second,
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
     changes = {**FEW, "models": [str(base), str(second)], "sensitivity": ["embedded_mmlu_cloze"], "limit": 12}
-    command = [sys.executable, str(ROOT / "run_eval.py"), "--config"]
     whole = config_file(tmp_path, changes, output_dir=str(tmp_path / "whole"))
-    assert subprocess.run([*command, str(whole)], cwd=ROOT, capture_output=True).returncode == 0
+    assert launch("--config", str(whole), script="run_eval.py").returncode == 0
     results = len(list((tmp_path / "whole" / "results").glob("*.json")))
     cut = config_file(tmp_path, changes, output_dir=str(tmp_path / "cut"))
     kept: dict = {}
     for there in (1, results - 1):  # killed when so many are there: a machine's pace decides nothing
-        process = subprocess.Popen([*command, str(cut)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = [sys.executable, str(ROOT / "run_eval.py"), "--config", str(cut)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while len(list((tmp_path / "cut" / "results").glob("*.json"))) < there and process.poll() is None:
             time.sleep(0.01)
         process.kill()
         assert process.wait() == -signal.SIGKILL
         for path in (tmp_path / "cut" / "results").glob("*.json"):
             assert kept.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns  # what was done was not done again
-    assert subprocess.run([*command, str(cut)], cwd=ROOT, capture_output=True).returncode == 0
+    assert launch("--config", str(cut), script="run_eval.py").returncode == 0
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items()) and len(kept) >= results - 1 >= 3
     for name in ("scores.csv", "comparison.csv", "sensitivity.json"):
         assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()

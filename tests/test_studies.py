@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from conftest import ROOT, config_file
+from conftest import ROOT, config_file, launch
 
 from llama_lite import findings, precision, studies, study_plan
 from llama_lite.arguments import Refusal
@@ -146,7 +146,7 @@ def test_a_killed_study_gives_the_same_results(made):
         process.send_signal(number)
         assert process.wait(60) == ends
         time.sleep(2)  # the run of a killed one, told by its parent's death, saves and ends
-    assert subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=300).returncode == 0
+    assert launch(*command[2:], script="run_study.py").returncode == 0
     assert (out / "results.csv").read_bytes() == expected
 
 
