@@ -118,9 +118,10 @@ def test_a_pool_that_is_left_while_results_come_in_ends(turn):
 
 def test_the_time_used_counts_from_the_start_of_the_launcher(tmp_path):
     """`python -u` as well: what Python is told before the script is not taken for the script."""
-    code = "import sys; from llama_lite.runs import seconds_since_start; print(seconds_since_start())"
+    own = "time.time() - psutil.Process().create_time()"
+    code = f"import psutil, time; from llama_lite.runs import seconds_since_start; print(seconds_since_start() - ({own}))"
     (tmp_path / "script.py").write_text(code)
-    launcher = "import subprocess, sys, time; time.sleep(2); subprocess.run([sys.executable, '-u', sys.argv[1]])"
+    launcher = "import subprocess, sys, time; time.sleep(1); subprocess.run([sys.executable, '-u', sys.argv[1]])"
     command = [sys.executable, "-c", launcher, str(tmp_path / "script.py")]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
-    assert float(done.stdout) >= 2
+    assert float(done.stdout) >= 0.9
