@@ -94,22 +94,18 @@ def _fake(config_json: str, layers: int, micro_batch: int, block_size: int, prec
         with tracker:
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
-            optimizer.step()  # the moments are there from the first step on
-            optimizer.zero_grad()
-            for _ in range(2):  # and, in the last micro-batch, the gradients of an earlier one
-                with torch.autocast("cpu", compute) if precision != "float32" and not casts else contextlib.nullcontext():
-                    loss = model(input_ids=ids, labels=ids, shift_labels=ids).loss
-                loss.backward()
-                tracker.reset_mod_stats()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            optimizer.step()  # the moments are there from the first step on, and in the last micro-batch the gradients of an earlier one
+            with torch.autocast("cpu", compute) if precision != "float32" and not casts else contextlib.nullcontext():
+                loss = model(input_ids=ids, labels=ids, shift_labels=ids).loss
+            loss.backward()
         peak = sum(found["Total"] for found in tracker.get_tracker_snapshot("peak").values())
         ends = model.get_input_embeddings().weight.numel() + model.get_output_embeddings().weight.numel()
         return peak, sum(p.numel() for p in model.parameters()), ends
 
 
 def _fake_step(config, *shape) -> tuple[int, int, int]:
-    """(peak bytes, parameters, those of the embeddings) of a step of two micro-batches on fake tensors, after a first one."""
+    """(peak bytes, parameters, those of the embeddings) of the last micro-batch of a step, on fake tensors, after a first step."""
     return _fake(json.dumps(config.to_dict(), default=str), *shape)
 
 
@@ -166,15 +162,17 @@ def what_would_fit(config, micro_batch: int, block_size: int, precision: str, la
     def needs(micro: int, checkpointing: bool = False, layout: Layout = layout) -> int:
         return step_memory(config, micro, block_size, precision, layout, fused, checkpointing).total
 
+    memory = step_memory(config, micro_batch, block_size, precision, layout, fused)
+    state = memory.total - memory.activations  # stays, however few activations there are
     ways = []
-    smaller = micro_batch // 2
+    smaller = micro_batch // 2 if state < room else 0
     while smaller and needs(smaller) > room:
         smaller //= 2
     if smaller:
         ways.append(f"--per_device_train_batch_size {smaller}")
-    if needs(micro_batch, checkpointing=True) <= room:
+    if state < room and needs(micro_batch, checkpointing=True) <= room:
         ways.append("--activation_checkpointing")
-    elif needs(1, checkpointing=True) <= room:
+    elif state < room and needs(1, checkpointing=True) <= room:
         ways.append("--activation_checkpointing with --per_device_train_batch_size 1")
     for processes in (2, 4, 8, 16, 32, 64):
         if processes > layout.processes and needs(micro_batch, layout=Layout(processes, "fsdp2")) <= room:
