@@ -164,7 +164,7 @@ def test_what_cannot_go_together_is_refused_before_anything_is_prepared_all_at_o
         "0.01",
     )
     assert "--max_steps and --hours are two lengths of one run" in done.stderr
-    right = ["--model_config", "tiny", "--vocab_size", "500", "--max_steps", "3", "--sample_tokens", "0"]
+    right = ["--model_config", "tiny", "--vocab_size", "500", "--max_steps", "3", "--cpu_threads", "1", "--sample_tokens", "0"]
     done = launch("--dataset", str(text), "--output_dir", str(tmp_path / "run"), "--prepared_dir", str(tmp_path / "tokens"), *right)
     assert done.returncode == 0, done.stderr  # the corrected command, in the same folders
 
@@ -172,7 +172,7 @@ def test_what_cannot_go_together_is_refused_before_anything_is_prepared_all_at_o
 def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused_for_that_alone(text, tmp_path, monkeypatch, pretrain):
     monkeypatch.chdir(tmp_path)
     folder, run = folder_of(tmp_path, text, 100_000), tmp_path / "run"
-    short = ["--dataset", str(folder), "--output_dir", str(run), "--hours", "0.006", "--sample_tokens", "0"]
+    short = ["--dataset", str(folder), "--output_dir", str(run), "--cpu_threads", "1", "--hours", "0.006", "--sample_tokens", "0"]
     assert launch(*short).returncode == 0
     before = read_json(run / "run.json")["settings"]
     again = launch(*short)
@@ -206,7 +206,7 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
 
 def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
     path = tmp_path / "mine.yaml"
-    done = launch("--dataset", str(text), "--suggest", str(path), "--hours", "0.006", "--sample_tokens", "0")
+    done = launch("--dataset", str(text), "--suggest", str(path), "--hours", "0.006", "--cpu_threads", "1", "--sample_tokens", "0")
     assert done.returncode == 0 and f"run it with: accelerate launch run_pretrain.py --config {path}" in done.stdout, done.stderr
     suggested = yaml.safe_load(path.read_text())
     assert {"model_config", "vocab_size", "tokens_per_step", "max_steps", "learning_rate", "precision", "eval_steps", "save_steps"} <= set(suggested)
