@@ -158,7 +158,7 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "one text": lambda f: (f / "book.txt").write_text("\n\n".join(documents(3_000_000))),
     "one giant line": lambda f: (f / "line.txt").write_text(" ".join(" ".join(documents(2_000_000)).split())),
     "no blanks": lambda f: (f / "data.txt").write_text("".join("".join(documents(500_000)).split())),
-    "2,000 texts": many,
+    "2000 texts": many,
     "markdown": lambda f: copied(f, ".md", 2e6),
     "restructured text": lambda f: copied(f, ".rst", 3e6),
     "licences": lambda f: copied(f, ".txt", 1e6),
