@@ -62,6 +62,7 @@ def test_python_snippets_run(whole_run, whole_sft, base):
 
 def test_the_stated_way_to_stop_and_go_on_works(settings, whole_run, tmp_path):
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), max_steps=4)
-    assert launch("--config", str(path)).returncode == 0
+    short = launch("--config", str(path))
+    assert short.returncode == 0 and short.stdout.count("WARNING   that is worse than the counts of single tokens") == 1  # 4 steps
     result = launch("--config", str(path), "--max_steps", "6", "--allow_changes", "max_steps")
     assert result.returncode == 0 and "start     step 4" in result.stdout

@@ -274,4 +274,5 @@ def test_tuning_is_interrupted_by_a_signal_and_goes_on(sft_settings, whole_sft, 
     assert process.returncode == 75 and read_json(run / "status.json")["status"] == "interrupted"
     result = launch("--config", str(path), script="run_sft.py")
     assert result.returncode == 0, result.stderr
+    assert "WARNING   8 steps teach next to nothing" in result.stdout
     assert log_of(run) == log_of(whole_sft)
