@@ -9,6 +9,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,9 +120,32 @@ def read_manifest(folder: Path) -> dict | None:
     """A checkpoint's manifest, or None where there is none that is whole."""
     try:
         manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-        return manifest if manifest["digest"] == _digest(manifest) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return manifest if manifest["digest"] == _digest(manifest) and well_formed(manifest) else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
+
+
+def well_formed(record) -> bool:
+    """Whether JSON says of a checkpoint what every record of one says, in the right types: its step, tokens, identity and files.
+
+    A digest shows that a record is as somebody wrote it, not that it is one. Names of files stay inside its folder.
+    """
+
+    def whole(number) -> bool:
+        return isinstance(number, int) and not isinstance(number, bool) and number >= 0
+
+    def inside(name: str) -> bool:
+        return bool(name) and not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
+
+    if not isinstance(record, dict) or not whole(record.get("step")) or not whole(record.get("tokens")):
+        return False
+    identity, files = record.get("identity"), record.get("files")
+    if not isinstance(identity, dict) or not all(isinstance(identity.get(kind), dict) for kind in IDENTITY) or not isinstance(files, dict):
+        return False
+    return all(
+        inside(name) and isinstance(file, dict) and whole(file.get("size")) and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
+        for name, file in files.items()
+    )
 
 
 def problems(folder: Path, without: tuple[str, ...] = ()) -> list[str]:
@@ -238,6 +262,7 @@ def require_state(manifest: dict, without: tuple[str, ...]) -> None:
 
 # ---- identity ----
 
+IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
 HYPERPARAMETERS = (
     "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon "
     "max_grad_norm optim max_steps precision"

@@ -23,7 +23,7 @@ from model_card.records import shown_metric
 from . import models, scores
 from .arguments import Refusal
 from .harness import render_chat
-from .hub import NoAnswer, NotAllowed, Reference, reference
+from .hub import NoAnswer, NotAllowed, Reference, reference, refs_of
 from .runs import csv_text, read_json, read_jsonl, say, write_json, write_text
 from .tasks import EvalTask, clusters_of
 from .tokenizers import tokenizer_record
@@ -77,10 +77,11 @@ def _steps(text: str) -> list[str]:
         steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in Path(place).glob("checkpoint-*") if path.name[11:].isdigit())
         names = [f"{place}@step-{step}" for step in steps]
     else:
-        from .publishing import Repository
+        from .publishing import newest_first, step_of
 
         try:
-            names = [f"{place}@{tag}" for tag in sorted(Repository(place, None, "").tags()) if tag.startswith("step-")]
+            steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(refs_of(place)[1]))}  # of step-N and step-N-2 the last is the run's
+            names = [f"{place}@{steps[step]}" for step in sorted(steps)]
         except (NoAnswer, NotAllowed) as error:
             raise Refusal(
                 f"--models {text}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "

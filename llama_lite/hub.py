@@ -14,10 +14,15 @@ from .arguments import Refusal
 from .runs import sha256
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+STEP = re.compile(r"step-([0-9]{6,})(?:-([0-9]+))?")  # tags of this project: `publishing.tag_of`
 
 
 class NoAnswer(Exception):
     """The Hub could not be reached, or is out of order: trying again later can help."""
+
+
+class Damaged(Refusal):
+    """What the Hub gives is not what was published, twice in a row."""
 
 
 class NotAllowed(Exception):
@@ -95,11 +100,30 @@ def translated(error: Exception) -> Exception:
     return NoAnswer(reason(error))
 
 
+def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
+    """({branch: commit}, {tag: commit}) of a model repository; both empty where there is none. Raises NotAllowed or NoAnswer."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    try:
+        refs = HfApi().list_repo_refs(repo)
+    except RepositoryNotFoundError:
+        return {}, {}
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise translated(error) from None
+    return tuple({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
+
+
 def commit_of(where: Reference, repo_type: str = "model") -> str:
-    """The commit that a reference means now. Raises Refusal where there is none, NoAnswer where nobody answers."""
+    """The commit that a reference means now. Raises Refusal where there is none, NoAnswer where nobody answers.
+
+    `step-N` is the tag, also where somebody has made a branch of that name, which the Hub would take first.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
+    if repo_type == "model" and where.revision and STEP.fullmatch(where.revision) and (tagged := refs_of(where.repo)[1].get(where.revision)):
+        return tagged
     try:
         return HfApi().repo_info(where.repo, revision=where.revision, repo_type=repo_type).sha
     except RevisionNotFoundError:
@@ -137,7 +161,7 @@ def download(where: Reference, commit: str, files: dict[str, dict], folder: Path
             target = fetch(where, commit, name, folder, repo_type, again=True)
             if not whole(target, expected):
                 target.unlink()
-                raise Refusal(f"{name} of {where} is damaged: twice its sha256 was not the one that was published. Use another revision.")
+                raise Damaged(f"{name} of {where} is damaged: twice its sha256 was not the one that was published. Use another revision.")
     if folder:
         shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
 

@@ -2,14 +2,17 @@
 
 A checkpoint that is to be published is hard-linked into `queue/step-NNNNNN` of the run folder, so that rotation cannot
 take it away. One thread of rank 0 works the queue off: export, one commit on the branch `checkpoints`, read back, tag.
-A tag appears only when its revision is whole, and no revision is ever written over.
+A tag appears only when its revision is whole, and no revision is ever written over. What others commit, tag or edit in the
+repository stays, and keeps no revision back: ours is the commit whose tree is ours, and it gets the first tag that is free.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -22,17 +25,21 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
 from model_card import card
-from model_card.card import renew
+from model_card.card import YOURS, renew
 
 from . import checkpoints
 from .arguments import Refusal
-from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, reason, token, translated
+from .hub import STEP, NoAnswer, NotAllowed, Reference, fetch, files_of, reason, refs_of, token, translated
 from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, sha256, write_json, write_text
 
 FORMAT = "llama_lite.revision/1"
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
 COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
 RECORDS = ("README.md", f"{STATE}/{checkpoints.MANIFEST}", f"{STATE}/trainer_state.json")  # hold times: two equal runs differ in them
+TITLE = "Checkpoint of step "  # of our commits on the branch
+NO_CARD = "No card can be made: "
+TAKEN = "somebody else made the tag {tag} meanwhile: the next try takes another name"
+MOST_TAGS = 100  # of a repository, newest first, whose records are looked at
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two tries
 
 
@@ -80,9 +87,16 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return result
 
 
-def tag_of(step: int) -> str:
-    """`step-000250`."""
-    return f"step-{step:06d}"
+def tag_of(step: int, number: int = 1) -> str:
+    """`step-000250`; `step-000250-2` and so on where that name is somebody else's."""
+    return f"step-{step:06d}" + (f"-{number}" if number > 1 else "")
+
+
+def step_of(tag: str) -> tuple[int, int] | None:
+    """(step, number) of a tag that `tag_of` makes, as numbers; None for any other name, which is a person's."""
+    match = STEP.fullmatch(tag)
+    found = (int(match[1]), int(match[2] or 1)) if match else None
+    return found if found and tag_of(*found) == tag else None
 
 
 def run_id(identity: dict) -> str:
@@ -133,6 +147,12 @@ def _nothing_private(files: dict[str, Path]) -> None:
             raise Refusal(f"{name} holds a path of this machine or a token, and is not published.")
 
 
+def as_record(value) -> dict | None:
+    """A `revision.json` of this project, or None for JSON of any other kind."""
+    whole = checkpoints.well_formed(value) and value.get("format") == FORMAT and isinstance(value.get("run"), str)
+    return value if whole else None
+
+
 def is_final(manifest: dict) -> bool:
     """Whether a checkpoint is the last one of its run."""
     return manifest["step"] >= manifest["identity"]["hyperparameters"]["max_steps"]
@@ -155,6 +175,10 @@ class Repository:
 
     def __init__(self, repo: str, private: bool | None, run: str):
         self.repo, self.private, self.run = repo, private, run
+        self.owned = False  # whether a revision of this run is there: from then on nothing that others do takes the repository away
+        self.records: dict[str, dict | None] = {}  # revision.json of commits, which do not change
+        self.own: dict[tuple[str, int], bool] = {}  # whether a commit is this run's revision of a step
+        self.said: set[str] = set()
 
     def _call(self, name: str, *args, **kwargs):
         from huggingface_hub import HfApi
@@ -173,72 +197,87 @@ class Repository:
         role = self._call("whoami").get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise NotAllowed("the token can only read: make one with the right to write")
-        self._call("create_repo", self.repo, private=self.private, exist_ok=True)
-        self._heads()
+        self._open()
 
-    def _heads(self) -> tuple[dict[str, str], dict[str, str]]:
-        """({branch: commit}, {tag: commit}). Raises Refusal for a repository that is not this run's."""
-        refs = self._call("list_repo_refs", self.repo)
-        heads, tags = ({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
-        where = BRANCH if BRANCH in heads else "main"
-        record, foreign = self._record(where), set(files_of(self.repo, heads[where])) - {".gitattributes", "README.md"}
-        if record:
-            self._of_this_run(record)
-        elif foreign:
-            raise Refusal(f"{self.repo} holds files that no run of this project published ({sorted(foreign)[0]} ...): choose another --hub_model_id.")
+    def _open(self) -> tuple[dict[str, str], dict[str, str]]:
+        """({branch: commit}, {tag: commit}) of the repository, made if it is not there. Raises Refusal where it is another run's."""
+        self._call("create_repo", self.repo, private=self.private, exist_ok=True)
+        heads, tags = refs_of(self.repo)
+        if not self.owned:
+            owner = self.owner(heads, tags)
+            if owner not in (None, self.run):
+                newest = next((tag for tag, _ in newest_first(tags)), "main")
+                raise Refusal(
+                    f"{self.repo} belongs to another run ({owner}, this is {self.run}): choose another --hub_model_id, or go on with that run by "
+                    f"--resume_from_checkpoint {self.repo}@{newest}."
+                )
+            self.owned = owner is not None
         return heads, tags
 
-    def tags(self) -> list[str]:
-        """Names of its tags; none where there is no such repository."""
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import RepositoryNotFoundError
+    def owner(self, heads: dict[str, str], tags: dict[str, str]) -> str | None:
+        """Id of the run that publishes here, None where none has: whose checkpoint the branch got first, else whose the newest tag or main is.
 
-        try:
-            return [ref.name for ref in HfApi().list_repo_refs(self.repo).tags]
-        except RepositoryNotFoundError:
-            return []
-        except Exception as error:  # the client raises its own, httpx2's and OSError
-            raise translated(error) from None
+        Judged by the records of revisions alone; what people add beside them says nothing.
+        """
+        if BRANCH in heads:
+            for commit in reversed(self._call("list_repo_commits", self.repo, revision=heads[BRANCH])):
+                if commit.title.startswith(TITLE) and (record := self.record(commit.commit_id)):
+                    return record["run"]
+        for commit in [commit for _, commit in newest_first(tags)][:MOST_TAGS] + [heads[name] for name in ("main",) if name in heads]:
+            if record := self.record(commit):
+                return record["run"]
+        return None
 
-    def _of_this_run(self, record: dict | None) -> None:
-        if record and record["run"] != self.run:
-            raise Refusal(
-                f"{self.repo} belongs to another run ({record['run']}, this is {self.run}): choose another --hub_model_id, or go on with that "
-                f"run by --resume_from_checkpoint {self.repo}@{tag_of(record['step'])}."
-            )
+    def record(self, commit: str) -> dict | None:
+        """`revision.json` of a commit, or None where it has none that is one."""
+        if commit not in self.records:
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    self.records[commit] = as_record(read_json(fetch(Reference(self.repo, commit), commit, REVISION, Path(folder))))
+                except Refusal:
+                    self.records[commit] = None
+        return self.records[commit]
 
-    def _record(self, revision: str) -> dict | None:
-        """`revision.json` of a revision, or None where it has none."""
-        commit = commit_of(Reference(self.repo, revision))
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                return read_json(fetch(Reference(self.repo, revision), commit, REVISION, Path(folder)))
-            except Refusal:
-                return None
+    def claim(self, step: int) -> str:
+        """The tag of this run's revision of a step: the first name that is free, or ours already; another's on other content stays. Raises as `_open`."""
+        _, tags = self._open()
+        number = 1
+        while (tag := tag_of(step, number)) in tags and not self._is_own(tags[tag], step):
+            number += 1
+        return tag
 
-    def publish(self, files: dict[str, Path], final: bool, losses: dict, cover: dict[str, Path]) -> str:
-        """Put one revision on the Hub: commit, read back, tag, then main with `cover` (card, figures); returns its commit.
+    def _is_own(self, commit: str, step: int) -> bool:
+        """Whether a commit is a revision of this run at a step, unaltered."""
+        if (commit, step) not in self.own:
+            record = self.record(commit)
+            named = record is not None and (record["run"], record["step"]) == (self.run, step)
+            self.own[commit, step] = named and not self._wrong(commit, record, {})
+        return self.own[commit, step]
+
+    def publish(self, files: dict[str, Path], tag: str, final: bool, losses: dict, cover: dict[str, Path]) -> str:
+        """Put one revision on the Hub as `tag` (see `claim`): commit, read back, tag, then main with `cover` (card, figures); returns its commit.
 
         Doing it again changes nothing.
         """
         ours = read_json(files[REVISION])
-        tag = tag_of(ours["step"])
-        self._call("create_repo", self.repo, private=self.private, exist_ok=True)
-        heads, tags = self._heads()
+        heads, tags = self._open()
         if tag in tags:
-            commit, there = tags[tag], self._record(tag)
-            if there is None or not same_content(there, ours):
+            commit = tags[tag]
+            if self._faults(commit, files, ours):
+                if not self._is_own(commit, ours["step"]):
+                    raise NoAnswer(TAKEN.format(tag=tag))
                 raise Refusal(f"{self.repo}@{tag} is there with other content, and no revision is written over. Choose another --hub_model_id.")
         else:
-            commit, there = self._commit(files, ours, heads)
-            self._read_back(commit, there)
+            commit = self._commit(files, ours, heads, tags)
+            if wrong := self._faults(commit, files, ours):
+                raise NoAnswer(f"the Hub holds other files than were sent: {', '.join(wrong[:3])}")
             self._tag(tag, commit)
-        self._update_main(files, ours, commit, final, losses, cover)
+        self._update_main(files, ours, (tag, commit), final, losses, cover)
         return commit
 
     def publish_cover(self, cover: dict[str, Path]) -> bool:
-        """Put a card and its figures on main, where they are not what is there; whether something was sent."""
-        head = commit_of(Reference(self.repo, "main"))
+        """Put a card and its figures on main, where they are not what is there; whether something was sent. Raises CardError, too."""
+        head = refs_of(self.repo)[0]["main"]
         entries = files_of(self.repo, head)
         with tempfile.TemporaryDirectory() as folder:
             wanted = self._renewed(cover, head, Path(folder))
@@ -248,77 +287,131 @@ class Repository:
         return bool(new)
 
     def _renewed(self, cover: dict[str, Path], head: str, folder: Path) -> dict[str, Path]:
-        """A cover whose card keeps what main's card has from others: a person's words, and scores."""
-        try:
-            old = fetch(Reference(self.repo, "main"), head, "README.md", folder / "old").read_text(encoding="utf-8")
-        except Refusal:
+        """A cover whose card keeps what main's card has from others: a person's words, and scores. Raises CardError where that cannot be told."""
+        old = self._text(head, "README.md", folder)
+        if old is None:
             return cover
+        if YOURS[0] not in old and YOURS[1] not in old and not old.startswith(NO_CARD):  # a person's own README: theirs from its heading on
+            words = re.sub(r"\A---\n.*?\n---\n", "", old, flags=re.DOTALL).strip()
+            old = "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
         write_text(folder / "README.md", renew(cover["README.md"].read_text(encoding="utf-8"), old))
         return {**cover, "README.md": folder / "README.md"}
 
-    def _commit(self, files: dict[str, Path], ours: dict, heads: dict[str, str]) -> tuple[str, dict]:
-        """(commit, its revision.json) of one commit whose files are exactly ours; one that a crash left untagged is taken."""
+    def _text(self, commit: str, name: str, folder: Path) -> str | None:
+        """A text of a commit, None where it has none; what is not UTF-8 in it is replaced."""
+        try:
+            return fetch(Reference(self.repo, commit), commit, name, folder / "old").read_text(encoding="utf-8", errors="replace")
+        except Refusal:
+            return None
+
+    def _commit(self, files: dict[str, Path], ours: dict, heads: dict[str, str], tags: dict[str, str]) -> str:
+        """The commit whose files are exactly ours: one that a crash left without a tag, wherever in the branch it is, else a new one."""
         if BRANCH not in heads:
             root = self._call("list_repo_commits", self.repo)[-1].commit_id
             self._call("create_branch", self.repo, branch=BRANCH, revision=root, exist_ok=True)
-        head = commit_of(Reference(self.repo, BRANCH))
-        there = self._record(head)
-        if there is None or not same_content(there, ours):
-            title = f"Checkpoint of step {ours['step']:,} ({ours['tokens']:,} tokens)"
-            self._replace(BRANCH, head, files, title, set(files_of(self.repo, head)))
-            head = commit_of(Reference(self.repo, BRANCH))
-            there = self._record(head)
-        if there is None or not same_content(there, ours):
-            raise NoAnswer(f"the branch {BRANCH} of {self.repo} moved while step {ours['step']} was committed")
-        return head, there
+            heads = refs_of(self.repo)[0]
+        head, title = heads[BRANCH], f"{TITLE}{ours['step']:,} ({ours['tokens']:,} tokens)"
+        if head not in tags.values():  # behind the last tag there is a commit of ours that has none yet, or one of others
+            for commit in self._call("list_repo_commits", self.repo, revision=head):
+                if commit.title == title and not self._faults(commit.commit_id, files, ours):
+                    return commit.commit_id
+        return self._replace(BRANCH, head, files, title, set(files_of(self.repo, head)))
 
-    def _replace(self, branch: str, head: str, files: dict[str, Path], title: str, there: set[str]) -> None:
-        """One commit that adds `files` and deletes the rest of `there`. NoAnswer when the branch has moved from `head`."""
+    def _replace(self, branch: str, head: str, files: dict[str, Path], title: str, there: set[str]) -> str:
+        """One commit that adds `files` and deletes the rest of `there`; returns its id. NoAnswer when the branch has moved from `head`."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(there - set(files) - {".gitattributes"})]
-        self._call("create_commit", self.repo, operations, commit_message=title, revision=branch, parent_commit=head)
+        return self._call("create_commit", self.repo, operations, commit_message=title, revision=branch, parent_commit=head).oid
 
-    def _read_back(self, commit: str, record: dict) -> None:
-        """NoAnswer when what the Hub holds is not what was sent."""
+    def _faults(self, commit: str, files: dict[str, Path], ours: dict) -> list[str]:
+        """What keeps a commit from being this revision and nothing else: names of files, none where it is."""
+        record = self.record(commit)
+        if record is None or record["run"] != self.run or not same_content(record, ours):
+            return [REVISION]
+        return self._wrong(commit, record, files)
+
+    def _wrong(self, commit: str, record: dict, files: dict[str, Path]) -> list[str]:
+        """Files of a commit that are missing, too many, or not as its record says. `files`: those of this disk, which save downloads."""
         entries = files_of(self.repo, commit)
-        wrong = [
-            name
-            for name, file in record["files"].items()
-            if name not in entries or entries[name].size != file["size"] or (entries[name].lfs and entries[name].lfs.sha256 != file["sha256"])
-        ]
-        if wrong or set(entries) - set(record["files"]) - {".gitattributes", REVISION}:
-            raise NoAnswer(f"the Hub holds other files than were sent: {', '.join(wrong[:3]) or 'more of them'}")
+
+        def same(name: str, expected: dict) -> bool:
+            entry = entries[name]
+            if entry.size != expected["size"] or entry.lfs:
+                return entry.size == expected["size"] and entry.lfs.sha256 == expected["sha256"]
+            if name in files and sha256(files[name]) == expected["sha256"]:
+                return _is(entry, files[name])
+            with tempfile.TemporaryDirectory() as folder:
+                return sha256(fetch(Reference(self.repo, commit), commit, name, Path(folder))) == expected["sha256"]
+
+        wanted = {*record["files"], REVISION, ".gitattributes"}
+        return sorted(set(entries) - wanted) + [name for name, expected in record["files"].items() if name not in entries or not same(name, expected)]
 
     def _tag(self, tag: str, commit: str) -> None:
         self._call("create_tag", self.repo, tag=tag, revision=commit, exist_ok=True)
-        if (target := commit_of(Reference(self.repo, tag))) != commit:
-            raise Refusal(f"{self.repo}@{tag} points to {target[:12]}, not to {commit[:12]}, and tags are not moved.")
+        if refs_of(self.repo)[1].get(tag) != commit:
+            raise NoAnswer(TAKEN.format(tag=tag))
 
-    def _update_main(self, files: dict[str, Path], ours: dict, commit: str, final: bool, losses: dict, cover: dict[str, Path]) -> None:
-        """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model."""
-        head = commit_of(Reference(self.repo, "main"))
+    def _update_main(self, files: dict[str, Path], ours: dict, at: tuple[str, str], final: bool, losses: dict, cover: dict[str, Path]) -> None:
+        """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model; what others put there stays."""
+        heads, tags = refs_of(self.repo)
+        head, (tag, commit) = heads["main"], at
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                text = fetch(Reference(self.repo, "main"), head, INDEX, Path(folder)).read_text(encoding="utf-8")
-            except Refusal:
-                text = ""
-            rows = {int(row["step"]): row for row in csv.DictReader(io.StringIO(text))}
-            rows[ours["step"]] = {"step": ours["step"], "tokens": ours["tokens"], **losses, "revision": tag_of(ours["step"]), "commit": commit}
-            table = csv_text(COLUMNS, [rows[step] for step in sorted(rows)])
+            text = self._text(head, INDEX, Path(folder)) or ""
+            table = self._index(text, tags, {"step": ours["step"], "tokens": ours["tokens"], **losses, "revision": tag, "commit": commit})
             index = Path(folder) / "new.csv"
             index.write_text(table, encoding="utf-8")
-            cover = self._renewed(cover, head, Path(folder))
-            wanted, stale, title = {INDEX: index, **cover}, set(), f"Index: {tag_of(ours['step'])}"
+            try:
+                cover = self._renewed(cover, head, Path(folder))
+            except card.CardError as error:
+                self._say_once(f"the card on main of {self.repo} stays as it is: {error}")
+                cover = {name: path for name, path in cover.items() if name != "README.md"}
+            wanted, stale, title = {INDEX: index, **cover}, set(), f"Index: {tag}"
             if final:
+                there, own = files_of(self.repo, head), self.record(head)
+                own = own["files"] if own and own["run"] == self.run else {}
                 record = {**ours, "files": {name: file for name, file in ours["files"].items() if not name.startswith((f"{STATE}/", "README.md"))}}
                 write_json(Path(folder) / REVISION, record)
-                wanted |= {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
-                stale = set((self._record(head) or {"files": {}})["files"]) & set(files_of(self.repo, head))
-                title = f"The finished model, step {ours['step']:,}"
+                model = {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
+                theirs = [
+                    name for name in model if name in there and name not in {*own, *([REVISION] if own else [])} and not _is(there[name], model[name])
+                ]
+                if theirs:
+                    self._say_once(f"{theirs[0]} on main of {self.repo} is somebody else's and stays: the finished model is {self.repo}@{tag}")
+                else:
+                    wanted |= model
+                    stale = set(own) & set(there)
+                    title = f"The finished model, step {ours['step']:,}"
             if final or table != text:
                 self._replace("main", head, wanted, title, stale)
+
+    def _index(self, text: str, tags: dict[str, str], row: dict) -> str:
+        """`checkpoints.csv` with the row of a revision, in the order of steps. Rows of ours that somebody took out come back, a person's stay, last."""
+        kept = {}
+        with contextlib.suppress(csv.Error):  # a text that is no table
+            for line in csv.DictReader(io.StringIO(text)):
+                found = {name: line.get(name) or "" for name in COLUMNS}
+                if found["revision"]:
+                    kept[found["revision"]] = found
+        for tag, commit in newest_first(tags)[:MOST_TAGS]:
+            if tag not in kept and self._is_own(commit, step_of(tag)[0]):
+                record = self.record(commit)
+                kept[tag] = {"step": record["step"], "tokens": record["tokens"], "revision": tag, "commit": commit}
+        step = step_of(row["revision"])[0]
+        kept = {tag: line for tag, line in kept.items() if not step_of(tag) or step_of(tag)[0] != step} | {row["revision"]: row}
+        ours = sorted((tag for tag in kept if step_of(tag)), key=step_of)
+        return csv_text(COLUMNS, [kept[name] for name in [*ours, *(name for name in kept if not step_of(name))]])
+
+    def _say_once(self, text: str) -> None:
+        if text not in self.said:
+            self.said.add(text)
+            say(f"hub       {text}")
+
+
+def newest_first(tags: dict[str, str]) -> list[tuple[str, str]]:
+    """(tag, commit) of the tags of this project's form, by their numbers; others are people's."""
+    return sorted(((tag, commit) for tag, commit in tags.items() if step_of(tag)), key=lambda one: step_of(one[0]), reverse=True)
 
 
 # ---- the queue ----
@@ -413,14 +506,16 @@ class Publisher:
             return
         final = is_final(checkpoints.read_manifest(entry / "checkpoint"))
         state = self.state == "all" or (self.state == "final" and final)
-        row = {"step": step, "repo": self.repository.repo, "revision": tag_of(step), "state": state}
+        tag = self.repository.claim(step)
+        row = {"step": step, "repo": self.repository.repo, "revision": tag, "state": state}
         files = write_revision(entry, self.repository.run, self.export_to, state, self._card(row, step))
         write_text(entry / "cover.md", self._card(row))
-        commit = self.repository.publish(files, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"})
+        commit = self.repository.publish(files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"})
         append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
-        self.run.event("published", revision=tag_of(step), repo=self.repository.repo, commit=commit)
-        say(f"hub       {self.repository.repo}@{tag_of(step)} is published{' and is main' if final else ''}")
+        self.run.event("published", revision=tag, repo=self.repository.repo, commit=commit)
+        other = "" if tag == tag_of(step) else f"; {tag_of(step)} is somebody else's tag, and stays"
+        say(f"hub       {self.repository.repo}@{tag} is published{' and is main' if final else ''}{other}")
 
     def _card(self, row: dict, step: int | None = None) -> str:
         """The card of a revision that is about to be published, or, without a step, of main.
@@ -432,7 +527,7 @@ class Publisher:
             records.published.append(row)
             return card.render(records, self.repository.repo)
         except card.CardError as error:
-            return f"No card can be made: {error}\n"
+            return f"{NO_CARD}{error}\n"
 
     def _cover(self) -> None:
         """Put the card of a finished run, with its figures, on main."""

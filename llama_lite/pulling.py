@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -12,9 +13,9 @@ from model_card import card
 
 from . import checkpoints
 from .arguments import Refusal
-from .hub import NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, translated
+from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, refs_of, translated
 from .preparing import ROOT, build_recipe, check_recipe
-from .publishing import FORMAT, REVISION, STATE, Repository
+from .publishing import FORMAT, REVISION, STATE, Repository, as_record, newest_first, step_of
 from .runs import flush_folder, read_json, say, sha256, write_json, write_text
 
 PREPARED = "llama_lite.prepared/1"
@@ -24,8 +25,8 @@ def read_revision(where: Reference) -> tuple[str, dict]:
     """(commit, revision.json) of a published revision. Raises Refusal where it is none, NoAnswer or NotAllowed."""
     commit = commit_of(where)
     with tempfile.TemporaryDirectory() as folder:
-        record = read_json(fetch(where, commit, REVISION, Path(folder)))
-    if not record or record.get("format") != FORMAT:
+        record = as_record(read_json(fetch(where, commit, REVISION, Path(folder))))
+    if record is None:
         raise Refusal(f"{where} has no {REVISION} of the kind {FORMAT}: this project cannot verify it.")
     return commit, record
 
@@ -47,23 +48,31 @@ def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
     say(f"hub       downloading {where}: {sum(file['size'] for file in files.values()) / 2**20:.1f} MiB of training state")
     download(where, commit, files, aside)
     if wrong := checkpoints.problems(aside / STATE):
-        raise Refusal(f"{where} does not match its manifest: {'; '.join(wrong)}.")
+        raise Damaged(f"{where} does not match its manifest: {'; '.join(wrong)}.")
     os.rename(aside / STATE, final)
     flush_folder(run)
     shutil.rmtree(aside, ignore_errors=True)
     return final, record["run"]
 
 
-def newest_resumable(repo: str) -> Reference | None:
-    """The newest step of a repository that carries training state, None where there is no step. Raises as `pull_checkpoint`."""
-    tags = Repository(repo, None, "").tags()
-    for tag in sorted((tag for tag in tags if tag.startswith("step-")), reverse=True):
-        record = read_revision(Reference(repo, tag))[1]
-        if any(name.startswith(f"{STATE}/") for name in record["files"]):
-            return Reference(repo, tag)
-    if any(tag.startswith("step-") for tag in tags):
+def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
+    """(reference, revision.json) of the steps of a repository's own run that carry training state, newest first. Raises NoAnswer or NotAllowed.
+
+    Only names of this project's form count, as numbers. A tag of that form whose record is of another run or another step, or that has none, is a
+    person's and is passed over. Raises Refusal where there are steps, and none of them carries training state.
+    """
+    there = Repository(repo, None, "")
+    heads, tags = refs_of(repo)
+    owner, found, steps = there.owner(heads, tags), False, 0
+    for tag, commit in newest_first(tags):
+        record = there.record(commit)
+        if record and (record["run"], record["step"]) == (owner, step_of(tag)[0]):
+            steps += 1
+            if any(name.startswith(f"{STATE}/") for name in record["files"]):
+                found = True
+                yield Reference(repo, tag), record
+    if steps and not found:
         raise Refusal(f"{repo} has revisions, and none of them carries training state: give another --hub_model_id, or --init_from {repo}@step-N.")
-    return None
 
 
 def pull_model(where: Reference) -> tuple[str, Path]:
@@ -77,7 +86,7 @@ def pull_model(where: Reference) -> tuple[str, Path]:
     if not weights or not {"config.json", "adapter_config.json"} & set(there):
         raise Refusal(f"{where} holds no config.json with model.safetensors (and no adapter).")
     names = weights + [name for name in there if name.endswith((".json", ".txt", ".jinja", ".model")) and name not in (*weights, REVISION)]
-    record = read_revision(where)[1]["files"] if REVISION in there else {}
+    record = (Repository(where.repo, None, "").record(commit) or {"files": {}})["files"] if REVISION in there else {}
     known = {
         name: record.get(name) or {"size": there[name].size, "sha256": there[name].lfs.sha256} for name in names if name in record or there[name].lfs
     }
@@ -85,7 +94,7 @@ def pull_model(where: Reference) -> tuple[str, Path]:
     for name in set(names) - set(known):  # a small file of a repository that no run of this project published
         fetch(where, commit, name, None)
     download(where, commit, known, None)
-    if REVISION in there:
+    if record:
         fetch(where, commit, REVISION, None)
     return commit, fetch(where, commit, names[0], None).parent
 

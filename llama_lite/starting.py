@@ -127,8 +127,7 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):
         with contextlib.suppress(Refusal, NoAnswer, NotAllowed):
-            where = where or pulling.newest_resumable(repo)
-            identity = pulling.read_revision(where)[1]["identity"] if where else None
+            identity = (pulling.read_revision(where) if where else next(pulling.resumable(repo), (None, {})))[1].get("identity")
     if identity is None:
         return {}
     values = run.get("settings") or ({**OLD_DEFAULTS.get(run["kind"], {}), **run["given"]} if "given" in run else {})
@@ -220,27 +219,48 @@ def _from_hub(run, kind: str, identity: dict, asked: Asked) -> str:
         return "auto"  # the same command again: it goes on from where it got to
     if where and "identity" in record:
         raise Refusal(f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another --output_dir.")
-    if mode == "auto" and asked.repo and not checkpoints.checkpoints(run.path):
-        try:
-            where = pulling.newest_resumable(asked.repo)
-        except (NoAnswer, NotAllowed) as error:
-            if asked.hub_required:
-                raise Refusal(f"--push_to_hub {asked.repo}: {error}. Mend it, or leave out --hub_required.") from None
-            say(f"WARNING   nobody can tell whether {asked.repo} has checkpoints of this run: {error}")
-    if where is None:
+    if where:
+        _pull(run, kind, where)
+        return "must"
+    if mode != "auto" or not asked.repo or checkpoints.checkpoints(run.path):
         return mode
+    refused, found = None, pulling.resumable(asked.repo)
+    while step := _next(found, asked, refused):
+        where, theirs = step
+        try:
+            checkpoints.check_changes(theirs["identity"], identity, theirs["step"], asked.allow_changes)
+        except Refusal as refusal:
+            raise Refusal(f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one: {refusal}") from None
+        try:
+            _pull(run, kind, where)
+            return "must"
+        except pulling.Damaged as damage:
+            say(f"WARNING   {where} is passed over for an older revision: {damage}")
+            (run.path / "run.json").unlink(missing_ok=True)
+            refused = refused or damage
+    if refused:
+        raise refused
+    return mode
+
+
+def _next(found, asked: Asked, refused: Refusal | None):
+    """The next of the revisions `found` on the Hub, None where there is no more, or where nobody answers, which is said, or refused."""
     try:
-        theirs = pulling.read_revision(where)[1]
-        if mode == "auto":
-            try:
-                checkpoints.check_changes(theirs["identity"], identity, theirs["step"], asked.allow_changes)
-            except Refusal as refusal:
-                raise Refusal(f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one: {refusal}") from None
-        write_json(run.path / "run.json", {"kind": kind, "id": theirs["run"], "resumed_from": str(where)})
+        return next(found, None)
+    except (NoAnswer, NotAllowed) as error:
+        if asked.hub_required or refused:
+            raise Refusal(f"--push_to_hub {asked.repo}: {error}. Mend it, or leave out --hub_required.") from None
+        say(f"WARNING   nobody can tell whether {asked.repo} has checkpoints of this run: {error}")
+        return None
+
+
+def _pull(run, kind: str, where) -> None:
+    """The training state of a revision as a checkpoint of the run folder, whose `run.json` says where it is from. Raises Refusal."""
+    try:
+        write_json(run.path / "run.json", {"kind": kind, "id": pulling.read_revision(where)[1]["run"], "resumed_from": str(where)})
         pulling.pull_checkpoint(where, run.path)
     except (NoAnswer, NotAllowed) as error:
         raise Refusal(f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers.") from None
-    return "must"
 
 
 def init_folder(run, init_from: str, config) -> Path:

@@ -82,9 +82,9 @@ class Facts:
     @property
     def revision(self) -> str | None:
         """The tag that snippets name; None where main holds the model."""
-        if self.r.step is not None:
-            return f"step-{self.r.step:06d}"
         last = self.last_published()
+        if self.r.step is not None:
+            return last["revision"] if last and last["step"] == self.r.step else f"step-{self.r.step:06d}"
         return None if self.finished or last is None else last["revision"]
 
     def last_published(self) -> dict | None:

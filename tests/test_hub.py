@@ -213,10 +213,6 @@ def test_the_repository_of_another_run_is_refused(hub, pretrain, tmp_path):
     pretrain(tmp_path / "run", **changes)
     with pytest.raises(Refusal, match="belongs to another run"):
         pretrain(tmp_path / "other", seed=7, hub_required=True, **changes)
-    HfApi().create_repo("org/foreign", exist_ok=True)
-    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="model.json", repo_id="org/foreign")
-    with pytest.raises(Refusal, match=r"holds files that no run of this project published \(model.json"):
-        pretrain(tmp_path / "third", hub_required=True, **{**changes, "hub_model_id": "org/foreign"})
 
 
 def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
@@ -281,12 +277,24 @@ def test_auto_falls_back_to_the_runs_own_repository(hub, pretrain, whole_run, tm
     changes = ours(hub)
     run = pretrain(tmp_path / "run", **changes)
     there = hub.repos["models", changes["hub_model_id"]]
-    del there.tags["step-000012"]
+    # What people add: other names, a name of ours without a record, on another step, and on an altered copy; a branch of a revision's name.
+    HfApi().upload_file(
+        path_or_fileobj=b"0", path_in_repo="training_state/optimizer.safetensors", repo_id=changes["hub_model_id"], revision="checkpoints"
+    )
+    there.tags |= {"step-best": there.branches["main"], "step-999999": there.commits[there.branches["checkpoints"]]["parent"]}
+    there.tags |= {"step-1000000": there.tags["step-000005"], "step-000012": there.branches["checkpoints"], "step-000013": there.branches["main"]}
+    there.branches |= {"step-000010": there.branches["main"]}
+    before = dict(there.tags)
     shutil.rmtree(run)
     capsys.readouterr()
     pretrain(run, **changes)
-    assert "checkpoint-10 in" in capsys.readouterr().out
-    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors") and sorted(there.tags)[-1] == "step-000012"
+    said = capsys.readouterr().out
+    assert "step-000012 is passed over for an older revision" in said and "checkpoint-10 in" in said
+    assert "step-000012-2 is published and is main; step-000012 is somebody else's tag, and stays" in said
+    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
+    assert dict(there.tags) == before | {"step-000012-2": there.tags["step-000012-2"]}
+    rows = list(csv.DictReader(io.StringIO(hub.files(changes["hub_model_id"])["checkpoints.csv"].decode())))
+    assert [(row["revision"], row["commit"]) for row in rows] == [(tag, there.tags[tag]) for tag in ("step-000005", "step-000010", "step-000012-2")]
 
 
 @pytest.mark.parametrize(("times", "whole"), [(1, True), (2, False)])

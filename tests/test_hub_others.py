@@ -1,0 +1,196 @@
+"""Others write to the repository of a run, too: nothing that they commit, tag or edit keeps a revision back, and what they put there stays."""
+
+import csv
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import pytest
+from conftest import HUB
+from hub_server import Fault
+from huggingface_hub import HfApi
+
+from llama_lite import publishing
+from llama_lite.arguments import Refusal
+from llama_lite.hub import NoAnswer
+from llama_lite.publishing import Repository, newest_first, step_of, tag_of
+
+IDENTITY = {kind: {} for kind in ("model", "hyperparameters", "data", "layout", "environment")}
+CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours: end -->\n"
+
+
+def revision(folder: Path, step: int, run: str = "ours", extra: bytes = b"") -> dict[str, Path]:
+    """{path in the revision: file} of a small revision, as `write_revision` gives it."""
+    content = {"model.safetensors": b"weights of %d" % step + extra, "config.json": b'{"step": %d}' % step, "README.md": CARD.encode()}
+    record = {"format": publishing.FORMAT, "run": run, "step": step, "tokens": 1024 * step, "identity": IDENTITY}
+    record["files"] = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
+    folder = folder / f"{run}-{step}-{len(extra)}"
+    folder.mkdir(exist_ok=True)
+    for name, data in {**content, "revision.json": json.dumps(record).encode()}.items():
+        (folder / name).write_bytes(data)
+    return {name: folder / name for name in (*content, "revision.json")}
+
+
+def publish(repository: Repository, files: dict[str, Path], final: bool = False) -> str:
+    """Publish as the queue does; returns the tag."""
+    tag = repository.claim(json.loads(files["revision.json"].read_text())["step"])
+    repository.publish(files, tag, final, {"loss": 1.0, "eval_loss": ""}, {"README.md": files["README.md"]})
+    return tag
+
+
+@pytest.fixture
+def place(hub) -> tuple[str, object]:
+    """(id, the server's side) of a fresh repository."""
+    name = f"org/shared-{len(hub.repos)}"
+    HfApi().create_repo(name)
+    return name, hub.repos["models", name]
+
+
+def put(name: str, path: str, data: bytes, branch: str = "main") -> None:
+    """Somebody's commit of one file, as the server takes it: the client would not send a card that is no text."""
+    there = HUB.repos["models", name]
+    there.commit(branch, {**there.commits[there.branches[branch]]["files"], path: (HUB.store(data), len(data), False)}, "Theirs")
+
+
+def rows(hub, name: str) -> list[tuple[str, str]]:
+    return [(row["revision"], row["commit"]) for row in csv.DictReader(io.StringIO(hub.files(name)["checkpoints.csv"].decode()))]
+
+
+def ours_at(hub, name: str, tag: str, files: dict[str, Path]) -> bool:
+    there = hub.files(name, tag)
+    return there.pop(".gitattributes") is not None and there == {path: file.read_bytes() for path, file in files.items()}
+
+
+def test_tags_of_our_form_are_ordered_by_their_numbers():
+    names = ["step-999000", "step-1000000", "step-000250", "step-000250-2", "step-000250-10", "step-best", "step-250", "step-000250-1", "step-٠٠٠٢٥٠"]
+    assert [tag for tag, _ in newest_first(dict.fromkeys(names, "c"))] == [
+        "step-1000000", "step-999000", "step-000250-10", "step-000250-2", "step-000250"
+    ]  # fmt: skip
+    assert step_of(tag_of(7, 3)) == (7, 3) and step_of("step-250") is None
+
+
+@pytest.mark.parametrize("path", ["notes.txt", "model.safetensors", "revision.json"])
+def test_a_commit_between_ours_and_its_tag(hub, place, tmp_path, path):
+    """The head then carries our record (or nobody's): ours is the commit whose tree is ours, and is not made twice."""
+    name, there = place
+    repository, first, second = Repository(name, None, "ours"), revision(tmp_path, 5), revision(tmp_path, 10)
+    publish(repository, first)
+    hub.faults.append(Fault("POST .*/tag/", 503, 1))
+    with pytest.raises(NoAnswer):
+        publish(repository, second)
+    made = there.branches["checkpoints"]
+    put(name, path, b"[]", "checkpoints")
+    put(name, "more.txt", b"more", "checkpoints")
+    again = Repository(name, None, "ours")  # the process may be another one
+    assert publish(again, second) == "step-000010" and there.tags["step-000010"] == made and ours_at(hub, name, "step-000010", second)
+    third = revision(tmp_path, 12)
+    publish(again, third, final=True)
+    assert ours_at(hub, name, "step-000012", third) and rows(hub, name) == sorted(there.tags.items())
+
+
+def test_a_writer_that_is_always_faster(hub, place, tmp_path, monkeypatch):
+    """Somebody commits between our look at the branch and our commit, and behind our commit before its tag."""
+    name, there = place
+    repository, files, replace, tag = Repository(name, None, "ours"), revision(tmp_path, 5), Repository._replace, Repository._tag
+    acts = iter(range(6))
+
+    def racing(self, branch, *arguments):
+        if next(acts, 9) < 3:
+            put(name, f"{len(there.commits)}.txt", b"x", branch)
+        return replace(self, branch, *arguments)
+
+    def overtaken(self, *arguments):
+        put(name, f"{len(there.commits)}.txt", b"x", "checkpoints")
+        return tag(self, *arguments)
+
+    monkeypatch.setattr(Repository, "_replace", racing)
+    monkeypatch.setattr(Repository, "_tag", overtaken)
+    tries = 0
+    while "checkpoints.csv" not in hub.files(name):
+        tries += 1
+        try:
+            publish(repository, files)
+        except NoAnswer as error:
+            assert tries < 8, error
+    assert ours_at(hub, name, "step-000005", files) and rows(hub, name) == [("step-000005", there.tags["step-000005"])]
+    assert sum(commit["title"].startswith("Checkpoint of step 5") for commit in there.commits.values()) == 1
+
+
+def test_a_tag_of_ours_on_other_content_stays(hub, place, tmp_path):
+    """Before we come, on main; on an altered copy of ours; and between our look and our tag."""
+    name, there = place
+    repository, files = Repository(name, None, "ours"), {step: revision(tmp_path, step) for step in (5, 10, 12)}
+    there.tags["step-000005"] = theirs = there.branches["main"]
+    assert publish(repository, files[5]) == "step-000005-2" == publish(Repository(name, None, "ours"), files[5])
+    hub.faults.append(Fault("POST .*/tag/", 503, 1))
+    with pytest.raises(NoAnswer):
+        publish(repository, files[10])
+    put(name, "config.json", b'{"step": 11}', "checkpoints")  # of the same size
+    there.tags["step-000010"] = altered = there.branches["checkpoints"]
+    assert publish(repository, files[10]) == "step-000010-2"
+    tag = repository.claim(12)
+    there.tags["step-000012"] = theirs
+    with pytest.raises(NoAnswer, match="somebody else made the tag step-000012 meanwhile"):
+        repository.publish(files[12], tag, True, {}, {"README.md": files[12]["README.md"]})
+    assert publish(repository, files[12], final=True) == "step-000012-2"
+    assert there.tags["step-000005"] == there.tags["step-000012"] == theirs and there.tags["step-000010"] == altered
+    assert all(ours_at(hub, name, f"{tag_of(step)}-2", files[step]) for step in files)
+    assert rows(hub, name) == [(f"{tag_of(step)}-2", there.tags[f"{tag_of(step)}-2"]) for step in files]
+    assert hub.files(name)["model.safetensors"] == b"weights of 12"
+
+
+OTHERS = {  # what somebody does when the first revision is there
+    "record deleted": lambda name, there: HfApi().delete_file("revision.json", name, revision="checkpoints"),
+    "record of another run": lambda name, there: put(
+        name, "revision.json", json.dumps({"format": publishing.FORMAT, "run": "b", "step": 5, "tokens": 5, "identity": IDENTITY, "files": {}}).encode(), "checkpoints"
+    ),
+    "branch deleted": lambda name, there: there.branches.pop("checkpoints"),
+    "branch moved back": lambda name, there: there.branches.update(checkpoints=there.branches["main"]),
+    "branches of our names": lambda name, there: there.branches.update({tag_of(step): there.branches["main"] for step in (5, 10, 12)}),
+    "tags of the branches' names": lambda name, there: there.tags.update(main=there.tags["step-000005"], checkpoints=there.branches["main"]),
+    "no table": lambda name, there: put(name, "checkpoints.csv", b"a,b\n1,2\n"),
+    "table deleted": lambda name, there: HfApi().delete_file("checkpoints.csv", name),
+    "table of bytes": lambda name, there: put(name, "checkpoints.csv", b"step\0,\xff\n\"1,2\n"),
+    "marks of the card": lambda name, there: put(name, "README.md", b"# Mine\n<!-- yours: begin -->\nmy words\n"),
+    "a card of bytes": lambda name, there: put(name, "README.md", b"---\nlicense: [\n---\nmy words \xff"),
+    "a record of main": lambda name, there: put(name, "revision.json", b'["mine"]'),
+    "files of main": lambda name, there: put(name, "notes.txt", b"my words"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("act", OTHERS.values(), ids=OTHERS)
+def test_no_edit_keeps_a_revision_back(hub, place, tmp_path, act):
+    name, there = place
+    put(name, "mine.md", b"before the first revision")
+    files = {step: revision(tmp_path, step) for step in (5, 10, 12)}
+    publish(Repository(name, None, "ours"), files[5])
+    act(name, there)
+    repository = Repository(name, None, "ours")
+    publish(repository, files[10])
+    publish(repository, files[12], final=True)
+    tags = {tag: commit for tag, commit in there.tags.items() if step_of(tag)}
+    assert sorted(tags) == ["step-000005", "step-000010", "step-000012"] and rows(hub, name) == sorted(tags.items())
+    assert all(ours_at(hub, name, tags[tag_of(step)], files[step]) for step in files)
+    main = hub.files(name, there.branches["main"])
+    assert (
+        main["mine.md"] == b"before the first revision"
+        and b"my words" in main["README.md"] + main.get("notes.txt", b"") + main["revision.json"] + b"my words"
+    )
+    with pytest.raises(Refusal, match=r"belongs to another run \(ours, this is other\)"):
+        Repository(name, None, "other").prepare()
+
+
+def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
+    """Their words go between the marks of the card, and their model is not written over: ours is at its tag, which is said."""
+    name, there = place
+    put(name, "README.md", b"---\nlicense: mit\n---\n# Mine\n\nmy words\n")
+    put(name, "model.safetensors", b"their weights")
+    put(name, "checkpoints.csv", b"step,tokens,loss,eval_loss,revision,commit\n7,,,,step-best,abc\n")
+    repository, files = Repository(name, None, "ours"), revision(tmp_path, 5)
+    publish(repository, files, final=True)
+    main = hub.files(name)
+    assert main["model.safetensors"] == b"their weights" and "revision.json" not in main and "config.json" not in main
+    assert b"<!-- yours: begin -->\n# Mine\n\nmy words\n<!-- yours: end -->" in main["README.md"]
+    assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
+    assert repository.said == {f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"}
