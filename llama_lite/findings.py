@@ -8,7 +8,7 @@ from pathlib import Path
 from . import scores
 from .arguments import CurationArguments, DataArguments, ModelArguments, Refusal, names
 from .checkpoints import checkpoints, differences, read_manifest
-from .hub import translated
+from .hub import nothing_private, translated
 from .runs import read_json, read_jsonl, say, write_json
 from .sft_arguments import AdapterArguments, BaseArguments, RowArguments
 from .studies import Arm, Study, StudyRun, base_of, evaluation_argv, launch
@@ -250,9 +250,9 @@ def push(out: Path, repo: str) -> None:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     report = REPORT_HEAD + (out / "report.md").read_text(encoding="utf-8")
-    files = [CommitOperationAdd("README.md", report.encode())]
-    for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png"))):
-        files.append(CommitOperationAdd(str(path.relative_to(out)), str(path)))
+    there = {str(path.relative_to(out)): path for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))}
+    nothing_private({"README.md": out / "report.md", **there})
+    files = [CommitOperationAdd("README.md", report.encode()), *(CommitOperationAdd(name, str(path)) for name, path in there.items())]
     try:
         HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
         HfApi().create_commit(repo, files, commit_message="Report of a study", repo_type="dataset")

@@ -10,6 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+from model_card.private import found_in, redact
+
 from .arguments import Refusal
 from .runs import sha256
 
@@ -76,10 +78,19 @@ def reason(error: BaseException, *secret: str | Path | None) -> str:
     if unreachable(error):
         return f"it cannot be reached from here ({_first_word(cause)})"
     text = " ".join(str(getattr(cause, "server_message", None) or cause).split()) or type(cause).__name__
-    for part in (token(), *secret, Path.home()):
+    for part in (token(), *secret):
         if part and len(str(part)) > 1:
             text = text.replace(str(part), "…")
-    return text[:400]
+    return redact(text)[:400]
+
+
+def nothing_private(files: dict[str, str | Path]) -> None:
+    """Raise Refusal when one of `files` ({path in the repository: file}), which are to be published, holds a path, token or name of this machine."""
+    for name, path in files.items():
+        if found := found_in(name, Path(path)):
+            raise Refusal(
+                f"{name} holds {found}, and is not published. Give paths relative to the working folder, leave tokens out of arguments, and start a new run."
+            )
 
 
 def _first_word(cause: BaseException) -> str:

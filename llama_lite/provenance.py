@@ -7,6 +7,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from model_card.private import redact
+
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -57,7 +59,7 @@ def hardware() -> dict:
 def provenance() -> dict:
     """The record that `run.json` keeps."""
     return {
-        "command": [os.path.basename(sys.argv[0]), *sys.argv[1:]],
+        "command": redact([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "code_revision": code_revision(),
         "packages": package_versions(),
         "python": platform.python_version(),

@@ -29,7 +29,7 @@ from model_card.card import YOURS, renew
 
 from . import checkpoints
 from .arguments import Refusal
-from .hub import STEP, NoAnswer, NotAllowed, Reference, fetch, files_of, reason, refs_of, token, translated
+from .hub import STEP, NoAnswer, NotAllowed, Reference, fetch, files_of, nothing_private, reason, refs_of, token, translated
 from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, sha256, write_json, write_text
 
 FORMAT = "llama_lite.revision/1"
@@ -125,7 +125,6 @@ def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> 
     files = {path.name: path for path in sorted(export.iterdir())}
     if state:
         files |= {f"{STATE}/{name}": checkpoint / name for name in [*manifest["files"], checkpoints.MANIFEST]}
-    _nothing_private(files)
     known = {f"{STATE}/{name}": record for name, record in manifest["files"].items()}
     record = {
         "format": FORMAT,
@@ -137,14 +136,6 @@ def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> 
     }
     write_json(export / REVISION, record)
     return {**files, REVISION: export / REVISION}
-
-
-def _nothing_private(files: dict[str, Path]) -> None:
-    """Raise Refusal when a text that is to be published holds the token or a path of this machine."""
-    private = [part.encode() for part in (token(), str(Path.home()), os.getcwd()) if part and len(part) > 5]
-    for name, path in files.items():
-        if path.suffix in (".json", ".md", ".csv", ".txt", ".jinja") and any(part in path.read_bytes() for part in private):
-            raise Refusal(f"{name} holds a path of this machine or a token, and is not published.")
 
 
 def as_record(value) -> dict | None:
@@ -321,6 +312,7 @@ class Repository:
         """One commit that adds `files` and deletes the rest of `there`; returns its id. NoAnswer when the branch has moved from `head`."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
+        nothing_private(files)
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(there - set(files) - {".gitattributes"})]
         return self._call("create_commit", self.repo, operations, commit_message=title, revision=branch, parent_commit=head).oid
@@ -436,6 +428,9 @@ class Publisher:
     def check(self, required: bool) -> None:
         """Tell before the first step what will keep revisions from the Hub. Raises Refusal, too, when the Hub is `required`."""
         try:
+            with tempfile.TemporaryDirectory() as folder:  # what every revision says of the run, before there is one
+                write_json(Path(folder) / REVISION, (read_json(self.run.path / "run.json") or {}).get("identity") or {})
+                nothing_private({REVISION: Path(folder) / REVISION})
             self.repository.prepare()
         except (Refusal, NotAllowed, NoAnswer) as error:
             what = f"--push_to_hub {self.repository.repo}: {error}"
@@ -536,7 +531,6 @@ class Publisher:
         try:
             path = card.write(self.place, self.repository.repo)
             cover = {"README.md": path} | {f"figures/{one.name}": one for one in sorted((self.place / "figures").glob("*.png"))}
-            _nothing_private({"README.md": path})
             if self.repository.publish_cover(cover):
                 say(f"hub       the card of {self.repository.repo} is on main")
         except (card.CardError, Refusal, NotAllowed, NoAnswer) as error:

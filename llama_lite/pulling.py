@@ -13,7 +13,7 @@ from model_card import card
 
 from . import checkpoints
 from .arguments import Refusal
-from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, refs_of, translated
+from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, nothing_private, refs_of, translated
 from .preparing import ROOT, build_recipe, check_recipe
 from .publishing import FORMAT, REVISION, STATE, Repository, as_record, newest_first, step_of
 from .runs import flush_folder, read_json, say, sha256, write_json, write_text
@@ -124,6 +124,7 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
         with tempfile.TemporaryDirectory() as aside:
             write_json(Path(aside) / REVISION, record)
             write_text(Path(aside) / "README.md", card.render(card.read(folder), repo))
+            nothing_private({**{name: Path(folder) / name for name in files}, **{name: Path(aside) / name for name in (REVISION, "README.md")}})
             operations = [CommitOperationAdd(name, str(Path(folder) / name)) for name in files] + [
                 CommitOperationAdd(name, str(Path(aside) / name)) for name in (REVISION, "README.md")
             ]

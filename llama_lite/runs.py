@@ -20,6 +20,8 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from model_card.private import redact
+
 from .arguments import Refusal
 
 FIRST_WORD = 30.0  # seconds in which rank 0 ends with the same refusal, or has none
@@ -179,7 +181,7 @@ class RunFolder:
     def ends(self, status: str, reason: str = "") -> None:
         """Write the end of the run: its event and `status.json`. What follows a finished run (publishing) ends nothing any more."""
         self.event(status, reason=reason)
-        write_json(self.path / "status.json", {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": reason})
+        write_json(self.path / "status.json", {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": redact(reason)})
         self.record_end = status != "finished"
 
     def is_finished(self) -> bool:
@@ -197,9 +199,9 @@ class RunFolder:
             self.lock.mark("stopping")
 
     def event(self, kind: str, /, **fields) -> None:
-        """Append to `events.jsonl` (rank 0)."""
+        """Append to `events.jsonl` (rank 0), without paths and tokens of this machine: cards tell of it."""
         if RANK == 0:
-            record = {"event": kind, "step": self.step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **fields}
+            record = {"event": kind, "step": self.step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **redact(fields)}
             append_jsonl(self.path / "events.jsonl", record)
 
     def log(self, record: dict) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from .arguments import Refusal
 from .evaluation import COLUMNS, Model, rows_of, shown_metric
-from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, token, translated
+from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, nothing_private, token, translated
 from .runs import csv_text, read_json, say, write_text
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
@@ -56,12 +56,12 @@ def _push(place, model: Model, records: list[dict]) -> bool:
             if "README.md" in there:
                 card = fetch(Reference(place.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
                 files["README.md"] = with_index(card, place.repo, records)
-        operations = []
+        written = {name: folder / "new" / name for name in files}
         for name, text in files.items():
-            path = folder / "new" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, text)
-            operations.append(CommitOperationAdd(name, str(path)))
+            written[name].parent.mkdir(parents=True, exist_ok=True)
+            write_text(written[name], text)
+        nothing_private(written)
+        operations = [CommitOperationAdd(name, str(path)) for name, path in written.items()]
         title = f"Scores of {place.revision or 'main'}"
         try:
             HfApi().create_commit(place.repo, operations, commit_message=title, revision="main", parent_commit=head)

@@ -7,6 +7,7 @@ import textwrap
 import yaml
 from huggingface_hub import EvalResult
 
+from .private import redact
 from .records import Evaluation, Records
 
 SHOWN = 12  # rows of a long table
@@ -109,7 +110,7 @@ class Facts:
         """The run's own arguments, given and derived, without those of its machine."""
         settings = {name: value for name, value in self.r.run.get("settings", {}).items() if value not in (None, [])}
         given = {name: value for name, value in {**settings, **self.r.run["given"]}.items() if name not in OCCASION}
-        return yaml.safe_dump({**given, "prepared_dir": f"data/{self.r.settings('data')['data'][:12]}"}, sort_keys=False).strip()
+        return yaml.safe_dump({**redact(given), "prepared_dir": f"data/{self.r.settings('data')['data'][:12]}"}, sort_keys=False).strip()
 
     def prompt(self) -> str:
         return (self.r.run.get("given", {}).get("sample_prompts") or ["Once upon a time"])[0]
@@ -191,11 +192,11 @@ class Facts:
         return rows
 
     def history(self) -> list[list]:
-        """Starts, stops and everything out of the ordinary."""
+        """Starts, stops and everything out of the ordinary; attempts that were refused are no part of the run."""
         rows = []
         for event in self.r.events:
             kind, detail = event["event"], event.get("reason") or ""
-            if kind in ("saved", "published", "not yet published", "hub", "saturated", "overfitting"):
+            if kind in ("refused", "saved", "published", "not yet published", "hub", "saturated", "overfitting"):
                 continue
             if kind == "resumed":
                 detail = f"from {event['checkpoint']}: every file by sha256, then its loss on fixed windows computed again"
@@ -212,7 +213,7 @@ class Facts:
                 detail = f"{event['revision']}: {'; '.join(event['problems'])}"
             elif kind == "initialised":
                 detail = f"from the weights of {event['weights']}"
-            rows.append([number(event.get("at_step", event["step"])), event["time"].replace("T", " ").rstrip("Z"), kind, detail])
+            rows.append([number(event.get("at_step", event["step"])), event["time"].replace("T", " ").rstrip("Z"), kind, redact(detail)])
         return rows
 
     @property

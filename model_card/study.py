@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
+from .private import redact
 
 COLOURS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
@@ -98,7 +99,7 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
         "what comes before and after them is not in it.",
         "",
     ]
-    (out / "report.md").write_text("\n".join(text), encoding="utf-8")
+    (out / "report.md").write_text("\n".join(map(redact, text)), encoding="utf-8")
     return out / "report.md"
 
 
