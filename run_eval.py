@@ -12,7 +12,7 @@ from pathlib import Path
 
 from llama_lite.arguments import Refusal
 from llama_lite.eval_arguments import pairs, parse_eval, shots
-from llama_lite.runs import FolderLock, cores_for_a_process, csv_text, exit_with_status, say, write_json, write_text
+from llama_lite.runs import FolderLock, cores_for_a_process, csv_text, exit_with_status, say, sha256, write_json, write_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     say(
         f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
     )
-    write_json(out / "status.json", {"status": "finished"})
+    write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
     lock.release()
 
 

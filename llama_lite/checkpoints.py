@@ -67,7 +67,7 @@ def flush_and_hash(folder: Path) -> dict[str, dict]:
 def seal(staging: Path, run: Path, step: int, manifest: dict) -> Path:
     """Write the manifest and give the folder its name; an older `checkpoint-N` makes way without being lost."""
     manifest = {"format": FORMAT, "step": step, **manifest}
-    write_json(staging / MANIFEST, {**manifest, "digest": _digest(manifest)})
+    write_json(staging / MANIFEST, {**manifest, "digest": digest_of(manifest)})
     flush_folder(staging)
     final, replaced = Path(run) / f"checkpoint-{step}", Path(run) / f"{REPLACED}{step}"
     if final.exists():
@@ -79,7 +79,8 @@ def seal(staging: Path, run: Path, step: int, manifest: dict) -> Path:
     return final
 
 
-def _digest(manifest: dict) -> str:
+def digest_of(manifest: dict) -> str:
+    """sha256 of a record, as it is kept in the record itself under `digest`."""
     return hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True).encode()).hexdigest()
 
 
@@ -120,7 +121,7 @@ def read_manifest(folder: Path) -> dict | None:
     """A checkpoint's manifest, or None where there is none that is whole."""
     try:
         manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-        return manifest if manifest["digest"] == _digest(manifest) and well_formed(manifest) else None
+        return manifest if manifest["digest"] == digest_of(manifest) and well_formed(manifest) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -1,7 +1,8 @@
 """Evaluations as records: each (model, task) is kept as it ends, is never computed twice, and never mixed with another.
 
 `results/KEY.json` holds the scores of one pair and what they are of, `samples/KEY.jsonl` what each item was answered. KEY is a
-digest of everything that decides the numbers: weights, tokenizer, prompts and data, number format, seed and harness.
+digest of everything that decides the numbers: weights, tokenizer, prompts and data, number format, seed and harness. Both are sealed
+by sha256: a pair that was altered or cut since is computed again.
 `scores.csv`, `comparison.csv` and the rest are made from these files alone.
 """
 
@@ -22,14 +23,15 @@ from model_card.records import shown_metric
 
 from . import models, scores
 from .arguments import Refusal
+from .checkpoints import digest_of
 from .harness import render_chat
 from .hub import NoAnswer, NotAllowed, Reference, reference, refs_of
-from .runs import csv_text, read_json, read_jsonl, say, write_json, write_text
+from .runs import csv_text, read_json, read_jsonl, say, sha256, write_json, write_text
 from .tasks import EvalTask, clusters_of
 from .tokenizers import tokenizer_record
 
 COLUMNS = (
-    "model revision commit adapter step tokens task variant factor version n_shot metric value stderr low high chance n limit chat_template dtype seed prefix_id "
+    "model revision commit adapter base_model base_revision base_commit step tokens task variant factor version n_shot metric value stderr low high chance n limit chat_template dtype seed prefix_id "
     "truncated harness sandbox date"
 ).split()
 
@@ -168,17 +170,35 @@ class Store:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
 
     def result(self, key: str) -> dict | None:
-        """The record of a pair that is there whole, else None."""
-        record = read_json(self.folder / "results" / f"{key}.json")
-        return record if record and (self.folder / "samples" / f"{key}.jsonl").exists() else None
+        """The record of a pair that is there and as it was written, samples and all; else None, and why is said, for it is computed again."""
+        path, samples = self.folder / "results" / f"{key}.json", self.folder / "samples" / f"{key}.jsonl"
+        if not path.exists():
+            return None
+        record = read_json(path)
+        wrong = None
+        if not isinstance(record, dict):
+            wrong = "its record is no whole JSON"
+        elif "digest" not in record:
+            wrong = "it was kept without a seal, as earlier versions did"
+        elif record["digest"] != digest_of(record) or record.get("key") != key:
+            wrong = "its record was altered"
+        elif not samples.exists():
+            wrong = "its samples are missing"
+        elif record["samples"] != {"size": samples.stat().st_size, "sha256": sha256(samples)}:
+            wrong = "its samples were altered"
+        if wrong:
+            say(f"WARNING   results/{key}: {wrong}, so it is computed again")
+        return None if wrong else record
 
     def samples(self, key: str) -> list[dict]:
         return read_jsonl(self.folder / "samples" / f"{key}.jsonl")
 
     def save(self, key: str, record: dict, samples: list[dict]) -> None:
-        """Samples first: a result is there only when they are."""
-        write_text(self.folder / "samples" / f"{key}.jsonl", "".join(json.dumps(sample, sort_keys=True, default=str) + "\n" for sample in samples))
-        write_json(self.folder / "results" / f"{key}.json", record)
+        """Samples first: a result is there only when they are, and it is sealed like a checkpoint, by their sha256 and its own."""
+        path = self.folder / "samples" / f"{key}.jsonl"
+        write_text(path, "".join(json.dumps(sample, sort_keys=True, default=str) + "\n" for sample in samples))
+        record = {**record, "samples": {"size": path.stat().st_size, "sha256": sha256(path)}}
+        write_json(self.folder / "results" / f"{key}.json", {**record, "digest": digest_of(record)})
 
 
 def key_of(model: Model, tokenizer_sha: str, dtype: str, task: EvalTask, prompts: str, seed: int, limit: int | None, prefix: int) -> str:
@@ -196,6 +216,20 @@ def key_of(model: Model, tokenizer_sha: str, dtype: str, task: EvalTask, prompts
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.-]+", "-", f"{model.name.strip('./')}--{task.name}").strip("-")
     return f"{name[:120]}--{digest}"
+
+
+def where_from(model: Model) -> dict:
+    """Which files a model is: revision and commit of what was asked for, an adapter where there is one, and of its base in columns of their own."""
+    own = model.adapter or model.base
+    found = {"revision": own.revision, "commit": own.commit, "adapter": None, "base_model": None, "base_revision": None, "base_commit": None}
+    if model.adapter:
+        found |= {
+            "adapter": model.adapter.name,
+            "base_model": model.base.name,
+            "base_revision": model.base.revision,
+            "base_commit": model.base.commit,
+        }
+    return found
 
 
 def harness() -> str:
@@ -294,9 +328,7 @@ def ask(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], se
                 **{name: getattr(model, name) for name in ("step", "tokens")},
                 "key": key,
                 "model": model.name,
-                "revision": model.base.revision,
-                "commit": (model.adapter or model.base).commit,
-                "adapter": model.adapter.name if model.adapter else None,
+                **where_from(model),
                 "task": task.name,
                 "base": task.base,
                 "dataset": task.dataset,
@@ -377,7 +409,8 @@ def hand_over(out: Path, run: Path, own: list[str]) -> None:
     for name in ("scores.json", "comparison.csv", "sensitivity.json", "robustness.json", "generalisation.json", "contamination.json"):
         if (out / name).exists():
             shutil.copyfile(out / name, place / name)
-    write_json(place / "run.json", {**read_json(out / "run.json"), "of": {"id": read_json(run / "run.json")["id"], "models": own}})
+    files = {path.name: sha256(path) for path in sorted(place.iterdir())}
+    write_json(place / "run.json", {**read_json(out / "run.json"), "of": {"id": read_json(run / "run.json")["id"], "models": own, "files": files}})
 
 
 # ---- pairs ----

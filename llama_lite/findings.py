@@ -9,7 +9,7 @@ from . import scores
 from .arguments import CurationArguments, DataArguments, ModelArguments, Refusal, names
 from .checkpoints import checkpoints, differences, read_manifest
 from .hub import nothing_private, translated
-from .runs import read_json, read_jsonl, say, write_json
+from .runs import read_json, read_jsonl, say, sha256, write_json
 from .sft_arguments import AdapterArguments, BaseArguments, RowArguments
 from .studies import Arm, Study, StudyRun, base_of, evaluation_argv, launch
 
@@ -133,8 +133,13 @@ def evaluate(study: Study, made: list[StudyRun], out: Path) -> list[dict]:
 
 
 def _scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
-    """{model: [(`task metric`, value)]} of an evaluation, as the tasks ask, without variants."""
+    """{model: [(`task metric`, value)]} of an evaluation, as the tasks ask, without variants. Raises Refusal for a table that was altered since."""
     found: dict[str, list[tuple[str, float]]] = {}
+    sealed = (read_json(folder / "status.json") or {}).get("files", {}).get("scores.csv")
+    if sealed not in (None, sha256(folder / "scores.csv")):
+        raise Refusal(
+            f"{folder}/scores.csv was altered since its evaluation: remove {folder}/status.json and {folder.parent}/evaluation.json, and run again."
+        )
     with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             if not line["variant"]:

@@ -50,7 +50,8 @@ def _push(place, model: Model, records: list[dict]) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         old = fetch(Reference(place.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8") if TABLE in there else ""
-        files = {TABLE: merged(old, [row for record in records for row in rows_of({**record, "model": str(place.repo)})])}
+        named = {"model": str(place.repo)} | ({"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {})
+        files = {TABLE: merged(old, [row for record in records for row in rows_of({**record, **named})])}
         if _is_mains(place, head, there, folder):
             files |= eval_results(records, place.repo)
             if "README.md" in there:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import itertools
 import json
 from datetime import datetime
@@ -175,6 +176,9 @@ def check(records: Records) -> None:
 
 def _evaluation(folder: Path, run: dict) -> Evaluation:
     results = {name: _json(folder / f"{name}.json") or [] for name in ("sensitivity", "robustness", "generalisation", "contamination")}
+    for name, digest in run.get("of", {}).get("files", {}).items():
+        if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
+            raise CardError(f"{folder / name} was altered since its evaluation: evaluate again, or remove {folder}.")
     own = run.get("of", {}).get("models") if "of" in run else None
     return Evaluation(folder.name, _json(folder / "scores.json") or [], _csv(folder / "comparison.csv"), results, run, own)
 

@@ -15,10 +15,10 @@ import yaml
 from conftest import ROOT, config_file, launch
 from huggingface_hub import HfApi, ModelCard
 
-from llama_lite import evaluation, harness, scoreboard
+from llama_lite import evaluation, harness, models, scoreboard
 from llama_lite.arguments import Refusal
 from llama_lite.eval_arguments import parse_eval
-from llama_lite.runs import read_json, read_jsonl
+from llama_lite.runs import read_json, read_jsonl, write_json
 
 FEW = {"tasks": ["embedded_mmlu_cloze", "embedded_docs"], "limit": 6, "cpu_threads": 1}
 
@@ -96,6 +96,71 @@ def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, 
     monkeypatch.undo()
     evaluate(out)
     assert (out / "scores.csv").read_text() == first
+
+
+DAMAGES = {  # what happens to (result, samples) of a pair, and what is said of it
+    "value": (lambda result, samples: result.write_text(result.read_text().replace('"value": ', '"value": 1')), "its record was altered"),
+    "seal": (lambda result, samples: write_json(result, {k: v for k, v in read_json(result).items() if k != "digest"}), "kept without a seal"),
+    "json": (lambda result, samples: result.write_text(result.read_text()[:-40]), "no whole JSON"),
+    "another": (lambda result, samples: shutil.copy(next(p for p in result.parent.iterdir() if p != result), result), "its record was altered"),
+    "answer": (
+        lambda result, samples: samples.write_text(samples.read_text().replace("1.0", "0.0").replace("-", "-1", 1)),
+        "its samples were altered",
+    ),
+    "cut": (lambda result, samples: samples.write_text("".join(samples.read_text().splitlines(True)[:-1])), "its samples were altered"),
+    "gone": (lambda result, samples: samples.unlink(), "its samples are missing"),
+}
+
+
+def test_a_kept_result_that_was_altered_is_computed_again(evaluate, tmp_path, capsys):
+    out = evaluate(tmp_path / "out")
+    tables = {name: (out / name).read_text() for name in ("scores.csv", "comparison.csv")}
+    result = next((out / "results").glob("*docs*.json"))
+    samples = out / "samples" / f"{result.stem}.jsonl"
+    whole = result.read_text(), samples.read_text()
+    for name, (damage, said) in DAMAGES.items():
+        damage(result, samples)
+        assert not samples.exists() or (result.read_text(), samples.read_text()) != whole, name
+        capsys.readouterr()
+        evaluate(out)
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+        assert len(told) == 1 and f"results/{result.stem}: " in told[0] and f"{said}" in told[0] and told[0].endswith("so it is computed again"), name
+        assert {name: (out / name).read_text() for name in tables} == tables and samples.read_text() == whole[1], name
+    evaluate(out)
+    assert "computed again" not in capsys.readouterr().out
+
+
+def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_path):
+    """Neither into a study, nor, from a run's folder, into its card."""
+    from llama_lite import findings
+    from model_card.card import CardError
+    from model_card.records import read
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    out = evaluate(tmp_path / "out", models=[str(tmp_path / "run")], tasks=["embedded_docs"])
+    assert findings._scores(out)[str(tmp_path / "run")] and read(tmp_path / "run").evaluations[0].scores
+    for path in (out / "scores.csv", tmp_path / "run/evaluation/out/scores.json"):
+        path.write_text(path.read_text().replace("embedded_docs", "embedded_dogs"))
+    with pytest.raises(Refusal, match=r"scores\.csv was altered since its evaluation"):
+        findings._scores(out)
+    with pytest.raises(CardError, match=r"scores\.json was altered since its evaluation: evaluate again"):
+        read(tmp_path / "run")
+
+
+def test_an_adapters_row_names_its_own_revision_and_its_bases(tmp_path):
+    located = [
+        models.Located(f"org/{n}@{r}", tmp_path, f"org/{n}", r, c) for n, r, c in (("base", "step-000040", "b0"), ("tuned", "step-000008", "a0"))
+    ]
+    for adapter, expected in (
+        (located[1], ("step-000008", "a0", "org/tuned@step-000008", "org/base@step-000040", "step-000040", "b0")),
+        (None, ("step-000040", "b0", None, None, None, None)),
+    ):
+        record = evaluation.where_from(evaluation.Model("m", located[0], adapter)) | {"metrics": {"acc": {"value": 0.5}}}
+        (row,) = evaluation.rows_of(record)
+        assert tuple(row[name] for name in "revision commit adapter base_model base_revision base_commit".split()) == expected
+    old = "model,revision,commit,adapter,metric,value\nm,r,c,,acc,0.25\n"  # as tables of earlier versions are
+    rows = list(csv.DictReader(io.StringIO(scoreboard.merged(old, [row, row]))))
+    assert [(row["revision"], row["value"], row["base_model"]) for row in rows] == [("r", "0.25", ""), ("step-000040", "0.5", "")]
 
 
 def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second, base, tmp_path):
