@@ -23,7 +23,7 @@ from model_card.records import shown_metric
 
 from . import models, scores
 from .arguments import Refusal
-from .checkpoints import digest_of
+from .checkpoints import digest_of, well_formed
 from .harness import render_chat
 from .hub import NoAnswer, NotAllowed, Reference, reference, refs_of
 from .runs import csv_text, read_json, read_jsonl, say, sha256, write_json, write_text
@@ -107,7 +107,9 @@ def _model(name: str, adapter: str | None) -> Model:
     base, extra = _locate(name), _locate(adapter) if adapter else None
     if base.adapter and extra is None:  # an adapter alone: its own record names its base
         record = read_json(base.folder / "adapter_config.json")
-        named, revision = record["base_model_name_or_path"], record.get("revision")
+        named, revision = record.get("base_model_name_or_path"), record.get("revision")
+        if not named:
+            raise Refusal(f"--models {name} is an adapter that does not name its base: give BASE+{name}.")
         place = named if reference(named) is None or not revision else str(Reference(named, revision))
         base, extra = _locate(place), base
     if extra is not None:
@@ -122,7 +124,7 @@ def _model(name: str, adapter: str | None) -> Model:
 def _place(folder: Path) -> tuple[int | None, int | None]:
     """(step, training tokens) of a checkpoint, a published revision, or a finished run."""
     for record in ("revision.json", "manifest.json"):
-        if (found := read_json(folder / record)) and "step" in found:
+        if well_formed(found := read_json(folder / record)):
             return found["step"], found["tokens"]
     log = [entry for entry in read_jsonl(folder / "log.jsonl") if "tokens" in entry]
     return (log[-1]["step"], log[-1]["tokens"]) if log else (None, None)

@@ -16,6 +16,8 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from .rendering import apply_chat_template
+
 HEAD_ELEMENTS = 2**25  # logits held at once, in float32: 128 MB, and as much for their logarithms
 CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # in a batch
 
@@ -137,11 +139,9 @@ class SharedContextLM(HFLM):
 
 def render_chat(tokenizer, messages, add_generation_prompt: bool = True, answer_blank: bool = False) -> str:
     """Messages in a tokenizer's chat format, up to where an answer begins. The blank, if any, is moved into the answer by lm-eval."""
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt
-    )
+    text = apply_chat_template(tokenizer, messages, add_generation_prompt=add_generation_prompt, continue_final_message=not add_generation_prompt)
     if answer_blank and add_generation_prompt:
-        whole = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": "x"}], tokenize=False)
+        whole = apply_chat_template(tokenizer, [*messages, {"role": "assistant", "content": "x"}])
         text += " " if whole.startswith(f"{text} ") else ""
     return text
 

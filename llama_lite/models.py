@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from . import pulling
+from . import integrity, pulling
 from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, reference
 from .runs import read_json, sha256
@@ -43,6 +43,7 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
             raise Refusal(f"--model_revision {revision}: {name} is a folder, and folders have no revisions.")
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise Refusal(f"{argument} {name}: no folder with a config.json or adapter_config.json, and no Hub id (owner/name).")
+        integrity.check_model(name, folder)
         return Located(name, folder)
     where = Reference(where.repo, where.revision or revision)
     try:
@@ -52,6 +53,7 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
             f"{argument} {where}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
             "again when the Hub answers."
         ) from None
+    integrity.check_model(str(where), folder)
     return Located(str(where), folder, where.repo, where.revision, commit)
 
 
@@ -73,7 +75,7 @@ def load_tokenizer(located: Located, other: str | None = None):
         return tokenizers.load_tokenizer(other)
     try:
         tokenizer = AutoTokenizer.from_pretrained(located.folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
         raise Refusal(f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name, e.g. gpt2.") from None
     if tokenizer.eos_token_id is None:
         raise Refusal(f"the tokenizer of {located.name} has no end-of-text token, so no answer could ever end: name another with --tokenizer_name.")
@@ -86,7 +88,7 @@ def load_config(located: Located):
 
     try:
         return AutoConfig.from_pretrained(located.folder)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"{located.name} has no config that transformers can read: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -99,7 +101,7 @@ def load_model(located: Located, dtype: str = "float32"):
         raise Refusal(f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first.")
     try:
         return AutoModelForCausalLM.from_pretrained(located.folder, dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"{located.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -154,5 +156,5 @@ def attach(model, adapter: Located):
 
     try:
         return PeftModel.from_pretrained(model, str(adapter.folder))
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"the adapter {adapter.name} cannot be put on this model: {' '.join(str(error).split())[:300]}") from None

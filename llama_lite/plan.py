@@ -1,7 +1,6 @@
 """The arithmetic of a run: parameters, tokens, steps, accumulation, FLOPs, disk. Pure; nothing is allocated."""
 
 import dataclasses
-import json
 from pathlib import Path
 
 from . import shapes
@@ -21,7 +20,7 @@ def load_model_config(name: str):
         raise Refusal(f"--model_config {name}: neither a preset ({presets}), nor LAYERSxWIDTH such as 6x256, nor a folder with a config.json.")
     try:
         return AutoConfig.from_pretrained(folder)
-    except (ValueError, OSError, json.JSONDecodeError) as error:
+    except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"--model_config {name}: {folder / 'config.json'} is no model configuration ({' '.join(str(error).split())}).") from None
 
 

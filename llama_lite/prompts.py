@@ -8,6 +8,7 @@ import dataclasses
 import re
 
 from .arguments import Refusal
+from .rendering import KNOWN, apply_chat_template, render_jinja_template
 
 # The system line and the order of turns are FastChat's vicuna_v1.1; the end-of-text stands where Vicuna has </s>.
 SYSTEM = (
@@ -23,6 +24,8 @@ VICUNA = (
     "{%- else -%}{%- generation -%}{{- ' ' + message['content'] | trim + eos_token -}}{%- endgeneration -%}{%- endif -%}"
     "{%- endfor -%}"
 )
+BOS = "{{- bos_token -}}"
+KNOWN.update((VICUNA, BOS + VICUNA))
 MARKERS = ("USER:", "ASSISTANT:")  # an answer that holds one has gone on with the conversation by itself
 
 
@@ -34,7 +37,7 @@ def begins_with_bos(tokenizer) -> bool:
 
 def vicuna_template(tokenizer) -> str:
     """The chat template for a tokenizer."""
-    return ("{{- bos_token -}}" if begins_with_bos(tokenizer) else "") + VICUNA
+    return (BOS if begins_with_bos(tokenizer) else "") + VICUNA
 
 
 def set_chat_template(tokenizer, path: str | None = None) -> None:
@@ -72,8 +75,6 @@ class Encoded:
 
 def encode(tokenizer, messages: list[dict], learn_from: int = 0) -> Encoded:
     """A whole conversation. Answers before message `learn_from` are context and not learnt."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
     names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     rendered, spans = render_jinja_template([messages], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **names)
     earlier = sum(message["role"] == "assistant" for message in messages[:learn_from])
@@ -89,7 +90,7 @@ def encode(tokenizer, messages: list[dict], learn_from: int = 0) -> Encoded:
 
 def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:
     """Ids after which the model is to answer; they begin the ids of the whole conversation."""
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = apply_chat_template(tokenizer, messages, add_generation_prompt=True)
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 

@@ -11,7 +11,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 
 from model_card import card
 
-from . import checkpoints
+from . import checkpoints, integrity
 from .arguments import Refusal
 from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, nothing_private, refs_of, translated
 from .preparing import ROOT, build_recipe, check_recipe
@@ -49,6 +49,10 @@ def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
     download(where, commit, files, aside)
     if wrong := checkpoints.problems(aside / STATE):
         raise Damaged(f"{where} does not match its manifest: {'; '.join(wrong)}.")
+    try:
+        integrity.check_state(aside / STATE, str(where))
+    except Refusal as refusal:
+        raise Damaged(str(refusal)) from None
     os.rename(aside / STATE, final)
     flush_folder(run)
     shutil.rmtree(aside, ignore_errors=True)

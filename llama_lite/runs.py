@@ -77,7 +77,7 @@ def read_json(path: Path):
     """A JSON file's value, or None where there is no readable one."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 

@@ -14,6 +14,7 @@ import yaml
 from .arguments import Refusal
 from .evaluation import COLUMNS, Model, rows_of, shown_metric
 from .hub import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, nothing_private, token, translated
+from .publishing import REVISION, as_record
 from .runs import csv_text, read_json, say, write_text
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
@@ -90,7 +91,7 @@ def _is_mains(place, head: str, there: dict, folder: Path) -> bool:
     weights = [name for name in there if name in ("model.safetensors", "adapter_model.safetensors")]
     if not weights:
         return False
-    own = read_json(place.folder / "revision.json")
+    own = as_record(read_json(place.folder / REVISION))
     entry = there[weights[0]]
     from .runs import sha256
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 
-from . import block_attention, checkpoints, publishing, pulling, training
+from . import block_attention, checkpoints, integrity, publishing, pulling, training
 from .arguments import Refusal, names
 from .hub import NoAnswer, NotAllowed, reference
 from .models import mended
@@ -198,6 +198,8 @@ def _find_start(run, kind: str, identity: dict, asked: Asked) -> training.Start:
     without = tuple(names(asked.resume_without))
     mode = _from_hub(run, kind, identity, asked)
     folder = checkpoints.resolve(run.path, mode, without, report)
+    if folder and folder.parent.resolve() != run.path.resolve():
+        integrity.check_state(folder, str(folder), tuple(prefix for part in without for prefix in checkpoints.STATE_FILES[part]))
     start = training.start_from(folder, without)
     if folder is None:
         run.rewind_log([])
@@ -271,6 +273,7 @@ def init_folder(run, init_from: str, config) -> Path:
             folder = pulling.pull_model(where)[1]
         except (NoAnswer, NotAllowed) as error:
             raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
+    integrity.check_model(init_from, folder)
     if (folder / "config.json").exists():
         theirs = load_model_config(str(folder))
         fields = ("num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps", "rope_parameters")

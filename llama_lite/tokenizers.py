@@ -59,7 +59,7 @@ def load_tokenizer(name: str):
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises bare ones
         raise Refusal(f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({error})") from None
     if tokenizer.eos_token_id is None:
         raise Refusal(f"--tokenizer {name} has no end-of-text token, which separates documents.")
