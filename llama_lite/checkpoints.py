@@ -132,21 +132,28 @@ def well_formed(record) -> bool:
     A digest shows that a record is as somebody wrote it, not that it is one. Names of files stay inside its folder.
     """
 
-    def whole(number) -> bool:
-        return isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    if not isinstance(record, dict) or not _whole(record.get("step")) or not _whole(record.get("tokens")):
+        return False
+    identity = record.get("identity")
+    if not isinstance(identity, dict) or not all(isinstance(identity.get(kind), dict) for kind in IDENTITY):
+        return False
+    return isinstance(identity["environment"].get("switches", {}), dict) and well_formed_files(record.get("files"))
+
+
+def well_formed_files(files) -> bool:
+    """Whether JSON is {path inside a folder: {size, sha256}}."""
 
     def inside(name: str) -> bool:
         return bool(name) and not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
 
-    if not isinstance(record, dict) or not whole(record.get("step")) or not whole(record.get("tokens")):
-        return False
-    identity, files = record.get("identity"), record.get("files")
-    if not isinstance(identity, dict) or not all(isinstance(identity.get(kind), dict) for kind in IDENTITY) or not isinstance(files, dict):
-        return False
-    return all(
-        inside(name) and isinstance(file, dict) and whole(file.get("size")) and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
+    return isinstance(files, dict) and all(
+        inside(name) and isinstance(file, dict) and _whole(file.get("size")) and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
         for name, file in files.items()
     )
+
+
+def _whole(number) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
 def problems(folder: Path, without: tuple[str, ...] = ()) -> list[str]:

@@ -82,7 +82,9 @@ def _steps(text: str) -> list[str]:
         from .publishing import newest_first, step_of
 
         try:
-            steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(refs_of(place)[1]))}  # of step-N and step-N-2 the last is the run's
+            tags = refs_of(place)[1]
+            steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))}  # of step-N and step-N-2 the last is the run's
+            steps = steps or {int(tag[5:]): tag for tag in tags if re.fullmatch("step-[0-9]+", tag)}  # of another project
             names = [f"{place}@{steps[step]}" for step in sorted(steps)]
         except (NoAnswer, NotAllowed) as error:
             raise Refusal(

@@ -282,10 +282,7 @@ class Repository:
         old = self._text(head, "README.md", folder)
         if old is None:
             return cover
-        if YOURS[0] not in old and YOURS[1] not in old and not old.startswith(NO_CARD):  # a person's own README: theirs from its heading on
-            words = re.sub(r"\A---\n.*?\n---\n", "", old, flags=re.DOTALL).strip()
-            old = "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
-        write_text(folder / "README.md", renew(cover["README.md"].read_text(encoding="utf-8"), old))
+        write_text(folder / "README.md", with_words(cover["README.md"].read_text(encoding="utf-8"), old))
         return {**cover, "README.md": folder / "README.md"}
 
     def _text(self, commit: str, name: str, folder: Path) -> str | None:
@@ -399,6 +396,14 @@ class Repository:
         if text not in self.said:
             self.said.add(text)
             say(f"hub       {text}")
+
+
+def with_words(card_text: str, old: str) -> str:
+    """A card with what people wrote into the one that is there: between its marks, or, of a README without any, all of it. Raises CardError."""
+    if YOURS[0] not in old and YOURS[1] not in old and not old.startswith(NO_CARD):
+        words = re.sub(r"\A---\n.*?\n---\n", "", old, flags=re.DOTALL).strip()
+        old = "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
+    return renew(card_text, old)
 
 
 def newest_first(tags: dict[str, str]) -> list[tuple[str, str]]:
@@ -573,7 +578,7 @@ class Publisher:
 
 def queued(folder: Path) -> list[tuple[int, Path]]:
     """(step, entry) of what waits in a queue, oldest first."""
-    found = [(int(path.name.removeprefix("step-")), path) for path in folder.glob("step-*")] if folder.exists() else []
+    found = [(step_of(path.name)[0], path) for path in folder.glob("step-*") if step_of(path.name)] if folder.exists() else []
     return sorted(found)
 
 

@@ -15,7 +15,7 @@ from . import checkpoints, integrity
 from .arguments import Refusal
 from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, nothing_private, refs_of, translated
 from .preparing import ROOT, build_recipe, check_recipe
-from .publishing import FORMAT, REVISION, STATE, Repository, as_record, newest_first, step_of
+from .publishing import FORMAT, REVISION, STATE, Repository, as_record, newest_first, step_of, with_words
 from .runs import flush_folder, read_json, say, sha256, write_json, write_text
 
 PREPARED = "llama_lite.prepared/1"
@@ -118,16 +118,19 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
     try:
         api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
         head = commit_of(where, "dataset")
-        there = {entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", revision=head)}
+        there = {entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", revision=head, recursive=True)}
         theirs = _prepared_record(where, head) if REVISION in there else None
         if theirs and theirs["fingerprint"] == record["fingerprint"]:
             say(f"hub       {repo} holds these tokens already")
             return
-        if there - {".gitattributes", "README.md"}:
+        if theirs or there & set(files):  # what else people keep there stays
             raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not written over: choose another name.")
         with tempfile.TemporaryDirectory() as aside:
             write_json(Path(aside) / REVISION, record)
-            write_text(Path(aside) / "README.md", card.render(card.read(folder), repo))
+            text = card.render(card.read(folder), repo)
+            if "README.md" in there:
+                text = with_words(text, fetch(where, head, "README.md", Path(aside) / "old", "dataset").read_text(encoding="utf-8", errors="replace"))
+            write_text(Path(aside) / "README.md", text)
             nothing_private({**{name: Path(folder) / name for name in files}, **{name: Path(aside) / name for name in (REVISION, "README.md")}})
             operations = [CommitOperationAdd(name, str(Path(folder) / name)) for name in files] + [
                 CommitOperationAdd(name, str(Path(aside) / name)) for name in (REVISION, "README.md")
@@ -152,12 +155,12 @@ def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str
         commit = commit_of(where, "dataset")
         record, aside = _prepared_record(where, commit), folder / ".pulled"
         download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, aside, "dataset")
-        check_recipe(aside, read_json(aside / "recipe.json"), build_recipe(data, rules, None), claimed)
+        check_recipe(aside, integrity.read_object(aside / "recipe.json", f"recipe.json of {where}"), build_recipe(data, rules, None), claimed)
         say(f"hub       downloading {where}: {sum(file['size'] for file in record['files'].values()) / 2**20:.1f} MiB of prepared tokens")
         download(where, commit, record["files"], aside, "dataset")
     except (NoAnswer, NotAllowed) as error:
         raise Refusal(f"--prepared_hub_id {where}: {error}. Run the same command again when the Hub answers.") from None
-    if read_json(aside / "manifest.json")["fingerprint"] != record["fingerprint"]:
+    if integrity.read_object(aside / "manifest.json", f"manifest.json of {where}").get("fingerprint") != record["fingerprint"]:
         raise Refusal(f"--prepared_hub_id {where}: its manifest is not the one that it names.")
     for path in sorted(aside.iterdir(), key=lambda path: path.name == "recipe.json"):
         os.rename(path, folder / path.name)
@@ -173,6 +176,8 @@ def _of_this_machine(path: Path) -> bool:
 def _prepared_record(where: Reference, commit: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         record = read_json(fetch(where, commit, REVISION, Path(folder), "dataset"))
-    if not record or record.get("format") != PREPARED:
+    if not isinstance(record, dict) or record.get("format") != PREPARED:
         raise Refusal(f"{where} does not hold prepared tokens of this project ({PREPARED}).")
+    if not checkpoints.well_formed_files(record.get("files")) or not {"recipe.json", "manifest.json"} <= set(record["files"]):
+        raise Refusal(f"{REVISION} of {where} does not say which files are its own: use another revision.")
     return record

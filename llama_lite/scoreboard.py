@@ -50,14 +50,19 @@ def _push(place, model: Model, records: list[dict]) -> bool:
     _of_what_is_published(place, records, head, there)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        old = fetch(Reference(place.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8") if TABLE in there else ""
+        old = fetch(Reference(place.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8", errors="replace") if TABLE in there else ""
         named = {"model": str(place.repo)} | ({"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {})
         files = {TABLE: merged(old, [row for record in records for row in rows_of({**record, **named})])}
         if _is_mains(place, head, there, folder):
             files |= eval_results(records, place.repo)
             if "README.md" in there:
-                card = fetch(Reference(place.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
-                files["README.md"] = with_index(card, place.repo, records)
+                try:
+                    card = fetch(Reference(place.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
+                    files["README.md"] = with_index(card, place.repo, records)
+                except (ValueError, yaml.YAMLError) as error:
+                    say(
+                        f"WARNING   the card of {place.repo} stays without scores: its metadata cannot be read ({' '.join(str(error).split())[:200]})"
+                    )
         written = {name: folder / "new" / name for name in files}
         for name, text in files.items():
             written[name].parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from conftest import HUB
 from hub_server import Fault
 from huggingface_hub import HfApi
 
-from llama_lite import publishing
+from llama_lite import evaluation, models, publishing, scoreboard
 from llama_lite.arguments import Refusal
 from llama_lite.hub import NoAnswer
 from llama_lite.publishing import Repository, newest_first, step_of, tag_of
@@ -194,3 +194,53 @@ def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
     assert b"<!-- yours: begin -->\n# Mine\n\nmy words\n<!-- yours: end -->" in main["README.md"]
     assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
     assert repository.said == {f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"}
+
+
+def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_path):
+    name = f"org/beside-{len(hub.repos)}"
+    HfApi().create_repo(name, repo_type="dataset")
+    there = hub.repos["datasets", name]
+    theirs = {"notes/plan.txt": b"my plan", "README.md": b"# Mine\n\nmy words\n"}
+    there.commit("main", {path: (hub.store(data), len(data), False) for path, data in theirs.items()}, "Theirs")
+    pretrain(tmp_path / "run", "--prepare_only", push_to_hub=True, prepared_hub_id=name)
+    files = hub.files(name, kind="datasets")
+    assert files["notes/plan.txt"] == b"my plan" and "manifest.json" in files
+    assert b"<!-- yours: begin -->\n# Mine\n\nmy words\n<!-- yours: end -->" in files["README.md"]
+    record = json.loads(files["revision.json"])
+    for change in ({"files": [1]}, {"files": {"../../out": {"size": 1, "sha256": "0" * 64}}}, {"files": {"recipe.json": {"size": "1"}}}):
+        data = json.dumps({**record, **change}).encode()
+        entries = there.commits[there.branches["main"]]["files"]
+        there.commit("main", {**entries, "revision.json": (hub.store(data), len(data), False)}, "Theirs")
+        with pytest.raises(Refusal, match=f"revision.json of {name} does not say which files are its own"):
+            pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(tmp_path / "pulled"))
+
+
+def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, place, tmp_path, capsys):
+    name, there = place
+    repository, files = Repository(name, None, "ours"), revision(tmp_path, 5)
+    publish(repository, files, final=True)
+    put(name, "README.md", b"---\nlicense: [\n---\nmy words")
+    folder = tmp_path / "located"
+    folder.mkdir()
+    for path, file in files.items():
+        (folder / path).write_bytes(file.read_bytes())
+    commit = there.tags["step-000005"]
+    model = evaluation.Model("m", models.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
+    record = {**evaluation.where_from(model), "model": "m", "task": "t", "metrics": {"acc": {"value": 0.5, "stderr": 0.1, "n": 4}}}
+    scoreboard.push_scores(model, [{**record, "n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01"}])
+    assert "stays without scores: its metadata cannot be read" in capsys.readouterr().out
+    main = hub.files(name)
+    assert main["README.md"] == b"---\nlicense: [\n---\nmy words" and b"step-000005" in main["scores.csv"]
+
+
+@pytest.mark.parametrize(
+    ("tags", "expected"),
+    [
+        (["step-999000", "step-1000000", "step-best", "step-000500", "step-000500-2", "v1"], ["step-000500-2", "step-999000", "step-1000000"]),
+        (["step-1000", "step-200", "step-last"], ["step-200", "step-1000"]),  # of another project
+    ],
+)
+def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, place, tags, expected):
+    name, there = place
+    there.tags |= dict.fromkeys(tags, there.branches["main"])
+    assert evaluation._steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]

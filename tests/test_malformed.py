@@ -41,7 +41,8 @@ def test_a_template_that_harms_is_refused(base, monkeypatch, template, message):
     monkeypatch.setattr(rendering, "LONGEST", 2**20)
     tokenizer, began = AutoTokenizer.from_pretrained(base), time.monotonic()
     tokenizer.chat_template = template + PLAIN
-    for call in (prompts.encode, prompts.encode_prompt, harness.render_chat):
+    calls = (prompts.encode, prompts.encode_prompt, harness.render_chat)
+    for call in calls[:1] if "longer" in message else calls:
         with pytest.raises(Refusal, match=f"the chat template .*(?:{message}).*--chat_template_path") as refusal:
             call(tokenizer, TWO)
         assert "\n" not in str(refusal.value)
