@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(which.cpu_threads or cores_for_a_process())
+    torch.set_num_threads(cores_for_a_process() if which.cpu_threads is None else which.cpu_threads)
 
     # ---- Models and tasks ----
     found = evaluation.expand(which.models)
@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     work = {}
     for model in found:
         extra = [task for group in (*varied.values(), *disturbed.values()) for task in group] if model.name in varying else []
-        work[model.name] = [(task, what.limit) for task in asked] + [(task, what.variant_limit or what.limit) for task in extra]
+        work[model.name] = [(task, what.limit) for task in asked] + [
+            (task, what.limit if what.variant_limit is None else what.variant_limit) for task in extra
+        ]
     say(f"models    {len(found)}: {', '.join(names)}")
     for task in asked:
         count = sum(map(len, evaluation.chosen(task, what.limit, what.seed).values()))

@@ -236,7 +236,7 @@ def main(argv: list[str] | None = None) -> None:
             publisher=opened[0] if opened else None,
             probe=[collate([held[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
-            peak_flops=run_args.peak_flops or precision.peak_flops(run_args.precision, training_args.device),
+            peak_flops=precision.peak_flops(run_args.precision, training_args.device) if run_args.peak_flops is None else run_args.peak_flops,
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
         )
         trainer.on_spike = SpikeDetector()
@@ -246,7 +246,7 @@ def main(argv: list[str] | None = None) -> None:
         trainer.add_callback(Health(run))
         if run_args.eval_tasks:
             trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, training_args.seed))
-        if run_args.sample_tokens:
+        if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.given):
             prompts = run_args.sample_prompts or beginnings(held, tokenizer)
             trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, training_args.seed))
 

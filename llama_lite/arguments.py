@@ -7,12 +7,15 @@ choices in YAML, abbreviations. Only `TrlParser` and `TrainingArguments` are imp
 
 import dataclasses
 import difflib
+import math
 import os
 import re
+import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Literal, get_type_hints
+from types import UnionType
+from typing import Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import TrainingArguments
@@ -55,8 +58,54 @@ SHORT_NAMES = {  # what other programs call an argument
 }
 
 
+PATHS = frozenset(  # arguments whose `~` is the home folder, in YAML and on the command line alike; a list's also behind `=`, `+` or at its beginning
+    "output_dir prepared_dir curated_dir dataset tokenizer model_config init_from resume_from_checkpoint suggest plan_launch model_name_or_path "
+    "tokenizer_name chat_template_path models task_data texts contamination".split()
+)
+NONE_COUNTS = {
+    "save_total_limit",
+    "pad_to_multiple_of",
+}  # None is a value here (all checkpoints, no padding); elsewhere it is as if nothing was given
+
+
 class Refusal(Exception):
     """The user asked for something that cannot be right: one paragraph with the value, the rule and the way out."""
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that comes twice is an error, not the last one's win."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = [key for at, key in enumerate(keys) if key in keys[:at]]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str):
+    """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError, also for a key that comes twice."""
+    return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), UniqueKeys)
+
+
+def repeated(argv: list[str], dest_of: dict[str, str]) -> list[str]:
+    """What a command line says more than once, one sentence each: argparse would let the last one win. dest_of: {option: argument that it sets}."""
+    found: dict[str, list[str]] = {}
+    for word in argv:
+        if (option := word.split("=")[0]) in dest_of:
+            found.setdefault(dest_of[option], []).append(option)
+    return [
+        f"`{'` and `'.join(dict.fromkeys(options))}`: one argument, given {len(options)} times: give it once (a list: with all its values)."
+        for options in found.values()
+        if len(options) > 1
+    ]
+
+
+def expand_home(value):
+    """A path, or a list of references, with the home folder for `~`; anything else as it is."""
+    if isinstance(value, list):
+        return [re.sub(r"(?:(?<=[=+])|^)~[^/+]*(?=[/+]|$)", lambda match: os.path.expanduser(match[0]), item) for item in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def arg(default, help: str):
@@ -196,7 +245,7 @@ class RunArguments(CommonRunArguments):
     probe_windows: int = arg(8, "Validation windows whose loss is a checkpoint's proof; resuming computes it again.")
     eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are asked at each evaluation, too (the paper watches hellaswag).")
     eval_task_limit: int = arg(200, "Items of each of them: a seeded sample, always the same.")
-    sample_prompts: list[str] = arg([], "Prompts continued at each evaluation (default: how some held-out documents begin).")
+    sample_prompts: list[str] = arg([], "Prompts continued at each evaluation (default: how some held-out documents begin; [] in YAML: none).")
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
     fused_loss: bool = arg(True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, the same loss).")
     block_attention: bool = arg(True, "On a CPU, attend in blocks of queries, as large matrix products (the same mathematics).")
@@ -275,7 +324,9 @@ class Parser(TrlParser):
 
     def __init__(self, dataclass_types, follows_from: dict[str, str], **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
-        self.add_argument("--config", help="YAML file whose values become the defaults; the command line wins.")
+        self.add_argument("--config", help="YAML file whose values become the defaults; the command line wins. One file.")
+        self.hints = {name: hint for group in dataclass_types for name, hint in get_type_hints(group).items()}
+        self.preset = {field.name: field.default for group in dataclass_types for field in dataclasses.fields(group)}
         for action in self._actions:
             action.follows_from = follows_from.get(action.dest)
 
@@ -287,15 +338,16 @@ class Parser(TrlParser):
         argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
         if not argv and default_config:
             argv = ["--config", str(default_config)]
-        problems, config = [], {}
-        if "--config" in argv:
+        known = {option: action for action in self._actions for option in action.option_strings}
+        problems, config = repeated(argv, {option: action.dest for option, action in known.items()}), {}
+        if "--config" in argv and not problems:
             at = argv.index("--config")
             if at + 1 == len(argv):
                 raise Refusal("--config needs a YAML file, e.g. --config configs/pretrain/demo.yaml.")
             config = self._read_yaml(argv[at + 1])
             problems += self._take_yaml(argv[at + 1], config)
+            config = {key: value for key, value in config.items() if not self._is_absent(key, value)}
             argv = argv[:at] + argv[at + 2 :]
-        known = {option: action for action in self._actions for option in action.option_strings}
         typed = {known[word].dest for word in (word.split("=")[0] for word in argv) if word in known}
         bad = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
         problems += [self._unknown(word.split("=")[0], known, "on the command line") for word in bad]
@@ -305,8 +357,17 @@ class Parser(TrlParser):
         if rest:
             self.error(f"`{' '.join(rest)}` belongs to no argument")
         values, given = vars(namespace), typed | set(config)
+        for name in typed:
+            try:
+                values[name] = self._checked(name, values[name])
+            except ValueError as error:
+                problems.append(f"--{name} {shlex.quote(str(values[name]))}: {error}.")
+        if problems:
+            raise Refusal(" ".join(problems))
+        given -= {name for name in given if self._is_absent(name, values[name])}
+        values |= {name: expand_home(value) for name, value in values.items() if name in PATHS}
         if "precision" in values:
-            values |= {"precision": requested_precision(values, [typed, set(config)]), "bf16": False, "fp16": False}
+            values |= {"precision": requested_precision(values, [typed & given, set(config) & given]), "bf16": False, "fp16": False}
             given = given - {"bf16", "fp16"} | ({"precision"} if values["precision"] != "auto" else set())
         try:
             parsed = self.parse_dict(values, allow_extra_keys=True)
@@ -327,14 +388,15 @@ class Parser(TrlParser):
 
     def _read_yaml(self, path: str) -> dict:
         try:
-            config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            config = read_yaml(path)
         except FileNotFoundError:
             near = sorted(str(p.relative_to(ROOT)) for p in (ROOT / "configs").glob("*/*.yaml"))
             raise Refusal(f"config file {path!r} does not exist; the ones shipped are {', '.join(near)}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             raise Refusal(f"config file {path!r} is not readable YAML: {' '.join(str(error).split())}") from None
         if not isinstance(config, dict):
-            raise Refusal(f"config file {path!r} must hold `key: value` lines, not a {type(config).__name__}.")
+            held = "nothing" if config is None else f"a {type(config).__name__}"
+            raise Refusal(f"config file {path!r} must hold `key: value` lines, and holds {held}.")
         return config
 
     def _take_yaml(self, path: str, config: dict) -> list[str]:
@@ -343,19 +405,35 @@ class Parser(TrlParser):
         for action in self._actions:
             actions.setdefault(action.dest, action)
         problems = []
-        lists = {name for group in self.dataclass_types for name, kind in get_type_hints(group).items() if "list" in str(kind)}
         for key, value in config.items():
             if key not in actions or key in ("help", "config"):
                 problems.append(self._unknown(str(key), actions, f"in {path}"))
                 continue
+            if self._is_absent(key, value):
+                continue
             try:
-                value = value if isinstance(value, list) and key in lists and actions[key].nargs is None else _as_typed(actions[key], value)
+                value = _as_typed(actions[key], self.hints[key], self._checked(key, value))
             except ValueError as error:
-                problems.append(f"`{key}: {value}` in {path}: {error}.")
+                problems.append(f"`{key}: {'' if value is None else value}` in {path}: {error}.")
             for action in self._actions:
                 if action.dest == key:
                     action.default = value
         return problems
+
+    def _is_absent(self, name: str, value) -> bool:
+        """Whether a value says that nothing is given."""
+        return value is None and type(None) in get_args(self.hints.get(name)) and name not in NONE_COUNTS
+
+    def _checked(self, name: str, value):
+        """A value of YAML or of the command line, with None for the word. Raises ValueError where it is empty and may not be."""
+        optional, default = type(None) in get_args(self.hints[name]), self.preset[name]
+        if value is None and not optional:
+            raise ValueError("empty; give a value ([] for an empty list), or leave it out for the default")
+        if isinstance(value, list) and None in value:
+            raise ValueError("an item of the list is empty; leave it out, or put a text into quotes")
+        if isinstance(value, str) and not value.strip() and default != "":
+            raise ValueError("empty; give a value, or leave it out for the default")
+        return None if isinstance(value, str) and value.lower() in ("none", "null") and optional and default is None else value
 
 
 def requested_precision(values: dict, sources: list[set[str]]) -> str:
@@ -390,22 +468,29 @@ def requested_precision(values: dict, sources: list[set[str]]) -> str:
     return LAUNCHER_PRECISIONS[launcher] if launcher != "no" else asked
 
 
-def _as_typed(action, value):
-    """A YAML value as the command line would have parsed it: 1e4 for an int is 10000, 64.5 is refused."""
-    kind = action.type
-    if value is None or isinstance(value, dict):
+def _as_typed(action, hint, value):
+    """A YAML value as the command line would have parsed it: 1e4 for an int is 10000, 64.5 is refused. hint: the field's type."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)] if get_origin(hint) in (Union, UnionType) else [hint]
+    if isinstance(value, dict):
+        if dict not in [get_origin(kind) or kind for kind in kinds]:
+            raise ValueError("a single value is wanted, not a mapping")
+        return value
+    if value is None:
         return value
     if action.nargs == "+":
-        return [kind(item) for item in (value if isinstance(value, list) else [value])]
+        return [action.type(item) for item in (value if isinstance(value, list) else [value])]
     if isinstance(value, list):
-        raise ValueError("a single value is wanted, not a list")
-    if kind is str:
+        if list not in [get_origin(kind) or kind for kind in kinds]:
+            raise ValueError("a single value is wanted, not a list")
+        return value
+    kind = next((kind for kind in kinds if kind in (int, float)), str if action.type is str else action.type)
+    if kind is str or (str in kinds and isinstance(value, str)):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if kind in (int, float):
         if isinstance(value, bool):
             raise ValueError("a number is wanted")
-        number = float(value)
-        if kind is int and number != int(number):
+        number = value if isinstance(value, int) else float(value)
+        if kind is int and not (math.isfinite(number) and number == int(number)):
             raise ValueError("a whole number is wanted")
         return kind(number)
     if isinstance(action.const, bool) or action.nargs == "?":
@@ -510,10 +595,14 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
         check_metadata({"license": hub.card_license, "language": hub.card_language})
     except CardError as error:
         problems.append(str(error))
+    problems.add_if(training.max_steps == 0, "--max_steps 0 trains nothing: give at least 1, or leave it out.")
+    problems.add_if(
+        training.save_total_limit == 0, "--save_total_limit 0: the last checkpoint always stays; give at least 1, or `none` for all of them."
+    )
     problems.add_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
     problems.add_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")
     problems.add_if(
-        hub.publish_steps and "save_steps" in run.given and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
+        hub.publish_steps is not None and "save_steps" in run.given and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
         f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved checkpoints can be published.",
     )
     accelerator = training.accelerator_config

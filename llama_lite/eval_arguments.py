@@ -56,6 +56,9 @@ class TasksArguments:
     batch_tokens: int | None = arg(None, "Tokens in a forward pass (default: 2,048 on a CPU, 32,768 on a GPU).")
 
 
+LISTS = ("tasks", "num_fewshot", "sensitivity", "robustness", "variant_models")  # of TasksArguments, in which nothing comes twice
+
+
 @dataclasses.dataclass
 class OutputArguments:
     """Where it goes."""
@@ -101,8 +104,8 @@ def short_name(model: str) -> str:
 def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArguments) -> None:
     """Raise one Refusal that names every argument that cannot be right."""
     problems = Problems()
-    for name in ("limit", "variant_limit", "batch_tokens"):
-        value = getattr(what, name)
+    numbers = {name: getattr(what, name) for name in ("limit", "variant_limit", "batch_tokens")} | {"cpu_threads": which.cpu_threads}
+    for name, value in numbers.items():
         problems.add_if(value is not None and value < 1, f"--{name} {value} must be at least 1.")
     for name in what.sensitivity + what.robustness:
         problems.add_if(name not in what.tasks, f"--sensitivity and --robustness vary tasks of --tasks, and {name} is not among them.")
@@ -114,8 +117,11 @@ def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArgume
     for name in ("task_data", "texts"):
         for text in getattr(what, name):
             problems.add_if("=" not in text, f"--{name} {text}: NAME=PLACE is wanted.")
-    repeated = {name for name in what.tasks if what.tasks.count(name) > 1}
-    problems.add_if(repeated, f"--tasks {' '.join(sorted(repeated))}: given twice.")
+    named = {name: [text.rpartition("=")[0] for text in what.num_fewshot] if name == "num_fewshot" else getattr(what, name) for name in LISTS}
+    named |= {name: [text.partition("=")[0] for text in getattr(what, name)] for name in ("task_data", "texts")}
+    for name, items in {**named, "models": which.models}.items():
+        twice = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})
+        problems.add_if(twice, f"--{name} {' '.join(twice)}: given twice.")
     problems.end()
 
 

@@ -6,11 +6,10 @@ something else wastes days, so that is refused before anything is touched.
 
 import dataclasses
 import os
-from pathlib import Path
 
 import yaml
 
-from .arguments import Refusal
+from .arguments import Refusal, read_yaml
 from .runs import WORLD_SIZE
 
 SHARDINGS = ("none", "ddp", "fsdp2", "zero2")
@@ -36,7 +35,7 @@ def layout() -> Layout:
 def layout_of(path: str) -> Layout:
     """The layout that an accelerate config file would launch. Raises Refusal."""
     try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        config = read_yaml(path)
         kind, processes = str(config["distributed_type"]).upper(), int(config["num_processes"])
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError, ValueError) as error:
         raise Refusal(

@@ -147,9 +147,10 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
     if steps < 1:
         raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
     held = count_windows(manifest, "validation", run.block_size)
-    if held < max(run.probe_windows, run.eval_windows or 1):
+    wanted = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
+    if held < wanted:
         raise Refusal(
-            f"the validation slice has {held} windows of {run.block_size} tokens, and {max(run.probe_windows, run.eval_windows or 1)} are asked "
+            f"the validation slice has {held} windows of {run.block_size} tokens, and {wanted} are asked "
             "for: lower --eval_windows or --probe_windows, or prepare with more --validation_tokens."
         )
     parameters, embeddings = count_parameters(config)

@@ -82,7 +82,9 @@ def bootstrap(
     count: int, statistics: Callable[[np.ndarray], list[float]], clusters: list[str] | None = None, seed: int = 0
 ) -> list[tuple[float, float]]:
     """95 % interval of each of `statistics(numbers of items)` over draws of items, or of whole clusters, with replacement."""
-    names = np.unique([clusters[i] or f"alone {i}" for i in range(count)] if clusters else np.arange(count), return_inverse=True)[1]
+    names = np.unique(
+        [f"alone {i}" if clusters[i] is None else clusters[i] for i in range(count)] if clusters else np.arange(count), return_inverse=True
+    )[1]
     members = [np.flatnonzero(names == name) for name in range(names.max() + 1)]
     chance = np.random.default_rng(seed)
     draws = [statistics(np.concatenate([members[i] for i in chance.integers(0, len(members), len(members))])) for _ in range(DRAWS)]

@@ -185,7 +185,7 @@ def check_sft(base, adapter: AdapterArguments, rows: RowArguments, hub: TunedHub
     """Raise one Refusal that names every argument that cannot be right, whatever the model."""
     problems = check_training(run, hub, training, KEPT)
     for owner, name in ((adapter, "r"), (adapter, "lora_alpha"), (rows, "prepare_workers"), (run, "sequences_per_step"), (run, "probe_rows")):
-        problems.add_if((getattr(owner, name) or 1) < 1, f"--{name} {getattr(owner, name)} must be at least 1.")
+        problems.add_if(getattr(owner, name) < 1, f"--{name} {getattr(owner, name)} must be at least 1.")
     problems.add_if(rows.max_rows is not None and rows.max_rows < 2, f"--max_rows {rows.max_rows}: at least 2 are needed.")
     problems.add_if(training.max_length is not None and training.max_length < 8, f"--max_length {training.max_length} holds no conversation.")
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import yaml
 
-from .arguments import ROOT, Refusal, parse_pretrain
+from .arguments import ROOT, Refusal, expand_home, parse_pretrain, read_yaml
 from .checkpoints import checkpoints
 from .eval_arguments import pairs, parse_eval
 from .runs import EXIT_CODES, FolderLock, Interrupted, append_jsonl, die_with_parent, read_json, read_jsonl, say, write_json
@@ -27,17 +27,6 @@ from .sft_arguments import parse_sft
 PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval}
 FIELDS = {"title", "question", "script", "config", "seeds", "prepare", "set", "reference", "measure", "evaluate", "arms"}
 ARM_FIELDS = {"set", "from", "at", "against", "about"}
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error, not the last one's win."""
-
-    def construct_mapping(self, node, deep=False):
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{sorted(map(str, twice))[0]} is there twice", node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +80,7 @@ class StudyRun:
 def load(path: str) -> Study:
     """A study from its YAML file. Raises Refusal with everything that is wrong in it."""
     try:
-        raw = yaml.load(Path(path).read_text(encoding="utf-8"), UniqueKeys)
+        raw = read_yaml(path)
         if not isinstance(raw, dict):
             raise Refusal(f"--config {path} must hold `key: value` lines, not a {type(raw).__name__}.")
     except (OSError, UnicodeDecodeError) as error:
@@ -100,28 +89,34 @@ def load(path: str) -> Study:
         raise Refusal(f"--config {path}: {' '.join(str(error).split())}.") from None
     problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
     problems += [f"`{name}` is missing." for name in ("title", "script", "config", "seeds", "reference", "arms") if name not in raw]
+    problems += [f"`{name}` is empty: give a value, or leave it out." for name in raw if raw[name] is None and name != "question"]
     for name, kind in (("seeds", list), ("set", dict), ("arms", dict), ("prepare", list), ("evaluate", dict)):
-        if not isinstance(raw.get(name, kind()), kind):
+        if raw.get(name) is not None and not isinstance(raw[name], kind):
             problems.append(f"`{name}` must be a {'list' if kind is list else 'mapping'}, not {raw[name]!r}.")
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
+    for place, values in [("`set`", raw.get("set") or {}), ("`evaluate`", raw.get("evaluate") or {})]:
+        problems += _empty(place, values)
     arms = []
+    raw["arms"], raw["reference"] = {str(name): fields for name, fields in raw["arms"].items()}, str(raw["reference"])
     for name, fields in raw["arms"].items():
-        fields = fields or {}
+        fields = {} if fields is None else fields
         if not isinstance(fields, dict) or not isinstance(fields.get("set") or {}, dict) or not isinstance(fields.get("at") or [], list):
             problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
             continue
-        if bool(fields.get("from")) != bool(fields.get("at")):
+        fields |= {field: str(fields[field]) for field in ("from", "against") if fields.get(field) is not None}
+        problems += _empty(f"`set` of arm {name}", fields.get("set") or {})
+        if (fields.get("from") is None) != (not fields.get("at")):
             problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
         problems += [f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}." for field in fields if field not in ARM_FIELDS]
         if fields.get("from") is not None and fields["from"] not in raw["arms"]:
             problems.append(f"arm {name} begins from {fields['from']}, which is no arm.")
-        elif fields.get("from") and (raw["arms"][fields["from"]] or {}).get("from"):
+        elif fields.get("from") is not None and (raw["arms"][fields["from"]] or {}).get("from") is not None:
             problems.append(f"arm {name} begins from {fields['from']}, which itself begins from another: begin from an arm that begins from nothing.")
-        against = fields.get("against", raw["reference"])
+        against = raw["reference"] if fields.get("against") is None else fields["against"]
         if against not in raw["arms"]:
             problems.append(f"arm {name} is to be compared with {against}, which is no arm: {', '.join(map(str, raw['arms']))}.")
-        problems += [f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if not isinstance(at, int)]
+        problems += [f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if type(at) is not int or at < 1]
         for at in fields.get("at") or [None]:
             arms.append(Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about") or "", str(against)))
     if raw["reference"] not in raw["arms"]:
@@ -142,7 +137,8 @@ def load(path: str) -> Study:
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
     arms.sort(key=lambda arm: (arm.name != raw["reference"], arm.source is not None))
-    config = str(ROOT / raw["config"]) if not Path(raw["config"]).exists() else raw["config"]
+    config = expand_home(raw["config"])
+    config = config if Path(config).exists() else str(ROOT / config)
     study = Study(
         raw["title"],
         raw.get("question") or "",
@@ -170,6 +166,11 @@ def load(path: str) -> Study:
     return study
 
 
+def _empty(place: str, values: dict) -> list[str]:
+    """What of an arm's, or the evaluation's, arguments is left empty: a command line cannot say so."""
+    return [f"{place}: `{name}` is empty: give a value, or leave it out." for name, value in values.items() if value is None]
+
+
 def _near(name: str, known) -> str:
     """The likeliest of the known names, else all of them."""
     near = difflib.get_close_matches(str(name), known, 1, 0.5)
@@ -184,14 +185,14 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
         for arm in study.arms:
             folder = out / "runs" / f"{arm.name}{'' if arm.at is None else f'-at-{arm.at}'}-seed-{seed}"
             values = {**study.shared, **arm.set, "seed": seed, "output_dir": str(folder)}
-            if arm.source:
+            if arm.source is not None:
                 values["resume_from_checkpoint"] = str(out / "runs" / f"{arm.source}-seed-{seed}" / f"checkpoint-{arm.at}")
             argv = ["--config", study.config]
             for name, value in values.items():
                 argv += _words(name, value)
             if arm.source is None:
                 commands[arm.name] = argv
-            found.append(StudyRun(arm, seed, folder, argv, commands[arm.source] if arm.source else [], study.prepare))
+            found.append(StudyRun(arm, seed, folder, argv, [] if arm.source is None else commands[arm.source], study.prepare))
     return found
 
 
@@ -200,6 +201,15 @@ def _words(name: str, value) -> list[str]:
     if isinstance(value, bool):
         return [f"--{name}", str(value)]
     return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
+
+
+def _replaced(argv: list[str], values: dict) -> list[str]:
+    """A command line with these arguments instead of its own."""
+    kept, own = [], True
+    for word in argv:
+        own = word.removeprefix("--") not in values if word.startswith("--") else own
+        kept += [word] if own else []
+    return kept + [word for name, value in values.items() for word in _words(name, value)]
 
 
 def _command_file(one: StudyRun) -> Path:
@@ -244,7 +254,7 @@ def make(study: Study, one: StudyRun) -> None:
     write_json(_command_file(one), _command(one))
     argv = one.argv
     if checkpoints(one.folder):  # what it left out when it began is not left out again
-        argv = [*argv, "--resume_from_checkpoint", "auto", "--resume_without", ""]
+        argv = _replaced(argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
     began = time.monotonic()
     try:
         launch(study.script, argv, one.folder.with_suffix(".log"))

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .arguments import REPOSITORY, HelpFormatter, Refusal
+from .arguments import REPOSITORY, HelpFormatter, Refusal, expand_home, repeated
 
 STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
 
@@ -32,7 +32,13 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--push_to_hub", action="store_true", help="Publish report, results and figures as a dataset repository.")
     parser.add_argument("--hub_model_id", help="owner/name of that repository.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would be run; run nothing.")
-    parsed = parser.parse_args(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if twice := repeated(argv, {option: action.dest for action in parser._actions for option in action.option_strings}):
+        raise Refusal(" ".join(twice))
+    parsed = parser.parse_args(argv)
+    if empty := [name for name, value in vars(parsed).items() if value == ""]:
+        raise Refusal(f"--{empty[0]} is empty: give a value, or leave it out.")
+    parsed.config, parsed.output_dir = expand_home(parsed.config), expand_home(parsed.output_dir)
     if parsed.push_to_hub and not REPOSITORY.fullmatch(parsed.hub_model_id or ""):
         raise Refusal(f"--push_to_hub needs --hub_model_id owner/name, not {parsed.hub_model_id!r}.")
     return parsed

@@ -1,9 +1,29 @@
 """What is parsed, what wins, and how wrong arguments are told."""
 
+import dataclasses
+from pathlib import Path
+from typing import get_args, get_type_hints
+
 import pytest
+import yaml
 from conftest import config_file
 
-from llama_lite.arguments import Refusal, parse_pretrain
+from llama_lite import studies
+from llama_lite.arguments import (
+    NONE_COUNTS,
+    CurationArguments,
+    DataArguments,
+    HubArguments,
+    ModelArguments,
+    PretrainArguments,
+    Refusal,
+    RunArguments,
+    parse_pretrain,
+    read_yaml,
+)
+from llama_lite.eval_arguments import ModelsArguments, OutputArguments, TasksArguments, parse_eval
+from llama_lite.sft_arguments import AdapterArguments, BaseArguments, RowArguments, SftArguments, TunedHubArguments, TuningArguments, parse_sft
+from llama_lite.study_arguments import parse_study
 
 
 def parsed(*argv):
@@ -124,6 +144,8 @@ def test_a_config_that_is_not_there():
 @pytest.mark.parametrize(
     "argv, message",
     [
+        (["--max_steps", "0"], "--max_steps 0 trains nothing: give at least 1"),
+        (["--save_total_limit", "0"], "--save_total_limit 0: the last checkpoint always stays; give at least 1, or `none`"),
         (["--block_size", "0"], "--block_size 0 must be at least 1"),
         (["--cpu_threads", "0"], "--cpu_threads 0 must be at least 1"),
         (["--plan_launch", "configs/accelerate/ddp.yaml"], "--plan_launch plans another launch: it goes with --dry_run"),
@@ -150,7 +172,7 @@ def test_a_config_that_is_not_there():
 )
 def test_what_cannot_be_right_is_refused(argv, message):
     with pytest.raises(Refusal, match=message):
-        parsed("--block_size", "256", *argv)
+        parsed(*(() if "--block_size" in argv else ("--block_size", "256")), *argv)
 
 
 @pytest.mark.parametrize(
@@ -158,3 +180,157 @@ def test_what_cannot_be_right_is_refused(argv, message):
 )
 def test_resume_modes(given, mode):
     assert parsed("--block_size", "256", "--resume_from_checkpoint", given)[-1].resume_from_checkpoint == mode
+
+
+# ---- zero, empty and absent ----
+
+PARSERS = (
+    (parse_pretrain, (ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments)),
+    (parse_sft, (BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments)),
+    (parse_eval, (ModelsArguments, TasksArguments, OutputArguments)),
+)
+
+
+@pytest.mark.parametrize("parse, groups", PARSERS, ids=["pretrain", "sft", "eval"])
+def test_an_empty_yaml_value_is_as_if_nothing_was_given_or_refused_by_name(tmp_path, parse, groups):
+    """Every field of every group: where None is allowed the key counts for nothing, elsewhere it is named."""
+    hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+    fields = [field for group in groups for field in dataclasses.fields(group) if field.init and field.name not in NONE_COUNTS]
+    absent = [field.name for field in fields if type(None) in get_args(hints[field.name])]
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 7\n" + "".join(f"{name}:\n" for name in absent))
+    values, expected = (
+        {name: value for part in parse(argv) for name, value in vars(part).items()} for argv in (["--config", str(path)], ["--seed", "7"])
+    )
+    assert {name: values[name] for name in absent} == {name: expected[name] for name in absent} and len(absent) > 5
+    assert set(values.get("given", {})) == set(expected.get("given", {}))
+    wanted = [field.name for field in fields if field.name not in absent]
+    path.write_text("".join(f"{name}:\n" for name in wanted))
+    with pytest.raises(Refusal) as refusal:
+        parse(["--config", str(path)])
+    assert [name for name in wanted if f"`{name}: ` in {path}: empty; give a value" not in str(refusal.value)] == []
+
+
+def test_an_empty_limit_of_checkpoints_keeps_all_of_them(tmp_path):
+    path = str(config_file(tmp_path, {"block_size": 128, "max_steps": 5}))
+    Path(path).write_text(Path(path).read_text() + "save_total_limit:\n")
+    assert parsed("--config", path)[-1].save_total_limit is None and parsed("--config", path)[-2].given["save_total_limit"] is None
+    assert parsed("--block_size", "64", "--save_total_limit", "none")[-1].save_total_limit is None
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--output_dir", ""], "--output_dir '': empty; give a value"),
+        (["--prepared_dir", " "], "--prepared_dir ' ': empty; give a value"),
+        (["--dataset", ""], "--dataset '': empty; give a value"),
+    ],
+)
+def test_an_empty_word_is_no_folder(argv, message):
+    with pytest.raises(Refusal, match=message):
+        parsed("--block_size", "64", *argv)
+
+
+def test_none_on_the_command_line_is_no_folder_of_that_name():
+    _, data, *_, run, _ = parsed("--prepared_dir", "None", "--text_column", "null", "--max_tokens", "none", "--allow_changes", "")
+    assert (data.prepared_dir, data.text_column, data.max_tokens, run.given) == (None, None, None, {"allow_changes": ""})
+
+
+@pytest.mark.parametrize(
+    "line, rule",
+    [
+        ("vocab_size: 64.5", "a whole number is wanted"),
+        ("vocab_size: .inf", "a whole number is wanted"),
+        ("hours: true", "a number is wanted"),
+        ("dataset: {a: b}", "a single value is wanted, not a mapping"),
+        ("sample_prompts: [The, ]\neval_tasks: [null]", "an item of the list is empty"),
+        ("output_dir: ''", "empty; give a value"),
+    ],
+)
+def test_values_of_arguments_that_may_be_absent_are_checked_too(tmp_path, line, rule):
+    (tmp_path / "c.yaml").write_text(line + "\n")
+    with pytest.raises(Refusal, match=rule):
+        parsed("--config", str(tmp_path / "c.yaml"))
+    (tmp_path / "c.yaml").write_text("vocab_size: 1e3\nseed: 9007199254740993\nlr_scheduler_kwargs: {min_lr_rate: 0.2}\n")
+    _, data, *_, training = parsed("--config", str(tmp_path / "c.yaml"))
+    assert (data.vocab_size, training.seed, training.lr_scheduler_kwargs) == (1000, 9007199254740993, {"min_lr_rate": 0.2})
+
+
+# ---- said twice ----
+
+
+@pytest.mark.parametrize("second", [["--config", "nowhere.yaml"], ["--config=nowhere.yaml"], ["--config"]])
+def test_a_second_config_is_refused(tmp_path, second):
+    with pytest.raises(Refusal, match="`--config`: one argument, given 2 times: give it once"):
+        parsed("--config", str(config_file(tmp_path, {"block_size": 64})), *second)
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["--max_steps", "3", "--max_steps=5"], "`--max_steps`"),
+        (["--bf16", "--no_bf16"], "`--bf16` and `--no_bf16`"),
+        (["--eval_tasks", "a", "--seed", "1", "--eval_tasks", "b"], "`--eval_tasks`"),
+        (["--max-steps", "3", "--max_steps", "3"], "`--max-steps` and `--max_steps`"),
+    ],
+)
+def test_an_argument_that_comes_twice_is_refused(argv, named):
+    with pytest.raises(Refusal, match=f"{named}: one argument, given 2 times"):
+        parsed(*argv)
+
+
+@pytest.mark.parametrize(
+    "parse", [parse_pretrain, parse_sft, parse_eval, lambda argv: studies.load(argv[1])], ids=["pretrain", "sft", "eval", "study"]
+)
+@pytest.mark.parametrize("content", ["seed: 1\ntitle: a\nseed: 2\n", "title: {a: 1, b: 2, a: 3}\n"])
+def test_a_key_that_comes_twice_in_yaml_is_refused(tmp_path, parse, content):
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(Refusal, match=r"(seed|a) is there twice"):
+        parse(["--config", str(tmp_path / "c.yaml")])
+
+
+def test_anchors_and_merges_of_yaml_are_no_second_key(tmp_path):
+    (tmp_path / "c.yaml").write_text("lr_scheduler_kwargs: &a {min_lr_rate: 0.2}\naccelerator_config: {<<: *a, min_lr_rate: 0.3}\n")
+    assert read_yaml(str(tmp_path / "c.yaml"))["accelerator_config"] == {"min_lr_rate": 0.3}
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--num_fewshot", "5", "mmlu=3", "mmlu=1"], "--num_fewshot mmlu: given twice"),
+        (["--num_fewshot", "5", "3"], "--num_fewshot a number for all tasks: given twice"),
+        (["--texts", "a=x", "a=y"], "--texts a: given twice"),
+        (["--models", "runs/a", "runs/a"], "--models runs/a: given twice"),
+        (["--cpu_threads", "0"], "--cpu_threads 0 must be at least 1"),
+    ],
+)
+def test_an_evaluation_does_not_choose_between_two_values(argv, message):
+    with pytest.raises(Refusal, match=message):
+        parse_eval(["--models", "runs/b", *argv] if "--models" not in argv else argv)
+
+
+# ---- paths ----
+
+
+def test_the_home_folder_in_yaml_and_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    lines = {
+        "output_dir": "~/r",
+        "prepared_dir": "~/p",
+        "curated_dir": "~",
+        "dataset": "~/t.jsonl",
+        "init_from": "~/m",
+        "sample_prompts": ["~/x is home"],
+    }
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(lines))
+    model, data, *_, run, training = parsed("--config=~/c.yaml")
+    home = str(tmp_path)
+    assert (training.output_dir, data.prepared_dir, data.curated_dir) == (f"{home}/r", f"{home}/p", home)
+    assert (data.dataset, model.init_from, run.sample_prompts) == (f"{home}/t.jsonl", f"{home}/m", ["~/x is home"])
+    assert parsed("--prepared_dir", "~/p")[1].prepared_dir == f"{home}/p"
+    which, what, where = parse_eval(
+        ["--models", "~/a@step-*", "b/c+~/d", "x~/y", "--task_data", "t=~/e", "--output_dir", "~/o", "--contamination", "~/p"]
+    )
+    assert which.models == [f"{home}/a@step-*", f"b/c+{home}/d", "x~/y"]
+    assert (what.task_data, where.output_dir, what.contamination) == ([f"t={home}/e"], f"{home}/o", f"{home}/p")
+    assert parse_study(["--config", "~/s.yaml", "--output_dir", "~/o"]).output_dir == f"{home}/o"

@@ -12,8 +12,8 @@ MANIFEST = {
 
 
 def plan_of(*argv, config="1.7b", manifest=MANIFEST):
-    paper = ["--block_size", "1024", "--tokens_per_step", "524288", "--per_device_train_batch_size", "8", "--num_train_epochs", "1"]
-    *_, run, training = parse_pretrain([*paper, *argv])
+    paper = {"--block_size": "1024", "--tokens_per_step": "524288", "--per_device_train_batch_size": "8", "--num_train_epochs": "1"}
+    *_, run, training = parse_pretrain([*argv, *(word for name, value in paper.items() if name not in argv for word in (name, value))])
     return make_plan(load_model_config(config), manifest, run, training)
 
 

@@ -230,12 +230,35 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
         ({"evaluate": {"task": ["a"]}}, "`--task` on the command line is not an argument: did you mean `--tasks`"),
         ({"script": "run_all.py"}, "script run_all.py: one of run_pretrain.py, run_sft.py, run_eval.py is wanted"),
         ({"script": "run_eval.py"}, "arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing"),
+        ({"title": None}, "`title` is empty: give a value"),
+        ({"evaluate": None}, "`evaluate` is empty: give a value, or leave it out"),
+        ({"measure": None}, "`measure` is empty"),
+        ({"set": {"prepared_dir": None}}, "`set`: `prepared_dir` is empty: give a value, or leave it out"),
+        ({"evaluate": {"tasks": ["embedded_science"], "limit": None}}, "`evaluate`: `limit` is empty"),
+        ({"arms": {"whole": {}, "b": {"set": {"seed": None}}}}, "`set` of arm b: `seed` is empty"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
         ({"measure": ["embedded_sciense bits_per_byte"]}, "`evaluate` asks for no embedded_sciense: did you mean `embedded_science`"),
     ],
 )
 def test_a_study_that_cannot_be_right_is_refused(study, changes, message):
     with pytest.raises(Refusal, match=message):
         studies.load(str(study(**changes)))
+
+
+def test_a_run_that_goes_on_gives_no_argument_twice(study):
+    """What it left out when it began is not left out again."""
+    one = next(one for one in studies.runs(studies.load(str(study())), Path("out")) if one.arm.name == "no_optimizer")
+    argv = studies._replaced(one.argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
+    *_, run, training = studies.PARSERS["run_pretrain.py"](argv)
+    assert (training.resume_from_checkpoint, run.resume_without, training.seed) == ("auto", "", one.seed)
+    assert argv[: len(argv) - 4] == [word for word in one.argv if word in argv[: len(argv) - 4]] and "out/runs/whole-seed-1/checkpoint-4" not in argv
+
+
+def test_an_arm_named_zero_is_an_arm(study):
+    arms = {0: None, "b": {"from": 0, "at": [4]}}
+    found = studies.load(str(study(arms=arms, reference=0, measure="eval_loss")))
+    assert [(arm.name, arm.source, arm.against) for arm in found.arms] == [("0", None, "0"), ("b", "0", "0")] and found.reference == "0"
+    assert studies.runs(found, Path("out"))[1].argv[-1] == "out/runs/0-seed-1/checkpoint-4"
 
 
 def test_two_arms_of_one_name_are_refused(study):
