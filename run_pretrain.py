@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.hub import reference
     from llama_lite.launching import check_launch, layout, layout_of
     from llama_lite.memory import forecast
-    from llama_lite.plan import make_plan, model_config_of
+    from llama_lite.plan import check_publish_steps, make_plan, model_config_of
     from llama_lite.preflight import check_folders, check_packages, check_token
     from llama_lite.preparing import Text, prepare
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
@@ -74,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
 
     def plan_of(tokens: dict, processes: int | None = None):
         config = model_config_of(model_args.model_config, tokens["tokenizer"]["vocab_size"], run_args.block_size)
-        return config, make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
+        plan = make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
+        check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
+        return config, plan
 
     # ---- Plan without touching anything ----
     if run_args.dry_run or run_args.suggest:
@@ -267,11 +269,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
     """What a run will publish, and what waits already, for --dry_run."""
-    from llama_lite.plan import size
+    from llama_lite.plan import is_published, saved_steps, size
     from llama_lite.publishing import queue_lines
 
-    every = hub_args.publish_steps or int(training_args.save_steps if training_args.save_steps >= 1 else plan.steps * training_args.save_steps)
-    revisions = -(-plan.steps // every)
+    saved = saved_steps(training_args, plan.steps)
+    revisions = sum(is_published(step, hub_args.publish_steps, step == plan.steps) for step in saved)
     with_state = {"all": revisions, "final": 1, "none": 0}[hub_args.publish_training_state]
     total = revisions * plan.model_bytes + with_state * plan.checkpoint_bytes
     return [

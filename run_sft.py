@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
     from llama_lite.decisions import lines, set_values
     from llama_lite.launching import check_launch, layout
-    from llama_lite.plan import plan_tuning
+    from llama_lite.plan import check_publish_steps, plan_tuning
     from llama_lite.preflight import check_folders, check_packages, check_token
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.speed import settle_cpu
@@ -125,6 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     if adapter_args.use_lora:
         model = tuning.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
     plan = plan_tuning(model, learnt, held, len(packed), run_args.sequences_per_step, training_args)
+    check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
     say("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
     if run_args.suggest:
         on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, {**reasons, **why}, plan.lines())

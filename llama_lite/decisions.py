@@ -57,5 +57,13 @@ def nice(value: float) -> int:
     return int(min((power, 2 * power, 5 * power, 10 * power), key=lambda nice: abs(math.log(nice / value))))
 
 
+def save_interval(every: int, publish_steps: int | None) -> tuple[int, str]:
+    """(steps between checkpoints, why): those between evaluations, or the nearest of which --publish_steps is a multiple."""
+    if publish_steps is None or publish_steps % every == 0:
+        return every, "as often as evaluations"
+    divisors = [number for number in range(1, publish_steps + 1) if publish_steps % number == 0]
+    return min(divisors, key=lambda number: abs(math.log(number / every))), f"{publish_steps} steps, between revisions, are a multiple of it"
+
+
 def in_words(hours: float) -> str:
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.3g} hours"

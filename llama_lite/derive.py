@@ -12,9 +12,9 @@ import torch
 
 from . import precision, shapes, speed, timing
 from .arguments import CurationArguments
-from .decisions import Decisions, in_words, nice
+from .decisions import Decisions, in_words, nice, save_interval
 from .installed import INSTALLED
-from .plan import count_parameters, load_model_config, model_config_of
+from .plan import count_parameters, intervals, load_model_config, model_config_of, run_steps
 from .preparing import OF_TEXT, OF_TOKENS, Text, default_folder, name_of
 from .runs import read_json, say, seconds_since_start
 from .sources import amount
@@ -368,7 +368,7 @@ class Derivation:
     @property
     def steps(self) -> int:
         d = self.d
-        return d["max_steps"] if d["max_steps"] > 0 else max(1, int(d["num_train_epochs"] * self.available / d["tokens_per_step"]))
+        return max(1, run_steps(d.owner["max_steps"], self.available / d["tokens_per_step"]))
 
     # ---- what follows from the length ----
 
@@ -380,12 +380,12 @@ class Derivation:
         d.decide("warmup_steps", max(1, min(715, round(0.04 * steps))), f"4 % of {steps:,} steps")
         every = nice(steps / EVALUATIONS)
         d.decide("eval_steps", every, "some ten evaluations")
-        d.decide("save_steps", every, "as often as evaluations")
+        d.decide("save_steps", *save_interval(every, d["publish_steps"]))
         d.decide("logging_steps", nice(steps / 100), "some hundred lines")
         windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])
         if not d.settled("eval_windows"):
             trained = steps * d["tokens_per_step"] / d["block_size"]  # windows; one that is evaluated is a third of the work
-            most = max(8, int(3 * EVALUATION_SHARE * trained / max(1, steps // int(d["eval_steps"] or 1))))
+            most = max(8, int(3 * EVALUATION_SHARE * trained / max(1, steps // intervals(d.owner["eval_steps"], steps)["eval"])))
             d.decide(
                 "eval_windows",
                 min(windows, most),
@@ -394,10 +394,13 @@ class Derivation:
         d.decide("probe_windows", min(8, windows), "")
         if not d.settled("save_total_limit"):
             size = 12 * count_parameters(self.config())[0]
-            few = size * (EVALUATIONS + 2) < 2e9
-            d.decide(
-                "save_total_limit", EVALUATIONS + 2 if few else 3, "all of them, for their evaluation" if few else f"{size * 4 / 1e9:.1f} GB of disk"
-            )
+            limit = checkpoints_kept(size)
+            d.decide("save_total_limit", limit, "all of them, for their evaluation" if limit > EVALUATIONS else f"{size * 4 / 1e9:.1f} GB of disk")
+
+
+def checkpoints_kept(size: int) -> int:
+    """Of checkpoints of so many bytes: all of a run with EVALUATIONS of them, where that is little, else three."""
+    return EVALUATIONS + 2 if size * (EVALUATIONS + 2) < 2e9 else 3
 
 
 def active_rules(decisions: Decisions) -> list[str]:

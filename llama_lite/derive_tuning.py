@@ -3,13 +3,15 @@
 import dataclasses
 
 from . import precision, timing
-from .decisions import Decisions, in_words, nice
+from .decisions import Decisions, in_words, nice, save_interval
 from .instructions import Example
+from .plan import run_steps
 from .preparing import name_of
 from .runs import seconds_since_start
 
 HOURS, EPOCHS = 1 / 6, 3  # of a run that nobody gave a length: so many epochs, or hours if that is less
 MOST_EPOCHS = 10
+EVALUATIONS = 8  # of a run
 FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
 HELD_SHARE, MOST_HELD = 0.1, 400
 LORA_SHARE = 2 / 3  # of a training step's work: the frozen weights have no gradients
@@ -83,10 +85,10 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
     d.decide("learning_rate", rate, f"for {'LoRA' if adapter.use_lora else 'all weights'} at a width of {config.hidden_size:,}")
     if not d.settled("max_steps") and not d.settled("num_train_epochs"):
         _length(d, config, sequences, adapter.use_lora)
-    steps = d["max_steps"] if d["max_steps"] > 0 else max(1, int(d["num_train_epochs"] * sequences / d["sequences_per_step"]))
-    every = nice(steps / 8)
+    steps = max(1, run_steps(training, sequences / d["sequences_per_step"]))
+    every = nice(steps / EVALUATIONS)
     d.decide("eval_steps", every, f"of {steps:,}")
-    d.decide("save_steps", every, "as often as evaluations")
+    d.decide("save_steps", *save_interval(every, d["publish_steps"]))
     d.decide("logging_steps", max(1, nice(steps / 100)), "")
     return d.values(), d.reasons
 

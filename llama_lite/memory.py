@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from .launching import Layout
-from .plan import size
+from .plan import at_once, size
 
 FREE_SHARE = {"cuda": 0.92, "cpu": 0.8}  # of a device's memory that one can count on: the rest is context, libraries and the allocator's fragments
 ONE = Layout()
@@ -139,8 +139,7 @@ def forecast(config, plan, layout: Layout, precision: str, fused: bool, training
     if memory.total > room:
         way = what_would_fit(config, plan.micro_batch, run.block_size, precision, layout, fused, room)
         problems.append(f"a step takes {size(memory.total)} and {where} gives a process {size(room)}: {way}.")
-    kept = (plan.checkpoints_kept or plan.steps) + 1
-    needed, free = plan.checkpoint_bytes * kept + 2 * plan.model_bytes, _free(Path(training.output_dir))
+    needed, free = plan.checkpoint_bytes * at_once(plan) + 2 * plan.model_bytes, _free(Path(training.output_dir))
     if needed > free:
         fitting = (free - 2 * plan.model_bytes) // plan.checkpoint_bytes - 1
         way = f"it would with --save_total_limit {fitting}" if fitting > 0 else "give an --output_dir on a larger disk"

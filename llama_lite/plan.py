@@ -59,6 +59,49 @@ def accumulation_steps(tokens_per_step: int, block_size: int, micro_batch: int, 
     )
 
 
+def run_steps(training, per_epoch: int) -> int:
+    """Optimiser steps of a run: --max_steps, else --num_train_epochs of `per_epoch` steps, cut to whole ones."""
+    return training.max_steps if training.max_steps > 0 else int(training.num_train_epochs * per_epoch)
+
+
+def intervals(training, steps: int) -> dict[str, int]:
+    """Steps between logged losses, evaluations and checkpoints (`logging`, `eval`, `save`) of a run of `steps`, as Trainer counts them.
+
+    A share (below 1) is of all steps, rounded up. What only comes at the run's end (strategy `no`, or an interval of 0) has `steps`.
+    """
+    from transformers import TrainerState
+
+    state = TrainerState()
+    state.compute_steps(training, steps)
+    asked = {kind: getattr(training, f"{kind}_strategy") == "steps" and getattr(state, f"{kind}_steps") for kind in ("logging", "eval", "save")}
+    return {kind: int(every) if every else steps for kind, every in asked.items()}
+
+
+def saved_steps(training, steps: int) -> list[int]:
+    """The steps of which a run of `steps` makes checkpoints: every so many, and the last."""
+    return sorted({*range(every := intervals(training, steps)["save"], steps + 1, every), steps})
+
+
+def is_published(step: int, every: int | None, last: bool) -> bool:
+    """Whether the checkpoint of a step becomes a revision. `every`: --publish_steps; last: whether it ends the run, which always is."""
+    return last or every is None or step % every == 0
+
+
+def check_publish_steps(training, steps: int, every: int | None) -> None:
+    """Raise Refusal for a --publish_steps between which no checkpoint falls."""
+    save = intervals(training, steps)["save"]
+    if every is not None and every % save and save < steps:
+        raise Refusal(
+            f"--publish_steps {every} is no multiple of the {save} steps between checkpoints (--save_steps {training.save_steps:g}): only saved "
+            "checkpoints can be published."
+        )
+
+
+def at_once(plan) -> int:
+    """Checkpoints of a Plan or TuningPlan on the disk at once, at most: those that stay, and the next."""
+    return plan.saves if plan.checkpoints_kept is None else min(plan.saves, plan.checkpoints_kept + 1)
+
+
 @dataclasses.dataclass
 class Plan:
     """Every derived number of a run. Sizes in bytes, FLOPs a token for forward and backward (attention included)."""
@@ -78,6 +121,7 @@ class Plan:
     checkpoint_bytes: int
     model_bytes: int
     checkpoints_kept: int | None
+    saves: int  # checkpoints that are made, beside which at most `checkpoints_kept` stay
 
     @property
     def tokens(self) -> int:
@@ -86,7 +130,6 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
         unused = self.windows - self.epoch_windows
-        kept = self.checkpoints_kept or self.steps
         return [
             f"parameters          {self.parameters:,} ({self.parameters - self.embedding_parameters:,} in the layers, {self.embedding_parameters:,} in the embeddings)",
             f"tokens a step       {self.tokens_per_step:,} = {self.processes} process(es) x {self.micro_batch} windows x {self.accumulation} accumulated x {self.tokens_per_step // self.windows_per_step} tokens",
@@ -94,7 +137,7 @@ class Plan:
             + (f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)" if unused else ""),
             f"the run             {self.steps:,} steps, {self.tokens:,} tokens, {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a parameter",
             f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token, {self.flops_per_token * self.tokens:.3e} FLOP in all",
-            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {kept + 1} at most at once: {size(self.checkpoint_bytes * (kept + 1))}; finished model {size(self.model_bytes)}",
+            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}",
         ]
 
 
@@ -138,7 +181,7 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
             f"{windows * run.block_size:,} or less, or bring more text."
         )
     per_epoch = epoch_windows // per_step
-    steps = training.max_steps if training.max_steps > 0 else int(training.num_train_epochs * per_epoch)
+    steps = run_steps(training, per_epoch)
     if steps > per_epoch and not run.allow_epochs:
         raise Refusal(
             f"{steps:,} steps need {steps * per_step:,} windows and the training text has {epoch_windows:,} ({per_epoch:,} whole steps): lower "
@@ -170,6 +213,7 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
         checkpoint_bytes=parameters * 12 + 4 * 2**20,  # float32 weights and two moments, tokenizer and state
         model_bytes=parameters * publish_bytes,
         checkpoints_kept=training.save_total_limit,
+        saves=len(saved_steps(training, steps)),
     )
 
 
@@ -192,17 +236,18 @@ class TuningPlan:
     steps_per_epoch: int
     checkpoint_bytes: int
     checkpoints_kept: int | None
+    saves: int
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
-        unused, kept = self.sequences - self.steps_per_epoch * self.sequences_per_step, self.checkpoints_kept or self.steps
+        unused = self.sequences - self.steps_per_epoch * self.sequences_per_step
         return [
             f"parameters          {self.parameters:,}, of which {self.trained:,} are tuned ({self.trained / self.parameters:.2%})",
             f"rows                {self.rows:,} in {self.sequences:,} sequences, {self.tokens:,} tokens, of which {self.learnt_tokens:,} are learnt; {self.held_rows:,} held out",
             f"sequences a step    {self.sequences_per_step} = {self.processes} process(es) x {self.micro_batch} x {self.accumulation} accumulated",
             f"the run             {self.steps:,} steps, {self.steps / self.steps_per_epoch:.2f} epochs of {self.steps_per_epoch:,} steps"
             + (f" (cut to whole steps: {unused} of {self.sequences:,} sequences are left out)" if unused else ""),
-            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {kept + 1} at most at once: {size(self.checkpoint_bytes * (kept + 1))}",
+            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}",
         ]
 
 
@@ -223,7 +268,7 @@ def plan_tuning(model, learnt: list, held: list, sequences: int, per_step: int, 
     per_epoch = sequences // per_step
     if not per_epoch:
         raise Refusal(f"{len(learnt)} rows make {sequences} sequences, and a step takes {per_step}: lower --sequences_per_step, or bring more rows.")
-    steps = training.max_steps if training.max_steps > 0 else int(training.num_train_epochs * per_epoch)
+    steps = run_steps(training, per_epoch)
     if steps < 1:
         raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -243,4 +288,5 @@ def plan_tuning(model, learnt: list, held: list, sequences: int, per_step: int, 
         steps_per_epoch=per_epoch,
         checkpoint_bytes=trained * 12 + 4 * 2**20,  # float32 weights and two moments, tokenizer and state
         checkpoints_kept=training.save_total_limit,
+        saves=len(saved_steps(training, steps)),
     )

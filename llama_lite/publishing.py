@@ -30,6 +30,7 @@ from model_card.card import YOURS, renew
 from . import checkpoints
 from .arguments import Refusal
 from .hub import STEP, NoAnswer, NotAllowed, Reference, fetch, files_of, nothing_private, reason, refs_of, token, translated
+from .plan import is_published
 from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, sha256, write_json, write_text
 
 FORMAT = "llama_lite.revision/1"
@@ -448,7 +449,7 @@ class Publisher:
         """Queue a sealed checkpoint, by hard links (by a copy where the disk has none), if it is to be published."""
         manifest = checkpoints.read_manifest(checkpoint)
         step = manifest["step"]
-        if self.every and step % self.every and not is_final(manifest):
+        if not is_published(step, self.every, is_final(manifest)):
             return
         place, aside = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
         shutil.rmtree(aside, ignore_errors=True)

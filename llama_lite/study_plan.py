@@ -9,9 +9,11 @@ import functools
 import shutil
 from pathlib import Path
 
+from . import derive, derive_tuning
 from .arguments import parse_pretrain
+from .decisions import nice
 from .memory import duration
-from .plan import count_parameters, load_model_config, size
+from .plan import count_parameters, load_model_config, run_steps, saved_steps, size
 from .runs import read_json
 from .sft_arguments import parse_sft
 from .studies import Study, StudyRun, is_done, is_other, seconds_of
@@ -40,20 +42,25 @@ def _pretraining(one: StudyRun) -> Cost:
     steps = training.max_steps
     if None in (model.model_config, run.block_size, run.tokens_per_step):
         return Cost()  # derived when the run begins
-    if steps < 0:
+    if steps < 0:  # as many as the text has
         manifest = read_json(Path(data.prepared_dir) / "manifest.json") if data.prepared_dir else None
         if manifest is None or "num_train_epochs" not in run.given:
             return Cost()
-        steps = int(training.num_train_epochs * (count_windows(manifest, "train", run.block_size) * run.block_size // run.tokens_per_step))
+        steps = run_steps(training, count_windows(manifest, "train", run.block_size) * run.block_size // run.tokens_per_step)
     parameters, flops = _of_preset(model.model_config, run.block_size)
-    kept = min(training.save_total_limit or steps, _saves(steps, training.save_steps))
+    if "save_total_limit" not in run.given:
+        training.save_total_limit = derive.checkpoints_kept(12 * parameters)
+    kept = _kept(run, training, steps, derive.EVALUATIONS, one.arm.at or 0)
     made = steps - (one.arm.at or 0)
     return Cost(made, made * run.tokens_per_step, flops * made * run.tokens_per_step, kept * 12 * parameters + 2 * parameters)
 
 
-def _saves(steps: int, every: float) -> int:
-    """Checkpoints of a run: every so many steps (a share of them, where it is below 1), and the last one."""
-    return -(-steps // max(1, int(every if every >= 1 else every * steps)))
+def _kept(run, training, steps: int, evaluations: int, first: int = 0) -> int:
+    """Checkpoints that stay of a run of `steps` that begins at step `first`; saved as often as evaluated where no --save_steps are given."""
+    if "save_steps" not in run.given:
+        training.save_steps = nice(steps / evaluations)
+    saves = sum(step > first for step in saved_steps(training, steps))
+    return saves if training.save_total_limit is None else min(training.save_total_limit, saves)
 
 
 @functools.cache
@@ -74,11 +81,11 @@ def _tuning(one: StudyRun) -> Cost:
         return Cost()
     steps = training.max_steps
     if steps < 0:
-        steps = int(training.num_train_epochs * ((rows.max_rows - rows.eval_rows) // run.sequences_per_step))
+        steps = run_steps(training, (rows.max_rows - rows.eval_rows) // run.sequences_per_step)
     tokens = steps * run.sequences_per_step * training.max_length
     parameters, flops = _of_preset(base.model_name_or_path, training.max_length)
     trained = _adapted(base.model_name_or_path, adapter) if adapter.use_lora else parameters
-    kept = min(training.save_total_limit or steps, _saves(steps, training.save_steps))
+    kept = _kept(run, training, steps, derive_tuning.EVALUATIONS)
     share = 2 / 3 if adapter.use_lora else 1  # no gradients of the frozen weights
     return Cost(steps, tokens, share * flops * tokens, kept * 12 * trained + 2 * trained)
 

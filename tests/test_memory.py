@@ -112,7 +112,7 @@ def test_days_are_flops_over_peak():
 
 def planned(tmp_path, room, free, monkeypatch, **run):
     plan = SimpleNamespace(
-        micro_batch=4, checkpoints_kept=3, steps=10, checkpoint_bytes=100, model_bytes=10, flops_per_token=1e9, tokens=1e9, parameters=1
+        micro_batch=4, checkpoints_kept=3, saves=10, steps=10, checkpoint_bytes=100, model_bytes=10, flops_per_token=1e9, tokens=1e9, parameters=1
     )
     training = SimpleNamespace(device=torch.device("cpu"), activation_checkpointing=False, output_dir=str(tmp_path / "run"))
     monkeypatch.setattr(memory, "capacity", lambda device: room)

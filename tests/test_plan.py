@@ -1,9 +1,22 @@
 """The arithmetic of a run, and what it refuses."""
 
 import pytest
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_callback import DefaultFlowCallback
 
 from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.plan import accumulation_steps, count_parameters, load_model_config, make_plan
+from llama_lite.decisions import save_interval
+from llama_lite.plan import (
+    accumulation_steps,
+    at_once,
+    check_publish_steps,
+    count_parameters,
+    intervals,
+    is_published,
+    load_model_config,
+    make_plan,
+    saved_steps,
+)
 
 MANIFEST = {
     "tokenizer": {"vocab_size": 50257},
@@ -80,3 +93,65 @@ def test_unknown_model(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(Refusal, match="is no model configuration"):
         load_model_config(str(tmp_path))
+
+
+def trained(training, steps: int) -> dict[str, list[int]]:
+    """{what: its steps} of a run, as transformers' own callback decides while it trains; this project also saves and evaluates at the end."""
+    state, found = TrainerState(max_steps=steps), {"log": [], "evaluate": [], "save": []}
+    state.compute_steps(training, steps)
+    for state.global_step in range(1, steps + 1):
+        control = DefaultFlowCallback().on_step_end(training, state, TrainerControl())
+        for name, at in found.items():
+            at += [state.global_step] if getattr(control, f"should_{name}") or state.global_step == steps else []
+    return found
+
+
+@pytest.mark.parametrize(
+    "argv, steps, saved",
+    [
+        (["--save_steps", "0.4"], 6, [3, 6]),  # 2.4, rounded up
+        (["--save_steps", "0.34"], 6, [3, 6]),
+        (["--save_steps", "0.01"], 6, [1, 2, 3, 4, 5, 6]),
+        (["--save_steps", "0.5"], 7, [4, 7]),
+        (["--save_steps", "4"], 10, [4, 8, 10]),
+        (["--save_steps", "400"], 10, [10]),
+        (["--save_steps", "0"], 10, [10]),
+        (["--save_strategy", "no"], 6, [6]),
+    ],
+)
+def test_what_is_planned_is_what_transformers_does(argv, steps, saved):
+    *_, training = parse_pretrain(["--block_size", "64", *argv, "--eval_steps", "0.3", "--logging_steps", "0.15"])
+    assert saved_steps(training, steps) == trained(training, steps)["save"] == saved
+    every = intervals(training, steps)
+    for name, kind in (("evaluate", "eval"), ("log", "logging")):
+        assert sorted({*range(every[kind], steps + 1, every[kind]), steps}) == trained(training, steps)[name]
+
+
+def test_checkpoints_on_the_disk_at_once():
+    argv = ["--max_steps", "10", "--save_steps", "4"]  # 4, 8, 10
+    assert [at_once(plan_of(*argv, "--save_total_limit", limit)) for limit in ("none", "1", "2", "9")] == [3, 2, 3, 3]
+    assert "2 at most at once" in plan_of(*argv, "--save_total_limit", "1").lines()[-1]
+
+
+def test_revisions_fall_on_checkpoints():
+    *_, training = parse_pretrain(["--block_size", "64", "--save_steps", "0.2"])
+    check_publish_steps(training, 20, 8)  # every 4 steps
+    assert [step for step in saved_steps(training, 20) if is_published(step, 8, step == 20)] == [8, 16, 20]
+    with pytest.raises(Refusal, match=r"--publish_steps 6 is no multiple of the 4 steps between checkpoints \(--save_steps 0.2\)"):
+        check_publish_steps(training, 20, 6)
+    assert [save_interval(10, every)[0] for every in (None, 50, 25, 7, 1, 14)] == [10, 10, 5, 7, 1, 14]
+
+
+@pytest.mark.parametrize(
+    "changes, told",
+    [({"save_steps": 0.4, "max_steps": 6}, 2), ({"save_steps": 0.01}, 12), ({"save_strategy": "no"}, 1), ({"save_steps": 5, "publish_steps": 10}, 2)],
+)
+def test_the_dry_run_tells_the_revisions_that_will_be_made(pretrain, tmp_path, capsys, changes, told):
+    pretrain(tmp_path / "run", "--dry_run", "--push_to_hub", "--hub_model_id", "a/b", **changes)
+    assert f"publishes           {told} revisions of a/b, {told} with training state" in capsys.readouterr().out
+
+
+def test_a_share_of_the_run_as_interval_of_evaluations(pretrain, tmp_path, capsys):
+    """The number of windows follows from it."""
+    pretrain(tmp_path / "run", "--dry_run", eval_steps=0.25, eval_windows=None)
+    assert "eval_windows" in capsys.readouterr().out
