@@ -24,12 +24,17 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from llama_lite import evaluation, sandbox, tasks, variants
+    from llama_lite.folders import check_folder
+    from llama_lite.preflight import check_folders
     from llama_lite.provenance import provenance
     from model_card.card import written
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(cores_for_a_process() if which.cpu_threads is None else which.cpu_threads)
+
+    check_folders({"output_dir": where.output_dir})
+    check_folder("output_dir", where.output_dir, "eval")
 
     # ---- Models and tasks ----
     found = evaluation.expand(which.models)
@@ -62,13 +67,13 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(where.output_dir)
     lock = FolderLock(out, "write to")
     lock.acquire()
-    store = evaluation.Store(out)
     settings = evaluation.Settings(which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code)
     descriptions = {task.name: tasks.DESCRIPTIONS[task.name] for task in asked if task.name in tasks.DESCRIPTIONS}
     arguments = [dataclasses.asdict(part) for part in (which, what)]
     (out / "status.json").unlink(missing_ok=True)
     weights = {model.name: model.weights for model in found}
     write_json(out / "run.json", {"kind": "eval", "arguments": arguments, "weights": weights, "descriptions": descriptions, **provenance()})
+    store = evaluation.Store(out)
 
     # ---- Ask, pair by pair; what is there is not asked again ----
     records = []

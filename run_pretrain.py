@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite import block_attention, checkpoints, derive, precision, publishing, pulling, starting, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores, beginnings
     from llama_lite.decisions import lines, set_values
+    from llama_lite.folders import check_apart, check_folder
     from llama_lite.fused_loss import fuse
     from llama_lite.hub import reference
     from llama_lite.launching import check_launch, layout, layout_of
@@ -52,6 +53,12 @@ def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()
     settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
     training_args.output_dir = derive.output_dir(data_args.dataset) if "output_dir" not in run_args.given else training_args.output_dir
+    folders = {"prepared_dir": data_args.prepared_dir, "curated_dir": data_args.curated_dir}
+    on_main(check_folders, folders if data_args.prepare_only else {**folders, "output_dir": training_args.output_dir})
+    on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
+    if not data_args.prepare_only:
+        on_main(check_folder, "output_dir", training_args.output_dir, "pretrain")
+        check_apart(training_args.output_dir, folders)
     text, claimed, told = Text(data_args), set(run_args.given), {}
     tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize

@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite import checkpoints, derive_tuning, instructions, models, precision, prompts, publishing, starting, training, tuning
     from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
     from llama_lite.decisions import lines, set_values
+    from llama_lite.folders import check_folder
     from llama_lite.launching import check_launch, layout
     from llama_lite.plan import check_publish_steps, plan_tuning
     from llama_lite.preflight import check_folders, check_packages, check_token
@@ -50,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if "output_dir" not in run_args.given:
         training_args.output_dir = derive_tuning.output_dir(base_args.model_name_or_path)
     check_folders({"output_dir": training_args.output_dir})
+    on_main(check_folder, "output_dir", training_args.output_dir, "sft")
 
     # ---- What the record of the run says; the base, and the chat format ----
     repo = training_args.hub_model_id if publishes else None

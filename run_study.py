@@ -22,11 +22,15 @@ def main(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
 
     from llama_lite import findings, studies, study_plan
+    from llama_lite.folders import check_folder
+    from llama_lite.preflight import check_folders
     from llama_lite.provenance import provenance
     from model_card.study import line_of, write_report
 
     study = studies.load(arguments.config)
     out = Path(arguments.output_dir or f"runs/{Path(arguments.config).stem}-study")
+    check_folders({"output_dir": str(out)})
+    check_folder("output_dir", out, "study")
     everything = studies.runs(study, out)
     chosen = [one for one in everything if arguments.arm in (None, one.arm.name) and arguments.seed in (None, one.seed)]
     if not chosen:

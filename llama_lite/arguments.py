@@ -605,6 +605,9 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
         hub.publish_steps is not None and "save_steps" in run.given and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
         f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved checkpoints can be published.",
     )
+    problems.add_if(
+        run.suggest and Path(run.suggest).exists(), f"--suggest {run.suggest}: that file is there already, and is not written over: name another."
+    )
     accelerator = training.accelerator_config
     split = accelerator.get("split_batches") if isinstance(accelerator, dict) else accelerator.split_batches
     problems.add_if(split, "accelerator_config.split_batches divides each batch between the processes and so shrinks the step in silence: remove it.")
@@ -625,9 +628,6 @@ def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: Hu
     lengths = [name for name in ("max_steps", "hours", "num_train_epochs") if name in run.given and (name != "max_steps" or training.max_steps > 0)]
     problems.add_if(
         "hours" in lengths and len(lengths) > 1, f"{' and '.join(f'--{name}' for name in lengths)} are two lengths of one run: give one of them."
-    )
-    problems.add_if(
-        run.suggest and Path(run.suggest).exists(), f"--suggest {run.suggest}: that file is there already, and is not written over: name another."
     )
     problems.add_if(run.plan_mfu <= 0, f"--plan_mfu {run.plan_mfu:g} must be above 0: the share of peak FLOPs in percent.")
     problems.add_if(run.plan_launch and not run.dry_run, "--plan_launch plans another launch: it goes with --dry_run.")

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from .arguments import Problems
@@ -49,6 +50,11 @@ def check_folders(folders: dict[str, str | None], needed: dict[str, int] | None 
         there = first_there(Path(path).expanduser())
         problems.add_if(not there.is_dir(), f"--{name} {path}: {there} is a file, not a folder.")
         problems.add_if(there.is_dir() and not os.access(there, os.W_OK | os.X_OK), f"--{name} {path}: this user may not write to {there}.")
+        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+            try:
+                tempfile.TemporaryFile(dir=there).close()  # has no name, and leaves nothing
+            except OSError as error:
+                problems.append(f"--{name} {path}: nothing can be written to {there} ({error.strerror}).")
         disks.setdefault(os.stat(there).st_dev, []).append((name, there))
     for held in disks.values():
         wanted, free = sum((needed or {}).get(name, 0) for name, _ in held), shutil.disk_usage(held[0][1]).free

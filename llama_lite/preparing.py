@@ -19,6 +19,7 @@ from . import sources
 from .arguments import Refusal
 from .baselines import baselines
 from .curation import active, curate
+from .folders import check_folder
 from .formats import Skipped
 from .runs import FolderLock, read_json, say, write_json
 from .sources import Source
@@ -154,6 +155,7 @@ def prepare(data, rules: dict, text: Text, claimed, repair: bool = False) -> dic
     damaged ones again. Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises Refusal.
     """
     folder = Path(data.prepared_dir)
+    check_folder("prepared_dir", folder, "prepared")
     manifest, there = (read_json(folder / name) for name in ("manifest.json", "recipe.json"))
     if manifest:
         by_content = text.is_local and bool((there or {}).get("content"))  # the same text may lie elsewhere, or have another name
@@ -234,6 +236,7 @@ def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Sour
     """The curated text of a source, made once for all that is tokenised of it."""
     recipe = recipe_of_text(data, rules, text.content)
     folder = place if explicit else place / f"{name_of(data.dataset)}-{_short(recipe)}"
+    check_folder("curated_dir", folder, "curated")
     lock = FolderLock(folder, "curate into")
     lock.acquire()
     try:

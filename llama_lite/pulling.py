@@ -13,6 +13,7 @@ from model_card import card
 
 from . import checkpoints, integrity
 from .arguments import Refusal
+from .folders import check_folder
 from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, nothing_private, refs_of, translated
 from .preparing import ROOT, build_recipe, check_recipe
 from .publishing import FORMAT, REVISION, STATE, Repository, as_record, newest_first, step_of, with_words
@@ -149,6 +150,7 @@ def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str
     data, rules: DataArguments and the curation rules. What of them somebody `claimed` must be what the tokens were made with; the text is not needed.
     """
     folder = Path(data.prepared_dir or ROOT / where.repo.rpartition("/")[2])
+    check_folder("prepared_dir", folder, "prepared")
     if (folder / "recipe.json").exists():
         return str(folder)
     try:

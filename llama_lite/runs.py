@@ -77,7 +77,7 @@ def read_json(path: Path):
     """A JSON file's value, or None where there is no readable one."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 
@@ -116,8 +116,11 @@ class FolderLock:
 
     def acquire(self) -> None:
         """Raises Refusal while another process works here; waits, and says so, for one that is stopping."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a+")
+        except OSError as error:
+            raise Refusal(f"{self.path.parent} cannot be written to ({error.strerror}): choose another folder.") from None
         deadline, told = time.monotonic() + self.patience, False
         while True:
             try:

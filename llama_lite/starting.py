@@ -9,12 +9,11 @@ from pathlib import Path
 
 from . import block_attention, checkpoints, integrity, publishing, pulling, training
 from .arguments import Refusal, names
+from .folders import check_folder
 from .hub import NoAnswer, NotAllowed, reference
 from .models import mended
 from .plan import load_model_config
 from .runs import RANK, Interrupted, RunFolder, on_main, read_json, say, write_json
-
-OWN_FILES = ("status.json", "events.jsonl", "log.jsonl", "stop")  # what a run that ended before its run.json can leave
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,11 +187,7 @@ def _find_start(run, kind: str, identity: dict, asked: Asked) -> training.Start:
         say(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
         run.event("set aside", checkpoint=folder.name, problems=list(problems))
 
-    record = read_json(run.path / "run.json")
-    if record is None and any(path.name not in OWN_FILES and path.name[0] != "." for path in run.path.iterdir()):
-        raise Refusal(f"--output_dir {run.path} holds files and is not the folder of a run: choose another one.")
-    if record and record.get("kind") != kind:
-        raise Refusal(f"--output_dir {run.path} belongs to a run of another kind ({record.get('kind')}, this is {kind}): choose another one.")
+    check_folder("output_dir", run.path, kind)
     checkpoints.tidy(run.path)
     (run.path / "stop").unlink(missing_ok=True)
     without = tuple(names(asked.resume_without))

@@ -30,6 +30,7 @@ def write_suggestion(path: str, script: str, groups, given: dict, reasons: dict[
                 told.append(f"{text:<{WIDTH}} # {why}")
         if told:
             lines += ["", f"# {group._argument_group_name.partition(' (')[0]}", *told]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(Path(path), "\n".join(lines) + "\n")
     say(f"suggested {path}; run it with: accelerate launch {script} --config {path}")
     say(textwrap.indent("\n".join(lines), "          "))
