@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from . import precision, shapes, speed, timing
+from . import precision, shapes, speed, timing, tokens
 from .arguments import CurationArguments
 from .decisions import Decisions, in_words, nice, save_interval
 from .installed import INSTALLED
@@ -142,8 +142,13 @@ class Derivation:
 
     def read_manifest(self, folder: str | None) -> dict | None:
         """The manifest of a prepared folder; what it was made with is decided then."""
-        manifest = read_json(Path(folder) / "manifest.json") if folder else None
-        recipe = (read_json(Path(folder) / "recipe.json") or {}) if manifest else {}
+        manifest = tokens.read_manifest(Path(folder)) if folder else None
+        broken = bool(folder) and not manifest and (Path(folder) / "manifest.json").exists()
+        if broken and not self.d["prepare_only"]:
+            raise tokens.altered(Path(folder))
+        found = manifest.get("recipe") if manifest else None
+        found = read_json(Path(folder) / "recipe.json") if found is None and (manifest or broken) else found
+        recipe = found if isinstance(found, dict) else {}
         for name in (*OF_TEXT, *OF_TOKENS):
             if name in recipe:
                 self.d.decide(name, recipe[name], f"as {folder} was prepared" if name in ("tokenizer", "vocab_size", "validation_tokens") else "")

@@ -25,7 +25,20 @@ from .runs import FolderLock, read_json, say, write_json
 from .sources import Source
 from .text_facts import TextFacts, look
 from .tokenizers import load_tokenizer, tokenizer_record, train_tokenizer
-from .tokens import FORMAT, ShardWriter, damaged_shards, seal, tokenise
+from .tokens import (
+    FORMAT,
+    ShardWriter,
+    altered,
+    damage,
+    digest_of,
+    file_records,
+    fingerprint,
+    read_manifest,
+    read_progress,
+    read_tokenizer_record,
+    seal,
+    tokenise,
+)
 
 ROOT = Path("data")
 DIGESTS = ROOT / ".digests.json"  # of large files, by size and time
@@ -136,7 +149,7 @@ def check_recipe(folder: Path, there: dict | None, recipe: dict, claimed) -> Non
 def check_content(folder: Path, there: dict, text: Text) -> None:
     """Raise Refusal when the files of a text are not those that a folder was prepared from. `there`: its recipe."""
     if there["content"] != text.content:
-        before, now = (read_json(folder / "manifest.json") or {}).get("source", {}), text.source.record
+        before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
         told = (
             f"{before['files']:,} files of {before['bytes']:,} bytes then, {now['files']:,} of {now['bytes']:,} now"
             if "bytes" in before
@@ -151,32 +164,86 @@ def check_content(folder: Path, there: dict, text: Text) -> None:
 def prepare(data, rules: dict, text: Text, claimed, repair: bool = False) -> dict:
     """Make the prepared folder, or go on with it from its last whole shard; returns its manifest.
 
-    claimed: names of the arguments that somebody gave, which a folder that is there must agree with. repair: hash every shard of it, and make the
-    damaged ones again. Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises Refusal.
+    claimed: names of the arguments that somebody gave, which a folder that is there must agree with. repair: verify every byte of it, and make what is
+    damaged again, or say that it is beyond repair. Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises
+    Refusal.
     """
     folder = Path(data.prepared_dir)
     check_folder("prepared_dir", folder, "prepared")
-    manifest, there = (read_json(folder / name) for name in ("manifest.json", "recipe.json"))
+    manifest, there = read_manifest(folder), _read_recipe(folder)
+    problems = [] if manifest or not (folder / "manifest.json").exists() else ["manifest.json was altered"]
+    if problems and not repair:
+        raise altered(folder)
     if manifest:
-        by_content = text.is_local and bool((there or {}).get("content"))  # the same text may lie elsewhere, or have another name
+        there = manifest.get("recipe", there)
+    elif problems:
+        there = _recipe_of_repair(folder, data, rules, text)
+    if manifest or problems:
+        problems += damage(folder, manifest, hashes=True) if manifest and repair else []
+        lost = [problem for problem in problems if not problem.startswith("recipe.json ")]  # the recipe is in the manifest
+        if problems:
+            say(f"repairing {folder}: {'; '.join(problems)}")
+        if problems and manifest:
+            write_json(folder / "recipe.json", there)
+        by_content = bool((there or {}).get("content")) and (text.is_local or bool(lost))  # the same text may lie elsewhere, or have another name
         check_recipe(folder, there, build_recipe(data, rules, None), set(claimed) - ({"dataset"} if by_content else set()))
-        problems = damaged_shards(folder, manifest, hashes=True) if repair else []
-        if by_content and ("dataset" in claimed or problems):
+        if lost:
+            return _repair(folder, data, rules, text, there, manifest, lost)
+        if by_content and "dataset" in claimed:
             check_content(folder, there, text)
-        if not problems:
-            return manifest
-        say(f"repairing {folder}: {'; '.join(problems)}")
-    recipe = there if manifest else build_recipe(data, rules, text.content)
+        return manifest
+    recipe = build_recipe(data, rules, text.content)
     lock = FolderLock(folder, "prepare")
     lock.acquire()
     try:
-        begun = read_json(folder / "recipe.json")
-        if begun != recipe and read_json(folder / "progress.json"):
-            check_recipe(folder, begun, recipe, recipe)
+        begun, progress = _read_recipe(folder), read_progress(folder)
+        if begun != recipe and progress.get("marks", progress):
+            if progress.get("stamp", {}).get("recipe") != digest_of(recipe):  # else recipe.json was altered since
+                check_recipe(folder, begun, recipe, recipe)
         elif begun != recipe:
             _withdraw(folder)
         write_json(folder / "recipe.json", recipe)
         return _prepare(folder, data, rules, text, recipe, "vocab_size" in claimed)
+    finally:
+        lock.release()
+
+
+def _read_recipe(folder: Path) -> dict | None:
+    recipe = read_json(folder / "recipe.json")
+    return recipe if isinstance(recipe, dict) else None
+
+
+def _recipe_of_repair(folder: Path, data, rules: dict, text: Text) -> dict:
+    """What a folder without a whole manifest was made from: its recipe.json, if that is what was written, else what is asked for now, if it is the same."""
+    there, stamp = _read_recipe(folder), read_progress(folder).get("stamp")
+    if there and (stamp is None or digest_of(there) == stamp["recipe"]):
+        return there
+    if stamp and digest_of(asked := build_recipe(data, rules, text.content)) == stamp["recipe"]:
+        return asked
+    raise Refusal(
+        f"prepared tokens in {folder} are beyond repair: neither manifest.json nor recipe.json is what was written, so nobody can say what they were made "
+        "from. Delete the folder to prepare it again, or ask for exactly what it was made from."
+    )
+
+
+def _repair(folder: Path, data, rules: dict, text: Text, recipe: dict, manifest: dict | None, problems: list[str]) -> dict:
+    """Make what is damaged again, of the same text by the same recipe; what comes out must be what was there. Raises Refusal where it cannot be."""
+    lock = FolderLock(folder, "prepare")
+    lock.acquire()
+    try:
+        try:
+            if recipe.get("content"):
+                check_content(folder, recipe, text)
+            text.source  # noqa: B018 (raises where there is none)
+        except Refusal as refusal:
+            raise Refusal(
+                f"prepared tokens in {folder} are damaged ({'; '.join(problems)}) and cannot be repaired without the text that they were made from. "
+                f"{refusal} Or delete the folder, and prepare or pull it anew."
+            ) from None
+        if any(problem.startswith("tokenizer/") for problem in problems):
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        write_json(folder / "recipe.json", recipe)
+        return _prepare(folder, data, rules, text, recipe, False, manifest)
     finally:
         lock.release()
 
@@ -190,14 +257,19 @@ def _withdraw(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
 
 
-def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: bool) -> dict:
+def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: bool, before: dict | None = None) -> dict:
+    """Tokens of a text, from where a ShardWriter left off. before: the manifest of a folder that is repaired, whose tokens must come out again."""
     source = text.source
     if active(rules):
         source = _curated(Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir))
         shutil.copyfile(Path(source.files[0].path).parent.parent / "curation.json", folder / "curation.json")
-    tokenizer = _tokenizer_for(folder, data, source, exact)
+    known = before["tokenizer"] if before else read_progress(folder).get("stamp", {}).get("tokenizer")
+    tokenizer = _tokenizer_for(folder, data, source, exact, known)
+    if before and tokenizer_record(tokenizer) != known:
+        raise _beyond_repair(folder, "its tokenizer comes out as another one")
     began = time.monotonic()
-    writer = ShardWriter(folder, len(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens)
+    stamp = {"recipe": digest_of(recipe), "tokenizer": tokenizer_record(tokenizer)}
+    writer = ShardWriter(folder, len(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
     with tqdm(total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None) as bar:
         for batch in () if writer.full else tokenise(source, tokenizer, writer.position, data.prepare_workers):
             bar.update(writer.add(batch))
@@ -226,10 +298,20 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
         },
         **writer.counts,
         "skipped": writer.skipped,
+        "files": file_records(folder),
     }
+    if before and fingerprint(manifest) != before["fingerprint"]:
+        raise _beyond_repair(folder, "the text gives other tokens now")
     manifest = seal({**manifest, "baselines": baselines(folder, manifest)})
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _beyond_repair(folder: Path, why: str) -> Refusal:
+    return Refusal(
+        f"prepared tokens in {folder} are beyond repair: {why} (another version of a library, or another source of the tokenizer). Delete the folder to "
+        "prepare it again; runs that were trained on it will not go on with it."
+    )
 
 
 def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
@@ -250,13 +332,18 @@ def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Sour
         lock.release()
 
 
-def _tokenizer_for(folder: Path, data, source: Source, exact: bool):
-    """The tokenizer saved in the prepared folder; on the first call it is loaded or learnt, and saved. `exact`: with as many ids as was asked for."""
+def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict | None):
+    """The tokenizer saved in the prepared folder; where there is none, or not the `known` one, it is loaded or learnt, and saved.
+
+    `exact`: with as many ids as was asked for. known: its `tokenizer_record`, None where nothing was made with it yet.
+    """
     from transformers import AutoTokenizer
 
     place = folder / "tokenizer"
-    if (place / "tokenizer.json").exists():
+    found = read_tokenizer_record(place) if (place / "tokenizer.json").exists() else None
+    if found and found == (known or found):
         return AutoTokenizer.from_pretrained(place)
+    shutil.rmtree(place, ignore_errors=True)
     if data.tokenizer == "train":
         tokenizer = train_tokenizer((document.text for document in source.documents(Skipped())), data.vocab_size)
         if exact and len(tokenizer) != data.vocab_size:

@@ -18,6 +18,7 @@ from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, 
 from .preparing import ROOT, build_recipe, check_recipe
 from .publishing import FORMAT, REVISION, STATE, Repository, as_record, newest_first, step_of, with_words
 from .runs import flush_folder, read_json, say, sha256, write_json, write_text
+from .tokens import damage, read_manifest
 
 PREPARED = "llama_lite.prepared/1"
 
@@ -145,15 +146,19 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
 
 
 def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str:
-    """Download prepared tokens into the prepared folder, each file verified; nothing when some are there. Returns the folder. Raises Refusal.
+    """Download prepared tokens into the prepared folder, each file verified. Returns the folder. Raises Refusal.
+
+    Where some are there, nothing is downloaded; with --prepare_only what is damaged of these tokens is.
 
     data, rules: DataArguments and the curation rules. What of them somebody `claimed` must be what the tokens were made with; the text is not needed.
     """
     folder = Path(data.prepared_dir or ROOT / where.repo.rpartition("/")[2])
     check_folder("prepared_dir", folder, "prepared")
-    if (folder / "recipe.json").exists():
-        return str(folder)
     try:
+        if any((folder / name).exists() for name in ("recipe.json", "manifest.json")):
+            if data.prepare_only:
+                _mend(where, folder)
+            return str(folder)
         commit = commit_of(where, "dataset")
         record, aside = _prepared_record(where, commit), folder / ".pulled"
         download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, aside, "dataset")
@@ -164,11 +169,29 @@ def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str
         raise Refusal(f"--prepared_hub_id {where}: {error}. Run the same command again when the Hub answers.") from None
     if integrity.read_object(aside / "manifest.json", f"manifest.json of {where}").get("fingerprint") != record["fingerprint"]:
         raise Refusal(f"--prepared_hub_id {where}: its manifest is not the one that it names.")
-    for path in sorted(aside.iterdir(), key=lambda path: path.name == "recipe.json"):
+    for path in sorted(aside.iterdir(), key=lambda path: path.name in ("recipe.json", "manifest.json")):
+        if (folder / path.name).is_dir():  # of a pull that was cut here
+            shutil.rmtree(folder / path.name)
         os.rename(path, folder / path.name)
     os.rmdir(aside)
     flush_folder(folder)
     return str(folder)
+
+
+def _mend(where: Reference, folder: Path) -> None:
+    """Download again what is damaged in a prepared folder, where it holds these tokens; others, and unfinished ones, stay for `prepare`."""
+    manifest = read_manifest(folder)
+    wrong = damage(folder, manifest, hashes=True) if manifest else ["manifest.json was altered"] * (folder / "manifest.json").exists()
+    if not wrong:
+        return
+    commit = commit_of(where, "dataset")
+    record = _prepared_record(where, commit)
+    with tempfile.TemporaryDirectory() as aside:
+        download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, Path(aside), "dataset")
+        theirs = read_json(Path(aside) / "recipe.json")
+    if manifest["fingerprint"] == record["fingerprint"] if manifest else read_json(folder / "recipe.json") in (None, theirs):
+        say(f"repairing {folder} from {where}: {'; '.join(wrong)}")
+        download(where, commit, record["files"], folder, "dataset")
 
 
 def _of_this_machine(path: Path) -> bool:

@@ -17,6 +17,7 @@ from .plan import count_parameters, load_model_config, run_steps, saved_steps, s
 from .runs import read_json
 from .sft_arguments import parse_sft
 from .studies import Study, StudyRun, is_done, is_other, seconds_of
+from .tokens import read_manifest
 from .windows import count_windows
 
 MFU = 0.4  # share of the peak at which time is counted while no run is finished
@@ -43,7 +44,7 @@ def _pretraining(one: StudyRun) -> Cost:
     if None in (model.model_config, run.block_size, run.tokens_per_step):
         return Cost()  # derived when the run begins
     if steps < 0:  # as many as the text has
-        manifest = read_json(Path(data.prepared_dir) / "manifest.json") if data.prepared_dir else None
+        manifest = read_manifest(Path(data.prepared_dir)) if data.prepared_dir else None
         if manifest is None or "num_train_epochs" not in run.given:
             return Cost()
         steps = run_steps(training, count_windows(manifest, "train", run.block_size) * run.block_size // run.tokens_per_step)

@@ -20,7 +20,7 @@ from .arguments import Refusal
 from .formats import Part, Skipped, documents, merge_skipped, parts
 from .runs import flush_folder, read_json, sha256, worker_pool, write_json
 from .sources import Source
-from .tokenizers import Encoder
+from .tokenizers import Encoder, tokenizer_record
 
 FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # /1 counted recipe and records into the fingerprint
 IN_FLIGHT = 3  # parts a worker has waiting or done: bounds memory whatever the corpus
@@ -102,11 +102,14 @@ class ShardWriter:
     `position` says which document comes next; a stopped writer goes on from its last whole shard.
     """
 
-    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int, validation_tokens: int, max_tokens: int | None):
+    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int, validation_tokens: int, max_tokens: int | None, stamp: dict | None = None):
+        self.stamp = stamp or {}
         self.folder, self.shard_tokens, self.validation_tokens = folder, shard_tokens, validation_tokens
         self.max_tokens = max_tokens
         self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-        saved = read_json(folder / "progress.json") or {}
+        saved = read_progress(folder)
+        if saved.get("stamp", self.stamp) != self.stamp:  # of another recipe, or another tokenizer
+            saved = {}
         self.splits = saved.get("splits", {"validation": [], "train": []})
         self.position = saved.get("position", dict(BEGINNING))
         self.counts = saved.get("counts", {"documents": 0, "slow_documents": 0})
@@ -115,6 +118,16 @@ class ShardWriter:
         self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
         self.behind = dict(self.position)  # what lies before it is in whole shards already, and comes again with the rest of its part
         self.buffer, self.filled, self.text_bytes = None, 0, 0.0
+        self._record()
+
+    @property
+    def _state(self) -> dict:
+        return {"position": self.position, "counts": self.counts, "skipped": self.skipped}
+
+    def _record(self) -> None:
+        """Write how far it is, with a digest."""
+        progress = {"splits": self.splits, "marks": self.marks, **self._state} | ({"stamp": self.stamp} if self.stamp else {})
+        write_json(self.folder / "progress.json", {**progress, "digest": digest_of(progress)})
 
     def _start_at_first_damaged(self, marks: list[dict]) -> None:
         """Keep the shards before the first one that is not what was written, and the position after them."""
@@ -212,9 +225,8 @@ class ShardWriter:
         self.splits[split].append(shard)
         self.total += self.filled
         self.buffer, self.filled, self.text_bytes = None, 0, 0.0
-        state = {"position": self.position, "counts": self.counts, "skipped": self.skipped}
-        self.marks.append(json.loads(json.dumps({"split": split, "shard": shard, **state})))
-        write_json(self.folder / "progress.json", {"splits": self.splits, "marks": self.marks, **state})
+        self.marks.append(json.loads(json.dumps({"split": split, "shard": shard, **self._state})))
+        self._record()
 
     def finish(self, files: int) -> None:
         """Write the last, shorter shard; the position is then behind the last of `files` files."""
@@ -227,15 +239,35 @@ class ShardWriter:
 # ---- checking ----
 
 
-def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
-    path = folder / shard["name"]
+def read_progress(folder: Path) -> dict:
+    """What a ShardWriter recorded, or {} where there is nothing, or what was altered. Older ones have no digest."""
+    progress = read_json(folder / "progress.json")
+    if (
+        not isinstance(progress, dict)
+        or progress.get("digest", digest_of(progress)) != digest_of(progress)
+        or not isinstance(progress.get("splits"), dict)
+    ):
+        return {}
+    return progress
+
+
+def file_records(folder: Path) -> dict[str, dict]:
+    """{path: {size, sha256}} of the small files that a manifest vouches for: the tokenizer's, and curation.json."""
+    paths = [*sorted((folder / "tokenizer").rglob("*")), folder / "curation.json"]
+    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in paths if path.is_file()}
+
+
+def _file_problem(folder: Path, name: str, size: int, digest: str | None) -> str | None:
+    path = folder / name
     if not path.exists():
-        return f"{shard['name']} is missing"
-    if path.stat().st_size != shard["size"]:
-        return f"{shard['name']} has {path.stat().st_size:,} bytes instead of {shard['size']:,}"
-    if hashes and sha256(path) != shard["sha256"]:
-        return f"{shard['name']} was altered (its sha256 is not the manifest's)"
-    return None
+        return f"{name} is missing"
+    if path.stat().st_size != size:
+        return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    return f"{name} was altered (its sha256 is not the manifest's)" if digest and sha256(path) != digest else None
+
+
+def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
+    return _file_problem(folder, shard["name"], shard["size"], shard["sha256"] if hashes else None)
 
 
 def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
@@ -243,6 +275,56 @@ def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     with ThreadPoolExecutor(max_workers=4) as pool:
         return [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard, hashes), shards) if problem]
+
+
+def damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
+    """What is wrong with a prepared folder by its manifest, which is whole, one sentence each: recipe, tokenizer, shards, curation.json.
+
+    hashes: whether shards are hashed, too; the small files always are.
+    """
+    recipe, there = read_json(folder / "recipe.json"), (folder / "recipe.json").exists()
+    problems = []
+    if manifest.get("recipe", recipe) != recipe:
+        problems.append("recipe.json was altered (it is not the manifest's)" if there else "recipe.json is missing")
+    for name, expected in manifest.get("files", {}).items():
+        problems += filter(None, [_file_problem(folder, name, expected["size"], expected["sha256"])])
+    if "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]:  # of an earlier version
+        whole = (folder / "tokenizer" / "tokenizer.json").exists()
+        problems.append("tokenizer/ is not the one that the tokens were made with" if whole else "tokenizer/tokenizer.json is missing")
+    return problems + damaged_shards(folder, manifest, hashes)
+
+
+def read_tokenizer_record(folder: Path) -> dict | None:
+    """`tokenizer_record` of a saved tokenizer; None where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return tokenizer_record(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    except Exception:  # the library raises what its parsers do: of JSON, of Rust, its own
+        return None
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a prepared folder, None where there is none that is what was written."""
+    manifest = read_json(Path(folder) / "manifest.json")
+    return manifest if is_whole(manifest) else None
+
+
+def is_whole(manifest) -> bool:
+    """Whether a manifest is what was written, by its fingerprint and its digest (of which the first versions had none)."""
+    try:
+        sealed = manifest["digest"] if "files" in manifest else manifest.get("digest", digest_of(manifest))
+        return manifest["format"] in (FORMAT, FORMAT_1) and fingerprint(manifest) == manifest["fingerprint"] and sealed == digest_of(manifest)
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def altered(folder: Path) -> Refusal:
+    """The refusal of a folder whose manifest is not what was written."""
+    return Refusal(
+        f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Run the same command with --prepare_only: it repairs it, "
+        "or says that it cannot."
+    )
 
 
 def fingerprint(manifest: dict) -> str:
@@ -258,24 +340,20 @@ def fingerprint(manifest: dict) -> str:
 def seal(manifest: dict) -> dict:
     """The manifest with its fingerprint, and a digest over all of it."""
     manifest = {**manifest, "fingerprint": fingerprint(manifest)}
-    return {**manifest, "digest": _digest(manifest)}
+    return {**manifest, "digest": digest_of(manifest)}
 
 
-def _digest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps({key: value for key, value in manifest.items() if key != "digest"}, sort_keys=True).encode()).hexdigest()
+def digest_of(record: dict) -> str:
+    """sha256 over a record without its own `digest`."""
+    return hashlib.sha256(json.dumps({key: value for key, value in record.items() if key != "digest"}, sort_keys=True).encode()).hexdigest()
 
 
 def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
-    """Raise Refusal, naming each damaged shard, before a run reads any. `mode`: auto, sizes or hashes."""
-    known = manifest.get("format") in (FORMAT, FORMAT_1)
-    if not known or fingerprint(manifest) != manifest.get("fingerprint") or manifest.get("digest", _digest(manifest)) != _digest(manifest):
-        raise Refusal(f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Prepare again with --prepare_only.")
+    """Raise Refusal, naming each damaged file, before a run reads any. `mode` is of the shards: auto, sizes or hashes."""
+    if not is_whole(manifest):
+        raise altered(folder)
     total = sum(shard["size"] for split in manifest["splits"].values() for shard in split["shards"])
-    problems = damaged_shards(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW))
-    tokenizer = folder / "tokenizer" / "tokenizer.json"
-    if not tokenizer.exists():
-        problems.append("tokenizer/tokenizer.json is missing")
-    if problems:
+    if problems := damage(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW)):
         raise Refusal(f"prepared tokens in {folder} are damaged: {'; '.join(problems)}. Run the same command with --prepare_only: it repairs them.")
 
 

@@ -242,3 +242,10 @@ def same_tensors(first: Path, second: Path) -> bool:
 
     a, b = tensors_of(first), tensors_of(second)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def flip(path: Path, place: float = 0.5) -> None:
+    """Damage a file by one bit, at a share of its length."""
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 1
+    path.write_bytes(bytes(content))

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import config_file, launch, log_of, same_tensors
+from conftest import config_file, flip, launch, log_of, same_tensors
 from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -373,6 +373,15 @@ def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, sett
     assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
     there = sorted(path.name for path in Path(settings["prepared_dir"]).glob("*.npy"))
     assert there == sorted(path.name for path in (tmp_path / "pulled").glob("*.npy"))
+    pulled = tmp_path / "pulled"
+    whole = {path.name: path.read_bytes() for path in pulled.rglob("*") if path.is_file() and path.name[0] != "."}
+    flip(pulled / "train-00001.npy")
+    flip(pulled / "manifest.json")
+    (pulled / "tokenizer" / "tokenizer_config.json").unlink()
+    times = {path: path.stat().st_mtime_ns for path in pulled.glob("*-00000.npy")}
+    pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(pulled), dataset=None)  # without the text
+    assert {path.name: path.read_bytes() for path in pulled.rglob("*") if path.is_file() and path.name[0] != "."} == whole
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # what is whole is not downloaded again
     hub.faults.append(Fault("GET .*/train-00000.npy", "garble", 2))
     with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: twice"):
         pretrain(tmp_path / "other", prepared_hub_id=name, prepared_dir=str(tmp_path / "damaged"))

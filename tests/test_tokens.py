@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import config_file
+from conftest import config_file, flip
 from test_tokenizers import HARD
 
 from llama_lite import formats, preparing, tokens
 from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.runs import read_json
+from llama_lite.runs import read_json, write_json
 from llama_lite.tokenizers import gpt2_tokenizer
 
 
@@ -215,3 +215,170 @@ def test_two_preparations_of_one_folder(tmp_path, text):
         other.kill()
         other.wait()
     shutil.rmtree(data.prepared_dir)
+
+
+# ---- damage, found and repaired alike by training and by preparing ----
+
+
+def everything(folder: Path) -> dict:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+
+
+@pytest.fixture(scope="module")
+def whole(text, tmp_path_factory) -> Path:
+    """A folder in which `tokens` is prepared of curated text; read only."""
+    place = tmp_path_factory.mktemp("whole")
+    prepare(place, dataset=str(text), min_characters=100)
+    return place
+
+
+def older(folder: Path) -> None:
+    """Make a prepared folder one of an earlier version: no digests of small files, none of the progress."""
+    manifest = {name: value for name, value in read_json(folder / "manifest.json").items() if name not in ("files", "digest")}
+    write_json(folder / "manifest.json", tokens.seal(manifest))
+    write_json(
+        folder / "progress.json", {name: value for name, value in read_json(folder / "progress.json").items() if name not in ("stamp", "digest")}
+    )
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+DAMAGE = {
+    "manifest cut": ("manifest.json", cut, "manifest.json was altered"),
+    "manifest altered": ("manifest.json", flip, "manifest.json was altered"),
+    "manifest of another form": ("manifest.json", lambda path: path.write_text("[1]"), "manifest.json was altered"),
+    "recipe missing": ("recipe.json", Path.unlink, "recipe.json is missing"),
+    "recipe cut": ("recipe.json", cut, "recipe.json was altered"),
+    "recipe of another form": ("recipe.json", lambda path: path.write_text("[1]"), "recipe.json was altered"),
+    "recipe altered": ("recipe.json", lambda path: path.write_text(path.read_text().replace("512", "513")), "recipe.json was altered"),
+    "tokenizer missing": ("tokenizer/tokenizer.json", Path.unlink, "tokenizer/tokenizer.json is missing"),
+    "tokenizer cut": ("tokenizer/tokenizer.json", cut, "tokenizer/tokenizer.json has "),
+    "tokenizer altered": ("tokenizer/tokenizer.json", lambda path: flip(path, 0.999), "tokenizer/tokenizer.json was altered"),
+    "configuration missing": ("tokenizer/tokenizer_config.json", Path.unlink, "tokenizer/tokenizer_config.json is missing"),
+    "configuration cut": ("tokenizer/tokenizer_config.json", cut, "tokenizer/tokenizer_config.json has "),
+    "record of curation altered": ("curation.json", flip, "curation.json was altered"),
+    "shard": ("train-00001.npy", flip, "train-00001.npy was altered"),
+}
+OLDER = [name for name in DAMAGE if "configuration missing" not in name and "curation" not in name]  # what an older manifest can tell
+
+
+@pytest.mark.parametrize("version, damage", [*(("now", name) for name in DAMAGE), *(("older", name) for name in OLDER)])
+def test_damage_is_refused_by_training_and_repaired_by_preparing(whole, text, tmp_path, version, damage):
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    folder, changes = tmp_path / "tokens", {"dataset": str(text), "min_characters": 100}
+    if version == "older":
+        older(folder)
+    before = everything(folder)
+    name, harm, told = DAMAGE[damage]
+    harm(folder / name)
+    with pytest.raises(Refusal) as refusal:
+        tokens.verify_prepared(folder, prepare(tmp_path, **changes), "hashes")
+    told = told if version == "now" or not name.startswith("tokenizer") else "tokenizer/"
+    assert told in str(refusal.value) and "--prepare_only: it repairs" in str(refusal.value)
+    manifest = prepare(tmp_path, repair=True, **changes)
+    assert prepare(tmp_path, **changes) == manifest and tokens.verify_prepared(folder, manifest, "hashes") is None
+    after = everything(folder)
+    if version == "now":
+        assert after == before
+    else:
+        assert {name: after[name] for name in after if name.endswith((".npy", "tokenizer.json"))} == {
+            name: before[name] for name in before if name.endswith((".npy", "tokenizer.json"))
+        }
+        assert manifest["fingerprint"] == json.loads(before["manifest.json"])["fingerprint"]
+
+
+def test_every_flipped_bit_of_the_records_is_found(whole, tmp_path):
+    """Of the manifest's values: a bit that only changes how a value is written changes nothing."""
+    shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "tokens"
+    for name, read in (("manifest.json", tokens.read_manifest), ("progress.json", tokens.read_progress)):
+        content, value = (folder / name).read_bytes(), read(folder)
+        assert value
+        for place in range(0, 8 * len(content), 97):
+            altered = bytearray(content)
+            altered[place // 8] ^= 1 << place % 8
+            (folder / name).write_bytes(bytes(altered))
+            found = read(folder)
+            assert not found or json.loads(bytes(altered)) == value, (name, place)
+        (folder / name).write_bytes(content)
+
+
+def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
+    for name in "abcd":
+        shutil.copytree(whole, tmp_path / name)
+    changes = {"dataset": str(text), "min_characters": 100}
+    for name in ("manifest.json", "recipe.json"):
+        cut(tmp_path / "a" / "tokens" / name)
+    with pytest.raises(Refusal, match=r"are beyond repair: neither manifest\.json nor recipe\.json is what was written"):
+        prepare(tmp_path / "a", repair=True, **changes, vocab_size=300)
+    assert prepare(tmp_path / "a", repair=True, **changes) == read_json(whole / "tokens" / "manifest.json")  # exactly what it was made from
+    flip(tmp_path / "b" / "tokens" / "train-00001.npy")
+    gone = r"are damaged \(train-00001.npy was altered .*\) and cannot be repaired without the text .*nowhere.jsonl: nothing is there by that name"
+    with pytest.raises(Refusal, match=gone):
+        prepare(tmp_path / "b", repair=True, dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)
+    other = jsonl(tmp_path / "other.jsonl", ["Another text, which is long enough to be kept by the rule for characters, and not the one. " * 9] * 300)
+    with pytest.raises(Refusal, match=r"cannot be repaired without the text .*is not what .* was prepared from"):
+        prepare(tmp_path / "b", repair=True, dataset=str(other), min_characters=100)
+    manifest = read_json(tmp_path / "c" / "tokens" / "manifest.json")
+    write_json(tmp_path / "c" / "tokens" / "manifest.json", tokens.seal({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}}))
+    (tmp_path / "c" / "tokens" / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(Refusal, match=r"are beyond repair: its tokenizer comes out as another one"):
+        prepare(tmp_path / "c", repair=True, **changes)
+    (tmp_path / "d" / "tokens" / "recipe.json").unlink()  # the manifest holds it: no text is needed
+    data, rules, claimed = data_args(tmp_path / "d", dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)
+    assert preparing.prepare(data, rules, preparing.Text(data), claimed - {"dataset"}, True)["fingerprint"] == manifest["fingerprint"]
+    assert read_json(tmp_path / "d" / "tokens" / "recipe.json") == manifest["recipe"]
+
+
+@pytest.mark.parametrize(
+    "name, harm",
+    [
+        ("recipe.json", "altered"),
+        ("recipe.json", "cut"),
+        ("tokenizer/tokenizer.json", "altered"),
+        ("tokenizer/tokenizer_config.json", "cut"),
+        ("progress.json", "altered"),
+    ],
+)
+def test_damage_before_the_manifest_is_written(text, tmp_path, monkeypatch, name, harm):
+    """Of a preparation that was stopped: it ends with the same bytes."""
+    (tmp_path / "whole").mkdir()
+    prepare(tmp_path / "whole", dataset=str(text))
+    flush = tokens.ShardWriter._flush
+
+    def dies(self):
+        if len(self.marks) == 2:
+            raise KeyboardInterrupt
+        flush(self)
+
+    (tmp_path / "stopped").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens.ShardWriter, "_flush", dies)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "stopped", dataset=str(text))
+    path = tmp_path / "stopped" / "tokens" / name
+    if harm == "cut":
+        cut(path)
+    elif name == "progress.json":
+        path.write_text(path.read_text().replace('"documents": ', '"documents": 7', 1))
+    else:
+        path.write_text(path.read_text().replace("512", "513", 1) if name == "recipe.json" else path.read_text().replace("the", "eht"))
+    prepare(tmp_path / "stopped", dataset=str(text))
+    assert digest(tmp_path / "stopped" / "tokens") == digest(tmp_path / "whole" / "tokens")
+
+
+def test_prepare_only_repairs_what_a_run_refuses(pretrain, settings, text, tmp_path):
+    """Through the script, which decides what nobody gave by the folder: recipe and manifest both of another form, then a run."""
+    folder = tmp_path / "tokens"
+    given = {"prepared_dir": str(folder), "vocab_size": None, "validation_tokens": None, "shard_tokens": 60_000}
+    pretrain(tmp_path / "run", "--prepare_only", **given)
+    before = everything(folder)
+    for name in ("manifest.json", "recipe.json", "tokenizer/tokenizer.json"):
+        cut(folder / name)
+        for argv in ([], ["--dry_run"]):
+            with pytest.raises(Refusal, match=r"--prepare_only: it repairs"):
+                pretrain(tmp_path / "run", *argv, **given)
+        pretrain(tmp_path / "run", "--prepare_only", **given)
+        assert everything(folder) == before
