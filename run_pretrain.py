@@ -108,7 +108,8 @@ def main(argv: list[str] | None = None) -> None:
         StopSignals(lambda: None)
         if tokens_hub and not publishes:
             data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
-        settle(only_tokens=True)
+        _, tokens = settle(only_tokens=True)
+        on_main(check_folders, {"prepared_dir": data_args.prepared_dir}, {"prepared_dir": tokens.get("estimated", 0)})
         say(describe(on_main(prepare, data_args, rules, text, claimed, True)))
         if publishes:
             on_main(pulling.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)

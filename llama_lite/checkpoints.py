@@ -14,6 +14,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from . import runs
 from .arguments import Refusal, names
 from .runs import flush_folder, sha256, write_json
 
@@ -40,12 +41,8 @@ def staging_folder(run: Path, step: int) -> Path:
 
 def need_space(run: Path, needed: int) -> None:
     """Raise Refusal when the disk cannot take `needed` bytes (with a twentieth to spare)."""
-    free = shutil.disk_usage(run).free
-    if free < needed * 1.05:
-        raise Refusal(
-            f"no space for the next checkpoint in {run}: it takes {needed / 2**30:.2f} GiB and {free / 2**30:.2f} GiB are free. "
-            "Make room or lower --save_total_limit, and run the same command again: the last checkpoint is untouched."
-        )
+    way = "Make room or lower --save_total_limit, and run the same command again: the last checkpoint is untouched."
+    runs.need_space(run, needed, "the next checkpoint", way)
 
 
 def flush_and_hash(folder: Path) -> dict[str, dict]:
@@ -54,7 +51,7 @@ def flush_and_hash(folder: Path) -> dict[str, dict]:
 
     def flush(path):
         with open(path, "rb") as file:
-            os.fsync(file.fileno())
+            runs.flush(file.fileno(), path)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         flushes = [pool.submit(flush, path) for path in paths]

@@ -13,7 +13,7 @@ from pathlib import Path
 from model_card.private import found_in, redact
 
 from .arguments import Refusal
-from .runs import sha256
+from .runs import need_space, no_space, sha256
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 STEP = re.compile(r"step-([0-9]{6,})(?:-([0-9]+))?")  # tags of this project: `publishing.tag_of`
@@ -164,6 +164,13 @@ def download(where: Reference, commit: str, files: dict[str, dict], folder: Path
     def whole(target: Path, expected: dict) -> bool:
         return target.is_file() and target.stat().st_size == expected["size"] and sha256(target) == expected["sha256"]
 
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    cached = (lambda name: Path(folder) / name) if folder else lambda name: _in_cache(where, commit, name, repo_type)
+    missing = sum(
+        expected["size"] for name, expected in files.items() if not (path := cached(name)).is_file() or path.stat().st_size != expected["size"]
+    )
+    need_space(Path(folder or HF_HUB_CACHE), missing, str(where), "Make room, and run the same command again: what was downloaded stays.")
     for name, expected in sorted(files.items()):
         if folder and whole(Path(folder) / name, expected):
             continue
@@ -177,9 +184,18 @@ def download(where: Reference, commit: str, files: dict[str, dict], folder: Path
         shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
 
 
+def _in_cache(where: Reference, commit: str, name: str, repo_type: str) -> Path:
+    """Where a file of a commit is in the Hub's own cache; no file's path where it is not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(where.repo, name, revision=commit, repo_type=repo_type)
+    return Path(found) if isinstance(found, str) else Path(os.devnull, "none")
+
+
 def fetch(where: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", again: bool = False) -> Path:
     """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where the commit has none, NoAnswer where nobody answers."""
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     try:
@@ -189,4 +205,6 @@ def fetch(where: Reference, commit: str, name: str, folder: Path | None, repo_ty
     except EntryNotFoundError:
         raise Refusal(f"{where} has no {name}.") from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
+        if full := no_space(error, Path(folder or HF_HUB_CACHE)):
+            raise Refusal(f"{name} of {where} cannot be downloaded: {full}") from None
         raise translated(error) from None

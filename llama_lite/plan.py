@@ -5,6 +5,7 @@ from pathlib import Path
 
 from . import shapes
 from .arguments import ROOT, Refusal
+from .runs import size
 from .windows import count_windows
 
 PRESETS = ROOT / "configs" / "model"
@@ -139,11 +140,6 @@ class Plan:
             f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token, {self.flops_per_token * self.tokens:.3e} FLOP in all",
             f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}",
         ]
-
-
-def size(count: int) -> str:
-    """Bytes as a person reads them."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
 
 
 def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, processes: int | None = None) -> Plan:

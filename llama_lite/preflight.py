@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from .arguments import Problems
-from .plan import size
+from .runs import first_there, size
 
 DASHBOARDS = {  # --report_to: the packages, one of which it needs
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -64,9 +64,3 @@ def check_folders(folders: dict[str, str | None], needed: dict[str, int] | None 
             "or name folders on a larger one.",
         )
     problems.end()
-
-
-def first_there(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
-    path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())

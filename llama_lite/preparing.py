@@ -21,7 +21,7 @@ from .baselines import baselines
 from .curation import active, curate
 from .folders import check_folder
 from .formats import Skipped
-from .runs import FolderLock, read_json, say, write_json
+from .runs import FolderLock, read_json, say, space_is_told, write_json
 from .sources import Source
 from .text_facts import TextFacts, look
 from .tokenizers import load_tokenizer, tokenizer_record, train_tokenizer
@@ -166,10 +166,15 @@ def prepare(data, rules: dict, text: Text, claimed, repair: bool = False) -> dic
 
     claimed: names of the arguments that somebody gave, which a folder that is there must agree with. repair: verify every byte of it, and make what is
     damaged again, or say that it is beyond repair. Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises
-    Refusal.
+    Refusal, also for a full disk.
     """
     folder = Path(data.prepared_dir)
     check_folder("prepared_dir", folder, "prepared")
+    with space_is_told(folder):
+        return _found_or_made(folder, data, rules, text, claimed, repair)
+
+
+def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair: bool) -> dict:
     manifest, there = read_manifest(folder), _read_recipe(folder)
     problems = [] if manifest or not (folder / "manifest.json").exists() else ["manifest.json was altered"]
     if problems and not repair:
@@ -327,7 +332,8 @@ def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Sour
             found = differences(there, recipe, set(recipe)) or ["its text was another"]
             raise Refusal(f"--curated_dir {folder} holds another curated text: {'; '.join(found)}. Choose another, or delete it.")
         write_json(folder / "recipe.json", recipe)
-        return curate(text.source, rules, folder, data.prepare_workers)
+        with space_is_told(folder):
+            return curate(text.source, rules, folder, data.prepare_workers)
     finally:
         lock.release()
 

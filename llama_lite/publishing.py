@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 from model_card import card
 from model_card.card import YOURS, renew
 
-from . import checkpoints
+from . import checkpoints, runs
 from .arguments import Refusal
 from .hub import STEP, NoAnswer, NotAllowed, Reference, fetch, files_of, nothing_private, reason, refs_of, token, translated
 from .plan import is_published
@@ -590,7 +590,7 @@ def queue_lines(folder: Path) -> list[str]:
         return []
     size = sum(path.stat().st_size for _, entry in waiting for path in (entry / "checkpoint").iterdir())
     failure = read_json(folder / "last_failure.json")
-    first = f"{len(waiting)} revisions wait to be published ({size / 2**30:.2f} GiB): {', '.join(entry.name for _, entry in waiting[:5])}"
+    first = f"{len(waiting)} revisions wait to be published ({runs.size(size)}): {', '.join(entry.name for _, entry in waiting[:5])}"
     return [first + (" ..." if len(waiting) > 5 else ""), *([f"last failure ({failure['revision']}): {failure['reason']}"] if failure else [])]
 
 

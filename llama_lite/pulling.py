@@ -17,7 +17,7 @@ from .folders import check_folder
 from .hub import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, nothing_private, refs_of, translated
 from .preparing import ROOT, build_recipe, check_recipe
 from .publishing import FORMAT, REVISION, STATE, Repository, as_record, newest_first, step_of, with_words
-from .runs import flush_folder, read_json, say, sha256, write_json, write_text
+from .runs import flush_folder, read_json, say, sha256, size, write_json, write_text
 from .tokens import damage, read_manifest
 
 PREPARED = "llama_lite.prepared/1"
@@ -47,7 +47,7 @@ def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
     final, aside = Path(run) / f"checkpoint-{record['step']}", Path(run) / f".pulled-{commit[:12]}"
     if final.exists():
         raise Refusal(f"--resume_from_checkpoint {where}: {final} is there already. Use `auto`, or another --output_dir.")
-    say(f"hub       downloading {where}: {sum(file['size'] for file in files.values()) / 2**20:.1f} MiB of training state")
+    say(f"hub       downloading {where}: {size(sum(file['size'] for file in files.values()))} of training state")
     download(where, commit, files, aside)
     if wrong := checkpoints.problems(aside / STATE):
         raise Damaged(f"{where} does not match its manifest: {'; '.join(wrong)}.")
@@ -96,7 +96,7 @@ def pull_model(where: Reference) -> tuple[str, Path]:
     known = {
         name: record.get(name) or {"size": there[name].size, "sha256": there[name].lfs.sha256} for name in names if name in record or there[name].lfs
     }
-    say(f"hub       {where}: {sum(there[name].size for name in names) / 2**20:.1f} MiB of model, downloaded once and verified")
+    say(f"hub       {where}: {size(sum(there[name].size for name in names))} of model, downloaded once and verified")
     for name in set(names) - set(known):  # a small file of a repository that no run of this project published
         fetch(where, commit, name, None)
     download(where, commit, known, None)
@@ -163,7 +163,7 @@ def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str
         record, aside = _prepared_record(where, commit), folder / ".pulled"
         download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, aside, "dataset")
         check_recipe(aside, integrity.read_object(aside / "recipe.json", f"recipe.json of {where}"), build_recipe(data, rules, None), claimed)
-        say(f"hub       downloading {where}: {sum(file['size'] for file in record['files'].values()) / 2**20:.1f} MiB of prepared tokens")
+        say(f"hub       downloading {where}: {size(sum(file['size'] for file in record['files'].values()))} of prepared tokens")
         download(where, commit, record["files"], aside, "dataset")
     except (NoAnswer, NotAllowed) as error:
         raise Refusal(f"--prepared_hub_id {where}: {error}. Run the same command again when the Hub answers.") from None

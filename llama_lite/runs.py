@@ -6,12 +6,15 @@ each end is also in `status.json`. Of several processes only rank 0 writes, and 
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
 import json
 import multiprocessing
 import os
+import re
+import shutil
 import socket
 import sys
 import time
@@ -26,7 +29,41 @@ from .arguments import Refusal
 
 FIRST_WORD = 30.0  # seconds in which rank 0 ends with the same refusal, or has none
 EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "interrupted": 75}
-RANK, WORLD_SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+LAUNCHER_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}  # by a file system
+NO_LOCKS = {errno.ENOLCK, *UNSUPPORTED}
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+NO_SPACE_WORDS = (  # of libraries that raise errors of their own: safetensors and tokenizers (Rust), numpy, torch
+    "No space left on device (os error 28)",
+    "Disk quota exceeded (os error 122)",
+    "PytorchStreamWriter failed writing file",
+)
+
+
+def launcher_problem(environ) -> str | None:
+    """What a launcher's variables (torchrun's, accelerate's, Slurm's) say that cannot be; None where they go together."""
+    found = {name: environ[name].strip() for name in LAUNCHER_NUMBERS if name in environ}
+    way = "Unset what another program left over (`unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE`), or start with accelerate launch or torchrun."
+    for name, value in found.items():
+        if not (value.isascii() and value.isdigit()):
+            return f"the environment says {name}={value!r}, which is no number. {way}"
+    numbers = {name: int(value) for name, value in found.items()}
+    rank, world = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1)
+    local, here = numbers.get("LOCAL_RANK", 0), numbers.get("LOCAL_WORLD_SIZE", world)
+    told = ", ".join(f"{name}={environ[name]}" if name in environ else f"no {name}" for name in LAUNCHER_NUMBERS[:4])
+    if rank >= max(world, 1) or world < 1 or local > rank or local >= here or here > world:
+        return f"the environment contradicts itself: {told}. {way}"
+    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if not environ.get(name)] if world > 1 or "LOCAL_RANK" in numbers else []
+    return f"the environment says that a launcher started this process ({told}), and lacks {', '.join(missing)}. {way}" if missing else None
+
+
+def _launched(environ) -> tuple[int, int]:
+    """(rank, processes); alone where the variables say what cannot be, which `exit_with_status` refuses."""
+    return (0, 1) if launcher_problem(environ) else (int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)))
+
+
+RANK, WORLD_SIZE = _launched(os.environ)
 
 
 class Unhealthy(Exception):
@@ -37,23 +74,116 @@ class Interrupted(Exception):
     """A signal or the `stop` file asked for an end; what was done so far is on disk."""
 
 
-def flush_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(path, os.O_RDONLY)
+def size(count: int) -> str:
+    """Bytes as a person reads them."""
+    for unit, name, digits in ((2**40, "TiB", 2), (2**30, "GiB", 2), (2**20, "MiB", 1), (2**10, "KiB", 1)):
+        if count >= unit / 2:
+            return f"{count / unit:.{digits}f} {name}"
+    return f"{count:.0f} bytes"
+
+
+def first_there(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    path = path.absolute()
+    return next(place for place in (path, *path.parents) if place.exists())
+
+
+def need_space(folder: Path, needed: int, what: str, way: str) -> None:
+    """Raise Refusal when the disk of a folder cannot take `needed` bytes (with a twentieth to spare). way: what to do then."""
+    free = shutil.disk_usage(first_there(Path(folder))).free
+    if free < needed * 1.05:
+        raise Refusal(f"no space for {what} in {folder}: it takes {size(needed)} and {size(free)} are free. {way}")
+
+
+def no_space(error: BaseException | None, folder: Path | None = None) -> str | None:
+    """The sentence for an error that means a full disk, or a quota that is used up, with the disk's sizes; None for any other.
+
+    folder: where was written to, if the error does not name it.
+    """
+    seen = []
+    while error is not None and error not in seen:
+        named = getattr(error, "filename", None)
+        short = isinstance(error, OSError) and error.errno is None and re.search(r"^\d+ requested and \d+ written", str(error))  # numpy's tofile
+        if getattr(error, "errno", None) in NO_SPACE or short or any(words in str(error) for words in NO_SPACE_WORDS):
+            place = first_there(Path(named if isinstance(named, str | Path) else folder or "."))
+            disk = shutil.disk_usage(place)
+            return (
+                f"no space left on the disk of {place}: {size(disk.free)} of {size(disk.total)} are free. Make room, or name a folder on a larger disk, "
+                "and run the same command again: what is finished stays."
+            )
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def space_is_told(folder: Path):
+    """A full disk within the block is a Refusal with the sizes of the disk of `folder`."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Refusal | Unhealthy | Interrupted) and (told := no_space(error, folder)):
+            raise Refusal(told) from error
+        raise
+
+
+_once: set[str] = set()
+
+
+def say_once(key: str, message: str) -> None:
+    """A line that one process says one time."""
+    if key not in _once:
+        _once.add(key)
+        say(message)
+
+
+def flush(handle: int, path: Path) -> None:
+    """fsync; a file system that cannot is told, once, and goes on without."""
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        say_once(
+            "flush",
+            f"WARNING   the file system of {path} flushes nothing ({error.strerror}): a crash of the machine, not of the run, can cost what was last written",
+        )
+
+
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder durable, where its file system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError as error:  # some network file systems open no folders
+        say_once(
+            "flush",
+            f"WARNING   the file system of {path} flushes no folders ({error.strerror}): a crash of the machine can cost what was last written",
+        )
+        return
+    try:
+        flush(handle, path)
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def _named(path: Path):
+    """Let an error of writing (which names no file) say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file in one step: a reader, or a crash, sees the old content or the new, never a part."""
     path = Path(path)
     aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
+    with _named(path), open(aside, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        flush(file.fileno(), path)
     os.replace(aside, path)
     flush_folder(path.parent)
 
@@ -92,7 +222,7 @@ def csv_text(columns, rows) -> str:
 
 def append_jsonl(path: Path, record: dict) -> None:
     """Append one line; a crash can cut at most this last one."""
-    with open(path, "a", encoding="utf-8") as file:
+    with _named(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
@@ -126,7 +256,12 @@ class FolderLock:
             try:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    say(
+                        f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): see to it that no other process works there"
+                    )
+                    break
                 owner = self._owner()
                 if owner.get("state") == "stopping":
                     if not told:
@@ -177,8 +312,13 @@ class RunFolder:
         status = status_of(error) if error else "finished"
         if RANK == 0 and self.lock.file:
             if status and self.record_end:
-                self.ends(status, str(error) if error else "")
+                with (
+                    contextlib.nullcontext() if not no_space(error) else contextlib.suppress(OSError)
+                ):  # there may be no room to say that there is none
+                    self.ends(status, end_of(error, self.path) if error else "")
             self.lock.release()
+        if status == "refused" and not isinstance(error, Refusal):
+            raise Refusal(end_of(error, self.path)) from error
         return False
 
     def ends(self, status: str, reason: str = "") -> None:
@@ -275,11 +415,16 @@ def say(message: str) -> None:
 
 
 def status_of(error: BaseException) -> str | None:
-    """Which of the four ends an exception is; None for a crash."""
+    """Which of the four ends an exception is (a full disk: refused); None for a crash."""
     for kind, status in ((Refusal, "refused"), (Unhealthy, "unhealthy"), (Interrupted, "interrupted")):
         if isinstance(error, kind):
             return status
-    return None
+    return "refused" if no_space(error) else None
+
+
+def end_of(error: BaseException, folder: Path | None = None) -> str:
+    """What is told of an exception that is one of the four ends. folder: where a full disk may have been met."""
+    return str(error) if isinstance(error, Refusal | Unhealthy | Interrupted) else no_space(error, folder) or str(error)
 
 
 def _have_met() -> bool:
@@ -316,7 +461,10 @@ def agree(error: BaseException | None) -> None:
         import torch.distributed as dist
 
         errors = [None] * WORLD_SIZE
-        dist.all_gather_object(errors, error if error is None or status_of(error) else RuntimeError(repr(error)))
+        told = error
+        if error is not None and status_of(error) in (None, "refused"):  # others may not be able to read what a library raised
+            told = Refusal(end_of(error)) if status_of(error) else RuntimeError(repr(error))
+        dist.all_gather_object(errors, told)
     if error is not None:
         raise error
     for rank, other in enumerate(errors):
@@ -324,25 +472,35 @@ def agree(error: BaseException | None) -> None:
             raise other if status_of(other) else RuntimeError(f"rank {rank} failed: {other}")
 
 
+def show_any_text(stream) -> None:
+    """Let a stream of another encoding than UTF-8 print every text: `?` for a character that it has not."""
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
+
+
 def exit_with_status(main) -> None:
     """Run a script's `main()` and end the process as the module's docstring says; a refusal is one paragraph.
 
-    torchrun kills the others when one process ends: where they have not met yet, rank 0, which says why, goes first.
+    torchrun kills the others when one process ends: where they have not met yet, rank 0, which says why, goes first. A terminal that cannot show a
+    character shows `?`.
     """
     code = 0
+    show_any_text(sys.stdout)
     try:
+        if problem := launcher_problem(os.environ):
+            raise Refusal(problem)
         main()
-    except (Refusal, Unhealthy, Interrupted) as error:
-        code = EXIT_CODES[status_of(error)]
-        if RANK > 0 and not _have_met():
-            time.sleep(FIRST_WORD)
-        if RANK == 0 or not _have_met():
-            print(f"\n{f'rank {RANK}, ' if RANK else ''}{status_of(error)}: {error}", file=sys.stderr, flush=True)
     except SystemExit as error:
         code = error.code or 0
-    except BaseException:
-        traceback.print_exc()
-        code = 1
+    except BaseException as error:
+        status = status_of(error)
+        code = EXIT_CODES[status] if status else 1
+        if status and RANK > 0 and not _have_met():
+            time.sleep(FIRST_WORD)
+        if status is None:
+            traceback.print_exc()
+        elif RANK == 0 or not _have_met():
+            print(f"\n{f'rank {RANK}, ' if RANK else ''}{status}: {end_of(error)}", file=sys.stderr, flush=True)
     if _have_met():
         import torch.distributed as dist
 

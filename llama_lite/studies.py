@@ -296,7 +296,7 @@ def launch(script: str, argv: list[str], log: Path) -> None:
     if code == EXIT_CODES["interrupted"]:
         raise Interrupted(f"{log.stem} was interrupted. Run the same command again.")
     if code:
-        last = log.read_text(encoding="utf-8").strip().splitlines()[-1:]
+        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise Refusal(f"{log.stem} ended with status {code}: {' '.join(last)[-500:]} (all of it: {log})")
 
 

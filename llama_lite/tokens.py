@@ -18,7 +18,7 @@ import numpy as np
 
 from .arguments import Refusal
 from .formats import Part, Skipped, documents, merge_skipped, parts
-from .runs import flush_folder, read_json, sha256, worker_pool, write_json
+from .runs import flush, flush_folder, read_json, sha256, worker_pool, write_json
 from .sources import Source
 from .tokenizers import Encoder, tokenizer_record
 
@@ -212,7 +212,7 @@ class ShardWriter:
             file.flush()
             with ThreadPoolExecutor(1) as pool:  # hashing and flushing side by side
                 digest = pool.submit(sha256, aside)
-                os.fsync(file.fileno())
+                flush(file.fileno(), aside)
         os.replace(aside, self.folder / name)
         flush_folder(self.folder)
         shard = {

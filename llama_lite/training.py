@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import Trainer, TrainerCallback
@@ -189,7 +190,7 @@ class VerifiedTraining:
             self._save_scaler(str(staging))
             self._save_rng_state(str(staging))
             self._save_progress(staging)
-        except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError in torch, an OSError elsewhere
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
             failure = error
         agree(failure)
         loss = self.probe_loss()

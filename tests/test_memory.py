@@ -125,14 +125,14 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
     assert problems == [] and lines[0].startswith("memory a device") and "H100:" in "".join(lines)
     _, problems = planned(tmp_path, 10**9, 419, monkeypatch)
-    assert len(problems) == 1 and "takes up to 0.0 MiB of disk" in problems[0] and "--save_total_limit 2" in problems[0]
+    assert len(problems) == 1 and "takes up to 420 bytes of disk" in problems[0] and "--save_total_limit 2" in problems[0]
     _, problems = planned(tmp_path, 1000, 419, monkeypatch)
-    assert len(problems) == 2 and "this machine's memory gives a process 0.0 MiB" in problems[0]
+    assert len(problems) == 2 and "this machine's memory gives a process 1.0 KiB" in problems[0]
     assert planned(tmp_path, 1000, 420, monkeypatch, plan_launch="somewhere")[1] == []  # a GPU of 80 GB takes it
 
 
 def test_strict_plan_refuses_before_anything_is_trained(pretrain, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "capacity", lambda device: 1000)
-    with pytest.raises(Refusal, match=r"--strict_plan: a step takes .* gives a process 0\.0 MiB"):
+    with pytest.raises(Refusal, match=r"--strict_plan: a step takes .* gives a process 1\.0 KiB"):
         pretrain(tmp_path / "run", "--strict_plan")
     assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -217,6 +217,20 @@ def test_two_preparations_of_one_folder(tmp_path, text):
     shutil.rmtree(data.prepared_dir)
 
 
+@pytest.mark.parametrize("which", ["np.save", "os.fsync"])
+def test_a_disk_that_is_full_while_text_is_prepared(tmp_path, text, monkeypatch, which):
+    """The sizes are told, and the same command goes on when there is room."""
+
+    def full(*_):
+        raise OSError("16384 requested and 0 written") if which == "np.save" else OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokens.np if which == "np.save" else os, which.split(".")[1], full)
+        with pytest.raises(Refusal, match=rf"no space left on the disk of {tmp_path}.*: [\d.]+ \w+ of [\d.]+ \w+ are free"):
+            prepare(tmp_path, dataset=str(text))
+    assert prepare(tmp_path, dataset=str(text))["documents"] > 100
+
+
 # ---- damage, found and repaired alike by training and by preparing ----
 
 
