@@ -235,7 +235,7 @@ def test_a_disk_that_fills_during_the_save_leaves_no_half_checkpoint(pretrain, t
         return original(*args, **kwargs)
 
     monkeypatch.setattr(states, "save_file", fails_second)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(Refusal, match=r"no space left on the disk of .*run: .* are free"):
         pretrain(tmp_path / "run")
     assert [folder.name for _, folder in checkpoints.checkpoints(tmp_path / "run")] == ["checkpoint-5"]
     run = pretrain(tmp_path / "run")
