@@ -285,7 +285,8 @@ def test_a_full_disk_is_refused_with_its_sizes_whatever_library_met_it(tmp_path,
     place = tmp_path if getattr(error, "filename", None) else tmp_path / "run"
     told = f"no space left on the disk of {place}: 4.0 KiB of 1.00 GiB are free. Make room"
     assert end.value.code == 2 and f"refused: {told}" in capsys.readouterr().err
-    assert read_json(tmp_path / "run" / "status.json") == {"status": "refused", "code": 2, "step": 0, "reason": runs.end_of(error, tmp_path / "run")}
+    reason = runs.redact(runs.end_of(error, tmp_path / "run"))
+    assert read_json(tmp_path / "run" / "status.json") == {"status": "refused", "code": 2, "step": 0, "reason": reason}
 
 
 def test_other_errors_are_no_full_disks(tmp_path):
