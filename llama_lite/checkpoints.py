@@ -22,7 +22,7 @@ FORMAT = "llama_lite.checkpoint/1"
 MANIFEST = "manifest.json"
 STAGING, REPLACED, DELETED = ".staging-", ".replaced-", ".deleted-"
 STATE_FILES = {"optimizer": ("optimizer.safetensors",), "scheduler": ("scheduler.pt",), "rng": ("rng_state",), "data": ()}
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row a token
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")  # tensors with a row a token
 
 # How the largest difference between two losses of one probe is judged where hardware or packages differ.
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}

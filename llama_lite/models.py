@@ -1,12 +1,14 @@
 """From a reference to a model: a folder, a revision on the Hub, one of the authors' checkpoints; with an adapter or without.
 
-Files of the Hub are verified before anything is loaded, and only safetensors and JSON are ever read. A model's begin, end
-and padding ids are made those of its tokenizer, and that is said.
+Files of the Hub are verified before anything is loaded, and only safetensors and JSON are ever read; code that comes with a model is
+never run and never asked about. Weights must fill the model: what is missing, unknown or of another shape is refused by name. A model's
+begin, end and padding ids are made those of its tokenizer, and that is said.
 """
 
 import dataclasses
 import hashlib
 import json
+import warnings
 from pathlib import Path
 
 from . import integrity, pulling
@@ -14,6 +16,7 @@ from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, reference
 from .runs import read_json, sha256
 
+ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to
 UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more than this is another tokenizer's
 
@@ -74,8 +77,9 @@ def load_tokenizer(located: Located, other: str | None = None):
     if other:
         return tokenizers.load_tokenizer(other)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(located.folder)
+        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare ones
+        check_native(located, "tokenizer_config.json")
         raise Refusal(f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name, e.g. gpt2.") from None
     if tokenizer.eos_token_id is None:
         raise Refusal(f"the tokenizer of {located.name} has no end-of-text token, so no answer could ever end: name another with --tokenizer_name.")
@@ -87,22 +91,90 @@ def load_config(located: Located):
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(located.folder)
+        config = AutoConfig.from_pretrained(located.folder, trust_remote_code=False)
     except Exception as error:  # malformed values lead to errors of every kind
-        raise Refusal(f"{located.name} has no config that transformers can read: {' '.join(str(error).split())[:300]}") from None
+        check_native(located)
+        raise Refusal(f"{located.name} has no config that transformers can read: {shortened(error)}") from None
+    if quantization := getattr(config, "quantization_config", None):
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else getattr(quantization, "quant_method", None)
+        raise Refusal(
+            f"{located.name} is quantised ({getattr(method, 'value', method)}, quantization_config in its config.json): only whole weights are read. "
+            "Give the model that it was made from, or a dequantised copy."
+        )
+    return config
+
+
+def check_native(located: Located, file: str = "config.json") -> None:
+    """Raise Refusal where a model or tokenizer needs code of its own, as its `auto_map` says: such code is never run."""
+    record = read_json(located.folder / file)
+    if isinstance(record, dict) and record.get("auto_map"):
+        kind = record.get("model_type") or record.get("tokenizer_class") or "unknown"
+        raise Refusal(
+            f"{located.name} needs code of its own (auto_map in its {file}; {kind} is no class of transformers), and code that comes with a model is never run "
+            "here. Give a model of a class that transformers has, or a copy that was converted to one."
+        )
 
 
 def load_model(located: Located, dtype: str = "float32"):
-    """The causal language model of a folder, its weights in `dtype`. Raises Refusal."""
+    """The causal language model of a folder, its weights in `dtype`, every one of them from its files. Raises Refusal."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     if located.adapter:
         raise Refusal(f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first.")
+    config = load_config(located)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of keys that do not fit: they are refused below
     try:
-        return AutoModelForCausalLM.from_pretrained(located.folder, dtype=getattr(torch, dtype), use_safetensors=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            located.folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
     except Exception as error:  # malformed values lead to errors of every kind
-        raise Refusal(f"{located.name} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+        if "conversion of the weights" in str(error):
+            check_filled(located.name, *_unlike_files(located.folder, config))
+        raise Refusal(f"{located.name} cannot be loaded: {shortened(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    check_filled(located.name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    if info["error_msgs"]:
+        raise Refusal(f"{located.name} cannot be loaded: {shortened('; '.join(info['error_msgs']))}")
+    return model
+
+
+def _unlike_files(folder: Path, config) -> tuple[set[str], set[str]]:
+    """(missing, unknown) tensors of a model's files, for kinds whose files name them otherwise than the model does."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    wanted, there = set(revert_weight_conversion(model, model.state_dict())), set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            there |= set(file.keys())
+    return wanted - there - set(model.all_tied_weights_keys), there - wanted
+
+
+def check_filled(name: str, missing, unexpected, mismatched=()) -> None:
+    """Raise Refusal unless weights fill their model: names that are missing, that the model does not know, or of another shape (name, theirs, its)."""
+    found = {"missing": sorted(missing), "unknown": sorted(unexpected)}
+    found["of another shape"] = [f"{key} {list(theirs)} for {list(own)}" for key, theirs, own in sorted(mismatched)]
+    told = [f"{len(keys):,} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})" for what, keys in found.items() if keys]
+    if told:
+        raise Refusal(f"the weights of {name} do not fill the model: {'; '.join(told)}. Nothing is computed with weights that nobody trained.")
+
+
+def shortened(error) -> str:
+    """What an error says, in one line of 300 characters at most."""
+    return " ".join(str(error).split())[:300]
 
 
 def check_vocabulary(name: str, rows: int, tokenizer) -> None:
@@ -151,10 +223,33 @@ def check_base(adapter: Located, base: Located) -> None:
 
 
 def attach(model, adapter: Located):
-    """The model with an adapter on it (`peft.PeftModel`), not trainable. Raises Refusal."""
+    """The model with an adapter on it (`peft.PeftModel`), not trainable, each of its weights from the adapter's file. Raises Refusal."""
     from peft import PeftModel
 
+    if not (adapter.folder / ADAPTER_FILE).is_file():
+        raise Refusal(f"the adapter {adapter.name} holds no {ADAPTER_FILE}: only safetensors are read.")
     try:
-        return PeftModel.from_pretrained(model, str(adapter.folder))
-    except Exception as error:  # malformed values lead to errors of every kind
-        raise Refusal(f"the adapter {adapter.name} cannot be put on this model: {' '.join(str(error).split())[:300]}") from None
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            tuned = PeftModel.from_pretrained(model, str(adapter.folder))
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+        raise Refusal(f"the adapter {adapter.name} cannot be put on this model: {shortened(error)}") from None
+    check_adapter(tuned, adapter.name, adapter.folder)
+    return tuned
+
+
+def check_adapter(model, name: str, folder: Path) -> None:
+    """Raise Refusal unless the adapter's file in `folder` holds every weight of a PeftModel's adapter, in its shape, and no other.
+
+    Embeddings of the base, which PEFT can store beside an adapter, are no other.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_FILE, "pt") as file:
+        theirs = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
+    own = {key: list(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    base = {f"{key}.weight" for key, module in model.named_modules() if any(module is layer for layer in ends)}
+    other = [(key, theirs[key], own[key]) for key in own.keys() & theirs.keys() if theirs[key] != own[key]]
+    check_filled(f"the adapter {name}", own.keys() - theirs.keys(), theirs.keys() - own.keys() - base, other)

@@ -5,6 +5,7 @@ All of it happens on rank 0, before any model is made.
 
 import contextlib
 import dataclasses
+import re
 from pathlib import Path
 
 from . import block_attention, checkpoints, integrity, publishing, pulling, training
@@ -103,6 +104,12 @@ OLD_DEFAULTS = {  # by kind: arguments that a run without `settings` in its reco
     },
 }
 SWITCHES = ("compile_layers", "fused_loss")
+# Fields of a config that weights do not depend on: the length of the vocabulary (padding, held against the tensors) and of the context, ids, what only
+# training uses (dropout, initial values, router losses), and how it is computed.
+FREE_FIELDS = re.compile(
+    r"^(vocab_size|n_positions|max_position_embeddings|max_seq_len|n_ctx|\w+_token_id|\w*(dropout|pdrop|drop|initializer\w*|init_std)|router_aux_loss_coef|output_\w+|"
+    rf"pretraining_tp|problem_type|return_dict|chunk_size_feed_forward|is_encoder_decoder|id2label|label2id|{'|'.join(checkpoints.VOLATILE_CONFIG)})$"
+)
 
 
 def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
@@ -262,7 +269,7 @@ def _pull(run, kind: str, where) -> None:
 
 def init_folder(run, init_from: str, config) -> Path:
     """The folder of the weights that `--init_from` means, downloaded where it is a revision. Raises Refusal where they need another model."""
-    where, folder = reference(init_from), Path(init_from)
+    where, folder = reference(init_from), Path(init_from).expanduser()
     if where:
         try:
             folder = pulling.pull_model(where)[1]
@@ -271,16 +278,22 @@ def init_folder(run, init_from: str, config) -> Path:
     integrity.check_model(init_from, folder)
     if (folder / "config.json").exists():
         theirs = load_model_config(str(folder))
-        fields = ("num_attention_heads", "num_key_value_heads", "hidden_act", "rms_norm_eps", "rope_parameters")
-        if other := [
-            f"{name} is {getattr(theirs, name)} there and {getattr(config, name)} here"
-            for name in fields
-            if getattr(theirs, name) != getattr(config, name)
-        ]:
-            raise Refusal(f"--init_from {init_from} is another model: {'; '.join(other)}. Give its config.json as --model_config.")
+        if other := other_fields(theirs, config):
+            shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
+            raise Refusal(
+                f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Give its config.json as --model_config."
+            )
         if said := mended(theirs, config.bos_token_id, config.eos_token_id):
             say(f"init      {init_from}: {said}")
     return folder
+
+
+def other_fields(theirs, config) -> dict[str, tuple]:
+    """{field: (theirs, this one's)} of what must be equal for the weights of one config to be those of the other: the kind and tying first."""
+    found = [{**config_class.to_dict(), "tie_word_embeddings": config_class.tie_word_embeddings} for config_class in (theirs, config)]
+    names = ["model_type", "tie_word_embeddings", *sorted({*found[0], *found[1]} - {"model_type", "tie_word_embeddings"})]
+    other = {name: (found[0].get(name), found[1].get(name)) for name in names if not FREE_FIELDS.search(name)}
+    return {name: both for name, both in other.items() if both[0] != both[1]}
 
 
 def _new_run(run, record: dict) -> None:

@@ -10,6 +10,7 @@ import math
 import os
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -17,8 +18,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import Trainer, TrainerCallback
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from . import checkpoints, states
+from . import checkpoints, models, states
 from .arguments import Refusal
 from .runs import WORLD_SIZE, Interrupted, RunFolder, Unhealthy, agree, on_main, read_json, say
 
@@ -363,29 +366,48 @@ class _Boundaries(TrainerCallback):
 
 
 def load_weights(model, folder: Path) -> dict[str, torch.Tensor]:
-    """Load `model*.safetensors` of a folder into a model, and return them; Refusal where a tensor is missing, unknown or of another shape.
+    """Load the `model*.safetensors` of a folder into a model, and return them; Refusal where a tensor is missing, unknown or of another shape.
 
-    A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are.
+    A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are. Where the model ties two tensors,
+    one of them is enough, and two must be equal.
     """
-    tensors = {}
-    for path in sorted(folder.glob("model*.safetensors")):
-        tensors.update(load_file(path))
-    if not tensors:
+    tensors = read_weights(folder)
+    if get_model_conversion_mapping(
+        model, add_legacy=False
+    ):  # files of this kind (Mixtral's) name their tensors otherwise than the model: as transformers reads them
+        with patch.dict(os.environ, {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}):  # every rank reads all of them
+            tensors = models.load_model(models.Located(str(folder), folder)).state_dict()
+    own, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
+    for name, tensor in tensors.items():
+        if name in checkpoints.VOCABULARY and name in own and tensor.shape[0] < own[name].shape[0] and tensor.shape[1:] == own[name].shape[1:]:
+            tensors[name] = torch.cat([tensor.to(own[name]), own[name][len(tensor) :]])
+    for first, second in tied.items():
+        if first in tensors and second in tensors and not torch.equal(tensors[first], tensors[second]):
+            raise Refusal(f"the weights in {folder} are not this model's: {first} and {second} are tied here (tie_word_embeddings) and differ there.")
+    there = {
+        *tensors,
+        *(first for first, second in tied.items() if second in tensors),
+        *(second for first, second in tied.items() if first in tensors),
+    }
+    other = [(name, tensor.shape, own[name].shape) for name, tensor in tensors.items() if name in own and tensor.shape != own[name].shape]
+    models.check_filled(str(folder), own.keys() - there, tensors.keys() - own.keys(), other)
+    set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
+    return tensors
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder as its files name them: of model.safetensors, or of the files that its index names, as transformers chooses. Raises Refusal."""
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if not whole.is_file() and not index.is_file():
         checkpoints.refuse_sharded(folder)
-        raise Refusal(f"{folder} holds no model.safetensors.")
-    for name, own in model.state_dict().items():
-        if name in checkpoints.VOCABULARY and name in tensors and tensors[name].shape[0] < own.shape[0] and tensors[name].shape[1:] == own.shape[1:]:
-            tensors[name] = torch.cat([tensors[name].to(own), own[len(tensors[name]) :]])
-    tied = set(getattr(model, "_tied_weights_keys", None) or ()) if model.config.tie_word_embeddings else set()
-    try:
-        result = set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
-    except RuntimeError as error:
-        raise Refusal(f"the weights in {folder} have other shapes than the model: {' '.join(str(error).split())[:400]}") from None
-    missing = [name for name in result.missing_keys if name not in tied]
-    if missing or result.unexpected_keys:
-        raise Refusal(
-            f"the weights in {folder} are not this model's: missing {missing[:3] or 'nothing'}, unknown {result.unexpected_keys[:3] or 'nothing'}."
-        )
+        raise Refusal(f"{folder} holds no {SAFE_WEIGHTS_NAME}.")
+    names = [SAFE_WEIGHTS_NAME] if whole.is_file() else sorted(set((read_json(index) or {}).get("weight_map", {}).values()))
+    tensors = {}
+    for name in names:
+        try:
+            tensors.update(load_file(folder / name))
+        except (OSError, SafetensorError) as error:
+            raise Refusal(f"{folder / name} cannot be read: {models.shortened(error)}") from None
     return tensors
 
 

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 from trl import SFTTrainer
@@ -21,7 +21,6 @@ from .instructions import Example
 from .runs import WORLD_SIZE, read_json, write_json
 from .training import VerifiedTraining
 
-ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BEFORE = "before.json"  # what the untuned model did, carried in every checkpoint
 TEMPERATURE, TOP_K = 0.7, 50  # of sampled answers
 LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in something said three times in a row
@@ -114,9 +113,9 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         if hasattr(model, "peft_config"):
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card
-            config = read_json(folder / ADAPTER_CONFIG)
+            config = read_json(folder / models.ADAPTER_CONFIG)
             config["target_modules"] = sorted(config["target_modules"])  # a set: in another order in every process
-            write_json(folder / ADAPTER_CONFIG, config)
+            write_json(folder / models.ADAPTER_CONFIG, config)
         else:
             model.save_pretrained(output_dir, state_dict=state_dict)
         self.processing_class.save_pretrained(output_dir)
@@ -136,12 +135,8 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
 
 def load_adapter(model, folder: Path) -> None:
     """Load a checkpoint's adapter weights. Raises Refusal where one is missing, unknown or of another shape."""
-    tensors = load_file(folder / ADAPTER_FILE)
-    own = {name: value.shape for name, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
-    if own != {name: value.shape for name, value in tensors.items()}:
-        other = sorted(set(own) ^ set(tensors))[:3] or sorted(name for name in own if own[name] != tensors[name].shape)[:3]
-        raise Refusal(f"the adapter in {folder} is not this one's: {', '.join(other)} differ.")
-    set_peft_model_state_dict(model, tensors)
+    models.check_adapter(model, f"in {folder}", folder)
+    set_peft_model_state_dict(model, load_file(folder / models.ADAPTER_FILE))
 
 
 # ---- measuring ----
