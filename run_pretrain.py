@@ -26,11 +26,10 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import block_attention, checkpoints, derive, precision, publishing, pulling, starting, training
+    from llama_lite import block_attention, checkpoints, derive, models, precision, publishing, pulling, starting, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores, beginnings
     from llama_lite.decisions import lines, set_values
     from llama_lite.folders import check_apart, check_folder
-    from llama_lite.fused_loss import fuse
     from llama_lite.hub import reference
     from llama_lite.launching import check_launch, layout, layout_of
     from llama_lite.memory import forecast
@@ -38,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.preflight import check_folders, check_packages, check_token
     from llama_lite.preparing import Text, prepare
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.speed import compile_layers, settle_cpu
+    from llama_lite.speed import compile_layers, settle_cpu, switch_on
     from llama_lite.suggest import write_suggestion
     from llama_lite.tokenizers import tokenizer_record
     from llama_lite.tokens import describe, verify_prepared
@@ -211,11 +210,10 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- Model and trainer ----
         set_seed(training_args.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        if run_args.fused_loss:
-            fuse(model)
-        if run_args.block_attention:
-            block_attention.use_blocks(model)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+        models.check_language_model(f"--model_config {model_args.model_config}", model)
+        for name, why in switch_on(model, run_args.fused_loss, run_args.block_attention).items():
+            say(f"plain     --{name} stays off for this model ({config.model_type}): {why}")
         if run_args.compile_layers:
             compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:

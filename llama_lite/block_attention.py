@@ -7,13 +7,26 @@ and what lies between the products is fused by compiling each pass on its own.
 """
 
 import functools
+from unittest.mock import patch
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from . import models
+
 NAME = "blocks"
+HARMLESS = {
+    "position_ids",
+    "cache_position",
+    "sliding_window",
+    "use_cache",
+    "output_attentions",
+    "output_hidden_states",
+    "output_router_logits",
+    "position_embeddings",
+}
 EAGER, COMPILED = 128, 256  # queries of a block; by benchmarks/attention.py, compiled for the longest context there
 
 
@@ -125,11 +138,18 @@ def _later(size: int, device) -> torch.Tensor:
     return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
 
 
-def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """As transformers calls attention. Blocks where a whole causal context is trained on; everything else is scaled_dot_product_attention's."""
-    whole = attention_mask is None and query.shape[2] == key.shape[2] > 1 and not dropout and query.device.type == "cpu"
+def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
+    """As transformers calls attention. Blocks where a whole causal context is trained on; everything else is scaled_dot_product_attention's.
+
+    An argument that blocks do not know (a soft cap, a position bias, attention sinks) is never left out: such a call is torch's, or refused by it.
+    """
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    plain = (
+        causal and attention_mask is None and not dropout and all(kwargs[name] is None or kwargs[name] is False for name in kwargs.keys() - HARMLESS)
+    )
+    whole = plain and query.shape[2] == key.shape[2] > 1 and query.device.type == "cpu"
     if not (whole and torch.is_grad_enabled()):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs)
     if torch.is_autocast_enabled("cpu"):  # rotated queries can be float32 under FSDP2; torch's attention would round them, too
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     compiled = torch.compiler.is_compiling()
@@ -143,3 +163,24 @@ def use_blocks(model) -> None:
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
+
+
+def misfit(model) -> str | None:
+    """Why a model cannot attend in blocks, tried on itself in float32; None where it can, with the same logits. The model is left as it was."""
+    before = model.config._attn_implementation
+    if before != "sdpa":
+        return f"its attention is {before}, not scaled_dot_product_attention"
+    ids, used, original = models.probe_ids(model), [], BlockAttention.apply
+    with models.evaluating(model):
+        plain = model(input_ids=ids, use_cache=False).logits
+        use_blocks(model)
+        try:
+            with patch.object(BlockAttention, "apply", lambda *given: used.append(given) or original(*given)):
+                ours = model(input_ids=ids, use_cache=False).logits
+        except (ValueError, TypeError, RuntimeError, AttributeError) as error:
+            return models.shortened(error)
+        finally:
+            model.set_attn_implementation(before)
+    if not used:
+        return "no layer of it asks transformers' attention functions for a whole causal context"
+    return None if models.close(ours, plain) else "its logits would be others"

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 
 from . import trends
+from .plan import context_of
 from .runs import Interrupted, die_with_parent, say
 
 OWN_METRICS = ("eval_loss", "eval_bits_per_byte", "eval_perplexity", "eval_end_loss", "eval_mean_token_accuracy")
@@ -168,7 +169,7 @@ class Samples(TrainerCallback):
                     do_sample=True,
                     top_k=50,
                     temperature=1.0,
-                    max_new_tokens=min(self.tokens, model.config.max_position_embeddings - ids.shape[1]),
+                    max_new_tokens=min(self.tokens, (context_of(model.config) or 2**30) - ids.shape[1]),
                     eos_token_id=self.tokenizer.eos_token_id,
                     pad_token_id=self.tokenizer.eos_token_id,
                     use_cache=True,

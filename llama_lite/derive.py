@@ -14,7 +14,7 @@ from . import precision, shapes, speed, timing, tokens
 from .arguments import CurationArguments
 from .decisions import Decisions, in_words, nice, save_interval
 from .installed import INSTALLED
-from .plan import count_parameters, intervals, load_model_config, model_config_of, run_steps
+from .plan import context_of, count_parameters, intervals, load_model_config, model_config_of, run_steps
 from .preparing import OF_TEXT, OF_TOKENS, Text, default_folder, name_of
 from .runs import read_json, say, seconds_since_start
 from .sources import amount
@@ -299,7 +299,7 @@ class Derivation:
         d = self.d
         if not d.settled("block_size"):
             config = self.config(1)
-            wanted, context = shapes.context_of(config.hidden_size), config.max_position_embeddings
+            wanted, context = shapes.context_of(config.hidden_size), context_of(config)
             limit = 2**30 if shapes.is_shape(d["model_config"]) else context or 2**30
             block = min(wanted, limit)
             while block > 32 and (self.available < 400 * block or d["validation_tokens"] < 8 * block + 1):  # some hundred windows at least

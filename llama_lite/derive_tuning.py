@@ -5,7 +5,7 @@ import dataclasses
 from . import precision, timing
 from .decisions import Decisions, in_words, nice, save_interval
 from .instructions import Example
-from .plan import run_steps
+from .plan import context_of, run_steps
 from .preparing import name_of
 from .runs import seconds_since_start
 
@@ -53,7 +53,7 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
     adapter, training = groups[1], groups[-1]
     d = Decisions(groups, {**_given(given), **earlier})
     lengths = sorted(len(example.input_ids) for example in examples)
-    context, processes = config.max_position_embeddings, training.world_size
+    context, processes = context_of(config) or 2**30, training.world_size
 
     # ---- rows ----
     if not d.settled("max_length"):

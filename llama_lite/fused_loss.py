@@ -7,6 +7,8 @@ path, in another order of additions. For the CPU; on a GPU `--use_liger_kernel` 
 import torch
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from . import models
+
 HELD = 2**27  # logits at a time: 256 MiB in bfloat16
 CACHED = 2**20  # of them in float32 at a time: 4 MiB, which stay in the processor's cache
 MOST_SLICES = None  # where a step is only followed for its memory (memory.py): all slices take as much
@@ -55,11 +57,12 @@ def _rows(count: int, *tensors):
 
 
 def fuse(model) -> None:
-    """Let a LlamaForCausalLM compute the loss of `shift_labels` that way, inside its forward; without them it is as it was.
+    """Let a causal language model compute the loss of `shift_labels` that way, inside its forward; without them it is as it was.
 
-    The loss is made by calling the output layer as a module, so that FSDP gathers its weight as for the plain path.
+    For models of which `misfit` says nothing. The loss is made by calling the output layer as a module, so that FSDP gathers its weight as for
+    the plain path.
     """
-    plain, head = model.forward, model.lm_head
+    plain, head = model.forward, model.get_output_embeddings()
     plain_head = head.forward
 
     def head_forward(hidden, labels=None, count=None):
@@ -70,9 +73,27 @@ def fuse(model) -> None:
             return plain(input_ids=input_ids, **kwargs)
         kwargs.pop("labels", None)
         kwargs["use_cache"] = False
-        hidden = model.model(input_ids=input_ids, **kwargs).last_hidden_state
+        hidden = model.base_model(input_ids=input_ids, **kwargs).last_hidden_state
         labels = shift_labels.reshape(-1)
         count = num_items_in_batch if num_items_in_batch is not None else (labels != -100).sum()
         return CausalLMOutputWithPast(loss=head(hidden.reshape(len(labels), -1), labels, count))
 
     model.forward, head.forward = forward, head_forward
+
+
+@torch.no_grad()
+def misfit(model) -> str | None:
+    """Why the loss of a model cannot be computed that way, tried on itself in float32; None where it can. The model is left as it was."""
+    head = model.get_output_embeddings()
+    if type(head) is not torch.nn.Linear or head.bias is not None:
+        return "its output layer is more than a matrix"
+    ids, labels = models.probe_ids(model), models.probe_ids(model).flip(1)
+    with models.evaluating(model):
+        if not models.head_is_separate(model):
+            return "its logits are not its output layer's product alone (they are scaled or capped)"
+        outputs = model(input_ids=ids, labels=labels, shift_labels=labels, use_cache=False)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        ours = LinearCrossEntropy.apply(hidden.flatten(0, 1), head.weight, labels.flatten(), labels.numel())
+    if getattr(outputs, "aux_loss", None) is not None or not models.close(ours, outputs.loss):
+        return "its loss is more than its cross-entropy (a router's, for one)"
+    return None

@@ -16,6 +16,7 @@ from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
+from . import models
 from .rendering import apply_chat_template
 
 HEAD_ELEMENTS = 2**25  # logits held at once, in float32: 128 MB, and as much for their logarithms
@@ -34,14 +35,7 @@ class SharedContextLM(HFLM):
         inner = model.get_base_model() if hasattr(model, "peft_config") else model  # without importing peft for a plain model
         self.body, self.head = inner.base_model, inner.get_output_embeddings()
         self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
-        self.truncated, self.whole, self.answer_blank = 0, not self._head_is_separate(inner), False
-
-    @torch.no_grad()
-    def _head_is_separate(self, inner) -> bool:
-        """Whether the model's logits are its head's output on its body's, which some models scale or cap besides."""
-        ids = torch.arange(8, device=self.device)[None] % inner.config.vocab_size
-        hidden = self.body(input_ids=ids, use_cache=False).last_hidden_state
-        return self.head is not None and torch.equal(self.head(hidden), inner(input_ids=ids, use_cache=False).logits)
+        self.truncated, self.whole, self.answer_blank = 0, not models.head_is_separate(inner), False
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         """lm-eval's, with the blank that stands before an answer of this format where `answer_blank` asks for it.

@@ -5,6 +5,7 @@ never run and never asked about. Weights must fill the model: what is missing, u
 begin, end and padding ids are made those of its tokenizer, and that is said.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -18,6 +19,7 @@ from .runs import read_json, sha256
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to
+PROBED = 1e-5  # of the largest number, in float32: what another order of additions changes
 UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more than this is another tokenizer's
 
 
@@ -177,6 +179,66 @@ def shortened(error) -> str:
     return " ".join(str(error).split())[:300]
 
 
+# ---- what a model is, asked of the model itself ----
+
+
+def probe_ids(model):
+    """Two rows of 24 ids to try a model on."""
+    import torch
+
+    return torch.arange(1, 49, device=next(model.parameters()).device).reshape(2, 24) * 7 % model.config.get_text_config().vocab_size
+
+
+def close(ours, theirs, tolerance: float = PROBED) -> bool:
+    """Whether two results of a probe are one, but for the order of additions; `tolerance` is relative to the largest number."""
+    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+
+
+@contextlib.contextmanager
+def evaluating(model):
+    """A model in evaluation mode and without autocast; its mode and the global random state are as before afterwards."""
+    import torch
+
+    training, device = model.training, next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.autocast(device.type, enabled=False):
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(training)
+
+
+def head_is_separate(model) -> bool:
+    """Whether a model's logits are its output layer's product, bit for bit, which some models scale or cap besides."""
+    import torch
+
+    ids, head = probe_ids(model), model.get_output_embeddings()
+    with torch.no_grad(), evaluating(model):
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        return head is not None and torch.equal(head(hidden), model(input_ids=ids, use_cache=False).logits)
+
+
+def check_language_model(name: str, model) -> None:
+    """Raise Refusal unless a model predicts each token from those before it, and its loss of `shift_labels` is what these logits give."""
+    import torch
+
+    ids, labels = probe_ids(model), probe_ids(model).flip(1)
+    other = ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % model.config.get_text_config().vocab_size
+    try:
+        with torch.no_grad(), evaluating(model):
+            outputs = model(input_ids=ids, labels=labels, shift_labels=labels, use_cache=False)
+            before, after = (model(input_ids=row, use_cache=False).logits[:, :-1].float() for row in (ids, other))
+            loss = torch.nn.functional.cross_entropy(outputs.logits.float().flatten(0, 1), labels.flatten())
+    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, ImportError) as error:
+        raise Refusal(f"{name} cannot be run as a causal language model of transformers: {shortened(error)}") from None
+    kind = model.config.model_type
+    if not close(after, before):
+        raise Refusal(f"{name} ({kind}) sees the tokens that it is to predict: it is no decoder-only language model. Give one that is.")
+    if getattr(outputs, "aux_loss", None) is None and not close(outputs.loss.float(), loss):
+        raise Refusal(f"{name} ({kind}) takes no shifted labels: its loss is {float(outputs.loss):.4f} where its logits give {float(loss):.4f}.")
+
+
 def check_vocabulary(name: str, rows: int, tokenizer) -> None:
     """Raise Refusal when a tokenizer is not that of a model with `rows` embeddings."""
     if not len(tokenizer) <= rows <= len(tokenizer) + UNUSED_ROWS:
@@ -232,7 +294,7 @@ def attach(model, adapter: Located):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
             tuned = PeftModel.from_pretrained(model, str(adapter.folder))
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError) as error:
+    except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"the adapter {adapter.name} cannot be put on this model: {shortened(error)}") from None
     check_adapter(tuned, adapter.name, adapter.folder)
     return tuned

@@ -20,8 +20,11 @@ def load_model_config(name: str):
         presets = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/config.json")))
         raise Refusal(f"--model_config {name}: neither a preset ({presets}), nor LAYERSxWIDTH such as 6x256, nor a folder with a config.json.")
     try:
-        return AutoConfig.from_pretrained(folder)
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # malformed values lead to errors of every kind
+        from . import models
+
+        models.check_native(models.Located(f"--model_config {name}", folder))
         raise Refusal(f"--model_config {name}: {folder / 'config.json'} is no model configuration ({' '.join(str(error).split())}).") from None
 
 
@@ -38,9 +41,31 @@ def count_parameters(config) -> tuple[int, int]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    embeddings = {id(p): p.numel() for p in (model.get_input_embeddings().weight, model.get_output_embeddings().weight)}
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    embeddings = {id(layer.weight): layer.weight.numel() for layer in ends}
     return sum(p.numel() for p in model.parameters()), sum(embeddings.values())
+
+
+def context_of(config) -> int | None:
+    """Positions that a model knows; None where its kind sets no end to them (Mamba, BLOOM)."""
+    config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
+
+
+def flops_per_token(config, context: int) -> int:
+    """FLOPs of training on a token, attention included: TRL's formula, or, for configs that it does not know (GPT-2's, most mixtures of experts), 6 for each
+    parameter but those of the embedding, as Kaplan et al. (arXiv 2001.08361) count, and 12 x layers x width x context for attention scores.
+    """
+    from trl.trainer.utils import compute_flops_per_token
+
+    try:
+        return compute_flops_per_token(config, context)
+    except AttributeError:
+        config = config.get_text_config()
+        return (
+            6 * (count_parameters(config)[0] - config.vocab_size * config.hidden_size) + 12 * config.num_hidden_layers * config.hidden_size * context
+        )
 
 
 def accumulation_steps(tokens_per_step: int, block_size: int, micro_batch: int, processes: int) -> int:
@@ -144,8 +169,6 @@ class Plan:
 
 def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, processes: int | None = None) -> Plan:
     """Plan of a pretraining run over a prepared folder, by as many processes as run now, or by `processes`. Raises Refusal for what cannot work."""
-    from trl.trainer.utils import compute_flops_per_token
-
     problems, processes = [], processes or training.world_size
     vocab = manifest["tokenizer"]["vocab_size"]
     if vocab > config.vocab_size:
@@ -153,10 +176,8 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
             f"the tokenizer has {vocab:,} ids and the model's vocabulary is {config.vocab_size:,}: choose a model_config with vocab_size "
             f"of at least {vocab:,}, or a smaller tokenizer."
         )
-    if run.block_size > config.max_position_embeddings:
-        problems.append(
-            f"--block_size {run.block_size} is above the model's context of {config.max_position_embeddings} (max_position_embeddings): make it smaller."
-        )
+    if (context := context_of(config)) and run.block_size > context:
+        problems.append(f"--block_size {run.block_size} is above the model's context of {context} (max_position_embeddings): make it smaller.")
     try:
         accumulation = accumulation_steps(run.tokens_per_step, run.block_size, training.per_device_train_batch_size, processes)
     except Refusal as refusal:
@@ -196,7 +217,7 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
     return Plan(
         parameters=parameters,
         embedding_parameters=embeddings,
-        flops_per_token=compute_flops_per_token(config, run.block_size),
+        flops_per_token=flops_per_token(config, run.block_size),
         processes=processes,
         micro_batch=training.per_device_train_batch_size,
         accumulation=accumulation,

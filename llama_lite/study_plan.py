@@ -13,7 +13,7 @@ from . import derive, derive_tuning
 from .arguments import parse_pretrain
 from .decisions import nice
 from .memory import duration
-from .plan import count_parameters, load_model_config, run_steps, saved_steps, size
+from .plan import count_parameters, flops_per_token, load_model_config, run_steps, saved_steps, size
 from .runs import read_json
 from .sft_arguments import parse_sft
 from .studies import Study, StudyRun, is_done, is_other, seconds_of
@@ -67,10 +67,8 @@ def _kept(run, training, steps: int, evaluations: int, first: int = 0) -> int:
 @functools.cache
 def _of_preset(name: str, length: int) -> tuple[int, float]:
     """(parameters, FLOPs a token) of a preset."""
-    from trl.trainer.utils import compute_flops_per_token
-
     config = load_model_config(name)
-    return count_parameters(config)[0], compute_flops_per_token(config, length)
+    return count_parameters(config)[0], flops_per_token(config, length)
 
 
 def _tuning(one: StudyRun) -> Cost:
@@ -99,7 +97,7 @@ def _adapted(base: str, adapter) -> int:
     from .tuning import add_adapter
 
     with torch.device("meta"):
-        model = add_adapter(AutoModelForCausalLM.from_config(load_model_config(base)), adapter, base)
+        model = add_adapter(AutoModelForCausalLM.from_config(load_model_config(base), trust_remote_code=False), adapter, base)
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 

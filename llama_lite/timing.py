@@ -6,9 +6,9 @@ import functools
 import time
 
 import torch
-from trl.trainer.utils import compute_flops_per_token
 
 from . import precision
+from .plan import flops_per_token
 from .runs import say
 
 ENOUGH, MOST_STEPS = 1.0, 30  # seconds and steps that are timed after the first one, which allocates and chooses kernels
@@ -53,7 +53,7 @@ class Machine:
         """Timed, once; guessed by FLOPs where a micro-batch would take too long for that, or the planned device is not here."""
         key = (str(config.to_dict()), micro, block_size)
         if key not in self.timed:
-            guess = compute_flops_per_token(config, block_size) * micro * block_size / self.flops_per_second
+            guess = flops_per_token(config, block_size) * micro * block_size / self.flops_per_second
             if guess > LONGEST or (self.device.type == "cuda" and not torch.cuda.is_available()):
                 self.timed[key] = Pace(guess, 0.05 * guess, guess / 3 / micro, guess / 3 / micro / block_size * 8)
             else:
@@ -79,8 +79,7 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
     """
     from transformers import AutoModelForCausalLM
 
-    from . import block_attention
-    from .fused_loss import fuse
+    from .speed import switch_on
 
     def synchronize():
         if device.type == "cuda":
@@ -90,13 +89,10 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         with device:
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             ids = torch.randint(0, config.vocab_size, (micro_batch, block_size))
         shifted = {"shift_labels": ids} if switches["fused_loss"] else {}
-        if switches["fused_loss"]:
-            fuse(model)
-        if switches["block_attention"]:
-            block_attention.use_blocks(model)
+        switch_on(model, switches["fused_loss"], switches["block_attention"])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
         dtype = getattr(torch, precision)
         autocast = torch.autocast(device.type, dtype) if precision != "float32" else contextlib.nullcontext()

@@ -18,6 +18,7 @@ from trl import SFTTrainer
 from . import models, prompts, scores
 from .arguments import Refusal
 from .instructions import Example
+from .plan import context_of
 from .runs import WORLD_SIZE, read_json, write_json
 from .training import VerifiedTraining
 
@@ -200,7 +201,7 @@ def answers(model, tokenizer, asked: list[list[dict]], longest: int, sample: boo
             width = max(map(len, rows))
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows], device=device)
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-            room = model.config.max_position_embeddings - width
+            room = (context_of(model.config) or 2**30) - width
             output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max(1, min(longest, room)), use_cache=True, **how)
             for row in output[:, width:].tolist():
                 end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else None

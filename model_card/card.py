@@ -137,12 +137,12 @@ def metadata(facts: Facts):
         extra = {"base_model": facts.base["hub_id"], "base_model_revision": facts.base["revision"]} if facts.base.get("hub_id") else {}
         if extra:
             extra["base_model_relation"] = "adapter" if records.kind == "adapter" else "finetune"
-        results = facts.index()
+        results, kind = facts.index(), facts.config.get("model_type", "llama")
         data = ModelCardData(
             **common,
             library_name="peft" if records.kind == "adapter" else "transformers",
             pipeline_tag="text-generation",
-            tags=["llama", "pretraining"] if records.kind == "pretrain" else ["llama", "sft", *(["lora"] if records.kind != "tuned" else [])],
+            tags=[kind, "pretraining"] if records.kind == "pretrain" else [kind, "sft", *(["lora"] if records.kind != "tuned" else [])],
             datasets=datasets,
             **extra,
             **({"model_name": facts.title, "eval_results": results} if results else {}),

@@ -13,6 +13,17 @@ from .records import Evaluation, Records
 SHOWN = 12  # rows of a long table
 WIDTH = 96  # characters of a quoted line
 HARNESS = "https://github.com/EleutherAI/lm-evaluation-harness"
+# Fields of a config by the names that its kind gives them: LLaMA's and most, GPT-2's, BLOOM's and MPT's, OPT's.
+LAYERS, WIDTHS, HEADS = (
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+    ("hidden_size", "n_embd", "d_model"),
+    ("num_attention_heads", "n_head", "n_heads", "num_heads", "attention_heads"),
+)
+SHARED_HEADS, INNER_WIDTHS, CONTEXT = (
+    ("num_key_value_heads",),
+    ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size"),
+    ("max_position_embeddings", "n_positions", "max_seq_len"),
+)
 OCCASION = (  # arguments that belong to one machine or one launch, not to the run
     "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only resume_from_checkpoint resume_without allow_changes dry_run "
     "prepare_only prepare_workers cpu_threads verify_data card_license card_language report_to run_name init_from hub_model_id hub_private_repo "
@@ -65,9 +76,10 @@ class Facts:
         rows = [["parameters", number(plan["parameters"])]]
         if "trained" in plan:
             rows += [["of them trained", number(plan["trained"])]]
-        shape = f"{config['num_hidden_layers']} layers, width {number(config['hidden_size'])}, {config['num_attention_heads']} heads"
-        shape += f" ({config['num_key_value_heads']} of keys and values), inner width {number(config['intermediate_size'])}"
-        rows += [["shape", shape], ["context", f"{number(config['max_position_embeddings'])} tokens"], ["vocabulary", number(config["vocab_size"])]]
+        rows += [["kind", config["model_type"]]] if config.get("model_type", "llama") != "llama" else []
+        rows += [["shape", self.shape()]]
+        rows += [["context", f"{number(context)} tokens"]] if (context := first_of(config, CONTEXT)) else []
+        rows += [["vocabulary", number(first_of(config, ("vocab_size",)))]]
         rows += [["training tokens", number(r.reached["tokens"])], ["step", f"{number(r.reached['step'])} of {number(r.steps)}"]]
         if r.evaluated:
             last = r.evaluated[-1]
@@ -77,6 +89,14 @@ class Facts:
             names = {"bigram": "loss of bigram counts", "unigram": "loss of unigram counts"}
             rows += [[what, f"{r.data['baselines'][key]:.4f} nats a token"] for key, what in names.items() if key in r.data.get("baselines", {})]
         return rows
+
+    def shape(self) -> str:
+        """Layers, widths and heads, as far as the config of its kind says."""
+        layers, width, heads, shared, inner = (first_of(self.config, names) for names in (LAYERS, WIDTHS, HEADS, SHARED_HEADS, INNER_WIDTHS))
+        parts = [f"{layers} layers" if layers else "", f"width {number(width)}" if width else ""]
+        if heads:
+            parts.append(f"{heads} heads" + (f" ({shared} of keys and values)" if isinstance(shared, int) else ""))
+        return ", ".join([part for part in parts if part] + ([f"inner width {number(inner)}"] if inner else []))
 
     # ---- use ----
 
@@ -400,6 +420,12 @@ class Facts:
 
 
 # ---- how values are written ----
+
+
+def first_of(config: dict, names: tuple[str, ...]):
+    """The first of a config's fields that is there and not None; of its text model's, where it has one inside."""
+    inner = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    return next((part[name] for part in (config, inner) for name in names if part.get(name) is not None), None)
 
 
 def number(value, digits: int | None = None) -> str:

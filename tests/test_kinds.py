@@ -1,0 +1,169 @@
+"""Decoder-only kinds of transformers: each trains with the loss that plain transformers computes, is saved and loaded whole, and rows do not mix."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from llama_lite import models, speed
+from llama_lite.arguments import Refusal
+from llama_lite.training import load_weights
+
+WIDE = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "max_position_embeddings": 128,
+}
+SHARED = {**WIDE, "num_key_value_heads": 2}
+OWN_HEADS = {**SHARED, "head_dim": 8}
+EXPERTS = {**SHARED, "num_experts": 4, "num_experts_per_tok": 2}
+GPT2 = {"vocab_size": 128, "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4}
+# kind: (its config, the switches that stay off for it)
+KINDS = {
+    "llama": (SHARED, ""),
+    "mistral": ({**SHARED, "sliding_window": 32}, ""),
+    "qwen2": ({**SHARED, "tie_word_embeddings": True}, ""),
+    "qwen3": (OWN_HEADS, ""),
+    "gemma": (OWN_HEADS, ""),
+    "gemma2": ({**OWN_HEADS, "sliding_window": 16, "final_logit_softcapping": 1.0, "attn_logit_softcapping": 2.0}, "fused_loss block_attention"),
+    "gemma3_text": ({**OWN_HEADS, "sliding_window": 16}, "block_attention"),
+    "granite": (
+        {**SHARED, "logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0156},
+        "fused_loss",
+    ),
+    "cohere": ({**SHARED, "logit_scale": 0.0625}, "fused_loss"),
+    "cohere2": ({**SHARED, "logit_scale": 0.0625}, "fused_loss"),
+    "olmo2": (SHARED, ""),
+    "phi": (WIDE, "fused_loss"),  # its output layer has a bias
+    "phi3": ({**SHARED, "pad_token_id": 0}, ""),
+    "stablelm": (SHARED, ""),
+    "starcoder2": (SHARED, ""),
+    "smollm3": ({**SHARED, "pad_token_id": 0}, ""),
+    "nanochat": ({**SHARED, "final_logit_softcapping": 1.0}, "fused_loss"),
+    "mixtral": ({**SHARED, "num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 1.0}, "fused_loss"),
+    "qwen3_moe": ({**EXPERTS, "head_dim": 8, "moe_intermediate_size": 32, "output_router_logits": True, "router_aux_loss_coef": 1.0}, "fused_loss"),
+    "olmoe": (EXPERTS, ""),
+    "granitemoe": ({**SHARED, "num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 8.0}, "fused_loss"),
+    "gpt_oss": ({**OWN_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2}, "block_attention"),  # attention sinks
+    "gpt2": (GPT2, ""),
+    "gpt_neo": (
+        {
+            **{key: WIDE[key] for key in ("vocab_size", "hidden_size", "max_position_embeddings")},
+            "num_layers": 2,
+            "num_heads": 4,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 16,
+        },
+        "block_attention",
+    ),
+    "gpt_neox": (WIDE, ""),
+    "gptj": ({**GPT2, "rotary_dim": 4}, "fused_loss block_attention"),
+    "opt": ({**WIDE, "ffn_dim": 64, "word_embed_proj_dim": 32}, ""),
+    "bloom": ({"vocab_size": 128, "hidden_size": 32, "n_layer": 2, "n_head": 4}, "block_attention"),
+    "falcon": ({**WIDE, "alibi": True, "new_decoder_architecture": False}, "block_attention"),
+    "mpt": ({"vocab_size": 128, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 128}, "block_attention"),
+    "mamba": ({"vocab_size": 128, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}, "block_attention"),
+    "recurrent_gemma": ({**WIDE, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 64}, "fused_loss"),
+}
+
+
+def small(kind: str):
+    """A random model of a kind, in evaluation mode; norms and biases, which begin as ones and zeros, are random too."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **KINDS[kind][0]), dtype=torch.float32).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_is_that_of_plain_transformers_and_weights_travel_whole(kind, tmp_path):
+    plain = small(kind)
+    models.check_language_model(kind, plain)
+    ours = copy.deepcopy(plain)
+    assert set(speed.switch_on(ours, fused=True, blocks=True)) == set(KINDS[kind][1].split())
+    ids = torch.randint(0, 128, (2, 65))
+    batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:].contiguous(), "shift_labels": ids[:, 1:].contiguous()}
+    losses = [model(**batch, use_cache=False).loss for model in (plain, ours)]
+    assert abs(losses[0] - losses[1]) <= 1e-5
+    for loss in losses:
+        loss.backward()
+    for (name, first), second in zip(plain.named_parameters(), ours.parameters(), strict=True):
+        if first.grad is not None:
+            torch.testing.assert_close(second.grad, first.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    plain.save_pretrained(tmp_path)
+    fresh = AutoModelForCausalLM.from_config(plain.config)
+    load_weights(fresh, tmp_path)
+    for name, value in fresh.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_a_cap_that_hardly_shows_is_seen():
+    """Logits of random weights are small: a cap at 30 changes them by a millionth."""
+    for kind, field in (
+        ("gemma2", {"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}),
+        ("nanochat", {"final_logit_softcapping": 30.0}),
+    ):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**KINDS[kind][0], **field}))
+        off = speed.switch_on(model, fused=True, blocks=True)
+        assert off["fused_loss"] == "its logits are not its output layer's product alone (they are scaled or capped)"
+
+
+def test_an_argument_that_blocks_do_not_know_is_not_left_out():
+    from llama_lite import block_attention
+
+    query, key, value = (torch.randn(1, 2, 8, 4) for _ in range(3))
+    bias = 3 * torch.randn(1, 2, 8, 8)
+    plain = block_attention.attention(None, query, key, value, None)[0]
+    biased = block_attention.attention(None, query, key, value, None, position_bias=bias)[0]
+    assert (plain - biased).abs().max() > 0.1
+    with pytest.raises(ValueError, match="does not support `softcap`"):
+        block_attention.attention(None, query, key, value, None, softcap=5.0)
+    whole = block_attention.attention(None, query, key, value, None, is_causal=False)[0]
+    torch.testing.assert_close(whole.transpose(1, 2), torch.nn.functional.scaled_dot_product_attention(query, key, value))
+
+
+def test_what_is_no_decoder_is_refused():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **WIDE))
+    with pytest.raises(Refusal, match=r"somewhere \(bert\) sees the tokens that it is to predict"):
+        models.check_language_model("somewhere", model)
+
+
+def test_a_loss_that_takes_no_shifted_labels_is_refused(monkeypatch):
+    model = small("llama")
+    shifting = type(model).forward
+
+    def forward(self, input_ids, shift_labels=None, **kwargs):
+        return shifting(self, input_ids, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    with pytest.raises(Refusal, match=r"takes no shifted labels: its loss is \d\.\d{4} where its logits give"):
+        models.check_language_model("somewhere", model)
+
+
+def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tmp_path, capsys):
+    """Granite, whose logits are scaled, and GPT-2, whose config has other names: trained with every default, saved, finished with a card."""
+    import numpy as np
+
+    from llama_lite.runs import read_jsonl
+
+    granite = {**SHARED, "vocab_size": 512, "logits_scaling": 8.0, "embedding_multiplier": 12.0}
+    for kind, fields in (("granite", granite), ("gpt2", {**GPT2, "vocab_size": 512})):
+        AutoConfig.for_model(kind, **fields).save_pretrained(tmp_path / kind)
+        changes = {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "fused_loss": True, "block_attention": True, "precision": "float32"}
+        run = pretrain(tmp_path / f"run-{kind}", model_config=str(tmp_path / kind), **changes)
+        logged = [entry["eval_loss"] for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry][-1]
+        model = AutoModelForCausalLM.from_pretrained(run / "checkpoint-2", dtype=torch.float32).eval()
+        tokens = torch.from_numpy(np.load(f"{settings['prepared_dir']}/validation-00000.npy").astype(np.int64))
+        rows = torch.stack([tokens[i * 64 : i * 64 + 65] for i in range(16)])
+        with torch.no_grad():
+            logits = model(rows[:, :-1], use_cache=False).logits
+        assert logged == pytest.approx(float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())), abs=1e-5)
+        assert "| parameters |" in (run / "README.md").read_text()
+    said = capsys.readouterr().out
+    assert said.count("--fused_loss stays off for this model (granite): its logits are not its output layer's product alone") == 1
+    assert "stays off for this model (gpt2)" not in said
