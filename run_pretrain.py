@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
         manifest, folder = on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
         on_main(verify_prepared, folder, manifest, data_args.verify_data)
         say(f"data      {describe(manifest)}")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
         if tokenizer_record(tokenizer) != manifest["tokenizer"]:
             raise Refusal(
                 f"{folder}/tokenizer is not the one the tokens were made with. Run the same command with --prepare_only in a new --prepared_dir."

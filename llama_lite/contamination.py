@@ -159,7 +159,7 @@ def prepared_documents(folder: str | Path) -> Iterator[str]:
             "(the demo's is data/demo), or make one with run_pretrain.py --prepare_only."
         )
     verify_prepared(folder, manifest, "sizes")
-    return _decoded(folder, manifest, AutoTokenizer.from_pretrained(folder / "tokenizer"))
+    return _decoded(folder, manifest, AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False))
 
 
 def _decoded(folder: Path, manifest: dict, tokenizer) -> Iterator[str]:

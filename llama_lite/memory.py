@@ -76,12 +76,15 @@ def _fake(config_json: str, layers: int, micro_batch: int, block_size: int, prec
     from . import fused_loss
 
     fields = json.loads(config_json)
+    fields = {
+        name: value[:layers] if isinstance(value, list) and len(value) == fields.get("num_hidden_layers") else value for name, value in fields.items()
+    }
     config = AutoConfig.for_model(**{**fields, "num_hidden_layers": layers, "use_cache": False})
     compute = getattr(torch, precision)
     with FakeTensorMode(), contextlib.ExitStack() as ends_with:
         ends_with.callback(setattr, fused_loss, "MOST_SLICES", fused_loss.MOST_SLICES)
         fused_loss.MOST_SLICES = 3
-        model = AutoModelForCausalLM.from_config(config, dtype=compute if casts else torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=compute if casts else torch.float32, trust_remote_code=False)
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable()
@@ -122,7 +125,17 @@ def forecast(config, plan, layout: Layout, precision: str, fused: bool, training
     """(memory, disk and days of a `plan` as a person reads them, what does not fit and what would). `training`, `run`: the arguments."""
     device, kind = training.device, {"none": "one process", "ddp": f"{layout.processes} processes, DDP"}
     kind |= {"fsdp2": f"FSDP2 over {layout.processes}", "zero2": f"ZeRO-2 over {layout.processes}"}
-    memory = step_memory(config, plan.micro_batch, run.block_size, precision, layout, fused, training.activation_checkpointing)
+    try:
+        memory = step_memory(config, plan.micro_batch, run.block_size, precision, layout, fused, training.activation_checkpointing)
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        NotImplementedError,
+    ) as error:  # a kind whose step cannot be followed without its numbers
+        why = " ".join(str(error).split())[:120]
+        return [f"memory a device     not known for this kind of model ({config.model_type}): {why}"], _too_large(plan, training)
     parts = {"weights": memory.weights, "gradients": memory.gradients, "optimiser": memory.optimizer, "activations": memory.activations}
     parts |= {"gathered weights": memory.gathered} if memory.gathered else {}
     if run.plan_launch:
@@ -139,12 +152,17 @@ def forecast(config, plan, layout: Layout, precision: str, fused: bool, training
     if memory.total > room:
         way = what_would_fit(config, plan.micro_batch, run.block_size, precision, layout, fused, room)
         problems.append(f"a step takes {size(memory.total)} and {where} gives a process {size(room)}: {way}.")
+    return lines, problems + _too_large(plan, training)
+
+
+def _too_large(plan, training) -> list[str]:
+    """What does not fit on the disk of the run's folder, in one sentence; nothing where all of it does."""
     needed, free = plan.checkpoint_bytes * at_once(plan) + 2 * plan.model_bytes, _free(Path(training.output_dir))
     if needed > free:
         fitting = (free - 2 * plan.model_bytes) // plan.checkpoint_bytes - 1
         way = f"it would with --save_total_limit {fitting}" if fitting > 0 else "give an --output_dir on a larger disk"
-        problems.append(f"the run takes up to {size(needed)} of disk and {size(free)} are free at {training.output_dir}: {way}.")
-    return lines, problems
+        return [f"the run takes up to {size(needed)} of disk and {size(free)} are free at {training.output_dir}: {way}."]
+    return []
 
 
 def _free(folder: Path) -> int:

@@ -348,7 +348,7 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
     place = folder / "tokenizer"
     found = read_tokenizer_record(place) if (place / "tokenizer.json").exists() else None
     if found and found == (known or found):
-        return AutoTokenizer.from_pretrained(place)
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     shutil.rmtree(place, ignore_errors=True)
     if data.tokenizer == "train":
         tokenizer = train_tokenizer((document.text for document in source.documents(Skipped())), data.vocab_size)

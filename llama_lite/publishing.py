@@ -53,7 +53,7 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
     Works on files alone, so that training goes on meanwhile. Same checkpoint, same bytes.
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     rows, end = len(tokenizer), tokenizer.eos_token_id
     begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -63,7 +63,7 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                 tensor = file.get_tensor(name)
                 tensors[name] = _cast(tensor[:rows] if name in checkpoints.VOCABULARY else tensor, getattr(torch, dtype))
-    config = AutoConfig.from_pretrained(checkpoint)
+    config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     config.use_cache, config.dtype = True, getattr(torch, dtype)
     config.bos_token_id, config.eos_token_id = begin, end
     if any(name in tensors for name in checkpoints.VOCABULARY):
@@ -111,7 +111,7 @@ def export_adapter(checkpoint: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("adapter_model.safetensors", "adapter_config.json", "base.json"):
         shutil.copyfile(checkpoint / name, folder / name)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     tokenizer.save_pretrained(folder)
     flush_folder(folder)
 

@@ -20,7 +20,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
-from . import sandbox
+from . import metrics, sandbox
 from .arguments import Refusal
 from .formats import Skipped
 from .installed import package_root
@@ -139,11 +139,16 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
         )
     if name.startswith("humaneval") or name.startswith("mbpp"):
         raise Refusal(f"--tasks {name} loads a metric from the Hub when it is read: use embedded_humaneval, the same 164 problems, in a sandbox.")
+    metrics.local_metrics()
     try:
-        if folder is None:
-            return dict(manager.load([name])["tasks"])
-        return _on_local_data(manager, name, Path(folder).expanduser())
+        leaves = dict(manager.load([name])["tasks"]) if folder is None else _on_local_data(manager, name, Path(folder).expanduser())
+        metrics.check(name, leaves)
+        return leaves
+    except (ImportError, AttributeError, TypeError, SyntaxError) as error:
+        metrics.check(name, {})
+        raise Refusal(f"--tasks {name} cannot be made: {' '.join(str(error).split())[:200]}") from None
     except (ConnectionError, FileNotFoundError, OSError, ValueError, KeyError, RuntimeError) as error:
+        metrics.check(name, {})
         reason = f"it has no split {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
         hint = f"give a local copy of it: --task_data {name}=FOLDER"
         if folder:

@@ -116,7 +116,13 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
             window = (synchronize() - began) / micro_batch
             began = synchronize()
             model.generate(
-                ids[:1, :4], attention_mask=torch.ones_like(ids[:1, :4]), max_new_tokens=8, do_sample=True, eos_token_id=None, pad_token_id=0
+                ids[:1, :4],
+                attention_mask=torch.ones_like(ids[:1, :4]),
+                max_new_tokens=8,
+                do_sample=True,
+                eos_token_id=None,
+                pad_token_id=0,
+                trust_remote_code=False,
             )
             token = (synchronize() - began) / 8
     return Pace(_usual(times[1:]), _usual(updates[1:]), window, token)

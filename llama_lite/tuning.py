@@ -202,7 +202,9 @@ def answers(model, tokenizer, asked: list[list[dict]], longest: int, sample: boo
             ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows], device=device)
             mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
             room = (context_of(model.config) or 2**30) - width
-            output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=max(1, min(longest, room)), use_cache=True, **how)
+            output = model.generate(
+                input_ids=ids, attention_mask=mask, max_new_tokens=max(1, min(longest, room)), use_cache=True, trust_remote_code=False, **how
+            )
             for row in output[:, width:].tolist():
                 end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else None
                 text = tokenizer.decode(row[:end], skip_special_tokens=True)
