@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.decisions import lines, set_values
     from llama_lite.folders import check_folder
     from llama_lite.launching import check_launch, layout
-    from llama_lite.plan import check_publish_steps, plan_tuning
+    from llama_lite.plan import check_publish_steps, context_of, plan_tuning
     from llama_lite.preflight import check_folders, check_packages, check_token
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.speed import settle_cpu
@@ -104,8 +104,26 @@ def main(argv: list[str] | None = None) -> None:
     examples = on_main(instructions.encode, rows, tokenizer, skipped)
     instructions.need_rows(examples, examples, 1, skipped)
     config = models.load_config(base)
+    batches = tuning.Batches()
+    if not row_args.show_example:
+        model = models.load_model(base)
+        models.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
+        models.check_language_model(base.name, model)
+        if said := models.mend_ids(model, tokenizer):
+            say(f"base      {base.name}: {said}")
+        batches = tuning.batches_of(model)
+        if not batches.packs:
+            training_args.packing = False
+            say(
+                f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they are padded, one sequence a row"
+            )
     further, why = on_main(derive_tuning.tuning, groups, run_args.given, values, config, examples)
     set_values(groups, further)
+    if (context := context_of(config)) and training_args.max_length and training_args.max_length > context:
+        raise Refusal(
+            f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows (max_position_embeddings): lower it, or tune "
+            "a base with a longer context."
+        )
     documents = instructions.held_documents(rows, row_args.eval_rows)
     examples = on_main(instructions.limit, examples, training_args.max_length, row_args.long_rows, skipped)
     learnt, held = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
@@ -119,10 +137,6 @@ def main(argv: list[str] | None = None) -> None:
     for reason, entry in skipped.items():
         say(f"rows      {entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > 3 else ''})")
     packed = instructions.pack(learnt, training_args.max_length, training_args.packing)
-    model = models.load_model(base)
-    models.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
-    if said := models.mend_ids(model, tokenizer):
-        say(f"base      {base.name}: {said}")
     set_seed(training_args.seed)
     if adapter_args.use_lora:
         model = tuning.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
@@ -192,10 +206,10 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
         model.to(training_args.device)
         before = read_json(start.checkpoint / tuning.BEFORE) if start.checkpoint else None
-        wanted = (run_args.prompts, run_args.compared_prompts, run_args.sampled_answers, run_args.answer_tokens, training_args.seed)
-        before = before or on_main(tuning.behaviour, model, tokenizer, held, *wanted)
+        wanted = (run_args.prompts, run_args.compared_prompts, run_args.sampled_answers, run_args.answer_tokens, training_args.seed, batches)
+        before = before or on_main(tuning.first_behaviour, model, tokenizer, held, *wanted)
         order = tuning.order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
-        training_args.padding_free = True
+        training_args.padding_free = batches.packs
         training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
         trainer = tuning.TuningTrainer(
             model=model,
@@ -212,6 +226,7 @@ def main(argv: list[str] | None = None) -> None:
             held=held,
             before=before,
             base=base_record,
+            batches=batches,
         )
         trainer.on_spike = SpikeDetector()
         for callback in (PrinterCallback, ProgressCallback):

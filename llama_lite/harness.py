@@ -20,6 +20,8 @@ from . import models
 from .rendering import apply_chat_template
 
 HEAD_ELEMENTS = 2**25  # logits held at once, in float32: 128 MB, and as much for their logarithms
+WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")  # fields of a config that shorten attention
+APART, APART_HALF = 1e-5, 2e-2  # of a score, in float32 and in half precision: what another order of additions changes
 CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # in a batch
 
 
@@ -36,6 +38,26 @@ class SharedContextLM(HFLM):
         self.body, self.head = inner.base_model, inner.get_output_embeddings()
         self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
         self.truncated, self.whole, self.answer_blank = 0, not models.head_is_separate(inner), False
+        self.shares = self._branches_are_apart(inner)
+
+    @torch.no_grad()
+    def _branches_are_apart(self, inner) -> bool:
+        """Whether continuations behind one context have the scores that each has alone: some models see no mask or positions but their own.
+
+        A window of attention that is shorter than the context would be lost under this mask, so such models share nothing.
+        """
+        config = inner.config.get_text_config()
+        if any(0 < (getattr(config, name, None) or 0) < self.max_length for name in WINDOWS):
+            return False
+        ids = models.probe_ids(inner)[0, :20].tolist()
+        context, first, second = tuple(ids[:8]), tuple(ids[8:14]), tuple(ids[14:20])
+        try:
+            alone = [nats for row in ((context, {first: 0}), (context, {second: 0})) for nats, _ in self._scores([row])[0]]
+            shared = [nats for nats, _ in self._scores([(context, {first: 0, second: 1})])[0]]
+        except (RuntimeError, ValueError, TypeError, NotImplementedError):
+            return False
+        tolerance = APART if next(inner.parameters()).dtype == torch.float32 else APART_HALF
+        return bool(np.allclose(shared, alone, rtol=tolerance, atol=0))
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         """lm-eval's, with the blank that stands before an answer of this format where `answer_blank` asks for it.
@@ -61,7 +83,7 @@ class SharedContextLM(HFLM):
             context, continuation = tuple(context[-room:]), tuple(continuation)
             row = shared.get(context)
             # A context is shared while that saves more than the wider row costs.
-            if row is None or len(continuation) > len(context) or _length(row) > self.batch_tokens:
+            if row is None or not self.shares or len(continuation) > len(context) or _length(row) > self.batch_tokens:
                 row = (context, {})
                 rows.append(row)
                 shared[context] = row

@@ -92,7 +92,8 @@ class VerifiedTraining:
     # ---- stepping ----
 
     def training_step(self, model, inputs, *args, **kwargs):
-        self.step_tokens += inputs["input_ids"].numel()
+        mask = inputs.get("attention_mask")  # of padded rows, which are learnt where a base cannot have them side by side
+        self.step_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.step_loss = loss if self.step_loss is None else self.step_loss + loss
         return loss

@@ -1,9 +1,10 @@
 """Instruction tuning: TRL's SFTTrainer with this project's checkpoints, and what it changed, measured before and after.
 
-Rows lie side by side without padding and do not see each other. Only answers are learnt, so only their positions go
+Rows lie side by side without padding and do not see each other, in bases that show on their own logits that they can; else they are padded. Only answers are learnt, so only their positions go
 through the head.
 """
 
+import dataclasses
 import json
 import math
 import re
@@ -13,16 +14,19 @@ import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 from trl import SFTTrainer
 
 from . import models, prompts, scores
 from .arguments import Refusal
 from .instructions import Example
 from .plan import context_of
-from .runs import WORLD_SIZE, read_json, write_json
+from .runs import WORLD_SIZE, read_json, say, write_json
 from .training import VerifiedTraining
 
 BEFORE = "before.json"  # what the untuned model did, carried in every checkpoint
+HEAD_TOLERANCE = 1e-3  # of the largest loss: TRL's kernel on a GPU multiplies in TF32 where that is allowed
+MIXED = 1e-4  # of the largest logit: clean bases differ by 1.1e-6 at most, those whose rows see each other by 2.7e-3 at least (measured, 20 kinds)
 TEMPERATURE, TOP_K = 0.7, 50  # of sampled answers
 LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in something said three times in a row
 
@@ -32,7 +36,8 @@ LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in something said three
 
 def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None = None):
     """The model with a fresh LoRA adapter (`peft.PeftModel`) that names its base. Raises Refusal for targets that match no linear module."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear) and name != "lm_head"]
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head]
     targets = "all-linear" if adapter.target_modules == ["all-linear"] else list(adapter.target_modules)
     unmatched = [t for t in adapter.target_modules if t != "all-linear" and not any(n == t or n.endswith(f".{t}") for n in linear)]
     if unmatched:
@@ -47,7 +52,13 @@ def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None
         use_dora=adapter.use_dora,
         task_type="CAUSAL_LM",
     )
-    tuned = get_peft_model(model, config)
+    try:
+        tuned = get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise Refusal(
+            f"LoRA cannot be put on {base} ({model.config.model_type}) like this: {models.shortened(error)} Choose other --target_modules (there are "
+            f"{', '.join(sorted({name.split('.')[-1] for name in linear}))}), --lora_dropout 0, or tune all weights with --no_use_lora."
+        ) from None
     config.base_model_name_or_path, config.revision = base, revision
     return tuned
 
@@ -61,28 +72,91 @@ def merge(base: models.Located, adapter: Path, tokenizer, dtype: str, folder: Pa
     tokenizer.save_pretrained(folder)
 
 
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """How rows of a base go together: side by side in one row without seeing each other, and padded on the left for answers."""
+
+    packs: bool = True
+    pads: bool = True
+
+    @property
+    def measured(self) -> int:
+        """Rows of a batch whose losses are measured, laid side by side."""
+        return 8 if self.packs else 1
+
+    @property
+    def answered(self) -> int:
+        return 16 if self.pads else 1
+
+
+@torch.no_grad()
+def batches_of(model) -> Batches:
+    """How rows go together in a base, by its own logits, in float32: a row's behind another one, and behind padding, against its own alone."""
+    first, second = models.probe_ids(model)
+    places = torch.arange(len(first), device=first.device)
+    filled = torch.ones(len(first) + 8, dtype=torch.long, device=first.device)
+    filled[:8] = 0
+    ways = {
+        "packs": {"input_ids": torch.cat([first, second])[None], "position_ids": torch.cat([places, places])[None]},
+        "pads": {"input_ids": torch.cat([first[:8], second])[None], "attention_mask": filled[None]},
+    }
+    found = {}
+    with models.evaluating(model):
+        alone = model(input_ids=second[None], use_cache=False).logits
+        for name, inputs in ways.items():
+            try:
+                found[name] = models.close(model(**inputs, use_cache=False).logits[:, -len(second) :], alone, MIXED)
+            except (TypeError, ValueError, RuntimeError):
+                found[name] = False
+    return Batches(**found)
+
+
 # ---- the trainer ----
 
 
 class TuningTrainer(VerifiedTraining, SFTTrainer):
-    """SFTTrainer over rows that are encoded, packed and ordered already; `held` are the held-out rows."""
+    """SFTTrainer over rows that are encoded, packed and ordered already; `held` are the held-out rows, `batches` how rows go together."""
 
-    def __init__(self, *args, held: list[Example], before: dict, base: dict, **kwargs):
+    def __init__(self, *args, held: list[Example], before: dict, base: dict, batches: Batches = Batches(), **kwargs):
         super().__init__(*args, **kwargs)
-        self.held, self.before, self.base = held, before, base
+        self.held, self.before, self.base, self.batches = held, before, base, batches
+        self.fused = self.args.device.type == "cuda" and self._head_fits()
+
+    @torch.no_grad()
+    def _head_fits(self) -> bool:
+        """Whether TRL's fused head gives the losses that the model's logits give, tried on the probe; says so where it does not."""
+        batch = {name: value.to(self.args.device) for name, value in self.probe[0].items()}
+        try:
+            with models.evaluating(self.model):
+                plain, ours = (answer_losses(self.model, {**batch, "use_cache": False}, fused)[0] for fused in (False, True))
+            why = (
+                None
+                if models.close(ours, plain, HEAD_TOLERANCE)
+                else f"its loss would be {float(ours.mean()):.4f} where its logits give {float(plain.mean()):.4f}"
+            )
+        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
+            why = models.shortened(error)
+        if why:
+            say(f"plain     TRL's fused head stays off for this model ({self.model.config.model_type}): {why}")
+        return why is None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum of the losses of all answer tokens over `num_items_in_batch` (their number in the step, on all ranks).
 
         On a GPU TRL's fused head gives them; on a CPU, where that is slower, the head is applied to answer positions only.
         """
-        fused = self.args.device.type == "cuda"
-        losses = answer_losses(model, {**inputs, "use_cache": False}, fused)[0]
+        auxiliary = {"output_router_logits": True} if self.aux_loss_enabled else {}
+        losses, _, router = answer_losses(model, {**inputs, "use_cache": False, **auxiliary}, self.fused)
         if self.args.loss_type == "dft":
             losses = losses * (-losses).exp().detach()
         count = len(losses) if num_items_in_batch is None else num_items_in_batch
         scale = self.accelerator.num_processes if num_items_in_batch is not None else 1
-        return losses.sum() / torch.as_tensor(count).clamp(min=1) * scale
+        loss = losses.sum() / torch.as_tensor(count).clamp(min=1) * scale
+        if not self.aux_loss_enabled:
+            return loss
+        return loss + self.router_aux_loss_coef * router / (
+            self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
+        )  # as TRL's
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the likeliest.
@@ -90,7 +164,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         Ranks share the rows out, so the numbers do not depend on how many there are. Raises nothing, logs, calls back.
         """
         model, training = self.accelerator.unwrap_model(self.model), self.model.training
-        mine = measure(model, self.held[self.args.process_index :: WORLD_SIZE], self.args.device)
+        mine = measure(model, self.held[self.args.process_index :: WORLD_SIZE], self.args.device, self.batches.measured)
         model.train(training)
         sums = torch.tensor(
             [math.fsum(row[key] for row in mine) for key in ("loss", "tokens", "end_loss", "ends", "top")],
@@ -143,21 +217,29 @@ def load_adapter(model, folder: Path) -> None:
 # ---- measuring ----
 
 
-def answer_losses(model, inputs: dict, fused: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """(loss, whether it was the likeliest) of each answer token of one flat batch (1, T): nats, in order.
+def answer_losses(model, inputs: dict, fused: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(loss, whether it was the likeliest) of each answer token of a batch (rows, T), in order, nats; and the router's loss, where it is asked for.
 
-    `inputs` is a batch of TRL's padding-free collator, whose labels are -100 but for answers. `fused`: by TRL's fused head,
+    `inputs` is a batch of TRL's collator, padding-free (one row) or padded, whose labels are -100 but for answers. `fused`: by TRL's fused head,
     which SFTTrainer has put on the model.
     """
     labels = inputs.pop("labels")
     if fused:
         outputs = model(**inputs, labels=labels, fused_lm_head=True)
         keep = labels[:, 1:] != -100
-        return -outputs.log_probs[keep], outputs.is_top1[keep]
-    keep = (labels[0, 1:] != -100).nonzero().flatten()
-    targets = labels[0, keep + 1]
-    logits = model(**inputs, logits_to_keep=keep).logits[0].float()
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), logits.argmax(-1) == targets
+        return -outputs.log_probs[keep], outputs.is_top1[keep], outputs.aux_loss
+    if len(labels) == 1:
+        keep = (labels[0, 1:] != -100).nonzero().flatten()
+        targets = labels[0, keep + 1]
+        outputs = model(**inputs, logits_to_keep=keep)
+        logits = outputs.logits[0].float()
+    else:
+        keep = labels[:, 1:] != -100
+        targets = labels[:, 1:][keep]
+        outputs = model(**inputs)
+        logits = outputs.logits[:, :-1][keep].float()
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    return losses, logits.argmax(-1) == targets, getattr(outputs, "aux_loss", None)
 
 
 @torch.no_grad()
@@ -167,7 +249,7 @@ def measure(model, examples: list[Example], device, batch: int = 8) -> list[dict
     found = []
     for begin in range(0, len(examples), batch):
         rows = examples[begin : begin + batch]
-        losses, top = answer_losses(model, {**side_by_side(rows, device), "use_cache": False})
+        losses, top, _ = answer_losses(model, {**side_by_side(rows, device), "use_cache": False})
         parts = zip(losses.double().split([row.learnt for row in rows]), top.split([row.learnt for row in rows]), strict=True)
         for row, (nats, likeliest) in zip(rows, parts, strict=True):
             ends = 0 if row.cut else 1
@@ -221,19 +303,32 @@ def answers(model, tokenizer, asked: list[list[dict]], longest: int, sample: boo
     return found
 
 
-def behaviour(model, tokenizer, held: list[Example], further: list[str], shown: int, sampled: int, longest: int, seed: int) -> dict:
+def behaviour(
+    model, tokenizer, held: list[Example], further: list[str], shown: int, sampled: int, longest: int, seed: int, batches: Batches = Batches()
+) -> dict:
     """What a model does with the held-out rows: the losses of each, `shown` answers, and `sampled` greedy and sampled ones. JSON."""
     asked = [[m for m in example.row.messages if m["role"] != "assistant"][:2] for example in held]
     asked = [messages if messages[0]["role"] == "system" else messages[:1] for messages in asked]
     spread = [asked[i * len(asked) // sampled] for i in range(sampled)]
     fixed = [asked[i * len(asked) // shown] for i in range(shown)] + [[{"role": "user", "content": text}] for text in further]
-    greedy = answers(model, tokenizer, fixed, longest, False, seed)
+    greedy = answers(model, tokenizer, fixed, longest, False, seed, batches.answered)
     return {
-        "rows": measure(model, held, next(model.parameters()).device),
+        "rows": measure(model, held, next(model.parameters()).device, batches.measured),
         "shown": [{"prompt": messages[-1]["content"], **answer} for messages, answer in zip(fixed, greedy, strict=True)],
-        "greedy": answers(model, tokenizer, spread, longest, False, seed),
-        "sampled": answers(model, tokenizer, spread, longest, True, seed),
+        "greedy": answers(model, tokenizer, spread, longest, False, seed, batches.answered),
+        "sampled": answers(model, tokenizer, spread, longest, True, seed, batches.answered),
     }
+
+
+def first_behaviour(model, *asked) -> dict:
+    """`behaviour` before the first step, which is its trial, too: what cannot be done at the end is refused now. Raises Refusal."""
+    try:
+        return behaviour(model, *asked)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+        raise Refusal(
+            f"this base ({model.config.model_type}) cannot be measured or answer as it is to be tuned, so nothing is trained: {models.shortened(error)}. Give "
+            "other --target_modules, or another base."
+        ) from None
 
 
 def compare(before: dict, after: dict) -> dict:

@@ -167,3 +167,85 @@ def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tm
     said = capsys.readouterr().out
     assert said.count("--fused_loss stays off for this model (granite): its logits are not its output layer's product alone") == 1
     assert "stays off for this model (gpt2)" not in said
+
+
+# ---- rows beside each other: packs of tuning, options of an evaluation ----
+
+MIX = {"gpt_oss", "opt", "bloom", "falcon", "mpt", "mamba", "recurrent_gemma"}  # whose rows side by side see each other, or lose their positions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_go_side_by_side_only_where_the_model_keeps_them_apart(kind, tmp_path):
+    from llama_lite import tuning
+
+    model = small(kind)
+    found = tuning.batches_of(model)
+    assert found.packs == (kind not in MIX), kind
+    first, second = torch.randint(1, 128, (2, 30))
+    places = torch.arange(30)
+    with torch.no_grad():
+        alone = model(input_ids=second[None], use_cache=False).logits[0]
+        behind = model(input_ids=torch.cat([first, second])[None], position_ids=torch.cat([places, places])[None], use_cache=False).logits[0, 30:]
+    assert ((behind - alone).abs().max() < 1e-4 * alone.abs().max()) == found.packs
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "qwen3_moe", "gpt2", "opt", "bloom", "mamba", "gpt_neo"])
+def test_options_of_a_context_are_scored_as_each_alone(kind, base):
+    """Two options behind one context, in whatever way this model allows, against log-probabilities written out."""
+    from transformers import AutoTokenizer
+
+    from llama_lite.harness import SharedContextLM
+
+    model = small(kind)
+    lm = SharedContextLM(model, AutoTokenizer.from_pretrained(base), max_length=64)
+    context, options = [5, 9, 77, 31, 8, 100, 41, 2, 19, 23], ([7, 8, 9], [70, 80, 90, 11])
+    found = lm._loglikelihood_tokens([(None, context, list(option)) for option in options], disable_tqdm=True)
+    for option, (nats, _) in zip(options, found, strict=True):
+        ids = torch.tensor([context + option])
+        with torch.no_grad():
+            log_p = model(input_ids=ids[:, :-1], use_cache=False).logits[0, len(context) - 1 :].log_softmax(-1)
+        assert nats == pytest.approx(float(log_p.gather(1, torch.tensor(option)[:, None]).sum()), abs=1e-4), kind
+    assert lm.shares == (kind in ("llama", "qwen3_moe", "gpt2", "opt"))
+
+
+TUNED = {
+    "gpt2": {**GPT2, "n_positions": 512},
+    "opt": {**WIDE, "ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 512},
+    "gpt_neox": {**WIDE, "max_position_embeddings": 512},
+    "mamba": KINDS["mamba"][0],
+    "mixtral": {**SHARED, "num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 512},
+}
+
+
+LORA = {"mamba": {"target_modules": ["in_proj", "x_proj"]}, "mixtral": {"target_modules": ["q_proj", "v_proj"]}}  # what PEFT can do for these
+
+
+@pytest.mark.parametrize("kind", TUNED)
+def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    from llama_lite.runs import read_json, read_jsonl
+
+    folder, tokenizer = tmp_path / kind, AutoTokenizer.from_pretrained(base)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**TUNED[kind], "vocab_size": 512, "eos_token_id": 0, "bos_token_id": 0}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    changes = {"model_name_or_path": str(folder), "max_steps": 2, "eval_steps": 2, "save_steps": 2}
+    if kind in LORA:
+        with pytest.raises(Refusal, match=rf"LoRA cannot be put on .* \({kind}\) like this: .* Choose other --target_modules"):
+            sft(tmp_path / "run", **changes)
+    run = sft(tmp_path / "run", **changes, **LORA.get(kind, {}))
+    said = capsys.readouterr().out
+    assert ("would see each other side by side" in said) == (kind in MIX)
+    assert read_json(run / "run.json")["identity"]["data"]["packing"] == (kind not in MIX)
+    record = read_json(run / "before_after.json")
+    logged = [entry["eval_loss"] for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry][-1]
+    assert record["answer_loss"]["after"] == pytest.approx(logged, abs=1e-5) and record["answer_loss"]["after"] < record["answer_loss"]["before"]
+    card = (run / "README.md").read_text()
+    assert f"| kind | {kind} |" in card and "| shape | 2 layers, width 32" in card
+
+
+def test_rows_longer_than_the_positions_of_a_base_are_refused(sft, tmp_path):
+    with pytest.raises(Refusal, match=r"--max_length 600 is above the 512 positions that .* knows \(max_position_embeddings\): lower it"):
+        sft(tmp_path / "run", max_length=600)

@@ -34,7 +34,7 @@ def model(base):
 def test_the_loss_is_the_models_own_over_answers(model, examples):
     batch = {"input_ids": torch.tensor([examples[3].input_ids]), "labels": torch.tensor([examples[3].labels])}
     own = model(**batch).loss
-    losses, top = tuning.answer_losses(model, dict(batch))
+    losses, top, _ = tuning.answer_losses(model, dict(batch))
     assert len(losses) == examples[3].learnt and losses.mean().item() == pytest.approx(own.item(), abs=1e-6)
     log_p = model(batch["input_ids"]).logits[0].log_softmax(-1)
     written_out = [-float(log_p[i, label]) for i, label in enumerate(examples[3].labels[1:]) if label != -100]
