@@ -243,9 +243,10 @@ def main(argv: list[str] | None = None) -> None:
         else:
             trainer._load_from_checkpoint(start.checkpoint)
 
-        # ---- Finish: adapter or model, what tuning changed, and the curves ----
-        after = on_main(tuning.behaviour, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
-        on_main(finish, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args, before, after)
+        # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and the curves ----
+        on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
+        after = on_main(tuning.last_behaviour, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
+        on_main(finish, run, plan.steps, base, adapter_args, before, after)
         on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
 
 
@@ -264,11 +265,9 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
     return next(((row["repo"], row["revision"]) for row in published if row["step"] == last), None)
 
 
-def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: dict, after: dict) -> None:
-    """The finished adapter or model at the root of the run folder, `before_after.json`, card and figures (rank 0)."""
+def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
+    """The finished adapter or model at the root of the run folder (rank 0)."""
     from llama_lite import publishing, tuning
-    from llama_lite.runs import write_json
-    from model_card.card import written
 
     checkpoint = run.path / f"checkpoint-{steps}"
     if adapter_args.use_lora:
@@ -276,16 +275,31 @@ def finish(run, steps: int, base, tokenizer, dtype: str, adapter_args, before: d
     else:
         publishing.export_model(checkpoint, run.path, dtype)
     if adapter_args.merge_adapter:
-        tuning.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
-    record = tuning.compare(before, after)
-    write_json(run.path / "before_after.json", record)
+        try:
+            tuning.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as error:
+            say(
+                f"WARNING   base and adapter could not be merged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); the adapter is there"
+            )
+
+
+def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None) -> None:
+    """`before_after.json`, card and figures (rank 0). `after`: None where it could not be measured."""
+    from llama_lite import tuning
+    from llama_lite.runs import write_json
+    from model_card.card import written
+
+    record = tuning.compare(before, after) if after else {}
+    if record:
+        write_json(run.path / "before_after.json", record)
     run.ends("finished")
     card = written(run.path)
-    if adapter_args.merge_adapter:
+    if (run.path / "merged").exists():
         written(run.path / "merged")
-    for row in record["shown"]:
+    for row in record.get("shown", ()):
         say(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
-    say(tuning.table(record))
+    if record:
+        say(tuning.table(record))
     say(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
     if steps < FEW_STEPS:
         say(f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and another --output_dir.")

@@ -154,10 +154,12 @@ class Samples(TrainerCallback):
     def on_evaluate(self, args, state, control, **kwargs):
         import torch
 
+        from .models import without_router_loss
+
         model = self.trainer.model
         devices = [args.device] if args.device.type == "cuda" else []
         training = model.training
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), without_router_loss(model):
             torch.manual_seed(self.seed + state.global_step)
             model.eval()
             texts = []

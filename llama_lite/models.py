@@ -208,6 +208,20 @@ def evaluating(model):
             model.train(training)
 
 
+@contextlib.contextmanager
+def without_router_loss(model):
+    """A mixture of experts without the loss of its router, which transformers cannot compute while tokens are generated one by one."""
+    config = model.config.get_text_config()
+    asked = getattr(config, "output_router_logits", None)
+    try:
+        if asked:
+            config.output_router_logits = False
+        yield
+    finally:
+        if asked:
+            config.output_router_logits = asked
+
+
 def head_is_separate(model) -> bool:
     """Whether a model's logits are its output layer's product, bit for bit, which some models scale or cap besides."""
     import torch

@@ -19,13 +19,20 @@ DASHBOARDS = {  # --report_to: the packages, one of which it needs
 
 
 def check_packages(training) -> None:
-    """Raise Refusal for a dashboard that transformers does not know, or whose package is not installed. `training`: TrainingArguments."""
+    """Raise Refusal for a dashboard that transformers does not know, whose package is not installed, or that cannot begin here. `training`: TrainingArguments."""
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
     problems = Problems()
     for name in training.report_to:
         packages = DASHBOARDS.get(name)
         problems.add_if(packages is None, f"--report_to {name}: no such dashboard; there are {', '.join(sorted(DASHBOARDS))}.")
         missing = packages and not any(importlib.util.find_spec(package) for package in packages)
         problems.add_if(missing, f"--report_to {name} needs a package that is not installed: pip install {(packages or [''])[0]}, or leave it out.")
+        if packages and not missing:
+            try:
+                INTEGRATION_TO_CALLBACK[name]()  # as Trainer will, after everything is prepared
+            except Exception as error:  # what a dashboard's package raises is its own affair
+                problems.add_if(True, f"--report_to {name} cannot begin here: {' '.join(str(error).split())[:200]} Mend that, or leave it out.")
     problems.end()
 
 

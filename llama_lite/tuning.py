@@ -276,7 +276,7 @@ def answers(model, tokenizer, asked: list[list[dict]], longest: int, sample: boo
     model.eval()
     found = []
     how = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K} if sample else {"do_sample": False}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), models.without_router_loss(model):
         torch.manual_seed(seed)
         for begin in range(0, len(asked), batch):
             rows = [prompts.encode_prompt(tokenizer, messages) for messages in asked[begin : begin + batch]]
@@ -329,6 +329,15 @@ def first_behaviour(model, *asked) -> dict:
             f"this base ({model.config.model_type}) cannot be measured or answer as it is to be tuned, so nothing is trained: {models.shortened(error)}. Give "
             "other --target_modules, or another base."
         ) from None
+
+
+def last_behaviour(model, *asked) -> dict | None:
+    """`behaviour` after the last step; None, which is said, where it fails: the tuned weights are there already."""
+    try:
+        return behaviour(model, *asked)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
+        say(f"WARNING   what tuning changed could not be measured ({type(error).__name__}: {models.shortened(error)}); the tuned weights are there")
+        return None
 
 
 def compare(before: dict, after: dict) -> dict:

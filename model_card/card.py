@@ -41,6 +41,8 @@ def written(folder: Path, repo: str | None = None) -> str:
         return str(write(folder, repo))
     except CardError as error:
         return f"not written: {error}"
+    except Exception as error:  # a record of another kind, a full disk, a library of figures: the work itself is done, and stays
+        return f"not written: {type(error).__name__}: {' '.join(str(error).split())[:300]}. `python -m model_card {folder}` makes it again."
 
 
 def draw(records: Records) -> None:

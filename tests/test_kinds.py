@@ -249,3 +249,43 @@ def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, cap
 def test_rows_longer_than_the_positions_of_a_base_are_refused(sft, tmp_path):
     with pytest.raises(Refusal, match=r"--max_length 600 is above the 512 positions that .* knows \(max_position_embeddings\): lower it"):
         sft(tmp_path / "run", max_length=600)
+
+
+# ---- what fails after the last step ----
+
+
+def test_what_fails_after_training_costs_no_weights(sft, pretrain, base, tmp_path, monkeypatch, capsys):
+    """The answers of the tuned model, its merging and both cards fail: adapter and model are there, the runs are finished, and each failure is said."""
+    from llama_lite import tuning
+    from llama_lite.runs import read_json
+    from model_card import card
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("no card today")
+
+    monkeypatch.setattr(card, "write", fail)
+    original, calls = tuning.behaviour, []
+    monkeypatch.setattr(tuning, "behaviour", lambda *args: calls.append(1) or (original(*args) if len(calls) == 1 else fail()))
+    monkeypatch.setattr(tuning, "merge", fail)
+    run = sft(tmp_path / "run", max_steps=2, eval_steps=2, save_steps=2, merge_adapter=True)
+    said = capsys.readouterr().out
+    assert models.attach(models.load_model(models.locate(str(base))), models.Located("adapter", run))
+    assert read_json(run / "status.json")["status"] == "finished" and not (run / "before_after.json").exists()
+    assert "what tuning changed could not be measured (RuntimeError: no card today); the tuned weights are there" in said
+    assert "base and adapter could not be merged (RuntimeError: no card today); the adapter is there" in said
+    assert "its card not written: RuntimeError: no card today. `python -m model_card" in said
+    run = pretrain(tmp_path / "pretrained", max_steps=2, save_steps=2, eval_strategy="no")
+    said = capsys.readouterr().out
+    assert "its card not written: RuntimeError: no card today" in said
+    assert models.load_model(models.locate(str(run))) and read_json(run / "status.json")["status"] == "finished"
+
+
+def test_what_a_base_cannot_do_is_found_before_the_first_step(sft, tmp_path, monkeypatch):
+    from llama_lite import tuning
+
+    monkeypatch.setattr(tuning, "answers", lambda *args: [][1])
+    with pytest.raises(
+        Refusal, match=r"this base \(llama\) cannot be measured or answer as it is to be tuned, so nothing is trained: list index out of range"
+    ):
+        sft(tmp_path / "run", max_steps=2)
+    assert not (tmp_path / "run/checkpoint-2").exists()

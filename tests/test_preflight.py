@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import config_file, launch
+from transformers.integrations import integration_utils
 
 from llama_lite import preflight
 from llama_lite.arguments import Refusal
@@ -20,6 +21,7 @@ def test_a_dashboard_that_is_not_installed_is_named_with_its_package(settings, t
 
 def test_one_of_several_packages_is_enough(monkeypatch):
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: name == "tensorboardX")
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", object)  # which is not really here
     preflight.check_packages(SimpleNamespace(report_to=["tensorboard"]))
     with pytest.raises(Refusal, match="pip install mlflow"):
         preflight.check_packages(SimpleNamespace(report_to=["tensorboard", "mlflow"]))
@@ -47,3 +49,11 @@ def test_a_folder_that_is_a_file_and_a_disk_that_is_full(tmp_path, monkeypatch):
     preflight.check_folders(folders, {"output_dir": 2**29, "prepared_dir": 2**29})
     with pytest.raises(Refusal, match=r"has 1.00 GiB free, and about 1.50 GiB are needed \(--output_dir, --prepared_dir\)"):
         preflight.check_folders(folders, {"output_dir": 2**30, "prepared_dir": 2**29})
+
+
+def test_a_dashboard_that_cannot_begin_is_refused_with_its_own_words(monkeypatch):
+    """DagsHub's package alone is not enough: transformers' callback wants MLflow, too, and would say so after everything is prepared."""
+    real = preflight.importlib.util.find_spec
+    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name, *rest: object() if name == "dagshub" else real(name, *rest))
+    with pytest.raises(Refusal, match=r"--report_to dagshub cannot begin here: .*pip install mlflow.* Mend that, or leave it out"):
+        preflight.check_packages(SimpleNamespace(report_to=["dagshub"]))
