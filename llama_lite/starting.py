@@ -290,7 +290,7 @@ def init_folder(run, init_from: str, config) -> Path:
 
 def other_fields(theirs, config) -> dict[str, tuple]:
     """{field: (theirs, this one's)} of what must be equal for the weights of one config to be those of the other: the kind and tying first."""
-    found = [{**config_class.to_dict(), "tie_word_embeddings": config_class.tie_word_embeddings} for config_class in (theirs, config)]
+    found = [{**one.to_dict(), "tie_word_embeddings": one.tie_word_embeddings} for one in (theirs, config)]
     names = ["model_type", "tie_word_embeddings", *sorted({*found[0], *found[1]} - {"model_type", "tie_word_embeddings"})]
     other = {name: (found[0].get(name), found[1].get(name)) for name in names if not FREE_FIELDS.search(name)}
     return {name: both for name, both in other.items() if both[0] != both[1]}

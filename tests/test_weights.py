@@ -39,7 +39,7 @@ def test_weights_that_do_not_fill_a_model_are_refused_by_name(name, base, tmp_pa
     change, told = DAMAGE[name]
     folder = altered(base, tmp_path / "model", change)
     with pytest.raises(Refusal, match=f"do not fill the model: .*{told}"):
-        models.load_model(models.locate(str(folder)))
+        models.load_model(models.Located("model", folder))
     model = AutoModelForCausalLM.from_pretrained(base)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(Refusal, match=f"do not fill the model: .*{told}"):
