@@ -370,6 +370,7 @@ def _load(model: Model, tokenizer, settings: Settings):
 
     loaded = models.load_model(model.base, settings.dtype)
     models.check_vocabulary(model.name, loaded.get_input_embeddings().num_embeddings, tokenizer)
+    models.check_language_model(model.name, loaded)
     if said := models.mend_ids(loaded, tokenizer):
         say(f"{model.name}: {said}")
     if model.adapter:

@@ -267,8 +267,11 @@ def _pull(run, kind: str, where) -> None:
         raise Refusal(f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers.") from None
 
 
-def init_folder(run, init_from: str, config) -> Path:
-    """The folder of the weights that `--init_from` means, downloaded where it is a revision. Raises Refusal where they need another model."""
+def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
+    """The folder of the weights that `--init_from` means, downloaded where it is a revision. Raises Refusal where they need another model.
+
+    ids: of the tokenizer. Each must have a row in the weights; only rows beyond, which are padding, may be missing.
+    """
     where, folder = reference(init_from), Path(init_from).expanduser()
     if where:
         try:
@@ -282,6 +285,11 @@ def init_folder(run, init_from: str, config) -> Path:
             shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
             raise Refusal(
                 f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Give its config.json as --model_config."
+            )
+        if theirs.get_text_config().vocab_size < ids:
+            raise Refusal(
+                f"--init_from {init_from} knows {theirs.get_text_config().vocab_size:,} tokens and this run's tokenizer has {ids:,}: prepare the text with the "
+                "tokenizer of those weights (--tokenizer FOLDER)."
             )
         if said := mended(theirs, config.bos_token_id, config.eos_token_id):
             say(f"init      {init_from}: {said}")

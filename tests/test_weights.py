@@ -136,6 +136,8 @@ def test_weights_of_another_kind_or_tying_are_refused(tmp_path):
 def test_what_weights_do_not_depend_on_may_differ(tmp_path):
     made(tmp_path / "other", attention_dropout=0.1, initializer_range=0.5, max_position_embeddings=4096, eos_token_id=7, use_cache=False)
     assert starting.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **SMALL)) == tmp_path / "other"
+    with pytest.raises(Refusal, match=r"other knows 64 tokens and this run's tokenizer has 65: prepare the text with the tokenizer of those weights"):
+        starting.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **{**SMALL, "vocab_size": 65}), 65)
 
 
 def test_a_run_refuses_them_before_a_step(pretrain, whole_run, tmp_path):
