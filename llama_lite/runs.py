@@ -43,7 +43,7 @@ NO_SPACE_WORDS = (  # of libraries that raise errors of their own: safetensors a
 def launcher_problem(environ) -> str | None:
     """What a launcher's variables (torchrun's, accelerate's, Slurm's) say that cannot be; None where they go together."""
     found = {name: environ[name].strip() for name in LAUNCHER_NUMBERS if name in environ}
-    way = "Unset what another program left over (`unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE`), or start with accelerate launch or torchrun."
+    way = f"Unset what another program left over (`unset {' '.join(found)}`), or start with accelerate launch or torchrun."
     for name, value in found.items():
         if not (value.isascii() and value.isdigit()):
             return f"the environment says {name}={value!r}, which is no number. {way}"
