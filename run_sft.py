@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
     from llama_lite.decisions import lines, set_values
     from llama_lite.folders import check_folder
+    from llama_lite.formats import skipped_lines
     from llama_lite.launching import check_launch, layout
     from llama_lite.plan import check_publish_steps, context_of, plan_tuning
     from llama_lite.preflight import check_folders, check_packages, check_token
@@ -128,14 +129,15 @@ def main(argv: list[str] | None = None) -> None:
     examples = on_main(instructions.limit, examples, training_args.max_length, row_args.long_rows, skipped)
     learnt, held = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
     derive_tuning.fit(groups, run_args.given, len(held))
-    instructions.need_rows(learnt, held, max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers), skipped)
+    least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
+    instructions.need_rows(learnt, held, least, skipped, len({row.document for row in rows}))
+    for line in (*skipped_lines(skipped), *instructions.unread_lines(source)):
+        say(f"rows      {line}")
     if row_args.show_example:
         say(instructions.show(tokenizer, held[0], sys.stdout.isatty()))
         return
     for line in lines({**values, **further}, {**reasons, **why}):
         say(f"chosen    {line}")
-    for reason, entry in skipped.items():
-        say(f"rows      {entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > 3 else ''})")
     packed = instructions.pack(learnt, training_args.max_length, training_args.packing)
     set_seed(training_args.seed)
     if adapter_args.use_lora:

@@ -142,10 +142,17 @@ class DataArguments:
         "a Hub dataset id, or a file, folder or glob: parquet, jsonl, csv (.gz, .zst ...), and every other file that is text, a document each.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
-    dataset_split: str = arg("train", "Split of a Hub dataset.")
+    dataset_split: str = arg(
+        "train", "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every one)."
+    )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
     text_column: str | None = arg(None, "Column that holds the text of rows (default: `text`, another usual name, or the longest column).")
     encoding: str | None = arg(None, "Encoding of files that are not UTF-8, e.g. cp1252 or gb18030.")
+    document_separator: str = arg(
+        "auto",
+        "What divides a plain text file into documents: auto (the tokenizer's end-of-text, where a file holds it), none (every such file is one document), "
+        "or a text, \\n for a line break.",
+    )
     file_types: list[str] = arg([], "Endings of the files of a folder that are read, e.g. .md .py (default: whatever is text).")
     max_bytes: int | None = arg(None, "Read only the first files, in their order, of so many bytes in all.")
     prepared_dir: str | None = arg(
@@ -167,7 +174,9 @@ class DataArguments:
     prepare_workers: int = arg(os.cpu_count() or 1, "Processes that curate and tokenise; the bytes do not depend on it.")
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
-        "auto", "Check shards before the first step by size, or by sha256 too (auto: sha256 up to 1 GiB)."
+        "auto",
+        "Check shards before the first step by size, or by sha256 too (auto: sha256 up to 1 GiB). hashes: text above 1 GiB is hashed again, too, instead of "
+        "trusting the sizes and times of its files.",
     )
 
 

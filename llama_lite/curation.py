@@ -11,6 +11,7 @@ import os
 import shutil
 import time
 from concurrent.futures import as_completed
+from decimal import Decimal
 from pathlib import Path
 
 from datatrove.data import Document
@@ -18,7 +19,7 @@ from datatrove.pipeline.base import PipelineStep
 from tqdm import tqdm
 
 from .arguments import Refusal
-from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, read
+from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, read, skipped_lines
 from .installed import INSTALLED
 from .runs import say, worker_pool, write_json
 from .sources import Source, size_of
@@ -29,23 +30,34 @@ EXAMPLE_CHARACTERS = 200
 
 
 class Reader(PipelineStep):
-    """datatrove block: this task's share of a source's files, in order, and a record of the rows without text."""
+    """datatrove block: this task's share of a source's files, in order, and a record of the rows without text, or without a number in `scores`."""
 
     name = "source"
 
-    def __init__(self, source: Source, shares: list[int], report: Path, columns: tuple[str, ...] = ()):
+    def __init__(self, source: Source, shares: list[int], report: Path, columns: tuple[str, ...] = (), scores: tuple[str, ...] = ()):
         super().__init__()
-        self.source, self.shares, self.report, self.columns = source, shares, report, columns
+        self.source, self.shares, self.report, self.columns, self.scores = source, shares, report, columns, scores
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         skipped, count = Skipped(), {"documents": 0, "characters": 0}
         for file in self.source.files[self.shares[rank] : self.shares[rank + 1]]:
             for document in read(file, skipped, self.columns, self.source.encoding):
+                if column := next((column for column in self.scores if not _is_score(document.metadata.get(column))), None):
+                    skipped.add(f"{column} is no number", document.id)
+                    continue
                 count["documents"] += 1
                 count["characters"] += len(document.text)
                 yield document
         self.report.mkdir(parents=True, exist_ok=True)
         write_json(self.report / f"{rank:05d}.json", {**count, "skipped": skipped.reasons})
+
+
+def _is_score(value) -> bool:
+    try:
+        score_of(value)
+    except ValueError:
+        return False
+    return True
 
 
 def shares(source: Source) -> list[int]:
@@ -98,15 +110,24 @@ class Rule(PipelineStep):
         write_json(self.report / f"{rank:05d}.json", {**count, "examples": examples})
 
 
+def score_of(value) -> float:
+    """The number in a column of scores, minus infinity where there is none. Raises ValueError for what is no number."""
+    if value is None or value == "":
+        return -math.inf
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
 def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
     """(name, datatrove filter) of the active rules that judge a document alone. `rules`: CurationArguments as a dict."""
     from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter, LambdaFilter
 
     def at_least(column, least):
-        return LambdaFilter(lambda document: float(document.metadata.get(column) or -math.inf) >= least)
+        return LambdaFilter(lambda document: score_of(document.metadata.get(column)) >= least)
 
     chosen = []
-    if rules["language"]:
+    if rules["language"] is not None:
         chosen.append((f"language = {rules['language']}", LambdaFilter(lambda d, want=rules["language"]: d.metadata.get("language") == want)))
     if rules["min_language_score"] is not None:
         chosen.append((f"language_score >= {rules['min_language_score']}", at_least("language_score", rules["min_language_score"])))
@@ -127,7 +148,7 @@ def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
 
 def active(rules: dict) -> dict:
     """The rules that are on."""
-    return {name: value for name, value in rules.items() if value not in (None, False) and name != "score_column"}
+    return {name: value for name, value in rules.items() if value is not None and value is not False and name != "score_column"}
 
 
 def _text_of(document: Document) -> str:
@@ -159,6 +180,7 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
     reports, aside = work / "reports", work / "duplicates"
     wanted = {"language": rules["language"], "language_score": rules["min_language_score"], rules["score_column"]: rules["min_score"]}
     columns = tuple(column for column, setting in wanted.items() if setting is not None)
+    scores = tuple(column for column in columns if column != "language")
 
     def place_of(name):
         return str((folder if name == "kept" else work) / name)
@@ -175,7 +197,7 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
     judged = [rule(place, name, step) for place, (name, step) in enumerate(filters(rules), 1)]
     outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
     outputs = dict(zip(outputs, [*outputs[:-1], "kept"], strict=True))
-    chain, plan = [Reader(source, bounds, reports / "00 read", columns), *judged, writer(outputs["judged"])], []
+    chain, plan = [Reader(source, bounds, reports / "00 read", columns, scores), *judged, writer(outputs["judged"])], []
     last = outputs["judged"]
     if rules["exact_dedup"]:
         config = ExactDedupConfig(_text_of, hash_config=hashes)
@@ -250,6 +272,10 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
                     bar.update()
     report = _report(source, rules, folder)
     write_json(folder / "curation.json", report)
+    for line in skipped_lines(report["read"]["skipped"]):
+        say(f"not read  {line}")
+    if not report["read"]["documents"]:
+        raise Refusal(f"curation has no document to judge: {'; '.join(skipped_lines(report['read']['skipped'])) or 'there is no text'}.")
     if not report["kept"]["documents"]:
         worst = max(report["rules"], key=lambda rule: rule["documents_dropped"], default={"rule": "no rule"})
         raise Refusal(

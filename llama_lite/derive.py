@@ -12,6 +12,7 @@ import torch
 
 from . import precision, shapes, speed, timing, tokens
 from .arguments import CurationArguments
+from .curation import active
 from .decisions import Decisions, in_words, nice, save_interval
 from .installed import INSTALLED
 from .plan import context_of, count_parameters, intervals, load_model_config, model_config_of, run_steps
@@ -410,4 +411,4 @@ def checkpoints_kept(size: int) -> int:
 
 def active_rules(decisions: Decisions) -> list[str]:
     """Curation rules that are on."""
-    return [name for name in OF_CURATION if decisions[name] not in (None, False) and name != "score_column"]
+    return list(active({name: decisions[name] for name in OF_CURATION}))

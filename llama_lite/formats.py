@@ -34,11 +34,12 @@ COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
-    **{f".{kind}": kind for kind in ("parquet", "json", "csv", "tsv", "mbox")},
+    **{f".{kind}": kind for kind in ("parquet", "arrow", "json", "csv", "tsv", "mbox")},
     ".eml": "mail",
     ".ipynb": "notebook",
 }  # by ending; any other file that is text is one document
-ROW_KINDS = ("parquet", "jsonl", "json", "csv", "tsv")
+ARROW_KINDS = ("parquet", "arrow")  # read by pyarrow, whole record batches at a time
+ROW_KINDS = (*ARROW_KINDS, "jsonl", "json", "csv", "tsv")
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
@@ -53,7 +54,8 @@ DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, c
 class TextFile:
     """A file of a source. `name`: relative to the source; `size`: bytes on disk, None where nobody knows; `column`: which holds the text of its rows.
 
-    `limit`: only so many bytes of it are read, to the end of the line or row (None: all of it).
+    `limit`: only so many bytes of it are read, to the end of the line or row (None: all of it). `separator`: what divides a file of plain text into
+    documents (None: it is one).
     """
 
     path: str
@@ -62,17 +64,25 @@ class TextFile:
     size: int | None = None
     column: str | None = None
     limit: int | None = None
+    separator: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some of a file, cut out and not yet parsed: whole lines, a batch of rows, or all that it holds. Where the cuts are depends on the file alone."""
+    """Some of a file, cut out and not yet parsed: whole lines, a batch of rows, documents, or all that it holds. Where the cuts are depends on the file
+    alone. `first_row`: the number of its first row, or document, from 1.
+    """
 
     kind: str
     name: str
     first_row: int
     raw: object
     column: str | None = None
+    separator: str | None = None
+
+
+class Unreadable(str):
+    """Why a value of a row cannot be read. It stands in the value's place, so that only who needs the value counts the row."""
 
 
 class Skipped:
@@ -104,6 +114,13 @@ def merge_skipped(parts) -> dict:
     return total
 
 
+def skipped_lines(skipped: dict) -> list[str]:
+    """What a person reads of `Skipped.reasons`: how many rows or files, why, and the first of them by name."""
+    return [
+        f"{entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > EXAMPLES else ''})" for reason, entry in skipped.items()
+    ]
+
+
 def kind_of(path: str) -> str:
     """The kind of a file, by its ending: `a.jsonl.zst` is jsonl."""
     return KINDS.get(ending_of(path), "text")
@@ -122,15 +139,15 @@ def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
     """A file in parts, in order; `columns`: further columns of its rows that are needed. Raises Refusal on a damaged file."""
     if file.kind in ("installed-docs", "installed-files"):
         yield Part(file.kind, file.path, 1, None)
-    elif file.kind == "parquet":
-        yield from _parquet_parts(file, (file.column, *columns) if file.column else None)
+    elif file.kind in ARROW_KINDS:
+        yield from _arrow_parts(file, (file.column, *columns) if file.column else None)
     elif file.kind == "mbox":
         yield from _mbox_parts(file)
     else:
         row = 1
         try:
             with open_file(file.path) as handle:
-                for part in _cut(file, handle):
+                for part in _cut(file, handle, columns):
                     row = part.first_row
                     yield part
         except DAMAGED as error:
@@ -138,17 +155,35 @@ def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
             raise Refusal(f"{file.name} is damaged{after}: {' '.join(str(error).split())}") from None
 
 
-def _cut(file: TextFile, handle) -> Iterator[Part]:
+def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
+    if file.kind in ("jsonl", "json"):
+        handle = _utf8_handle(file, handle)
     if file.kind in ("csv", "tsv"):
-        yield from _csv_parts(file, handle)
+        yield from _csv_parts(file, handle, (file.column, *columns) if file.column else None)
     elif file.kind == "jsonl" or (file.kind == "json" and not _is_array(handle)):
         row = 1
-        for raw in _whole_lines(handle, file.limit):
+        for raw in _blocks(handle, b"\n", file.limit):
             yield Part("jsonl", file.name, row, raw, file.column)
             row += raw.count(b"\n")
+    elif file.separator is not None and file.limit is None:
+        number, end = 1, file.separator.encode()
+        for raw in _blocks(handle, end):
+            yield Part(file.kind, file.name, number, raw, separator=file.separator)
+            number += raw.count(end)
     else:
         kind = "array" if file.kind == "json" else file.kind
-        yield Part(kind, file.name, 1, handle.read() if file.limit is None else _to_line_end(handle, file.limit), file.column)
+        raw = handle.read() if file.limit is None else _to_line_end(handle, file.limit)
+        yield Part(kind, file.name, 1, raw, file.column, file.separator)
+
+
+def _utf8_handle(file: TextFile, handle):
+    """The bytes of a file of JSON as UTF-8; of one whose byte order mark says UTF-16 or UTF-32, as Windows writes it, held in memory."""
+    mark = next((mark for mark in BYTE_ORDER_MARKS if mark != codecs.BOM_UTF8 and handle.peek(4).startswith(mark)), None)
+    if mark is None:
+        return handle
+    if (text := decode(handle.read())) is None:
+        raise Refusal(f"{file.name} begins as {BYTE_ORDER_MARKS[mark]} and is not: mend it, or convert it to UTF-8.")
+    return io.BufferedReader(io.BytesIO(text.encode()))
 
 
 def _is_array(handle) -> bool:
@@ -163,24 +198,27 @@ def _to_line_end(handle, limit: int) -> bytes:
     return raw + rest[: cut + 1] if cut >= 0 else raw[: raw.rfind(b" ") + 1] or raw
 
 
-def _whole_lines(handle, limit: int | None) -> Iterator[bytes]:
-    """A file in blocks that end at the first line break after PART_BYTES, however it comes in; no further block after `limit` bytes."""
-    block, done = b"", 0
+def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
+    """A file in blocks that end behind the first `end` after PART_BYTES, however it comes in; no further block after `limit` bytes."""
+    block, done, searched = bytearray(), 0, 0
     while limit is None or done < limit:
-        cut = block.find(b"\n", PART_BYTES - 1) + 1
-        if cut:
-            yield block[:cut]
+        place = block.find(end, max(searched, PART_BYTES - len(end), 0))
+        if place >= 0:
+            cut = place + len(end)
+            yield bytes(block[:cut])
             done += cut
-            block = block[cut:]
+            del block[:cut]
+            searched = 0
         elif more := handle.read1(2**20):
+            searched = max(0, len(block) - len(end) + 1)
             block += more
         else:
             break
     if block and (limit is None or done < limit):
-        yield block
+        yield bytes(block)
 
 
-def _csv_parts(file: TextFile, handle) -> Iterator[Part]:
+def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Iterator[Part]:
     """Batches of (row number, {column: text}) of a table with a heading; bytes that are no UTF-8 stay half surrogates, and are counted later."""
     csv.field_size_limit(sys.maxsize)
     head = handle.peek(2**16)
@@ -189,6 +227,7 @@ def _csv_parts(file: TextFile, handle) -> Iterator[Part]:
     delimiter = "\t" if file.kind == "tsv" else max(",;\t", key=heading.count)
     lines = io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline="")
     reader = csv.DictReader(lines, delimiter=delimiter, restkey="", restval=None)
+    _refuse_doubled([name for name in reader.fieldnames or () if name], columns, file.name)
     rows, first, held = [], 2, 0
     for number, row in enumerate(reader, 2):
         rows.append({name: value for name, value in row.items() if name})
@@ -202,23 +241,47 @@ def _csv_parts(file: TextFile, handle) -> Iterator[Part]:
         yield Part("table", file.name, first, rows, file.column)
 
 
-def _parquet_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Part]:
+def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Part]:
     import pyarrow
-    import pyarrow.parquet
 
     row, read = 1, 0
     try:
         with open_file(file.path) as handle:
-            table = pyarrow.parquet.ParquetFile(handle)
-            _need_columns(columns or (), table.schema_arrow.names, file.name)
-            for batch in table.iter_batches(batch_size=PART_ROWS, columns=columns and list(columns)):
-                yield Part("parquet", file.name, row, batch, file.column)
+            names, batches = (_parquet_batches if file.kind == "parquet" else _ipc_batches)(handle)
+            _refuse_doubled(names, columns, file.name)
+            _need_columns(columns or (), names, file.name)
+            for batch in batches(columns and list(columns)):
+                yield Part(file.kind, file.name, row, batch, file.column)
                 row += batch.num_rows
                 read += batch.nbytes
                 if file.limit is not None and read >= file.limit:
                     break
     except (pyarrow.ArrowException, OSError) as error:
-        raise Refusal(f"{file.name} is not a whole parquet file (damaged after row {row - 1}): {' '.join(str(error).split())}") from None
+        raise Refusal(f"{file.name} is not a whole {file.kind} file (damaged after row {row - 1}): {' '.join(str(error).split())}") from None
+
+
+def _parquet_batches(handle):
+    """(names of the columns, function from some of them, or None, to record batches) of a parquet file."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(handle)
+    return table.schema_arrow.names, lambda columns: table.iter_batches(batch_size=PART_ROWS, columns=columns)
+
+
+def _ipc_batches(handle):
+    """As `_parquet_batches`, of an Arrow stream, which `datasets` writes, or an Arrow file."""
+    import pyarrow.ipc
+
+    in_file = handle.read(6) == b"ARROW1"
+    handle.seek(0)
+    reader = pyarrow.ipc.open_file(handle) if in_file else pyarrow.ipc.open_stream(handle)
+
+    def batches(columns):
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if in_file else reader:
+            batch = batch.select(columns) if columns else batch
+            yield from (batch.slice(first, PART_ROWS) for first in range(0, batch.num_rows, PART_ROWS))
+
+    return reader.schema.names, batches
 
 
 def _mbox_parts(file: TextFile) -> Iterator[Part]:
@@ -256,39 +319,69 @@ def documents(part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encod
             yield from _document(f"{part.name}:{row}", part, row, record, skipped, columns, encoding)
     else:
         _need_columns(columns, [], part.name)
-        text = _mail_text(part.raw) if part.kind == "mail" else decode(part.raw, encoding)
-        if text is None:
-            skipped.add("not UTF-8", f"{part.name}:1")
-            return
-        text = {"html": _html_text, "notebook": _notebook_text}.get(part.kind, str)(text)
-        if not text or text.isspace():
-            skipped.add("empty" if part.kind == "text" else f"{part.kind} without text", f"{part.name}:1")
-        else:
-            yield Document(text=text, id=f"{part.name}:1")
+        pieces = [part.raw] if part.separator is None else _divided(part, encoding)
+        for number, raw in enumerate(pieces, part.first_row):
+            text = _mail_text(raw) if part.kind == "mail" else decode(raw, encoding)
+            if text is None:
+                skipped.add("not UTF-8", f"{part.name}:{number}")
+                continue
+            text = {"html": _html_text, "notebook": _notebook_text}.get(part.kind, str)(text)
+            if text and not text.isspace():
+                yield Document(text=text, id=f"{part.name}:{number}")
+            elif len(pieces) == part.first_row == 1:  # nothing between two separators, or behind the last, is no document that somebody misses
+                skipped.add("empty" if part.kind == "text" else f"{part.kind} without text", f"{part.name}:{number}")
+
+
+def _divided(part: Part, encoding: str | None) -> list[bytes]:
+    """The documents of a part of plain text, between its separators, each less the line break beside a separator. Does not depend on where it was cut."""
+    raw, end = part.raw, part.separator.encode()
+    if encoding is not None or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raw = raw if (text := decode(raw, encoding)) is None else text.encode()
+    pieces = raw.split(end)
+    for number, piece in enumerate(pieces):
+        if number or part.first_row > 1:
+            piece = piece.removeprefix(b"\r").removeprefix(b"\n")
+        if number + 1 < len(pieces):
+            piece = piece.removesuffix(b"\n").removesuffix(b"\r")
+        pieces[number] = piece
+    return pieces
 
 
 def _document(name: str, part: Part, row: int, record, skipped: Skipped, columns: tuple[str, ...], encoding: str | None) -> Iterator[Document]:
     """The document of a row, or none, counted."""
-    text = record if isinstance(record, bytes) else record.get(part.column)
+    text = record.get(part.column)
     if text is None:
         skipped.add("null text", name)
         return
-    try:
-        if isinstance(text, bytes):
-            text = text.decode("utf-8")
-        elif not text.isascii():
-            text.encode("utf-8")  # JSON can hold half of a surrogate pair
-    except UnicodeError:
-        raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape") if part.kind == "table" else None
-        if raw is None or encoding is None or (text := decode(raw, encoding)) is None:
-            skipped.add("not UTF-8", name)
-            return
-    except AttributeError:
-        raise Refusal(f"{part.name}, row {row}: column {part.column!r} holds {type(text).__name__}, not text.") from None
+    if isinstance(text, Unreadable) or not isinstance(text, str | bytes):
+        if row == 1:  # it is so in every row
+            raise Refusal(f"{part.name}, row {row}: column {part.column!r} holds {type(text).__name__}, not text.")
+        skipped.add(str(text) if isinstance(text, Unreadable) else f"{type(text).__name__} instead of text", name)
+        return
+    text = utf8_text(text, encoding)
+    if text is None:
+        skipped.add("not UTF-8", name)
+        return
     if not text or text.isspace():
         skipped.add("empty", name)
         return
     yield Document(text=text, id=name, metadata={c: record.get(c) for c in columns} if columns else {})
+
+
+def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:
+    """Text of a row as it can be written as UTF-8, by `encoding` where its bytes are not; None where it is none: other bytes, half a surrogate pair."""
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        if not value.isascii():
+            value.encode("utf-8")
+        return value
+    except UnicodeError:
+        try:
+            raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
+            return None
+        return decode(raw, encoding) if encoding else None
 
 
 def decode(raw: bytes, encoding: str | None = None) -> str | None:
@@ -306,37 +399,43 @@ def decode(raw: bytes, encoding: str | None = None) -> str | None:
         return None
 
 
-def rows(part: Part, columns: tuple[str, ...] = ()) -> Iterator[tuple[int, dict | bytes]]:
-    """(row number, row) of a part, bytes for a row that is not UTF-8. Raises Refusal where a row is no row or lacks a column."""
+def rows(part: Part, columns: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
+    """(row number, row) of a part. Raises Refusal where a row is no row or lacks a column.
+
+    A value that is not UTF-8 is bytes, or text with surrogates in their place (`utf8_text` tells); one that has no form in Python is `Unreadable`.
+    """
     if part.kind not in ROWS:
         raise Refusal(f"{part.name} is no file of rows: json, jsonl, parquet, csv or tsv is wanted.")
     return ROWS[part.kind](part, (part.column, *columns) if part.column else columns)
 
 
-def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict | bytes]]:
+def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
     for row, line in enumerate(part.raw.split(b"\n"), part.first_row):
         line = line.removeprefix(codecs.BOM_UTF8) if row == 1 else line
         if not line or line.isspace():
             continue
         try:
             record = orjson.loads(line)
-        except ValueError:  # orjson refuses half surrogates too, and does not tell one reason from another
+        except ValueError:  # orjson refuses half surrogates and other bytes too, and does not tell one reason from another
             try:
-                record = json.loads(line)
-            except UnicodeDecodeError:
-                record = line  # bytes: counted as not UTF-8
+                record = json.loads(line.decode("utf-8", "surrogateescape"))
             except ValueError as error:
-                raise Refusal(f"{part.name}, row {row} is not JSON ({error}): mend or remove that row.") from None
-        if not isinstance(record, dict | bytes):
+                mend = (
+                    "its rows end with carriage returns, convert them with `tr '\\r' '\\n'`" if b"\r" in line.strip() else "mend or remove that row"
+                )
+                raise Refusal(f"{part.name}, row {row} is not JSON ({error}): {mend}.") from None
+        if not isinstance(record, dict):
             raise Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}.")
-        if row == 1 and isinstance(record, dict):
+        if row == 1:
             _need_columns(columns, list(record), part.name)
+            pairs = json.loads(line.decode("utf-8", "surrogateescape"), object_pairs_hook=list)
+            _refuse_doubled([name for name, _ in pairs], columns or None, part.name)
         yield row, record
 
 
 def _array_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
     try:
-        records = json.loads(part.raw)
+        records = json.loads(part.raw.decode(json.detect_encoding(part.raw), "surrogateescape"))
     except ValueError as error:
         raise Refusal(f"{part.name} is not a whole JSON array ({error}): mend it.") from None
     for row, record in enumerate(records, 1):
@@ -354,13 +453,26 @@ def _parquet_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, d
 
 
 def _python_values(column) -> list:
-    """Values of an arrow column; strings that are not UTF-8 stay bytes, to be counted."""
+    """Values of an arrow column; strings that are not UTF-8 stay bytes, and what has no form in Python is `Unreadable`: both are counted later."""
     import pyarrow
 
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return column.cast(pyarrow.large_binary()).to_pylist()
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            return column.cast(pyarrow.large_binary()).to_pylist()
+    except Exception:  # a date after the year 9999, an unknown zone ...: pyarrow raises whatever datetime and zoneinfo raise
+        pass
+    return [_python_value(value) for value in column]
+
+
+def _python_value(value):
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return Unreadable("not UTF-8")
+    except Exception as error:  # as above
+        return Unreadable(f"not readable ({type(error).__name__}: {' '.join(str(error).split())})")
 
 
 def _table_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
@@ -368,7 +480,7 @@ def _table_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
     yield from enumerate(part.raw, part.first_row)
 
 
-ROWS = {"parquet": _parquet_rows, "jsonl": _jsonl_rows, "array": _array_rows, "table": _table_rows}
+ROWS = {"parquet": _parquet_rows, "arrow": _parquet_rows, "jsonl": _jsonl_rows, "array": _array_rows, "table": _table_rows}
 
 
 def _need_columns(wanted, there, name: str) -> None:
@@ -377,6 +489,15 @@ def _need_columns(wanted, there, name: str) -> None:
         raise Refusal(
             f"{name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, there)) or 'none (plain text)'}. "
             "Name the text with --text_column, and use only curation rules whose columns are there."
+        )
+
+
+def _refuse_doubled(there: list[str], wanted: tuple[str, ...] | None, name: str) -> None:
+    """Raise Refusal for a column that a file holds twice, one of which would win unsaid. `wanted`: the columns that are read (None: all)."""
+    doubled = sorted({column for column in there if there.count(column) > 1 and (wanted is None or column in wanted)})
+    if doubled:
+        raise Refusal(
+            f"{name} holds the column {', '.join(map(repr, doubled))} twice, and nobody can say which is meant: rename or remove one of them."
         )
 
 
@@ -500,10 +621,10 @@ class _ZstdFile(io.RawIOBase):
 
 def open_file(path: str):
     """A file of this machine or the Hub as a buffered stream of bytes, decompressed."""
-    if path.endswith(".zst"):
+    if path.lower().endswith(".zst"):
         return io.BufferedReader(_ZstdFile(fsspec.open(path, "rb").open()), 2**20)
     if os.path.exists(path):
         opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(os.path.splitext(path)[1].lower())
         return io.BufferedReader(opener(path), 2**20) if opener else open(path, "rb", 2**20)
     handle = fsspec.open(path, "rb", compression="infer").open()
-    return handle if kind_of(path) == "parquet" else io.BufferedReader(handle, 2**20)
+    return handle if kind_of(path) in ARROW_KINDS else io.BufferedReader(handle, 2**20)

@@ -1,10 +1,12 @@
 """Instruction rows: where they come from, which are kept, which are held out, and what of them is learnt.
 
-Three schemas: alpaca (instruction, input, output), messages, prompt/completion. The embedded default asks about the
-documentation inside the installed packages, in the words of its authors. Nothing is dropped or cut in silence.
+Three schemas: alpaca (instruction, input, output), messages, prompt/completion. A system prompt and a history beside them are context; weight 0 and
+train false, of a row or a message, say what is not learnt. The embedded default asks about the documentation inside the installed packages, in the
+words of its authors. Nothing is dropped or cut in silence: rows that are none and columns that are not read are counted and named.
 """
 
 import ast
+import collections
 import dataclasses
 import hashlib
 import json
@@ -15,11 +17,16 @@ from tqdm import tqdm
 
 from . import prompts
 from .arguments import Refusal
-from .formats import Skipped, module_tree, parts, rows
-from .runs import worker_pool
-from .sources import resolve
+from .formats import Skipped, Unreadable, module_tree, parts, rows, skipped_lines, utf8_text
+from .runs import say, worker_pool
+from .sources import inventory, resolve
 
 SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  # alpaca's `input` may be absent
+BESIDE = {SCHEMAS[0]: (), SCHEMAS[1]: ("history",), SCHEMAS[2]: ("input", "history")}  # further columns that are read, and these of all three:
+BESIDE_ALL = ("system", "weight", "train")
+IN_MESSAGES = ("role", "content", "weight", "train")
+ROLES = ("system", "user", "assistant")
+EMPTY = (None, "", [], {})
 EMBEDDED_ROWS = 6000
 LONGEST_INPUT, LONGEST_ANSWER, SHORTEST_ANSWER = 500, 320, 25  # characters of an embedded row
 MODULE_ROWS = 6  # of each kind that a module gives at most, so that no package fills the set
@@ -30,12 +37,20 @@ MARKUP = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One conversation. Answers before `learn_from` are context. Rows of one `document` are never split between training and held-out."""
+    """One conversation. Answers before `learn_from`, and those of the messages `unlearnt`, are context.
+
+    Rows of one `document` are never split between training and held-out.
+    """
 
     name: str
     document: str
     messages: tuple[dict, ...]
     learn_from: int = 0
+    unlearnt: tuple[int, ...] = ()
+
+
+class NoRow(Exception):
+    """Why a record is no conversation that can be learnt from: it is counted, and named."""
 
 
 # ---- reading ----
@@ -46,9 +61,10 @@ def load(
 ) -> tuple[list[Row], dict, dict]:
     """(rows, where they are from, what was skipped and why). Raises Refusal for another schema, and where nothing can be read.
 
-    skip_held_out: of installed-docs, leave out the modules that the embedded evaluation tasks are made of.
+    skip_held_out: of installed-docs, leave out the modules that the embedded evaluation tasks are made of. The record of where they are from says in
+    `columns_not_read` how many rows have something in each column that has no meaning here.
     """
-    skipped = Skipped()
+    skipped, unread = Skipped(), collections.Counter()
     source = resolve(dataset, config, split, revision, only_rows=True)
     if source.kind == "installed-docs":
         modules = [file.name for file in source.files]
@@ -58,58 +74,158 @@ def load(
             held = {document["document"] for document in held_out_documents()}
             modules = [module for module in modules if module not in held]
         return embedded(modules, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
+    say(f"rows      {inventory(source)}")
     if source.kind == "installed-files":
         raise Refusal("--dataset installed-files holds no conversations: installed-docs makes questions of the documentation.")
     found: list[Row] = []
+    for name, record, first in _records(source):
+        if most and len(found) == most:
+            break
+        schema = _schema(record)
+        if schema is None and first:
+            raise Refusal(
+                f"{name} has the columns {', '.join(sorted(record)) or 'none'}. Rows are needed with `instruction`, `output` (and `input`), "
+                "or `messages`, or `prompt` and `completion`."
+            )
+        try:
+            found.append(_row(name, record, schema, unread))
+        except NoRow as reason:
+            skipped.add(str(reason), name)
+    if not found:
+        why = "; ".join(skipped_lines(skipped.reasons)) or "it holds no rows"
+        raise Refusal(f"--dataset {dataset}: none of its rows is a conversation to learn from: {why}.")
+    return found, source.record | ({"columns_not_read": dict(unread.most_common())} if unread else {}), skipped.reasons
+
+
+def _records(source) -> Iterator[tuple[str, dict, bool]]:
+    """(name, record, whether it is the first of its file) of all rows."""
     for file in source.files:
+        first = True
         for part in parts(file):
             for number, record in rows(part):
-                name = f"{part.name}:{number}"
-                row = None if isinstance(record, bytes) else _row(name, record)
-                if isinstance(row, Row):
-                    found.append(row)
-                else:
-                    skipped.add(row or "not UTF-8", name)
-                if most and len(found) == most:
-                    return found, source.record, skipped.reasons
-    return found, source.record, skipped.reasons
+                yield f"{part.name}:{number}", record, first
+                first = False
 
 
-def _row(name: str, record: dict) -> Row | str:
-    """The Row of a record, or why it is none."""
-    schema = next((schema for schema in SCHEMAS if all(column in record for column in schema)), None)
+def _schema(record: dict) -> tuple[str, ...] | None:
+    """The first schema whose columns all hold something, else the first whose columns are there."""
+    there = [schema for schema in SCHEMAS if all(column in record for column in schema)]
+    return next((schema for schema in there if all(record[column] is not None for column in schema)), there[0] if there else None)
+
+
+def _row(name: str, record: dict, schema: tuple[str, ...] | None, unread: collections.Counter) -> Row:
+    """The Row of a record. Counts in `unread` which of its columns hold something that has no meaning here. Raises NoRow."""
     if schema is None:
-        raise Refusal(
-            f"{name} has the columns {', '.join(sorted(record)) or 'none'}. Rows are needed with `instruction`, `output` (and `input`), "
-            "or `messages`, or `prompt` and `completion`."
-        )
-    learn_from = 0
+        raise NoRow("columns of no schema")
+    if not _is_learnt(record, "the row's", unread):
+        raise NoRow("weight 0 or train false")
+    for column, value in record.items():
+        if column not in (*schema, *BESIDE[schema], *BESIDE_ALL) and not _is_empty(value):
+            unread[column] += 1
+    before = _history(record["history"], unread) if "history" in BESIDE[schema] and not _is_empty(record.get("history")) else []
+    given = []
     if schema == SCHEMAS[2]:
-        messages = prompts.conversation(record["instruction"] or "", record.get("input") or "", record["output"] or "")
+        messages = prompts.conversation(*(_text(record.get(column), column) for column in ("instruction", "input", "output")))
     elif schema == SCHEMAS[1]:
-        given, answer = _as_messages(name, record["prompt"], "user"), _as_messages(name, record["completion"], "assistant")
-        messages, learn_from = [*given, *answer], len(given)
+        given = _as_messages(record["prompt"], "user", unread)
+        messages = [*given, *_as_messages(record["completion"], "assistant", unread)]
     else:
-        messages = _as_messages(name, record["messages"], "user")
+        messages = _as_messages(record["messages"], None, unread)
+    asked = next((message["content"] for message in messages if message["role"] == "user"), "")
+    if (system := _text(record.get("system"), "system")).strip():
+        if messages and messages[0]["role"] == "system":
+            unread["system"] += 1  # the conversation has its own
+        else:
+            before = [{"role": "system", "content": system}, *before]
+    elif before and messages and messages[0]["role"] == "system":
+        before, messages = [messages[0], *before], messages[1:]
+        given = given[1:]
+    messages = [*before, *messages]
+    unlearnt = tuple(number for number, message in enumerate(messages) if message.pop("learnt", True) is False and message["role"] == "assistant")
     turns = [message["role"] for message in messages if message["role"] != "system"]
+    if strange := next((role for role in turns if role not in ROLES), None):
+        raise NoRow(f"a turn of the role {strange!r}")
     if turns != ["user", "assistant"] * (len(turns) // 2) or not turns or any(message["role"] == "system" for message in messages[1:]):
-        return "turns are not user and assistant in turn, ended by the assistant"
+        raise NoRow("turns are not user and assistant in turn, ended by the assistant")
     if any(not message["content"].strip() for message in messages if message["role"] != "assistant"):
-        return "empty question"
+        raise NoRow("empty question")
     if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
-        return "empty answer"
-    asked = next(message["content"] for message in messages if message["role"] == "user")
-    return Row(name, " ".join(asked.lower().split()), tuple(messages), learn_from)
+        raise NoRow("empty answer")
+    learn_from = len(before) + len(given)
+    if all(number < learn_from or number in unlearnt for number, message in enumerate(messages) if message["role"] == "assistant"):
+        raise NoRow("weight 0 or train false")
+    return Row(name, " ".join(asked.lower().split()), tuple(messages), learn_from, unlearnt)
 
 
-def _as_messages(name: str, value, role: str) -> list[dict]:
-    """A text as one message of `role`; a list of messages as it is."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    try:
-        return [{"role": str(message["role"]), "content": message["content"] or ""} for message in value or ()]
-    except (TypeError, KeyError):
-        raise Refusal(f"{name}: messages are a list of {{role, content}}, not {json.dumps(value, default=str)[:80]}.") from None
+def _is_empty(value) -> bool:
+    return value in EMPTY or value != value  # NaN
+
+
+def _is_learnt(fields: dict, whose: str, unread: collections.Counter) -> bool:
+    """Whether `weight` (0 or 1, as OpenAI's) and `train` (false or true) of a row or a message let it be learnt; other values are counted."""
+    learnt = True
+    for name, meant in (("weight", {0: False, 1: True}), ("train", {False: False, True: True})):
+        value = fields.get(name)
+        value = {"0": 0, "1": 1, "false": False, "true": True}.get(value.lower(), value) if isinstance(value, str) else value  # of a CSV file
+        if _is_empty(value):
+            continue
+        if isinstance(value, bool | int | float) and value in meant:
+            learnt = learnt and meant[value]
+        else:
+            unread[f"{whose} {name} other than {' and '.join(map(str, meant))}"] += 1
+    return learnt
+
+
+def _history(value, unread: collections.Counter) -> list[dict]:
+    """Earlier turns as messages: a list of messages, or of pairs of question and answer. Raises NoRow."""
+    if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
+        return [{"role": role, "content": _text(text, "history")} for pair in value for role, text in zip(("user", "assistant"), pair, strict=True)]
+    return _as_messages(value, None, unread)
+
+
+def _as_messages(value, role: str | None, unread: collections.Counter) -> list[dict]:
+    """A text as one message of `role` (None: a text is none); a list of messages as {role, content, learnt}. Raises NoRow."""
+    if isinstance(value, Unreadable) or (role and isinstance(value, str | bytes)):
+        return [{"role": role, "content": _text(value, "a text")}]
+    value = () if value is None else value
+    if not isinstance(value, list | tuple) or not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in value):
+        raise NoRow("messages are no list of {role, content}")
+    found = []
+    for message in value:
+        for column in (column for column in message if column not in IN_MESSAGES and not _is_empty(message[column])):
+            unread[f"{column} of messages"] += 1
+        found.append(
+            {
+                "role": _text(message["role"], "role"),
+                "content": _text(message["content"], "content"),
+                "learnt": _is_learnt(message, "a message's", unread),
+            }
+        )
+    return found
+
+
+def _text(value, what: str) -> str:
+    """A text of a row: "" for none, the texts of a list of parts one behind the other. Raises NoRow."""
+    if value is None:
+        return ""
+    if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
+        if strange := next((part["type"] for part in value if part["type"] != "text"), None):
+            raise NoRow(f"{what} with a part of the type {strange!r}")
+        return "".join(_text(part.get("text"), what) for part in value)
+    if isinstance(value, Unreadable):
+        raise NoRow(str(value))
+    if not isinstance(value, str | bytes):
+        raise NoRow(f"{what} is {type(value).__name__} instead of text")
+    text = utf8_text(value)
+    if text is None:
+        raise NoRow("not UTF-8")
+    return text
+
+
+def unread_lines(source: dict) -> list[str]:
+    """What a person reads of `columns_not_read`, if there are any."""
+    counts = source.get("columns_not_read")
+    return [f"columns not read: {', '.join(f'{name} (of {count:,} rows)' for name, count in counts.items())}"] if counts else []
 
 
 def held_documents(found: list[Row], count: int) -> set[str]:
@@ -144,14 +260,20 @@ class Example:
 
 
 def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
-    """Examples of any length; `skipped` counts the rows that hold the text of a special token."""
+    """Examples of any length; `skipped` counts the rows that hold the text of a special token, or that the chat template refuses."""
+    from jinja2 import TemplateError
+
     examples, counts = [], Skipped()
     for row in tqdm(found, desc="encoding rows", unit="row", disable=None):
         messages = list(row.messages)
         if special := prompts.special_text(tokenizer, messages):
             counts.add(f"contains the text {special}", row.name)
             continue
-        encoded = prompts.encode(tokenizer, messages, row.learn_from)
+        try:
+            encoded = prompts.encode(tokenizer, messages, row.learn_from, row.unlearnt)
+        except TemplateError as error:
+            counts.add(f"refused by the chat template: {' '.join(str(error).split())[:100]}", row.name)
+            continue
         examples.append(Example(row, encoded.input_ids, encoded.labels))
     skipped.update(counts.reasons)
     return examples
@@ -174,13 +296,18 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
     return kept
 
 
-def need_rows(learnt: list[Example], held: list[Example], least: int, skipped: dict) -> None:
-    """Raise Refusal when nothing is left to learn from, or fewer than `least` held-out rows."""
+def need_rows(learnt: list[Example], held: list[Example], least: int, skipped: dict, documents: int | None = None) -> None:
+    """Raise Refusal when nothing is left to learn from, or fewer than `least` held-out rows. `documents`: how many all rows make, once some are held out."""
     why = "; ".join(f"{entry['rows']:,} {reason}" for reason, entry in skipped.items()) or "none were skipped"
-    if not learnt:
+    if not learnt and held and documents:
+        told = "one document" if documents == 1 else f"{documents:,} documents"
         raise Refusal(
-            f"no row is left to learn from ({why}): raise --max_length, choose --long_rows truncate, lower --eval_rows, or bring more rows."
+            f"no row is left to learn from ({why}): all {len(held):,} are held out, because they are {told} (rows whose first question is the same), and "
+            f"documents are held out whole. {'Bring rows with other questions' if documents == 1 else 'Lower --eval_rows, or bring more rows'}."
         )
+    if not learnt:
+        long = "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
+        raise Refusal(f"no row is left to learn from ({why}): {long}lower --eval_rows, or bring more rows.")
     if len(held) < max(least, 1):
         raise Refusal(f"{len(held)} rows are held out and {max(least, 1)} are needed ({why}): raise --eval_rows, or bring more rows.")
 

@@ -16,6 +16,7 @@ from . import integrity, pulling
 from .arguments import Refusal
 from .hub import NoAnswer, NotAllowed, Reference, reference
 from .runs import read_json, sha256
+from .tokenizers import vocabulary_size
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to
@@ -85,6 +86,7 @@ def load_tokenizer(located: Located, other: str | None = None):
         raise Refusal(f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name, e.g. gpt2.") from None
     if tokenizer.eos_token_id is None:
         raise Refusal(f"the tokenizer of {located.name} has no end-of-text token, so no answer could ever end: name another with --tokenizer_name.")
+    tokenizers.check_usable(f"the tokenizer of {located.name}", tokenizer)
     return tokenizer
 
 
@@ -255,10 +257,10 @@ def check_language_model(name: str, model) -> None:
 
 def check_vocabulary(name: str, rows: int, tokenizer) -> None:
     """Raise Refusal when a tokenizer is not that of a model with `rows` embeddings."""
-    if not len(tokenizer) <= rows <= len(tokenizer) + UNUSED_ROWS:
+    ids = vocabulary_size(tokenizer)
+    if not ids <= rows <= ids + UNUSED_ROWS:
         raise Refusal(
-            f"{name} has {rows:,} embeddings and its tokenizer {len(tokenizer):,} ids: they do not belong together. Name the right one with "
-            "--tokenizer_name."
+            f"{name} has {rows:,} embeddings and its tokenizer {ids:,} ids: they do not belong together. Name the right one with --tokenizer_name."
         )
 
 

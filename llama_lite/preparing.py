@@ -4,8 +4,10 @@
 other tokens of the same curated text. A command that is refused leaves nothing that would refuse the corrected one.
 """
 
+import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -20,11 +22,11 @@ from .arguments import Refusal
 from .baselines import baselines
 from .curation import active, curate
 from .folders import check_folder
-from .formats import Skipped
+from .formats import Skipped, skipped_lines
 from .runs import FolderLock, read_json, say, space_is_told, write_json
 from .sources import Source
 from .text_facts import TextFacts, look
-from .tokenizers import load_tokenizer, tokenizer_record, train_tokenizer
+from .tokenizers import END_OF_TEXT, load_tokenizer, tokenizer_record, train_tokenizer, vocabulary_size
 from .tokens import (
     FORMAT,
     ShardWriter,
@@ -42,7 +44,17 @@ from .tokens import (
 
 ROOT = Path("data")
 DIGESTS = ROOT / ".digests.json"  # of large files, by size and time
-OF_TEXT = ("dataset", "dataset_config", "dataset_split", "dataset_revision", "text_column", "encoding", "file_types", "max_bytes")
+OF_TEXT = (
+    "dataset",
+    "dataset_config",
+    "dataset_split",
+    "dataset_revision",
+    "text_column",
+    "encoding",
+    "document_separator",
+    "file_types",
+    "max_bytes",
+)
 OF_TOKENS = ("tokenizer", "vocab_size", "shard_tokens", "validation_tokens", "max_tokens")
 
 
@@ -57,9 +69,27 @@ class Text:
         """Its files; says how many of which endings are read. Raises Refusal."""
         data = self.data
         where = (data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision)
-        found = sources.resolve(*where, data.text_column, data.encoding, data.file_types, data.max_bytes)
+        found = sources.resolve(*where, data.text_column, data.encoding, data.file_types, data.max_bytes, separator=self.separator)
         say(f"text      {sources.inventory(found)}")
+        none_holds_it = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
+        if data.document_separator != "auto" and self.separator is not None and none_holds_it:
+            say(f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided")
         return found
+
+    @functools.cached_property
+    def separator(self) -> str | None:
+        """What divides a file of plain text into documents: what somebody asked for, else the tokenizer's end-of-text; None for nothing. Raises Refusal."""
+        asked, tokenizer = self.data.document_separator, self.data.tokenizer
+        if asked != "auto":
+            return None if asked == "none" else asked.replace("\\n", "\n").replace("\\t", "\t")
+        if tokenizer in (None, "train", "gpt2"):
+            return END_OF_TEXT
+        prepared = Path(self.data.prepared_dir or "", "tokenizer")
+        return load_tokenizer(str(prepared) if (prepared / "tokenizer.json").exists() else tokenizer).eos_token
+
+    def undivided(self) -> None:
+        """Read every file of plain text as one document, as earlier versions did."""
+        self.source = dataclasses.replace(self.source, files=tuple(dataclasses.replace(file, separator=None) for file in self.source.files))
 
     def cut(self, max_bytes: int) -> None:
         """Read no more than the first files of so many bytes."""
@@ -75,13 +105,18 @@ class Text:
     def content(self) -> str:
         """What tells it from any other text: `sources.content`."""
         if self.digest is None:
-            self.digest = sources.content(self.source, DIGESTS)
+            self.digest = sources.content(self.source, DIGESTS, trust=not self._hashes)
         return self.digest
+
+    @property
+    def _hashes(self) -> bool:
+        """Whether every byte is hashed again, whatever sizes and times say."""
+        return self.data.verify_data == "hashes"
 
     @property
     def has_content(self) -> bool:
         """Whether `content` is to be had without reading more than CACHE_ABOVE bytes."""
-        return self.source.bytes <= sources.CACHE_ABOVE or sources.has_digests(self.source, DIGESTS)
+        return self.source.bytes <= sources.CACHE_ABOVE or (not self._hashes and sources.has_digests(self.source, DIGESTS))
 
     @property
     def is_local(self) -> bool:
@@ -100,7 +135,10 @@ def name_of(path: str) -> str:
 
 def recipe_of_text(data, rules: dict, content: str | None) -> dict:
     """What decides every byte of a curated text."""
-    recipe = {key: getattr(data, key) for key in OF_TEXT} | {"content": content, "curation": active(rules)}
+    given = {key: getattr(data, key) for key in OF_TEXT}
+    if data.document_separator == "auto":
+        del given["document_separator"]  # it follows from the tokenizer, and older recipes do not say it
+    recipe = given | {"content": content, "curation": active(rules)}
     if active(rules).get("min_score") is not None:
         recipe["curation"]["score_column"] = rules["score_column"]
     if os.path.exists(os.path.expanduser(data.dataset)):
@@ -111,8 +149,9 @@ def recipe_of_text(data, rules: dict, content: str | None) -> dict:
 def build_recipe(data, rules: dict, content: str | None) -> dict:
     """What decides every byte of a prepared folder."""
     recipe = recipe_of_text(data, rules, content) | {key: getattr(data, key) for key in OF_TOKENS}
-    if data.tokenizer and os.path.exists(os.path.expanduser(data.tokenizer)):
+    if data.tokenizer not in (None, "train", "gpt2") and os.path.exists(os.path.expanduser(data.tokenizer)):
         recipe["tokenizer"] = Path(data.tokenizer).name
+        recipe["tokenizer_record"] = tokenizer_record(load_tokenizer(os.path.expanduser(data.tokenizer)))  # other content may have the same name
     if data.tokenizer != "train":
         recipe["vocab_size"] = None
     return recipe
@@ -129,7 +168,9 @@ def _short(recipe: dict) -> str:
 
 def differences(there: dict, recipe: dict, claimed: set[str]) -> list[str]:
     """What of a folder's recipe is not what was asked for, one phrase each. Only what somebody `claimed` counts, and what a folder's recipe tells."""
-    keys = {key for key in recipe if key in there and (key in claimed or (key == "curation" and claimed & set(recipe["curation"])))}
+    there = {"document_separator": "auto", **there}
+    claimed = claimed | ({"curation"} if claimed & set(recipe["curation"]) else set()) | ({"tokenizer_record"} if "tokenizer" in claimed else set())
+    keys = {key for key in recipe if key in there and key in claimed}
     return [f"{key} was {there[key]!r}, now {recipe[key]!r}" for key in recipe if key in keys and there[key] != recipe[key]]
 
 
@@ -191,11 +232,18 @@ def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair:
         if problems and manifest:
             write_json(folder / "recipe.json", there)
         by_content = bool((there or {}).get("content")) and (text.is_local or bool(lost))  # the same text may lie elsewhere, or have another name
-        check_recipe(folder, there, build_recipe(data, rules, None), set(claimed) - ({"dataset"} if by_content else set()))
+        told = there and manifest and {"tokenizer_record": manifest["tokenizer"], **there}  # which recipes of earlier versions do not hold
+        check_recipe(folder, told or there, build_recipe(data, rules, None), set(claimed) - ({"dataset"} if by_content else set()))
         if lost:
             return _repair(folder, data, rules, text, there, manifest, lost)
         if by_content and "dataset" in claimed:
             check_content(folder, there, text)
+            divided = text.source.record.get("divided", {"files": 0})
+            if divided["files"] and "divided" not in manifest["source"]:
+                say(
+                    f"WARNING   {folder} was prepared before files were divided: {divided['files']:,} that hold {divided['separator']!r} are one document each. "
+                    "Delete it to prepare it again."
+                )
         return manifest
     recipe = build_recipe(data, rules, text.content)
     lock = FolderLock(folder, "prepare")
@@ -240,6 +288,8 @@ def _repair(folder: Path, data, rules: dict, text: Text, recipe: dict, manifest:
             if recipe.get("content"):
                 check_content(folder, recipe, text)
             text.source  # noqa: B018 (raises where there is none)
+            if manifest and "divided" not in manifest["source"]:  # made by a version that divided no file, or of a text that has none
+                text.undivided()
         except Refusal as refusal:
             raise Refusal(
                 f"prepared tokens in {folder} are damaged ({'; '.join(problems)}) and cannot be repaired without the text that they were made from. "
@@ -272,9 +322,10 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
     tokenizer = _tokenizer_for(folder, data, source, exact, known)
     if before and tokenizer_record(tokenizer) != known:
         raise _beyond_repair(folder, "its tokenizer comes out as another one")
+    identified = tokenizer_record(tokenizer)  # before it is used: a call forgets the truncation that a tokenizer.json asks for
     began = time.monotonic()
-    stamp = {"recipe": digest_of(recipe), "tokenizer": tokenizer_record(tokenizer)}
-    writer = ShardWriter(folder, len(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
+    stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
+    writer = ShardWriter(folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
     with tqdm(total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None) as bar:
         for batch in () if writer.full else tokenise(source, tokenizer, writer.position, data.prepare_workers):
             bar.update(writer.add(batch))
@@ -282,9 +333,10 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
                 break
     writer.finish(len(source.files))
     say(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
+    for line in skipped_lines(writer.skipped):
+        say(f"not read  {line}")
     if not writer.total:
-        _withdraw(folder)
-        raise Refusal(f"--dataset {data.dataset} holds no text: {json.dumps(writer.skipped) if writer.skipped else 'no documents'}.")
+        _refuse_empty(folder, data, writer.skipped)
     if not writer.splits["train"]:
         _withdraw(folder)
         raise Refusal(
@@ -295,7 +347,7 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
         "format": FORMAT,
         "recipe": recipe,
         "source": source.record,
-        "tokenizer": tokenizer_record(tokenizer),
+        "tokenizer": identified,
         "dtype": writer.dtype.name,
         "splits": {
             name: {"tokens": sum(s["tokens"] for s in shards), "bytes": sum(s["text_bytes"] for s in shards), "shards": shards}
@@ -319,9 +371,16 @@ def _beyond_repair(folder: Path, why: str) -> Refusal:
     )
 
 
+def _refuse_empty(folder: Path, data, skipped: dict) -> None:
+    _withdraw(folder)
+    raise Refusal(f"--dataset {data.dataset} holds no text: {'; '.join(skipped_lines(skipped)) or 'no documents'}.")
+
+
 def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
     """The curated text of a source, made once for all that is tokenised of it."""
     recipe = recipe_of_text(data, rules, text.content)
+    if data.document_separator == "auto" and any(file.separator not in (None, END_OF_TEXT) for file in text.source.files):
+        recipe["document_separator"] = text.separator  # a tokenizer's, of which curated text knows nothing else
     folder = place if explicit else place / f"{name_of(data.dataset)}-{_short(recipe)}"
     check_folder("curated_dir", folder, "curated")
     lock = FolderLock(folder, "curate into")
@@ -351,7 +410,12 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     shutil.rmtree(place, ignore_errors=True)
     if data.tokenizer == "train":
-        tokenizer = train_tokenizer((document.text for document in source.documents(Skipped())), data.vocab_size)
+        skipped = Skipped()
+        documents = source.documents(skipped)
+        first = next(documents, None)
+        if first is None:
+            _refuse_empty(folder, data, skipped.reasons)
+        tokenizer = train_tokenizer((document.text for document in itertools.chain([first], documents)), data.vocab_size)
         if exact and len(tokenizer) != data.vocab_size:
             _withdraw(folder)
             raise Refusal(

@@ -41,10 +41,14 @@ def vicuna_template(tokenizer) -> str:
 
 
 def set_chat_template(tokenizer, path: str | None = None) -> None:
-    """Give a tokenizer the chat template: Vicuna's, or that of a .jinja file. Raises Refusal for one without generation marks."""
+    """Give a tokenizer the chat template: Vicuna's, or that of a .jinja file. Raises Refusal for one that does not say what is learnt, and for one
+    whose answers do not end with the end-of-text, inside what is learnt.
+    """
     if path is None:
         tokenizer.chat_template = vicuna_template(tokenizer)
         return
+    from jinja2 import TemplateError
+
     try:
         with open(path, encoding="utf-8") as file:
             template = file.read()
@@ -56,6 +60,15 @@ def set_chat_template(tokenizer, path: str | None = None) -> None:
             "learnt. Put them there, the end token included, or leave the argument out (Vicuna 1.1)."
         )
     tokenizer.chat_template = template
+    try:
+        encode(tokenizer, PROBE)
+    except (TemplateError, TypeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise Refusal(
+            f"--chat_template_path {path} cannot be rendered with two questions and their answers ({type(error).__name__}: {reason})."
+        ) from None
+    except Refusal as error:
+        raise Refusal(f"--chat_template_path {path}: {error}") from None
 
 
 def conversation(instruction: str, input: str = "", output: str | None = None) -> list[dict]:
@@ -63,6 +76,9 @@ def conversation(instruction: str, input: str = "", output: str | None = None) -
     given = "" if input is None or input.strip().lower() in ("", "<noinput>") else f"\n\n{input.strip()}"
     messages = [{"role": "user", "content": instruction.strip() + given}]
     return messages if output is None else [*messages, {"role": "assistant", "content": output.strip()}]
+
+
+PROBE = [*conversation("Name a city.", "", "Paris."), *conversation("Another?", "", "Tokyo.")]  # with which a template is tried
 
 
 @dataclasses.dataclass
@@ -73,19 +89,46 @@ class Encoded:
     labels: list[int]
 
 
-def encode(tokenizer, messages: list[dict], learn_from: int = 0) -> Encoded:
-    """A whole conversation. Answers before message `learn_from` are context and not learnt."""
+def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple[int, ...] = ()) -> Encoded:
+    """A whole conversation. Answers before message `learn_from`, and those of the messages `unlearnt`, are context and not learnt.
+
+    The last label of an answer that is learnt is the tokenizer's end-of-text. Raises Refusal where the template makes it otherwise.
+    """
     names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
     rendered, spans = render_jinja_template([messages], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **names)
-    earlier = sum(message["role"] == "assistant" for message in messages[:learn_from])
-    learnt = spans[0][earlier:]
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(spans[0]) != len(answers):
+        raise Refusal(
+            f"the chat template marks {len(spans[0])} passages for {len(answers)} answers: put {{% generation %}} ... {{% endgeneration %}} around each "
+            "answer, and around nothing else."
+        )
+    learnt = [span for number, span in zip(answers, spans[0], strict=True) if number >= learn_from and number not in unlearnt]
     ids = tokenizer(rendered[0], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    labels, place = [], 0
+    labels, place, last = [], 0, {}
     for token, (begin, end) in zip(ids["input_ids"], ids["offset_mapping"], strict=True):
         while place < len(learnt) and begin >= learnt[place][1]:
             place += 1
         labels.append(token if place < len(learnt) and end > learnt[place][0] else -100)
+        if labels[-1] != -100:
+            last[place] = token
+    for place, (begin, end) in enumerate(learnt):
+        if last.get(place) != tokenizer.eos_token_id:
+            raise Refusal(_no_end(tokenizer.eos_token, rendered[0][begin:end], rendered[0][end:]))
     return Encoded(ids["input_ids"], labels)
+
+
+def _no_end(end: str, answer: str, behind: str) -> str:
+    """How to mend a template whose answers do not end with the end-of-text `end`."""
+    marks = "{% generation %} ... {% endgeneration %}"
+    if behind.lstrip().startswith(end):
+        how = f"it stands behind {marks}: move {{{{ eos_token }}}} in front of {{% endgeneration %}}."
+    elif end in answer:
+        how = f"{answer.rpartition(end)[2]!r} follows it there: move that behind {{% endgeneration %}}."
+    else:
+        how = "write {{ eos_token }} in front of {% endgeneration %}, or name a tokenizer whose end-of-text the template writes (--tokenizer_name)."
+    return (
+        f"the chat template does not end each answer with the tokenizer's end-of-text {end!r} inside {marks}, so no answer would learn to end: {how}"
+    )
 
 
 def encode_prompt(tokenizer, messages: list[dict]) -> list[int]:

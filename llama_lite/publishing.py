@@ -32,6 +32,7 @@ from .arguments import Refusal
 from .hub import STEP, NoAnswer, NotAllowed, Reference, fetch, files_of, nothing_private, reason, refs_of, token, translated
 from .plan import is_published
 from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, sha256, write_json, write_text
+from .tokenizers import vocabulary_size
 
 FORMAT = "llama_lite.revision/1"
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
@@ -54,7 +55,7 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    rows, end = len(tokenizer), tokenizer.eos_token_id
+    rows, end = vocabulary_size(tokenizer), tokenizer.eos_token_id
     begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     tensors = {}

@@ -48,11 +48,13 @@ class RowArguments:
 
     dataset: str = arg(
         "installed-docs",
-        "Rows of instruction/input/output, messages, or prompt/completion: a Hub dataset id, or json, jsonl(.gz, .zst) or parquet by path or "
+        "Rows of instruction/input/output, messages, or prompt/completion (system and history are context; weight 0 and train false are not learnt): a Hub dataset id, or json, jsonl(.gz, .zst) or parquet by path or "
         "glob. `installed-docs`: questions about the documentation inside the installed packages, no download.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset.")
-    dataset_split: str = arg("train", "Split of a Hub dataset.")
+    dataset_split: str = arg(
+        "train", "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every one)."
+    )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
     max_rows: int | None = arg(None, "Read so many rows (default: all; of installed-docs 6,000).")
     eval_rows: int | None = arg(None, "Rows held out, by whole documents, so that none shares its document with training.")

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import difflib
 import functools
+import glob
 import gzip
 import hashlib
 import importlib.metadata
@@ -22,9 +23,11 @@ from pathlib import Path
 
 from . import metrics, sandbox
 from .arguments import Refusal
-from .formats import Skipped
+from .formats import Skipped, TextFile, Unreadable, kind_of, parts, rows, skipped_lines, utf8_text
 from .installed import package_root
-from .sources import resolve
+from .runs import say
+from .sources import absent, resolve
+from .tokenizers import END_OF_TEXT
 
 HELD_OUT_CHARACTERS = 450_000  # of the documentation at the corpus's beginning, which is the demo's validation slice
 DOCUMENTS, DOCUMENT_CHARACTERS = 150, 1500  # of each kind of text
@@ -139,6 +142,8 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
         )
     if name.startswith("humaneval") or name.startswith("mbpp"):
         raise Refusal(f"--tasks {name} loads a metric from the Hub when it is read: use embedded_humaneval, the same 164 problems, in a sandbox.")
+    from datasets.exceptions import DatasetsError
+
     metrics.local_metrics()
     try:
         leaves = dict(manager.load([name])["tasks"]) if folder is None else _on_local_data(manager, name, Path(folder).expanduser())
@@ -147,9 +152,10 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
     except (ImportError, AttributeError, TypeError, SyntaxError) as error:
         metrics.check(name, {})
         raise Refusal(f"--tasks {name} cannot be made: {' '.join(str(error).split())[:200]}") from None
-    except (ConnectionError, FileNotFoundError, OSError, ValueError, KeyError, RuntimeError) as error:
+    except (ConnectionError, FileNotFoundError, OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         metrics.check(name, {})
-        reason = f"it has no split {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200]
+        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error  # "An error occurred" is all that the other says
+        reason = f"it has no split {error}" if isinstance(error, KeyError) else " ".join(str(cause).split())[:200]
         hint = f"give a local copy of it: --task_data {name}=FOLDER"
         if folder:
             hint = "its splits are wanted there, as SPLIT.jsonl, SPLIT.parquet, or as `save_to_disk` writes them"
@@ -165,20 +171,62 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
-    files = {path.stem.split("-")[0]: str(path.resolve()) for path in sorted(folder.iterdir()) if path.suffix in (".jsonl", ".json", ".parquet")}
-    kinds = {path.rpartition(".")[2] for path in files.values()}
-    local = {"dataset_path": str(folder.resolve())}
-    if files and not (folder / "README.md").exists():
-        local = {"dataset_path": "parquet" if kinds == {"parquet"} else "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix in (".jsonl", ".json", ".parquet")]
+    for path in paths:
+        if why := absent(str(path)):
+            raise OSError(f"{path.name} is {why}")
     entry = manager.task_index[name]
-    config = {"group": f"{name}_local", "task": [name], **local}
-    if entry.kind.name in ("TASK", "PY_TASK"):
-        config = {"include": str(entry.yaml_path), "task": name, **local}
     with tempfile.TemporaryDirectory() as place:
+        local = {"dataset_path": str(folder.resolve())}
+        if paths and not (folder / "README.md").exists():
+            kind = "parquet" if {path.suffix for path in paths} == {".parquet"} else "json"
+            files = {path.stem.split("-")[0]: glob.escape(_without_odd_rows(path.resolve(), Path(place))) for path in paths}  # `datasets` reads globs
+            local = {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+        config = {"group": f"{name}_local", "task": [name], **local}
+        if entry.kind.name in ("TASK", "PY_TASK"):
+            config = {"include": str(entry.yaml_path), "task": name, **local}
         Path(place, "local.yaml").write_text(yaml.safe_dump(config))
         if "include" in config:
             return dict(TaskManager(include_path=place, include_defaults=False).load([name])["tasks"])
         return dict(TaskManager(include_path=place).load([config["group"]])["tasks"])
+
+
+def _without_odd_rows(path: Path, aside: Path) -> str:
+    """A split of jsonl or parquet whose rows are all UTF-8: the file itself, or a copy in `aside` less the others, which are said. Raises Refusal."""
+    import pyarrow.parquet
+
+    skipped, records = Skipped(), []
+    if path.suffix == ".json":
+        return str(path)
+    for part in parts(TextFile(str(path), path.name, kind_of(str(path)))):
+        texts = part.raw.schema.names if part.kind == "parquet" else ()
+        texts = {name for name in texts if str(part.raw.schema.field(name).type) in ("string", "large_string")}  # others may hold any bytes
+        for number, record in rows(part):
+            good = _is_utf8(record, texts)
+            records.append(record if good else None)
+            if not good:
+                skipped.add("not UTF-8", f"{path.name}:{number}")
+    if not skipped.reasons:
+        return str(path)
+    for line in skipped_lines(skipped.reasons):
+        say(f"not read  {line}")
+    copy = aside / path.name
+    if path.suffix == ".parquet":
+        table = pyarrow.parquet.read_table(path)
+        pyarrow.parquet.write_table(table.filter(pyarrow.array([record is not None for record in records])), copy)
+    else:
+        copy.write_text("".join(json.dumps(record) + "\n" for record in records if record is not None), encoding="utf-8")
+    return str(copy)
+
+
+def _is_utf8(record: dict, texts: set[str]) -> bool:
+    """Whether all text of a row is UTF-8. `texts`: its columns of text, where the file says so."""
+    values = record.values()
+    if any(isinstance(record[name], bytes) and utf8_text(record[name]) is None for name in texts) or any(
+        isinstance(value, Unreadable) and value == "not UTF-8" for value in values
+    ):
+        return False
+    return utf8_text(json.dumps(record, ensure_ascii=False, default=lambda value: "")) is not None
 
 
 # ---- making tasks ----
@@ -243,13 +291,19 @@ def bits_per_byte(name: str, texts: list[dict]):
 
 
 def text_task(name: str, place: str) -> EvalTask:
-    """Bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS. Raises Refusal."""
+    """Bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; says which rows are none. Raises Refusal.
+
+    A file of plain text is divided at END_OF_TEXT, whatever the models' tokenizers are: all are asked the same.
+    """
     if name in EMBEDDED or not re.fullmatch(r"[\w.-]+", name):
         raise Refusal(f"--texts {name}={place}: choose another name, of letters, digits, dots and dashes, which no embedded task has.")
-    documents = resolve(place).documents(Skipped())
+    skipped = Skipped()
+    documents = resolve(place, separator=END_OF_TEXT).documents(skipped)
     found = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
     if not found:
-        raise Refusal(f"--texts {name}={place} holds no text.")
+        raise Refusal(f"--texts {name}={place} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}.")
+    for line in skipped_lines(skipped.reasons):
+        say(f"not read  {name}: {line}")
     return EvalTask(name, {name: bits_per_byte(name, _spread(found, name))}, 0, name)
 
 

@@ -3,7 +3,8 @@
 import dataclasses
 import time
 
-from .formats import Skipped, TextFile, read
+from .arguments import Refusal
+from .formats import Skipped, TextFile, read, skipped_lines
 from .installed import INSTALLED
 from .sources import Source, size_of
 
@@ -43,23 +44,25 @@ class TextFacts:
 
 
 def look(source: Source) -> TextFacts:
-    """Reads some of the files from end to end of the list, the beginning of each. Raises Refusal on a damaged file, and where a sample holds no text."""
+    """Reads some of the files from end to end of the list, the beginning of each. Raises Refusal on a damaged file, and where there is no text."""
     began = time.perf_counter()
     sizes = [size_of(file) or 0 for file in source.files]
     total = source.bytes
     whole = 0 < total <= SAMPLE_BYTES
     chosen = range(len(sizes)) if whole else sorted({i * len(sizes) // SAMPLE_FILES for i in range(SAMPLE_FILES)}) if total else [0]
-    sample, documents, text_bytes, disk_bytes = [], 0, 0, 0.0
+    sample, documents, text_bytes, disk_bytes, skipped = [], 0, 0, 0.0, Skipped()
     for index in chosen:
         file = source.files[index]
         limit = file.limit if whole else min(FILE_BYTES, file.limit or FILE_BYTES)
-        for document in read(dataclasses.replace(file, limit=limit), Skipped(), encoding=source.encoding):
+        for document in read(dataclasses.replace(file, limit=limit), skipped, encoding=source.encoding):
             sample.append(document.text)
             documents += 1
             text_bytes += len(document.text.encode("utf-8", "replace"))
         disk_bytes += _disk_bytes(file, sizes[index], limit)
         if text_bytes > SAMPLE_BYTES and not whole:
             break
+    if whole and not sample:
+        raise Refusal(f"--dataset {source.record['dataset']} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}.")
     seconds = time.perf_counter() - began
     if not total:
         return TextFacts(UNKNOWN, UNKNOWN // max(1, text_bytes // max(1, documents)), tuple(sample), False, seconds)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from .arguments import Refusal
+from .sources import absent
 
 TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` learns from
+END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what `--tokenizer train` learns
 
 
 def gpt2_tokenizer():
@@ -42,13 +44,13 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[END_OF_TEXT],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     tokenizer.train_from_iterator(limited(), trainer)
-    end = "<|endoftext|>"
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=end, eos_token=end, unk_token=end, clean_up_tokenization_spaces=False)
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
 
 
 def load_tokenizer(name: str):
@@ -57,13 +59,31 @@ def load_tokenizer(name: str):
         return gpt2_tokenizer()
     from transformers import AutoTokenizer
 
+    for path in sorted(Path(name).glob("*")):
+        if path.suffix in (".json", ".model", ".txt") and (why := absent(str(path))):
+            raise Refusal(f"--tokenizer {name}: {path.name} is {why}.")
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except Exception as error:  # the tokenizers library raises bare ones
-        raise Refusal(f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({error})") from None
+    except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json, transformers a dozen kinds
+        reason = " ".join(str(error).split())[:300]
+        raise Refusal(f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({reason})") from None
     if tokenizer.eos_token_id is None:
         raise Refusal(f"--tokenizer {name} has no end-of-text token, which separates documents.")
+    check_usable(f"--tokenizer {name}", tokenizer)
     return tokenizer
+
+
+def check_usable(name: str, tokenizer) -> None:
+    """Raise Refusal for a tokenizer without a fast form, and for one that does not give the same text the same ids."""
+    if not tokenizer.is_fast:
+        raise Refusal(f"{name} is {type(tokenizer).__name__}, which has no fast form (tokenizer.json): choose another.")
+    if json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
+        raise Refusal(f"{name} draws ids at random (its model has a dropout), so no text has the same ids twice: remove it from tokenizer.json.")
+
+
+def vocabulary_size(tokenizer) -> int:
+    """The largest id and one more: the rows that an embedding needs. Above `len(tokenizer)` where the ids have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
 
 
 def tokenizer_record(tokenizer) -> dict:
@@ -71,7 +91,7 @@ def tokenizer_record(tokenizer) -> dict:
     definition = tokenizer.backend_tokenizer.to_str().encode()
     return {
         "sha256": hashlib.sha256(definition).hexdigest(),
-        "vocab_size": len(tokenizer),
+        "vocab_size": vocabulary_size(tokenizer),
         "end_of_text_id": tokenizer.eos_token_id,
     }
 
@@ -79,24 +99,40 @@ def tokenizer_record(tokenizer) -> dict:
 class Encoder:
     """Text to ids, as `tokenizer(text, split_special_tokens=True, add_special_tokens=False)` gives them, but faster.
 
-    GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) is encoded by tiktoken, the rest by the
-    tokenizer itself. A text on which tiktoken's regex gives up or panics (a million blanks) is encoded by the tokenizer, and counted.
+    GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) is encoded by tiktoken, where it gives the tokenizer's ids of SAMPLE and of
+    every added token; the rest by the tokenizer itself. A text on which tiktoken's regex gives up or panics (a million blanks) is encoded by the tokenizer, and counted.
     """
 
     GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+    SAMPLE = (
+        "It's the first of 1234 lines, isn't it?  Two blanks;\ttabs\r\n\n\n  three lines. NAÏVE café, Straße, ﬁne ½ x² e\u0301 中文字 русский עברית "
+        "🙂🙂‍↔️ \u3000\ufeff a_b(c) -> [d]; __init__ http://a.b/c?d=e#f 000 IIIIII !!!???... \x00"
+    )
     BETWEEN = "<|between documents|>"  # a special token of `fast` alone: joined texts are encoded in one call
 
     def __init__(self, tokenizer):
         self.tokenizer, self.end, self.slow_documents = tokenizer, tokenizer.eos_token_id, 0
         self.fast = _tiktoken_encoding(tokenizer, self.GPT2_PATTERN, {self.BETWEEN: self.end})
+        if self.fast and not self._is_same():
+            self.fast = None
 
     def __call__(self, text: str) -> np.ndarray:
         """uint32 ids of one text, without end-of-text."""
         ids = self._fast_ids(text, frozenset()) if self.fast else None
         if ids is None:
             self.slow_documents += bool(self.fast)
-            ids = self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
+            ids = self._slow_ids(text)
         return np.asarray(ids, dtype=np.uint32)
+
+    def _slow_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _is_same(self) -> bool:
+        """Whether `fast` gives the tokenizer's ids of SAMPLE, and of each added token between words, within one and alone."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        sample = self.SAMPLE + "".join(f" {token} a {token}, the{token}re\n{token}" for token in added)
+        ids = self._fast_ids(sample, frozenset())
+        return ids is not None and ids.tolist() == self._slow_ids(sample)
 
     def batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[bool]]:
         """(uint32 ids of all texts, each after end-of-text; where each text ends in them; whether it was encoded slowly)."""
@@ -140,6 +176,7 @@ def _tiktoken_encoding(tokenizer, pattern: str, special: dict[str, int]):
     merged = [model["vocab"][left + right] for left, right in pairs]
     if (
         len(ranks) < 256
+        or not merged
         or not added.issuperset(tokenizer.all_special_tokens)
         or merged != sorted(set(merged))
         or any(id >= merged[0] for id in _byte_ids(model, byte_of))

@@ -20,7 +20,7 @@ from .arguments import Refusal
 from .formats import Part, Skipped, documents, merge_skipped, parts
 from .runs import flush, flush_folder, read_json, sha256, worker_pool, write_json
 from .sources import Source
-from .tokenizers import Encoder, tokenizer_record
+from .tokenizers import Encoder, tokenizer_record, vocabulary_size
 
 FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # /1 counted recipe and records into the fingerprint
 IN_FLIGHT = 3  # parts a worker has waiting or done: bounds memory whatever the corpus
@@ -49,6 +49,11 @@ class EncodedPart:
     skipped: dict[int, dict]
 
 
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The number format of ids below `vocab_size`."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
 def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedPart]:
     """The documents of a source in order, from the part of `position` on, parsed and encoded by `workers` processes.
 
@@ -60,7 +65,7 @@ def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterato
         file, number, job = waiting.popleft()
         return EncodedPart(file, number, *job.result())
 
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    dtype = id_dtype(vocabulary_size(tokenizer))
     with worker_pool(workers, _start_worker, Encoder(tokenizer), dtype, source.encoding) as pool:
         for file in range(position["file"], len(source.files)):
             for number, part in enumerate(parts(source.files[file])):
@@ -106,7 +111,7 @@ class ShardWriter:
         self.stamp = stamp or {}
         self.folder, self.shard_tokens, self.validation_tokens = folder, shard_tokens, validation_tokens
         self.max_tokens = max_tokens
-        self.dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+        self.dtype = id_dtype(vocab_size)
         saved = read_progress(folder)
         if saved.get("stamp", self.stamp) != self.stamp:  # of another recipe, or another tokenizer
             saved = {}

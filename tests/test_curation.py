@@ -8,7 +8,7 @@ import sys
 import pytest
 from test_sources import ROWS, source_of, texts_of
 
-from llama_lite import curation
+from llama_lite import curation, sources
 from llama_lite.arguments import CurationArguments, Refusal
 
 RULES = CurationArguments().__dict__
@@ -97,6 +97,27 @@ def test_a_task_that_keeps_nothing_moves_no_other(tmp_path, monkeypatch):
     assert len(curation.shares(source)) == 4
     kept = curation.curate(source, {**RULES, "min_characters": 50, "exact_dedup": True, "minhash_dedup": True}, tmp_path / "out", 1)
     assert sorted(texts_of(kept)) == sorted(long)
+
+
+def test_a_score_of_zero_is_a_score_and_what_is_none_is_counted_and_named(tmp_path, capsys):
+    scores = [0, None, 3, "3", "N/A", float("nan"), -2, "3,5", [4], True, ""]
+    rows = [{"text": f"row {i}", "score": score} for i, score in enumerate(scores)]
+    texts, report = curated(tmp_path / "below", rows, min_score=-1)
+    assert texts == ["row 0", "row 2", "row 3"]
+    told = report["read"]["skipped"]["score is no number"]
+    assert told == {"rows": 4, "first": ["0.jsonl:5", "1.jsonl:3", "1.jsonl:4"]}
+    assert report["rules"][0]["documents_dropped"] == 4 and report["settings"] == {"min_score": -1}
+    assert "not read  4 score is no number (0.jsonl:5, 1.jsonl:3, 1.jsonl:4 ...)" in capsys.readouterr().out
+    assert curated(tmp_path / "zero", rows, min_score=0.0)[0] == ["row 0", "row 2", "row 3"]
+    assert curation.active({**RULES, "min_score": 0, "min_language_score": 0.0}) == {"min_score": 0, "min_language_score": 0.0}
+    with pytest.raises(Refusal, match=r"curation has no document to judge: 2 score is no number \(0.jsonl:1, 1.jsonl:1\)"):
+        curated(tmp_path / "none", [{"text": "a", "score": "N/A"}, {"text": "b", "score": "3,5"}], min_score=1)
+
+
+def test_text_without_scores_is_dropped_and_ends_nothing(tmp_path):
+    source = sources.resolve("installed-docs", max_bytes=200_000)
+    with pytest.raises(Refusal, match=r"curation keeps nothing of \d+ documents; 'score >= 0' drops most"):
+        curation.curate(source, {**RULES, "min_score": 0}, tmp_path / "out", 1)
 
 
 def test_keeping_nothing_is_refused_with_the_rule_that_drops_most(tmp_path):

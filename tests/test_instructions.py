@@ -77,6 +77,141 @@ def test_rows_that_are_none_are_counted_and_named(tmp_path):
     assert skipped["empty answer"]["first"] == ["rows.jsonl:9"]
 
 
+def ask(text, **more):
+    return {"role": "user", "content": text, **more}
+
+
+def say(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+PIRATE = {"role": "system", "content": "You answer like a pirate."}
+
+
+@pytest.mark.parametrize(
+    "row, messages, learnt",
+    [
+        (
+            {"instruction": "And now?", "output": "Yes.", "system": PIRATE["content"], "history": [["What?", "That."]]},
+            [PIRATE, ask("What?"), say("That."), ask("And now?"), say("Yes.")],
+            ["Yes."],
+        ),
+        (
+            {"prompt": "And now?", "completion": "Yes.", "system": PIRATE["content"], "history": [ask("What?"), say("That.")]},
+            [PIRATE, ask("What?"), say("That."), ask("And now?"), say("Yes.")],
+            ["Yes."],
+        ),
+        (
+            {"prompt": [PIRATE, ask("And now?")], "completion": "Yes.", "history": [["What?", "That."]]},
+            [PIRATE, ask("What?"), say("That."), ask("And now?"), say("Yes.")],
+            ["Yes."],
+        ),
+        ({"messages": [ask("Hi"), say("Arr")], "system": PIRATE["content"]}, [PIRATE, ask("Hi"), say("Arr")], ["Arr"]),
+        ({"messages": [ask("Hi"), say("No", weight=0), ask("So?"), say("Yes", weight=1)]}, [ask("Hi"), say("No"), ask("So?"), say("Yes")], ["Yes"]),
+        (
+            {"messages": [ask("Hi"), say("Yes", train=True), ask("So?"), say("No", train=False)]},
+            [ask("Hi"), say("Yes"), ask("So?"), say("No")],
+            ["Yes"],
+        ),
+        ({"messages": None, "instruction": "Hi", "output": "Yes"}, [ask("Hi"), say("Yes")], ["Yes"]),
+        ({"messages": [ask([{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]), say("Yes")]}, [ask("Hi you"), say("Yes")], ["Yes"]),
+        ({"instruction": "Hi", "output": "Yes", "weight": 1, "train": True, "system": None, "history": []}, [ask("Hi"), say("Yes")], ["Yes"]),
+    ],
+)
+def test_fields_with_a_meaning_are_used(tmp_path, tokenizer, row, messages, learnt):
+    (found,), record, skipped = load(jsonl(tmp_path / "rows.jsonl", [row]))
+    assert list(found.messages) == messages and not skipped and "columns_not_read" not in record
+    assert found.document == next(m["content"] for m in reversed(messages) if m["role"] == "user").lower() or "messages" in row
+    (example,) = encode([found], tokenizer, 1024, "drop", {})
+    assert tokenizer.decode([label for label in example.labels if label != -100]) == "".join(f" {text}<|endoftext|>" for text in learnt)
+    assert PIRATE not in messages or tokenizer.decode(example.input_ids).startswith("You answer like a pirate. USER:")
+
+
+def test_columns_without_a_meaning_are_counted_by_name(tmp_path):
+    rows = [
+        {"instruction": "Hi", "output": "Yes", "context": "The number is odd.", "id": "", "rejected": None},
+        {"prompt": "Hi", "completion": "Yes", "label": False, "rejected": "No", "input": "more"},
+        {"messages": [ask("Hi"), say("Yes", tool_calls=[{"id": 1}], reasoning_content="Hm", name=None)], "tools": [{}], "history": [["a", "b"]]},
+        {"messages": [PIRATE, ask("Hi"), say("Yes", weight=0.5)], "system": "Be brief.", "weight": 3, "train": "later"},
+    ]
+    found, record, skipped = load(jsonl(tmp_path / "rows.jsonl", rows))
+    assert len(found) == 4 and not skipped and found[3].messages[0] == PIRATE
+    assert record["columns_not_read"] == dict.fromkeys(
+        [
+            "context",
+            "label",
+            "rejected",
+            "input",
+            "tools",
+            "history",
+            "tool_calls of messages",
+            "reasoning_content of messages",
+            "system",
+            "a message's weight other than 0 and 1",
+            "the row's weight other than 0 and 1",
+            "the row's train other than False and True",
+        ],
+        1,
+    )
+    assert instructions.unread_lines({"columns_not_read": {"a": 1200, "b": 1}}) == ["columns not read: a (of 1,200 rows), b (of 1 rows)"]
+    assert instructions.unread_lines({}) == []
+
+
+def test_odd_rows_are_counted_and_named_and_end_nothing(tmp_path):
+    odd = {
+        "output is int instead of text": {"instruction": "Is it?", "output": 1},
+        "input is int instead of text": {"instruction": "Is it?", "input": 5, "output": "Yes"},
+        "output is list instead of text": {"instruction": "List", "output": ["a"]},
+        "content is int instead of text": {"messages": [ask("1+1"), say(2)]},
+        "content with a part of the type 'image'": {"messages": [ask([{"type": "image"}, {"type": "text", "text": "What?"}]), say("A cat.")]},
+        "messages are no list of {role, content}": {"messages": [{"from": "human", "value": "Hi"}]},
+        "a turn of the role 'tool'": {"messages": [ask("Hi"), say("I look."), {"role": "tool", "content": "rain"}, say("Rain.")]},
+        "weight 0 or train false": {"instruction": "Hi", "output": "Bad", "weight": 0},
+        "columns of no schema": {"question": "Hi", "answer": "Yes"},
+        "empty answer": {"messages": [ask("Weather?"), say(None, tool_calls=[{"id": 1}])]},
+    }
+    strange = {"instruction": "Hi", "output": "Yes", "history": "before"}
+    path = jsonl(tmp_path / "rows.jsonl", [ALPACA[0], *odd.values(), {"messages": [ask("Hi"), say("Bad", weight=0)]}, strange, ALPACA[1]])
+    path.write_bytes(path.read_bytes() + b'{"instruction": "Say", "output": "a smile \\ud83d"}\n{"instruction": "Say", "output": "caf\xe9"}\n')
+    found, _record, skipped = load(path)
+    assert [row.name for row in found] == ["rows.jsonl:1", "rows.jsonl:14"]
+    expected = {reason: [f"rows.jsonl:{number}"] for number, reason in enumerate(odd, 2)} | {"not UTF-8": ["rows.jsonl:15", "rows.jsonl:16"]}
+    expected["weight 0 or train false"].append("rows.jsonl:12")
+    expected["messages are no list of {role, content}"].append("rows.jsonl:13")
+    assert {reason: entry["first"] for reason, entry in skipped.items()} == expected
+    with pytest.raises(
+        Refusal, match=r"none of its rows is a conversation to learn from: 2 output is int instead of text \(none.jsonl:1, none.jsonl:2\)"
+    ):
+        load(jsonl(tmp_path / "none.jsonl", [{"instruction": "Is it?", "output": 1}] * 2))
+
+
+def test_parquet_rows_whose_text_or_dates_cannot_be_read(tmp_path):
+    def raw(values):
+        return pyarrow.Array.from_buffers(pyarrow.string(), len(values), pyarrow.array(values, pyarrow.binary()).buffers())
+
+    given = pyarrow.array([f"Say {i}" for i in range(4)])
+    dates = pyarrow.array([316516204800] * 4, pyarrow.timestamp("s"))  # the year 12000
+    table = pyarrow.table({"instruction": given, "output": raw([b"one", b"caf\xe9", b"three", b"four"]), "created": dates})
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    found, record, skipped = load(tmp_path / "rows.parquet")
+    assert [row.messages[1]["content"] for row in found] == ["one", "three", "four"] and record["columns_not_read"] == {"created": 4}
+    assert skipped == {"not UTF-8": {"rows": 1, "first": ["rows.parquet:2"]}}
+    inner = pyarrow.StructArray.from_arrays(
+        [pyarrow.array(["user", "assistant"] * 3), raw([b"a", b"b", b"c", b"caf\xe9", b"e", b"f"])], ["role", "content"]
+    )
+    pyarrow.parquet.write_table(
+        pyarrow.table({"messages": pyarrow.ListArray.from_arrays(pyarrow.array([0, 2, 4, 6], pyarrow.int32()), inner)}), tmp_path / "m.parquet"
+    )
+    found, _, skipped = load(tmp_path / "m.parquet")
+    assert [row.messages[1]["content"] for row in found] == ["b", "f"] and skipped == {"not UTF-8": {"rows": 1, "first": ["m.parquet:2"]}}
+
+
+def test_weights_of_a_csv_file_are_text(tmp_path):
+    (tmp_path / "rows.csv").write_text("instruction,output,weight,train\na,yes,1,true\nb,no,0,\nc,no,,False\nd,yes,,\n")
+    found, _, skipped = load(tmp_path / "rows.csv")
+    assert [row.messages[0]["content"] for row in found] == ["a", "d"] and skipped["weight 0 or train false"]["rows"] == 2
+
+
 @pytest.mark.parametrize("row", [{"text": "plain"}, {"question": "a", "answer": "b"}, {"instruction": "a"}])
 def test_another_schema_is_refused_with_what_there_is(tmp_path, row):
     with pytest.raises(Refusal, match=rf"rows.jsonl:1 has the columns {', '.join(sorted(row))}. Rows are needed with `instruction`, `output`"):
@@ -112,6 +247,13 @@ def test_nothing_to_learn_from_is_refused(tokenizer):
         instructions.need_rows([], [1], 1, {"longer than 64 tokens: dropped": {"rows": 2, "first": []}})
     with pytest.raises(Refusal, match=r"1 rows are held out and 3 are needed \(none were skipped\)"):
         instructions.need_rows([1], [1], 3, {})
+    with pytest.raises(
+        Refusal, match=r"\(none were skipped\): all 2 are held out, because they are one document .*Bring rows with other questions\.$"
+    ) as refusal:
+        instructions.need_rows([], [1, 2], 1, {}, 1)
+    assert "max_length" not in str(refusal.value)
+    with pytest.raises(Refusal, match=r"they are 5 documents .*Lower --eval_rows"):
+        instructions.need_rows([], [1] * 9, 1, {}, 5)
 
 
 def test_held_out_rows_share_no_document_with_training():

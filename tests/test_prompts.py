@@ -113,6 +113,67 @@ def test_a_template_without_generation_marks_is_refused(tmp_path):
     assert tokenizer.decode([label for label in encoded.labels if label != -100]) == " Paris is one.<|endoftext|>"
 
 
+def template(ending: str) -> str:
+    return (
+        "{% for m in messages %}{% if m['role'] == 'user' %}Q {{ m['content'] }} A{% else %}{% generation %} {{ m['content'] }}"
+        + ending
+        + "{% endif %}{% endfor %}"
+    )
+
+
+@pytest.mark.parametrize(
+    "ending, how",
+    [
+        ("{% endgeneration %}", r"write \{\{ eos_token \}\} in front of \{% endgeneration %\}"),
+        ("{% endgeneration %}{{ eos_token }}", r"it stands behind .*: move \{\{ eos_token \}\} in front of \{% endgeneration %\}"),
+        ("{% endgeneration %}\n{{ eos_token }}\n", r"it stands behind"),
+        ("{{ eos_token }}\n{% endgeneration %}", r"'\\n' follows it there: move that behind \{% endgeneration %\}"),
+        ("{{ eos_token }} {% endgeneration %}", r"' ' follows it there"),
+        ("<|im_end|>{% endgeneration %}", r"or name a tokenizer whose end-of-text the template writes \(--tokenizer_name\)"),
+        ("{% if loop.last %}{{ eos_token }}{% endif %}{% endgeneration %}", r"write \{\{ eos_token \}\}"),
+        ("{% if not loop.last %}{{ eos_token }}{% endif %}{% endgeneration %}", r"write \{\{ eos_token \}\}"),
+    ],
+)
+def test_a_template_whose_answers_do_not_end_is_refused_with_how_to_mend_it(tmp_path, ending, how):
+    path = tmp_path / "own.jinja"
+    path.write_text(template(ending))
+    with pytest.raises(
+        Refusal, match=rf"own.jinja: the chat template does not end each answer with the tokenizer's end-of-text '<\|endoftext\|>' inside .*{how}"
+    ):
+        prompts.set_chat_template(gpt2_tokenizer(), str(path))
+
+
+@pytest.mark.parametrize("ending", ["{{ eos_token }}{% endgeneration %}", "{{ eos_token }}{% endgeneration %}\n"])
+def test_a_template_whose_answers_end_is_used(tmp_path, ending):
+    path = tmp_path / "own.jinja"
+    path.write_text(template(ending))
+    tokenizer = gpt2_tokenizer()
+    prompts.set_chat_template(tokenizer, str(path))
+    assert (
+        tokenizer.decode([label for label in prompts.encode(tokenizer, TWO).labels if label != -100])
+        == " Paris is one.<|endoftext|> Tokyo: it is large!<|endoftext|>"
+    )
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            template("{{ eos_token }}{% endgeneration %}").replace("{% generation %}", "{% generation %}{% endgeneration %}{% generation %}"),
+            r"marks 4 passages for 2 answers",
+        ),
+        ("{% generation %}{{ raise_exception('no ' + 'room') }}{% endgeneration %}", r"cannot be rendered .*no room"),
+        ("{% generation %}{{ messages[0]['content'] + 1 }}{% endgeneration %}", r"cannot be rendered .*TypeError"),
+        ("{% generation %}{% for %}{% endgeneration %}", r"cannot be rendered .*TemplateSyntaxError"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(tmp_path, text, message):
+    path = tmp_path / "own.jinja"
+    path.write_text(text)
+    with pytest.raises(Refusal, match=rf"--chat_template_path .*own.jinja.*{message}"):
+        prompts.set_chat_template(gpt2_tokenizer(), str(path))
+
+
 def test_special_tokens_in_the_text_are_seen():
     tokenizer = gpt2_tokenizer()
     assert prompts.special_text(tokenizer, ONE) is None

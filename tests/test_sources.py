@@ -7,6 +7,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 from pathlib import Path
 
 import pyarrow
@@ -187,13 +188,11 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
             "scan.pdf": b"%PDF-1.7\n\0\1",
             "photo.png": b"\x89PNG\0",
             "empty.txt": "",
-            "big.bin": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
             ".git/config": "hidden",
             "node_modules/x/index.js": "passed over",
             "src/__pycache__/main.txt": "passed over",
         },
     )
-    os.symlink("nowhere.txt", folder / "link.txt")
     source = source_of(folder, None)
     texts = dict(zip([file.name for file in source.files if file.kind != "mbox"], [], strict=False))
     for file in source.files:
@@ -220,11 +219,9 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
         "1 .png (images",
         "1 .txt (empty)",
         "1 .txt (not UTF-8, such as latin.txt: --encoding ",
-        "1 .txt (a broken link)",
-        "1 .bin (pointers to files that Git LFS has not fetched",
     ):
         assert told in line
-    assert source.record["not_read"]["files"] == 6
+    assert source.record["not_read"]["files"] == 4
 
 
 def test_an_encoding_is_for_files_that_are_not_utf8(tmp_path):
@@ -250,6 +247,227 @@ def test_what_exists_by_that_name_is_that(tmp_path):
     folder = fill(tmp_path, {"shard[12]/a.txt": "right", "shard1/a.txt": "wrong", "my data [v2].txt": "also right"})
     assert texts_of(source_of(folder / "shard[12]", None)) == ["right"]
     assert texts_of(source_of(folder / "my data [v2].txt", None)) == ["also right"]
+    assert texts_of(source_of(folder / "shard[12]/*.txt", None)) == ["right"]
+    assert sorted(texts_of(source_of(folder / "shard[0-9]", None))) == ["wrong"]  # a glob that means a folder
+    assert sorted(texts_of(source_of(folder / "s*/*.txt", None))) == ["right", "wrong"]
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123456789\n"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "rows.jsonl", "rows.jsonl.gz", "rows.parquet", "page.html", "rows.arrow"])
+@pytest.mark.parametrize("as_glob", [False, True])
+def test_what_stands_in_place_of_a_file_is_refused_by_name(tmp_path, name, as_glob):
+    whole = {"other.txt": "real text", "lfs.md": POINTER + b"is how a pointer begins. " * 50}
+    folder = fill(tmp_path / "lfs", {**whole, name: POINTER})
+    with pytest.raises(Refusal, match=rf"^--dataset .*: {re.escape(name)} is a pointer to a file that Git LFS has not fetched: `git lfs pull`"):
+        source_of(folder / "*" if as_glob else folder, None)
+    (folder / name).unlink()
+    assert len(texts_of(source_of(folder, None))) == 2  # a text about pointers is one
+    (folder / name).symlink_to("nowhere")
+    with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link\. Bring the content, remove them"):
+        source_of(folder / "*" if as_glob else folder, None)
+    with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link"):
+        source_of(folder / name, None)
+    assert texts_of(source_of(folder, None, file_types=[".md"])) == [whole["lfs.md"].decode()]
+
+
+def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, monkeypatch):
+    folder = fill(tmp_path / "t", {"a.txt": "one", "closed/b.txt": "two"})
+    os.mkfifo(folder / "pipe.txt")
+    (folder / os.fsdecode(b"caf\xe9.txt")).write_text("three")
+    walk = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return walk(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)  # the tests may run as root, who may read everything
+    source = source_of(folder, None)
+    assert {file.name for file in source.files} == {"a.txt", r"caf\xe9.txt"} and sorted(texts_of(source)) == ["one", "three"]
+    line = sources.inventory(source)
+    assert "1 closed (this user may not read it)" in line and "1 .txt (a pipe, a socket or a device)" in line
+    assert sources.content(source, tmp_path / "cache.json")
+    with pytest.raises(Refusal, match=r"pipe.txt holds no text: 1 .txt \(a pipe, a socket or a device\)"):
+        source_of(folder / "pipe.txt", None)
+
+
+def row(text):
+    return json.dumps({"text": text}) + "\n"
+
+
+@pytest.mark.parametrize(
+    "files, train, test",
+    [
+        (("train.jsonl", "test.jsonl"), {"train.jsonl"}, {"test.jsonl"}),
+        (
+            ("a/train-00000-of-00002.jsonl", "a/train-00001-of-00002.jsonl", "a/test-00000-of-00001.jsonl"),
+            {"a/train-00000-of-00002.jsonl", "a/train-00001-of-00002.jsonl"},
+            {"a/test-00000-of-00001.jsonl"},
+        ),
+        (("train/1.jsonl", "Test/1.jsonl", "valid/1.jsonl", "LICENSE.txt"), {"train/1.jsonl", "LICENSE.txt"}, {"Test/1.jsonl"}),
+        (("wiki.train.raw", "wiki.test.raw", "wiki.valid.raw"), {"wiki.train.raw"}, {"wiki.test.raw"}),
+        (
+            ("en/training.txt", "en/eval.txt", "de/training.txt", "de/eval.txt"),
+            {"en/training.txt", "de/training.txt"},
+            {"en/eval.txt", "de/eval.txt"},
+        ),
+    ],
+)
+@pytest.mark.parametrize("as_glob", [False, True])
+def test_splits_are_told_apart(tmp_path, files, train, test, as_glob):
+    folder = fill(tmp_path / "t", {name: row(name) for name in files})
+
+    def names(split="train"):
+        source = sources.resolve(str(folder / "**") if as_glob else str(folder), split=split)
+        return {os.path.relpath(file.path, folder) for file in source.files}, sources.inventory(source)
+
+    assert names()[0] == train and "(of the split test, which --dataset_split test reads; --dataset_split all reads every file)" in names()[1]
+    assert names("test")[0] == test
+    assert names("all")[0] == set(files)
+    with pytest.raises(Refusal, match=r"--dataset_split other: .* is here, and its splits are test, train"):
+        names("other")
+
+
+@pytest.mark.parametrize("files", [("train.py", "test.py"), ("train.txt", "notes.txt"), ("test.txt", "notes.txt"), ("train_test.txt", "test.txt")])
+def test_what_is_not_divided_into_splits_is_read_whole(tmp_path, files):
+    folder = fill(tmp_path / "t", dict.fromkeys(files, "words"))
+    assert {file.name for file in source_of(folder, None).files} == set(files)
+    with pytest.raises(Refusal, match=r"--dataset_split dev: .* is here, and its files are not divided into splits"):
+        source_of(folder, None, split="dev")
+
+
+def test_a_folder_of_save_to_disk_is_its_rows(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    data = Dataset.from_list(ROWS)
+    data.save_to_disk(tmp_path / "one")
+    DatasetDict(train=data, test=data.select(range(3))).save_to_disk(tmp_path / "two")
+    for name in ("one", "two"):
+        assert texts_of(source_of(tmp_path / name, None)) == [row["text"] for row in ROWS]
+    assert texts_of(source_of(tmp_path / "two", None, split="test")) == [row["text"] for row in ROWS[:3]]
+    assert "2 .json (a record of `save_to_disk`)" in sources.inventory(source_of(tmp_path / "one", None))
+
+
+# ---- documents within a file ----
+
+STORIES = [f"Story {i} of a small dog.\n\nIt ran {i} times." for i in range(40)]
+
+
+@pytest.mark.parametrize("part_bytes", [1, 300, 1_000_000])
+@pytest.mark.parametrize("divider", ["\n{}\n", "{}", "\r\n{}\r\n"])
+@pytest.mark.parametrize("last", [False, True])
+def test_a_file_is_divided_at_the_end_of_text_wherever_it_is_cut(tmp_path, monkeypatch, part_bytes, divider, last):
+    monkeypatch.setattr(formats, "PART_BYTES", part_bytes)
+    divider = divider.format("<|endoftext|>")
+    path = tmp_path / "stories.txt"
+    path.write_bytes((divider.join(STORIES) + (divider if last else "")).encode())
+    source = source_of(path, None, separator="<|endoftext|>")
+    skipped = formats.Skipped()
+    found = list(source.documents(skipped))
+    assert [document.text for document in found] == STORIES and not skipped.reasons
+    assert [document.id for document in found] == [f"stories.txt:{i}" for i in range(1, 41)]
+    assert "1 divided into documents at '<|endoftext|>' (--document_separator" in sources.inventory(source)
+    whole = source_of(path, None)
+    assert len(texts_of(whole)) == 1 and "divided" not in sources.inventory(whole)
+
+
+def test_only_plain_text_is_divided_and_what_is_not_utf8_costs_one_document(tmp_path):
+    end = "<|endoftext|>"
+    folder = fill(
+        tmp_path / "t",
+        {
+            "a.txt": b"one" + end.encode() + b"caf\xe9" + end.encode() + b"three",
+            "b.txt": ("\ufefffour" + end + "five").encode(),
+            "c.jsonl": row("six" + end),
+        }
+        | {"d.txt": ("seven" + end + "eight").encode("utf-16"), "e.txt.gz": gzip.compress(f"nine{end}ten".encode()), "f.txt": "eleven"},
+    )
+    skipped = formats.Skipped()
+    found = {document.id: document.text for document in source_of(folder, None, separator=end).documents(skipped)}
+    assert sorted(found.values()) == sorted(["one", "three", "four", "five", "six" + end, "seven", "eight", "nine", "ten", "eleven"])
+    assert found["a.txt:3"] == "three" and skipped.reasons == {"not UTF-8": {"rows": 1, "first": ["a.txt:2"]}}
+    assert "caf\xe9" in texts_of(source_of(folder, None, separator=end, encoding="latin-1"))
+
+
+# ---- rows that are none, and columns that are two ----
+
+
+def test_a_column_twice_is_refused_where_it_is_read(tmp_path):
+    table = pyarrow.table([pyarrow.array(["right"]), pyarrow.array(["wrong"]), pyarrow.array(["x"])], names=["text", "text", "id"])
+    pyarrow.parquet.write_table(table, tmp_path / "two.parquet")
+    fill(tmp_path, {"two.jsonl": '{"text": "a", "text": "b"}\n', "two.csv": "text,id,text\na,1,b\n"})
+    for kind in ("parquet", "jsonl", "csv"):
+        with pytest.raises(Refusal, match=rf"two\.{kind} holds the column 'text' twice, and nobody can say which is meant"):
+            texts_of(source_of(tmp_path / f"two.{kind}", None))
+    pyarrow.parquet.write_table(table.select([0]).append_column("id", table["id"]).append_column("id", table["id"]), tmp_path / "other.parquet")
+    assert texts_of(source_of(tmp_path / "other.parquet")) == ["right"]
+
+
+def test_values_that_cannot_be_read_cost_their_row_and_only_where_they_are_wanted(tmp_path):
+    def raw(values):
+        return pyarrow.Array.from_buffers(pyarrow.string(), len(values), pyarrow.array(values, pyarrow.binary()).buffers())
+
+    texts = raw([b"good", b"caf\xe9", b"fine"])
+    columns = {
+        "text": texts,
+        "when": pyarrow.array([0, 316516204800, 0], pyarrow.timestamp("s")),
+        "zone": pyarrow.array([0] * 3, pyarrow.timestamp("s", "Mars/X")),
+    }
+    path = tmp_path / "t.parquet"
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    skipped = formats.Skipped()
+    assert [document.text for document in source_of(path, None).documents(skipped)] == ["good", "fine"]
+    assert skipped.reasons == {"not UTF-8": {"rows": 1, "first": ["t.parquet:2"]}}
+    assert texts_of(source_of(path, encoding="latin-1")) == ["good", "caf\xe9", "fine"]
+    (part,) = formats.parts(formats.TextFile(str(path), "t.parquet", "parquet"))
+    values = [record["when"] for _, record in formats.rows(part)]
+    assert isinstance(values[1], formats.Unreadable) and not isinstance(values[0], formats.Unreadable)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "JSONL.ZST"])
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig"])
+def test_rows_with_a_byte_order_mark(tmp_path, kind, encoding):
+    rows = [{"text": f"caf\xe9 {i}"} for i in range(3)]
+    text = json.dumps(rows) if kind == "json" else "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    raw = text.encode(encoding)
+    path = fill(tmp_path, {f"t.{kind}": zstandard.compress(raw) if kind.endswith("ZST") else raw}) / f"t.{kind}"
+    assert texts_of(source_of(path, None)) == [row["text"] for row in rows]
+
+
+def test_what_is_wrong_with_a_file_of_json_is_its_cause(tmp_path):
+    fill(tmp_path, {"cr.jsonl": '{"text": "a"}\r{"text": "b"}\r', "object.json": json.dumps({"data": [{"text": "a"}]}), "cut.jsonl": b"\xff\xfea"})
+    with pytest.raises(Refusal, match=r"cr.jsonl, row 1 is not JSON .* its rows end with carriage returns, convert them with `tr"):
+        texts_of(source_of(tmp_path / "cr.jsonl"))
+    with pytest.raises(Refusal, match=r"object.json holds no text: 1 .json \(neither an array of JSON objects nor one a line\)"):
+        source_of(tmp_path / "object.json", None)
+    with pytest.raises(Refusal, match=r"cut.jsonl begins as utf-16 and is not: mend it"):
+        texts_of(source_of(tmp_path / "cut.jsonl"))
+
+
+def test_rows_of_another_type_or_encoding_are_counted_and_named(tmp_path):
+    lines = [
+        b'{"text": "one"}',
+        b'{"text": 5}',
+        b'{"text": ["a"]}',
+        b'{"text": "caf\xe9"}',
+        b'{"text": "\\ud83d"}',
+        b'{"text": "six", "note": "caf\xe9"}',
+    ]
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    skipped = formats.Skipped()
+    assert [document.text for document in source_of(path).documents(skipped)] == ["one", "six"]
+    assert {reason: entry["first"] for reason, entry in skipped.reasons.items()} == {
+        "int instead of text": ["t.jsonl:2"],
+        "list instead of text": ["t.jsonl:3"],
+        "not UTF-8": ["t.jsonl:4", "t.jsonl:5"],
+    }
+    assert texts_of(source_of(path, encoding="latin-1")) == ["one", "caf\xe9", "six"]  # and not the whole line
+    path = tmp_path / "t.json"
+    path.write_bytes(b"[" + b",\n".join(lines) + b"]")
+    assert texts_of(source_of(path)) == ["one", "six"] and texts_of(source_of(path, encoding="latin-1")) == ["one", "caf\xe9", "six"]
 
 
 @pytest.mark.parametrize(
@@ -300,7 +518,7 @@ def test_max_bytes_reads_the_first_files_and_the_last_of_them_to_there(tmp_path)
     assert docs.files == sources.resolve("installed-docs").files[: len(docs.files)] and 5 < len(docs.files) < 1000
 
 
-def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypatch):
+def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypatch, capsys):
     cache = tmp_path / "cache.json"
     first, second = (fill(tmp_path / name / "t", {"a.md": "one", "b/c.md": "two"}) for name in ("x", "y"))
 
@@ -315,13 +533,19 @@ def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypa
     assert content(first) != before
     monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
     before = content(first)
+    capsys.readouterr()
     monkeypatch.setattr(sources, "sha256", lambda *args: pytest.fail("hashed again"))
     assert content(first) == before
+    assert "TRUSTED   3 of 3 files of text by their size and time of change" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
     (first / "d.md").write_text("threE")
     os.utime(first / "d.md", ns=(1, 1))
     assert content(first) != before
+    before, times = content(first), os.stat(first / "d.md")
+    (first / "d.md").write_text("THREE")
+    os.utime(first / "d.md", ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert content(first) == before and sources.content(source_of(first, None), cache, trust=False) != before
 
 
 def test_a_page_gives_the_same_text_wherever_it_stands(tmp_path):

@@ -74,6 +74,45 @@ def test_a_group_on_local_data(tmp_path):
     assert "anatomy dev 0?" in text and "anatomy dev 1?" in text and text.endswith("anatomy test 0?\nA. a\nB. b\nC. c\nD. d\nAnswer:")
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_odd_rows_of_local_data_are_counted_and_the_rest_is_asked(tmp_path, capsys, kind):
+    import pyarrow
+    import pyarrow.parquet
+
+    def item(question):
+        return {"ctx_a": "He", "ctx_b": "sat", "ctx": "He sat", "endings": list("abcd"), "activity_label": question, "source_id": "s", "label": "0"}
+
+    folder = tmp_path / "data [v2]"  # `datasets` would take it for a glob
+    folder.mkdir()
+    rows = [item(f"Q{i}") for i in range(4)]
+    for split in ("train", "validation"):
+        path = folder / f"{split}.{kind}"
+        if kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    if kind == "jsonl":
+        path.write_bytes(path.read_bytes().replace(b"Q1", b"caf\xe9").replace(b"Q3", b"\\ud83d"))
+    else:
+        names = [b"Q0", b"caf\xe9", b"Q2", b"\xff"]
+        raw = pyarrow.Array.from_buffers(pyarrow.string(), 4, pyarrow.array(names, pyarrow.binary()).buffers())
+        table = pyarrow.parquet.read_table(path)
+        pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("activity_label"), "activity_label", raw), path)
+    (task,) = tasks.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
+    assert [found["query"][:2] for found in task.items("hellaswag")] == ["Q0", "Q2"]
+    assert f"not read  2 not UTF-8 (validation.{kind}:2, validation.{kind}:4)" in capsys.readouterr().out
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(Refusal, match=rf"--tasks hellaswag: its data cannot be read \(validation.{kind} is a pointer to a file that Git LFS"):
+        tasks.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
+
+
+def test_local_data_that_datasets_cannot_read_is_refused(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.json").write_text("{")
+    with pytest.raises(Refusal, match=r"--tasks hellaswag: its data cannot be read"):
+        tasks.build(["hellaswag"], {"hellaswag": str(tmp_path)}, {}, False)
+
+
 def _mmlu_yamls():
     import importlib.util
     from pathlib import Path
@@ -101,13 +140,21 @@ def test_word_overlap(answer, reference, score):
     assert tasks.word_f1(answer, reference) == pytest.approx(score)
 
 
-def test_text_of_ones_own(tmp_path):
+def test_text_of_ones_own(tmp_path, capsys):
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps({"text": f"Text number {i}."}) + "\n" for i in range(10)))
     task = tasks.text_task("own", str(path))
     assert len(task.items("own")) == 10 and task.version == "1.0"
     with pytest.raises(Refusal, match="choose another name"):
         tasks.text_task("embedded_docs", str(path))
+    (tmp_path / "stories.txt").write_text("<|endoftext|>".join(f"Story {i}." for i in range(10)))
+    assert {item["text"] for item in tasks.text_task("own", str(tmp_path / "stories.txt")).items("own")} == {f"Story {i}." for i in range(10)}
+    path.write_bytes(path.read_bytes() + b'{"text": "\\ud83d"}\n{"text": null}\n')
+    assert len(tasks.text_task("own", str(path)).items("own")) == 10
+    assert "not read  own: 1 not UTF-8 (own.jsonl:11)\nnot read  own: 1 null text (own.jsonl:12)\n" in capsys.readouterr().out
+    path.write_text('{"text": null}\n')
+    with pytest.raises(Refusal, match=r"holds no text: 1 null text \(own.jsonl:1\)"):
+        tasks.text_task("own", str(path))
 
 
 def test_humaneval_passes_what_is_right_and_nothing_else():

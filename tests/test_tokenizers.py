@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from llama_lite import tokenizers
+from llama_lite.arguments import Refusal
 
 END = "<|endoftext|>"
 HARD = [
@@ -53,6 +54,64 @@ def test_fast_encoder_on_real_text_with_a_learnt_vocabulary(text):
     assert encode.fast is not None
     for document in documents:
         assert encode(document).tolist() == tokenizer(document, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+
+
+def own_ids(tokenizer, text):
+    return tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+
+
+@pytest.mark.parametrize("special", [False, True])
+@pytest.mark.parametrize("token", ["argument", " the ", "<b>", "é"])
+def test_added_tokens_have_the_tokenizers_ids(gpt2, token, special):
+    from tokenizers import AddedToken
+
+    tokenizer = tokenizers.gpt2_tokenizer()
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=special)])
+    encode = tokenizers.Encoder(tokenizer)
+    texts = [f"An argument of the function, <b>bold</b>, {token}{token} café.", "plain words"]
+    assert [encode(text).tolist() for text in texts] == [own_ids(tokenizer, text) for text in texts]
+    assert special or tokenizer.convert_tokens_to_ids(token) in encode(texts[0])
+    ids, ends, _ = encode.batch(texts)
+    assert [part.tolist() for part in np.split(ids, ends[:-1])] == [[50256, *own_ids(tokenizer, text)] for text in texts]
+
+
+def with_end_at(place: int, folder):
+    """A tokenizer of 300 ids whose end-of-text has the id `place`."""
+    from tokenizers import Tokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    definition = json.loads(tokenizers.train_tokenizer(iter(["some words to learn from " * 20]), 300).backend_tokenizer.to_str())
+    definition["added_tokens"][0]["id"] = definition["model"]["vocab"][END] = place
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(definition)), eos_token=END).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_ids_with_holes_keep_their_number(tmp_path):
+    tokenizer = with_end_at(70_000, tmp_path)
+    assert tokenizers.vocabulary_size(tokenizer) == 70_001 > len(tokenizer)
+    assert tokenizers.tokenizer_record(tokenizer)["vocab_size"] == 70_001
+    ids, _, _ = tokenizers.Encoder(tokenizer).batch(["some words", "more words"])
+    assert (ids == 70_000).sum() == 2
+    assert tokenizers.vocabulary_size(tokenizers.gpt2_tokenizer()) == 50257
+
+
+def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path):
+    from transformers import ByT5Tokenizer
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "byt5")
+    with pytest.raises(Refusal, match=r"byt5 is ByT5Tokenizer, which has no fast form"):
+        tokenizers.load_tokenizer(str(tmp_path / "byt5"))
+    for name, change in (
+        ("dropout", lambda text: text.replace('"dropout": null', '"dropout": 0.5')),
+        ("pointer", lambda text: "version https://git-lfs"),
+    ):
+        tokenizers.train_tokenizer(iter(["some words"]), 300).save_pretrained(tmp_path / name)
+        path = tmp_path / name / "tokenizer.json"
+        path.write_text(change(path.read_text()))
+    with pytest.raises(Refusal, match="dropout draws ids at random"):
+        tokenizers.load_tokenizer(str(tmp_path / "dropout"))
+    with pytest.raises(Refusal, match="pointer: neither gpt2, train, a folder with a tokenizer"):
+        tokenizers.load_tokenizer(str(tmp_path / "pointer"))
 
 
 def test_learning_a_tokenizer_twice_gives_the_same(text):

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import config_file, flip
 from test_tokenizers import HARD
@@ -173,6 +175,143 @@ def test_nothing_to_train_on_is_refused(tmp_path, text):
     with pytest.raises(Refusal, match=r"--vocab_size 5000: this text gives a vocabulary of \d+"):
         prepare(tmp_path, dataset=str(jsonl(tmp_path / "few.jsonl", ["few words"])), vocab_size=5000, prepared_dir=str(tmp_path / "third"))
     assert not list((tmp_path / "third").glob("[!.]*"))
+
+
+@pytest.mark.parametrize("rows", [[None] * 3, [" "], ["\\ud83d"]], ids=["null", "blank", "half a pair"])
+@pytest.mark.parametrize("tokenizer", ["train", "gpt2"])
+def test_a_text_without_text_is_refused_as_such(tmp_path, rows, tokenizer):
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join('{"text": null}\n' if row is None else f'{{"text": "{row}"}}\n' for row in rows))
+    reason = {None: "3 null text", " ": "1 empty"}.get(rows[0], "1 not UTF-8")
+    with pytest.raises(Refusal, match=rf"^--dataset .* holds no text: {reason} \(t.jsonl:1"):
+        prepare(tmp_path, dataset=str(path), tokenizer=tokenizer)
+
+
+def rewrite(folder: Path, change) -> None:
+    """Make a prepared folder as an earlier version would have left it."""
+    manifest = read_json(folder / "manifest.json")
+    change(manifest)
+    preparing.write_json(folder / "recipe.json", manifest["recipe"])
+    preparing.write_json(folder / "manifest.json", tokens.seal({name: value for name, value in manifest.items() if name != "digest"}))
+
+
+STORIES = [f"Story {i}: a dog of {i} years ran {i * i} times around the house." for i in range(300)]
+
+
+def test_the_documents_of_a_file_are_those_between_its_end_of_text_tokens(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(formats, "PART_BYTES", 1000)
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(STORIES) + "\n<|endoftext|>\n")
+    common = {"dataset": str(path), "validation_tokens": 1000, "shard_tokens": 3000}
+    manifest = prepare(tmp_path, **common, tokenizer="gpt2", prepare_workers=2)
+    ids, tokenizer = stream(tmp_path / "tokens"), gpt2_tokenizer()
+    assert [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(ids == 50256)[1:])] == [f"<|endoftext|>{story}" for story in STORIES]
+    assert manifest["documents"] == 300 and manifest["source"]["divided"] == {"separator": "<|endoftext|>", "files": 1}
+    assert "1 divided into documents at '<|endoftext|>'" in capsys.readouterr().out
+    whole = prepare(tmp_path, **common, document_separator="none", prepared_dir=str(tmp_path / "whole"))
+    assert whole["documents"] == 1 and whole["recipe"]["document_separator"] == "none" and "document_separator" not in manifest["recipe"]
+    assert prepare(tmp_path, **common, document_separator="\\nStory ", prepared_dir=str(tmp_path / "own"))["documents"] == 300
+    capsys.readouterr()
+    assert prepare(tmp_path, **common, document_separator="###", prepared_dir=str(tmp_path / "none"))["documents"] == 1
+    assert "no file of plain text holds '###' (--document_separator): nothing is divided" in capsys.readouterr().out
+    curated = prepare(tmp_path, **common, min_characters=60, prepared_dir=str(tmp_path / "curated-tokens"))
+    assert curated["documents"] == sum(len(story) >= 60 for story in STORIES) and 0 < curated["documents"] < 300
+    rewrite(tmp_path / "tokens", lambda manifest: manifest["source"].pop("divided"))
+    capsys.readouterr()
+    prepare(tmp_path, **common, tokenizer="gpt2")
+    assert "was prepared before files were divided: 1 that hold '<|endoftext|>' are one document each" in capsys.readouterr().out
+    with pytest.raises(Refusal, match="document_separator was 'auto', now 'none'"):
+        prepare(tmp_path, **common, tokenizer="gpt2", document_separator="none")
+    with pytest.raises(Refusal, match=r"document_separator: .* empty; give a value"):
+        prepare(tmp_path, **common, document_separator="")
+
+
+def test_a_folder_that_was_prepared_undivided_is_repaired_so(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("<|endoftext|>".join(STORIES))
+    common = {"dataset": str(path), "validation_tokens": 1000, "shard_tokens": 3000, "tokenizer": "gpt2"}
+    prepare(tmp_path, **common, document_separator="none")
+
+    def change(manifest):
+        manifest["recipe"].pop("document_separator")
+        manifest["source"].pop("divided", None)
+
+    rewrite(tmp_path / "tokens", change)
+    whole = stream(tmp_path / "tokens")
+    (tmp_path / "tokens" / "train-00001.npy").unlink()
+    assert prepare(tmp_path, repair=True, **common)["documents"] == 1 and (stream(tmp_path / "tokens") == whole).all()
+
+
+def test_a_file_is_divided_at_its_tokenizers_own_end_of_text(tmp_path):
+    tokenizer = gpt2_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    tokenizer.save_pretrained(tmp_path / "other")
+    path = tmp_path / "stories.txt"
+    path.write_text("</s>".join(STORIES) + "<|endoftext|>")
+    manifest = prepare(tmp_path, dataset=str(path), validation_tokens=1000, tokenizer=str(tmp_path / "other"), min_characters=1)
+    assert manifest["documents"] == 300 and int((stream(tmp_path / "tokens") == tokenizer.eos_token_id).sum()) == 300
+
+
+def test_a_tokenizer_folder_of_the_same_name_with_other_content_is_refused(tmp_path, text, monkeypatch):
+    from llama_lite.tokenizers import train_tokenizer
+
+    def learn(size):
+        train_tokenizer(iter([STORIES[0] + " abc " * 30] * 3), size).save_pretrained(tmp_path / "mine")
+
+    learn(280)
+    common = {"dataset": str(text), "tokenizer": str(tmp_path / "mine")}
+    prepare(tmp_path, **common)
+    assert prepare(tmp_path, **common)["tokenizer"]["vocab_size"] == 280
+    first = preparing.default_folder(*data_args(tmp_path, **common)[:2], "content")
+    learn(270)
+    assert preparing.default_folder(*data_args(tmp_path, **common)[:2], "content") != first
+    for record in (True, False):
+        if not record:
+            rewrite(tmp_path / "tokens", lambda manifest: manifest["recipe"].pop("tokenizer_record"))
+        with pytest.raises(Refusal, match=r"prepared otherwise: tokenizer_record was .*'vocab_size': 280.*, now .*'vocab_size': 270"):
+            prepare(tmp_path, **common)
+
+
+def test_a_text_of_the_same_name_and_size_with_other_content_is_refused(tmp_path, text):
+    path = tmp_path / "t.jsonl"
+    path.write_text(text.read_text())
+    times = os.stat(path)
+    prepare(tmp_path, dataset=str(path))
+    path.write_text(text.read_text().replace("e", "a"))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(Refusal, match=r"t.jsonl is not what .* was prepared from"):
+        prepare(tmp_path, dataset=str(path))
+
+
+def test_a_tokenizer_that_truncates_is_the_one_that_is_saved(tmp_path, text):
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    from llama_lite.tokenizers import tokenizer_record, train_tokenizer
+
+    definition = train_tokenizer(iter(["some words " * 30]), 300).backend_tokenizer
+    definition.enable_truncation(16)
+    PreTrainedTokenizerFast(tokenizer_object=definition, eos_token="<|endoftext|>", model_max_length=16).save_pretrained(tmp_path / "short")
+    manifest = prepare(tmp_path, dataset=str(text), tokenizer=str(tmp_path / "short"))
+    assert tokenizer_record(AutoTokenizer.from_pretrained(tmp_path / "tokens" / "tokenizer")) == manifest["tokenizer"]
+    assert prepare(tmp_path, dataset=str(text), tokenizer=str(tmp_path / "short")) == manifest
+
+
+def test_no_text_at_all_is_refused_before_anything_is_derived_from_it(pretrain, tmp_path):
+    path = tmp_path / "null.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.nulls(50)}), path)
+    for argv in (["--prepare_only"], ["--dry_run"]):
+        with pytest.raises(Refusal, match=r"^--dataset null.parquet holds no text: 50 null text \(null.parquet:1, "):
+            pretrain(tmp_path / "run", *argv, dataset=str(path), prepared_dir=str(tmp_path / "none"), vocab_size=None)
+
+
+def test_ids_above_what_uint16_holds_are_kept(tmp_path, text):
+    from test_tokenizers import with_end_at
+
+    with_end_at(70_000, tmp_path / "hole")
+    manifest = prepare(tmp_path, dataset=str(text), tokenizer=str(tmp_path / "hole"))
+    ids = stream(tmp_path / "tokens")
+    assert ids.dtype == np.uint32 and ids[0] == 70_000 and int((ids == 70_000).sum()) == manifest["documents"]
+    assert manifest["tokenizer"]["vocab_size"] == 70_001
 
 
 def test_max_tokens_cuts_the_stream(tmp_path, text):

@@ -57,6 +57,19 @@ def test_a_packed_batch_has_the_losses_of_its_rows_one_by_one(model, examples):
         assert [row["end_loss"] for row in found] == pytest.approx([float(losses[-1]) for losses in alone], abs=1e-5)
 
 
+def test_the_end_loss_is_that_of_the_last_learnt_answers_end_of_text(model, base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    prompts.set_chat_template(tokenizer)
+    talk = tuple([*prompts.conversation("One?", "", "Yes."), *prompts.conversation("Two?", "", "No, not at all.")])
+    rows = [Row("both", "a", talk), Row("first", "b", talk, unlearnt=(3,)), Row("second", "c", talk, learn_from=2)]
+    examples = instructions.encode(rows, tokenizer, {})
+    ids = examples[0].input_ids
+    log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    ends = [-float(log_p[i - 1, ids[i]]) for i in range(len(ids)) if ids[i] == tokenizer.eos_token_id]
+    assert len(ends) == 2 and abs(ends[0] - ends[1]) > 1e-3
+    assert [row["end_loss"] for row in tuning.measure(model, examples, "cpu")] == pytest.approx([ends[1], ends[0], ends[1]], abs=1e-4)
+
+
 def test_gradients_equal_trls_own_loss(base, examples):
     """One step's gradients by this project's loss and by TRL's fused head."""
     from trl.trainer.utils import add_fused_lm_head
@@ -171,6 +184,44 @@ def test_a_finished_run_stays_finished(sft, whole_sft, tmp_path, capsys):
     sft(run)
     assert "is finished (8 steps): nothing to do" in capsys.readouterr().out
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+# ---- rows ----
+
+
+def test_show_example_shows_what_became_of_each_field(sft, tmp_path, capsys):
+    rows = [
+        {
+            "instruction": f"And number {i}?",
+            "output": f"Number {i}.",
+            "system": "Talk like a pirate.",
+            "history": [["Numbers?", "Yes."]],
+            "label": False,
+        }
+        for i in range(60)
+    ]
+    path = tmp_path / "rows" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "Is it?", "output": 1}]))
+    path.with_name("test.jsonl").write_text(json.dumps({"instruction": "Is it held out?", "output": "Yes."}) + "\n")
+    sft(tmp_path / "run", "--show_example", dataset=str(path.parent))
+    out = capsys.readouterr().out
+    assert "rows      1 file, " in out and "not read: 1 .jsonl (of the split test, which --dataset_split test reads" in out
+    assert "rows      1 output is int instead of text (train.jsonl:61)" in out
+    assert "rows      columns not read: label (of 60 rows)" in out
+    (shown,) = [line for line in out.splitlines() if "Talk like a pirate." in line]
+    number = shown.partition("And number ")[2].partition("?")[0]
+    assert (
+        shown
+        == f"Talk like a pirate. USER: Numbers? ASSISTANT: Yes.<|endoftext|>USER: And number {number}? ASSISTANT:» Number {number}.<|endoftext|>«"
+    )
+
+
+def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"instruction": "Hi", "output": f"Hello {i}"}) + "\n" for i in range(60)))
+    with pytest.raises(Refusal, match=r"no row is left to learn from \(none were skipped\): all 60 are held out, because they are one document"):
+        sft(tmp_path / "run", "--dry_run", dataset=str(path))
 
 
 # ---- refusals ----
