@@ -160,12 +160,27 @@ class VerifiedTraining:
                 found |= {"mfu": share} if share <= 100 else {}  # the peak was measured while others used the machine
         return found
 
-    def evaluate(self, *args, **kwargs):
-        began = time.perf_counter()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what processes repeat, too much."""
+        began, training = time.perf_counter(), self.model.training
         with torch.compiler.set_stance("force_eager"):  # other shapes, samples and tasks: only training steps are worth compiling
-            metrics = super().evaluate(*args, **kwargs)
+            self.model.eval()
+            metrics = self.held_out_metrics()
+            self.model.train(training)
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.outside += time.perf_counter() - began
         return metrics
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """What an evaluation measures, of all ranks together: the same under any batch size and number of processes."""
+        raise NotImplementedError
+
+    def sum_of_ranks(self, values: list[float]) -> list[float]:
+        """Each value, added up over the processes in float64."""
+        if WORLD_SIZE == 1:
+            return values
+        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device)).tolist()
 
     # ---- saving ----
 
@@ -438,6 +453,25 @@ class PretrainTrainer(VerifiedTraining, Trainer):
         super().__init__(*args, **kwargs)
         self.bytes_per_token = bytes_per_token
         self.windows_per_step = self.identity["data"]["tokens_per_step"] // self.train_dataset.block_size
+
+    @torch.no_grad()
+    def held_out_metrics(self) -> dict[str, float]:
+        """Mean loss in nats over the tokens of all validation windows, each measured once; ranks share the windows out.
+
+        Every rank makes as many forward passes (a sharded model needs them): one that has run out of windows repeats the first, and does not count it.
+        """
+        held, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        begins, losses, counted = range(0, len(held), size), [], []
+        for first in range(0, len(begins), WORLD_SIZE):
+            own = first + self.args.process_index
+            begin = begins[own] if own < len(begins) else 0
+            batch = self._prepare_inputs(self.data_collator([held[i] for i in range(begin, min(begin + size, len(held)))]))
+            loss = self.compute_loss(self.model, dict(batch)).item()
+            if own < len(begins):
+                counted.append(int((batch["labels"] != -100).sum()))
+                losses.append(loss * counted[-1])
+        loss, tokens = self.sum_of_ranks([math.fsum(losses), sum(counted)])
+        return {"eval_loss": loss / tokens}
 
     def windows_of(self, step: int) -> str:
         rows = self.windows_per_step

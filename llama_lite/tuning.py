@@ -158,24 +158,13 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
             self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
         )  # as TRL's
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the likeliest.
-
-        Ranks share the rows out, so the numbers do not depend on how many there are. Raises nothing, logs, calls back.
-        """
-        model, training = self.accelerator.unwrap_model(self.model), self.model.training
-        mine = measure(model, self.held[self.args.process_index :: WORLD_SIZE], self.args.device, self.batches.measured)
-        model.train(training)
-        sums = torch.tensor(
-            [math.fsum(row[key] for row in mine) for key in ("loss", "tokens", "end_loss", "ends", "top")],
-            dtype=torch.float64,
-            device=self.args.device,
-        )
-        loss, tokens, end_loss, ends, top = self.accelerator.reduce(sums).tolist()
-        metrics = {"eval_loss": loss / tokens, "eval_end_loss": end_loss / max(ends, 1), "eval_mean_token_accuracy": top / tokens}
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+    def held_out_metrics(self) -> dict[str, float]:
+        """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the likeliest; ranks share the rows out."""
+        model = self.accelerator.unwrap_model(self.model)
+        mine = measure(model, self.held[self.args.process_index :: WORLD_SIZE], self.args.device, self.args.per_device_eval_batch_size if self.batches.packs else 1)
+        sums = [math.fsum(row[key] for row in mine) for key in ("loss", "tokens", "end_loss", "ends", "top")]
+        loss, tokens, end_loss, ends, top = self.sum_of_ranks(sums)
+        return {"eval_loss": loss / tokens, "eval_end_loss": end_loss / max(ends, 1), "eval_mean_token_accuracy": top / tokens}
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         logs["num_tokens"] = self.tokens
