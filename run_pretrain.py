@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite import block_attention, checkpoints, derive, models, precision, publishing, pulling, starting, training
     from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores, beginnings
     from llama_lite.decisions import lines, set_values
+    from llama_lite.fields import switches
     from llama_lite.folders import check_apart, check_folder
     from llama_lite.hub import reference
     from llama_lite.launching import check_launch, layout, layout_of
@@ -178,6 +179,7 @@ def main(argv: list[str] | None = None) -> None:
                     "compile_layers": run_args.compile_layers,
                     "attention": block_attention.NAME if run_args.block_attention else config._attn_implementation,
                     "fused_loss": run_args.fused_loss,
+                    **switches(training_args),
                 },
                 "code_revision": code_revision(),
             },

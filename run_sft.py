@@ -32,6 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite import checkpoints, derive_tuning, instructions, models, precision, prompts, publishing, starting, training, tuning
     from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
     from llama_lite.decisions import lines, set_values
+    from llama_lite.fields import SFT_HYPERPARAMETERS, switches
     from llama_lite.folders import check_folder
     from llama_lite.formats import skipped_lines
     from llama_lite.launching import check_launch, layout
@@ -174,10 +175,10 @@ def main(argv: list[str] | None = None) -> None:
             {
                 "hardware": hardware(),
                 "packages": package_versions(),
-                "switches": {"attention": model.config._attn_implementation},
+                "switches": {"attention": model.config._attn_implementation, **switches(training_args)},
                 "code_revision": code_revision(),
             },
-            ("neftune_noise_alpha", "loss_type"),
+            SFT_HYPERPARAMETERS,
         )
         record = {
             "kind": "sft",

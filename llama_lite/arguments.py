@@ -23,6 +23,10 @@ from trl import TrlParser
 
 from model_card.metadata import CardError, check_metadata
 
+from .fields import KEPT, accelerator_problems, unknown_fields
+from .ranges import range_problems
+from .schedules import default_kwargs, optimizer_problems, schedule_problems
+
 ROOT = Path(__file__).resolve().parent.parent
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -281,8 +285,8 @@ class PretrainArguments(TrainingArguments):
     )
     learning_rate: float = arg(6e-4, "Peak learning rate.")
     lr_scheduler_type: str = arg("cosine_warmup_with_min_lr", "Schedule.")
-    lr_scheduler_kwargs: dict | str | None = dataclasses.field(
-        default_factory=lambda: {"min_lr_rate": 0.1}, metadata={"help": "Schedule's own arguments (floor: 0.1 of the peak)."}
+    lr_scheduler_kwargs: dict | str | None = arg(
+        None, 'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that have a floor).'
     )
     warmup_steps: float = arg(715, "Steps of linear warm-up (below 1: a share of all steps).")
     adam_beta1: float = arg(0.9, "AdamW's beta1.")
@@ -299,7 +303,7 @@ class PretrainArguments(TrainingArguments):
     eval_strategy: str = arg("steps", "When to evaluate.")
     eval_steps: float | None = arg(250, "Steps between evaluations (the paper: 250).")
     save_steps: float = arg(250, "Steps between checkpoints.")
-    save_total_limit: int | None = arg(3, "Checkpoints kept; the last verified one always is.")
+    save_total_limit: int | None = arg(3, "Checkpoints kept (none: all of them); the last verified one always is.")
     dataloader_drop_last: bool = arg(True, "Kept on: epochs are cut to whole steps.")
     train_sampling_strategy: str = arg("sequential", "Kept so: TokenWindows gives the order of the run.")
     remove_unused_columns: bool | None = arg(False, "Kept off: windows have no columns.")
@@ -308,8 +312,15 @@ class PretrainArguments(TrainingArguments):
     disable_tqdm: bool | None = arg(True, "Kept on: the run prints its own progress.")
 
     def __post_init__(self):
-        use_cpu_without_gpu(self)
+        before_transformers(self)
         super().__post_init__()
+
+
+def before_transformers(training: TrainingArguments) -> None:
+    """What follows from other arguments, before transformers looks at them: the floor of the schedule, the CPU where there is no GPU."""
+    if training.lr_scheduler_kwargs is None:
+        training.lr_scheduler_kwargs = default_kwargs(training.lr_scheduler_type)
+    use_cpu_without_gpu(training)
 
 
 def use_cpu_without_gpu(training: TrainingArguments) -> None:
@@ -378,6 +389,8 @@ class Parser(TrlParser):
         if "precision" in values:
             values |= {"precision": requested_precision(values, [typed & given, set(config) & given]), "bf16": False, "fp16": False}
             given = given - {"bf16", "fp16"} | ({"precision"} if values["precision"] != "auto" else set())
+        if problems := range_problems(values):
+            raise Refusal(" ".join(problems))
         try:
             parsed = self.parse_dict(values, allow_extra_keys=True)
         except (ValueError, ImportError, TypeError) as error:
@@ -551,25 +564,8 @@ def parse_pretrain(argv: list[str] | None = None):
     return parsed
 
 
+PRETRAIN_KEPT = {"remove_unused_columns": (False, "windows of tokens have no columns")}
 RESUMABLE_PARTS = ("optimizer", "scheduler", "rng", "data")
-KEPT = {  # arguments of transformers that a verified run cannot do without, or with, and why
-    "dataloader_drop_last": (True, "a ragged last batch would give 1 and 2 processes different steps"),
-    "train_sampling_strategy": ("sequential", "the order of the data is a function of seed and step"),
-    "save_only_model": (False, "a checkpoint without its optimiser cannot be resumed"),
-    "ignore_data_skip": (False, "a resumed run would read the first data again; --resume_without data says so openly"),
-    "load_best_model_at_end": (False, "the run's last model is what is published"),
-    "auto_find_batch_size": (False, "it would change the tokens of a step in silence"),
-    "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
-    "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
-    "hub_token": (None, "it would be read by whoever lists processes: run `hf auth login`, or set HF_TOKEN"),
-    "hub_strategy": ("every_save", "--publish_steps and --publish_training_state say what is published"),
-    "hub_revision": (None, "checkpoints go to the branch `checkpoints`, the finished model to main"),
-    "hub_always_push": (False, "the queue loses no checkpoint"),
-    "torch_compile": (False, "--compile_layers compiles what is worth it, one layer for all"),
-    "fsdp": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/fsdp2.yaml"),
-    "deepspeed": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml"),
-    "logging_nan_inf_filter": (False, "it logs NaN as 0 and trains on"),
-}
 
 
 class Problems(list):
@@ -591,11 +587,17 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
         resume, resume if resume in ("auto", "must", "never") else training.resume_from_checkpoint
     )
     problems = Problems()
-    problems.add_if(run.cpu_threads is not None and run.cpu_threads < 1, f"--cpu_threads {run.cpu_threads} must be at least 1.")
     unknown = [part for part in names(run.resume_without) if part not in RESUMABLE_PARTS]
     problems.add_if(unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out.")
-    for name, (value, why) in {**KEPT, **kept}.items():
-        problems.add_if(getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
+    kept = {**KEPT, **kept}
+    for name, (value, why) in kept.items():
+        problems.add_if(name in run.given and getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
+    for name in unknown_fields(training, kept):
+        problems.append(f"--{name} is new in the installed transformers or TRL, and what it does to a verified run is not known here: leave it out.")
+    problems += accelerator_problems(training.accelerator_config) + schedule_problems(training) + optimizer_problems(training)
+    problems.add_if(
+        run.given.get("do_train") is False, "--do_train false: this script trains; --dry_run plans, run_eval.py measures a finished model."
+    )
     problems.add_if(
         training.push_to_hub and publishes and not REPOSITORY.fullmatch(training.hub_model_id or ""),
         f"--push_to_hub needs --hub_model_id owner/name, not {training.hub_model_id!r}.",
@@ -604,12 +606,7 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
         check_metadata({"license": hub.card_license, "language": hub.card_language})
     except CardError as error:
         problems.append(str(error))
-    problems.add_if(training.max_steps == 0, "--max_steps 0 trains nothing: give at least 1, or leave it out.")
-    problems.add_if(
-        training.save_total_limit == 0, "--save_total_limit 0: the last checkpoint always stays; give at least 1, or `none` for all of them."
-    )
     problems.add_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
-    problems.add_if(hub.publish_steps is not None and hub.publish_steps < 1, f"--publish_steps {hub.publish_steps} must be at least 1.")
     problems.add_if(
         hub.publish_steps is not None and "save_steps" in run.given and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
         f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved checkpoints can be published.",
@@ -617,28 +614,27 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
     problems.add_if(
         run.suggest and Path(run.suggest).exists(), f"--suggest {run.suggest}: that file is there already, and is not written over: name another."
     )
-    accelerator = training.accelerator_config
-    split = accelerator.get("split_batches") if isinstance(accelerator, dict) else accelerator.split_batches
-    problems.add_if(split, "accelerator_config.split_batches divides each batch between the processes and so shrinks the step in silence: remove it.")
     problems.add_if(str(training.save_strategy.value) not in ("steps", "no"), "--save_strategy must be steps (or no): epochs are not whole steps.")
-    problems.add_if(str(training.eval_strategy.value) == "epoch", "--eval_strategy must be steps (or no): epochs are not whole steps.")
+    for name in ("eval_strategy", "logging_strategy"):
+        problems.add_if(getattr(training, name).value == "epoch", f"--{name} must be steps (or no): epochs are not whole steps.")
     return problems
 
 
 def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: HubArguments, run: RunArguments, training: PretrainArguments) -> None:
     """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
-    kept = {"remove_unused_columns": (False, "windows of tokens have no columns")}
-    problems = check_training(run, hub, training, kept, publishes=not data.prepare_only)
-    of_data = {name: getattr(data, name) for name in ("shard_tokens", "vocab_size", "prepare_workers", "max_bytes", "max_tokens")}
-    of_run = {name: getattr(run, name) for name in ("block_size", "tokens_per_step", "probe_windows", "eval_task_limit")}
-    for name, value in {**of_data, **of_run}.items():
-        problems.add_if(value is not None and value < 1, f"--{name} {value} must be at least 1.")
-    problems.add_if(run.hours is not None and not run.hours > 0, f"--hours {run.hours} must be above 0.")
+    problems = check_training(run, hub, training, PRETRAIN_KEPT, publishes=not data.prepare_only)
     lengths = [name for name in ("max_steps", "hours", "num_train_epochs") if name in run.given and (name != "max_steps" or training.max_steps > 0)]
     problems.add_if(
         "hours" in lengths and len(lengths) > 1, f"{' and '.join(f'--{name}' for name in lengths)} are two lengths of one run: give one of them."
     )
-    problems.add_if(run.plan_mfu <= 0, f"--plan_mfu {run.plan_mfu:g} must be above 0: the share of peak FLOPs in percent.")
+    problems.add_if(
+        None not in (curation.min_characters, curation.max_characters) and curation.min_characters > curation.max_characters,
+        f"--min_characters {curation.min_characters} is above --max_characters {curation.max_characters}: no document is both.",
+    )
+    problems.add_if(
+        None not in (data.validation_tokens, data.max_tokens) and data.validation_tokens >= data.max_tokens,
+        f"--validation_tokens {data.validation_tokens} leaves nothing to train on of --max_tokens {data.max_tokens}, which counts them, too.",
+    )
     problems.add_if(run.plan_launch and not run.dry_run, "--plan_launch plans another launch: it goes with --dry_run.")
     problems.add_if(
         None not in (data.validation_tokens, run.block_size) and data.validation_tokens < run.block_size + 1,

@@ -11,12 +11,15 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import runs
 from .arguments import Refusal, names
+from .fields import HYPERPARAMETERS, SFT_HYPERPARAMETERS
 from .runs import flush_folder, sha256, write_json
+from .schedules import CONSTANT
 
 FORMAT = "llama_lite.checkpoint/1"
 MANIFEST = "manifest.json"
@@ -268,22 +271,35 @@ def require_state(manifest: dict, without: tuple[str, ...]) -> None:
 # ---- identity ----
 
 IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
-HYPERPARAMETERS = (
-    "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon "
-    "max_grad_norm optim max_steps precision"
-).split()
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
-def identity(config: dict, training: dict, data: dict, layout: dict, environment: dict, more: tuple[str, ...] = ()) -> dict:
+def identity(config: dict, training: dict, data: dict, layout: dict, environment: dict, more: Iterable[str] = ()) -> dict:
     """What makes two stretches of training one run, as a manifest records it. `more`: further hyperparameters that count."""
     model = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
+    return _comparable(
+        {
+            "model": json.loads(json.dumps(model, default=str)),
+            "hyperparameters": {name: training[name] for name in (*HYPERPARAMETERS, *more)},
+            "data": data,
+            "layout": layout,
+            "environment": environment,
+        }
+    )
+
+
+def _comparable(identity: dict) -> dict:
+    """An identity as it is written today: what older manifests lack as the default that it was, threads beside the processes, not in the hardware."""
+    threads = identity["environment"].get("hardware", {}).get("threads")
+    hardware = {name: value for name, value in identity["environment"].get("hardware", {}).items() if name != "threads"}
+    told = {**HYPERPARAMETERS, **identity["hyperparameters"]}
+    if not told["lr_scheduler_kwargs"] or told["lr_scheduler_type"] in CONSTANT:
+        told["lr_scheduler_kwargs"] = None
     return {
-        "model": json.loads(json.dumps(model, default=str)),
-        "hyperparameters": {name: training[name] for name in (*HYPERPARAMETERS, *more)},
-        "data": data,
-        "layout": layout,
-        "environment": environment,
+        **identity,
+        "hyperparameters": told,
+        "layout": identity["layout"] | ({} if threads is None else {"threads": threads}),
+        "environment": identity["environment"] | ({"hardware": hardware} if hardware else {}),
     }
 
 
@@ -292,15 +308,23 @@ def differences(saved: dict, now: dict) -> dict[str, dict[str, tuple]]:
 
     Model fields are named `model.field` and count as data: they cannot change within one run.
     """
+    saved, now = _comparable(saved), _comparable(now)
     found: dict[str, dict[str, tuple]] = {"hyperparameters": {}, "data": {}, "layout": {}, "environment": {}}
     for kind in found:
         for name in sorted({*saved[kind], *now[kind]}):
-            if saved[kind].get(name) != now[kind].get(name):
-                found[kind][name] = (saved[kind].get(name), now[kind].get(name))
+            then, new = (identity[kind].get(name, SFT_HYPERPARAMETERS.get(name)) for identity in (saved, now))
+            if then != new:
+                found[kind][name] = (then, new)
     for name in sorted({*saved["model"], *now["model"]}):
         if saved["model"].get(name) != now["model"].get(name):
             found["data"][f"model.{name}"] = (saved["model"].get(name), now["model"].get(name))
     return found
+
+
+def changed_arithmetic(changed: dict[str, dict[str, tuple]]) -> list[str]:
+    """What of `differences` lets the same mathematics end in other last bits; empty where a result must be the same bit for bit."""
+    threads = ["number of threads"] if "threads" in changed["layout"] else []
+    return [*(name for name in ("hardware", "packages", "switches") if name in changed["environment"]), *threads]
 
 
 def check_changes(saved: dict, now: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:

@@ -104,9 +104,6 @@ def short_name(model: str) -> str:
 def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArguments) -> None:
     """Raise one Refusal that names every argument that cannot be right."""
     problems = Problems()
-    numbers = {name: getattr(what, name) for name in ("limit", "variant_limit", "batch_tokens")} | {"cpu_threads": which.cpu_threads}
-    for name, value in numbers.items():
-        problems.add_if(value is not None and value < 1, f"--{name} {value} must be at least 1.")
     for name in what.sensitivity + what.robustness:
         problems.add_if(name not in what.tasks, f"--sensitivity and --robustness vary tasks of --tasks, and {name} is not among them.")
     problems.add_if(not which.models, "--models: at least one is needed.")

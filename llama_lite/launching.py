@@ -11,6 +11,7 @@ import yaml
 
 from .arguments import Refusal, read_yaml
 from .runs import WORLD_SIZE
+from .schedules import SHARDED_OPTIMIZERS
 
 SHARDINGS = ("none", "ddp", "fsdp2", "zero2")
 
@@ -90,6 +91,10 @@ def check_launch(training, shards: bool = True) -> None:
         raise Refusal(
             f"fsdp_state_dict_type {os.environ.get('FSDP_STATE_DICT_TYPE') or 'is not set, and'} saves no model that can be loaded without this layout. Set "
             "`fsdp_state_dict_type: FULL_STATE_DICT`, as in configs/accelerate/fsdp2.yaml: weights and optimiser are gathered once a save."
+        )
+    if wanted in ("fsdp2", "zero2") and training.optim.value not in SHARDED_OPTIMIZERS:
+        raise Refusal(
+            f"--optim {training.optim.value} under {wanted}: its state is not known to be gathered. Use {' or '.join(SHARDED_OPTIMIZERS)}, or launch with ddp.yaml."
         )
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if wanted == "zero2" and stage != "2":

@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from . import shapes
+from . import schedules, shapes
 from .arguments import ROOT, Refusal
 from .runs import size
 from .windows import count_windows
@@ -206,6 +206,8 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
         )
     if steps < 1:
         raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
+    if problems := schedules.plan_problems(training, steps):
+        raise Refusal(" ".join(problems))
     held = count_windows(manifest, "validation", run.block_size)
     wanted = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
     if held < wanted:
@@ -288,6 +290,8 @@ def plan_tuning(model, learnt: list, held: list, sequences: int, per_step: int, 
     steps = run_steps(training, per_epoch)
     if steps < 1:
         raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
+    if problems := schedules.plan_problems(training, steps):
+        raise Refusal(" ".join(problems))
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return TuningPlan(
         parameters=sum(p.numel() for p in model.parameters()),

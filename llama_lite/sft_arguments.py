@@ -7,7 +7,7 @@ from typing import Literal
 
 from trl import SFTConfig
 
-from .arguments import REPOSITORY, ROOT, CommonRunArguments, HubArguments, Parser, arg, check_training, use_cpu_without_gpu
+from .arguments import REPOSITORY, ROOT, CommonRunArguments, HubArguments, Parser, arg, before_transformers, check_training
 
 
 @dataclasses.dataclass
@@ -101,8 +101,8 @@ class SftArguments(SFTConfig):
     )
     learning_rate: float = arg(2e-4, "Peak learning rate.")
     lr_scheduler_type: str = arg("cosine_warmup_with_min_lr", "Schedule.")
-    lr_scheduler_kwargs: dict | str | None = dataclasses.field(
-        default_factory=lambda: {"min_lr_rate": 0.1}, metadata={"help": "Schedule's own arguments (floor: 0.1 of the peak)."}
+    lr_scheduler_kwargs: dict | str | None = arg(
+        None, 'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that have a floor).'
     )
     warmup_steps: float = arg(0.03, "Steps of linear warm-up (below 1: a share of all steps).")
     weight_decay: float = arg(0.0, "Weight decay.")
@@ -118,7 +118,7 @@ class SftArguments(SFTConfig):
     eval_strategy: str = arg("steps", "When to evaluate.")
     eval_steps: float | None = arg(100, "Steps between evaluations.")
     save_steps: float = arg(100, "Steps between checkpoints.")
-    save_total_limit: int | None = arg(3, "Checkpoints kept; the last verified one always is.")
+    save_total_limit: int | None = arg(3, "Checkpoints kept (none: all of them); the last verified one always is.")
     dataloader_drop_last: bool = arg(True, "Kept on: epochs are cut to whole steps.")
     train_sampling_strategy: str = arg("sequential", "Kept so: the rows come in the seeded order of the run.")
     logging_nan_inf_filter: bool = arg(False, "Kept off: NaN stops the run instead of being logged as 0.")
@@ -126,7 +126,7 @@ class SftArguments(SFTConfig):
     disable_tqdm: bool | None = arg(True, "Kept on: the run prints its own progress.")
 
     def __post_init__(self):
-        use_cpu_without_gpu(self)
+        before_transformers(self)
         super().__post_init__()
 
 
@@ -144,7 +144,12 @@ KEPT = {
     "pad_token": (None, "nothing is padded in training"),
     "model_init_kwargs": (None, "the base is loaded, verified, by this script"),
     "trust_remote_code": (False, "a model of the Hub is data, never code"),
-    "label_smoothing_factor": (0.0, "the loss is that of the answers' own tokens"),
+    "dataset_num_proc": (None, "rows are encoded by this script; --prepare_workers reads the documentation"),
+    "pad_to_multiple_of": ("auto", "nothing is padded in training"),
+    "router_aux_loss_coef": (None, "the loss is that of the answers' own tokens"),
+    "remove_unused_columns": (True, "rows have no columns but their ids and labels"),
+    "use_liger_kernel": (False, "TRL's own fused head computes the loss on a GPU"),
+    "liger_kernel_config": (None, "TRL's own fused head computes the loss on a GPU"),
 }
 
 SFT_FOLLOWS = {  # arguments that nobody has to give, and what they follow from (derive_tuning.py)
@@ -186,10 +191,6 @@ def parse_sft(argv: list[str] | None = None):
 def check_sft(base, adapter: AdapterArguments, rows: RowArguments, hub: TunedHubArguments, run: TuningArguments, training: SftArguments) -> None:
     """Raise one Refusal that names every argument that cannot be right, whatever the model."""
     problems = check_training(run, hub, training, KEPT)
-    for owner, name in ((adapter, "r"), (adapter, "lora_alpha"), (rows, "prepare_workers"), (run, "sequences_per_step"), (run, "probe_rows")):
-        problems.add_if(getattr(owner, name) < 1, f"--{name} {getattr(owner, name)} must be at least 1.")
-    problems.add_if(rows.max_rows is not None and rows.max_rows < 2, f"--max_rows {rows.max_rows}: at least 2 are needed.")
-    problems.add_if(training.max_length is not None and training.max_length < 8, f"--max_length {training.max_length} holds no conversation.")
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
         asked, held = getattr(run, name), rows.eval_rows
         problems.add_if(name in run.given and held is not None and asked > held, f"--{name} {asked} is more than --eval_rows {held}.")

@@ -207,8 +207,8 @@ def _find_start(run, kind: str, identity: dict, asked: Asked) -> training.Start:
         run.rewind_log([])
         return start
     start.changed = checkpoints.check_changes(start.manifest["identity"], identity, start.step, asked.allow_changes)
-    if start.changed["environment"]:
-        say(f"WARNING   another {', '.join(start.changed['environment'])} than when {folder.name} was saved: equal within tolerance, not bit for bit")
+    if other := dict.fromkeys([*start.changed["environment"], *checkpoints.changed_arithmetic(start.changed)]):
+        say(f"WARNING   another {', '.join(other)} than when {folder.name} was saved: equal within tolerance, not bit for bit")
     if mode not in ("auto", "must"):
         checkpoints.supersede_newer(run.path, folder, start.step, report)
     run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])

@@ -342,7 +342,7 @@ class VerifiedTraining:
         if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
             say("the probe is another one than the checkpoint's: its loss is not compared")
             return
-        same = all(then["environment"][key] == now["environment"][key] for key in ("hardware", "packages", "switches"))
+        same = not checkpoints.changed_arithmetic(checkpoints.differences(then, now))
         tolerance = 0.0 if same else checkpoints.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
         error = None
         if not abs(found - recorded) <= tolerance:

@@ -158,7 +158,10 @@ def test_a_config_that_is_not_there():
         (["--save_only_model"], "--save_only_model must stay False: a checkpoint without its optimiser"),
         (["--ignore_data_skip"], "--ignore_data_skip must stay False"),
         (["--train_sampling_strategy", "random"], "--train_sampling_strategy must stay sequential: the order of the data"),
-        (["--accelerator_config", '{"split_batches": true}'], "accelerator_config.split_batches divides each batch .* shrinks the step"),
+        (
+            ["--accelerator_config", '{"split_batches": true}'],
+            "accelerator_config.split_batches must stay False: it divides each batch .* shrinks the step",
+        ),
         (["--save_strategy", "epoch"], "--save_strategy must be steps"),
         (["--logging_nan_inf_filter"], "--logging_nan_inf_filter must stay False"),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id owner/name"),

@@ -158,7 +158,7 @@ def test_layout_may_change(kind, name):
 
 @pytest.mark.parametrize("name", ["packages", "hardware", "code_revision", "switches"])
 def test_environment_may_change_and_is_told(name):
-    assert name in checkpoints.check_changes(IDENTITY, changed("environment", name, "new"), 10, "")["environment"]
+    assert name in checkpoints.check_changes(IDENTITY, changed("environment", name, {"device": "new"}), 10, "")["environment"]
 
 
 @pytest.mark.parametrize("name", checkpoints.HYPERPARAMETERS)

@@ -83,7 +83,7 @@ def test_too_little_text_and_epochs():
     small = {**MANIFEST, "splits": {"train": {"tokens": 1024 * 100}, "validation": {"tokens": 100_000_000}}}
     with pytest.raises(Refusal, match=r"99 windows of 1024 tokens and one step takes 512"):
         plan_of(manifest=small)
-    plan = plan_of("--tokens_per_step", "8192", "--max_steps", "20", "--allow_epochs", manifest=small)
+    plan = plan_of("--tokens_per_step", "8192", "--max_steps", "20", "--warmup_steps", "5", "--allow_epochs", manifest=small)
     assert plan.steps == 20 and plan.steps_per_epoch == 12 and plan.epoch_windows == 96
 
 

@@ -221,7 +221,7 @@ def test_wrong_weights_are_refused_by_the_probe(pretrain, tmp_path, monkeypatch)
 
 
 def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
-    run = pretrain(tmp_path / "run", init_from=str(whole_run / "checkpoint-12"), max_steps=4, logging_steps=1)
+    run = pretrain(tmp_path / "run", init_from=str(whole_run / "checkpoint-12"), max_steps=4, warmup_steps=4, logging_steps=1)
     first = next(entry for entry in log_of(run) if "loss" in entry)
     last = [entry for entry in log_of(whole_run) if "loss" in entry][-1]
     assert first["step"] == 1 and first["learning_rate"] == pytest.approx(2.5e-4)
