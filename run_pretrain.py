@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.fields import switches
     from llama_lite.folders import check_apart, check_folder
     from llama_lite.hub import reference
-    from llama_lite.launching import check_launch, layout, layout_of
+    from llama_lite.launching import check_launch, layout, layout_of, use_one_gpu
     from llama_lite.memory import forecast
     from llama_lite.plan import check_publish_steps, make_plan, model_config_of
     from llama_lite.preflight import check_folders, check_packages, check_token
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.windows import TokenWindows, collate
 
     check_launch(training_args)
+    idle_gpus = use_one_gpu(training_args, "run_pretrain.py")
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
     check_packages(training_args)
     check_token(publishes)
@@ -265,6 +266,8 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Train, or go on ----
         signals.at_once = False
         if start.step < plan.steps:
+            if idle_gpus:
+                say(f"device    {idle_gpus}")
             run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             training.finish_or_raise(trainer)

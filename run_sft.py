@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.fields import SFT_HYPERPARAMETERS, switches
     from llama_lite.folders import check_folder
     from llama_lite.formats import skipped_lines
-    from llama_lite.launching import check_launch, layout
+    from llama_lite.launching import check_launch, layout, use_one_gpu
     from llama_lite.plan import check_publish_steps, context_of, plan_tuning
     from llama_lite.preflight import check_folders, check_packages, check_token
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.tokenizers import tokenizer_record
 
     check_launch(training_args, shards=False)
+    idle_gpus = use_one_gpu(training_args, "run_sft.py")
     publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
     check_packages(training_args)
     check_token(publishes)
@@ -240,6 +241,8 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Train, or go on ----
         signals.at_once = False
         if start.step < plan.steps:
+            if idle_gpus:
+                say(f"device    {idle_gpus}")
             run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             training.finish_or_raise(trainer)

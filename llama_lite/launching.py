@@ -47,6 +47,19 @@ def layout_of(path: str) -> Layout:
     return Layout(processes, "zero2" if kind == "DEEPSPEED" else "ddp" if processes > 1 else "none")
 
 
+def use_one_gpu(training, script: str) -> str | None:
+    """Let a process that sees several GPUs train on the first: Trainer would copy the model to all of them (DataParallel), in a step that many times larger.
+
+    Returns what a person is to be told before training, or None where there is nothing to tell. training: TrainingArguments.
+    """
+    seen = training.n_gpu
+    if seen <= 1:
+        return None
+    training._n_gpu = 1
+    launch = f"accelerate launch --config_file configs/accelerate/ddp.yaml --num_processes {seen} {script}"
+    return f"{training.device}, one of the {seen} GPUs that this process sees; all of them: {launch} ..."
+
+
 def check_launch(training, shards: bool = True) -> None:
     """Raise Refusal where the launcher, accelerate or Slurm asked for one thing and another runs.
 

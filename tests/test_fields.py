@@ -146,7 +146,16 @@ def test_another_processor_and_other_kernels_are_told():
 
 # ---- in runs ----
 
-QUICK = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "eval_strategy": "no", "eval_windows": 4, "sample_tokens": 0, "save_total_limit": 0}
+QUICK = {
+    "precision": "float32",
+    "max_steps": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "eval_strategy": "no",
+    "eval_windows": 4,
+    "sample_tokens": 0,
+    "save_total_limit": 0,
+}
 
 
 def test_noise_is_learnt_with_resumes_and_cannot_change_unsaid(pretrain, tmp_path, capsys):

@@ -193,3 +193,46 @@ def test_layouts_are_read_from_accelerate_configs(tmp_path):
     for path in (tmp_path / "no.yaml", tmp_path / "none.yaml"):
         with pytest.raises(Refusal, match="no accelerate config with"):
             layout_of(str(path))
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    """Arguments that see four GPUs in one process, as transformers counts them."""
+    from transformers import TrainingArguments
+
+    original = TrainingArguments.__post_init__
+
+    def sees_four(self):
+        original(self)
+        self._n_gpu = 4
+
+    monkeypatch.setattr(TrainingArguments, "__post_init__", sees_four)
+
+
+@pytest.mark.parametrize("script", ["run_pretrain.py", "run_sft.py"])
+def test_one_process_that_sees_four_gpus_uses_one_and_says_so(script, pretrain, sft, four_gpus, tmp_path, monkeypatch, capsys):
+    """transformers would wrap the model in DataParallel and make each step four times larger."""
+    from transformers import Trainer
+
+    call, train, seen = pretrain if script == "run_pretrain.py" else sft, Trainer.train, []
+
+    def spied(self, *args, **kwargs):
+        seen.append((self.args.n_gpu, self.args.train_batch_size, self.args.per_device_train_batch_size, type(self.model_wrapped).__name__))
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(Trainer, "train", spied)
+    quick = {"max_steps": 2, "eval_strategy": "no"} | (
+        {"eval_windows": 4, "sample_tokens": 0} if call is pretrain else {"sampled_answers": 1, "compared_prompts": 0}
+    )
+    call(tmp_path / "run", "--dry_run", **quick)
+    assert "GPUs" not in capsys.readouterr().out
+    run = call(tmp_path / "run", **quick)
+    (count, batch, asked, name), out = seen[0], capsys.readouterr().out
+    assert count == 1 and batch == asked and name != "DataParallel"
+    assert (
+        out.count("device    cpu, one of the 4 GPUs that this process sees; all of them: accelerate launch --config_file configs/accelerate/ddp.yaml")
+        == 1
+    )
+    assert f"--num_processes 4 {script} ..." in out
+    if call is pretrain:
+        assert read_json(run / "checkpoint-2" / "progress.json")["tokens"] == 2 * 1024
