@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from llama_lite import block_attention, checkpoints, derive, models, precision, publishing, pulling, starting, training
-    from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores, beginnings
+    from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores, beginnings, check_prompts
     from llama_lite.decisions import lines, set_values
     from llama_lite.fields import switches
     from llama_lite.folders import check_apart, check_folder
@@ -150,6 +150,7 @@ def main(argv: list[str] | None = None) -> None:
         if "estimated" in tokens:
             settle()  # now that they are counted
         config, plan = plan_of(manifest)
+        check_prompts(run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, config.max_position_embeddings)
         forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
         if run_args.strict_plan and (problems := on_main(forecast, *forecasted)[1]):
             raise Refusal(f"--strict_plan: {' '.join(problems)}")

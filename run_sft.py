@@ -8,6 +8,7 @@ Stop it at any moment and run the same command again.
 
 import contextlib
 import dataclasses
+import math
 import shlex
 import sys
 import warnings
@@ -122,11 +123,13 @@ def main(argv: list[str] | None = None) -> None:
             )
     further, why = on_main(derive_tuning.tuning, groups, run_args.given, values, config, examples)
     set_values(groups, further)
-    if (context := context_of(config)) and training_args.max_length and training_args.max_length > context:
+    context = context_of(config)
+    if context and training_args.max_length and training_args.max_length > context:
         raise Refusal(
             f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows (max_position_embeddings): lower it, or tune "
             "a base with a longer context."
         )
+    tuning.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
     documents = instructions.held_documents(rows, row_args.eval_rows)
     examples = on_main(instructions.limit, examples, training_args.max_length, row_args.long_rows, skipped)
     learnt, held = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))

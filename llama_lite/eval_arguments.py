@@ -123,8 +123,12 @@ def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArgume
 
 
 def pairs(texts: list[str]) -> dict[str, str]:
-    """[`a=b`] as {a: b}."""
-    return dict(text.split("=", 1) for text in texts)
+    """[`a=b`] as {a: b}. Raises Refusal for a name that is given twice."""
+    found = [text.split("=", 1) for text in texts]
+    names = [name for name, _ in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise Refusal(f"{twice[0]}={dict(found)[twice[0]]}: {twice[0]} is given twice.")
+    return dict(found)
 
 
 def shots(texts: list[str]) -> dict[str, int]:
@@ -134,5 +138,7 @@ def shots(texts: list[str]) -> dict[str, int]:
         name, at, number = text.rpartition("=")
         if not number.isdigit():
             raise Refusal(f"--num_fewshot {text}: N or TASK=N is wanted.")
+        if (name if at else "") in found:
+            raise Refusal(f"--num_fewshot {text}: {f'{name} is' if at else 'a number for all tasks is'} given twice.")
         found[name if at else ""] = int(number)
     return found

@@ -36,6 +36,7 @@ def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) ->
     that is finished: what it still has to publish is published, and it stays as it is.
     """
     start = on_main(_find_start, run, record["kind"], record["identity"], asked)
+    on_main(_check_initial, run, record, start)
     run.step = start.step
     there = read_json(run.path / "run.json") or {"id": publishing.run_id(record["identity"])}
     opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
@@ -52,6 +53,17 @@ def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) ->
     say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
     on_main(_open, opened[:1], asked.hub_required)
     return start, opened
+
+
+def _check_initial(run: RunFolder, record: dict, start: training.Start) -> None:
+    """Raise Refusal for an --init_from that a run which goes on did not begin from: its checkpoint's weights count."""
+    there, asked = read_json(run.path / "run.json") or {}, record["given"].get("init_from")
+    before = there.get("given", {}).get("init_from")
+    if start.checkpoint and "given" in there and asked not in (None, before) and not (before and Path(asked).resolve() == Path(before).resolve()):
+        raise Refusal(
+            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and goes on with its checkpoint at step {start.step}. Leave it "
+            "out, or give another --output_dir."
+        )
 
 
 def _open(publishers: list, required: bool) -> None:

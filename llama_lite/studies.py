@@ -21,6 +21,7 @@ import yaml
 from .arguments import ROOT, Refusal, expand_home, parse_pretrain, read_yaml
 from .checkpoints import checkpoints
 from .eval_arguments import pairs, parse_eval
+from .ranges import range_problems
 from .runs import EXIT_CODES, FolderLock, Interrupted, append_jsonl, die_with_parent, read_json, read_jsonl, say, write_json
 from .sft_arguments import parse_sft
 
@@ -130,8 +131,11 @@ def load(path: str) -> Study:
         problems.append(f"script {raw['script']}: one of {', '.join(PARSERS)} is wanted.")
     if raw["script"] == "run_eval.py" and (raw.get("evaluate") or any(arm.source for arm in arms)):
         problems.append("arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing.")
-    if len(set(raw["seeds"])) < len(raw["seeds"]) or not raw["seeds"]:
+    if odd := [seed for seed in raw["seeds"] if type(seed) is not int]:
+        problems.append(f"seeds {odd[0]!r}: a whole number is wanted.")
+    elif len(set(raw["seeds"])) < len(raw["seeds"]) or not raw["seeds"]:
         problems.append(f"seeds {raw['seeds']}: at least one, each once.")
+    problems += [problem for seed in raw["seeds"] for problem in range_problems({"seed": seed})]
     measures = raw.get("measure", "eval_loss")
     measures = list(map(str, measures if isinstance(measures, list) else [measures]))
     if problems:

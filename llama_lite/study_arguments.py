@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from .arguments import REPOSITORY, HelpFormatter, Refusal, expand_home, repeated
+from .ranges import range_problems
 
 STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
 
@@ -41,4 +42,6 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     parsed.config, parsed.output_dir = expand_home(parsed.config), expand_home(parsed.output_dir)
     if parsed.push_to_hub and not REPOSITORY.fullmatch(parsed.hub_model_id or ""):
         raise Refusal(f"--push_to_hub needs --hub_model_id owner/name, not {parsed.hub_model_id!r}.")
+    if problems := range_problems(vars(parsed)):
+        raise Refusal(" ".join(problems))
     return parsed

@@ -89,6 +89,8 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
     """
     if unknown := set(task_data) - set(names):
         raise Refusal(f"--task_data {min(unknown)}=...: {min(unknown)} is not among --tasks ({', '.join(names)}).")
+    if unknown := set(n_shots) - {"", *names}:
+        raise Refusal(f"--num_fewshot {min(unknown)}={n_shots[min(unknown)]}: {min(unknown)} is not among --tasks ({', '.join(names)}).")
     found = []
     for name in names:
         shots = n_shots.get(name, n_shots.get(""))
@@ -96,12 +98,17 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
         for leaf, task in leaves.items():
             wanted = shots if shots is not None else int(task.config.num_fewshot or 0)
             task.set_config(key="num_fewshot", value=wanted)
-            if wanted and task.fewshot_cfg.split is None and not (task.config.fewshot_config or {}).get("samples"):
-                if task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs()):
-                    continue
+            if not wanted:
+                continue
+            apart = task.fewshot_cfg.split is not None or (task.config.fewshot_config or {}).get("samples")
+            if not (apart or task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs())):
                 raise Refusal(
                     f"--num_fewshot {wanted}: {leaf} has one split and no examples set aside, so an item's own answer could stand in its prompt. Use 0."
                 )
+            there = len(list(task.fewshot_docs()))
+            there -= task.fewshot_cfg.split is not None and task.fewshot_cfg.split == (task.config.test_split or task.config.validation_split)
+            if wanted > there:
+                raise Refusal(f"--num_fewshot {wanted}: {leaf} has {there:,} examples to show: {there} at most.")
         found.append(EvalTask(name, leaves, int(next(iter(leaves.values())).config.num_fewshot), name, chat=chat))
     return found
 

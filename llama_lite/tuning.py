@@ -292,6 +292,19 @@ def answers(model, tokenizer, asked: list[list[dict]], longest: int, sample: boo
     return found
 
 
+def check_prompts(asked: list[str], tokenizer, context: int, answer_tokens: int) -> None:
+    """Raise Refusal for further prompts that are empty, or that with their answer are longer than the model's `context`."""
+    if answer_tokens >= context:
+        raise Refusal(f"--answer_tokens {answer_tokens}: the base has {context:,} positions, for prompt and answer together.")
+    for text in asked:
+        count = len(prompts.encode_prompt(tokenizer, [{"role": "user", "content": text}]))
+        if not text.strip() or count + answer_tokens > context:
+            shown = text if len(text) <= 40 else f"{text[:40]}..."
+            raise Refusal(
+                f"--prompts {shown!r}: {count:,} tokens in the chat format, and with --answer_tokens {answer_tokens} the base has {context:,} positions."
+            )
+
+
 def behaviour(
     model, tokenizer, held: list[Example], further: list[str], shown: int, sampled: int, longest: int, seed: int, batches: Batches = Batches()
 ) -> dict:

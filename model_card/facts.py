@@ -169,8 +169,9 @@ class Facts:
     def hyperparameters(self) -> list[list]:
         told, data, layout = (self.r.settings(kind) for kind in ("hyperparameters", "data", "layout"))
         floor = (told.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")
+        adam = f"betas {told['adam_beta1']} and {told['adam_beta2']}, epsilon {told['adam_epsilon']:g}"
         rows = [
-            ["optimiser", f"{told['optim']}, betas {told['adam_beta1']} and {told['adam_beta2']}, epsilon {told['adam_epsilon']:g}"],
+            ["optimiser", f"{told['optim']}, {adam if 'adam' in told['optim'] else told.get('optim_args') or 'defaults'}"],
             ["learning rate", f"{told['learning_rate']:g}"],
             ["schedule", told["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else "")],
             ["warm-up", f"{told['warmup_steps']:g} {'steps' if told['warmup_steps'] >= 1 or not told['warmup_steps'] else 'of the steps'}"],
@@ -178,6 +179,8 @@ class Facts:
             ["gradient clipping", f"norm {told['max_grad_norm']:g}"],
             ["precision", f"{told['precision']}{' autocast over float32 weights' if told['precision'] != 'float32' else ''}"],
         ]
+        if alpha := told.get("neftune_noise_alpha"):
+            rows.append(["noise on the embeddings (NEFTune)", f"alpha {alpha:g}"])
         if "tokens_per_step" in data:
             rows += [["tokens a step", number(data["tokens_per_step"])], ["window", f"{number(data['block_size'])} tokens, {data['order']}"]]
         else:

@@ -184,3 +184,36 @@ def test_another_adapter_is_refused(sft, tmp_path):
         sft(tmp_path / "other", **quick, **changed, resume_from_checkpoint=str(whole / "checkpoint-1"))
     for name in ("model.adapter", "neftune_noise_alpha", "loss_type", "optim"):
         assert f"  {name} " in str(refusal.value)
+
+
+FREELY = {  # other values of what a run's identity leaves out
+    "logging_strategy": "no",
+    "logging_first_step": True,
+    "include_num_input_tokens_seen": "all",
+    "log_level": "error",
+    "debug": "underflow_overflow",
+    "eval_steps": 5,
+    "eval_delay": 2,
+    "eval_on_start": True,
+    "eval_windows": 3,
+    "per_device_eval_batch_size": 2,
+    "prediction_loss_only": True,
+    "save_steps": 0.5,
+    "save_total_limit": 0,
+    "activation_checkpointing": True,
+    "torch_empty_cache_steps": 1,
+    "dataloader_num_workers": 2,
+    "dataloader_persistent_workers": True,
+    "dataloader_prefetch_factor": 3,
+    "ddp_find_unused_parameters": True,
+}
+
+
+def test_what_is_free_changes_nothing_that_is_computed(pretrain, whole_run, tmp_path):
+    assert {name for name in FREELY if name != "eval_windows"} <= fields.FREE.keys()
+    run = pretrain(tmp_path / "run", **FREELY)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(run / "checkpoint-12" / name, whole_run / "checkpoint-12" / name)
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-6"]
+    evaluated = [entry["step"] for entry in log_of(run) if "eval_loss" in entry]
+    assert evaluated == [0, 5, 10, 12]

@@ -226,6 +226,9 @@ def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
     last = [entry for entry in log_of(whole_run) if "loss" in entry][-1]
     assert first["step"] == 1 and first["learning_rate"] == pytest.approx(2.5e-4)
     assert abs(first["loss"] - last["loss"]) < 0.3  # trained weights, not fresh ones (6.2)
+    again = {"init_from": str(tmp_path / "another"), "max_steps": 5, "warmup_steps": 4, "allow_changes": "max_steps"}
+    with pytest.raises(Refusal, match=r"--init_from .*another: the run in .* began from .*checkpoint-12 and goes on with its checkpoint at step 4"):
+        pretrain(tmp_path / "run", **again)
     with pytest.raises(Refusal, match="holds no model"):
         pretrain(tmp_path / "other", init_from=str(tmp_path))
     with pytest.raises(Refusal, match=r"is another model: head_dim is 16 there and 48 here; .*num_key_value_heads is 2 there and 4 here"):
