@@ -189,7 +189,7 @@ def test_another_adapter_is_refused(sft, tmp_path):
 FREELY = {  # other values of what a run's identity leaves out
     "logging_strategy": "no",
     "logging_first_step": True,
-    "include_num_input_tokens_seen": "all",
+    "include_num_input_tokens_seen": True,
     "log_level": "error",
     "debug": "underflow_overflow",
     "eval_steps": 5,
@@ -217,3 +217,12 @@ def test_what_is_free_changes_nothing_that_is_computed(pretrain, whole_run, tmp_
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-12", "checkpoint-6"]
     evaluated = [entry["step"] for entry in log_of(run) if "eval_loss" in entry]
     assert evaluated == [0, 5, 10, 12]
+
+
+def test_what_is_free_changes_no_adapter_either(sft, whole_sft, tmp_path):
+    """Its dropout draws from the random state of the run: an evaluation must leave that alone."""
+    other = {name: value for name, value in FREELY.items() if name not in ("eval_windows", "debug", "save_steps")}
+    run = sft(tmp_path / "run", **other)
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(run / "checkpoint-8" / name, whole_sft / "checkpoint-8" / name)
+    assert [entry["step"] for entry in log_of(run) if "eval_loss" in entry] == [0, 5, 8]
