@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     set_seed(training_args.seed)
     if adapter_args.use_lora:
         model = tuning.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
-    plan = plan_tuning(model, learnt, held, len(packed), run_args.sequences_per_step, training_args)
+    plan = plan_tuning(model, learnt, held, len(packed), run_args, training_args)
     check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
     say("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
     if run_args.suggest:

@@ -244,6 +244,7 @@ class CommonRunArguments:
     allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
     resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
     given: dict = dataclasses.field(init=False, default_factory=dict)  # what YAML and command line said, by argument
+    typed: frozenset = dataclasses.field(init=False, default=frozenset())  # the arguments of the command line
 
 
 @dataclasses.dataclass
@@ -398,6 +399,7 @@ class Parser(TrlParser):
         for group in parsed:
             if isinstance(group, CommonRunArguments):
                 values = {name: value for part in parsed for name, value in vars(part).items() if name in given}
+                group.typed = frozenset(typed)
                 group.given = {name: getattr(value, "value", value) for name, value in values.items()}
         return parsed
 

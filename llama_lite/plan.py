@@ -128,6 +128,21 @@ def at_once(plan) -> int:
     return plan.saves if plan.checkpoints_kept is None else min(plan.saves, plan.checkpoints_kept + 1)
 
 
+def plan_warmup(run, training, steps: int) -> int:
+    """Steps of warm-up of a run of so many steps, whose schedule is computed. Raises Refusal for one that cannot be right.
+
+    A run that --max_steps on the command line cuts shorter than the warm-up of its YAML file is a trial: its plan tells so.
+    """
+    if problems := schedules.plan_problems(training, steps, "max_steps" in run.typed and "warmup_steps" not in run.typed):
+        raise Refusal(" ".join(problems))
+    return training.get_warmup_steps(steps)
+
+
+def warmup_lines(warmup: int, steps: int) -> list[str]:
+    """The line of a plan whose warm-up is longer than the run."""
+    return [f"WARNING             {warmup:,} steps of warm-up: the run ends before its peak learning rate"] if warmup > steps else []
+
+
 @dataclasses.dataclass
 class Plan:
     """Every derived number of a run. Sizes in bytes, FLOPs a token for forward and backward (attention included)."""
@@ -148,6 +163,7 @@ class Plan:
     model_bytes: int
     checkpoints_kept: int | None
     saves: int  # checkpoints that are made, beside which at most `checkpoints_kept` stay
+    warmup: int = 0
 
     @property
     def tokens(self) -> int:
@@ -164,6 +180,7 @@ class Plan:
             f"the run             {self.steps:,} steps, {self.tokens:,} tokens, {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a parameter",
             f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token, {self.flops_per_token * self.tokens:.3e} FLOP in all",
             f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}",
+            *warmup_lines(self.warmup, self.steps),
         ]
 
 
@@ -206,8 +223,7 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
         )
     if steps < 1:
         raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
-    if problems := schedules.plan_problems(training, steps):
-        raise Refusal(" ".join(problems))
+    warmup = plan_warmup(run, training, steps)
     held = count_windows(manifest, "validation", run.block_size)
     wanted = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
     if held < wanted:
@@ -233,6 +249,7 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
         model_bytes=parameters * publish_bytes,
         checkpoints_kept=training.save_total_limit,
         saves=len(saved_steps(training, steps)),
+        warmup=warmup,
     )
 
 
@@ -256,6 +273,7 @@ class TuningPlan:
     checkpoint_bytes: int
     checkpoints_kept: int | None
     saves: int
+    warmup: int = 0
 
     def lines(self) -> list[str]:
         """The plan as a person reads it."""
@@ -267,11 +285,13 @@ class TuningPlan:
             f"the run             {self.steps:,} steps, {self.steps / self.steps_per_epoch:.2f} epochs of {self.steps_per_epoch:,} steps"
             + (f" (cut to whole steps: {unused} of {self.sequences:,} sequences are left out)" if unused else ""),
             f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}",
+            *warmup_lines(self.warmup, self.steps),
         ]
 
 
-def plan_tuning(model, learnt: list, held: list, sequences: int, per_step: int, training) -> TuningPlan:
+def plan_tuning(model, learnt: list, held: list, sequences: int, run, training) -> TuningPlan:
     """Plan of a tuning run over `sequences` rows or packs. Raises Refusal for what cannot work."""
+    per_step = run.sequences_per_step
     micro = training.per_device_train_batch_size * training.world_size
     if per_step % micro:
         below, above = per_step // micro * micro, (per_step // micro + 1) * micro
@@ -290,8 +310,7 @@ def plan_tuning(model, learnt: list, held: list, sequences: int, per_step: int, 
     steps = run_steps(training, per_epoch)
     if steps < 1:
         raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
-    if problems := schedules.plan_problems(training, steps):
-        raise Refusal(" ".join(problems))
+    warmup = plan_warmup(run, training, steps)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return TuningPlan(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -310,4 +329,5 @@ def plan_tuning(model, learnt: list, held: list, sequences: int, per_step: int, 
         checkpoint_bytes=trained * 12 + 4 * 2**20,  # float32 weights and two moments, tokenizer and state
         checkpoints_kept=training.save_total_limit,
         saves=len(saved_steps(training, steps)),
+        warmup=warmup,
     )

@@ -92,13 +92,16 @@ def _is_value(key: str, value: str) -> bool:
         return False
 
 
-def plan_problems(training, steps: int) -> list[str]:
-    """What is wrong with the schedule of a run of so many steps: a warm-up longer than the run, a rate that is none. It is computed."""
+def plan_problems(training, steps: int, cut_short: bool = False) -> list[str]:
+    """What is wrong with the schedule of a run of so many steps: a warm-up longer than the run (unless that was `cut_short`), a rate that is none.
+
+    It is computed.
+    """
     import torch
     from transformers import get_scheduler
 
     warmup = training.get_warmup_steps(steps)
-    if warmup > steps:
+    if warmup > steps and not cut_short:
         return [
             f"--warmup_steps {warmup:,} is longer than the run of {steps:,} steps, which would end before the peak rate: give fewer, or a share below 1."
         ]

@@ -87,6 +87,16 @@ def test_too_little_text_and_epochs():
     assert plan.steps == 20 and plan.steps_per_epoch == 12 and plan.epoch_windows == 96
 
 
+def test_a_trial_that_ends_within_the_warm_up_of_its_file_is_told_so(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("{warmup_steps: 715, max_steps: 800}")
+    assert not any("warm-up" in line for line in plan_of("--config", str(path)).lines())
+    lines = plan_of("--config", str(path), "--max_steps", "6").lines()
+    assert lines[-1] == "WARNING             715 steps of warm-up: the run ends before its peak learning rate"
+    with pytest.raises(Refusal, match="--warmup_steps 715 is longer than the run of 6 steps"):
+        plan_of("--config", str(path), "--max_steps", "6", "--warmup_steps", "715")
+
+
 def test_unknown_model(tmp_path):
     with pytest.raises(Refusal, match=r"neither a preset \(1\.7b, 124m, 1m, 3m, 8m, 978m, demo, tiny\)"):
         load_model_config("7b")
