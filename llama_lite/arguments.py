@@ -589,6 +589,11 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
         resume, resume if resume in ("auto", "must", "never") else training.resume_from_checkpoint
     )
     problems = Problems()
+    for name in ("dataloader_multiprocessing_context", "dataloader_persistent_workers"):
+        value = getattr(training, name)
+        problems.add_if(
+            value and not training.dataloader_num_workers, f"--{name} {value} needs --dataloader_num_workers of at least 1, or leave it out."
+        )
     unknown = [part for part in names(run.resume_without) if part not in RESUMABLE_PARTS]
     problems.add_if(unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out.")
     kept = {**KEPT, **kept}

@@ -19,7 +19,7 @@ DASHBOARDS = {  # --report_to: the packages, one of which it needs
 
 
 def check_packages(training) -> None:
-    """Raise Refusal for a dashboard that transformers does not know, whose package is not installed, or that cannot begin here. `training`: TrainingArguments."""
+    """Raise Refusal for a dashboard that transformers does not know, whose package is not installed, or that cannot begin here; and for kernels without theirs. `training`: TrainingArguments."""
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
     problems = Problems()
@@ -33,6 +33,8 @@ def check_packages(training) -> None:
                 INTEGRATION_TO_CALLBACK[name]()  # as Trainer will, after everything is prepared
             except Exception as error:  # what a dashboard's package raises is its own affair
                 problems.add_if(True, f"--report_to {name} cannot begin here: {' '.join(str(error).split())[:200]} Mend that, or leave it out.")
+    liger = not training.use_liger_kernel or (training.device.type != "cpu" and importlib.util.find_spec("liger_kernel"))
+    problems.add_if(not liger, "--use_liger_kernel needs a GPU and a package: pip install liger-kernel, or leave it out.")
     problems.end()
 
 

@@ -198,6 +198,10 @@ def check_sft(base, adapter: AdapterArguments, rows: RowArguments, hub: TunedHub
         any(name.split(".")[-1] == "lm_head" for name in adapter.target_modules),
         "--target_modules lm_head: TRL reads the head's weight directly, so an adapter on it would never be learnt. Leave it out.",
     )
+    problems.add_if(
+        training.activation_offloading and training.device.type == "cpu",
+        "--activation_offloading moves activations from a GPU to the CPU, and this run is on the CPU: leave it out.",
+    )
     problems.add_if(not adapter.use_lora and adapter.merge_adapter, "--merge_adapter with --no_use_lora: there is no adapter to merge.")
     problems.add_if(
         hub.base_hub_id and not REPOSITORY.fullmatch(hub.base_hub_id.split("@")[0]), f"--base_hub_id {hub.base_hub_id} is not owner/name@revision."

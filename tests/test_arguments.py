@@ -168,6 +168,11 @@ def test_a_config_that_is_not_there():
         (["--hub_token", "hf_x"], "--hub_token must stay None: it would be read by whoever lists processes"),
         (["--publish_only"], "--publish_only needs --push_to_hub"),
         (["--publish_steps", "300", "--save_steps", "250"], "--publish_steps 300 is no multiple of --save_steps 250"),
+        (
+            ["--dataloader_multiprocessing_context", "spawn"],
+            "--dataloader_multiprocessing_context spawn needs --dataloader_num_workers of at least 1",
+        ),
+        (["--dataloader_persistent_workers"], "--dataloader_persistent_workers True needs --dataloader_num_workers of at least 1"),
         (["--learn", "1"], "`--learn` on the command line is not an argument"),
         (["--order", "random"], "invalid choice"),
         (["--seed", "x"], "invalid int value"),

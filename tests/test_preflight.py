@@ -22,9 +22,17 @@ def test_a_dashboard_that_is_not_installed_is_named_with_its_package(settings, t
 def test_one_of_several_packages_is_enough(monkeypatch):
     monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name: name == "tensorboardX")
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "tensorboard", object)  # which is not really here
-    preflight.check_packages(SimpleNamespace(report_to=["tensorboard"]))
+    preflight.check_packages(SimpleNamespace(report_to=["tensorboard"], use_liger_kernel=False))
     with pytest.raises(Refusal, match="pip install mlflow"):
-        preflight.check_packages(SimpleNamespace(report_to=["tensorboard", "mlflow"]))
+        preflight.check_packages(SimpleNamespace(report_to=["tensorboard", "mlflow"], use_liger_kernel=False))
+
+
+def test_kernels_that_are_not_here_are_named_with_their_package():
+    import torch
+
+    for device in ("cpu", "cuda"):
+        with pytest.raises(Refusal, match="--use_liger_kernel needs a GPU and a package: pip install liger-kernel"):
+            preflight.check_packages(SimpleNamespace(report_to=[], use_liger_kernel=True, device=torch.device(device)))
 
 
 def test_pushing_without_a_login_is_refused(monkeypatch):

@@ -241,6 +241,7 @@ def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
         ({"probe_rows": 50}, r"--probe_rows 50 is more than --eval_rows 16"),
         ({"use_lora": False, "merge_adapter": True}, r"there is no adapter to merge"),
         ({"packing_strategy": "wrapped"}, r"--packing_strategy must stay bfd: the others cut rows, or let one see another"),
+        ({"activation_offloading": True}, r"--activation_offloading moves activations from a GPU to the CPU, and this run is on the CPU"),
         ({"assistant_only_loss": True}, r"--assistant_only_loss must stay False"),
         ({"model_name_or_path": "nowhere"}, r"--model_name_or_path nowhere: no folder with a config.json"),
         ({"model_revision": "main"}, r"--model_revision main: .* is a folder, and folders have no revisions"),
