@@ -303,7 +303,7 @@ class PretrainArguments(TrainingArguments):
     logging_steps: float = arg(10, "Steps between logged losses.")
     eval_strategy: str = arg("steps", "When to evaluate.")
     eval_steps: float | None = arg(250, "Steps between evaluations (the paper: 250).")
-    save_steps: float = arg(250, "Steps between checkpoints.")
+    save_steps: float = arg(250, "Steps between checkpoints (0: one, at the end).")
     save_total_limit: int | None = arg(3, "Checkpoints kept (none: all of them); the last verified one always is.")
     dataloader_drop_last: bool = arg(True, "Kept on: epochs are cut to whole steps.")
     train_sampling_strategy: str = arg("sequential", "Kept so: TokenWindows gives the order of the run.")

@@ -179,8 +179,8 @@ class Plan:
             + (f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)" if unused else ""),
             f"the run             {self.steps:,} steps, {self.tokens:,} tokens, {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a parameter",
             f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token, {self.flops_per_token * self.tokens:.3e} FLOP in all",
-            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}",
             *warmup_lines(self.warmup, self.steps),
+            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}",
         ]
 
 
@@ -284,8 +284,8 @@ class TuningPlan:
             f"sequences a step    {self.sequences_per_step} = {self.processes} process(es) x {self.micro_batch} x {self.accumulation} accumulated",
             f"the run             {self.steps:,} steps, {self.steps / self.steps_per_epoch:.2f} epochs of {self.steps_per_epoch:,} steps"
             + (f" (cut to whole steps: {unused} of {self.sequences:,} sequences are left out)" if unused else ""),
-            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}",
             *warmup_lines(self.warmup, self.steps),
+            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}",
         ]
 
 

@@ -29,14 +29,14 @@ RANGES = {
         _at_least(1),
     ),
     **dict.fromkeys(
-        "min_characters sample_tokens compared_prompts hub_drain_timeout weight_decay max_grad_norm eval_delay "
-        "dataloader_num_workers".split(),
+        "min_characters sample_tokens compared_prompts hub_drain_timeout weight_decay max_grad_norm eval_delay dataloader_num_workers".split(),
         _at_least(0),
     ),
     **dict.fromkeys("hours peak_flops learning_rate adam_epsilon num_train_epochs neftune_noise_alpha".split(), ABOVE_0),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
     **dict.fromkeys(("seed", "data_seed"), SEED),
-    **dict.fromkeys(("logging_steps", "eval_steps", "save_steps"), INTERVAL),
+    **dict.fromkeys(("logging_steps", "eval_steps"), INTERVAL),
+    "save_steps": (lambda value: value == 0 or INTERVAL[0](value), f"{INTERVAL[1]} (0: only at the end)"),
     **dict.fromkeys(("min_score", "min_language_score"), (lambda value: True, "a number")),
     "vocab_size": (lambda value: value >= 257, "at least 257 (256 bytes and the end-of-text)"),
     "save_total_limit": ((lambda value: value >= 1), "at least 1: the last checkpoint always stays (or `none`, to keep all of them)"),

@@ -144,8 +144,8 @@ def test_a_config_that_is_not_there():
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--max_steps", "0"], "--max_steps 0 trains nothing: give at least 1"),
-        (["--save_total_limit", "0"], "--save_total_limit 0: the last checkpoint always stays; give at least 1, or `none`"),
+        (["--max_steps", "0"], "--max_steps 0 must be at least 1"),
+        (["--save_total_limit", "0"], "--save_total_limit 0 must be at least 1: the last checkpoint always stays .or `none`, to keep all of them."),
         (["--block_size", "0"], "--block_size 0 must be at least 1"),
         (["--cpu_threads", "0"], "--cpu_threads 0 must be at least 1"),
         (["--plan_launch", "configs/accelerate/ddp.yaml"], "--plan_launch plans another launch: it goes with --dry_run"),
@@ -259,9 +259,9 @@ def test_values_of_arguments_that_may_be_absent_are_checked_too(tmp_path, line, 
     (tmp_path / "c.yaml").write_text(line + "\n")
     with pytest.raises(Refusal, match=rule):
         parsed("--config", str(tmp_path / "c.yaml"))
-    (tmp_path / "c.yaml").write_text("vocab_size: 1e3\nseed: 9007199254740993\nlr_scheduler_kwargs: {min_lr_rate: 0.2}\n")
+    (tmp_path / "c.yaml").write_text("vocab_size: 1e3\nmax_bytes: 9007199254740993\nlr_scheduler_kwargs: {min_lr_rate: 0.2}\n")
     _, data, *_, training = parsed("--config", str(tmp_path / "c.yaml"))
-    assert (data.vocab_size, training.seed, training.lr_scheduler_kwargs) == (1000, 9007199254740993, {"min_lr_rate": 0.2})
+    assert (data.vocab_size, data.max_bytes, training.lr_scheduler_kwargs) == (1000, 9007199254740993, {"min_lr_rate": 0.2})
 
 
 # ---- said twice ----

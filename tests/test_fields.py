@@ -154,7 +154,7 @@ QUICK = {
     "eval_strategy": "no",
     "eval_windows": 4,
     "sample_tokens": 0,
-    "save_total_limit": 0,
+    "save_total_limit": 9,
 }
 
 
@@ -177,7 +177,7 @@ def test_noise_is_learnt_with_resumes_and_cannot_change_unsaid(pretrain, tmp_pat
 
 
 def test_another_adapter_is_refused(sft, tmp_path):
-    quick = {"max_steps": 2, "save_steps": 1, "eval_strategy": "no", "sampled_answers": 1, "compared_prompts": 0, "save_total_limit": 0}
+    quick = {"max_steps": 2, "save_steps": 1, "eval_strategy": "no", "sampled_answers": 1, "compared_prompts": 0, "save_total_limit": 9}
     whole = sft(tmp_path / "whole", **quick)
     with pytest.raises(Refusal) as refusal:
         changed = {"lora_alpha": 64, "lora_dropout": 0.0, "use_rslora": True, "neftune_noise_alpha": 5, "loss_type": "dft", "optim": "sgd"}
@@ -199,7 +199,7 @@ FREELY = {  # other values of what a run's identity leaves out
     "per_device_eval_batch_size": 2,
     "prediction_loss_only": True,
     "save_steps": 0.5,
-    "save_total_limit": 0,
+    "save_total_limit": 9,
     "activation_checkpointing": True,
     "torch_empty_cache_steps": 1,
     "dataloader_num_workers": 2,

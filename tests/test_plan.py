@@ -92,7 +92,7 @@ def test_a_trial_that_ends_within_the_warm_up_of_its_file_is_told_so(tmp_path):
     path.write_text("{warmup_steps: 715, max_steps: 800}")
     assert not any("warm-up" in line for line in plan_of("--config", str(path)).lines())
     lines = plan_of("--config", str(path), "--max_steps", "6").lines()
-    assert lines[-1] == "WARNING             715 steps of warm-up: the run ends before its peak learning rate"
+    assert lines[-2] == "WARNING             715 steps of warm-up: the run ends before its peak learning rate"
     with pytest.raises(Refusal, match="--warmup_steps 715 is longer than the run of 6 steps"):
         plan_of("--config", str(path), "--max_steps", "6", "--warmup_steps", "715")
 

@@ -38,7 +38,7 @@ WRONG = {  # what an argument must not be, by command; the last word of each is 
     parse_pretrain: "seed -1,seed 5000000000,data_seed -3,data_seed 99999999999999999999999,eval_windows 0,eval_windows -1,probe_windows 0,sample_tokens -1,"
     "per_device_train_batch_size 0,per_device_eval_batch_size 0,learning_rate nan,learning_rate inf,learning_rate 0,learning_rate -1e-3,adam_beta1 1,"
     "adam_beta2 1.0,adam_beta2 -0.1,adam_epsilon 0,weight_decay -0.1,weight_decay nan,max_grad_norm nan,max_grad_norm -1,warmup_steps -5,warmup_steps 2.5,"
-    "max_steps 0,max_steps -2,num_train_epochs 0,num_train_epochs inf,logging_steps 0,save_steps 0,eval_steps -1,save_steps 1.5,save_total_limit -1,"
+    "max_steps 0,max_steps -2,num_train_epochs 0,num_train_epochs inf,logging_steps 0,save_steps -1,eval_steps 0,eval_steps -1,save_steps 1.5,save_total_limit 0,"
     "plan_mfu 101,hours nan,peak_flops 0,min_score nan,min_characters -1,vocab_size 256,shard_tokens 0,publish_steps 0,hub_drain_timeout -1,"
     "gradient_accumulation_steps 0,dataloader_num_workers -1,eval_delay -1,neftune_noise_alpha 0,ddp_timeout 0,block_size -64,tokens_per_step 0",
     parse_sft: "seed -1,r 0,lora_alpha 0,lora_dropout 1.0,lora_dropout nan,eval_rows 0,max_rows 1,max_length 7,sequences_per_step 0,probe_rows 0,"
@@ -74,7 +74,7 @@ def test_all_of_them_are_refused_together_from_yaml_and_command_line(tmp_path):
 @pytest.mark.parametrize(
     "argv",
     [
-        "--seed 0 --data_seed 4294967295 --max_steps -1 --warmup_steps 0 --save_total_limit 0 --max_grad_norm 0 --sample_tokens 0 --save_steps 0.4",
+        "--seed 0 --data_seed 4294967295 --max_steps -1 --warmup_steps 0 --save_total_limit none --max_grad_norm 0 --sample_tokens 0 --save_steps 0.4",
         "--max_steps 1 --warmup_steps 0.5 --weight_decay 0 --logging_steps 1 --eval_windows 1 --adam_beta1 0 --dataloader_num_workers 0",
     ],
 )
