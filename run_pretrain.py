@@ -9,6 +9,7 @@ Stop it at any moment and run the same command again.
 import contextlib
 import dataclasses
 import functools
+import math
 import shlex
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.hub import reference
     from llama_lite.launching import check_launch, layout, layout_of, use_one_gpu
     from llama_lite.memory import forecast
-    from llama_lite.plan import check_publish_steps, make_plan, model_config_of
+    from llama_lite.plan import check_publish_steps, context_of, make_plan, model_config_of
     from llama_lite.preflight import check_folders, check_packages, check_token
     from llama_lite.preparing import Text, prepare
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
@@ -150,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
         if "estimated" in tokens:
             settle()  # now that they are counted
         config, plan = plan_of(manifest)
-        check_prompts(run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, config.max_position_embeddings)
+        check_prompts(run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, context_of(config) or math.inf)
         forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
         if run_args.strict_plan and (problems := on_main(forecast, *forecasted)[1]):
             raise Refusal(f"--strict_plan: {' '.join(problems)}")

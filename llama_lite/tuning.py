@@ -161,7 +161,12 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
     def held_out_metrics(self) -> dict[str, float]:
         """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the likeliest; ranks share the rows out."""
         model = self.accelerator.unwrap_model(self.model)
-        mine = measure(model, self.held[self.args.process_index :: WORLD_SIZE], self.args.device, self.args.per_device_eval_batch_size if self.batches.packs else 1)
+        mine = measure(
+            model,
+            self.held[self.args.process_index :: WORLD_SIZE],
+            self.args.device,
+            self.args.per_device_eval_batch_size if self.batches.packs else 1,
+        )
         sums = [math.fsum(row[key] for row in mine) for key in ("loss", "tokens", "end_loss", "ends", "top")]
         loss, tokens, end_loss, ends, top = self.sum_of_ranks(sums)
         return {"eval_loss": loss / tokens, "eval_end_loss": end_loss / max(ends, 1), "eval_mean_token_accuracy": top / tokens}
