@@ -18,6 +18,7 @@ from tqdm import tqdm
 from . import prompts
 from .arguments import Refusal
 from .formats import Skipped, Unreadable, module_tree, parts, rows, skipped_lines, utf8_text
+from .rendering import NotRendered
 from .runs import say, worker_pool
 from .sources import inventory, resolve
 
@@ -261,8 +262,6 @@ class Example:
 
 def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
     """Examples of any length; `skipped` counts the rows that hold the text of a special token, or that the chat template refuses."""
-    from jinja2 import TemplateError
-
     examples, counts = [], Skipped()
     for row in tqdm(found, desc="encoding rows", unit="row", disable=None):
         messages = list(row.messages)
@@ -271,8 +270,8 @@ def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
             continue
         try:
             encoded = prompts.encode(tokenizer, messages, row.learn_from, row.unlearnt)
-        except TemplateError as error:
-            counts.add(f"refused by the chat template: {' '.join(str(error).split())[:100]}", row.name)
+        except NotRendered as error:
+            counts.add(str(error).partition(". ")[0], row.name)
             continue
         examples.append(Example(row, encoded.input_ids, encoded.labels))
     skipped.update(counts.reasons)

@@ -20,6 +20,11 @@ KNOWN: set[str] = set()  # templates of this project
 KEPT = 4  # processes of the templates used last
 WAY_OUT = "Mend it, give another one with --chat_template_path (run_sft.py), or leave out --apply_chat_template (run_eval.py)."
 
+
+class NotRendered(Refusal):
+    """A template raised an error for a conversation; it may render others."""
+
+
 _renderers: dict[str, "_Renderer"] = {}
 
 
@@ -74,7 +79,7 @@ class _Renderer:
                 f"the chat template makes a text of more than {LONGEST / 2**20:.0f} MiB of one conversation, or its process was killed. {WAY_OUT}"
             ) from None
         if "error" in found:
-            raise Refusal(f"the chat template cannot be rendered ({found['error']}). {WAY_OUT}")
+            raise NotRendered(f"the chat template cannot be rendered ({found['error']}). {WAY_OUT}")
         return found["rendered"], found["spans"]
 
     def end(self) -> None:

@@ -237,6 +237,20 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
     assert skipped["contains the text <|endoftext|>"]["rows"] == 1
 
 
+def test_a_row_that_the_template_refuses_is_counted(tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{% for m in messages %}{% if 'Hi' in m['content'] %}{{ raise_exception('no greetings') }}{% elif m['role'] == 'user' %}Q {{ m['content'] }} A"
+        "{% else %}{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    )
+    tokenizer, skipped = gpt2_tokenizer(), {}
+    prompts.set_chat_template(tokenizer, str(path))
+    rows = [Row(str(i), str(i), tuple(prompts.conversation(question, "", "Yes."))) for i, question in enumerate(("One?", "Hi", "Two?"))]
+    assert [example.row.name for example in instructions.encode(rows, tokenizer, skipped)] == ["0", "2"]
+    ((reason, entry),) = skipped.items()
+    assert "no greetings" in reason and entry == {"rows": 1, "first": ["1"]}
+
+
 def test_text_without_conversations_is_refused():
     with pytest.raises(Refusal, match="installed-files holds no conversations: installed-docs makes questions"):
         instructions.load("installed-files", None, "train", None, None, 1)
