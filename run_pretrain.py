@@ -222,7 +222,7 @@ def main(argv: list[str] | None = None) -> None:
         if run_args.compile_layers:
             compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:
-            weights = on_main(starting.init_folder, run, model_args.init_from, config, len(tokenizer))
+            weights = on_main(starting.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"])
             training.load_weights(model, weights)
             run.event("initialised", weights=model_args.init_from if reference(model_args.init_from) else weights.name)
         train = TokenWindows(
