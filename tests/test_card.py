@@ -162,9 +162,14 @@ def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_p
         lines = (place / "log.jsonl").read_text().splitlines()
         (place / "log.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
 
-    def scores(place):
+    def altered(place):
         path = place / "evaluation/scores/scores.json"
         write_json(path, [{**row, "tokens": row["tokens"] + 1} for row in read_json(path)])
+
+    def scores(place):
+        altered(place)
+        path = place / "evaluation/scores/run.json"  # as earlier versions handed scores over: without their sha256
+        write_json(path, {**read_json(path), "of": {name: value for name, value in read_json(path)["of"].items() if name != "files"}})
 
     def other(place):
         path = place / "evaluation/scores/run.json"
@@ -179,6 +184,7 @@ def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_p
     assert "log.jsonl contradicts itself: step 3 comes after step 12" in broken("log", log)
     assert "data.json is of the data ffffffffffff, and run.json says that it was trained on" in broken("data", data)
     assert "these are scores of another revision; evaluate again" in broken("scores", scores)
+    assert "scores.json was altered since its evaluation: evaluate again" in broken("altered", altered)
     assert "has the scores of another run (abc, this is" in broken("other", other)
     result = subprocess.run([sys.executable, "-m", "model_card", str(tmp_path / "empty")], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 2 and result.stderr.startswith("refused: ") and "Traceback" not in result.stderr
