@@ -245,7 +245,7 @@ def test_a_disk_that_fills_during_the_save_leaves_no_half_checkpoint(pretrain, t
 def sealed(run, step):
     staging = checkpoints.staging_folder(run, step)
     (staging / "model.safetensors").write_text(f"weights {step}")
-    record = {"step": step, "tokens": 0, "identity": dict.fromkeys(checkpoints.IDENTITY, {})}
+    record = {"step": step, "tokens": 0, "identity": {kind: {} for kind in checkpoints.IDENTITY}}
     return checkpoints.seal(staging, run, step, {**record, "files": checkpoints.flush_and_hash(staging)})
 
 

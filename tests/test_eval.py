@@ -276,7 +276,7 @@ def test_an_adapter_for_another_base_and_a_step_that_is_not_there(evaluate, seco
         evaluate(tmp_path / "out", models=[f"{base}@step-*"])
     with pytest.raises(Refusal, match="no folder with a config"):
         evaluate(tmp_path / "out", models=[f"{whole_run}@step-99"])
-    with pytest.raises(Refusal, match="is given twice"):
+    with pytest.raises(Refusal, match="given twice"):
         evaluate(tmp_path / "out", models=[str(base), str(base)])
 
 
