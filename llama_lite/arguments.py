@@ -15,7 +15,7 @@ import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
 from types import UnionType
-from typing import Literal, Union, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import TrainingArguments
@@ -72,12 +72,20 @@ NONE_COUNTS = {
 }  # None is a value here (all checkpoints, no padding); elsewhere it is as if nothing was given
 
 
+SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # words for a switch in YAML
+
+
 class Refusal(Exception):
     """The user asked for something that cannot be right: one paragraph with the value, the rule and the way out."""
 
 
-class UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error, not the last one's win."""
+class Loader(yaml.SafeLoader):
+    """YAML in which a key that comes twice is an error, not the last one's win, and `no`, `off`, `yes` and `on` are words (YAML 1.2): of a language, a strategy."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, re.compile("(?:true|True|TRUE|false|False|FALSE)$") if tag == "tag:yaml.org,2002:bool" else found) for tag, found in resolvers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -89,7 +97,7 @@ class UniqueKeys(yaml.SafeLoader):
 
 def read_yaml(path: str):
     """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError, also for a key that comes twice."""
-    return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), UniqueKeys)
+    return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
 
 
 def repeated(argv: list[str], dest_of: dict[str, str]) -> list[str]:
@@ -518,6 +526,7 @@ def _as_typed(action, hint, value):
             raise ValueError("a whole number is wanted")
         return kind(number)
     if isinstance(action.const, bool) or action.nargs == "?":
+        value = SWITCHES.get(str(value).lower(), value) if isinstance(value, str) else value
         if not isinstance(value, bool):
             raise ValueError("true or false is wanted")
         return value

@@ -302,6 +302,18 @@ def test_anchors_and_merges_of_yaml_are_no_second_key(tmp_path):
     assert read_yaml(str(tmp_path / "c.yaml"))["accelerator_config"] == {"min_lr_rate": 0.3}
 
 
+@pytest.mark.parametrize("word", ["no", "off", "NO"])
+def test_no_in_yaml_is_a_word_where_a_word_is_wanted_and_false_for_a_switch(tmp_path, word):
+    """Norwegian text, a strategy, a switch: YAML 1.1 makes false of all of them."""
+    (tmp_path / "c.yaml").write_text(f"language: {word}\neval_strategy: no\nbf16: {word}\ncompile_layers: {word}\nfused_loss: true\n")
+    *_, curation, _, run, training = parse_pretrain(["--config", str(tmp_path / "c.yaml"), "--dataset", "x"])
+    assert (curation.language, training.eval_strategy.value) == (word, "no")
+    assert (run.precision, run.compile_layers, run.fused_loss) == ("float32", False, True)
+    (tmp_path / "c.yaml").write_text(f"compile_layers: {word}pe\n")
+    with pytest.raises(Refusal, match=f"`compile_layers: {word}pe` in .*: true or false is wanted"):
+        parse_pretrain(["--config", str(tmp_path / "c.yaml"), "--dataset", "x"])
+
+
 @pytest.mark.parametrize(
     "argv, message",
     [
