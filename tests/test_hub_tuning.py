@@ -143,7 +143,7 @@ def test_a_real_model_is_tuned_and_travels(hub, sft, smol, tmp_path):
         "answer_tokens": 16,
         "compared_prompts": 1,
         "sampled_answers": 2,
-        "cpu_threads": 2,
+        "cpu_threads": 1,
         **pushed(hub),
     }
     run = sft(tmp_path / "run", **changes)
