@@ -80,12 +80,20 @@ class Refusal(Exception):
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error, not the last one's win, and `no`, `off`, `yes` and `on` are words (YAML 1.2): of a language, a strategy."""
+    """YAML in which a key that comes twice is an error, not the last one's win, and `no`, `off`, `yes` and `on` are words (YAML 1.2): of a language, a strategy.
+
+    `010` and `1:30` are text, not 8 and 90: of a name they stay it, of a number they are 10 and refused.
+    """
 
     yaml_implicit_resolvers: ClassVar = {
         first: [(tag, re.compile("(?:true|True|TRUE|false|False|FALSE)$") if tag == "tag:yaml.org,2002:bool" else found) for tag, found in resolvers]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def construct_number(self, node):
+        if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            return node.value
+        return self.construct_yaml_float(node) if node.tag.endswith("float") else self.construct_yaml_int(node)
 
     def construct_mapping(self, node, deep=False):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
@@ -93,6 +101,10 @@ class Loader(yaml.SafeLoader):
         if twice:
             raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+for _kind in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", Loader.construct_number)
 
 
 def read_yaml(path: str):
@@ -438,7 +450,10 @@ class Parser(TrlParser):
             actions.setdefault(action.dest, action)
         problems = []
         for key, value in config.items():
-            if key not in actions or key in ("help", "config"):
+            if key == "config":
+                problems.append(f"`config: {value}` in {path}: a config names no other; put its values here.")
+                continue
+            if key not in actions or key == "help":
                 problems.append(self._unknown(str(key), actions, f"in {path}"))
                 continue
             if self._is_absent(key, value):

@@ -70,6 +70,12 @@ def check_launch(training, shards: bool = True) -> None:
     device = training.device  # makes accelerate's state
     state = PartialState()
     alone = "this process is alone"
+    dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if dynamo.lower() not in ("", "no"):
+        raise Refusal(
+            f"the launcher's dynamo_backend {dynamo} (ACCELERATE_DYNAMO_BACKEND) compiles the whole model beside what is recorded: take it out of the "
+            "launcher's config; --compile_layers compiles what is worth it."
+        )
     if WORLD_SIZE == 1 and state.num_processes == 1:
         if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
             raise Refusal(

@@ -25,7 +25,7 @@ def check_packages(training) -> None:
     problems = Problems()
     for name in training.report_to:
         packages = DASHBOARDS.get(name)
-        problems.add_if(packages is None, f"--report_to {name}: no such dashboard; there are {', '.join(sorted(DASHBOARDS))}.")
+        problems.add_if(packages is None, f"--report_to {name}: no such dashboard; there are {', '.join(sorted(DASHBOARDS))}, and none.")
         missing = packages and not any(importlib.util.find_spec(package) for package in packages)
         problems.add_if(missing, f"--report_to {name} needs a package that is not installed: pip install {(packages or [''])[0]}, or leave it out.")
         if packages and not missing:

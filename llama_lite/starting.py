@@ -15,6 +15,7 @@ from .hub import NoAnswer, NotAllowed, reference
 from .models import mended
 from .plan import load_model_config
 from .runs import RANK, Interrupted, RunFolder, on_main, read_json, say, write_json
+from .schedules import SHARDED_OPTIMIZERS as ADAMW
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +142,8 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
         steps = checkpoints.checkpoints(folder)
         manifests = [checkpoints.read_manifest(path) for path in ([path for _, path in steps] or [folder])]
         identity = next((manifest["identity"] for manifest in manifests if manifest), None)
-        run = read_json((folder if steps or (folder / "run.json").exists() else folder.parent) / "run.json") or {}
+        of_a_run = identity is not None and not steps and not (folder / "run.json").exists()  # a checkpoint, whose record lies beside it
+        run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):
         with contextlib.suppress(Refusal, NoAnswer, NotAllowed):
@@ -219,12 +221,25 @@ def _find_start(run, kind: str, identity: dict, asked: Asked) -> training.Start:
         run.rewind_log([])
         return start
     start.changed = checkpoints.check_changes(start.manifest["identity"], identity, start.step, asked.allow_changes)
+    if "optimizer" not in without:
+        _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *checkpoints.changed_arithmetic(start.changed)]):
         say(f"WARNING   another {', '.join(other)} than when {folder.name} was saved: equal within tolerance, not bit for bit")
     if mode not in ("auto", "must"):
         checkpoints.supersede_newer(run.path, folder, start.step, report)
     run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])
     return start
+
+
+def _check_optimizer(changed: dict[str, tuple]) -> None:
+    """Raise Refusal where the optimiser that is asked for has other state than the one that was saved."""
+    for name in ("optim", "optim_args"):
+        then, now = changed.get(name, (None, None))
+        if then != now and not {then, now} <= {*ADAMW}:
+            raise Refusal(
+                f"--{name} {now}: the saved state of {then} is not what it goes on with. Add --resume_without optimizer, and it begins without state, "
+                "or give back the old value."
+            )
 
 
 def _from_hub(run, kind: str, identity: dict, asked: Asked) -> str:

@@ -302,6 +302,19 @@ def test_anchors_and_merges_of_yaml_are_no_second_key(tmp_path):
     assert read_yaml(str(tmp_path / "c.yaml"))["accelerator_config"] == {"min_lr_rate": 0.3}
 
 
+def test_numbers_in_yaml_are_what_they_look_like(tmp_path):
+    """YAML 1.1 reads 010 as 8 and 1:30 as 90."""
+    (tmp_path / "c.yaml").write_text(
+        "max_steps: 010\noutput_dir: 010\nsample_prompts: [No, 010, 1:30]\nseed: 0x10\nvocab_size: 1_000\nlearning_rate: 00.5\n"
+    )
+    _, data, *_, run, training = parse_pretrain(["--config", str(tmp_path / "c.yaml"), "--dataset", "x"])
+    assert (training.max_steps, training.output_dir, training.seed, data.vocab_size) == (10, "010", 16, 1000)
+    assert run.sample_prompts == ["No", "010", "1:30"] and training.learning_rate == 0.5
+    (tmp_path / "c.yaml").write_text("max_steps: 1:30\n")
+    with pytest.raises(Refusal, match="`max_steps: 1:30` in"):
+        parse_pretrain(["--config", str(tmp_path / "c.yaml"), "--dataset", "x"])
+
+
 @pytest.mark.parametrize("word", ["no", "off", "NO"])
 def test_no_in_yaml_is_a_word_where_a_word_is_wanted_and_false_for_a_switch(tmp_path, word):
     """Norwegian text, a strategy, a switch: YAML 1.1 makes false of all of them."""

@@ -35,8 +35,8 @@ def fast(monkeypatch):
     monkeypatch.setattr(derive, "seconds_since_start", lambda: 10.0)
 
 
-def settled(*argv, processes=1, recorded=None, only_tokens=False):
-    groups = parse_pretrain(["--precision", "float32", *argv])
+def settled(*argv, processes=1, recorded=None, only_tokens=False, precision="float32"):
+    groups = parse_pretrain(["--precision", precision, *argv])
     derivation = derive.Derivation(groups, Text(groups[1]), Layout(processes), groups[-2].given, recorded or {})
     _, reasons, tokens = derivation.settle(only_tokens)
     return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}, reasons, tokens
@@ -132,9 +132,7 @@ def test_what_decides_the_prepared_folder_is_the_same_whatever_the_machine_does(
 
 
 def test_a_plan_for_gpus_takes_no_values_from_this_cpu(text, tmp_path):
-    values, reasons, _ = settled(
-        "--dataset", str(text), "--dry_run", "--plan_launch", "configs/accelerate/ddp.yaml", "--precision", "auto", processes=8
-    )
+    values, reasons, _ = settled("--dataset", str(text), "--dry_run", "--plan_launch", "configs/accelerate/ddp.yaml", processes=8, precision="auto")
     assert values["precision"] == "bfloat16" and reasons["precision"] == "planned for GPUs"
     assert values["fused_loss"] is False and values["block_attention"] is False and values["tokens_per_step"] % (8 * values["block_size"]) == 0
 
@@ -194,10 +192,12 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
     """A run that is there keeps its length, and says so; a suggestion, and a plan of other hours, are about a new run."""
     folder = pretrain(tmp_path / "run", max_steps=3, save_steps=3, eval_steps=3)
 
-    def found(*argv):
-        *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(folder), *argv])
+    def found(*argv, place=folder):
+        *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(place), *argv])
         return starting.going_on(run, training, None, derive.RECORDED)
 
+    (folder / "in").mkdir()
+    assert found(place=folder / "in") == {}  # a folder in a run's is another run's
     assert found()["max_steps"] == 3 and found("--dry_run")["max_steps"] == 3
     assert found("--suggest", "mine.yaml", "--hours", "1") == found("--dry_run", "--hours", "1") == {}
     with pytest.raises(Refusal, match=r"--hours 1: the run in .* was begun with another length, and its 3 steps stay.*another --output_dir"):

@@ -148,6 +148,9 @@ class Training:
 
     def __init__(self):
         import torch
+        from transformers.training_args import OptimizerNames
+
+        self.optim = OptimizerNames.ADAMW_TORCH_FUSED
 
         self.device = torch.device("cpu")
 
@@ -158,6 +161,7 @@ class Training:
         ({"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "SHARDED_STATE_DICT saves no model that can be loaded"),
         ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP of version 1"),
         ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3"),
+        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend INDUCTOR .* --compile_layers"),
     ],
 )
 def test_sharding_without_loadable_checkpoints_is_refused(environment, message, monkeypatch):

@@ -144,3 +144,13 @@ def test_an_optimizer_resumes_bit_for_bit(name, pretrain, tmp_path):
     assert log_of(again) == log_of(whole) and len({entry["loss"] for entry in log_of(whole) if "loss" in entry}) == 4
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert same_tensors(whole / "checkpoint-4" / name, again / "checkpoint-4" / name)
+
+
+def test_another_optimizer_begins_without_state_or_is_refused(pretrain, whole_run, tmp_path):
+    """Its state is not the other's: neither a KeyError nor silently nothing."""
+    asked = {"resume_from_checkpoint": str(whole_run / "checkpoint-10"), "eval_strategy": "no"}
+    for other in ("adafactor", "sgd"):
+        with pytest.raises(Refusal, match=f"--optim {other}: the saved state of adamw_torch_fused .* --resume_without optimizer"):
+            pretrain(tmp_path / "run", "--allow_changes", "optim", optim=other, **asked)
+    assert pretrain(tmp_path / "plain", "--allow_changes", "optim", optim="adamw_torch", **asked)
+    assert pretrain(tmp_path / "without", "--allow_changes", "optim", optim="sgd", resume_without="optimizer", **asked)
