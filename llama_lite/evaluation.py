@@ -69,6 +69,12 @@ def expand(asked: list[str]) -> list[Model]:
             found.append(_model(name, adapter if plus else None))
     if repeated := [model.name for model in found if sum(other.name == model.name for other in found) > 1]:
         raise Refusal(f"--models {repeated[0]} is given twice.")
+    places: dict[tuple, str] = {}
+    for model in found:
+        place = tuple(one and one.folder.resolve() for one in (model.base, model.adapter))
+        if place in places:
+            raise Refusal(f"--models {places[place]} {model.name} is one model, given twice.")
+        places[place] = model.name
     return found
 
 

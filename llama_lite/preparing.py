@@ -408,6 +408,8 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
     found = read_tokenizer_record(place) if (place / "tokenizer.json").exists() else None
     if found and found == (known or found):
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    if place.is_symlink():
+        place.unlink()  # what it points to is somebody's
     shutil.rmtree(place, ignore_errors=True)
     if data.tokenizer == "train":
         skipped = Skipped()

@@ -106,7 +106,12 @@ def no_space(error: BaseException | None, folder: Path | None = None) -> str | N
         short = isinstance(error, OSError) and error.errno is None and re.search(r"^\d+ requested and \d+ written", str(error))  # numpy's tofile
         if getattr(error, "errno", None) in NO_SPACE or short or any(words in str(error) for words in NO_SPACE_WORDS):
             place = first_there(Path(named if isinstance(named, str | Path) else folder or "."))
-            disk = shutil.disk_usage(place)
+            disk, files = shutil.disk_usage(place), os.statvfs(place)
+            if files.f_files and not files.f_favail:
+                return (
+                    f"no file can be made on the disk of {place}: all of its {files.f_files:,} inodes are in use. Remove files, or name a folder on another "
+                    "disk, and run the same command again: what is finished stays."
+                )
             return (
                 f"no space left on the disk of {place}: {size(disk.free)} of {size(disk.total)} are free. Make room, or name a folder on a larger disk, "
                 "and run the same command again: what is finished stays."

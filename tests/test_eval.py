@@ -278,6 +278,9 @@ def test_an_adapter_for_another_base_and_a_step_that_is_not_there(evaluate, seco
         evaluate(tmp_path / "out", models=[f"{whole_run}@step-99"])
     with pytest.raises(Refusal, match="given twice"):
         evaluate(tmp_path / "out", models=[str(base), str(base)])
+    (tmp_path / "link").symlink_to(base)
+    with pytest.raises(Refusal, match=f"--models {base} {tmp_path}/link is one model, given twice"):
+        evaluate(tmp_path / "out", models=[str(base), str(tmp_path / "link")])
 
 
 def test_samples_of_other_items_are_not_compared(evaluate, base, tmp_path):

@@ -290,6 +290,14 @@ def test_a_full_disk_is_refused_with_its_sizes_whatever_library_met_it(tmp_path,
     assert read_json(tmp_path / "run" / "status.json") == {"status": "refused", "code": 2, "step": 0, "reason": reason}
 
 
+def test_a_disk_without_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
+    from types import SimpleNamespace
+
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=12, f_favail=0))
+    told = runs.no_space(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x")))
+    assert told.startswith(f"no file can be made on the disk of {tmp_path}: all of its 12 inodes are in use")
+
+
 def test_other_errors_are_no_full_disks(tmp_path):
     for error in (OSError(errno.EIO, "Input/output error"), ValueError("3 requested and 0 written"), KeyError("x"), None):
         assert no_space(error) is None

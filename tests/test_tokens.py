@@ -535,3 +535,8 @@ def test_prepare_only_repairs_what_a_run_refuses(pretrain, settings, text, tmp_p
                 pretrain(tmp_path / "run", *argv, **given)
         pretrain(tmp_path / "run", "--prepare_only", **given)
         assert everything(folder) == before
+    (folder / "tokenizer").rename(tmp_path / "elsewhere")
+    (folder / "tokenizer").symlink_to(tmp_path / "elsewhere")
+    cut(folder / "tokenizer/tokenizer.json")
+    pretrain(tmp_path / "run", "--prepare_only", **given)
+    assert everything(folder) == before and not (folder / "tokenizer").is_symlink()
