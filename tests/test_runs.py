@@ -293,7 +293,7 @@ def test_a_full_disk_is_refused_with_its_sizes_whatever_library_met_it(tmp_path,
 def test_a_disk_without_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=12, f_favail=0))
+    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=12, f_favail=0, f_bavail=9, f_bfree=9, f_blocks=10, f_frsize=4096))
     told = runs.no_space(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x")))
     assert told.startswith(f"no file can be made on the disk of {tmp_path}: all of its 12 inodes are in use")
 
