@@ -284,24 +284,28 @@ def forget(one: StudyRun) -> None:
 
 
 def launch(script: str, argv: list[str], log: Path) -> None:
-    """A script of this repository with this Python; all that it says goes to `log`. Raises Interrupted, and Refusal when it fails.
-
-    Asked to stop, it asks the script, and waits until that has saved; killed, it takes the script along.
-    """
-    command = [sys.executable, str(ROOT / script), *argv]
-    goes_along = functools.partial(die_with_parent, signal.SIGTERM)
-    with open(log, "a", encoding="utf-8") as file, subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=goes_along) as process:
-        try:
-            code = process.wait()
-        except Interrupted:
-            process.terminate()
-            process.wait()
-            raise
+    """A script of this repository with this Python; all that it says goes to `log`. Raises Interrupted, and Refusal when it fails."""
+    code = run_logged([sys.executable, str(ROOT / script), *argv], log)
     if code == EXIT_CODES["interrupted"]:
         raise Interrupted(f"{log.stem} was interrupted. Run the same command again.")
     if code:
         last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         raise Refusal(f"{log.stem} ended with status {code}: {' '.join(last)[-500:]} (all of it: {log})")
+
+
+def run_logged(command: list[str], log: Path) -> int:
+    """The exit status of a command whose output is added to `log`.
+
+    Asked to stop, it asks the command, waits until that has saved, and raises Interrupted; killed, it takes the command along.
+    """
+    goes_along = functools.partial(die_with_parent, signal.SIGTERM)
+    with open(log, "a", encoding="utf-8") as file, subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=goes_along) as process:
+        try:
+            return process.wait()
+        except Interrupted:
+            process.terminate()
+            process.wait()
+            raise
 
 
 def base_of(study: Study, one: StudyRun) -> str | None:

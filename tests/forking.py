@@ -36,6 +36,14 @@ def run(command: list[str], timeout: float, cwd: Path = ROOT) -> subprocess.Comp
         return subprocess.CompletedProcess(command, process.exitcode, stdout.read_text(), stderr.read_text())
 
 
+def run_logged(command: list[str], log: Path) -> int:
+    """As `studies.run_logged`, forked."""
+    done = run(command, timeout=900)
+    with open(log, "a", encoding="utf-8") as file:
+        file.write(done.stdout + done.stderr)
+    return done.returncode
+
+
 def _run_script(argv: list[str], cwd: str, stdout: str, stderr: str) -> None:
     """In the forked process: what Python does with `python SCRIPT ...`."""
     for number, path in enumerate((stdout, stderr), 1):

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forking
 import pytest
 import yaml
 from conftest import ROOT, config_file, launch
@@ -36,6 +37,14 @@ STUDY = {
         "no_optimizer": {"from": "whole", "at": [4], "set": {"resume_without": "optimizer"}},
     },
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked():
+    """The runs of a study that this process makes are forks; those of a study that is a process of its own are started afresh."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(studies, "run_logged", forking.run_logged)
+        yield
 
 
 @pytest.fixture
