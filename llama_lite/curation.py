@@ -45,6 +45,10 @@ class Reader(PipelineStep):
                 if column := next((column for column in self.scores if not _is_score(document.metadata.get(column))), None):
                     skipped.add(f"{column} is no number", document.id)
                     continue
+                for column in self.scores:
+                    value = document.metadata.get(column)
+                    if isinstance(value, Decimal) or (isinstance(value, int) and abs(value) >= 2**63):  # which datatrove's JSON does not hold
+                        document.metadata[column] = score_of(value)
                 count["documents"] += 1
                 count["characters"] += len(document.text)
                 yield document
@@ -114,9 +118,12 @@ def score_of(value) -> float:
     """The number in a column of scores, minus infinity where there is none. Raises ValueError for what is no number."""
     if value is None or value == "":
         return -math.inf
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value):  # which Python's float passes over
         raise ValueError(f"{value!r} is no number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def filters(rules: dict) -> list[tuple[str, PipelineStep]]:

@@ -55,8 +55,8 @@ class Model:
 
     @functools.cached_property
     def weights(self) -> tuple[str, str | None]:
-        """sha256 of the base's weights and of the adapter's; read once."""
-        return models.weights_digest(self.base.folder), models.weights_digest(self.adapter.folder) if self.adapter else None
+        """sha256 of the base's weights and config, and of the adapter's; read once."""
+        return models.model_digest(self.base.folder), models.model_digest(self.adapter.folder) if self.adapter else None
 
 
 def expand(asked: list[str]) -> list[Model]:

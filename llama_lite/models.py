@@ -14,11 +14,13 @@ from pathlib import Path
 
 from . import integrity, pulling
 from .arguments import Refusal
+from .checkpoints import VOLATILE_CONFIG
 from .hub import NoAnswer, NotAllowed, Reference, reference
 from .runs import read_json, sha256
 from .tokenizers import vocabulary_size
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+VOLATILE_ADAPTER = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")  # of adapter_config.json: its place
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to
 PROBED = 1e-5  # of the largest number, in float32: what another order of additions changes
 UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more than this is another tokenizer's
@@ -69,6 +71,13 @@ def weights_digest(folder: Path) -> str:
     if not files:
         raise Refusal(f"{folder} holds no model.safetensors: only safetensors are read.")
     return hashlib.sha256(json.dumps([[path.name, sha256(path)] for path in files]).encode()).hexdigest()
+
+
+def model_digest(folder: Path) -> str:
+    """sha256 over the weights of a model or adapter and what of its config decides what they compute (epsilons, rotations, LoRA's alpha)."""
+    configs = [read_json(Path(folder) / name) for name in ("config.json", ADAPTER_CONFIG)]
+    counted = [config and {key: value for key, value in config.items() if key not in (*VOLATILE_CONFIG, *VOLATILE_ADAPTER)} for config in configs]
+    return hashlib.sha256(json.dumps([weights_digest(folder), counted], sort_keys=True).encode()).hexdigest()
 
 
 def load_tokenizer(located: Located, other: str | None = None):
@@ -235,9 +244,14 @@ def head_is_separate(model) -> bool:
 
 
 def check_language_model(name: str, model) -> None:
-    """Raise Refusal unless a model predicts each token from those before it, and its loss of `shift_labels` is what these logits give."""
+    """Raise Refusal unless a model's weights are finite, it predicts each token from those before it, and its loss of `shift_labels` is what these logits give."""
     import torch
 
+    if wrong := [key for key, value in model.named_parameters() if not torch.isfinite(value).all()]:
+        raise Refusal(
+            f"{name}: {len(wrong):,} of its tensors hold NaN or infinity ({', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}): no loss of it is a "
+            "number. Give an earlier step, or whole weights."
+        )
     ids, labels = probe_ids(model), probe_ids(model).flip(1)
     other = ids.clone()
     other[:, -1] = (other[:, -1] + 1) % model.config.get_text_config().vocab_size

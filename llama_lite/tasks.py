@@ -97,10 +97,15 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
         leaves = {name: EMBEDDED[name]()} if name in EMBEDDED else _builtin(_manager(name), name, task_data.get(name))
         for leaf, task in leaves.items():
             wanted = shots if shots is not None else int(task.config.num_fewshot or 0)
+            if wanted and task.config.output_type == "loglikelihood_rolling":
+                if name in n_shots:
+                    raise Refusal(f"--num_fewshot {name}={wanted}: {leaf} is text, which has no examples: leave it out.")
+                say(f"examples  {leaf} is text and has none: --num_fewshot {wanted} is for the other tasks")
+                wanted = 0
             task.set_config(key="num_fewshot", value=wanted)
             if not wanted:
                 continue
-            apart = task.fewshot_cfg.split is not None or (task.config.fewshot_config or {}).get("samples")
+            apart = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples
             if not (apart or task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs())):
                 raise Refusal(
                     f"--num_fewshot {wanted}: {leaf} has one split and no examples set aside, so an item's own answer could stand in its prompt. Use 0."

@@ -114,6 +114,23 @@ def test_a_score_of_zero_is_a_score_and_what_is_none_is_counted_and_named(tmp_pa
         curated(tmp_path / "none", [{"text": "a", "score": "N/A"}, {"text": "b", "score": "3,5"}], min_score=1)
 
 
+def test_scores_of_an_export_are_numbers(tmp_path):
+    """Decimals of parquet, which JSON does not know; numbers beyond float; and what only Python calls a number."""
+    import decimal
+
+    import pyarrow
+    import pyarrow.parquet
+
+    folder = tmp_path / "text"
+    folder.mkdir()
+    scores = pyarrow.array([decimal.Decimal(n) for n in (1, 3, 5)], pyarrow.decimal128(5, 2))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "three", "five"], "score": scores}), folder / "a.parquet")
+    (folder / "b.jsonl").write_text(json.dumps({"text": "large", "score": 10**400}) + "\n" + json.dumps({"text": "odd", "score": "3_0"}) + "\n")
+    kept = curation.curate(source_of(folder), {**RULES, "min_score": 3, "score_column": "score"}, tmp_path / "out", 1)
+    assert texts_of(kept) == ["three", "five", "large"]
+    assert json.loads((tmp_path / "out" / "curation.json").read_text())["read"]["skipped"]["score is no number"]["first"] == ["b.jsonl:2"]
+
+
 def test_text_without_scores_is_dropped_and_ends_nothing(tmp_path):
     source = sources.resolve("installed-docs", max_bytes=200_000)
     with pytest.raises(Refusal, match=r"curation keeps nothing of \d+ documents; 'score >= 0' drops most"):

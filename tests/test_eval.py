@@ -169,7 +169,16 @@ def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second,
     before = table(out)
     shutil.copy(second / "model.safetensors", tmp_path / "model")
     evaluate(out, models=[str(tmp_path / "model")])
-    assert [row["value"] for row in before] != [row["value"] for row in table(out)]
+    changed = [row["value"] for row in table(out)]
+    assert [row["value"] for row in before] != changed
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5, "transformers_version": "0"}))
+    evaluate(out, models=[str(tmp_path / "model")])
+    assert (
+        changed
+        != [row["value"] for row in table(out)]
+        == [row["value"] for row in table(evaluate(tmp_path / "fresh", models=[str(tmp_path / "model")]))]
+    )
 
 
 @pytest.mark.slow

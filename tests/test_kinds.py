@@ -133,6 +133,14 @@ def test_what_is_no_decoder_is_refused():
         models.check_language_model("somewhere", model)
 
 
+def test_weights_that_are_no_numbers_are_named():
+    model = small("llama")
+    with torch.no_grad():
+        model.model.norm.weight[3] = float("nan")
+    with pytest.raises(Refusal, match=r"somewhere: 1 of its tensors hold NaN or infinity \(model\.norm\.weight\)"):
+        models.check_language_model("somewhere", model)
+
+
 def test_a_loss_that_takes_no_shifted_labels_is_refused(monkeypatch):
     model = small("llama")
     shifting = type(model).forward

@@ -165,3 +165,10 @@ def test_humaneval_passes_what_is_right_and_nothing_else():
     for item in items[::20]:
         assert leaf.process_results(item, [item["canonical_solution"]]) == {"pass@1": 1.0}
         assert leaf.process_results(item, ["    return 'wrong'\n"]) == {"pass@1": 0.0}
+
+
+def test_text_has_no_examples(capsys):
+    [text, other] = tasks.build(["embedded_docs", "embedded_next_sentence"], {}, {"": 2}, False)
+    assert (text.n_shot, other.n_shot) == (0, 2) and "examples  embedded_docs is text and has none" in capsys.readouterr().out
+    with pytest.raises(Refusal, match="--num_fewshot embedded_docs=2: embedded_docs is text, which has no examples"):
+        tasks.build(["embedded_docs"], {}, {"embedded_docs": 2}, False)
