@@ -8,6 +8,7 @@ may begin from checkpoints of another one (`from`, `at`). What they all need (te
 import dataclasses
 import difflib
 import functools
+import re
 import shlex
 import shutil
 import signal
@@ -97,7 +98,7 @@ def load(path: str) -> Study:
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
     for place, values in [("`set`", raw.get("set") or {}), ("`evaluate`", raw.get("evaluate") or {})]:
-        problems += _empty(place, values)
+        problems += _empty(place, values) + _own(place, values)
     arms = []
     raw["arms"], raw["reference"] = {str(name): fields for name, fields in raw["arms"].items()}, str(raw["reference"])
     for name, fields in raw["arms"].items():
@@ -106,7 +107,12 @@ def load(path: str) -> Study:
             problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
             continue
         fields |= {field: str(fields[field]) for field in ("from", "against") if fields.get(field) is not None}
-        problems += _empty(f"`set` of arm {name}", fields.get("set") or {})
+        place, values = f"`set` of arm {name}", fields.get("set") or {}
+        problems += _empty(place, values) + _own(place, values, fields.get("from") is not None)
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or sum(name.lower() == str(other).lower() for other in raw["arms"]) > 1:
+            problems.append(
+                f"arm {name!r}: a name is of letters, digits, dots, dashes and underscores, another one whatever the case, since folders are called so."
+            )
         if (fields.get("from") is None) != (not fields.get("at")):
             problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
         problems += [f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}." for field in fields if field not in ARM_FIELDS]
@@ -179,6 +185,13 @@ def _near(name: str, known) -> str:
     """The likeliest of the known names, else all of them."""
     near = difflib.get_close_matches(str(name), known, 1, 0.5)
     return f": did you mean `{near[0]}`?" if near else f": {', '.join(sorted(known)) or 'nothing'}"
+
+
+def _own(place: str, values: dict, begins: bool = False) -> list[str]:
+    """What of the settings the study gives itself, one sentence each. begins: whether the runs begin from another arm's checkpoint."""
+    own = {"seed": "the seeds are `seeds`", "output_dir": "runs lie in the study's folder"}
+    own |= {"resume_from_checkpoint": "`from` and `at` say where it begins"} if begins else {}
+    return [f"{place}: `{name}` is the study's own: {why}." for name, why in own.items() if name in values]
 
 
 def runs(study: Study, out: Path) -> list[StudyRun]:
