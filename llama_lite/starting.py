@@ -41,8 +41,9 @@ def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) ->
     run.step = start.step
     there = read_json(run.path / "run.json") or {"id": publishing.run_id(record["identity"])}
     opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
-    complete = any((run.path / name).exists() for name in ("config.json", "adapter_config.json"))
-    if start.step >= steps and complete and run.is_finished():
+    if start.step > steps:
+        raise Refusal(f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or another --output_dir.")
+    if start.step >= steps and run.is_finished() and has_model(run.path):
         say(f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on.")
         run.record_end = False
         on_main(_drain, [one for one in opened if publishing.queued(one.folder)], asked.hub_drain_timeout)
@@ -54,6 +55,19 @@ def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) ->
     say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
     on_main(_open, opened[:1], asked.hub_required)
     return start, opened
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a finished run's model or adapter is there; says it where one is not, or is damaged, and is written again."""
+    try:
+        integrity.check_model(str(folder), folder)
+        if any(folder.glob("*.safetensors")) and any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            return True
+        problem = "its files are not there"
+    except Refusal as refusal:
+        problem = str(refusal)
+    say(f"mending   the finished model in {folder} is written again from the last checkpoint: {problem}")
+    return False
 
 
 def _check_initial(run: RunFolder, record: dict, start: training.Start) -> None:

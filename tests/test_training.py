@@ -125,6 +125,14 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     pretrain(run)
     assert "is finished (12 steps): nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    model = run / "model.safetensors"
+    whole = model.read_bytes()
+    for damage in (model.unlink, lambda: model.write_bytes(whole[:1000])):
+        damage()
+        pretrain(run)
+        assert "is written again from the last checkpoint" in capsys.readouterr().out and model.read_bytes() == whole
+    with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is at step 12 already"):
+        pretrain(run, "--allow_changes", "max_steps", max_steps=6)
 
 
 def test_allowed_changes_are_really_applied_from_the_first_resumed_step(pretrain, tmp_path, monkeypatch):
