@@ -90,8 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     # ---- Plan without touching anything ----
     if run_args.dry_run or run_args.suggest:
         reasons, tokens = settle()
-        if "estimated" not in tokens:
-            on_main(verify_prepared, Path(data_args.prepared_dir), tokens, "sizes")
+        if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
+            on_main(verify_prepared, Path(data_args.prepared_dir), on_main(prepare, data_args, rules, text, claimed), "sizes")
         config, plan = plan_of(tokens, planned.processes)
         fused = run_args.fused_loss and not run_args.plan_launch
         told, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
