@@ -219,17 +219,24 @@ def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
 
 
 def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Iterator[Part]:
-    """Batches of (row number, {column: text}) of a table with a heading; bytes that are no UTF-8 stay half surrogates, and are counted later."""
+    """Batches of (row number, {column: text}) of a table with a heading; bytes that are no UTF-8 stay half surrogates, and are counted later.
+
+    So are rows of more fields than the heading. Raises Refusal where quotes do not pair; in a file of tabs, which by its usual definition has no
+    quoting, they are characters then.
+    """
     csv.field_size_limit(sys.maxsize)
     head = handle.peek(2**16)
     encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8")
     heading = head.decode(encoding, "replace").split("\n", 1)[0]
     delimiter = "\t" if file.kind == "tsv" else max(",;\t", key=heading.count)
     lines = io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline="")
-    reader = csv.DictReader(lines, delimiter=delimiter, restkey="", restval=None)
+    quoting = csv.QUOTE_MINIMAL if delimiter != "\t" or _quotes_pair(file, encoding) else csv.QUOTE_NONE
+    reader = csv.DictReader(lines, delimiter=delimiter, restkey="", restval=None, quoting=quoting, strict=True)
     _refuse_doubled([name for name in reader.fieldnames or () if name], columns, file.name)
     rows, first, held = [], 2, 0
-    for number, row in enumerate(reader, 2):
+    for number, row in enumerate(_paired(reader, file.name), 2):
+        if any(row.get("") or ()):
+            row = dict.fromkeys(row, Unreadable("with more fields than the heading"))
         rows.append({name: value for name, value in row.items() if name})
         held += sum(len(value) for value in row.values() if isinstance(value, str))
         if len(rows) == PART_ROWS or held >= PART_BYTES:
@@ -239,6 +246,29 @@ def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Itera
             break
     if rows:
         yield Part("table", file.name, first, rows, file.column)
+
+
+def _quotes_pair(file: TextFile, encoding: str) -> bool:
+    """Whether every quote that opens a field of a file of tabs is closed, right before a tab or the end of a row."""
+    with open_file(file.path) as handle:
+        try:
+            for _ in csv.reader(io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline=""), delimiter="\t", strict=True):
+                pass
+        except csv.Error:
+            return False
+    return True
+
+
+def _paired(reader: csv.DictReader, name: str) -> Iterator[dict]:
+    """The rows of a table. Raises Refusal at the first whose quotes do not pair: it could have swallowed those behind it."""
+    row = 2
+    try:
+        for row, record in enumerate(reader, 3):
+            yield record
+    except csv.Error as error:
+        raise Refusal(
+            f"{name}, row {row}: its quotes do not pair ({error}); put a field that holds a quote into quotes, and double each quote within it."
+        ) from None
 
 
 def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Part]:

@@ -551,3 +551,23 @@ def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypa
 def test_a_page_gives_the_same_text_wherever_it_stands(tmp_path):
     folder = fill(tmp_path / "t", {f"{i}.html": PAGE.format(LONG) for i in range(4)})
     assert len(set(texts_of(source_of(folder, None)))) == 1
+
+
+def test_quotes_that_do_not_pair_swallow_no_row(tmp_path):
+    texts = [('"starts with a quote {}', '"Quoted" word {}', "plain {}")[number % 3].format(number) for number in range(30)]
+    (tmp_path / "a.tsv").write_text("id\ttext\n" + "".join(f"{number}\t{text}\n" for number, text in enumerate(texts)))
+    assert texts_of(sources.resolve(str(tmp_path / "a.tsv"))) == texts
+    (tmp_path / "b.tsv").write_text('id\ttext\n1\t"two\nlines"\n2\t"a ""word"""\n')
+    assert texts_of(sources.resolve(str(tmp_path / "b.tsv"))) == ["two\nlines", 'a "word"']
+    for rows in ('7,"UNCLOSED quote here,1\n8,after,1\n', '7,"Quoted" word,1\n8,after,1\n'):
+        (tmp_path / "c.csv").write_text("id,text,score\n6,before,1\n" + rows)
+        with pytest.raises(Refusal, match=r"^c.csv, row 3: its quotes do not pair \(.*\); put a field that holds a quote into quotes"):
+            texts_of(sources.resolve(str(tmp_path / "c.csv")))
+
+
+def test_rows_with_more_fields_than_the_heading_are_counted(tmp_path):
+    (tmp_path / "a.csv").write_text("id,text,score\n4,whole,1\n5,too,many,fields\n6,ends with a comma,1,\n")
+    skipped = formats.Skipped()
+    found = list(sources.resolve(str(tmp_path / "a.csv")).documents(skipped))
+    assert [document.text for document in found] == ["whole", "ends with a comma"]
+    assert skipped.reasons == {"with more fields than the heading": {"rows": 1, "first": ["a.csv:3"]}}
