@@ -70,6 +70,7 @@ NONE_COUNTS = {
     "save_total_limit",
     "pad_to_multiple_of",
 }  # None is a value here (all checkpoints, no padding); elsewhere it is as if nothing was given
+BLANKS_COUNT = {"document_separator"}  # blanks and line breaks alone are a value here; elsewhere they are nothing
 
 
 SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # words for a switch in YAML
@@ -478,7 +479,7 @@ class Parser(TrlParser):
             raise ValueError("empty; give a value ([] for an empty list), or leave it out for the default")
         if isinstance(value, list) and None in value:
             raise ValueError("an item of the list is empty; leave it out, or put a text into quotes")
-        if isinstance(value, str) and not value.strip() and default != "":
+        if isinstance(value, str) and not (value if name in BLANKS_COUNT else value.strip()) and default != "":
             raise ValueError("empty; give a value, or leave it out for the default")
         return None if isinstance(value, str) and value.lower() in ("none", "null") and optional and default is None else value
 

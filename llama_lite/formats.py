@@ -166,14 +166,21 @@ def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
             yield Part("jsonl", file.name, row, raw, file.column)
             row += raw.count(b"\n")
     elif file.separator is not None and file.limit is None:
-        number, end = 1, file.separator.encode()
+        number, separator = 1, separator_in(file.separator, handle.peek(2**16))
+        end = separator.encode()
         for raw in _blocks(handle, end):
-            yield Part(file.kind, file.name, number, raw, separator=file.separator)
+            yield Part(file.kind, file.name, number, raw, separator=separator)
             number += raw.count(end)
     else:
         kind = "array" if file.kind == "json" else file.kind
         raw = handle.read() if file.limit is None else _to_line_end(handle, file.limit)
         yield Part(kind, file.name, 1, raw, file.column, file.separator)
+
+
+def separator_in(separator: str, head: bytes) -> str:
+    """A separator with the line breaks of the file that begins with `head`, which are those of its first line: LF, or CRLF as Windows writes them."""
+    plain = separator.replace("\r\n", "\n")
+    return plain.replace("\n", "\r\n") if head[: head.find(b"\n") + 1].endswith(b"\r\n") else plain
 
 
 def _utf8_handle(file: TextFile, handle):
@@ -263,7 +270,8 @@ def _paired(reader: csv.DictReader, name: str) -> Iterator[dict]:
     """The rows of a table. Raises Refusal at the first whose quotes do not pair: it could have swallowed those behind it."""
     row = 2
     try:
-        for row, record in enumerate(reader, 3):
+        for record in reader:
+            row += 1
             yield record
     except csv.Error as error:
         raise Refusal(
@@ -367,6 +375,7 @@ def _divided(part: Part, encoding: str | None) -> list[bytes]:
     raw, end = part.raw, part.separator.encode()
     if encoding is not None or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raw = raw if (text := decode(raw, encoding)) is None else text.encode()
+        end = end if encoding is not None else separator_in(part.separator, raw).encode()
     pieces = raw.split(end)
     for number, piece in enumerate(pieces):
         if number or part.first_row > 1:

@@ -31,12 +31,14 @@ from .formats import (
     Skipped,
     TextFile,
     Unreadable,
+    decode,
     ending_of,
     kind_of,
     open_file,
     parts,
     read,
     rows,
+    separator_in,
 )
 from .installed import INSTALLED, installed_files, package_root
 from .runs import read_json, say, sha256, write_json
@@ -179,7 +181,7 @@ def _local_source(dataset: str, split: str, text_column, encoding, file_types, o
     record |= {"text_columns": columns} if columns else {}
     record |= {"not_read": {"files": len(passed), "why": _passed_line(passed)}} if passed else {}
     whole = record["bytes"] <= CACHE_ABOVE  # of more text only the beginnings are searched, to say how many are divided
-    divided = sum(_holds(file.path, file.separator.encode(), None if whole else HEAD) for file in files if file.separator)
+    divided = sum(_holds(file.path, file.separator, None if whole else HEAD) for file in files if file.separator)
     record |= {"divided": {"separator": separator, "files": divided}} if any(file.separator for file in files) else {}
     return Source("files", tuple(files), record, encoding)
 
@@ -257,10 +259,15 @@ def absent(path: str) -> str | None:
     return next((why for begin, why in POINTERS.items() if head.startswith(begin)), None)
 
 
-def _holds(path: str, wanted: bytes, most: int | None) -> bool:
-    """Whether the first `most` bytes of a file (None: all of it) hold `wanted`."""
+def _holds(path: str, separator: str, most: int | None) -> bool:
+    """Whether the first `most` bytes of a file (None: all of it) hold a separator, with the file's line breaks."""
     before = b""
     with contextlib.suppress(*DAMAGED), open_file(path) as handle:  # damage is told when it is read
+        head = handle.peek(2**16)
+        if any(head.startswith(mark) for mark in BYTE_ORDER_MARKS):
+            raw = (decode(handle.read() if most is None else handle.read(most)) or "").encode()
+            return separator_in(separator, raw).encode() in raw
+        wanted = separator_in(separator, head).encode()
         while block := handle.read(2**20 if most is None else most):
             if wanted in before + block:
                 return True
@@ -300,7 +307,7 @@ def _judge(
             return kind, None, "empty"
         if not marked and b"\0" in head:
             return kind, None, "binary"
-        divided = kind == "text" and separator is not None and separator.encode() in head  # then each document is judged alone
+        divided = kind == "text" and separator is not None and separator_in(separator, head).encode() in head  # then each document is judged alone
         judged = kind in ("text", "html", "notebook") and encoding is None and not marked and not divided
         if judged and not _is_utf8(head, len(head) == os.path.getsize(path)):
             return kind, None, "not UTF-8"
@@ -424,6 +431,8 @@ def inventory(source: Source) -> str:
     divided = record.get("divided", {"files": 0})
     if divided["files"]:
         line += f"; {divided['files']:,} divided into documents at {divided['separator']!r} (--document_separator; none: not divided)"
+        without = sum(file.separator is not None for file in source.files) - divided["files"]
+        line += f", {without:,} of plain text without it" * (without > 0)
     line += f"; not read: {record['not_read']['why']}" if "not_read" in record else "; all of them read" if record["files"] > 1 else ""
     return line + _limit_line(record)
 

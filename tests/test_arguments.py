@@ -1,6 +1,7 @@
 """What is parsed, what wins, and how wrong arguments are told."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -367,3 +368,13 @@ def test_the_home_folder_in_yaml_and_on_the_command_line(tmp_path, monkeypatch):
     assert which.models == [f"{home}/a@step-*", f"b/c+{home}/d", "x~/y"]
     assert (what.task_data, where.output_dir, what.contamination) == ([f"t={home}/e"], f"{home}/o", f"{home}/p")
     assert parse_study(["--config", "~/s.yaml", "--output_dir", "~/o"]).output_dir == f"{home}/o"
+
+
+@pytest.mark.parametrize("separator", ["\n\n\n", "\t", " "])
+def test_blanks_and_line_breaks_are_a_document_separator_and_nothing_is_none(tmp_path, separator):
+    (tmp_path / "config.yaml").write_text(f"document_separator: {json.dumps(separator)}\n")
+    for words in (["--document_separator", separator], ["--config", str(tmp_path / "config.yaml")]):
+        _, data, *_ = parsed(*words)
+        assert data.document_separator == separator
+    with pytest.raises(Refusal, match="--document_separator '': empty; give a value"):
+        parsed("--document_separator", "")

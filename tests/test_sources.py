@@ -571,3 +571,16 @@ def test_rows_with_more_fields_than_the_heading_are_counted(tmp_path):
     found = list(sources.resolve(str(tmp_path / "a.csv")).documents(skipped))
     assert [document.text for document in found] == ["whole", "ends with a comma"]
     assert skipped.reasons == {"with more fields than the heading": {"rows": 1, "first": ["a.csv:3"]}}
+
+
+def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
+    text = "one\nline\n---\ntwo\n---\nthree"
+    files = {"a": text.encode(), "b": text.replace("\n", "\r\n").encode(), "c": text.replace("\n", "\r\n").encode("utf-16")}
+    for name, raw in {**files, "d": b"no such line\n"}.items():
+        (tmp_path / f"{name}.txt").write_bytes(raw)
+    source = sources.resolve(str(tmp_path), separator="\n---\n")
+    found = sorted(text.replace("\r\n", "\n") for text in texts_of(source))
+    assert found == sorted(3 * ["one\nline", "two", "three"] + ["no such line\n"])
+    assert "; 3 divided into documents at '\\n---\\n' (--document_separator; none: not divided), 1 of plain text without it;" in sources.inventory(
+        source
+    )
