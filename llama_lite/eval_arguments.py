@@ -116,6 +116,10 @@ def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArgume
             problems.add_if("=" not in text, f"--{name} {text}: NAME=PLACE is wanted.")
     named = {name: [text.rpartition("=")[0] for text in what.num_fewshot] if name == "num_fewshot" else getattr(what, name) for name in LISTS}
     named |= {name: [text.partition("=")[0] for text in getattr(what, name)] for name in ("task_data", "texts")}
+    for name in named["texts"]:
+        problems.add_if(
+            name in what.tasks, f"--tasks {name} names a text of --texts, which is measured without being a task: leave it out of --tasks."
+        )
     for name, items in {**named, "models": which.models}.items():
         twice = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})
         problems.add_if(twice, f"--{name} {' '.join(twice)}: given twice.")

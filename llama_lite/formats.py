@@ -464,12 +464,16 @@ def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
                 )
                 raise Refusal(f"{part.name}, row {row} is not JSON ({error}): {mend}.") from None
         if not isinstance(record, dict):
-            raise Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}.")
+            raise _no_object(part, row, columns)
         if row == 1:
             _need_columns(columns, list(record), part.name)
             pairs = json.loads(line.decode("utf-8", "surrogateescape"), object_pairs_hook=list)
             _refuse_doubled([name for name, _ in pairs], columns or None, part.name)
         yield row, record
+
+
+def _no_object(part: Part, row: int, columns: tuple[str, ...]) -> Refusal:
+    return Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}: mend or remove that row.")
 
 
 def _array_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
@@ -479,7 +483,7 @@ def _array_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
         raise Refusal(f"{part.name} is not a whole JSON array ({error}): mend it.") from None
     for row, record in enumerate(records, 1):
         if not isinstance(record, dict):
-            raise Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}.")
+            raise _no_object(part, row, columns)
         if row == 1:
             _need_columns(columns, list(record), part.name)
         yield row, record

@@ -181,16 +181,16 @@ def _history(value, unread: collections.Counter) -> list[dict]:
     """Earlier turns as messages: a list of messages, or of pairs of question and answer. Raises NoRow."""
     if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
         return [{"role": role, "content": _text(text, "history")} for pair in value for role, text in zip(("user", "assistant"), pair, strict=True)]
-    return _as_messages(value, None, unread)
+    return _as_messages(value, None, unread, "history is no list of {role, content} or of pairs")
 
 
-def _as_messages(value, role: str | None, unread: collections.Counter) -> list[dict]:
-    """A text as one message of `role` (None: a text is none); a list of messages as {role, content, learnt}. Raises NoRow."""
+def _as_messages(value, role: str | None, unread: collections.Counter, otherwise: str = "messages are no list of {role, content}") -> list[dict]:
+    """A text as one message of `role` (None: a text is none); a list of messages as {role, content, learnt}. Raises NoRow, `otherwise` for neither."""
     if isinstance(value, Unreadable) or (role and isinstance(value, str | bytes)):
         return [{"role": role, "content": _text(value, "a text")}]
     value = () if value is None else value
     if not isinstance(value, list | tuple) or not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in value):
-        raise NoRow("messages are no list of {role, content}")
+        raise NoRow(otherwise)
     found = []
     for message in value:
         for column in (column for column in message if column not in IN_MESSAGES and not _is_empty(message[column])):

@@ -378,3 +378,8 @@ def test_blanks_and_line_breaks_are_a_document_separator_and_nothing_is_none(tmp
         assert data.document_separator == separator
     with pytest.raises(Refusal, match="--document_separator '': empty; give a value"):
         parsed("--document_separator", "")
+
+
+def test_the_name_of_a_text_is_no_task():
+    with pytest.raises(Refusal, match=r"^--tasks short names a text of --texts, which is measured without being a task: leave it out of --tasks"):
+        parse_eval(["--models", "runs/b", "--tasks", "short", "embedded_arithmetic", "--texts", "short=a.txt", "--output_dir", "out"])

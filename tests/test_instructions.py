@@ -177,7 +177,7 @@ def test_odd_rows_are_counted_and_named_and_end_nothing(tmp_path):
     assert [row.name for row in found] == ["rows.jsonl:1", "rows.jsonl:14"]
     expected = {reason: [f"rows.jsonl:{number}"] for number, reason in enumerate(odd, 2)} | {"not UTF-8": ["rows.jsonl:15", "rows.jsonl:16"]}
     expected["weight 0 or train false"].append("rows.jsonl:12")
-    expected["messages are no list of {role, content}"].append("rows.jsonl:13")
+    expected["history is no list of {role, content} or of pairs"] = ["rows.jsonl:13"]
     assert {reason: entry["first"] for reason, entry in skipped.items()} == expected
     with pytest.raises(
         Refusal, match=r"none of its rows is a conversation to learn from: 2 output is int instead of text \(none.jsonl:1, none.jsonl:2\)"

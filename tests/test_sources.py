@@ -123,7 +123,7 @@ def test_a_broken_row_is_refused_with_file_and_row(tmp_path):
     with pytest.raises(Refusal, match=r"rows\.jsonl, row 2 is not JSON"):
         texts_of(source_of(path))
     path.write_text('{"text": "fine"}\n["a list"]\n')
-    with pytest.raises(Refusal, match=r"row 2 is not a JSON object"):
+    with pytest.raises(Refusal, match=r"row 2 is not a JSON object with a column 'text': mend or remove that row\.$"):
         texts_of(source_of(path))
     path.write_text('{"text": 5}\n')
     with pytest.raises(Refusal, match=r"row 1: column 'text' holds int, not text"):
@@ -571,6 +571,12 @@ def test_rows_with_more_fields_than_the_heading_are_counted(tmp_path):
     found = list(sources.resolve(str(tmp_path / "a.csv")).documents(skipped))
     assert [document.text for document in found] == ["whole", "ends with a comma"]
     assert skipped.reasons == {"with more fields than the heading": {"rows": 1, "first": ["a.csv:3"]}}
+
+
+def test_a_json_array_of_lists_is_refused_with_a_way_out(tmp_path):
+    (tmp_path / "rows.json").write_text('[{"text": "fine"}, [1, 2]]')
+    with pytest.raises(Refusal, match=r"rows\.json, row 2 is not a JSON object with a column 'text': mend or remove that row\.$"):
+        texts_of(source_of(tmp_path / "rows.json"))
 
 
 def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
