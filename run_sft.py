@@ -65,7 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     precision.apply(training_args, run_args.precision)
     base = on_main(models.locate, base_args.model_name_or_path, base_args.model_revision)
     tokenizer = models.load_tokenizer(base, base_args.tokenizer_name)
+    own = tokenizer.chat_template
     prompts.set_chat_template(tokenizer, training_args.chat_template_path)
+    if own and training_args.chat_template_path is None and own != tokenizer.chat_template:
+        say(f"format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path {base.folder}/chat_template.jinja)")
     hub_base = base_on_hub(base, hub_args.base_hub_id)
     if publishes and adapter_args.use_lora and hub_base is None:
         raise Refusal(

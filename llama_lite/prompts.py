@@ -8,7 +8,7 @@ import dataclasses
 import re
 
 from .arguments import Refusal
-from .rendering import KNOWN, apply_chat_template, render_jinja_template
+from .rendering import KNOWN, NotRendered, apply_chat_template, render_jinja_template
 
 # The system line and the order of turns are FastChat's vicuna_v1.1; the end-of-text stands where Vicuna has </s>.
 SYSTEM = (
@@ -41,8 +41,8 @@ def vicuna_template(tokenizer) -> str:
 
 
 def set_chat_template(tokenizer, path: str | None = None) -> None:
-    """Give a tokenizer the chat template: Vicuna's, or that of a .jinja file. Raises Refusal for one that does not say what is learnt, and for one
-    whose answers do not end with the end-of-text, inside what is learnt.
+    """Give a tokenizer the chat template: Vicuna's, or that of a .jinja file. Raises Refusal for one that does not say what is learnt, for one
+    whose answers do not end with the end-of-text, inside what is learnt, and for one whose generation prompt is not what stands before an answer.
     """
     if path is None:
         tokenizer.chat_template = vicuna_template(tokenizer)
@@ -57,11 +57,37 @@ def set_chat_template(tokenizer, path: str | None = None) -> None:
             f"--chat_template_path {path} has no {{% generation %}} ... {{% endgeneration %}} around the answer, so nobody can tell what is to be "
             "learnt. Put them there, the end token included, or leave the argument out (Vicuna 1.1)."
         )
+    if "strftime_now" in template:
+        raise Refusal(
+            f"--chat_template_path {path} asks for the time (strftime_now), so no two runs would learn the same text: write the date there."
+        )
     tokenizer.chat_template = template
     try:
         encode(tokenizer, PROBE)
+        _check_generation_prompt(tokenizer)
     except Refusal as error:
         raise Refusal(f"--chat_template_path {path}: {error}") from None
+
+
+def _check_generation_prompt(tokenizer) -> None:
+    """Raise Refusal unless an answer is asked for with what stands before it in training."""
+    asked = apply_chat_template(tokenizer, PROBE[:-1], add_generation_prompt=True)
+    rendered, spans = _rendered(tokenizer, PROBE)
+    trained = rendered[: spans[-1][0]]
+    if asked != trained:
+        at = next((i for i, (a, b) in enumerate(zip(asked, trained, strict=False)) if a != b), min(len(asked), len(trained)))
+        raise Refusal(
+            f"an answer is asked for behind {asked[at:]!r} and learnt behind {trained[at:]!r} (after the same "
+            f"{asked[max(0, at - 20) : at]!r}): with add_generation_prompt the template must write what stands between the question and {{% generation %}}, "
+            "no more and no less."
+        )
+
+
+def _rendered(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
+    """The text of a conversation, and where its answers begin and end in it."""
+    names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    texts, spans = render_jinja_template([messages], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **names)
+    return texts[0], spans[0]
 
 
 def conversation(instruction: str, input: str = "", output: str | None = None) -> list[dict]:
@@ -87,16 +113,20 @@ def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple
 
     The last label of an answer that is learnt is the tokenizer's end-of-text. Raises Refusal where the template makes it otherwise.
     """
-    names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    rendered, spans = render_jinja_template([messages], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **names)
+    rendered, spans = _rendered(tokenizer, messages)
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    if len(spans[0]) != len(answers):
+    if len(spans) != len(answers):
         raise Refusal(
-            f"the chat template marks {len(spans[0])} passages for {len(answers)} answers: put {{% generation %}} ... {{% endgeneration %}} around each "
+            f"the chat template marks {len(spans)} passages for {len(answers)} answers: put {{% generation %}} ... {{% endgeneration %}} around each "
             "answer, and around nothing else."
         )
-    learnt = [span for number, span in zip(answers, spans[0], strict=True) if number >= learn_from and number not in unlearnt]
-    ids = tokenizer(rendered[0], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    place_of = dict(zip(answers, spans, strict=True))
+    for number, message in enumerate(messages):
+        begin, end = place_of.get(number, (0, len(rendered)))
+        if message["content"].strip() not in rendered[begin:end]:
+            raise NotRendered(f"the chat template leaves out what a turn of the {message['role']} says, or a part of it. Let it print the whole `content`.")
+    learnt = [span for number, span in place_of.items() if number >= learn_from and number not in unlearnt]
+    ids = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     labels, place, last = [], 0, {}
     for token, (begin, end) in zip(ids["input_ids"], ids["offset_mapping"], strict=True):
         while place < len(learnt) and begin >= learnt[place][1]:
@@ -106,7 +136,7 @@ def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple
             last[place] = token
     for place, (begin, end) in enumerate(learnt):
         if last.get(place) != tokenizer.eos_token_id:
-            raise Refusal(_no_end(tokenizer.eos_token, rendered[0][begin:end], rendered[0][end:]))
+            raise Refusal(_no_end(tokenizer.eos_token, rendered[begin:end], rendered[end:]))
     return Encoded(ids["input_ids"], labels)
 
 

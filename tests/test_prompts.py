@@ -183,3 +183,42 @@ def test_special_tokens_in_the_text_are_seen():
 @pytest.mark.parametrize("answer, kept", [("Fine.", True), ("  ", False), ("Fine. USER: and?", False), ("ASSISTANT: no", False)])
 def test_the_format_of_an_answer(answer, kept):
     assert prompts.kept_format(answer) is kept
+
+
+GENERATION = "{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}"
+
+
+@pytest.mark.parametrize(
+    "asks, trained",
+    [
+        ("A: <think>\n\n</think>\n", "A: "),  # more than was trained
+        ("A:", "A: "),  # less
+        ("", "A: "),  # add_generation_prompt is passed over
+    ],
+)
+def test_an_answer_is_asked_for_with_what_stands_before_it_in_training(tmp_path, asks, trained):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }}\n{% else %}"
+        + f"{trained}{GENERATION}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
+    )
+    with pytest.raises(Refusal, match=r"own.jinja: an answer is asked for behind .* and learnt behind"):
+        prompts.set_chat_template(gpt2_tokenizer(), str(path))
+    path.write_text(path.read_text().replace(f"prompt %}}{asks}{{%", f"prompt %}}{trained}{{%"))
+    prompts.set_chat_template(gpt2_tokenizer(), str(path))
+
+
+def test_what_a_template_leaves_out_or_takes_from_the_clock_is_refused(tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(template("{{ eos_token }}{% endgeneration %}").replace("{{ m['content'] }}{{ eos", "{{ m['content'].split('<sep>')[-1] }}{{ eos"))
+    tokenizer = gpt2_tokenizer()
+    prompts.set_chat_template(tokenizer, str(path))
+    with pytest.raises(Refusal, match="the chat template leaves out what a turn of the assistant says, or a part of it"):
+        prompts.encode(tokenizer, prompts.conversation("Name two.", "", "First<sep>second"))
+    with pytest.raises(Refusal, match="the chat template leaves out what a turn of the system says"):
+        path.write_text(path.read_text().replace("{% if m['role'] == 'user' %}", "{% if m['role'] == 'system' %}{% elif m['role'] == 'user' %}"))
+        prompts.set_chat_template(tokenizer, str(path))
+        prompts.encode(tokenizer, [{"role": "system", "content": "In verse."}, *ONE])
+    path.write_text("{{ strftime_now('%H') }}" + template("{{ eos_token }}{% endgeneration %}"))
+    with pytest.raises(Refusal, match="asks for the time"):
+        prompts.set_chat_template(tokenizer, str(path))
