@@ -124,7 +124,9 @@ def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple
     for number, message in enumerate(messages):
         begin, end = place_of.get(number, (0, len(rendered)))
         if message["content"].strip() not in rendered[begin:end]:
-            raise NotRendered(f"the chat template leaves out what a turn of the {message['role']} says, or a part of it. Let it print the whole `content`.")
+            raise NotRendered(
+                f"the chat template leaves out what a turn of the {message['role']} says, or a part of it. Let it print the whole `content`."
+            )
     learnt = [span for number, span in place_of.items() if number >= learn_from and number not in unlearnt]
     ids = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     labels, place, last = [], 0, {}

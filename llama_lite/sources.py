@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from .arguments import Refusal
+from .folders import kind_of_folder
 from .formats import (
     ARROW_KINDS,
     BYTE_ORDER_MARKS,
@@ -43,6 +44,7 @@ from .formats import (
 from .installed import INSTALLED, installed_files, package_root
 from .runs import read_json, say, sha256, write_json
 
+WRITTEN = ("pretrain", "sft", "eval", "study", "prepared", "curated", "begun", "unknown run")  # kinds of folders that are no text of anybody's
 PASSED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
 HEAD = 2**16  # bytes by which a file is judged
 TEXT_COLUMNS = "text content body document article story markdown code message raw_content".split()
@@ -154,7 +156,8 @@ def _local_source(dataset: str, split: str, text_column, encoding, file_types, o
         elif saved and os.path.basename(name) in RECORDS_OF_ARROW:
             passed.append((name, "a record of `save_to_disk`"))
         elif os.path.exists(name) and not os.path.isfile(name):
-            passed.append((name, "this user may not read it" if os.path.isdir(name) else "a pipe, a socket or a device"))
+            why = "what this project writes" if _is_written(name) else "this user may not read it"
+            passed.append((name, why if os.path.isdir(name) else "a pipe, a socket or a device"))
         elif why := absent(name):
             gone.append((printable(relative), why))
         else:
@@ -277,12 +280,24 @@ def _holds(path: str, separator: str, most: int | None) -> bool:
     return False
 
 
+def _is_written(path: str) -> bool:
+    """Whether a folder holds what this project writes: runs, prepared and curated text, evaluations, studies."""
+    with contextlib.suppress(PermissionError):
+        return kind_of_folder(path) in WRITTEN
+    return False
+
+
 def _walk(folder: str) -> list[str]:
-    """Every file of a folder that is not hidden, by name, and every folder that cannot be read; links are followed, each folder once."""
+    """Every file of a folder that is not hidden, by name, and every folder that cannot be read or that this project writes to; links are followed,
+    each folder once.
+    """
     found, closed, seen = [], [], set()
     for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(error.filename)):
         real = os.path.realpath(place)
         folders[:] = [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in PASSED_FOLDERS)
+        written = [name for name in folders if _is_written(os.path.join(place, name))]
+        folders[:] = [name for name in folders if name not in written]
+        closed.extend(os.path.join(place, name) for name in written)
         if real not in seen:
             found += [os.path.join(place, name) for name in names if name[0] != "."]
         seen.add(real)

@@ -44,7 +44,7 @@ def commands(pretrain, sft, settings, base, tmp_path):
     import run_eval
     import run_study
 
-    study = {"title": "T", "script": "run_pretrain.py", "reference": "a", "seeds": [1], "arms": {"a": {"set": {"seed": 1}}}}
+    study = {"title": "T", "script": "run_pretrain.py", "reference": "a", "seeds": [1], "arms": {"a": {"set": {"max_grad_norm": 1}}}}
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "config": str(tmp_path / "base.yaml")}))
     return {

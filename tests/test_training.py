@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import log_of, same_tensors, tensors_of
 
+from llama_lite import sources
 from llama_lite.arguments import Refusal
 from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl
 
@@ -343,3 +344,18 @@ def test_tasks_watched_while_training_disturb_nothing(pretrain, whole_run, tmp_p
     assert log_of(run) == log_of(whole) and same_tensors(run / "checkpoint-12/optimizer.safetensors", whole / "checkpoint-12/optimizer.safetensors")
     with pytest.raises(Refusal, match="no such task"):
         pretrain(tmp_path / "other", eval_tasks=["helaswag"])
+
+
+def test_a_run_that_lies_in_its_own_text_goes_on(pretrain, text, tmp_path, capsys):
+    """Its folder, its tokens and its curated text are no text."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "text.jsonl").write_bytes(text.read_bytes())
+    places = {"dataset": str(folder), "prepared_dir": str(folder / "data" / "tokens"), "curated_dir": str(folder / "data" / "curated")}
+    changes = {**places, "min_characters": 10, "eval_strategy": "no", "sample_tokens": 0}
+    run = pretrain(folder / "runs" / "one", **changes, max_steps=2)
+    capsys.readouterr()
+    pretrain(run, "--allow_changes", "max_steps", **changes, max_steps=3)
+    told = capsys.readouterr().out
+    assert "start     step 2" in told and read_json(run / "status.json") == {"status": "finished", "code": 0, "step": 3, "reason": ""}
+    assert sources.resolve(str(folder)).record["not_read"]["why"].count("what this project writes") == 3
