@@ -218,9 +218,10 @@ def trial(name: str, work: Path, arguments) -> dict:
         return found | ({"said": told[-1500:]} if code else {})
     found["bits_per_byte"], found["finished"] = (re.search(p, told).group(1) for p in (r"\(([\d.]+) bits", r"finished +(.*)"))
     tune, evaluate = (line.removeprefix("next").strip() for line in told.split("\nnext ")[1].splitlines()[:2])
+    evaluate = evaluate.replace("--limit 100", "--limit 10")
     for step, line, extra in (
         ("tune", tune, ["--hours", str(arguments.hours)] if arguments.hours else []),
-        ("evaluate", evaluate, ["--limit", "10"]),
+        ("evaluate", evaluate, []),
     ):
         code, told, seconds = run([*here(line), *extra], work)
         found[step] = code
