@@ -205,9 +205,11 @@ def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
 
 
 def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sft, base, tmp_path):
-    models = evaluation.expand([f"{whole_run}@step-*", f"{base}+{whole_sft}", str(whole_sft)])
+    models = [*evaluation.expand([f"{whole_run}@step-*", f"{base}+{whole_sft}"]), *evaluation.expand([str(whole_sft)])]
     assert [(model.step, model.tokens) for model in models] == [(10, 10240), (12, 12288), (8, models[2].tokens), (8, models[2].tokens)]
     assert models[2].tokens > 1000 and models[2].adapter.folder == whole_sft and models[3].base.folder == base
+    with pytest.raises(Refusal, match="is one model, given twice"):
+        evaluation.expand([f"{base}+{whole_sft}", str(whole_sft)])
     out = evaluate(tmp_path / "out", models=[f"{base}", f"{base}+{whole_sft}"], apply_chat_template=False)
     rows = {row["model"]: row for row in table(out) if row["metric"] == "bits_per_byte"}
     assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"]["adapter"] == str(whole_sft)
