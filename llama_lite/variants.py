@@ -98,7 +98,7 @@ def derive(
 
     config, examples = task.config, {"fewshot_split": "test"}
     if task.fewshot_cfg.split != config.test_split and (there := task.fewshot_docs()) is not None:
-        examples = {"fewshot_config": {"sampler": (config.fewshot_config or {}).get("sampler", "default"), "samples": list(there)}}
+        examples = {"fewshot_config": {"sampler": task.fewshot_cfg.sampler, "samples": list(there)}}
     derived = make(
         name,
         list(task.eval_docs),

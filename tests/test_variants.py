@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_lite import evaluation, harness, tasks, variants
@@ -32,6 +33,17 @@ def test_the_identity_is_the_task_bit_for_bit(lm, task):
         assert [(s["nats"], s["meant"], s["metrics"], s["item"], s["prompt"]) for s in first] == [
             (s["nats"], s["meant"], s["metrics"], s["item"], s["prompt"]) for s in second
         ]
+
+
+def test_a_task_keeps_the_examples_and_the_sampler_that_are_its_own():
+    """ARC's come from its training split, by lm-eval's own configuration of few-shot examples."""
+    (arc,) = tasks.build(["arc_easy"], {"arc_easy": str(ROOT / "tests/compatibility/inputs/arc_easy")}, {"arc_easy": 2}, False)
+    (leaf,) = arc.leaves.values()
+    for found in (variants.sensitivity(arc, 0, False), variants.robustness(arc, 0)):
+        assert len(found) > 5
+        for one in found:
+            derived = next(iter(one.leaves.values()))
+            assert derived.fewshot_cfg.sampler == leaf.fewshot_cfg.sampler and len(list(derived.fewshot_docs())) == len(leaf.fewshot_docs()) > 2
 
 
 def test_variants_differ_in_one_thing_and_keep_the_items(lm, task):
