@@ -82,14 +82,12 @@ def model_digest(folder: Path) -> str:
 
 def load_tokenizer(located: Located, other: str | None = None):
     """The tokenizer of a model, or the one named by `other` (`gpt2`, a folder, a Hub id). Raises Refusal."""
-    from transformers import AutoTokenizer
-
     from . import tokenizers
 
     if other:
         return tokenizers.load_tokenizer(other)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=False)
+        tokenizer = tokenizers.read_tokenizer(located.folder)
     except Exception as error:  # the tokenizers library raises bare ones
         check_native(located, "tokenizer_config.json")
         raise Refusal(f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name, e.g. gpt2.") from None
