@@ -189,7 +189,7 @@ def test_such_a_run_of_an_earlier_version_goes_on_with_a_warning_and_is_exported
     assert "WARNING   --model_config" not in capsys.readouterr().out
     learnt = ids_of(Path(settings["prepared_dir"]) / "tokenizer")
     assert ids_of(run) == learnt
-    pretrain(run, model_config=config, max_steps=4, sample_tokens=0, allow_changes=["max_steps"])
+    pretrain(run, model_config=config, max_steps=4, sample_tokens=0, allow_changes="max_steps")
     assert "WARNING   --model_config" in (said := capsys.readouterr().out) and "PreTrainedTokenizerFast.from_pretrained reads the model's own" in said
     assert ids_of(run) == learnt
     loaded = models.load_tokenizer(models.locate(str(run)))
