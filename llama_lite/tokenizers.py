@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,6 +182,9 @@ class Encoder:
         self.fast = _tiktoken_encoding(tokenizer, self.GPT2_PATTERN, {self.BETWEEN: self.end})
         if self.fast and not self._is_same():
             self.fast = None
+        self.special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content}
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self.spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def __call__(self, text: str) -> np.ndarray:
         """uint32 ids of one text, without end-of-text."""
@@ -189,6 +193,12 @@ class Encoder:
             self.slow_documents += bool(self.fast)
             ids = self._slow_ids(text)
         return np.asarray(ids, dtype=np.uint32)
+
+    def spells_special(self, text: str, ids: np.ndarray) -> int:
+        """Whether a text spells out a special token: 0 no, 1 in ordinary tokens, 2 and its ids hold the special id itself (as Unigram vocabularies may)."""
+        if not self.spelled.search(text):
+            return 0
+        return 1 + bool(np.isin(ids, [self.special[token] for token in set(self.spelled.findall(text))]).any())
 
     def _slow_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
