@@ -15,6 +15,7 @@ from .runs import say_once
 from .sources import absent
 
 TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` learns from
+LONGEST_WORD = 1000  # byte characters that the trainer takes as one word: its time grows with the square of a word's length
 END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what `--tokenizer train` learns
 
 
@@ -30,7 +31,10 @@ def gpt2_tokenizer():
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int):
-    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the same."""
+    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the same.
+
+    Words longer than LONGEST_WORD (base64, minified code, rows of blanks) are learnt from in pieces of that length, and encoded whole.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -43,7 +47,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
             left -= len(text)
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(length=LONGEST_WORD)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -52,6 +57,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
         show_progress=False,
     )
     tokenizer.train_from_iterator(limited(), trainer)
+    tokenizer.pre_tokenizer = words
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
 

@@ -57,6 +57,20 @@ def test_fast_encoder_on_real_text_with_a_learnt_vocabulary(text):
         assert encode(document).tolist() == tokenizer(document, split_special_tokens=True, add_special_tokens=False)["input_ids"]
 
 
+def test_a_very_long_word_is_learnt_from_in_pieces_and_encoded_whole():
+    """The trainer's work on a word grows with the square of its length: it gets none above LONGEST_WORD. A pair across two pieces is none that it sees."""
+    piece = "z" + "x" * (tokenizers.LONGEST_WORD - 2) + "q"
+    long = piece * 20
+    learnt, of_pieces = (tokenizers.train_tokenizer(iter(texts), 290) for texts in ([long], [piece] * 20))
+    assert tokenizers.tokenizer_record(learnt) == tokenizers.tokenizer_record(of_pieces)
+    assert "xx" in learnt.get_vocab() and not any("qz" in token for token in learnt.get_vocab())
+    assert learnt.backend_tokenizer.pre_tokenizer.pre_tokenize_str(long) == [(long, (0, len(long)))]
+    encode = tokenizers.Encoder(learnt)
+    assert encode.fast is not None and encode(long).tolist() == own_ids(learnt, long)
+    whole = tokenizers.train_tokenizer(iter(["qz" * 20]), 290)
+    assert "qz" in whole.get_vocab()  # where it is within a word
+
+
 def own_ids(tokenizer, text):
     return tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]
 
