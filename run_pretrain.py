@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.speed import compile_layers, settle_cpu, switch_on
     from llama_lite.suggest import write_suggestion
-    from llama_lite.tokenizers import tokenizer_record
+    from llama_lite.tokenizers import check_stock, load_tokenizer, tokenizer_record, tokenizer_to_be
     from llama_lite.tokens import describe, verify_prepared
     from llama_lite.windows import TokenWindows, collate
 
@@ -87,12 +87,18 @@ def main(argv: list[str] | None = None) -> None:
         check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
         return config, plan
 
+    def check_tokenizer(config, tokens: dict) -> None:
+        """That others who load the model get its tokenizer. Raises Refusal."""
+        found = tokenizer_to_be(data_args.tokenizer) if "estimated" in tokens else load_tokenizer(f"{data_args.prepared_dir}/tokenizer")
+        check_stock(f"--model_config {model_args.model_config}", config, found, begins=not derivation().recorded)
+
     # ---- Plan without touching anything ----
     if run_args.dry_run or run_args.suggest:
         reasons, tokens = settle()
         if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
             on_main(verify_prepared, Path(data_args.prepared_dir), on_main(prepare, data_args, rules, text, claimed), "sizes")
         config, plan = plan_of(tokens, planned.processes)
+        on_main(check_tokenizer, config, tokens)
         fused = run_args.fused_loss and not run_args.plan_launch
         told, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
         say("\n".join([describe(tokens), *plan.lines(), *told]))
@@ -135,7 +141,9 @@ def main(argv: list[str] | None = None) -> None:
         if tokens_hub:
             data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
         _, tokens = settle()
-        _, plan = plan_of(derive.at_most(tokens))
+        config, plan = plan_of(derive.at_most(tokens))
+        if "estimated" in tokens:
+            on_main(check_tokenizer, config, tokens)
         needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
         on_main(check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed)
         manifest, folder = on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
@@ -151,6 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         if "estimated" in tokens:
             settle()  # now that they are counted
         config, plan = plan_of(manifest)
+        on_main(check_tokenizer, config, manifest)
         check_prompts(run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, context_of(config) or math.inf)
         forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
         if run_args.strict_plan and (problems := on_main(forecast, *forecasted)[1]):

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
     from llama_lite.speed import settle_cpu
     from llama_lite.suggest import write_suggestion
-    from llama_lite.tokenizers import tokenizer_record
+    from llama_lite.tokenizers import check_stock, tokenizer_record
 
     check_launch(training_args, shards=False)
     idle_gpus = use_one_gpu(training_args, "run_sft.py")
@@ -111,6 +111,8 @@ def main(argv: list[str] | None = None) -> None:
     examples = on_main(instructions.encode, rows, tokenizer, skipped)
     instructions.need_rows(examples, examples, 1, skipped)
     config = models.load_config(base)
+    if not adapter_args.use_lora or adapter_args.merge_adapter:
+        on_main(check_stock, base.name, config, tokenizer, False)
     batches = tuning.Batches()
     if not row_args.show_example:
         model = models.load_model(base)

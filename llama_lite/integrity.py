@@ -69,6 +69,8 @@ def _check_adapter(name: str, objects: dict, shapes: dict) -> None:
                 raise Refusal(f"{file} of {name} has {key} {record[key]!r}, which is no text. {ELSEWHERE}")
     if "base.json" in objects and not isinstance(base.get("sha256"), str):
         raise Refusal(f"base.json of {name} does not say of which weights it is (sha256). {ELSEWHERE}")
+    if not isinstance(base.get("config", {}), dict):
+        raise Refusal(f"base.json of {name} has config {base['config']!r}, which are no fields. {ELSEWHERE}")
     pattern = config.get("rank_pattern") or {}
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     for rank in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])):

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
 
@@ -21,7 +22,13 @@ from .tokenizers import vocabulary_size
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 VOLATILE_ADAPTER = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")  # of adapter_config.json: its place
-BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to
+BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to, and what their config makes of them
+# Fields of a config that weights do not depend on: the length of the vocabulary (padding, held against the tensors) and of the context, ids, what only
+# training uses (dropout, initial values, router losses), and how it is computed.
+FREE_FIELDS = re.compile(
+    r"^(vocab_size|n_positions|max_position_embeddings|max_seq_len|n_ctx|\w+_token_id|\w*(dropout|pdrop|drop|initializer\w*|init_std)|router_aux_loss_coef|output_\w+|"
+    rf"pretraining_tp|problem_type|return_dict|chunk_size_feed_forward|is_encoder_decoder|id2label|label2id|{'|'.join(VOLATILE_CONFIG)})$"
+)
 PROBED = 1e-5  # of the largest number, in float32: what another order of additions changes
 UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more than this is another tokenizer's
 
@@ -82,14 +89,12 @@ def model_digest(folder: Path) -> str:
 
 def load_tokenizer(located: Located, other: str | None = None):
     """The tokenizer of a model, or the one named by `other` (`gpt2`, a folder, a Hub id). Raises Refusal."""
-    from transformers import AutoTokenizer
-
     from . import tokenizers
 
     if other:
         return tokenizers.load_tokenizer(other)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(located.folder, trust_remote_code=False)
+        tokenizer = tokenizers.read_tokenizer(located.folder)
     except Exception as error:  # the tokenizers library raises bare ones
         check_native(located, "tokenizer_config.json")
         raise Refusal(f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name, e.g. gpt2.") from None
@@ -297,17 +302,31 @@ def mended(config, begin: int, end: int) -> str | None:
 
 
 def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict:
-    """`base.json` of an adapter: the digest of its base's weights, and where on the Hub they are."""
-    return {"sha256": weights_digest(base.folder), "hub_id": hub_id, "revision": revision}
+    """`base.json` of an adapter: the digest of its base's weights, what of its config they depend on, and where on the Hub they are."""
+    return {"sha256": weights_digest(base.folder), "config": counted_fields(base), "hub_id": hub_id, "revision": revision}
+
+
+def counted_fields(located: Located) -> dict:
+    """The fields of a model's config that decide what its weights compute (rotations, epsilons, heads), as JSON has them. Raises Refusal."""
+    fields = load_config(located).to_dict()
+    return json.loads(json.dumps({name: value for name, value in fields.items() if not FREE_FIELDS.search(name)}, default=str))
 
 
 def check_base(adapter: Located, base: Located) -> None:
-    """Raise Refusal when an adapter was made for other weights than `base`'s."""
+    """Raise Refusal when an adapter was made for other weights than `base`'s, or for the same with another config, where its record says that."""
     record = read_json(adapter.folder / BASE_RECORD)
     if record:
         if record["sha256"] != weights_digest(base.folder):
             made_for = f"{record['hub_id']}@{record['revision']}" if record["hub_id"] else "other weights"
             raise Refusal(f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256 differ).")
+        then = record.get("config", {})  # which the first versions did not record
+        now = counted_fields(base) if then else {}
+        other = [f"{name} was {then[name]} and is {now[name]}" for name in sorted(then.keys() & now.keys()) if then[name] != now[name]]
+        if other:
+            raise Refusal(
+                f"the adapter {adapter.name} was made for the weights of {base.name} with another config ({'; '.join(other)}): give the base with the "
+                "config that it had."
+            )
         return
     named = (read_json(adapter.folder / "adapter_config.json") or {}).get("base_model_name_or_path")
     if named not in (base.name, base.repo):

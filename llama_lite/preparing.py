@@ -335,6 +335,8 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
     say(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
     for line in skipped_lines(writer.skipped):
         say(f"not read  {line}")
+    if line := special_line(writer.counts):
+        say(line)
     if not writer.total:
         _refuse_empty(folder, data, writer.skipped)
     if not writer.splits["train"]:
@@ -362,6 +364,17 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
     manifest = seal({**manifest, "baselines": baselines(folder, manifest)})
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def special_line(counts: dict) -> str | None:
+    """What to say of documents that spell out a special token of the tokenizer; None where there are none."""
+    spelled, as_ids = counts["special_text_documents"], counts["special_id_documents"]
+    if as_ids:
+        return (
+            f"WARNING   {as_ids:,} of {counts['documents']:,} documents spell out a special token, and this tokenizer gives it the special id itself: to the "
+            "model it is a real one. Take it out of the text, or choose another tokenizer."
+        )
+    return f"special   {spelled:,} of {counts['documents']:,} documents spell out a special token: it is read as ordinary text" if spelled else None
 
 
 def _beyond_repair(folder: Path, why: str) -> Refusal:

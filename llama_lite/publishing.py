@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig
 
 from model_card import card
 from model_card.card import YOURS, renew
@@ -32,7 +32,7 @@ from .arguments import Refusal
 from .hub import STEP, NoAnswer, NotAllowed, Reference, fetch, files_of, nothing_private, reason, refs_of, token, translated
 from .plan import is_published
 from .runs import append_jsonl, csv_text, flush_folder, read_json, read_jsonl, say, sha256, write_json, write_text
-from .tokenizers import vocabulary_size
+from .tokenizers import read_tokenizer, vocabulary_size
 
 FORMAT = "llama_lite.revision/1"
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
@@ -54,7 +54,7 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
     Works on files alone, so that training goes on meanwhile. Same checkpoint, same bytes.
     """
     checkpoint, folder = Path(checkpoint), Path(folder)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    tokenizer = read_tokenizer(checkpoint)
     rows, end = vocabulary_size(tokenizer), tokenizer.eos_token_id
     begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     padding = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -112,8 +112,7 @@ def export_adapter(checkpoint: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("adapter_model.safetensors", "adapter_config.json", "base.json"):
         shutil.copyfile(checkpoint / name, folder / name)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
-    tokenizer.save_pretrained(folder)
+    read_tokenizer(checkpoint).save_pretrained(folder)
     flush_folder(folder)
 
 

@@ -5,14 +5,13 @@ All of it happens on rank 0, before any model is made.
 
 import contextlib
 import dataclasses
-import re
 from pathlib import Path
 
 from . import block_attention, checkpoints, integrity, publishing, pulling, training
 from .arguments import Refusal, names
 from .folders import check_folder
 from .hub import NoAnswer, NotAllowed, reference
-from .models import mended
+from .models import FREE_FIELDS, mended
 from .plan import load_model_config
 from .runs import RANK, Interrupted, RunFolder, on_main, read_json, say, write_json
 from .schedules import SHARDED_OPTIMIZERS as ADAMW
@@ -131,12 +130,6 @@ OLD_DEFAULTS = {  # by kind: arguments that a run without `settings` in its reco
     },
 }
 SWITCHES = ("compile_layers", "fused_loss")
-# Fields of a config that weights do not depend on: the length of the vocabulary (padding, held against the tensors) and of the context, ids, what only
-# training uses (dropout, initial values, router losses), and how it is computed.
-FREE_FIELDS = re.compile(
-    r"^(vocab_size|n_positions|max_position_embeddings|max_seq_len|n_ctx|\w+_token_id|\w*(dropout|pdrop|drop|initializer\w*|init_std)|router_aux_loss_coef|output_\w+|"
-    rf"pretraining_tp|problem_type|return_dict|chunk_size_feed_forward|is_encoder_decoder|id2label|label2id|{'|'.join(checkpoints.VOLATILE_CONFIG)})$"
-)
 
 
 def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:

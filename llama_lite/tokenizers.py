@@ -3,15 +3,19 @@
 import hashlib
 import importlib.util
 import json
+import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from .arguments import Refusal
+from .runs import say_once
 from .sources import absent
 
 TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` learns from
+LONGEST_WORD = 1000  # byte characters that the trainer takes as one word: its time grows with the square of a word's length
 END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what `--tokenizer train` learns
 
 
@@ -27,7 +31,10 @@ def gpt2_tokenizer():
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int):
-    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the same."""
+    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the same.
+
+    Words longer than LONGEST_WORD (base64, minified code, rows of blanks) are learnt from in pieces of that length, and encoded whole.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -40,7 +47,8 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
             left -= len(text)
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(length=LONGEST_WORD)])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -49,21 +57,81 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
         show_progress=False,
     )
     tokenizer.train_from_iterator(limited(), trainer)
+    tokenizer.pre_tokenizer = words
     names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
+
+
+def read_tokenizer(name: str | Path):
+    """The tokenizer of a folder or Hub id as its tokenizer.json defines it: AutoTokenizer's, if that gives the same ids, else the plain one.
+
+    AutoTokenizer lets some kinds of model (transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, such as qwen2) override the class that
+    tokenizer_config.json names, and that class brings a pre-tokenizer of its own. Raises what transformers and tokenizers raise.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if (
+        not found.is_fast
+        or type(found) is PreTrainedTokenizerFast
+        or not cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    ):
+        return found
+    defined = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    for token, content in found.special_tokens_map.items():  # which a class knows without being told
+        if isinstance(content, str) and getattr(defined, token) is None and content in defined.get_vocab():
+            setattr(defined, token, content)
+    if _gives_same(found, defined):
+        return found
+    kind = type(found).__name__
+    say_once(kind, f"tokenizer {name}: AutoTokenizer makes it a {kind}, which gives other ids than its tokenizer.json; tokenizer.json counts")
+    return defined
+
+
+def _gives_same(first, second) -> bool:
+    """Whether two tokenizers give Encoder.SAMPLE the same ids, and these the same text."""
+    ids, others = (tokenizer(Encoder.SAMPLE, add_special_tokens=False)["input_ids"] for tokenizer in (first, second))
+    texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for tokenizer in (first, second)]
+    return ids == others and texts[0] == texts[1] and first.eos_token_id == second.eos_token_id
+
+
+def stock_class(config, tokenizer) -> str | None:
+    """The class that AutoTokenizer makes of this tokenizer beside this config, if it gives other ids or cannot be built; None where all is well."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        try:
+            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # a class that knows no such vocabulary
+            return f"a class that cannot hold it ({' '.join(str(error).split())[:100]})"
+    return None if _gives_same(found, tokenizer) else type(found).__name__
+
+
+def check_stock(name: str, config, tokenizer, begins: bool) -> None:
+    """Raise Refusal where AutoTokenizer would load another tokenizer beside this config than this one, for a run that begins; others are warned."""
+    if found := stock_class(config, tokenizer):
+        kind = config.model_type
+        told = f"{name} ({kind}): beside a {kind} model, AutoTokenizer of transformers makes every tokenizer {found}, with other ids than the run's"
+        if begins:
+            raise Refusal(
+                f"{told}, so nobody else could use the model. Give a config of another kind (llama, mistral, qwen3), or --tokenizer FOLDER with the "
+                f"tokenizer of a {kind} model."
+            )
+        say_once(told, f"WARNING   {told}: PreTrainedTokenizerFast.from_pretrained reads the model's own.")
 
 
 def load_tokenizer(name: str):
     """The tokenizer of `--tokenizer gpt2`, a folder, or a Hub id. Raises Refusal."""
     if name == "gpt2":
         return gpt2_tokenizer()
-    from transformers import AutoTokenizer
-
     for path in sorted(Path(name).glob("*")):
         if path.suffix in (".json", ".model", ".txt") and (why := absent(str(path))):
             raise Refusal(f"--tokenizer {name}: {path.name} is {why}.")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = read_tokenizer(name)
     except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json, transformers a dozen kinds
         reason = " ".join(str(error).split())[:300]
         raise Refusal(f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({reason})") from None
@@ -71,6 +139,11 @@ def load_tokenizer(name: str):
         raise Refusal(f"--tokenizer {name} has no end-of-text token, which separates documents.")
     check_usable(f"--tokenizer {name}", tokenizer)
     return tokenizer
+
+
+def tokenizer_to_be(name: str | None):
+    """The tokenizer of `--tokenizer`; for `train`, before there is one, a small one of the same make. Raises Refusal."""
+    return train_tokenizer(iter([Encoder.SAMPLE]), 257) if name in (None, "train") else load_tokenizer(name)
 
 
 def check_usable(name: str, tokenizer) -> None:
@@ -115,6 +188,9 @@ class Encoder:
         self.fast = _tiktoken_encoding(tokenizer, self.GPT2_PATTERN, {self.BETWEEN: self.end})
         if self.fast and not self._is_same():
             self.fast = None
+        self.special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content}
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self.spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
     def __call__(self, text: str) -> np.ndarray:
         """uint32 ids of one text, without end-of-text."""
@@ -123,6 +199,12 @@ class Encoder:
             self.slow_documents += bool(self.fast)
             ids = self._slow_ids(text)
         return np.asarray(ids, dtype=np.uint32)
+
+    def spells_special(self, text: str, ids: np.ndarray) -> int:
+        """Whether a text spells out a special token: 0 no, 1 in ordinary tokens, 2 and its ids hold the special id itself (as Unigram vocabularies may)."""
+        if not self.spelled.search(text):
+            return 0
+        return 1 + bool(np.isin(ids, [self.special[token] for token in set(self.spelled.findall(text))]).any())
 
     def _slow_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]

@@ -24,6 +24,7 @@ from .tokenizers import Encoder, tokenizer_record, vocabulary_size
 
 FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # /1 counted recipe and records into the fingerprint
 IN_FLIGHT = 3  # parts a worker has waiting or done: bounds memory whatever the corpus
+NO_DOCUMENTS = dict.fromkeys(("documents", "slow_documents", "special_text_documents", "special_id_documents"), 0)
 BEGINNING = {"file": 0, "part": 0, "document": 0, "tokens": 0}
 HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the first step
 
@@ -35,7 +36,7 @@ HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the
 class EncodedPart:
     """The documents of one part of a file: document i is ids[ends[i - 1] : ends[i]], which begin with end-of-text.
 
-    `sizes` are their UTF-8 bytes, `slow` is true where the tokenizer itself had to encode one.
+    `sizes` are their UTF-8 bytes, `slow` is true where the tokenizer itself had to encode one, `special` is `Encoder.spells_special` of each.
     `skipped` holds, for some i, the counts of rows without text before document i; behind the last document stands an
     empty one where such rows end the part.
     """
@@ -46,6 +47,7 @@ class EncodedPart:
     ends: np.ndarray
     sizes: np.ndarray
     slow: np.ndarray
+    special: np.ndarray
     skipped: dict[int, dict]
 
 
@@ -95,10 +97,12 @@ def _encode_part(part: Part):
         texts.append(document.text)
     ids, ends, slow = _worker["encode"].batch(texts)
     sizes = [len(text.encode()) for text in texts]
+    begins = np.append(0, ends)
+    special = [_worker["encode"].spells_special(text, ids[begins[i] + 1 : ends[i]]) for i, text in enumerate(texts)]
     if skipped.reasons:
         before[len(texts)] = skipped.take()
-        ends, sizes, slow = [*ends, len(ids)], [*sizes, 0], [*slow, False]
-    return ids.astype(_worker["dtype"]), np.array(ends, np.int64), np.array(sizes, np.int64), np.array(slow, bool), before
+        ends, sizes, slow, special = [*ends, len(ids)], [*sizes, 0], [*slow, False], [*special, 0]
+    return ids.astype(_worker["dtype"]), np.array(ends, np.int64), np.array(sizes, np.int64), np.array(slow, bool), np.array(special, np.int8), before
 
 
 class ShardWriter:
@@ -117,7 +121,7 @@ class ShardWriter:
             saved = {}
         self.splits = saved.get("splits", {"validation": [], "train": []})
         self.position = saved.get("position", dict(BEGINNING))
-        self.counts = saved.get("counts", {"documents": 0, "slow_documents": 0})
+        self.counts = NO_DOCUMENTS | saved.get("counts", {})
         self.skipped = saved.get("skipped", {})
         self._start_at_first_damaged(saved.get("marks", []))
         self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
@@ -147,7 +151,7 @@ class ShardWriter:
                 self.splits[mark["split"]].append(mark["shard"])
             last = self.marks[-1] if self.marks else None
             self.position = dict(last["position"] if last else BEGINNING)
-            self.counts = dict(last["counts"]) if last else {"documents": 0, "slow_documents": 0}
+            self.counts = NO_DOCUMENTS | (last["counts"] if last else {})
             self.skipped = json.loads(json.dumps(last["skipped"])) if last else {}
 
     @property
@@ -172,8 +176,7 @@ class ShardWriter:
         if first == at == 0 and len(batch.ids) < self._room:
             self._append(batch.ids)
             self.text_bytes += int(batch.sizes.sum())
-            self.counts["documents"] += int((batch.sizes > 0).sum())
-            self.counts["slow_documents"] += int(batch.slow.sum())
+            self._count(batch, slice(None))
             if batch.skipped:
                 self.skipped = merge_skipped([self.skipped, *(batch.skipped[i] for i in sorted(batch.skipped))])
             return len(batch.ids)
@@ -183,6 +186,13 @@ class ShardWriter:
                 break
             self._add_document(batch, number, at if number == first else 0)
         return self.total + self.filled - before
+
+    def _count(self, batch: EncodedPart, taken: slice) -> None:
+        """Count the documents `taken` of a part."""
+        self.counts["documents"] += int((batch.sizes[taken] > 0).sum())
+        self.counts["slow_documents"] += int(batch.slow[taken].sum())
+        self.counts["special_text_documents"] += int((batch.special[taken] > 0).sum())
+        self.counts["special_id_documents"] += int((batch.special[taken] == 2).sum())
 
     def _append(self, ids: np.ndarray) -> None:
         if self.buffer is None:
@@ -194,8 +204,7 @@ class ShardWriter:
         """Append document `number` of a part from its token `at` on, over as many shards as it takes."""
         ids = batch.ids[batch.ends[number - 1] if number else 0 : batch.ends[number]]
         if at == 0:
-            self.counts["documents"] += bool(len(ids))
-            self.counts["slow_documents"] += bool(batch.slow[number])
+            self._count(batch, slice(number, number + 1))
             if number in batch.skipped:
                 self.skipped = merge_skipped([self.skipped, batch.skipped[number]])
         while at < len(ids) and not self.full:

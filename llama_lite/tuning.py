@@ -64,10 +64,12 @@ def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None
 
 
 def merge(base: models.Located, adapter: Path, tokenizer, dtype: str, folder: Path) -> None:
-    """Base and adapter as one model in `folder`, its weights in `dtype`; added in float32."""
+    """Base and adapter as one model in `folder`, its weights in `dtype`; added in float32. Raises Refusal for a base that the adapter was not made for."""
+    tuned = models.Located(str(adapter), adapter)
+    models.check_base(tuned, base)
     model = models.load_model(base)
     models.mend_ids(model, tokenizer)
-    merged = models.attach(model, models.Located(str(adapter), adapter)).merge_and_unload()
+    merged = models.attach(model, tuned).merge_and_unload()
     merged.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

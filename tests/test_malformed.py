@@ -154,6 +154,11 @@ def test_a_malformed_adapter_is_refused(tmp_path):
         write_json(tmp_path / "a/adapter_config.json", {**whole, **change})
         with pytest.raises(Refusal, match=f"adapter_config.json of .*{message}"):
             models.locate(str(tmp_path / "a"))
+    write_json(tmp_path / "a/adapter_config.json", whole)
+    write_json(tmp_path / "a/base.json", {"sha256": "0", "config": [1]})
+    with pytest.raises(Refusal, match=r"base\.json of .* has config \[1\], which are no fields"):
+        models.locate(str(tmp_path / "a"))
+    (tmp_path / "a/base.json").unlink()
     write_json(tmp_path / "a/adapter_config.json", {"peft_type": "LORA", "r": 4})
     with pytest.raises(Refusal, match="is an adapter that does not name its base"):
         evaluation.expand([str(tmp_path / "a")])

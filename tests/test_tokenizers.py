@@ -1,11 +1,12 @@
 """The fast encoder gives the tokenizer's ids, on every text."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from llama_lite import tokenizers
+from llama_lite import models, tokenizers
 from llama_lite.arguments import Refusal
 
 END = "<|endoftext|>"
@@ -54,6 +55,20 @@ def test_fast_encoder_on_real_text_with_a_learnt_vocabulary(text):
     assert encode.fast is not None
     for document in documents:
         assert encode(document).tolist() == tokenizer(document, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+
+
+def test_a_very_long_word_is_learnt_from_in_pieces_and_encoded_whole():
+    """The trainer's work on a word grows with the square of its length: it gets none above LONGEST_WORD. A pair across two pieces is none that it sees."""
+    piece = "z" + "x" * (tokenizers.LONGEST_WORD - 2) + "q"
+    long = piece * 20
+    learnt, of_pieces = (tokenizers.train_tokenizer(iter(texts), 290) for texts in ([long], [piece] * 20))
+    assert tokenizers.tokenizer_record(learnt) == tokenizers.tokenizer_record(of_pieces)
+    assert "xx" in learnt.get_vocab() and not any("qz" in token for token in learnt.get_vocab())
+    assert learnt.backend_tokenizer.pre_tokenizer.pre_tokenize_str(long) == [(long, (0, len(long)))]
+    encode = tokenizers.Encoder(learnt)
+    assert encode.fast is not None and encode(long).tolist() == own_ids(learnt, long)
+    whole = tokenizers.train_tokenizer(iter(["qz" * 20]), 290)
+    assert "qz" in whole.get_vocab()  # where it is within a word
 
 
 def own_ids(tokenizer, text):
@@ -118,3 +133,80 @@ def test_learning_a_tokenizer_twice_gives_the_same(text):
     texts = [json.loads(line)["text"] for line in text.read_text().splitlines()]
     first, second = (tokenizers.train_tokenizer(iter(texts), 600) for _ in range(2))
     assert tokenizers.tokenizer_record(first) == tokenizers.tokenizer_record(second)
+
+
+PROBE = "It's 1,234 o'clock; I'LL say 007\r\n\n\n  don't\tNAÏVE cafe\u0301 ½ 中文字 עברית 🙂🙂‍↔️ a_b(c)->[d]"
+ROWS = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}
+KINDS = {kind: {**ROWS, "head_dim": 16, "max_position_embeddings": 64} for kind in ("llama", "gemma", "qwen3", "mistral", "qwen2")}
+KINDS["gpt2"] = {"vocab_size": 512, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    """A folder with a tiny config of a kind."""
+
+    def write(kind: str) -> str:
+        from transformers import AutoConfig
+
+        AutoConfig.for_model(kind, **KINDS[kind]).save_pretrained(tmp_path / f"{kind}-config")
+        return str(tmp_path / f"{kind}-config")
+
+    return write
+
+
+def ids_of(folder) -> list[int]:
+    """By the tokenizers library alone, from tokenizer.json."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROBE, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qwen2"])
+def test_a_trained_model_of_any_kind_is_loaded_with_the_ids_that_it_learnt(kind, pretrain, settings, config_of, tmp_path):
+    from transformers import AutoTokenizer
+
+    run = pretrain(tmp_path / "run", model_config=config_of(kind), max_steps=2, sample_tokens=0)
+    learnt = ids_of(Path(settings["prepared_dir"]) / "tokenizer")
+    for tokenizer in (AutoTokenizer.from_pretrained(run), models.load_tokenizer(models.locate(str(run)))):
+        assert tokenizer(PROBE, add_special_tokens=False)["input_ids"] == learnt
+    assert tokenizer.decode(learnt) == PROBE
+
+
+@pytest.mark.parametrize("switch", [[], ["--dry_run"]], ids=["run", "dry run"])
+def test_a_kind_whose_models_others_load_with_another_tokenizer_is_refused_before_anything_is_prepared(switch, pretrain, config_of, tmp_path):
+    with pytest.raises(Refusal) as refused:
+        pretrain(tmp_path / "run", *switch, model_config=config_of("qwen2"), prepared_dir=str(tmp_path / "tokens"))
+    assert "qwen2-config (qwen2): beside a qwen2 model, AutoTokenizer of transformers makes every tokenizer Qwen2Tokenizer, with other ids" in str(
+        refused.value
+    )
+    assert "another kind (llama, mistral, qwen3), or --tokenizer FOLDER with the tokenizer of a qwen2 model." in str(refused.value)
+    assert not (tmp_path / "tokens" / "manifest.json").exists() and not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_tokenizer_of_the_kind_itself_is_not_refused(gpt2):
+    from transformers import AutoConfig, Qwen2Tokenizer
+
+    config = AutoConfig.for_model("qwen2", **KINDS["qwen2"])
+    model = json.loads(tokenizers.train_tokenizer(iter([PROBE]), 300).backend_tokenizer.to_str())["model"]
+    own = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+    assert tokenizers.stock_class(config, own) is None
+    assert tokenizers.stock_class(config, gpt2) == "Qwen2Tokenizer"
+
+
+def test_such_a_run_of_an_earlier_version_goes_on_with_a_warning_and_is_exported_and_evaluated_with_its_own_ids(
+    pretrain, settings, config_of, tmp_path, monkeypatch, capsys
+):
+    config = config_of("qwen2")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(tokenizers, "stock_class", lambda *_: None)
+        run = pretrain(tmp_path / "run", model_config=config, max_steps=2, sample_tokens=0)
+    assert "WARNING   --model_config" not in capsys.readouterr().out
+    learnt = ids_of(Path(settings["prepared_dir"]) / "tokenizer")
+    assert ids_of(run) == learnt
+    pretrain(run, model_config=config, max_steps=4, sample_tokens=0, allow_changes="max_steps")
+    assert "WARNING   --model_config" in (said := capsys.readouterr().out) and "PreTrainedTokenizerFast.from_pretrained reads the model's own" in said
+    assert ids_of(run) == learnt
+    loaded = models.load_tokenizer(models.locate(str(run)))
+    assert loaded(PROBE, add_special_tokens=False)["input_ids"] == learnt and loaded.eos_token == END
+    again = tokenizers.load_tokenizer(str(run))  # as --tokenizer FOLDER
+    assert tokenizers.tokenizer_record(again) == tokenizers.tokenizer_record(loaded)

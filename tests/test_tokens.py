@@ -64,6 +64,64 @@ def test_end_of_text_stands_before_each_document_and_nowhere_else(tmp_path):
     assert "says <|endoftext|> in the middle" in text
 
 
+SPELT = ["It ends with <|endoftext|>, twice: <|endoftext|>.", "<|im_start|>user", "<|im_start|>user <|endoftext|>", "Nothing | special <|>.", "</s>"]
+
+
+def with_chat_markers(folder: Path) -> str:
+    from tokenizers import AddedToken
+
+    tokenizer = gpt2_tokenizer()
+    tokenizer.add_tokens([AddedToken("<|im_start|>", special=True)])
+    tokenizer.save_pretrained(folder / "tokenizer")
+    return str(folder / "tokenizer")
+
+
+def unigram(folder: Path) -> str:
+    """A vocabulary of pieces, among them `</s>`, as SentencePiece makes them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator([*SPELT, Path(__file__).read_text()], trainer)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(folder / "tokenizer")
+    return str(folder / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "spelled", "as_ids", "said"),
+    [
+        (lambda folder: "gpt2", 2, 0, "special   2 of 305 documents spell out a special token: it is read as ordinary text"),
+        (lambda folder: "train", 2, 0, "special   2 of 305 documents"),
+        (with_chat_markers, 3, 0, "special   3 of 305 documents"),
+        (unigram, 1, 1, "WARNING   1 of 305 documents spell out a special token, and this tokenizer gives it the special id itself"),
+    ],
+    ids=["gpt2", "learnt", "chat markers", "unigram"],
+)
+def test_documents_that_spell_out_a_special_token_are_counted_and_told(tokenizer, spelled, as_ids, said, tmp_path, capsys):
+    """Over several shards and parts that are taken whole or by their documents."""
+    source = jsonl(tmp_path / "spelt.jsonl", [*SPELT, *(f"Document number {i} is about {i * i}." for i in range(300))])
+    shape = {"vocab_size": 300, "shard_tokens": 1000, "validation_tokens": 100, "prepare_workers": 1}
+    shape["tokenizer"] = tokenizer(tmp_path)
+    manifest = prepare(tmp_path, dataset=str(source), **shape)
+    assert (manifest["special_text_documents"], manifest["special_id_documents"], manifest["documents"]) == (spelled, as_ids, 305)
+    assert capsys.readouterr().out.count(said) == 1
+    ends = int((stream(tmp_path / "tokens") == manifest["tokenizer"]["end_of_text_id"]).sum())
+    assert ends == 305 + as_ids
+    earlier = {key: value for key, value in manifest.items() if key not in ("special_text_documents", "special_id_documents", "digest")}
+    write_json(tmp_path / "tokens/manifest.json", tokens.seal(earlier))
+    again = prepare(tmp_path, dataset=str(source), **shape)
+    assert again["fingerprint"] == manifest["fingerprint"] and "special_text_documents" not in again
+
+
+def test_a_text_without_special_tokens_has_a_count_of_none_and_no_line(tmp_path, capsys):
+    source = jsonl(tmp_path / "plain.jsonl", [f"Document <|{i}|> is about endoftext." for i in range(300)])
+    manifest = prepare(tmp_path, dataset=str(source), tokenizer="gpt2", validation_tokens=100, prepare_workers=1)
+    assert (manifest["special_text_documents"], manifest["special_id_documents"]) == (0, 0)
+    assert "special " not in capsys.readouterr().out
+
+
 @pytest.fixture
 def odd_text(text, tmp_path) -> Path:
     """Real text with rows that hold none here and there: first, last, alone and in a row."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llama_lite import instructions, models, prompts, tuning
 from llama_lite.arguments import Refusal
 from llama_lite.instructions import Row
-from llama_lite.runs import Interrupted, read_json, read_jsonl
+from llama_lite.runs import Interrupted, read_json, read_jsonl, write_json
 from llama_lite.sft_arguments import AdapterArguments
 
 
@@ -283,6 +284,61 @@ def test_another_base_is_refused(sft, whole_sft, base, tmp_path):
     models.check_base(adapter, base_)
     with pytest.raises(Refusal, match=r"was made for other weights and not for .*other"):
         models.check_base(adapter, other)
+
+
+@pytest.fixture
+def other_config(base, tmp_path):
+    """A copy of the base whose config.json has other values: its weights are the same."""
+
+    def copy(**changes) -> Path:
+        shutil.copytree(base, tmp_path / "other")
+        write_json(tmp_path / "other/config.json", read_json(base / "config.json") | changes)
+        return tmp_path / "other"
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rms_norm_eps": 0.5}, r"rms_norm_eps was 1e-05 and is 0\.5"),
+        ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}, r"rope_parameters was \{.*500000\.0.*\} and is \{.*7\.0.*\}"),
+        (
+            {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
+            r"head_dim was 16 and is 32; num_attention_heads was 4 and is 2; num_key_value_heads was 2 and is 1",
+        ),
+    ],
+    ids=["epsilon", "rotations", "heads"],
+)
+def test_the_same_weights_with_another_config_are_another_base(sft, whole_sft, base, other_config, tmp_path, changes, told):
+    """For evaluation of BASE+ADAPTER, for merging, and for a run that goes on."""
+    from llama_lite import evaluation
+
+    other = other_config(**changes)
+    refused = rf"was made for the weights of .*other with another config \({told}.*\): give the base with the config that it had"
+    with pytest.raises(Refusal, match=refused):
+        evaluation._model(str(other), str(whole_sft))
+    with pytest.raises(Refusal, match=refused):
+        tuning.merge(models.locate(str(other)), whole_sft / "checkpoint-8", None, "float32", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    shutil.copytree(whole_sft, tmp_path / "run")
+    with pytest.raises(Refusal, match=rf"model\.{next(iter(changes))} "):
+        sft(tmp_path / "run", model_name_or_path=str(other))
+
+
+def test_a_base_of_an_equal_config_and_adapters_without_a_record_of_it_are_taken(whole_sft, other_config, tmp_path):
+    other = models.locate(str(other_config(use_cache=False, max_position_embeddings=1024, attention_dropout=0.1)))
+    models.check_base(models.locate(str(whole_sft)), other)
+    record = read_json(whole_sft / "base.json")
+    assert record["config"]["rms_norm_eps"] == 1e-5 and not {"use_cache", "max_position_embeddings", "vocab_size", "eos_token_id"} & set(
+        record["config"]
+    )
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    shutil.copyfile(whole_sft / "adapter_config.json", earlier / "adapter_config.json")
+    write_json(earlier / "base.json", {key: value for key, value in record.items() if key != "config"})
+    write_json(other.folder / "config.json", read_json(other.folder / "config.json") | {"rms_norm_eps": 0.5})
+    models.check_base(models.Located("earlier", earlier), other)
 
 
 def test_a_damaged_adapter_is_set_aside(sft, whole_sft, tmp_path):
