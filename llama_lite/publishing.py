@@ -39,6 +39,7 @@ BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.jso
 COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
 RECORDS = ("README.md", f"{STATE}/{checkpoints.MANIFEST}", f"{STATE}/trainer_state.json")  # hold times: two equal runs differ in them
 TITLE = "Checkpoint of step "  # of our commits on the branch
+COVER = "Card"  # of our commits of card and figures on main
 NO_CARD = "No card can be made: "
 TAKEN = "somebody else made the tag {tag} meanwhile: the next try takes another name"
 MOST_TAGS = 100  # of a repository, newest first, whose records are looked at
@@ -246,10 +247,10 @@ class Repository:
             self.own[commit, step] = named and not self._wrong(commit, record, {})
         return self.own[commit, step]
 
-    def publish(self, files: dict[str, Path], tag: str, final: bool, losses: dict, cover: dict[str, Path]) -> str:
-        """Put one revision on the Hub as `tag` (see `claim`): commit, read back, tag, then main with `cover` (card, figures); returns its commit.
+    def publish(self, files: dict[str, Path], tag: str, final: bool, losses: dict, cover: dict[str, Path]) -> tuple[str, bool]:
+        """Put one revision on the Hub as `tag` (see `claim`): commit, read back, tag, then main with `cover` (the card).
 
-        Doing it again changes nothing.
+        Returns (its commit, whether it is main's model now). Doing it again changes nothing.
         """
         ours = read_json(files[REVISION])
         heads, tags = self._open()
@@ -264,18 +265,27 @@ class Repository:
             if wrong := self._faults(commit, files, ours):
                 raise NoAnswer(f"the Hub holds other files than were sent: {', '.join(wrong[:3])}")
             self._tag(tag, commit)
-        self._update_main(files, ours, (tag, commit), final, losses, cover)
-        return commit
+        return commit, self._update_main(files, ours, (tag, commit), final, losses, cover)
 
     def publish_cover(self, cover: dict[str, Path]) -> bool:
-        """Put a card and its figures on main, where they are not what is there; whether something was sent. Raises CardError, too."""
+        """Put a card and its figures on main, where they are not what is there; whether something was sent. Raises CardError, too.
+
+        A figure whose last commit is not one of ours is somebody else's, and stays.
+        """
         head = refs_of(self.repo)[0]["main"]
         entries = files_of(self.repo, head)
         with tempfile.TemporaryDirectory() as folder:
             wanted = self._renewed(cover, head, Path(folder))
             new = {name: path for name, path in wanted.items() if name not in entries or not _is(entries[name], path)}
+            if drawn := [name for name in new if name in entries and name != "README.md"]:
+                for entry in self._call("get_paths_info", self.repo, drawn, expand=True, revision=head):
+                    if entry.last_commit is None or entry.last_commit.title != COVER:
+                        del new[entry.path]
+                        self._say_once(
+                            f"{entry.path} on main of {self.repo} is somebody else's and stays: move it away, and --publish_only puts this run's there"
+                        )
             if new:
-                self._replace("main", head, new, "Card", set())
+                self._replace("main", head, new, COVER, set())
         return bool(new)
 
     def _renewed(self, cover: dict[str, Path], head: str, folder: Path) -> dict[str, Path]:
@@ -343,8 +353,11 @@ class Repository:
         if refs_of(self.repo)[1].get(tag) != commit:
             raise NoAnswer(TAKEN.format(tag=tag))
 
-    def _update_main(self, files: dict[str, Path], ours: dict, at: tuple[str, str], final: bool, losses: dict, cover: dict[str, Path]) -> None:
-        """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model; what others put there stays."""
+    def _update_main(self, files: dict[str, Path], ours: dict, at: tuple[str, str], final: bool, losses: dict, cover: dict[str, Path]) -> bool:
+        """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model; what others put there stays.
+
+        Whether the model is on main now.
+        """
         heads, tags = refs_of(self.repo)
         head, (tag, commit) = heads["main"], at
         with tempfile.TemporaryDirectory() as folder:
@@ -357,24 +370,30 @@ class Repository:
             except card.CardError as error:
                 self._say_once(f"the card on main of {self.repo} stays as it is: {error}")
                 cover = {name: path for name, path in cover.items() if name != "README.md"}
-            wanted, stale, title = {INDEX: index, **cover}, set(), f"Index: {tag}"
+            wanted, stale, title, is_main = {INDEX: index, **cover}, set(), f"Index: {tag}", False
             if final:
-                there, own = files_of(self.repo, head), self.record(head)
-                own = own["files"] if own and own["run"] == self.run else {}
                 record = {**ours, "files": {name: file for name, file in ours["files"].items() if not name.startswith((f"{STATE}/", "README.md"))}}
                 write_json(Path(folder) / REVISION, record)
                 model = {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
-                theirs = [
-                    name for name in model if name in there and name not in {*own, *([REVISION] if own else [])} and not _is(there[name], model[name])
-                ]
+                there, own = files_of(self.repo, head), self._mains_own(head, model)
+                theirs = [name for name in model if name in there and name not in own and not _is(there[name], model[name])]
                 if theirs:
-                    self._say_once(f"{theirs[0]} on main of {self.repo} is somebody else's and stays: the finished model is {self.repo}@{tag}")
+                    self._say_once(
+                        f"{', '.join(theirs[:3])} on main of {self.repo} is somebody else's and stays: the finished model is {self.repo}@{tag} "
+                        f"(revision={tag!r}). To have it on main, take that away and upload the files of the revision (hf download, hf upload)."
+                    )
                 else:
-                    wanted |= model
-                    stale = set(own) & set(there)
-                    title = f"The finished model, step {ours['step']:,}"
+                    is_main, wanted, stale, title = True, wanted | model, own, f"The finished model, step {ours['step']:,}"
             if final or table != text:
                 self._replace("main", head, wanted, title, stale)
+        return is_main
+
+    def _mains_own(self, head: str, files: dict[str, Path]) -> set[str]:
+        """Files on main that are this run's: what its record there names, as it names them. What was altered since is somebody else's. `files`: see `_wrong`."""
+        record = self.record(head)
+        if record is None or record["run"] != self.run:
+            return set()
+        return {*record["files"], REVISION} - set(self._wrong(head, record, files))
 
     def _index(self, text: str, tags: dict[str, str], row: dict) -> str:
         """`checkpoints.csv` with the row of a revision, in the order of steps. Rows of ours that somebody took out come back, a person's stay, last."""
@@ -511,12 +530,12 @@ class Publisher:
         row = {"step": step, "repo": self.repository.repo, "revision": tag, "state": state}
         files = write_revision(entry, self.repository.run, self.export_to, state, self._card(row, step))
         write_text(entry / "cover.md", self._card(row))
-        commit = self.repository.publish(files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"})
+        commit, is_main = self.repository.publish(files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"})
         append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
         self.run.event("published", revision=tag, repo=self.repository.repo, commit=commit)
         other = "" if tag == tag_of(step) else f"; {tag_of(step)} is somebody else's tag, and stays"
-        say(f"hub       {self.repository.repo}@{tag} is published{' and is main' if final else ''}{other}")
+        say(f"hub       {self.repository.repo}@{tag} is published{' and is main' if is_main else ''}{other}")
 
     def _card(self, row: dict, step: int | None = None) -> str:
         """The card of a revision that is about to be published, or, without a step, of main.

@@ -67,6 +67,13 @@ class Repo:
             raise Error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found
 
+    def last_commit(self, oid: str, path: str) -> dict:
+        """The commit, at or before this one, that made a file what it is."""
+        commit = self.commits[oid]
+        while (parent := self.commits.get(commit["parent"])) and parent["files"].get(path) == commit["files"][path]:
+            oid, commit = commit["parent"], parent
+        return {"id": oid, "title": commit["title"], "date": commit["date"]}
+
     def commit(self, branch: str, files: dict, title: str, message: str = "") -> str:
         parent = self.branches[branch]
         content = json.dumps([parent, sorted(files.items()), title, time.time_ns()])
@@ -348,13 +355,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def paths_info(self, user, query, repo, kind, name, rev):
         if self.headers.get("Content-Type", "").startswith("application/json"):
-            wanted = json.loads(self.body)["paths"]
+            asked = json.loads(self.body)
+            wanted, expand = asked["paths"], asked.get("expand", False)
         else:
-            wanted = parse_qs(self.body.decode()).get("paths", [])
-        files, found = repo.commits[repo.resolve(rev)]["files"], []
+            asked = parse_qs(self.body.decode())
+            wanted, expand = asked.get("paths", []), asked.get("expand", ["false"])[0].lower() in ("true", "1")
+        oid, found = repo.resolve(rev), []
+        files = repo.commits[oid]["files"]
         for path in wanted:
             if path in files:
-                found.append(_entry(self.server.hub, path, files[path]))
+                found.append(_entry(self.server.hub, path, files[path]) | ({"lastCommit": repo.last_commit(oid, path)} if expand else {}))
             elif any(there.startswith(f"{path.rstrip('/')}/") for there in files):
                 found.append({"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0})
         return found

@@ -20,12 +20,12 @@ IDENTITY = {kind: {} for kind in ("model", "hyperparameters", "data", "layout", 
 CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours: end -->\n"
 
 
-def revision(folder: Path, step: int, run: str = "ours", extra: bytes = b"") -> dict[str, Path]:
-    """{path in the revision: file} of a small revision, as `write_revision` gives it."""
-    content = {"model.safetensors": b"weights of %d" % step + extra, "config.json": b'{"step": %d}' % step, "README.md": CARD.encode()}
+def revision(folder: Path, step: int, run: str = "ours", more: dict[str, bytes] | None = None) -> dict[str, Path]:
+    """{path in the revision: file} of a small revision, as `write_revision` gives it. more: further files."""
+    content = {"model.safetensors": b"weights of %d" % step, "config.json": b'{"step": %d}' % step, "README.md": CARD.encode(), **(more or {})}
     record = {"format": publishing.FORMAT, "run": run, "step": step, "tokens": 1024 * step, "identity": IDENTITY}
     record["files"] = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
-    folder = folder / f"{run}-{step}-{len(extra)}"
+    folder = folder / f"{run}-{step}"
     folder.mkdir(exist_ok=True)
     for name, data in {**content, "revision.json": json.dumps(record).encode()}.items():
         (folder / name).write_bytes(data)
@@ -193,7 +193,55 @@ def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
     assert main["model.safetensors"] == b"their weights" and "revision.json" not in main and "config.json" not in main
     assert b"<!-- yours: begin -->\n# Mine\n\nmy words\n<!-- yours: end -->" in main["README.md"]
     assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
-    assert repository.said == {f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"}
+    assert len(repository.said) == 1
+    assert repository.said.pop().startswith(
+        f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005 (rev"
+    )
+
+
+@pytest.mark.parametrize("path", ["model.safetensors", "config.json", "README.md", "chat_template.jinja"])
+def test_what_a_person_put_on_main_after_a_finish_stays(hub, place, tmp_path, path):
+    """A later finish (of more steps) replaces what is still as this run put it there, and nothing else."""
+    name, there = place
+    repository = Repository(name, None, "ours")
+    old = revision(tmp_path, 5, more={"chat_template.jinja": b"{{ of the earlier finish }}", "merges.txt": b"of the earlier finish"})
+    publish(repository, old, final=True)
+    theirs = b"# Mine, and nobody else's\n" if path == "README.md" else bytes(reversed(old[path].read_bytes()))  # of the same size
+    put(name, path, theirs)
+    new = revision(tmp_path, 12)
+    publish(Repository(name, None, "ours"), new, final=True)
+    publish(repository, new, final=True)  # once more, by another process
+    main = hub.files(name)
+    assert theirs.strip() in main[path] and rows(hub, name) == sorted(there.tags.items()) and ours_at(hub, name, "step-000012", new)
+    if path in ("model.safetensors", "config.json"):  # one of the model's: then the earlier model stays whole
+        assert main["merges.txt"] == b"of the earlier finish" and main["revision.json"] != new["revision.json"].read_bytes()
+        assert [text.partition(" on main")[0] for text in repository.said] == [path]
+        assert "(revision='step-000012'). To have it on main, take that away and upload the files of the revision" in repository.said.pop()
+    else:
+        assert main["model.safetensors"] == b"weights of 12" and "merges.txt" not in main and not repository.said
+
+
+def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
+    name, _ = place
+    repository = Repository(name, None, "ours")
+    cover = {"README.md": tmp_path / "README.md", "figures/loss.png": tmp_path / "loss.png", "figures/rate.png": tmp_path / "rate.png"}
+
+    def draw(text: bytes) -> None:
+        for path in cover.values():
+            path.write_bytes(CARD.encode() + text if path.suffix == ".md" else text)
+
+    draw(b"first")
+    assert repository.publish_cover(cover) and not repository.publish_cover(cover)
+    put(name, "figures/loss.png", b"theirs")
+    draw(b"second")
+    assert repository.publish_cover(cover) and not repository.publish_cover(cover)
+    main = hub.files(name)
+    assert main["figures/loss.png"] == b"theirs" and main["figures/rate.png"] == b"second" and main["README.md"].endswith(b"second")
+    assert repository.said == {
+        f"figures/loss.png on main of {name} is somebody else's and stays: move it away, and --publish_only puts this run's there"
+    }
+    HfApi().delete_file("figures/loss.png", name)
+    assert repository.publish_cover(cover) and hub.files(name)["figures/loss.png"] == b"second"
 
 
 def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_path):
