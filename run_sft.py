@@ -70,11 +70,8 @@ def main(argv: list[str] | None = None) -> None:
     if own and training_args.chat_template_path is None and own != tokenizer.chat_template:
         say(f"format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path {base.folder}/chat_template.jinja)")
     hub_base = base_on_hub(base, hub_args.base_hub_id)
-    if publishes and adapter_args.use_lora and hub_base is None:
-        raise Refusal(
-            f"--push_to_hub: an adapter must name its base, and {base.name} is a folder of this machine. Publish that run first, or say where it is: "
-            "--base_hub_id owner/name@revision."
-        )
+    if publishes and adapter_args.use_lora and not hub_args.base_hub_id:
+        on_main(check_named_base, base, hub_base)
 
     def publishers(run, identifier: str) -> list:
         def repository(name):
@@ -276,7 +273,24 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
         return where.repo, where.revision or "main"
     published = read_jsonl(base.folder / "published.jsonl")
     last = (read_json(base.folder / "status.json") or {}).get("step")
-    return next(((row["repo"], row["revision"]) for row in published if row["step"] == last), None)
+    return next(((row["repo"], row["revision"]) for row in reversed(published) if row["step"] == last), None)
+
+
+def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
+    """Raise Refusal where an adapter that is to be published could not name its base, or names one that is not on the Hub (any more)."""
+    from llama_lite.hub import NoAnswer, NotAllowed, Reference, commit_of
+
+    way = "Publish that run first (its own command with --publish_only), or say where it is: --base_hub_id owner/name@revision."
+    if hub_base is None:
+        raise Refusal(f"--push_to_hub: an adapter must name its base, and {base.name} is a folder of this machine. {way}")
+    try:
+        commit_of(Reference(*hub_base))
+    except Refusal as refusal:
+        raise Refusal(
+            f"--push_to_hub: an adapter must name its base, and {base.name} is not {hub_base[0]}@{hub_base[1]} (any more): {refusal} {way}"
+        ) from None
+    except (NoAnswer, NotAllowed):
+        return  # the queue says so, and waits
 
 
 def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:

@@ -193,16 +193,16 @@ def _in_cache(where: Reference, commit: str, name: str, repo_type: str) -> Path:
 
 
 def fetch(where: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", again: bool = False) -> Path:
-    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where the commit has none, NoAnswer where nobody answers."""
+    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where there is no such commit or it has none, NoAnswer where nobody answers."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(hf_hub_download(where.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=again))
     except LocalEntryNotFoundError as error:
         raise NoAnswer(reason(error, folder or "")) from None
-    except EntryNotFoundError:
+    except (EntryNotFoundError, RevisionNotFoundError):
         raise Refusal(f"{where} has no {name}.") from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
         if full := no_space(error, Path(folder or HF_HUB_CACHE)):

@@ -183,14 +183,14 @@ class Repository:
         except Exception as error:  # the client raises its own, httpx2's, ValueError, RuntimeError and OSError
             raise translated(error) from None
 
-    def prepare(self) -> None:
-        """Make the repository if it is not there, and see that this run may write to it."""
+    def prepare(self) -> dict[str, str]:
+        """Make the repository if it is not there, and see that this run may write to it; returns {tag: commit}."""
         if token() is None:
             raise NotAllowed("no token: run `hf auth login`, or set HF_TOKEN")
         role = self._call("whoami").get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
             raise NotAllowed("the token can only read: make one with the right to write")
-        self._open()
+        return self._open()[1]
 
     def _open(self) -> tuple[dict[str, str], dict[str, str]]:
         """({branch: commit}, {tag: commit}) of the repository, made if it is not there. Raises Refusal where it is another run's."""
@@ -233,11 +233,29 @@ class Repository:
 
     def claim(self, step: int) -> str:
         """The tag of this run's revision of a step: the first name that is free, or ours already; another's on other content stays. Raises as `_open`."""
-        _, tags = self._open()
+        return self._name(step, self._open()[1])
+
+    def _name(self, step: int, tags: dict[str, str]) -> str:
         number = 1
         while (tag := tag_of(step, number)) in tags and not self._is_own(tags[tag], step):
             number += 1
         return tag
+
+    def find(self, step: int, commit: str | None, tags: dict[str, str]) -> tuple[str, str] | None:
+        """(tag, commit) of this run's revision of a step that was published as `commit` (None: in another repository), None where there is none.
+
+        Where its tag was deleted, or is on somebody else's commit now, the commit is tagged again, and main's index says so.
+        """
+        if not self.owned:
+            return None
+        tag = self._name(step, tags)
+        if tag in tags:
+            return tag, tags[tag]
+        if commit is None or not self._is_own(commit, step):
+            return None
+        self._tag(tag, commit)
+        self._update_main({}, self.record(commit), (tag, commit), False, {}, {})
+        return tag, commit
 
     def _is_own(self, commit: str, step: int) -> bool:
         """Whether a commit is a revision of this run at a step, unaltered."""
@@ -290,7 +308,7 @@ class Repository:
 
     def _renewed(self, cover: dict[str, Path], head: str, folder: Path) -> dict[str, Path]:
         """A cover whose card keeps what main's card has from others: a person's words, and scores. Raises CardError where that cannot be told."""
-        old = self._text(head, "README.md", folder)
+        old = self._text(head, "README.md", folder) if "README.md" in cover else None
         if old is None:
             return cover
         write_text(folder / "README.md", with_words(cover["README.md"].read_text(encoding="utf-8"), old))
@@ -408,7 +426,10 @@ class Repository:
                 record = self.record(commit)
                 kept[tag] = {"step": record["step"], "tokens": record["tokens"], "revision": tag, "commit": commit}
         step = step_of(row["revision"])[0]
-        kept = {tag: line for tag, line in kept.items() if not step_of(tag) or step_of(tag)[0] != step} | {row["revision"]: row}
+        before = {tag: line for tag, line in kept.items() if step_of(tag) and step_of(tag)[0] == step}
+        for line in before.values():
+            row = {**line, **row}
+        kept = {tag: line for tag, line in kept.items() if tag not in before} | {row["revision"]: row}
         ours = sorted((tag for tag in kept if step_of(tag)), key=step_of)
         return csv_text(COLUMNS, [kept[name] for name in [*ours, *(name for name in kept if not step_of(name))]])
 
@@ -448,6 +469,7 @@ class Publisher:
         self.published = Path(run.path) / f"published{name}.jsonl"
         self.failure: str | None = None
         self.blocked = False  # only the user can help: waiting is of no use
+        self.lost: list[int] = []  # steps whose revision is gone from the Hub, and whose checkpoint from here
         self.wake, self.ending, self.thread = threading.Event(), False, None
 
     def check(self, required: bool) -> None:
@@ -456,7 +478,7 @@ class Publisher:
             with tempfile.TemporaryDirectory() as folder:  # what every revision says of the run, before there is one
                 write_json(Path(folder) / REVISION, (read_json(self.run.path / "run.json") or {}).get("identity") or {})
                 nothing_private({REVISION: Path(folder) / REVISION})
-            self.repository.prepare()
+            self._compare(self.repository.prepare())
         except (Refusal, NotAllowed, NoAnswer) as error:
             what = f"--push_to_hub {self.repository.repo}: {error}"
             if required:
@@ -483,9 +505,44 @@ class Publisher:
         flush_folder(self.folder)
         self.wake.set()
 
+    def _compare(self, tags: dict[str, str]) -> None:
+        """Hold the record of what was published against the repository's tags, and correct it where others changed something there. Raises as `claim`.
+
+        A revision whose tag was deleted or moved is tagged again. One that is gone is recorded no longer, and so is published again where its
+        checkpoint is here. Of a run that published elsewhere before, what is here too (the repository was renamed) counts as published here.
+        """
+        repo, rows = self.repository.repo, read_jsonl(self.published)
+        there = dict(checkpoints.checkpoints(self.run.path)) | dict(queued(self.folder))
+        here = {row["step"] for row in rows if row["repo"] == repo}
+        kept, gone = [], []
+        for row in rows:
+            step, tag, commit = row["step"], row["revision"], row["commit"]
+            if row["repo"] != repo:
+                found = None if step in here else self.repository.find(step, None, tags)
+                kept.append({**row, "repo": repo, "revision": found[0], "commit": found[1]} if found else row)
+            elif tags.get(tag) == commit:
+                kept.append(row)
+            elif found := self.repository.find(step, commit, tags):
+                kept.append({**row, "revision": found[0], "commit": found[1]})
+                if tag not in tags:
+                    say(f"hub       {repo}@{tag} was deleted, and is there again")
+                elif found[0] != tag:
+                    say(f"hub       {repo}@{tag} is somebody else's tag now, and stays: this run's revision is {found[0]}")
+            else:
+                gone.append(step)
+        if gone:
+            self.lost = [step for step in gone if step not in there]
+            again = _named([step for step in gone if step in there])
+            ways = [f"{again} will be published again" if again else "", f"{_named(self.lost)} cannot be: no checkpoint here" if self.lost else ""]
+            text = f"{_named(gone)} of {repo} was published, and is gone from there (deleted, or the repository made anew): {'; '.join(filter(None, ways))}"
+            say(f"WARNING   {text}")
+            self.run.event("hub", reason=text)
+        if kept != rows:
+            write_text(self.published, "".join(json.dumps(row) + "\n" for row in kept))
+
     def catch_up(self) -> None:
-        """Queue the checkpoints that are neither queued nor published: a crash came between, or publishing is new."""
-        done = {record["step"] for record in read_jsonl(self.published)}
+        """Queue the checkpoints that are neither queued nor published: a crash came between, or publishing is new, there or at all."""
+        done = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
         for leftover in self.folder.glob(".*") if self.folder.exists() else ():
             shutil.rmtree(leftover, ignore_errors=True)
         there = {step for step, _ in queued(self.folder)}
@@ -551,7 +608,8 @@ class Publisher:
 
     def _cover(self) -> None:
         """Put the card of a finished run, with its figures, on main."""
-        if (read_json(self.run.path / "status.json") or {}).get("status") != "finished" or not self.published.exists():
+        published = any(row["repo"] == self.repository.repo for row in read_jsonl(self.published))
+        if (read_json(self.run.path / "status.json") or {}).get("status") != "finished" or not published:
             return
         try:
             path = card.write(self.place, self.repository.repo)
@@ -611,6 +669,11 @@ def queue_lines(folder: Path) -> list[str]:
     failure = read_json(folder / "last_failure.json")
     first = f"{len(waiting)} revisions wait to be published ({runs.size(size)}): {', '.join(entry.name for _, entry in waiting[:5])}"
     return [first + (" ..." if len(waiting) > 5 else ""), *([f"last failure ({failure['revision']}): {failure['reason']}"] if failure else [])]
+
+
+def _named(steps: list[int]) -> str:
+    """The tags of steps, five of them."""
+    return ", ".join(tag_of(step) for step in steps[:5]) + (f" and {len(steps) - 5} more" if len(steps) > 5 else "")
 
 
 def discard(entry: Path) -> None:

@@ -192,20 +192,21 @@ def publish_only(folder: str, publishers, timeout: float) -> None:
         raise Refusal(f"--publish_only: {folder} is not the folder of a run.")
 
     def work_off(run) -> None:
-        left = []
+        left, lost = [], []
         for publisher in publishers(run, record["id"]):
             publisher.check(required=True)
             publisher.catch_up()
             publisher.start()
             if not publisher.drain(timeout):
                 left += publishing.queue_lines(publisher.folder)
+            lost += publisher.lost
         if left:
             raise Interrupted("; ".join(left))
+        say(f"everything in {run.path} is published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}")
 
     with RunFolder(folder) as run:
         run.record_end = False
         on_main(work_off, run)
-        say(f"everything in {run.path} is published")
 
 
 def _find_start(run, kind: str, identity: dict, asked: Asked) -> training.Start:

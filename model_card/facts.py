@@ -110,7 +110,7 @@ class Facts:
 
     def last_published(self) -> dict | None:
         rows = [row for row in self.r.published if row["repo"] == self.repo and (self.r.step is None or row["step"] <= self.r.step)]
-        return rows[-1] if rows else None
+        return max(rows, key=lambda row: row["step"], default=None)
 
     @property
     def state(self) -> bool:
@@ -141,7 +141,7 @@ class Facts:
     def checkpoints(self) -> list[list]:
         """Step, tokens, losses and tag of the published revisions."""
         rows = []
-        for row in self.r.published if self.r.step is None else []:
+        for row in sorted(self.r.published, key=lambda row: row["step"]) if self.r.step is None else []:
             if row["repo"] == self.repo:
                 at = {
                     key: entry[key] for entry in self.r.log if entry["step"] <= row["step"] for key in ("tokens", "loss", "eval_loss") if key in entry

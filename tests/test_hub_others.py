@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from llama_lite import evaluation, models, publishing, scoreboard
 from llama_lite.arguments import Refusal
 from llama_lite.hub import NoAnswer
 from llama_lite.publishing import Repository, newest_first, step_of, tag_of
+from llama_lite.runs import read_jsonl
 
 IDENTITY = {kind: {} for kind in ("model", "hyperparameters", "data", "layout", "environment")}
 CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours: end -->\n"
@@ -242,6 +244,72 @@ def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
     }
     HfApi().delete_file("figures/loss.png", name)
     assert repository.publish_cover(cover) and hub.files(name)["figures/loss.png"] == b"second"
+
+
+def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, capsys, monkeypatch):
+    """`published.jsonl` is held against the repository: a tag deleted, a tag moved, the repository renamed, deleted, and deleted for good."""
+    monkeypatch.setattr("model_card.card.draw", lambda records: None)  # the figures would be most of the time
+    name = f"org/changed-{len(hub.repos)}"
+    changes = {"push_to_hub": True, "hub_model_id": name, "hub_drain_timeout": 60}
+    run = pretrain(tmp_path / "run", **changes)  # checkpoints 10 and 12 stay here
+    there = hub.repos["models", name]
+    before, branches = dict(there.tags), dict(there.branches)
+
+    def publish_again(**other) -> str:
+        capsys.readouterr()
+        pretrain(run, "--publish_only", **{**changes, **other})
+        return capsys.readouterr().out
+
+    def record() -> list[tuple]:
+        return [(row["step"], row["repo"], row["revision"], row["commit"]) for row in read_jsonl(run / "published.jsonl")]
+
+    recorded = record()
+    assert "is there again" not in publish_again() and record() == recorded
+
+    del there.tags["step-000005"], there.tags["step-000012"]
+    said = publish_again()
+    assert f"hub       {name}@step-000005 was deleted, and is there again" in said and f"everything in {run} is published\n" in said
+    assert there.tags == before and there.branches == branches and record() == recorded
+
+    there.tags["step-000010"] = there.branches["main"]
+    said = publish_again()
+    assert f"hub       {name}@step-000010 is somebody else's tag now, and stays: this run's revision is step-000010-2" in said
+    assert there.tags == {**before, "step-000010": branches["main"], "step-000010-2": before["step-000010"]}
+    moved = (10, name, "step-000010-2", before["step-000010"])
+    assert record() == [recorded[0], moved, recorded[2]] and rows(hub, name) == [one[2:] for one in record()]
+    losses = [row["eval_loss"] for row in csv.DictReader(io.StringIO(hub.files(name)["checkpoints.csv"].decode()))]
+    assert losses[0] == "" and all(float(loss) > 0 for loss in losses[1:])
+    assert "`step-000010-2`" in hub.files(name)["README.md"].decode() and "`step-000010`" not in hub.files(name)["README.md"].decode()
+
+    renamed = f"{name}-renamed"
+    hub.repos["models", renamed] = hub.repos.pop(("models", name))
+    tags = dict(there.tags)
+    said = publish_again(hub_model_id=renamed)
+    assert (
+        "gone" not in said
+        and there.tags == tags
+        and record() == [(step, renamed, tag, commit) for step, _, tag, commit in [recorded[0], moved, recorded[2]]]
+    )
+
+    del hub.repos["models", renamed]
+    said = publish_again(hub_model_id=renamed)
+    assert (
+        f"WARNING   step-000005, step-000010, step-000012 of {renamed} was published, and is gone from there (deleted, or the repository made anew): "
+        "step-000010, step-000012 will be published again; step-000005 cannot be: no checkpoint here\n"
+    ) in said
+    assert f"everything in {run} is published, but for 1 revisions that are gone from the Hub and from here\n" in said
+    anew = hub.repos["models", renamed]
+    assert [(step, tag, commit) for step, _, tag, commit in record()] == [
+        (10, "step-000010", anew.tags["step-000010"]),
+        (12, "step-000012", anew.tags["step-000012"]),
+    ]
+    assert rows(hub, renamed) == sorted(anew.tags.items())
+    assert hub.files(renamed)["model.safetensors"] == hub.files(renamed, "step-000012")["model.safetensors"]
+
+    shutil.rmtree(run / "checkpoint-10")  # a commit that no branch holds any more, and its tag: gone from both
+    anew.branches["checkpoints"] = anew.branches["main"]
+    anew.commits.pop(anew.tags.pop("step-000010"))
+    assert "step-000010 of" in publish_again(hub_model_id=renamed) and [one[0] for one in record()] == [12]
 
 
 def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_path):

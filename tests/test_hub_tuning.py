@@ -84,6 +84,11 @@ def test_a_base_that_its_run_published_is_found(hub, pretrain, sft, tmp_path):
     models.check_base(tuned, models.locate(f"{changes['hub_model_id']}@step-000012"))
     with pytest.raises(Refusal, match=rf"made for {changes['hub_model_id']}@step-000012 and not for .*step-000005"):
         models.check_base(tuned, models.locate(f"{changes['hub_model_id']}@step-000005"))
+    del hub.repos["models", changes["hub_model_id"]].tags["step-000012"]
+    with pytest.raises(Refusal, match=r"has no revision step-000012\. Publish that run first \(its own command with --publish_only\)"):
+        sft(tmp_path / "other", **config, **pushed(hub), max_steps=2)
+    pretrain(base, "--publish_only", **changes)
+    assert hub.repos["models", changes["hub_model_id"]].tags["step-000012"] == read_jsonl(base / "published.jsonl")[-1]["commit"]
 
 
 def test_a_named_base(hub, sft, base, published_base, tmp_path):
