@@ -36,6 +36,7 @@ from .tokenizers import read_tokenizer, vocabulary_size
 
 FORMAT = "llama_lite.revision/1"
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "base.json")  # of a checkpoint, as they are in its revision
 COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
 RECORDS = ("README.md", f"{STATE}/{checkpoints.MANIFEST}", f"{STATE}/trainer_state.json")  # hold times: two equal runs differ in them
 TITLE = "Checkpoint of step "  # of our commits on the branch
@@ -111,10 +112,35 @@ def export_adapter(checkpoint: Path, folder: Path) -> None:
     """Write the adapter of a checkpoint: its weights (float32), config, base record and tokenizer. Same checkpoint, same bytes."""
     checkpoint, folder = Path(checkpoint), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("adapter_model.safetensors", "adapter_config.json", "base.json"):
+    for name in ADAPTER:
         shutil.copyfile(checkpoint / name, folder / name)
     read_tokenizer(checkpoint).save_pretrained(folder)
     flush_folder(folder)
+
+
+def is_export(checkpoint: Path, folder: Path) -> bool:
+    """Whether the weights of a whole model or adapter in `folder` are what `export_model` or `export_adapter` makes of a verified checkpoint.
+
+    Of an adapter and its records by the manifest's sha256, of a model tensor by tensor, in the dtype and with the vocabulary that it has there.
+    """
+    files = checkpoints.read_manifest(checkpoint)["files"]
+    if "adapter_model.safetensors" in files:
+        return all((folder / name).is_file() and sha256(folder / name) == files[name]["sha256"] for name in ADAPTER)
+    if not (folder / "model.safetensors").is_file():
+        return False
+    with safe_open(folder / "model.safetensors", "pt") as model:
+        left = set(model.keys())
+        for path in sorted(checkpoint.glob("model*.safetensors")):
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                    if name not in left:
+                        return False
+                    left.remove(name)
+                    there, tensor = model.get_tensor(name), file.get_tensor(name)
+                    tensor = tensor[: len(there)] if name in checkpoints.VOCABULARY else tensor
+                    if not torch.equal(_cast(tensor, there.dtype), there):
+                        return False
+    return not left
 
 
 def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> dict[str, Path]:

@@ -42,7 +42,7 @@ def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) ->
     opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
     if start.step > steps:
         raise Refusal(f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or another --output_dir.")
-    if start.step >= steps and run.is_finished() and has_model(run.path):
+    if start.step >= steps and run.is_finished() and on_main(has_model, run.path, run.path / f"checkpoint-{start.step}"):
         say(f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on.")
         run.record_end = False
         on_main(_drain, [one for one in opened if publishing.queued(one.folder)], asked.hub_drain_timeout)
@@ -56,13 +56,20 @@ def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) ->
     return start, opened
 
 
-def has_model(folder: Path) -> bool:
-    """Whether a finished run's model or adapter is there; says it where one is not, or is damaged, and is written again."""
+def has_model(folder: Path, checkpoint: Path) -> bool:
+    """Whether a finished run's model or adapter is there; says it where one is not, is damaged, or is not its last checkpoint's, and is written again."""
+    weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model*.safetensors"
     try:
+        if not any(folder.glob(weights)) or not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise Refusal("its files are not there")
         integrity.check_model(str(folder), folder)
-        if any(folder.glob("*.safetensors")) and any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if checkpoint.is_dir() and not publishing.is_export(checkpoint, folder):
+            problem = f"it is not that of {checkpoint.name}"
+        elif (checkpoint / "config.json").is_file() and (other := other_fields(*map(load_model_config, map(str, (folder, checkpoint))))):
+            name, (there, was) = next(iter(other.items()))
+            problem = f"{name} in its config.json is {there}, and {was} in {checkpoint.name}"
+        else:
             return True
-        problem = "its files are not there"
     except Refusal as refusal:
         problem = str(refusal)
     say(f"mending   the finished model in {folder} is written again from the last checkpoint: {problem}")

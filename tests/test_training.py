@@ -1,5 +1,6 @@
 """Training is the paper's mathematics, and a resumed run is the run that was not stopped."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import log_of, same_tensors, tensors_of
+from safetensors.torch import save_file
 
-from llama_lite import sources
+from llama_lite import publishing, sources
 from llama_lite.arguments import Refusal
 from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl
 
@@ -119,6 +121,7 @@ def test_a_stopped_run_ends_as_the_one_that_was_not(pretrain, whole_run, tmp_pat
 
 
 def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, monkeypatch):
+    """Its model is the last checkpoint's: what is not there, is damaged, or is another one is written again, and said with the reason."""
     monkeypatch.setattr("llama_lite.provenance.code_revision", lambda: "another")
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
@@ -127,11 +130,31 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     assert "is finished (12 steps): nothing to do" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
     model = run / "model.safetensors"
-    whole = model.read_bytes()
-    for damage in (model.unlink, lambda: model.write_bytes(whole[:1000])):
+    whole, config = model.read_bytes(), (run / "config.json").read_text()
+    tensors = tensors_of(model)
+
+    def lack_one() -> None:
+        save_file({name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}, model, {"format": "pt"})
+
+    damages = {
+        "its files are not there": model.unlink,
+        "is no whole safetensors file": lambda: model.write_bytes(whole[:1000]),
+        "it is not that of checkpoint-12": lambda: publishing.export_model(run / "checkpoint-10", run, "bfloat16"),  # an older one
+        "is not that of checkpoint-12": lack_one,
+        "not that of checkpoint-12": lambda: save_file({**tensors, "more": torch.ones(1)}, model, {"format": "pt"}),
+        "rms_norm_eps in its config.json is 0.5, and 1e-05 in checkpoint-12": lambda: (run / "config.json").write_text(
+            json.dumps({**json.loads(config), "rms_norm_eps": 0.5})
+        ),
+    }
+    for why, damage in damages.items():
         damage()
         pretrain(run)
-        assert "is written again from the last checkpoint" in capsys.readouterr().out and model.read_bytes() == whole
+        said = capsys.readouterr().out
+        assert "is written again from the last checkpoint" in said and why in said
+        assert model.read_bytes() == whole and (run / "config.json").read_text() == config
+    publishing.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
+    pretrain(run)
+    assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is at step 12 already"):
         pretrain(run, "--allow_changes", "max_steps", max_steps=6)
 

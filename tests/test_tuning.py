@@ -190,6 +190,32 @@ def test_a_finished_run_stays_finished(sft, whole_sft, tmp_path, capsys):
 # ---- rows ----
 
 
+def test_a_finished_run_whose_adapter_is_not_the_last_checkpoints_is_mended(sft, whole_sft, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole_sft, run)
+    names = ("adapter_model.safetensors", "adapter_config.json", "base.json")
+    whole = {name: (run / name).read_bytes() for name in names}
+    config = json.dumps({**json.loads(whole["adapter_config.json"]), "lora_alpha": 1})
+    damages = {
+        "its files are not there": (run / names[0]).unlink,
+        "is no whole safetensors file": lambda: (run / names[0]).write_bytes(whole[names[0]][:500]),
+        "it is not that of checkpoint-8": lambda: shutil.copy(run / "checkpoint-6" / names[0], run),  # an older one
+        "is not that of checkpoint-8": lambda: (run / names[1]).write_text(config),  # of another scale
+    }
+    for why, damage in damages.items():
+        damage()
+        sft(run)
+        said = capsys.readouterr().out
+        assert (
+            f"mending   the finished model in {run} is written again from the last checkpoint: " in said
+            and why in said
+            and "finished  adapter" in said
+        )
+        assert {name: (run / name).read_bytes() for name in names} == whole
+    losses = [read_json(folder / "before_after.json")["answer_loss"] for folder in (run, whole_sft)]
+    assert losses[0]["before"] == losses[1]["before"] and losses[0]["after"] == pytest.approx(losses[1]["after"], rel=1e-4)  # bfloat16
+
+
 def test_show_example_shows_what_became_of_each_field(sft, tmp_path, capsys):
     rows = [
         {
