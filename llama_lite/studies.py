@@ -22,6 +22,7 @@ import yaml
 from .arguments import ROOT, Refusal, expand_home, parse_pretrain, read_yaml
 from .checkpoints import checkpoints
 from .eval_arguments import pairs, parse_eval
+from .plan import saved_steps
 from .ranges import range_problems
 from .runs import EXIT_CODES, FolderLock, Interrupted, append_jsonl, die_with_parent, read_json, read_jsonl, say, write_json
 from .sft_arguments import parse_sft
@@ -165,6 +166,8 @@ def load(path: str) -> Study:
     every = runs(study, Path("unused"))
     for one in every:
         PARSERS[study.script](one.argv)  # an unknown key, a wrong value: refused before anything is run
+    if problems := [problem for one in every if one.seed == study.seeds[0] and one.source for problem in _beginning(one, study.script)]:
+        raise Refusal(f"{path}: {' '.join(problems)}")
     if study.evaluate:
         parse_eval(evaluation_argv(study, every, Path("unused")))
     if study.script != "run_eval.py":
@@ -174,6 +177,26 @@ def load(path: str) -> Study:
             if of and task not in asked:
                 raise Refusal(f"{path}: measure {measure}: `evaluate` asks for no {task}{_near(task, asked)}.")
     return study
+
+
+def _beginning(one: StudyRun, script: str) -> list[str]:
+    """What keeps a run from the checkpoint that it begins from, by the arguments of both: a step without one, rotated away, or not before the end."""
+    (*_, source_args, source), (*_, training) = PARSERS[script](one.source), PARSERS[script](one.argv)
+    name, at, found = one.arm.name, one.arm.at, []
+    if 0 < training.max_steps <= at:
+        found.append(f"arm {name}: at {at} is not before its own end (max_steps {training.max_steps}), so it would train nothing.")
+    if source.max_steps < 1 or ("save_steps" not in source_args.given and source.save_strategy == "steps"):
+        if 0 < source.max_steps < at:
+            found.append(f"arm {name}: at {at} is beyond the end of arm {one.arm.source} (max_steps {source.max_steps}).")
+        return found  # how often it saves is derived when it begins
+    saved = saved_steps(source, source.max_steps)
+    kept = saved if source.save_total_limit is None or "save_total_limit" not in source_args.given else saved[-max(source.save_total_limit, 1) :]
+    if at not in kept:
+        why = f"keeps none of step {at} (save_total_limit {source.save_total_limit})" if at in saved else f"saves none at step {at}"
+        there = [step for step in kept if step < training.max_steps or training.max_steps < 1]
+        shown = ", ".join(map(str, there[:8] + (["..."] if len(there) > 8 else []))) or "none"
+        found.append(f"arm {name}: at {at}: arm {one.arm.source} {why}; checkpoints to begin from: {shown}.")
+    return found
 
 
 def _empty(place: str, values: dict) -> list[str]:

@@ -214,6 +214,13 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
     assert found["lora", "its base", "embedded_docs bits_per_byte"]["seeds"] == pytest.approx([0.6, 0.9])
 
 
+def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
+    """Changes of a study: an arm that begins from `whole` at some steps, with arguments of its own; `shared` ones of both, None to leave out."""
+    values = {**STUDY["set"], **shared}
+    values = {name: value for name, value in values.items() if value is not None}
+    return {"set": values, "arms": {"whole": {}, "b": {"from": "whole", "at": at, "set": own or {}}}}
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -237,6 +244,23 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
         ({"arms": {"whole": {"from": "b", "at": [4]}, "b": {}}}, "reference whole begins from another arm: take one that begins from nothing"),
         ({"arms": {"whole": {}, "b": {"from": "whole", "at": ["x"]}}}, "arm b: at 'x' is no step"),
         ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
+        (_begins(save_steps=2, at=[3, 4]), "arm b: at 3: arm whole saves none at step 3; checkpoints to begin from: 2, 4, 6\\.$"),
+        (
+            _begins(save_steps=0.3, at=[2]),
+            "arm b: at 2: arm whole saves none at step 2; checkpoints to begin from: 3, 6\\.$",
+        ),  # as Trainer rounds shares
+        (_begins(save_strategy="no", at=[4]), "arm b: at 4: arm whole saves none at step 4; checkpoints to begin from: none"),
+        (_begins(save_steps=2, save_total_limit=2, at=[4]), "arm whole keeps none of step 4 .save_total_limit 2.; checkpoints to begin from: 6\\.$"),
+        (_begins(at=[8]), "arm b: at 8 is not before its own end .max_steps 8., so it would train nothing"),
+        (
+            _begins(at=[12]),
+            "arm b: at 12 is not before its own end .* arm b: at 12: arm whole saves none at step 12; checkpoints to begin from: 4\\.$",
+        ),
+        (_begins(at=[12], own={"max_steps": 16}), "arm b: at 12: arm whole saves none at step 12; checkpoints to begin from: 4, 8\\.$"),
+        (
+            _begins(save_steps=None, at=[12], own={"max_steps": 16}),
+            "arm b: at 12: arm whole saves none at step 12; .* begin from: 5, 8\\.$",
+        ),  # of the config
         ({"prepare": [""]}, "`prepare` '': a command begins with a script of this repository"),
         ({"prepare": ["run_all.py --x"]}, "`prepare` 'run_all.py --x': a command begins with a script"),
         ({"prepare": "run_pretrain.py"}, "`prepare` must be a list"),
