@@ -5,10 +5,10 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: demo demo-long test clean
 
 demo: .venv/installed  ## prepare text, pretrain a small LLaMA on it, tune it on instructions, evaluate both; stop it at any moment and type it again
-	@$(BIN)/python -m llama_lite.demo
+	@$(BIN)/python -m llama_lite.commands.demo
 
 demo-long: .venv/installed  ## the same with a larger model and twice as many tokens
-	@$(BIN)/python -m llama_lite.demo --long
+	@$(BIN)/python -m llama_lite.commands.demo --long
 
 test: .venv/tested  ## lint, format check, every test
 	$(BIN)/ruff check .

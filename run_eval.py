@@ -10,9 +10,13 @@ import dataclasses
 import warnings
 from pathlib import Path
 
-from llama_lite.arguments import Refusal
-from llama_lite.eval_arguments import pairs, parse_eval, shots
-from llama_lite.runs import FolderLock, cores_for_a_process, csv_text, exit_with_status, say, sha256, write_json, write_text
+from llama_lite.config.eval import pairs, parse_eval, shots
+from llama_lite.distributed import say
+from llama_lite.errors import Refusal
+from llama_lite.exit import exit_with_status
+from llama_lite.files import FolderLock, csv_text, sha256, write_json, write_text
+from llama_lite.processes import cores_for_a_process
+from model_card.records import shown_metric
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,10 +27,12 @@ def main(argv: list[str] | None = None) -> None:
     from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import evaluation, sandbox, tasks, variants
-    from llama_lite.folders import check_folder
-    from llama_lite.preflight import check_folders
+    from llama_lite.evaluation import analysis, prompt_variants, resolve, runner
+    from llama_lite.evaluation.store import Store, chosen, write_scores
+    from llama_lite.evaluation.tasks import embedded, registry, sandbox
+    from llama_lite.folder_kinds import check_folder
     from llama_lite.provenance import provenance
+    from llama_lite.training.preflight import check_folders
     from model_card.card import written
 
     disable_progress_bar()
@@ -37,17 +43,17 @@ def main(argv: list[str] | None = None) -> None:
     check_folder("output_dir", where.output_dir, "eval")
 
     # ---- Models and tasks ----
-    found = evaluation.expand(which.models)
+    found = resolve.expand(which.models)
     names = [model.name for model in found]
     for flag, named in (("variant_models", what.variant_models), ("reference_model", [what.reference_model] if what.reference_model else [])):
         if unknown := [name for name in named if name not in names]:
             raise Refusal(f"--{flag} {unknown[0]} is not among the models: {', '.join(names)}.")
-    asked = tasks.build(what.tasks, pairs(what.task_data), shots(what.num_fewshot), what.apply_chat_template)
-    asked += [tasks.text_task(name, place) for name, place in pairs(what.texts).items()]
+    asked = registry.build(what.tasks, pairs(what.task_data), shots(what.num_fewshot), what.apply_chat_template)
+    asked += [registry.text_task(name, place) for name, place in pairs(what.texts).items()]
     varying = set(what.variant_models or names[-1:])
     chats = all(model.has_chat_format for model in found if model.name in varying)
-    varied = {task.name: variants.sensitivity(task, what.seed, chats) for task in asked if task.name in what.sensitivity}
-    disturbed = {task.name: variants.robustness(task, what.seed) for task in asked if task.name in what.robustness}
+    varied = {task.name: prompt_variants.sensitivity(task, what.seed, chats) for task in asked if task.name in what.sensitivity}
+    disturbed = {task.name: prompt_variants.robustness(task, what.seed) for task in asked if task.name in what.robustness}
     work = {}
     for model in found:
         extra = [task for group in (*varied.values(), *disturbed.values()) for task in group] if model.name in varying else []
@@ -56,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         ]
     say(f"models    {len(found)}: {', '.join(names)}")
     for task in asked:
-        count = sum(map(len, evaluation.chosen(task, what.limit, what.seed).values()))
+        count = sum(map(len, chosen(task, what.limit, what.seed).values()))
         ways = len(varied.get(task.name, ())) + len(disturbed.get(task.name, ()))
         say(f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}")
     if any(task.unsafe for task in asked):
@@ -67,20 +73,20 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(where.output_dir)
     lock = FolderLock(out, "write to")
     lock.acquire()
-    settings = evaluation.Settings(which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code)
-    descriptions = {task.name: tasks.DESCRIPTIONS[task.name] for task in asked if task.name in tasks.DESCRIPTIONS}
+    settings = runner.Settings(which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code)
+    descriptions = {task.name: embedded.DESCRIPTIONS[task.name] for task in asked if task.name in embedded.DESCRIPTIONS}
     arguments = [dataclasses.asdict(part) for part in (which, what)]
     (out / "status.json").unlink(missing_ok=True)
     weights = {model.name: model.weights for model in found}
     write_json(out / "run.json", {"kind": "eval", "arguments": arguments, "weights": weights, "descriptions": descriptions, **provenance()})
-    store = evaluation.Store(out)
+    store = Store(out)
 
     # ---- Ask, pair by pair; what is there is not asked again ----
     records = []
     with tqdm(total=sum(map(len, work.values())), desc="evaluating", unit="task", disable=None) as bar:
 
         def done(record, fresh):
-            metric = evaluation.shown_metric(record["metrics"])
+            metric = shown_metric(record["metrics"])
             value = record["metrics"][metric]
             if fresh or not record["factor"]:
                 cut = f", {record['truncated']} requests longer than the context" if record["truncated"] else ""
@@ -88,31 +94,31 @@ def main(argv: list[str] | None = None) -> None:
             bar.update()
 
         for model in found:
-            records += evaluation.ask(store, model, work[model.name], settings, done)
+            records += runner.ask(store, model, work[model.name], settings, done)
 
     # ---- Tables, pairs and pictures, from the records alone ----
     plain = [record for record in records if not record["factor"]]
-    evaluation.write_scores(out, records)
-    comparison = evaluation.compare(plain, store.samples)
-    write_text(out / "comparison.csv", csv_text(evaluation.PAIRS, comparison))
-    kinds = evaluation.generalisation(plain, store.samples, what.inside, what.reference_model)
+    write_scores(out, records)
+    comparison = analysis.compare(plain, store.samples)
+    write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
+    kinds = analysis.generalisation(plain, store.samples, what.inside, what.reference_model)
     in_variants = {
-        "sensitivity": evaluation.spreads(records, store.samples, {task.name for group in varied.values() for task in group}),
-        "robustness": evaluation.spreads(records, store.samples, {task.name for group in disturbed.values() for task in group}),
+        "sensitivity": analysis.spreads(records, store.samples, {task.name for group in varied.values() for task in group}),
+        "robustness": analysis.spreads(records, store.samples, {task.name for group in disturbed.values() for task in group}),
     }
     results = {"generalisation": kinds, **in_variants}
     if what.contamination:
-        results["contamination"] = evaluation.contaminated(asked, plain, store, what.contamination, what.limit, what.seed)
+        results["contamination"] = analysis.contaminated(asked, plain, store, what.contamination, what.limit, what.seed)
     for name, rows in results.items():
         (out / f"{name}.json").unlink(missing_ok=True)  # of another call
         if rows:
             write_json(out / f"{name}.json", rows)
     summary(plain, comparison, results)
-    for folder, own in evaluation.runs_of(found).items():
-        evaluation.hand_over(out, folder, own)
+    for folder, own in runner.runs_of(found).items():
+        runner.hand_over(out, folder, own)
         say(f"card      {written(folder)}")
     if where.push_to_hub:
-        from llama_lite.scoreboard import push_scores
+        from llama_lite.evaluation.push_scores import push_scores
 
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])

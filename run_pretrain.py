@@ -13,8 +13,12 @@ import math
 import shlex
 from pathlib import Path
 
-from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.runs import RunFolder, exit_with_status, on_main, read_json, say, write_json
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.distributed import on_main, say
+from llama_lite.errors import Refusal
+from llama_lite.exit import exit_with_status
+from llama_lite.files import read_json, write_json
+from llama_lite.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -27,23 +31,38 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import block_attention, checkpoints, derive, models, precision, publishing, pulling, starting, training
-    from llama_lite.callbacks import Health, Progress, Samples, SpikeDetector, StopSignals, TaskScores, beginnings, check_prompts
-    from llama_lite.decisions import lines, set_values
-    from llama_lite.fields import switches
-    from llama_lite.folders import check_apart, check_folder
-    from llama_lite.hub import reference
-    from llama_lite.launching import check_launch, layout, layout_of, use_one_gpu
-    from llama_lite.memory import forecast
-    from llama_lite.plan import check_publish_steps, context_of, make_plan, model_config_of
-    from llama_lite.preflight import check_folders, check_packages, check_token
-    from llama_lite.preparing import Text, prepare
+    from llama_lite.checkpoint import identity as checkpoint_identity
+    from llama_lite.config.fields import switches
+    from llama_lite.data.dataset import TokenWindows, collate
+    from llama_lite.data.preparation import Text, prepare
+    from llama_lite.data.shards import describe, verify_prepared
+    from llama_lite.data.tokenizer import check_stock, load_tokenizer, tokenizer_record, tokenizer_to_be
+    from llama_lite.folder_kinds import check_apart, check_folder
+    from llama_lite.hub import download, publish_queue
+    from llama_lite.hub import export as hub_export
+    from llama_lite.hub.client import reference
+    from llama_lite.hub.repository import Repository
+    from llama_lite.kernels import block_attention
+    from llama_lite.kernels.compile import compile_layers
+    from llama_lite.kernels.switches import switch_on
+    from llama_lite.machine import precision
+    from llama_lite.machine.hardware import peak_flops, settle_cpu
+    from llama_lite.machine.parallelism import check_launch, layout, layout_of, use_one_gpu
+    from llama_lite.models import loading
+    from llama_lite.models.presets import context_of, model_config_of
+    from llama_lite.processes import StopSignals
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.speed import compile_layers, settle_cpu, switch_on
-    from llama_lite.suggest import write_suggestion
-    from llama_lite.tokenizers import check_stock, load_tokenizer, tokenizer_record, tokenizer_to_be
-    from llama_lite.tokens import describe, verify_prepared
-    from llama_lite.windows import TokenWindows, collate
+    from llama_lite.training import derive_pretrain, resume
+    from llama_lite.training.callbacks.health import Health, SpikeDetector
+    from llama_lite.training.callbacks.progress import Progress
+    from llama_lite.training.callbacks.samples import Samples, beginnings, check_prompts
+    from llama_lite.training.callbacks.task_scores import TaskScores
+    from llama_lite.training.decisions import lines, set_values
+    from llama_lite.training.memory import forecast
+    from llama_lite.training.plan import check_publish_steps, make_plan
+    from llama_lite.training.preflight import check_folders, check_packages, check_token
+    from llama_lite.training.suggest import write_suggestion
+    from llama_lite.training.trainer import PretrainTrainer, finish_or_raise
 
     check_launch(training_args)
     idle_gpus = use_one_gpu(training_args, "run_pretrain.py")
@@ -54,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else launched
     disable_progress_bar()
     settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
-    training_args.output_dir = derive.output_dir(data_args.dataset) if "output_dir" not in run_args.given else training_args.output_dir
+    training_args.output_dir = derive_pretrain.output_dir(data_args.dataset) if "output_dir" not in run_args.given else training_args.output_dir
     folders = {"prepared_dir": data_args.prepared_dir, "curated_dir": data_args.curated_dir}
     on_main(check_folders, folders if data_args.prepare_only else {**folders, "output_dir": training_args.output_dir})
     on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
@@ -68,8 +87,8 @@ def main(argv: list[str] | None = None) -> None:
     @functools.cache
     def derivation():
         repo = training_args.hub_model_id if publishes else None
-        recorded = starting.going_on(run_args, training_args, repo, derive.RECORDED)
-        return derive.Derivation(groups, text, planned, run_args.given, recorded)
+        recorded = resume.going_on(run_args, training_args, repo, derive_pretrain.RECORDED)
+        return derive_pretrain.Derivation(groups, text, planned, run_args.given, recorded)
 
     def settle(only_tokens: bool = False) -> tuple[dict, dict]:
         """Every argument that nobody gave, from the run's record, the text and the machine; returns why, and the tokens that there are, or will be."""
@@ -115,23 +134,23 @@ def main(argv: list[str] | None = None) -> None:
     if data_args.prepare_only:
         StopSignals(lambda: None)
         if tokens_hub and not publishes:
-            data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
+            data_args.prepared_dir = on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
         _, tokens = settle(only_tokens=True)
         on_main(check_folders, {"prepared_dir": data_args.prepared_dir}, {"prepared_dir": tokens.get("estimated", 0)})
         say(describe(on_main(prepare, data_args, rules, text, claimed, True)))
         if publishes:
-            on_main(pulling.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)
+            on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)
         return
 
     def publishers(run, identifier: str) -> list:
         def export(checkpoint, folder):
-            publishing.export_model(checkpoint, folder, model_args.publish_dtype)
+            hub_export.export_model(checkpoint, folder, model_args.publish_dtype)
 
-        repository = publishing.Repository(training_args.hub_model_id, training_args.hub_private_repo, identifier)
-        return [publishing.Publisher(run, repository, export, hub_args.publish_training_state, hub_args.publish_steps)]
+        repository = Repository(training_args.hub_model_id, training_args.hub_private_repo, identifier)
+        return [publish_queue.Publisher(run, repository, export, hub_args.publish_training_state, hub_args.publish_steps)]
 
     if hub_args.publish_only:
-        starting.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
+        resume.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
         return
 
     with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
@@ -139,9 +158,9 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- What nobody said; what cannot be right; then text to tokens ----
         if tokens_hub:
-            data_args.prepared_dir = on_main(pulling.pull_prepared, tokens_hub, data_args, rules, claimed)
+            data_args.prepared_dir = on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
         _, tokens = settle()
-        config, plan = plan_of(derive.at_most(tokens))
+        config, plan = plan_of(derive_pretrain.at_most(tokens))
         if "estimated" in tokens:
             on_main(check_tokenizer, config, tokens)
         needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
@@ -167,7 +186,7 @@ def main(argv: list[str] | None = None) -> None:
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
-        identity = checkpoints.identity(
+        identity = checkpoint_identity.identity(
             config.to_dict(),
             {**training_args.to_dict(), "precision": run_args.precision},
             {
@@ -203,11 +222,11 @@ def main(argv: list[str] | None = None) -> None:
             "identity": identity,
             "plan": dataclasses.asdict(plan),
             "given": run_args.given,
-            "settings": derive.settings(groups),
+            "settings": derive_pretrain.settings(groups),
             "card": card,
             **provenance(),
         }
-        asked = starting.Asked(
+        asked = resume.Asked(
             training_args.resume_from_checkpoint,
             run_args.resume_without,
             run_args.allow_changes,
@@ -215,7 +234,7 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = starting.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = resume.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:
@@ -225,14 +244,14 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        models.check_language_model(f"--model_config {model_args.model_config}", model)
+        loading.check_language_model(f"--model_config {model_args.model_config}", model)
         for name, why in switch_on(model, run_args.fused_loss, run_args.block_attention).items():
             say(f"plain     --{name} stays off for this model ({config.model_type}): {why}")
         if run_args.compile_layers:
             compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:
-            weights = on_main(starting.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"])
-            training.load_weights(model, weights)
+            weights = on_main(resume.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"])
+            loading.load_weights(model, weights)
             run.event("initialised", weights=model_args.init_from if reference(model_args.init_from) else weights.name)
         train = TokenWindows(
             folder,
@@ -246,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
             start.data_start * plan.windows_per_step,
         )
         held = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
-        trainer = training.PretrainTrainer(
+        trainer = PretrainTrainer(
             model=model,
             args=training_args,
             train_dataset=train,
@@ -260,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
             publisher=opened[0] if opened else None,
             probe=[collate([held[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
-            peak_flops=precision.peak_flops(run_args.precision, training_args.device) if run_args.peak_flops is None else run_args.peak_flops,
+            peak_flops=peak_flops(run_args.precision, training_args.device) if run_args.peak_flops is None else run_args.peak_flops,
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
         )
         trainer.on_spike = SpikeDetector()
@@ -281,9 +300,9 @@ def main(argv: list[str] | None = None) -> None:
                 say(f"device    {idle_gpus}")
             run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            training.finish_or_raise(trainer)
+            finish_or_raise(trainer)
         else:
-            training.load_weights(model, start.checkpoint)
+            loading.load_weights(model, start.checkpoint)
 
         # ---- Finish: a complete model, and the curves ----
         on_main(finish, run, plan.steps, manifest["baselines"], model_args.publish_dtype)
@@ -293,8 +312,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
     """What a run will publish, and what waits already, for --dry_run."""
-    from llama_lite.plan import is_published, saved_steps, size
-    from llama_lite.publishing import queue_lines
+    from llama_lite.formatting import size
+    from llama_lite.hub.publish_queue import is_published, queue_lines
+    from llama_lite.training.plan import saved_steps
 
     saved = saved_steps(training_args, plan.steps)
     revisions = sum(is_published(step, hub_args.publish_steps, step == plan.steps) for step in saved)
@@ -308,8 +328,8 @@ def publishing_lines(plan, hub_args, training_args) -> list[str]:
 
 def finish(run, steps: int, bases: dict, dtype: str) -> None:
     """The finished model at the root of the run folder, its card and figures (rank 0)."""
-    from llama_lite.publishing import export_model
-    from llama_lite.runs import read_jsonl
+    from llama_lite.files import read_jsonl
+    from llama_lite.hub.export import export_model
     from model_card.card import written
 
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)

@@ -14,9 +14,12 @@ import sys
 import warnings
 from pathlib import Path
 
-from llama_lite.arguments import Refusal
-from llama_lite.runs import RunFolder, exit_with_status, on_main, read_json, say
-from llama_lite.sft_arguments import parse_sft
+from llama_lite.config.sft import parse_sft
+from llama_lite.distributed import on_main, say
+from llama_lite.errors import Refusal
+from llama_lite.exit import exit_with_status
+from llama_lite.files import read_json
+from llama_lite.run_folder import RunFolder
 
 FEW_STEPS = 10  # of a run that is said to have been too short
 
@@ -30,19 +33,33 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite import checkpoints, derive_tuning, instructions, models, precision, prompts, publishing, starting, training, tuning
-    from llama_lite.callbacks import Health, Progress, SpikeDetector, StopSignals
-    from llama_lite.decisions import lines, set_values
-    from llama_lite.fields import SFT_HYPERPARAMETERS, switches
-    from llama_lite.folders import check_folder
-    from llama_lite.formats import skipped_lines
-    from llama_lite.launching import check_launch, layout, use_one_gpu
-    from llama_lite.plan import check_publish_steps, context_of, plan_tuning
-    from llama_lite.preflight import check_folders, check_packages, check_token
+    from llama_lite.chat_format import instruction_rows, packing, template
+    from llama_lite.checkpoint import identity as checkpoint_identity
+    from llama_lite.config.fields import SFT_HYPERPARAMETERS, switches
+    from llama_lite.data import dataset
+    from llama_lite.data.formats import skipped_lines
+    from llama_lite.data.tokenizer import check_stock, tokenizer_record
+    from llama_lite.evaluation import before_after
+    from llama_lite.folder_kinds import check_folder
+    from llama_lite.hub import publish_queue
+    from llama_lite.hub.export import export_adapter, export_model
+    from llama_lite.hub.repository import Repository
+    from llama_lite.machine import precision
+    from llama_lite.machine.hardware import settle_cpu
+    from llama_lite.machine.parallelism import check_launch, layout, use_one_gpu
+    from llama_lite.models import loading, references
+    from llama_lite.models.batches import Batches, batches_of
+    from llama_lite.models.presets import context_of
+    from llama_lite.processes import StopSignals
     from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.speed import settle_cpu
-    from llama_lite.suggest import write_suggestion
-    from llama_lite.tokenizers import check_stock, tokenizer_record
+    from llama_lite.training import derive_sft, lora, resume, sft_trainer
+    from llama_lite.training.callbacks.health import Health, SpikeDetector
+    from llama_lite.training.callbacks.progress import Progress
+    from llama_lite.training.decisions import lines, set_values
+    from llama_lite.training.plan import check_publish_steps, plan_tuning
+    from llama_lite.training.preflight import check_folders, check_packages, check_token
+    from llama_lite.training.suggest import write_suggestion
+    from llama_lite.training.trainer import finish_or_raise
 
     check_launch(training_args, shards=False)
     idle_gpus = use_one_gpu(training_args, "run_sft.py")
@@ -53,20 +70,20 @@ def main(argv: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
     settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
     if "output_dir" not in run_args.given:
-        training_args.output_dir = derive_tuning.output_dir(base_args.model_name_or_path)
+        training_args.output_dir = derive_sft.output_dir(base_args.model_name_or_path)
     check_folders({"output_dir": training_args.output_dir})
     on_main(check_folder, "output_dir", training_args.output_dir, "sft")
 
     # ---- What the record of the run says; the base, and the chat format ----
     repo = training_args.hub_model_id if publishes else None
-    recorded = on_main(starting.going_on, run_args, training_args, repo, derive_tuning.RECORDED)
-    values, reasons = on_main(derive_tuning.machine, groups, run_args.given, recorded)
+    recorded = on_main(resume.going_on, run_args, training_args, repo, derive_sft.RECORDED)
+    values, reasons = on_main(derive_sft.machine, groups, run_args.given, recorded)
     set_values(groups, values)
     precision.apply(training_args, run_args.precision)
-    base = on_main(models.locate, base_args.model_name_or_path, base_args.model_revision)
-    tokenizer = models.load_tokenizer(base, base_args.tokenizer_name)
+    base = on_main(references.locate, base_args.model_name_or_path, base_args.model_revision)
+    tokenizer = loading.load_tokenizer(base, base_args.tokenizer_name)
     own = tokenizer.chat_template
-    prompts.set_chat_template(tokenizer, training_args.chat_template_path)
+    template.set_chat_template(tokenizer, training_args.chat_template_path)
     if own and training_args.chat_template_path is None and own != tokenizer.chat_template:
         say(f"format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path {base.folder}/chat_template.jinja)")
     hub_base = base_on_hub(base, hub_args.base_hub_id)
@@ -75,28 +92,30 @@ def main(argv: list[str] | None = None) -> None:
 
     def publishers(run, identifier: str) -> list:
         def repository(name):
-            return publishing.Repository(name, training_args.hub_private_repo, identifier)
+            return Repository(name, training_args.hub_private_repo, identifier)
 
         def merged(checkpoint, folder):
-            tuning.merge(base, checkpoint, tokenizer, base_args.publish_dtype, folder)
+            lora.merge(base, checkpoint, tokenizer, base_args.publish_dtype, folder)
 
         def whole(checkpoint, folder):
-            publishing.export_model(checkpoint, folder, base_args.publish_dtype)
+            export_model(checkpoint, folder, base_args.publish_dtype)
 
-        export = publishing.export_adapter if adapter_args.use_lora else whole
-        opened = [publishing.Publisher(run, repository(training_args.hub_model_id), export, hub_args.publish_training_state, hub_args.publish_steps)]
+        export = export_adapter if adapter_args.use_lora else whole
+        opened = [
+            publish_queue.Publisher(run, repository(training_args.hub_model_id), export, hub_args.publish_training_state, hub_args.publish_steps)
+        ]
         if adapter_args.merge_adapter:
-            opened.append(publishing.Publisher(run, repository(f"{training_args.hub_model_id}-merged"), merged, "none", sys.maxsize, "-merged"))
+            opened.append(publish_queue.Publisher(run, repository(f"{training_args.hub_model_id}-merged"), merged, "none", sys.maxsize, "-merged"))
         return opened
 
     if hub_args.publish_only:
-        starting.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
+        resume.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
         return
 
     # ---- Rows to ids ----
     signals = StopSignals(lambda: None)
     rows, source, skipped = on_main(
-        instructions.load,
+        instruction_rows.load,
         row_args.dataset,
         row_args.dataset_config,
         row_args.dataset_split,
@@ -105,25 +124,25 @@ def main(argv: list[str] | None = None) -> None:
         row_args.prepare_workers,
         row_args.skip_held_out,
     )
-    examples = on_main(instructions.encode, rows, tokenizer, skipped)
-    instructions.need_rows(examples, examples, 1, skipped)
-    config = models.load_config(base)
+    examples = on_main(packing.encode, rows, tokenizer, skipped)
+    packing.need_rows(examples, examples, 1, skipped)
+    config = references.load_config(base)
     if not adapter_args.use_lora or adapter_args.merge_adapter:
         on_main(check_stock, base.name, config, tokenizer, False)
-    batches = tuning.Batches()
+    batches = Batches()
     if not row_args.show_example:
-        model = models.load_model(base)
-        models.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
-        models.check_language_model(base.name, model)
-        if said := models.mend_ids(model, tokenizer):
+        model = loading.load_model(base)
+        loading.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
+        loading.check_language_model(base.name, model)
+        if said := loading.mend_ids(model, tokenizer):
             say(f"base      {base.name}: {said}")
-        batches = tuning.batches_of(model)
+        batches = batches_of(model)
         if not batches.packs:
             training_args.packing = False
             say(
                 f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they are padded, one sequence a row"
             )
-    further, why = on_main(derive_tuning.tuning, groups, run_args.given, values, config, examples)
+    further, why = on_main(derive_sft.tuning, groups, run_args.given, values, config, examples)
     set_values(groups, further)
     context = context_of(config)
     if context and training_args.max_length and training_args.max_length > context:
@@ -131,24 +150,24 @@ def main(argv: list[str] | None = None) -> None:
             f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows (max_position_embeddings): lower it, or tune "
             "a base with a longer context."
         )
-    tuning.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
-    documents = instructions.held_documents(rows, row_args.eval_rows)
-    examples = on_main(instructions.limit, examples, training_args.max_length, row_args.long_rows, skipped)
+    before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
+    documents = instruction_rows.held_documents(rows, row_args.eval_rows)
+    examples = on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)
     learnt, held = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
-    derive_tuning.fit(groups, run_args.given, len(held))
+    derive_sft.fit(groups, run_args.given, len(held))
     least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
-    instructions.need_rows(learnt, held, least, skipped, len({row.document for row in rows}))
-    for line in (*skipped_lines(skipped), *instructions.unread_lines(source)):
+    packing.need_rows(learnt, held, least, skipped, len({row.document for row in rows}))
+    for line in (*skipped_lines(skipped), *instruction_rows.unread_lines(source)):
         say(f"rows      {line}")
     if row_args.show_example:
-        say(instructions.show(tokenizer, held[0], sys.stdout.isatty()))
+        say(packing.show(tokenizer, held[0], sys.stdout.isatty()))
         return
     for line in lines({**values, **further}, {**reasons, **why}):
         say(f"chosen    {line}")
-    packed = instructions.pack(learnt, training_args.max_length, training_args.packing)
+    packed = packing.pack(learnt, training_args.max_length, training_args.packing)
     set_seed(training_args.seed)
     if adapter_args.use_lora:
-        model = tuning.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
+        model = lora.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
     plan = plan_tuning(model, learnt, held, len(packed), run_args, training_args)
     check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
     say("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
@@ -162,14 +181,14 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- What is this run, and does it go on from somewhere ----
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
-        base_record = models.base_record(base, *(hub_base or (None, None)))
+        base_record = references.base_record(base, *(hub_base or (None, None)))
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
-        identity = checkpoints.identity(
-            {**model.config.to_dict(), "base": base_record["sha256"], "adapter": tuning.lora_record(adapter_args)},
+        identity = checkpoint_identity.identity(
+            {**model.config.to_dict(), "base": base_record["sha256"], "adapter": lora.lora_record(adapter_args)},
             {**training_args.to_dict(), "precision": run_args.precision},
             {
-                "data": instructions.fingerprint(learnt),
-                "held_out": instructions.fingerprint(held),
+                "data": packing.fingerprint(learnt),
+                "held_out": packing.fingerprint(held),
                 "tokenizer": tokenizer_record(tokenizer)["sha256"],
                 "data_seed": order_seed,
                 "seed": training_args.seed,
@@ -193,12 +212,12 @@ def main(argv: list[str] | None = None) -> None:
             "source": source,
             "skipped": skipped,
             "given": run_args.given,
-            "settings": derive_tuning.settings(groups),
+            "settings": derive_sft.settings(groups),
             "card": {"license": hub_args.card_license, "language": hub_args.card_language},
             "base": base_record | {"name": base.name if base.repo else base.folder.name, "commit": base.commit},
             **provenance(),
         }
-        asked = starting.Asked(
+        asked = resume.Asked(
             training_args.resume_from_checkpoint,
             run_args.resume_without,
             run_args.allow_changes,
@@ -206,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = starting.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = resume.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:
@@ -214,17 +233,17 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
         model.to(training_args.device)
-        before = read_json(start.checkpoint / tuning.BEFORE) if start.checkpoint else None
+        before = read_json(start.checkpoint / before_after.BEFORE) if start.checkpoint else None
         wanted = (run_args.prompts, run_args.compared_prompts, run_args.sampled_answers, run_args.answer_tokens, training_args.seed, batches)
-        before = before or on_main(tuning.first_behaviour, model, tokenizer, held, *wanted)
-        order = tuning.order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
+        before = before or on_main(before_after.first_behaviour, model, tokenizer, held, *wanted)
+        order = dataset.order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
         training_args.padding_free = batches.packs
         training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
-        trainer = tuning.TuningTrainer(
+        trainer = sft_trainer.TuningTrainer(
             model=model,
             args=training_args,
             train_dataset=packed.select(order),
-            eval_dataset=instructions.pack(held, 0, packing=False),
+            eval_dataset=packing.pack(held, 0, packing=False),
             processing_class=tokenizer,
             run=run,
             identity=identity,
@@ -250,21 +269,21 @@ def main(argv: list[str] | None = None) -> None:
                 say(f"device    {idle_gpus}")
             run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            training.finish_or_raise(trainer)
+            finish_or_raise(trainer)
         else:
             trainer._load_from_checkpoint(start.checkpoint)
 
         # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and the curves ----
         on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        after = on_main(tuning.last_behaviour, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
+        after = on_main(before_after.last_behaviour, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
         on_main(finish, run, plan.steps, base, adapter_args, before, after)
         on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
 
 
 def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
     """(Hub id, revision) of a base: its own, the one that is named, or the one that its run was published as; None where it is not there."""
-    from llama_lite.hub import reference
-    from llama_lite.runs import read_jsonl
+    from llama_lite.files import read_jsonl
+    from llama_lite.hub.client import reference
 
     if base.repo:
         return base.repo, base.revision or base.commit
@@ -278,7 +297,7 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
 
 def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
     """Raise Refusal where an adapter that is to be published could not name its base, or names one that is not on the Hub (any more)."""
-    from llama_lite.hub import NoAnswer, NotAllowed, Reference, commit_of
+    from llama_lite.hub.client import NoAnswer, NotAllowed, Reference, commit_of
 
     way = "Publish that run first (its own command with --publish_only), or say where it is: --base_hub_id owner/name@revision."
     if hub_base is None:
@@ -295,16 +314,17 @@ def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
 
 def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
     """The finished adapter or model at the root of the run folder (rank 0)."""
-    from llama_lite import publishing, tuning
+    from llama_lite.hub.export import export_adapter, export_model
+    from llama_lite.training import lora
 
     checkpoint = run.path / f"checkpoint-{steps}"
     if adapter_args.use_lora:
-        publishing.export_adapter(checkpoint, run.path)
+        export_adapter(checkpoint, run.path)
     else:
-        publishing.export_model(checkpoint, run.path, dtype)
+        export_model(checkpoint, run.path, dtype)
     if adapter_args.merge_adapter:
         try:
-            tuning.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
+            lora.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
         except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as error:
             say(
                 f"WARNING   base and adapter could not be merged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); the adapter is there"
@@ -313,11 +333,11 @@ def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
 
 def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None) -> None:
     """`before_after.json`, card and figures (rank 0). `after`: None where it could not be measured."""
-    from llama_lite import tuning
-    from llama_lite.runs import write_json
+    from llama_lite.evaluation import before_after
+    from llama_lite.files import write_json
     from model_card.card import written
 
-    record = tuning.compare(before, after) if after else {}
+    record = before_after.compare(before, after) if after else {}
     if record:
         write_json(run.path / "before_after.json", record)
     run.ends("finished")
@@ -327,7 +347,7 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     for row in record.get("shown", ()):
         say(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
     if record:
-        say(tuning.table(record))
+        say(before_after.table(record))
     say(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
     if steps < FEW_STEPS:
         say(f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and another --output_dir.")

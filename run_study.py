@@ -11,9 +11,11 @@ import dataclasses
 import signal
 from pathlib import Path
 
-from llama_lite.arguments import Refusal
-from llama_lite.runs import Interrupted, csv_text, exit_with_status, read_json, say, write_json, write_text
-from llama_lite.study_arguments import parse_study
+from llama_lite.config.study import parse_study
+from llama_lite.distributed import say
+from llama_lite.errors import Interrupted, Refusal
+from llama_lite.exit import exit_with_status
+from llama_lite.files import csv_text, read_json, write_json, write_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -21,17 +23,18 @@ def main(argv: list[str] | None = None) -> None:
 
     from tqdm import tqdm
 
-    from llama_lite import findings, studies, study_plan
-    from llama_lite.folders import check_folder
-    from llama_lite.preflight import check_folders
+    from llama_lite.folder_kinds import check_folder
     from llama_lite.provenance import provenance
+    from llama_lite.studies import analysis, runner, spec
+    from llama_lite.studies.cost import lines
+    from llama_lite.training.preflight import check_folders
     from model_card.study import line_of, write_report
 
-    study = studies.load(arguments.config)
+    study = spec.load(arguments.config)
     out = Path(arguments.output_dir or f"runs/{Path(arguments.config).stem}-study")
     check_folders({"output_dir": str(out)})
     check_folder("output_dir", out, "study")
-    everything = studies.runs(study, out)
+    everything = spec.runs(study, out)
     chosen = [one for one in everything if arguments.arm in (None, one.arm.name) and arguments.seed in (None, one.seed)]
     if not chosen:
         names = ", ".join(dict.fromkeys(arm.name for arm in study.arms))
@@ -46,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     say(f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}")
     if arguments.dry_run:
-        for line in study_plan.lines(study, everything, out):
+        for line in lines(study, everything, out):
             say(line)
         return
     if len(study.seeds) == 1:
@@ -56,36 +59,36 @@ def main(argv: list[str] | None = None) -> None:
         write_json(out / "study.json", {"study": meant, **provenance()})
 
     # ---- What all runs need, then every run that is not finished ----
-    studies.prepare(study, out)
+    runner.prepare(study, out)
     if arguments.prepare_only:
         return
     for one in tqdm(chosen, desc="runs", unit="run", disable=None):
-        if studies.is_done(one):
+        if runner.is_done(one):
             continue
-        if studies.is_other(one):
+        if runner.is_other(one):
             say(f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again")
-            studies.forget(one)
+            runner.forget(one)
         say(f"run       {one.folder.name}")
-        studies.make(study, one)
-        findings.check_measures(study, one)
+        runner.make(study, one)
+        analysis.check_measures(study, one)
 
     # ---- What came of it, when all of them are there ----
-    missing = [one.folder.name for one in everything if not studies.is_done(one)]
+    missing = [one.folder.name for one in everything if not runner.is_done(one)]
     if missing:
         say(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
         return
-    equal = findings.held_equal(study, everything)
-    rows = findings.collect(study, everything) + findings.evaluate(study, everything, out)
-    write_text(out / "results.csv", csv_text(findings.RUN_COLUMNS, rows))
-    comparison = findings.compare(study, everything, rows)
+    equal = analysis.held_equal(study, everything)
+    rows = analysis.collect(study, everything) + analysis.evaluate(study, everything, out)
+    write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
+    comparison = analysis.compare(study, everything, rows)
     write_json(out / "comparison.json", comparison)
-    cost = {one.folder.name: studies.seconds_of(one) for one in everything}
-    report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, findings.health(everything), cost)
+    cost = {one.folder.name: runner.seconds_of(one) for one in everything}
+    report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, analysis.health(everything), cost)
     for row in comparison:
         say(line_of(row))
     say(f"finished  {report}, results.csv, comparison.json")
     if arguments.push_to_hub:
-        findings.push(out, arguments.hub_model_id)
+        analysis.push(out, arguments.hub_model_id)
 
 
 def stop(number, frame) -> None:

@@ -10,8 +10,8 @@ import time
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from llama_lite.block_attention import BlockAttention
-from llama_lite.speed import keep_memory
+from llama_lite.kernels.block_attention import BlockAttention
+from llama_lite.machine.hardware import keep_memory
 
 SHAPES = ((8, 8, 256, 32), (8, 4, 512, 64), (2, 12, 1024, 64))  # batch, heads, context, width: demo, 6 x 256, 124m
 

@@ -22,7 +22,11 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llama_lite import formats, sources  # noqa: E402
+from llama_lite.data import (
+    formats,
+    installed,
+    sources,
+)
 
 CUT = 6_000
 HELD_OUT = 2**256 // 32  # of hashes; installed text comes in the order of these, so the evaluation's own held-out modules are among them
@@ -31,7 +35,7 @@ HELD_OUT = 2**256 // 32  # of hashes; installed text comes in the order of these
 def documents(dataset: str, config: str | None) -> Iterator[tuple[bool, str, str]]:
     """(held out, text, id) in the source's order."""
     source = sources.resolve(dataset, config)
-    columns = () if source.kind in sources.INSTALLED else ("id",)
+    columns = () if source.kind in installed.INSTALLED else ("id",)
     for document in source.documents(formats.Skipped(), columns):
         name = document.metadata.get("id") or document.id
         place = re.sub(r":\d+$", "", name)

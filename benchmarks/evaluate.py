@@ -78,8 +78,8 @@ def write_models(folder: Path, count: int) -> list[Path]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llama_lite.plan import load_model_config
-    from llama_lite.tokenizers import train_tokenizer
+    from llama_lite.data.tokenizer import train_tokenizer
+    from llama_lite.models.presets import load_model_config
 
     tokenizer, config = train_tokenizer(iter([" ".join(WORDS)]), 512), load_model_config("tiny")
     config.max_position_embeddings, config.bos_token_id, config.eos_token_id = 512, tokenizer.eos_token_id, tokenizer.eos_token_id
@@ -165,7 +165,7 @@ def choices(model, tokenizer, items: int, repeats: int) -> dict:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
-    from llama_lite.harness import SharedContextLM, quiet
+    from llama_lite.evaluation.lm import SharedContextLM, quiet
 
     chance, requests = random.Random(1), []
     for _ in range(items):
@@ -199,8 +199,8 @@ sys.path.insert(0, {root!r})
 torch.set_num_threads(2)
 from lm_eval.api.instance import Instance
 from transformers import AutoModelForCausalLM, LlamaConfig
-from llama_lite.harness import SharedContextLM
-from llama_lite.tokenizers import gpt2_tokenizer
+from llama_lite.evaluation.lm import SharedContextLM
+from llama_lite.data.tokenizer import gpt2_tokenizer
 config = LlamaConfig(hidden_size=768, intermediate_size=3072, num_hidden_layers=4, num_attention_heads=12, vocab_size=50257, max_position_embeddings=1024)
 model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False).eval()
 lm = SharedContextLM(model, gpt2_tokenizer(), batch_tokens=16 * 1024)
@@ -229,7 +229,7 @@ def main() -> None:
     arguments = parser.parse_args()
     import torch
 
-    from llama_lite.runs import read_json, write_json
+    from llama_lite.files import read_json, write_json
 
     torch.set_num_threads(os.cpu_count())
     result = read_json(arguments.output) or {}
@@ -249,8 +249,8 @@ def measure_choices(result: dict, repeats: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from llama_lite.plan import load_model_config
-    from llama_lite.tokenizers import train_tokenizer
+    from llama_lite.data.tokenizer import train_tokenizer
+    from llama_lite.models.presets import load_model_config
 
     demo = AutoModelForCausalLM.from_config(load_model_config("demo"), dtype=torch.float32, trust_remote_code=False).eval()
     result["choices_demo"] = choices(demo, train_tokenizer(iter([" ".join(WORDS)] * 2), 1500), 200, repeats)

@@ -29,7 +29,7 @@ echo "== transformers.Trainer as it comes, 124m"
 python - <<'PYTHON'
 import time, torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
-from llama_lite.plan import load_model_config
+from llama_lite.models.presets import load_model_config
 
 class Pace(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):

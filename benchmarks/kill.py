@@ -25,9 +25,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from llama_lite import formats, sources  # noqa: E402
-from llama_lite.runs import read_jsonl, write_json  # noqa: E402
-from llama_lite.training import TIMINGS  # noqa: E402
+from llama_lite.data import (
+    formats,
+    sources,
+)
+from llama_lite.files import read_jsonl, write_json
+from llama_lite.training.trainer import TIMINGS
 
 AIMS = ("anywhere", "preparing", "saving", "rotating")
 SETTINGS = """

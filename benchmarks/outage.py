@@ -24,10 +24,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-from hub_server import Fault, Hub  # noqa: E402
+from hub_server import Fault, Hub
 
-from benchmarks import kill  # noqa: E402
-from llama_lite.runs import read_json, read_jsonl, write_json  # noqa: E402
+from benchmarks import kill
+from llama_lite.files import read_json, read_jsonl, write_json
 
 REPO, STEPS = "org/run", (5, 10, 15, 20, 25, 30)
 SLICE = 5.0  # seconds that one of two runs has the machine

@@ -28,10 +28,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llama_lite.formats import Skipped  # noqa: E402
-from llama_lite.installed import installed_files, package_root  # noqa: E402
-from llama_lite.runs import read_json, write_json  # noqa: E402
-from llama_lite.sources import resolve  # noqa: E402
+from llama_lite.data.formats import Skipped
+from llama_lite.data.installed import installed_files, package_root
+from llama_lite.data.sources import resolve
+from llama_lite.files import read_json, write_json
 
 SITE = Path(package_root("transformers")).parent
 STDLIB = Path(package_root("python"))

@@ -27,9 +27,10 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.kill import write_text  # noqa: E402
-from llama_lite import formats, sources, tokenizers  # noqa: E402
-from llama_lite.runs import read_json, write_json  # noqa: E402
+from benchmarks.kill import write_text
+from llama_lite.data import formats, sources
+from llama_lite.data.tokenizer import Encoder, gpt2_tokenizer, train_tokenizer
+from llama_lite.files import read_json, write_json
 
 
 def prepare_command(text: Path, out: Path, workers: int) -> list[str]:
@@ -46,7 +47,7 @@ def prepare_command(text: Path, out: Path, workers: int) -> list[str]:
 
 def plain(text: Path) -> None:
     """The plain loop: read, encode, into uint16 arrays; end-of-text before each document."""
-    encoding = tokenizers.Encoder(tokenizers.gpt2_tokenizer()).fast
+    encoding = Encoder(gpt2_tokenizer()).fast
     with open(text, encoding="utf-8") as file:
         for line in file:
             ids = [50256, *encoding.encode_ordinary(json.loads(line)["text"])]
@@ -67,13 +68,13 @@ def timed(processes: int, function, *arguments) -> float:
 
 def ours(text: Path, out: Path, workers: int) -> None:
     """What `tokens.prepare` does once it knows its tokenizer: read, encode, write the shards."""
-    from llama_lite.arguments import parse_pretrain
-    from llama_lite.tokens import ShardWriter, tokenise
+    from llama_lite.config.pretrain import parse_pretrain
+    from llama_lite.data.shards import ShardWriter, tokenise
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     source = sources.resolve(str(text))
-    tokenizer = tokenizers.gpt2_tokenizer()
+    tokenizer = gpt2_tokenizer()
     data = parse_pretrain(["--block_size", "256"])[1]
     writer = ShardWriter(out, len(tokenizer), data.shard_tokens, 100_000, None)
     for batch in tokenise(source, tokenizer, writer.position, workers):
@@ -85,7 +86,7 @@ def group_map(text: Path, cache: Path) -> None:
     """run_clm's way: `datasets.map` of the HF tokenizer, then of the grouping, one process."""
     from datasets import load_dataset
 
-    tokenizer = tokenizers.gpt2_tokenizer()
+    tokenizer = gpt2_tokenizer()
     rows = load_dataset("json", data_files=str(text), split="train", cache_dir=str(cache))
     rows = rows.map(lambda batch: tokenizer(batch["text"]), batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
 
@@ -120,8 +121,8 @@ def equal_ids() -> dict:
     """Documents of the embedded corpus whose ids equal the HF tokenizer's, GPT-2's and a learnt one."""
     texts = [document.text for document in sources.resolve("installed-docs").documents(formats.Skipped())]
     found = {"documents": len(texts), "characters": sum(map(len, texts))}
-    for name, tokenizer in (("gpt2", tokenizers.gpt2_tokenizer()), ("demo", tokenizers.train_tokenizer(iter(texts), 4096))):
-        encode, equal = tokenizers.Encoder(tokenizer), 0
+    for name, tokenizer in (("gpt2", gpt2_tokenizer()), ("demo", train_tokenizer(iter(texts), 4096))):
+        encode, equal = Encoder(tokenizer), 0
         assert encode.fast
         for begin in range(0, len(texts), 1000):
             batch = texts[begin : begin + 1000]
@@ -137,9 +138,9 @@ OPEN = """
 import sys, time
 sys.path.insert(0, {root!r})
 import torch
-from llama_lite.runs import read_json
-from llama_lite.tokens import verify_prepared
-from llama_lite.windows import TokenWindows
+from llama_lite.files import read_json
+from llama_lite.data.shards import verify_prepared
+from llama_lite.data.dataset import TokenWindows
 from pathlib import Path
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1024

@@ -23,21 +23,21 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from benchmarks.kill import write_text  # noqa: E402
-from llama_lite import checkpoints  # noqa: E402
-from llama_lite.runs import read_json, write_json  # noqa: E402
+from benchmarks.kill import write_text
+from llama_lite.checkpoint import store
+from llama_lite.files import read_json, write_json
 
 LATE, SHARDS, SHARD_TOKENS = 39_000, 205, 100_000_000
 UNTIL_FIRST_BATCH = """
 import os, resource, sys, time
 sys.path.insert(0, ROOT)
 import run_pretrain
-from llama_lite import training
+from llama_lite.training import trainer
 def first(self, model, inputs, *args, **kwargs):
     pages = int(open("/proc/self/statm").read().split()[1])
     print("FIRST", time.time(), pages * resource.getpagesize(), self.state.global_step, flush=True)
     os._exit(0)
-training.PretrainTrainer.training_step = first
+trainer.PretrainTrainer.training_step = first
 run_pretrain.main(sys.argv[1:])
 """
 
@@ -58,7 +58,7 @@ def run_script(*argv: str) -> None:
 
 def sparse(small: Path, large: Path) -> None:
     """A prepared folder of SHARDS x SHARD_TOKENS zeros that take no space on disk."""
-    from llama_lite.tokens import fingerprint
+    from llama_lite.data.shards import fingerprint
 
     shutil.copytree(small, large)
     manifest = read_json(small / "manifest.json")
@@ -76,8 +76,8 @@ def sparse(small: Path, large: Path) -> None:
 
 def move_to_step(run: Path, step: int) -> None:
     """Rewrite the only checkpoint of a run as if it had been saved at `step`."""
-    ((_, folder),) = checkpoints.checkpoints(run)
-    staging = checkpoints.staging_folder(run, step)
+    ((_, folder),) = store.checkpoints(run)
+    staging = store.staging_folder(run, step)
     shutil.copytree(folder, staging, dirs_exist_ok=True)
     manifest = read_json(folder / "manifest.json")
     (staging / "manifest.json").unlink()
@@ -85,7 +85,7 @@ def move_to_step(run: Path, step: int) -> None:
     write_json(staging / "trainer_state.json", state | {"global_step": step, "log_history": []})
     write_json(staging / "progress.json", progress | {"logged_step": step})
     keep = {key: manifest[key] for key in ("identity", "probe")}
-    checkpoints.seal(staging, run, step, {"tokens": 0, "files": checkpoints.flush_and_hash(staging), **keep})
+    store.seal(staging, run, step, {"tokens": 0, "files": store.flush_and_hash(staging), **keep})
     shutil.rmtree(folder)
 
 
@@ -110,12 +110,12 @@ def late(folder: Path, repeats: int) -> dict:
     argv = [*map(str, argv), "--eval_strategy", "no"]
     new, old = folder / "new", folder / "old"
     process = subprocess.Popen([sys.executable, str(ROOT / "run_pretrain.py"), *argv, "--output_dir", str(old), "--save_steps", "1"])
-    while not checkpoints.checkpoints(old):
+    while not store.checkpoints(old):
         assert process.poll() is None
         time.sleep(0.2)
     process.kill()
     process.wait()
-    for _, extra in checkpoints.checkpoints(old)[1:]:
+    for _, extra in store.checkpoints(old)[1:]:
         shutil.rmtree(extra)
     move_to_step(old, LATE)
     times: dict[str, list] = {"step 0": [], f"step {LATE}": []}
@@ -137,11 +137,12 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
-    from llama_lite.arguments import parse_pretrain
-    from llama_lite.plan import load_model_config
-    from llama_lite.runs import RunFolder, cores_for_a_process
-    from llama_lite.training import PretrainTrainer, Start
-    from llama_lite.windows import TokenWindows, collate
+    from llama_lite.config.pretrain import parse_pretrain
+    from llama_lite.data.dataset import TokenWindows, collate
+    from llama_lite.models.presets import load_model_config
+    from llama_lite.processes import cores_for_a_process
+    from llama_lite.run_folder import RunFolder
+    from llama_lite.training.trainer import PretrainTrainer, Start
 
     torch.set_num_threads(cores_for_a_process())
     manifest = read_json(folder / "tokens/manifest.json")

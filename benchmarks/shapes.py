@@ -1,4 +1,4 @@
-"""What size of model, and which learning rate, a text and a number of tokens ask for: the runs behind the rules of `llama_lite/shapes.py`.
+"""What size of model, and which learning rate, a text and a number of tokens ask for: the runs behind the rules of `llama_lite/models/shapes.py`.
 
     python benchmarks/shapes.py              # every run that shapes.json lacks; some hours on two cores
     python benchmarks/shapes.py --compare    # what is there, beside what the rules expect
@@ -18,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llama_lite import shapes  # noqa: E402
-from llama_lite.runs import read_json, read_jsonl, write_json  # noqa: E402
+from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.models import shapes
 
 RESULTS = Path(__file__).with_suffix(".json")
 SIZES = {

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import kill
-from llama_lite.runs import write_json
+from llama_lite.files import write_json
 
 IMPORTS = "from transformers import Trainer; from trl import SFTTrainer; print('step 1/')"
 RUN = ["--tokenizer", "train", "--vocab_size", "512", "--shard_tokens", "60000", "--validation_tokens", "10000", "--model_config", "tiny"]

@@ -28,9 +28,9 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.own_text import copied  # noqa: E402
-from benchmarks.train import MACHINES  # noqa: E402
-from llama_lite.runs import read_json, read_jsonl, write_json  # noqa: E402
+from benchmarks.own_text import copied
+from benchmarks.train import MACHINES
+from llama_lite.files import read_json, read_jsonl, write_json
 
 TEXTS = {"rst, 3 MB": (".rst", 3e6), "Python, 20 MB": (".py", 20e6), "documentation, all": None}
 COMBINATIONS = [  # machine, cores, text, hours

@@ -38,8 +38,8 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks import kill
-from llama_lite.plan import load_model_config
-from llama_lite.runs import write_json
+from llama_lite.files import write_json
+from llama_lite.models.presets import load_model_config
 
 
 def shaped(preset: str, **changes):
@@ -127,11 +127,11 @@ def worker(way: str, shape: str, folder: Path) -> None:
 def ours(way: str, shape: str, folder: Path) -> None:
     """run_pretrain.py, with its progress bar replaced by the pace."""
     import run_pretrain
-    from llama_lite import callbacks
-    from llama_lite.runs import exit_with_status
+    from llama_lite.exit import exit_with_status
+    from llama_lite.training.callbacks import progress
 
     config, windows, tokens, steps = SHAPES[shape]
-    callbacks.Progress = lambda: Pace(steps)
+    progress.Progress = lambda: Pace(steps)
     name = f"{way}-{shape}".replace(" ", "-").replace(",", "")
     config.save_pretrained(folder / f"{name}-config")
     micro = 4 if "processes" in way else 1  # micro-batches of a step, over all processes
@@ -227,13 +227,14 @@ def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
     code = """if True:
         import sys, torch
         sys.path.insert(0, sys.argv[1])
-        from llama_lite import precision, speed
+        from llama_lite.kernels import switches
+        from llama_lite.machine import precision
         cpu = torch.device("cpu")
         chosen = precision.choose("auto", None, cpu)[0]
         print(chosen)
         for seconds in (1e6, 1):
-            compiled = speed.worth_compiling(seconds, chosen, cpu)[0]
-            on = (speed.fuses_loss(cpu)[0], speed.attends_in_blocks(chosen, compiled, cpu)[0], compiled)
+            compiled = switches.worth_compiling(seconds, chosen, cpu)[0]
+            on = (switches.fuses_loss(cpu)[0], switches.attends_in_blocks(chosen, compiled, cpu)[0], compiled)
             print(*map(int, on))
     """
     asked = subprocess.run([sys.executable, "-c", code, str(ROOT)], env={**os.environ, **MACHINES[name]}, capture_output=True, text=True, check=True)

@@ -84,7 +84,7 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
     environment = {**equal["layout"], **equal["environment"].get("hardware", {}), **equal["environment"].get("packages", {})}
     text += [f"- layout and environment: {_settings(environment)}", ""]
     if trains:
-        text += ["## Health", "", "What the runs said of themselves, by the definitions of `llama_lite/trends.py`:", ""]
+        text += ["## Health", "", "What the runs said of themselves, by the definitions of `llama_lite/training/loss_trends.py`:", ""]
         for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
             told = health.get(arm, {})
             text.append(

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.kill import write_text
-from llama_lite.runs import read_jsonl
+from llama_lite.files import read_jsonl
 
 TINY = {
     "model_config": "tiny",
@@ -134,12 +134,12 @@ def base(settings, tmp_path_factory) -> Path:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from llama_lite import prompts
-    from llama_lite.plan import load_model_config
-    from llama_lite.tokenizers import train_tokenizer
+    from llama_lite.chat_format import template
+    from llama_lite.data.tokenizer import train_tokenizer
+    from llama_lite.models.presets import load_model_config
 
     folder = tmp_path_factory.mktemp("base") / "tiny"
-    tokenizer = train_tokenizer(iter([f"{prompts.SYSTEM} USER: ASSISTANT: "] * 50 + [Path(__file__).read_text()]), 512)
+    tokenizer = train_tokenizer(iter([f"{template.SYSTEM} USER: ASSISTANT: "] * 50 + [Path(__file__).read_text()]), 512)
     config = load_model_config("tiny")
     config.max_position_embeddings, config.bos_token_id, config.eos_token_id = 512, tokenizer.eos_token_id, tokenizer.eos_token_id
     torch.manual_seed(5)
@@ -225,7 +225,7 @@ def launch(
 
 def log_of(run: Path) -> list[dict]:
     """log.jsonl without what two equal runs may log differently."""
-    from llama_lite.training import TIMINGS
+    from llama_lite.training.trainer import TIMINGS
 
     return [{key: value for key, value in entry.items() if key not in TIMINGS} for entry in read_jsonl(run / "log.jsonl")]
 

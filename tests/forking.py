@@ -13,7 +13,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOADED = [
     *("datasets", "lm_eval.evaluator", "lm_eval.models.huggingface", "peft", "torch._dynamo", "torch._inductor.compile_fx"),
     *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "transformers.trainer", "trl.trainer.sft_trainer"),
-    *(f"llama_lite.{path.stem}" for path in sorted((ROOT / "llama_lite").glob("*.py")) if not path.stem.startswith("__")),
+    *(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "llama_lite").rglob("*.py"))
+        if not path.stem.startswith("__")
+    ),
 ]
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llama_lite import launching  # noqa: E402
+from llama_lite.machine import parallelism  # noqa: E402
 
-check = launching.check_launch
+check = parallelism.check_launch
 
 
 def check_as_on_gpus(training) -> None:
@@ -24,6 +24,6 @@ def check_as_on_gpus(training) -> None:
     check(training)
 
 
-launching.check_launch = check_as_on_gpus
+parallelism.check_launch = check_as_on_gpus
 sys.argv = [str(ROOT / sys.argv[1]), *sys.argv[2:]]
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -9,22 +9,15 @@ import pytest
 import yaml
 from conftest import config_file
 
-from llama_lite import studies
-from llama_lite.arguments import (
-    NONE_COUNTS,
-    CurationArguments,
-    DataArguments,
-    HubArguments,
-    ModelArguments,
-    PretrainArguments,
-    Refusal,
-    RunArguments,
-    parse_pretrain,
-    read_yaml,
-)
-from llama_lite.eval_arguments import ModelsArguments, OutputArguments, TasksArguments, parse_eval
-from llama_lite.sft_arguments import AdapterArguments, BaseArguments, RowArguments, SftArguments, TunedHubArguments, TuningArguments, parse_sft
-from llama_lite.study_arguments import parse_study
+from llama_lite.config.common import HubArguments
+from llama_lite.config.eval import ModelsArguments, OutputArguments, TasksArguments, parse_eval
+from llama_lite.config.parser import NONE_COUNTS
+from llama_lite.config.pretrain import CurationArguments, DataArguments, ModelArguments, PretrainArguments, RunArguments, parse_pretrain
+from llama_lite.config.sft import AdapterArguments, BaseArguments, RowArguments, SftArguments, TunedHubArguments, TuningArguments, parse_sft
+from llama_lite.config.study import parse_study
+from llama_lite.errors import Refusal
+from llama_lite.files import read_yaml
+from llama_lite.studies import spec
 
 
 def parsed(*argv):
@@ -288,9 +281,7 @@ def test_an_argument_that_comes_twice_is_refused(argv, named):
         parsed(*argv)
 
 
-@pytest.mark.parametrize(
-    "parse", [parse_pretrain, parse_sft, parse_eval, lambda argv: studies.load(argv[1])], ids=["pretrain", "sft", "eval", "study"]
-)
+@pytest.mark.parametrize("parse", [parse_pretrain, parse_sft, parse_eval, lambda argv: spec.load(argv[1])], ids=["pretrain", "sft", "eval", "study"])
 @pytest.mark.parametrize("content", ["seed: 1\ntitle: a\nseed: 2\n", "title: {a: 1, b: 2, a: 3}\n"])
 def test_a_key_that_comes_twice_in_yaml_is_refused(tmp_path, parse, content):
     (tmp_path / "c.yaml").write_text(content)

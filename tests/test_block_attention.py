@@ -8,8 +8,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM
 
-from llama_lite import block_attention, speed
-from llama_lite.plan import load_model_config
+from llama_lite.kernels import block_attention, compile
+from llama_lite.models.presets import load_model_config
 
 
 def tensors(context: int, dtype=torch.float32) -> list[torch.Tensor]:
@@ -70,7 +70,7 @@ def test_a_compiled_layer_keeps_no_more_than_with_attention_of_torch(pair):
     ids, sizes = torch.randint(0, pair[0].config.vocab_size, (1, 512)), []
     for model in pair:
         torch.compiler.reset()
-        speed.compile_layers(model, torch.device("cpu"))
+        compile.compile_layers(model, torch.device("cpu"))
         with torch.autocast("cpu", torch.bfloat16):
             sizes.append(sum(kept(lambda model=model: model.model(ids))))
     torch.compiler.reset()

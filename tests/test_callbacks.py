@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from llama_lite.callbacks import SpikeDetector
+from llama_lite.training.callbacks.health import SpikeDetector
 
 
 def test_a_spike_is_told_and_noise_is_not():
@@ -46,7 +46,7 @@ def test_overfitting_and_saturation_are_reported_once_in_a_run(pretrain, tmp_pat
         logging_steps=20,
         eval_windows=None,
     )
-    from llama_lite.runs import read_jsonl
+    from llama_lite.files import read_jsonl
 
     events = [event["event"] for event in read_jsonl(run / "events.jsonl")]
     assert events.count("overfitting") == 1

@@ -12,8 +12,8 @@ import pytest
 from conftest import ROOT, config_file
 from huggingface_hub import HfApi, ModelCard
 
-from llama_lite.arguments import Refusal
-from llama_lite.runs import read_json, read_jsonl, write_json
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl, write_json
 from model_card import card, facts, records
 from model_card.metadata import CardError
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from conftest import tensors_of
 
-from llama_lite.arguments import Refusal
-from llama_lite.runs import read_json, read_jsonl
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl
 from model_card.card import write
 
 DATA = Path(__file__).parent / "compatibility"

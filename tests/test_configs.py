@@ -4,9 +4,10 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from llama_lite.arguments import parse_pretrain
-from llama_lite.plan import load_model_config, make_plan
-from llama_lite.sft_arguments import parse_sft
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.sft import parse_sft
+from llama_lite.models.presets import load_model_config
+from llama_lite.training.plan import make_plan
 
 PRETRAIN = sorted((ROOT / "configs/pretrain").glob("*.yaml"))
 

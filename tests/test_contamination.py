@@ -11,9 +11,10 @@ from conftest import ROOT
 from test_tokenizers import HARD
 from test_tokens import jsonl, prepare
 
-from llama_lite import contamination, sources
-from llama_lite.arguments import Refusal
-from llama_lite.contamination import ngrams, overlap, prepared_documents, report, source_documents, split_scores
+from llama_lite.data import sources
+from llama_lite.errors import Refusal
+from llama_lite.evaluation import contamination
+from llama_lite.evaluation.contamination import ngrams, overlap, prepared_documents, report, source_documents, split_scores
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import sys
 import pytest
 from test_sources import ROWS, source_of, texts_of
 
-from llama_lite import curation, sources
-from llama_lite.arguments import CurationArguments, Refusal
+from llama_lite import files
+from llama_lite.config.pretrain import CurationArguments
+from llama_lite.data import curation, sources
+from llama_lite.errors import Refusal
 
 RULES = CurationArguments().__dict__
 
@@ -68,7 +70,7 @@ def test_web_filters_drop_web_rubbish_and_keep_prose(tmp_path):
 def test_curation_does_not_depend_on_workers_and_goes_on_after_a_stop(tmp_path, monkeypatch):
     monkeypatch.setattr(curation, "TASK_BYTES", 2000)  # several tasks
     expected, report = curated(tmp_path / "a", ROWS, workers=1, min_score=2, exact_dedup=True)
-    original = curation.write_json
+    original = files.write_json
 
     def killed(path, value):
         if path.name == "00001.json" and "exact" in str(path):

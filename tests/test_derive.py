@@ -10,13 +10,16 @@ import torch
 import yaml
 from conftest import launch
 
-from llama_lite import derive, shapes, starting, timing
-from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.decisions import nice
-from llama_lite.launching import Layout
-from llama_lite.plan import count_parameters, model_config_of
-from llama_lite.preparing import Text
-from llama_lite.runs import read_json
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.data.preparation import Text
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json
+from llama_lite.kernels import switches
+from llama_lite.machine.parallelism import Layout
+from llama_lite.models import shapes
+from llama_lite.models.presets import count_parameters, model_config_of
+from llama_lite.training import derive_pretrain, resume, timing
+from llama_lite.training.decisions import nice
 
 
 @pytest.fixture
@@ -31,13 +34,13 @@ def fast(monkeypatch):
 
     monkeypatch.setattr(timing, "pace", pace)
     monkeypatch.setattr(timing, "LONGEST", 1e9)
-    monkeypatch.setattr(timing.precision, "peak_flops", lambda precision, device: 3e10)
-    monkeypatch.setattr(derive, "seconds_since_start", lambda: 10.0)
+    monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: 3e10)
+    monkeypatch.setattr(derive_pretrain, "seconds_since_start", lambda: 10.0)
 
 
 def settled(*argv, processes=1, recorded=None, only_tokens=False, precision="float32"):
     groups = parse_pretrain(["--precision", precision, *argv])
-    derivation = derive.Derivation(groups, Text(groups[1]), Layout(processes), groups[-2].given, recorded or {})
+    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(processes), groups[-2].given, recorded or {})
     _, reasons, tokens = derivation.settle(only_tokens)
     return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}, reasons, tokens
 
@@ -70,7 +73,7 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
     for name in ("vocab_size", "validation_tokens", "model_config", "block_size", "tokens_per_step", "max_steps", "learning_rate"):
         assert reasons[name], name
     assert values["prepared_dir"].startswith(f"data/text-{characters}-")
-    assert derive.output_dir(f"some/where/text-{characters}/") == f"runs/text-{characters}"
+    assert derive_pretrain.output_dir(f"some/where/text-{characters}/") == f"runs/text-{characters}"
 
 
 def test_given_values_win_and_the_rest_follows_from_them(fast, text, tmp_path):
@@ -87,17 +90,19 @@ def test_the_hours_hold_preparing_training_evaluating_and_saving(fast, text, tmp
     """Of a text that is not read up before: the time of the derived run, counted from its parts, is within a tenth of what was asked for."""
     folder = folder_of(tmp_path, text, 2_000_000)
     groups = parse_pretrain(["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "100_000_000"])
-    derivation = derive.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
+    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
     derivation.text.facts.bytes *= 200  # as if there were 400 MB of it
     derivation.settle()
     found = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
     pace, evaluations = derivation.step_pace(), found["max_steps"] / found["eval_steps"]
     step = pace.step(derivation.accumulation)
     if found["compile_layers"]:
-        step /= derive.speed.COMPILED["float32"]
-    seconds = 10 + derive.READY + derive.FINISH + derivation.preparing_seconds() + found["max_steps"] * step
-    seconds += evaluations * found["eval_windows"] * pace.window + derive.speed.COMPILING * found["compile_layers"]
-    seconds += found["max_steps"] / found["save_steps"] * (derive.SAVE + 12 * count_parameters(derivation.config())[0] / derive.SAVE_BYTES)
+        step /= switches.COMPILED["float32"]
+    seconds = 10 + derive_pretrain.READY + derive_pretrain.FINISH + derivation.preparing_seconds() + found["max_steps"] * step
+    seconds += evaluations * found["eval_windows"] * pace.window + switches.COMPILING * found["compile_layers"]
+    seconds += (
+        found["max_steps"] / found["save_steps"] * (derive_pretrain.SAVE + 12 * count_parameters(derivation.config())[0] / derive_pretrain.SAVE_BYTES)
+    )
     assert 0.85 * hours * 3600 <= seconds <= 1.1 * hours * 3600
 
 
@@ -106,7 +111,7 @@ def test_more_time_gives_a_larger_model_and_a_lower_rate(fast, text, tmp_path):
     found = []
     for hours in (0.05, 1, 30):
         groups = parse_pretrain(["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "1_000_000_000"])
-        derivation = derive.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
+        derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
         derivation.text.facts.bytes *= 2000
         derivation.settle()
         found.append((shapes.layer_parameters(shapes.parse(groups[0].model_config)), -groups[-1].learning_rate, groups[-2].tokens_per_step))
@@ -114,8 +119,8 @@ def test_more_time_gives_a_larger_model_and_a_lower_rate(fast, text, tmp_path):
 
 
 def test_of_a_text_far_larger_than_the_run_only_the_beginning_is_prepared(fast, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(derive, "ALL_BELOW", 1e5)
-    monkeypatch.setattr(derive, "NOMINAL_FLOPS", {"cpu": 1e5, "cuda": 1e5})
+    monkeypatch.setattr(derive_pretrain, "ALL_BELOW", 1e5)
+    monkeypatch.setattr(derive_pretrain, "NOMINAL_FLOPS", {"cpu": 1e5, "cuda": 1e5})
     folder = folder_of(tmp_path, text, 2_000_000)
     values, reasons, tokens = settled("--dataset", str(folder))
     assert values["max_bytes"] < 1_000_000 and "2.0 MB: more than a run of this length reads" in reasons["max_bytes"]
@@ -127,7 +132,7 @@ def test_what_decides_the_prepared_folder_is_the_same_whatever_the_machine_does(
     folder = str(folder_of(tmp_path, text, 200_000))
     monkeypatch.chdir(tmp_path)
     prepared = [settled("--dataset", folder, only_tokens=only)[0]["prepared_dir"] for only in (True, False)]
-    monkeypatch.setattr(timing.precision, "peak_flops", lambda precision, device: 3e8)
+    monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: 3e8)
     assert {*prepared, settled("--dataset", folder)[0]["prepared_dir"]} == {prepared[0]}
 
 
@@ -194,7 +199,7 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
 
     def found(*argv, place=folder):
         *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(place), *argv])
-        return starting.going_on(run, training, None, derive.RECORDED)
+        return resume.going_on(run, training, None, derive_pretrain.RECORDED)
 
     (folder / "in").mkdir()
     assert found(place=folder / "in") == {}  # a folder in a run's is another run's

@@ -15,10 +15,12 @@ import yaml
 from conftest import ROOT, config_file, launch
 from huggingface_hub import HfApi, ModelCard
 
-from llama_lite import evaluation, harness, models, scoreboard
-from llama_lite.arguments import Refusal
-from llama_lite.eval_arguments import parse_eval
-from llama_lite.runs import read_json, read_jsonl, write_json
+from llama_lite.config.eval import parse_eval
+from llama_lite.errors import Refusal
+from llama_lite.evaluation import analysis as evaluation_analysis
+from llama_lite.evaluation import lm, push_scores, resolve, runner, store
+from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.models import references
 
 FEW = {"tasks": ["embedded_mmlu_cloze", "embedded_docs"], "limit": 6, "cpu_threads": 1}
 
@@ -76,8 +78,8 @@ def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
 
 def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, tmp_path, monkeypatch):
     calls = []
-    original = harness.run
-    monkeypatch.setattr(harness, "run", lambda *args: (calls.append(list(args[1])), original(*args))[1])
+    original = lm.run
+    monkeypatch.setattr(lm, "run", lambda *args: (calls.append(list(args[1])), original(*args))[1])
     out = evaluate(tmp_path / "out")
     first = (out / "scores.csv").read_text()
     assert len(calls) == 2
@@ -90,7 +92,8 @@ def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, 
     assert len(calls) == 8
     evaluate(out, dtype="bfloat16")
     assert len(calls) == 10 and {row["dtype"] for row in table(out)} == {"bfloat16"}
-    monkeypatch.setattr(evaluation, "harness", lambda: "lm-eval 9")
+    for module in (store, runner):
+        monkeypatch.setattr(module, "harness", lambda: "lm-eval 9")
     evaluate(out)
     assert len(calls) == 12
     monkeypatch.undo()
@@ -132,34 +135,34 @@ def test_a_kept_result_that_was_altered_is_computed_again(evaluate, tmp_path, ca
 
 def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_path):
     """Neither into a study, nor, from a run's folder, into its card."""
-    from llama_lite import findings
+    from llama_lite.studies.analysis import _scores
     from model_card.card import CardError
     from model_card.records import read
 
     shutil.copytree(whole_run, tmp_path / "run")
     out = evaluate(tmp_path / "out", models=[str(tmp_path / "run")], tasks=["embedded_docs"])
-    assert findings._scores(out)[str(tmp_path / "run")] and read(tmp_path / "run").evaluations[0].scores
+    assert _scores(out)[str(tmp_path / "run")] and read(tmp_path / "run").evaluations[0].scores
     for path in (out / "scores.csv", tmp_path / "run/evaluation/out/scores.json"):
         path.write_text(path.read_text().replace("embedded_docs", "embedded_dogs"))
     with pytest.raises(Refusal, match=r"scores\.csv was altered since its evaluation"):
-        findings._scores(out)
+        _scores(out)
     with pytest.raises(CardError, match=r"scores\.json was altered since its evaluation: evaluate again"):
         read(tmp_path / "run")
 
 
 def test_an_adapters_row_names_its_own_revision_and_its_bases(tmp_path):
     located = [
-        models.Located(f"org/{n}@{r}", tmp_path, f"org/{n}", r, c) for n, r, c in (("base", "step-000040", "b0"), ("tuned", "step-000008", "a0"))
+        references.Located(f"org/{n}@{r}", tmp_path, f"org/{n}", r, c) for n, r, c in (("base", "step-000040", "b0"), ("tuned", "step-000008", "a0"))
     ]
     for adapter, expected in (
         (located[1], ("step-000008", "a0", "org/tuned@step-000008", "org/base@step-000040", "step-000040", "b0")),
         (None, ("step-000040", "b0", None, None, None, None)),
     ):
-        record = evaluation.where_from(evaluation.Model("m", located[0], adapter)) | {"metrics": {"acc": {"value": 0.5}}}
-        (row,) = evaluation.rows_of(record)
+        record = store.where_from(resolve.Model("m", located[0], adapter)) | {"metrics": {"acc": {"value": 0.5}}}
+        (row,) = store.rows_of(record)
         assert tuple(row[name] for name in "revision commit adapter base_model base_revision base_commit".split()) == expected
     old = "model,revision,commit,adapter,metric,value\nm,r,c,,acc,0.25\n"  # as tables of earlier versions are
-    rows = list(csv.DictReader(io.StringIO(scoreboard.merged(old, [row, row]))))
+    rows = list(csv.DictReader(io.StringIO(push_scores.merged(old, [row, row]))))
     assert [(row["revision"], row["value"], row["base_model"]) for row in rows] == [("r", "0.25", ""), ("step-000040", "0.5", "")]
 
 
@@ -205,11 +208,11 @@ def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
 
 
 def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sft, base, tmp_path):
-    models = [*evaluation.expand([f"{whole_run}@step-*", f"{base}+{whole_sft}"]), *evaluation.expand([str(whole_sft)])]
+    models = [*resolve.expand([f"{whole_run}@step-*", f"{base}+{whole_sft}"]), *resolve.expand([str(whole_sft)])]
     assert [(model.step, model.tokens) for model in models] == [(10, 10240), (12, 12288), (8, models[2].tokens), (8, models[2].tokens)]
     assert models[2].tokens > 1000 and models[2].adapter.folder == whole_sft and models[3].base.folder == base
     with pytest.raises(Refusal, match="is one model, given twice"):
-        evaluation.expand([f"{base}+{whole_sft}", str(whole_sft)])
+        resolve.expand([f"{base}+{whole_sft}", str(whole_sft)])
     out = evaluate(tmp_path / "out", models=[f"{base}", f"{base}+{whole_sft}"], apply_chat_template=False)
     rows = {row["model"]: row for row in table(out) if row["metric"] == "bits_per_byte"}
     assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"]["adapter"] == str(whole_sft)
@@ -298,14 +301,14 @@ def test_samples_of_other_items_are_not_compared(evaluate, base, tmp_path):
     out = evaluate(tmp_path / "out", tasks=["embedded_mmlu_cloze"])
     samples = read_jsonl(next((out / "samples").iterdir()))
     with pytest.raises(Refusal, match="were not asked the same items"):
-        evaluation.pair(samples, samples[1:], "acc", ("a", "b"))
+        evaluation_analysis.pair(samples, samples[1:], "acc", ("a", "b"))
     other = [{**sample, "item": "x"} for sample in samples]
     with pytest.raises(Refusal, match="were not asked the same items"):
-        evaluation.pair(samples, other, "acc", ("a", "b"))
+        evaluation_analysis.pair(samples, other, "acc", ("a", "b"))
 
 
 def test_a_metric_that_lm_eval_did_not_return(evaluate, tmp_path, monkeypatch):
-    original = harness.run
+    original = lm.run
 
     def without(*args):
         found = original(*args)
@@ -314,13 +317,13 @@ def test_a_metric_that_lm_eval_did_not_return(evaluate, tmp_path, monkeypatch):
                 row["metrics"].remove("acc")
         return found
 
-    monkeypatch.setattr(harness, "run", without)
+    monkeypatch.setattr(lm, "run", without)
     with pytest.raises(Refusal, match="embedded_mmlu_cloze: lm-eval returned no acc"):
         evaluate(tmp_path / "out", tasks=["embedded_mmlu_cloze"])
 
 
 def test_two_evaluations_at_once(evaluate, tmp_path):
-    code = f"import time; from llama_lite.runs import FolderLock; lock = FolderLock({str(tmp_path / 'out')!r}, 'write to'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    code = f"import time; from llama_lite.files import FolderLock; lock = FolderLock({str(tmp_path / 'out')!r}, 'write to'); lock.acquire(); print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
@@ -367,8 +370,8 @@ def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
     record = read_json(next((out / "results").glob("*.json")))
     changed = json.loads(json.dumps(record))
     changed["metrics"]["bits_per_byte"]["value"] += 0.5
-    (model,) = evaluation.expand([f"{published}@step-000005"])
-    scoreboard.push_scores(model, [changed])
+    (model,) = resolve.expand([f"{published}@step-000005"])
+    push_scores.push_scores(model, [changed])
     rows = list(csv.DictReader(io.StringIO(hub.files(published)["scores.csv"].decode())))
     assert [float(row["value"]) for row in rows] == [record["metrics"]["bits_per_byte"]["value"], changed["metrics"]["bits_per_byte"]["value"]]
 
@@ -376,9 +379,9 @@ def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
 def test_scores_of_other_files_are_refused(evaluate, published, tmp_path):
     out = evaluate(tmp_path / "out", models=[f"{published}@step-000005"], tasks=["embedded_docs"])
     record = read_json(next((out / "results").glob("*.json")))
-    (model,) = evaluation.expand([f"{published}@step-000005"])
+    (model,) = resolve.expand([f"{published}@step-000005"])
     with pytest.raises(Refusal, match=r"are of commit 0123, and .*@step-000005 is"):
-        scoreboard.push_scores(model, [{**record, "commit": "0123"}])
+        push_scores.push_scores(model, [{**record, "commit": "0123"}])
 
 
 def test_results_in_the_hubs_own_form():
@@ -393,7 +396,7 @@ def test_results_in_the_hubs_own_form():
         "model": "m",
     }
     record["metrics"] = {"acc_norm": {"value": 0.5, "stderr": 0.01, "n": 100}}
-    ((name, text),) = scoreboard.eval_results([record], "org/m").items()
+    ((name, text),) = push_scores.eval_results([record], "org/m").items()
     (entry,) = yaml.safe_load(text)
     assert name == ".eval_results/hellaswag.yaml" and entry["dataset"] == {"id": "Rowan/hellaswag", "task_id": "hellaswag"} and entry["value"] == 0.5
     assert "commit c" in entry["notes"] and HfApi

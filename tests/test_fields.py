@@ -7,12 +7,16 @@ from conftest import log_of, same_tensors
 from transformers import TrainingArguments
 from trl import SFTConfig
 
-from llama_lite import arguments, checkpoints, fields, sft_arguments
-from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.sft_arguments import parse_sft
+from llama_lite.checkpoint import identity as checkpoint_identity
+from llama_lite.config import common, fields
+from llama_lite.config import pretrain as config_pretrain
+from llama_lite.config import sft as config_sft
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.sft import parse_sft
+from llama_lite.errors import Refusal
 
-PRETRAIN_KEPT = {**fields.KEPT, **arguments.PRETRAIN_KEPT}
-SFT_KEPT = {**fields.KEPT, **sft_arguments.KEPT}
+PRETRAIN_KEPT = {**fields.KEPT, **config_pretrain.PRETRAIN_KEPT}
+SFT_KEPT = {**fields.KEPT, **config_sft.KEPT}
 OTHER = {  # a value that a kept field must not have
     bool: lambda value: not value,
     str: lambda value: f"not {value}",
@@ -44,7 +48,7 @@ def test_every_kept_field_is_refused_with_another_value(parse, kept):
         before = getattr(training, name)
         setattr(training, name, OTHER[type(value)](value))
         run.given = {name: getattr(training, name)}
-        problems = arguments.check_training(run, hub, training, kept)
+        problems = common.check_training(run, hub, training, kept)
         assert f"--{name} must stay {value}: {why}." in problems, name
         setattr(training, name, before)
 
@@ -90,7 +94,7 @@ RECORDED = {  # what a command can ask for, and the row of the table in which a 
 
 def identity_of(*argv: str, hardware: dict = HARDWARE) -> dict:
     *_, run, training = parse_pretrain(["--output_dir", "runs/x", *argv])
-    return checkpoints.identity(
+    return checkpoint_identity.identity(
         {"hidden_size": 64},
         {**training.to_dict(), "precision": run.precision},
         {"data": "f", "tokens_per_step": 1024, "block_size": 64},
@@ -110,38 +114,38 @@ def older(identity: dict) -> dict:
 @pytest.mark.parametrize("age", [dict, older])
 def test_what_decides_a_run_is_refused_on_resume(argv, age):
     with pytest.raises(Refusal, match=RECORDED[argv]):
-        checkpoints.check_changes(age(identity_of()), identity_of(*argv.split()), 10, "")
-    assert not any(checkpoints.check_changes(identity_of(*argv.split()), identity_of(*argv.split()), 10, "").values())
+        checkpoint_identity.check_changes(age(identity_of()), identity_of(*argv.split()), 10, "")
+    assert not any(checkpoint_identity.check_changes(identity_of(*argv.split()), identity_of(*argv.split()), 10, "").values())
 
 
 def test_a_run_of_today_goes_on():
     assert set(older(identity_of())["hyperparameters"]) < set(identity_of()["hyperparameters"])
-    assert not any(checkpoints.check_changes(older(identity_of()), identity_of(), 10, "").values())
+    assert not any(checkpoint_identity.check_changes(older(identity_of()), identity_of(), 10, "").values())
     constant = older(identity_of("--lr_scheduler_type", "constant"))
     constant["hyperparameters"]["lr_scheduler_kwargs"] = {"min_lr_rate": 0.1}  # which transformers passed over
-    assert not any(checkpoints.check_changes(constant, identity_of("--lr_scheduler_type", "constant"), 10, "").values())
+    assert not any(checkpoint_identity.check_changes(constant, identity_of("--lr_scheduler_type", "constant"), 10, "").values())
 
 
 def test_what_is_free_may_change():
     free = (
         "--logging_steps 3 --eval_steps 7 --save_steps 9 --per_device_eval_batch_size 3 --dataloader_num_workers 2 --report_to none --ddp_timeout 60"
     )
-    assert not any(checkpoints.check_changes(identity_of(), identity_of(*free.split()), 10, "").values())
+    assert not any(checkpoint_identity.check_changes(identity_of(), identity_of(*free.split()), 10, "").values())
 
 
 @pytest.mark.parametrize("age", [dict, older])
 def test_another_number_of_threads_is_no_other_hardware(age):
     now = identity_of(hardware={**HARDWARE, "threads": 1})
-    changed = checkpoints.check_changes(age(identity_of()), now, 10, "")
+    changed = checkpoint_identity.check_changes(age(identity_of()), now, 10, "")
     assert changed["environment"] == {} and changed["layout"] == {"threads": (2, 1)}
-    assert checkpoints.changed_arithmetic(changed) == ["number of threads"]  # the same mathematics, other last bits
+    assert checkpoint_identity.changed_arithmetic(changed) == ["number of threads"]  # the same mathematics, other last bits
     assert now["environment"]["hardware"] == {"device": "a processor", "capability": "AVX2"} and now["layout"]["threads"] == 1
 
 
 def test_another_processor_and_other_kernels_are_told():
     now = identity_of("--full_determinism", hardware={**HARDWARE, "device": "another"})
-    changed = checkpoints.check_changes(identity_of(), now, 10, "")
-    assert checkpoints.changed_arithmetic(changed) == ["hardware", "switches"] and changed["layout"] == {}
+    changed = checkpoint_identity.check_changes(identity_of(), now, 10, "")
+    assert checkpoint_identity.changed_arithmetic(changed) == ["hardware", "switches"] and changed["layout"] == {}
 
 
 # ---- in runs ----

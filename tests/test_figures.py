@@ -5,7 +5,7 @@ import sys
 
 from conftest import ROOT
 
-from llama_lite.runs import read_jsonl
+from llama_lite.files import read_jsonl
 from model_card import figures
 
 

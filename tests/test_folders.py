@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llama_lite.arguments import Refusal
-from llama_lite.folders import KINDS, check_apart, check_folder, kind_of_folder
-from llama_lite.runs import write_json
+from llama_lite.errors import Refusal
+from llama_lite.files import write_json
+from llama_lite.folder_kinds import KINDS, check_apart, check_folder, kind_of_folder
 
 MADE = {  # kind: a folder's files
     "pretrain": {"run.json": {"kind": "pretrain", "id": "x"}, "status.json": {"status": "finished"}, "README.md": "a card"},

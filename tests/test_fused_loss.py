@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llama_lite import fused_loss
-from llama_lite.plan import load_model_config
+from llama_lite.kernels import fused_cross_entropy
+from llama_lite.models.presets import load_model_config
 
 
 def model_and_batch():
@@ -25,9 +25,9 @@ def model_and_batch():
 def test_loss_and_gradients_are_the_plain_ones(rows, count, monkeypatch):
     model, batch = model_and_batch()
     for name, most in (("HELD", 2 * rows), ("CACHED", rows)):
-        monkeypatch.setattr(fused_loss, name, most * model.config.vocab_size)
+        monkeypatch.setattr(fused_cross_entropy, name, most * model.config.vocab_size)
     fused = copy.deepcopy(model)
-    fused_loss.fuse(fused)
+    fused_cross_entropy.fuse(fused)
     losses = [2 * one(**batch, num_items_in_batch=count).loss for one in (model, fused)]
     for loss in losses:
         loss.backward()
@@ -46,7 +46,7 @@ def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():
         one = copy.deepcopy(model)
         one.zero_grad()
         if fuse:
-            fused_loss.fuse(one)
+            fused_cross_entropy.fuse(one)
         with torch.autocast("cpu", torch.bfloat16):
             loss = one(**batch).loss
         loss.backward()
@@ -58,7 +58,7 @@ def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():
 def test_without_labels_the_model_is_as_it_was():
     model, batch = model_and_batch()
     before = model(batch["input_ids"]).logits
-    fused_loss.fuse(model)
+    fused_cross_entropy.fuse(model)
     assert torch.equal(model(batch["input_ids"]).logits, before)
     with torch.no_grad():
         loss = model(**batch).loss

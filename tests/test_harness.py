@@ -14,8 +14,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite import harness, tasks
-from llama_lite.harness import SharedContextLM
+from llama_lite.evaluation.lm import SharedContextLM, run
+from llama_lite.evaluation.tasks import definition, registry
 
 
 def requests_of(pairs, kind="loglikelihood"):
@@ -108,13 +108,13 @@ def test_bfloat16_weights_have_float32_probabilities(base, pairs):
 
 
 def test_the_callers_random_state_is_kept(base):
-    task = tasks.cloze("t", [{"question": "One two", "choices": [" three", " four"], "answer": 0}] * 3)
+    task = definition.cloze("t", [{"question": "One two", "choices": [" three", " four"], "answer": 0}] * 3)
     random.seed(3)
     torch.manual_seed(3)
     expected = (random.random(), torch.rand(1).item())
     random.seed(3)
     torch.manual_seed(3)
-    harness.run(both(base)[0], {"t": task}, {"t": [0, 1, 2]}, 1, False, False)
+    run(both(base)[0], {"t": task}, {"t": [0, 1, 2]}, 1, False, False)
     assert (random.random(), torch.rand(1).item()) == expected
 
 
@@ -172,8 +172,8 @@ def command_results(folder, data, place):
 def compare_with_the_command(folder, tmp_path):
     data = write_hellaswag(tmp_path / "data")
     results, theirs = command_results(folder, data, tmp_path)
-    (task,) = tasks.build(["hellaswag"], {"hellaswag": str(data)}, {}, False)
-    found = harness.run(both(folder)[0], task.leaves, {"hellaswag": list(range(24))}, 1234, False, False)
+    (task,) = registry.build(["hellaswag"], {"hellaswag": str(data)}, {}, False)
+    found = run(both(folder)[0], task.leaves, {"hellaswag": list(range(24))}, 1234, False, False)
     for metric in ("acc", "acc_norm"):
         assert found["results"]["hellaswag"][f"{metric},none"] == results[f"{metric},none"]
     nats = {row["doc_id"]: [float(answer[0]) for answer in row["filtered_resps"]] for row in theirs}

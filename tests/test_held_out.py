@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from llama_lite import training, tuning
+from llama_lite import files
+from llama_lite.training import sft_trainer
+from llama_lite.training import trainer as training_trainer
 
 WINDOWS = 13
 
@@ -19,8 +21,8 @@ def over_processes(monkeypatch):
         sums = []
         with monkeypatch.context() as patch:
             patch.setattr(trainer.args, "per_device_eval_batch_size", size)
-            patch.setattr(training, "WORLD_SIZE", processes)
-            patch.setattr(tuning, "WORLD_SIZE", processes)
+            patch.setattr(training_trainer, "WORLD_SIZE", processes)
+            patch.setattr(sft_trainer, "WORLD_SIZE", processes)
             patch.setattr(trainer, "sum_of_ranks", lambda values: sums.append(values) or [max(value, 1) for value in values])
             for rank in range(processes):
                 patch.setattr(type(trainer.args), "process_index", rank)
@@ -35,14 +37,14 @@ def over_processes(monkeypatch):
 def test_every_window_is_measured_once_under_any_batch_and_number_of_processes(pretrain, settings, tmp_path, monkeypatch, over_processes):
     from transformers import AutoModelForCausalLM
 
-    found, evaluate = {}, training.PretrainTrainer.evaluate
+    found, evaluate = {}, training_trainer.PretrainTrainer.evaluate
 
     def spied(self, *args, **kwargs):
         found["logged"] = evaluate(self, *args, **kwargs)["eval_loss"]
         found.update({(size, count): over_processes(self, size, count) for size in (1, 5, 8, 64) for count in (1, 2, 3)})
         return {}
 
-    monkeypatch.setattr(training.PretrainTrainer, "evaluate", spied)
+    monkeypatch.setattr(training_trainer.PretrainTrainer, "evaluate", spied)
     run = pretrain(tmp_path / "run", eval_windows=WINDOWS, max_steps=1, sample_tokens=0, precision="float32", per_device_eval_batch_size=8)
     ids = torch.from_numpy(np.load(Path(settings["prepared_dir"]) / "validation-00000.npy").astype(np.int64))
     rows = torch.stack([ids[i * 64 : i * 64 + 65] for i in range(WINDOWS)])
@@ -54,14 +56,14 @@ def test_every_window_is_measured_once_under_any_batch_and_number_of_processes(p
 
 
 def test_fewer_windows_than_a_batch_are_measured(pretrain, tmp_path):
-    from llama_lite.runs import read_jsonl
+    from llama_lite.files import read_jsonl
 
     run = pretrain(tmp_path / "run", eval_windows=4, max_steps=1, sample_tokens=0, per_device_eval_batch_size=8)
     assert [entry["eval_loss"] > 0 for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry] == [True]
 
 
 def test_a_tuning_runs_number_is_the_same_under_any_batch_and_number_of_processes(sft, tmp_path, monkeypatch, over_processes):
-    found, evaluate = {}, tuning.TuningTrainer.evaluate
+    found, evaluate = {}, sft_trainer.TuningTrainer.evaluate
 
     def spied(self, *args, **kwargs):
         found["logged"] = evaluate(self, *args, **kwargs)["eval_loss"]
@@ -69,7 +71,7 @@ def test_a_tuning_runs_number_is_the_same_under_any_batch_and_number_of_processe
         self.model.train()
         return {}
 
-    monkeypatch.setattr(tuning.TuningTrainer, "evaluate", spied)
+    monkeypatch.setattr(sft_trainer.TuningTrainer, "evaluate", spied)
     run = sft(tmp_path / "run", max_steps=1, precision="float32", sampled_answers=1, compared_prompts=1)
-    expected = training.read_json(run / "before_after.json")["answer_loss"]["after"]
+    expected = files.read_json(run / "before_after.json")["answer_loss"]["after"]
     assert len(found) == 10 and found == {key: pytest.approx(expected, abs=1e-5) for key in found}

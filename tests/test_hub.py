@@ -20,10 +20,11 @@ from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite import formats, publishing, sources
-from llama_lite.arguments import Refusal
-from llama_lite.plan import load_model_config
-from llama_lite.runs import read_json, read_jsonl
+from llama_lite.data import formats, sources
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl
+from llama_lite.hub import publish_queue
+from llama_lite.models.presets import load_model_config
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain
     run, repo = pretrain(tmp_path / "run", **changes), changes["hub_model_id"]
     there = hub.repos["models", repo]
     assert sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
-    assert not publishing.queued(run / "queue") and [record["step"] for record in read_jsonl(run / "published.jsonl")] == [5, 10, 12]
+    assert not publish_queue.queued(run / "queue") and [record["step"] for record in read_jsonl(run / "published.jsonl")] == [5, 10, 12]
     for tag, commit in there.tags.items():
         files = hub.files(repo, tag)
         record = json.loads(files["revision.json"])
@@ -155,8 +156,8 @@ FAULTS = {
 
 @pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
 def test_faults_cost_no_checkpoint_and_no_step(hub, pretrain, whole_run, tmp_path, monkeypatch, faults):
-    monkeypatch.setattr(publishing, "LONGEST_WAIT", 0.2)
-    monkeypatch.setattr(publishing, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(publish_queue, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(publish_queue, "FIRST_WAIT", 0.05)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # the client's own waits
     hub.faults += [dataclasses.replace(fault) for fault in faults]
     changes = ours(hub)
@@ -173,7 +174,7 @@ def published(hub, run, repo, whole_run) -> None:
         steps.append(json.loads(hub.objects[there.commits[oid]["files"]["revision.json"][0]])["step"])
         oid = there.commits[oid]["parent"]
     assert steps == [12, 10, 5] and sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
-    assert not publishing.queued(run / "queue")
+    assert not publish_queue.queued(run / "queue")
     assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors") and log_of(run) == log_of(whole_run)
     assert len(hub.files(repo)["checkpoints.csv"].splitlines()) == 4
 
@@ -184,7 +185,7 @@ def test_a_hub_that_is_down_is_published_to_later(hub, pretrain, whole_run, tmp_
     run = pretrain(tmp_path / "run", **{**changes, "hub_drain_timeout": 1})
     said = capsys.readouterr().out
     assert "WARNING   --push_to_hub" in said and "Training goes on" in said and said.count("step-000005 waits") == 1
-    assert [step for step, _ in publishing.queued(run / "queue")] == [5, 10, 12]
+    assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
     with pytest.raises(Refusal, match="leave out --hub_required"):
         pretrain(tmp_path / "other", hub_required=True, **changes)
     pretrain(run, "--dry_run", **changes)
@@ -226,7 +227,7 @@ def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
     capsys.readouterr()
     run = pretrain(tmp_path / "none", resume_from_checkpoint="never", publish_training_state="none", **changes)
     assert there.tags == tags and "is there with other content" in capsys.readouterr().out
-    assert [step for step, _ in publishing.queued(run / "queue")] == [5, 10, 12]
+    assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
 
 
 def test_nothing_private_is_published(hub, pretrain, tmp_path):

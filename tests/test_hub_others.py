@@ -12,11 +12,13 @@ from conftest import HUB
 from hub_server import Fault
 from huggingface_hub import HfApi
 
-from llama_lite import evaluation, models, publishing, scoreboard
-from llama_lite.arguments import Refusal
-from llama_lite.hub import NoAnswer
-from llama_lite.publishing import Repository, newest_first, step_of, tag_of
-from llama_lite.runs import read_jsonl
+from llama_lite.errors import Refusal
+from llama_lite.evaluation import push_scores, resolve, store
+from llama_lite.files import read_jsonl
+from llama_lite.hub.client import NoAnswer
+from llama_lite.hub.repository import Repository
+from llama_lite.hub.revision import FORMAT, newest_first, step_of, tag_of
+from llama_lite.models import references
 
 IDENTITY = {kind: {} for kind in ("model", "hyperparameters", "data", "layout", "environment")}
 CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours: end -->\n"
@@ -25,7 +27,7 @@ CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours:
 def revision(folder: Path, step: int, run: str = "ours", more: dict[str, bytes] | None = None) -> dict[str, Path]:
     """{path in the revision: file} of a small revision, as `write_revision` gives it. more: further files."""
     content = {"model.safetensors": b"weights of %d" % step, "config.json": b'{"step": %d}' % step, "README.md": CARD.encode(), **(more or {})}
-    record = {"format": publishing.FORMAT, "run": run, "step": step, "tokens": 1024 * step, "identity": IDENTITY}
+    record = {"format": FORMAT, "run": run, "step": step, "tokens": 1024 * step, "identity": IDENTITY}
     record["files"] = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
     folder = folder / f"{run}-{step}"
     folder.mkdir(exist_ok=True)
@@ -145,7 +147,7 @@ def test_a_tag_of_ours_on_other_content_stays(hub, place, tmp_path):
 OTHERS = {  # what somebody does when the first revision is there
     "record deleted": lambda name, there: HfApi().delete_file("revision.json", name, revision="checkpoints"),
     "record of another run": lambda name, there: put(
-        name, "revision.json", json.dumps({"format": publishing.FORMAT, "run": "b", "step": 5, "tokens": 5, "identity": IDENTITY, "files": {}}).encode(), "checkpoints"
+        name, "revision.json", json.dumps({"format": FORMAT, "run": "b", "step": 5, "tokens": 5, "identity": IDENTITY, "files": {}}).encode(), "checkpoints"
     ),
     "branch deleted": lambda name, there: there.branches.pop("checkpoints"),
     "branch moved back": lambda name, there: there.branches.update(checkpoints=there.branches["main"]),
@@ -341,9 +343,9 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, place, tmp_path, c
     for path, file in files.items():
         (folder / path).write_bytes(file.read_bytes())
     commit = there.tags["step-000005"]
-    model = evaluation.Model("m", models.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
-    record = {**evaluation.where_from(model), "model": "m", "task": "t", "metrics": {"acc": {"value": 0.5, "stderr": 0.1, "n": 4}}}
-    scoreboard.push_scores(model, [{**record, "n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01"}])
+    model = resolve.Model("m", references.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
+    record = {**store.where_from(model), "model": "m", "task": "t", "metrics": {"acc": {"value": 0.5, "stderr": 0.1, "n": 4}}}
+    push_scores.push_scores(model, [{**record, "n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01"}])
     assert "stays without scores: its metadata cannot be read" in capsys.readouterr().out
     main = hub.files(name)
     assert main["README.md"] == b"---\nlicense: [\n---\nmy words" and b"step-000005" in main["scores.csv"]
@@ -359,4 +361,4 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, place, tmp_path, c
 def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, place, tags, expected):
     name, there = place
     there.tags |= dict.fromkeys(tags, there.branches["main"])
-    assert evaluation._steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]
+    assert resolve._steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]

@@ -10,10 +10,11 @@ from huggingface_hub import HfApi
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite import models, publishing
-from llama_lite.arguments import Refusal
-from llama_lite.plan import load_model_config
-from llama_lite.runs import read_json, read_jsonl
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl
+from llama_lite.hub import publish_queue
+from llama_lite.models import references
+from llama_lite.models.presets import load_model_config
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_adapters_are_revisions_that_peft_opens(hub, sft, published_base, whole_
     merged = AutoModelForCausalLM.from_pretrained(f"{repo}-merged").eval()
     torch.testing.assert_close(merged(ids).logits, local(ids).logits, atol=1e-5, rtol=1e-5)
     assert sorted(hub.repos["models", f"{repo}-merged"].tags) == ["step-000008"]
-    assert not publishing.queued(run / "queue") and not publishing.queued(run / "queue-merged")
+    assert not publish_queue.queued(run / "queue") and not publish_queue.queued(run / "queue-merged")
 
 
 def test_a_stranger_goes_on_from_an_adapter(hub, sft, published_base, tmp_path):
@@ -80,10 +81,10 @@ def test_a_base_that_its_run_published_is_found(hub, pretrain, sft, tmp_path):
     run = sft(tmp_path / "run", **config, **pushed(hub), max_steps=2, sampled_answers=1, compared_prompts=1, eval_strategy="no")
     record = read_json(run / "base.json")
     assert (record["hub_id"], record["revision"]) == (changes["hub_model_id"], "step-000012")
-    tuned = models.locate(str(run))
-    models.check_base(tuned, models.locate(f"{changes['hub_model_id']}@step-000012"))
+    tuned = references.locate(str(run))
+    references.check_base(tuned, references.locate(f"{changes['hub_model_id']}@step-000012"))
     with pytest.raises(Refusal, match=rf"made for {changes['hub_model_id']}@step-000012 and not for .*step-000005"):
-        models.check_base(tuned, models.locate(f"{changes['hub_model_id']}@step-000005"))
+        references.check_base(tuned, references.locate(f"{changes['hub_model_id']}@step-000005"))
     del hub.repos["models", changes["hub_model_id"]].tags["step-000012"]
     with pytest.raises(Refusal, match=r"has no revision step-000012\. Publish that run first \(its own command with --publish_only\)"):
         sft(tmp_path / "other", **config, **pushed(hub), max_steps=2)
@@ -118,11 +119,11 @@ def test_a_damaged_base_is_fetched_once_more_and_then_refused(hub, sft, publishe
     from hub_server import Fault
 
     HfApi().create_repo("org/damaged", exist_ok=True)
-    HfApi().upload_folder(folder_path=models.locate(published_base).folder, repo_id="org/damaged")
+    HfApi().upload_folder(folder_path=references.locate(published_base).folder, repo_id="org/damaged")
     hub.faults.append(Fault(r"GET .*org/damaged/resolve/.*/model.safetensors", "garble", times=1))
-    models.locate("org/damaged")
+    references.locate("org/damaged")
     HfApi().create_repo("org/damaged2", exist_ok=True)
-    HfApi().upload_folder(folder_path=models.locate(published_base).folder, repo_id="org/damaged2")
+    HfApi().upload_folder(folder_path=references.locate(published_base).folder, repo_id="org/damaged2")
     hub.faults.append(Fault(r"GET .*org/damaged2/resolve/.*/model.safetensors", "garble"))
     with pytest.raises(Refusal, match=r"model\.safetensors of org/damaged2 is damaged: twice"):
         sft(tmp_path / "run", model_name_or_path="org/damaged2")

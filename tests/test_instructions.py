@@ -6,10 +6,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from llama_lite import instructions, prompts
-from llama_lite.arguments import Refusal
-from llama_lite.instructions import Row
-from llama_lite.tokenizers import gpt2_tokenizer
+from llama_lite.chat_format import docs_questions, instruction_rows, packing, template
+from llama_lite.chat_format.conversation import Row
+from llama_lite.data.tokenizer import gpt2_tokenizer
+from llama_lite.errors import Refusal
 
 ALPACA = [{"instruction": f"Count to {i}.", "input": "" if i % 2 else "slowly", "output": f"1 to {i}"} for i in range(1, 9)]
 CHAT = [{"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": f"Hello {i}"}]} for i in range(8)]
@@ -19,16 +19,16 @@ PAIRS = [{"prompt": f"Hi {i}", "completion": f"Hello {i}"} for i in range(8)]
 @pytest.fixture(scope="module")
 def tokenizer():
     tokenizer = gpt2_tokenizer()
-    prompts.set_chat_template(tokenizer)
+    template.set_chat_template(tokenizer)
     return tokenizer
 
 
 def load(path, most=None):
-    return instructions.load(str(path), None, "train", None, most, 1)
+    return instruction_rows.load(str(path), None, "train", None, most, 1)
 
 
 def encode(rows, tokenizer, max_length, long_rows, skipped):
-    return instructions.limit(instructions.encode(rows, tokenizer, skipped), max_length, long_rows, skipped)
+    return packing.limit(packing.encode(rows, tokenizer, skipped), max_length, long_rows, skipped)
 
 
 def jsonl(path, rows):
@@ -153,8 +153,8 @@ def test_columns_without_a_meaning_are_counted_by_name(tmp_path):
         ],
         1,
     )
-    assert instructions.unread_lines({"columns_not_read": {"a": 1200, "b": 1}}) == ["columns not read: a (of 1,200 rows), b (of 1 rows)"]
-    assert instructions.unread_lines({}) == []
+    assert instruction_rows.unread_lines({"columns_not_read": {"a": 1200, "b": 1}}) == ["columns not read: a (of 1,200 rows), b (of 1 rows)"]
+    assert instruction_rows.unread_lines({}) == []
 
 
 def test_odd_rows_are_counted_and_named_and_end_nothing(tmp_path):
@@ -220,7 +220,7 @@ def test_another_schema_is_refused_with_what_there_is(tmp_path, row):
 
 def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
     def row(name, question, answer):
-        return Row(name, name, tuple(prompts.conversation(question, "", answer)))
+        return Row(name, name, tuple(template.conversation(question, "", answer)))
 
     rows = [row("short", "Hi", "Hello"), row("long answer", "Hi", "very " * 100), row("long question", "why " * 100, "So.")]
     skipped: dict = {}
@@ -244,44 +244,44 @@ def test_a_row_that_the_template_refuses_is_counted(tmp_path):
         "{% else %}{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
     )
     tokenizer, skipped = gpt2_tokenizer(), {}
-    prompts.set_chat_template(tokenizer, str(path))
-    rows = [Row(str(i), str(i), tuple(prompts.conversation(question, "", "Yes."))) for i, question in enumerate(("One?", "Hi", "Two?"))]
-    assert [example.row.name for example in instructions.encode(rows, tokenizer, skipped)] == ["0", "2"]
+    template.set_chat_template(tokenizer, str(path))
+    rows = [Row(str(i), str(i), tuple(template.conversation(question, "", "Yes."))) for i, question in enumerate(("One?", "Hi", "Two?"))]
+    assert [example.row.name for example in packing.encode(rows, tokenizer, skipped)] == ["0", "2"]
     ((reason, entry),) = skipped.items()
     assert "no greetings" in reason and entry == {"rows": 1, "first": ["1"]}
 
 
 def test_text_without_conversations_is_refused():
     with pytest.raises(Refusal, match="installed-files holds no conversations: installed-docs makes questions"):
-        instructions.load("installed-files", None, "train", None, None, 1)
+        instruction_rows.load("installed-files", None, "train", None, None, 1)
 
 
 def test_nothing_to_learn_from_is_refused(tokenizer):
     with pytest.raises(Refusal, match=r"no row is left to learn from \(2 longer than 64"):
-        instructions.need_rows([], [1], 1, {"longer than 64 tokens: dropped": {"rows": 2, "first": []}})
+        packing.need_rows([], [1], 1, {"longer than 64 tokens: dropped": {"rows": 2, "first": []}})
     with pytest.raises(Refusal, match=r"1 rows are held out and 3 are needed \(none were skipped\)"):
-        instructions.need_rows([1], [1], 3, {})
+        packing.need_rows([1], [1], 3, {})
     with pytest.raises(
         Refusal, match=r"\(none were skipped\): all 2 are held out, because they are one document .*Bring rows with other questions\.$"
     ) as refusal:
-        instructions.need_rows([], [1, 2], 1, {}, 1)
+        packing.need_rows([], [1, 2], 1, {}, 1)
     assert "max_length" not in str(refusal.value)
     with pytest.raises(Refusal, match=r"they are 5 documents .*Lower --eval_rows"):
-        instructions.need_rows([], [1] * 9, 1, {}, 5)
+        packing.need_rows([], [1] * 9, 1, {}, 5)
 
 
 def test_held_out_rows_share_no_document_with_training():
     rows = [Row(str(i), f"document {i % 40}", ()) for i in range(400)]
-    held = instructions.held_documents(rows, 55)
+    held = instruction_rows.held_documents(rows, 55)
     assert 55 <= sum(row.document in held for row in rows) < 65
-    assert instructions.held_documents(rows, 55) == held
-    assert instructions.held_documents(rows[:200], 55) >= held  # the order is that of a hash
+    assert instruction_rows.held_documents(rows, 55) == held
+    assert instruction_rows.held_documents(rows[:200], 55) >= held  # the order is that of a hash
 
 
 def test_packs_hold_whole_rows(tokenizer):
-    rows = [Row(str(i), str(i), tuple(prompts.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(30)]
+    rows = [Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(30)]
     examples = encode(rows, tokenizer, 256, "drop", {})
-    packed = instructions.pack(examples, 256, True)
+    packed = packing.pack(examples, 256, True)
     assert len(packed) < 15 and sum(map(len, packed["seq_lengths"])) == 30
     cut = [
         ids[sum(lengths[:i]) :][:length]
@@ -289,18 +289,18 @@ def test_packs_hold_whole_rows(tokenizer):
         for i, length in enumerate(lengths)
     ]
     assert sorted(cut) == sorted(example.input_ids for example in examples)
-    assert len(instructions.pack(examples, 256, False)) == 30
+    assert len(packing.pack(examples, 256, False)) == 30
 
 
 def test_an_example_is_shown_with_what_is_learnt(tokenizer):
-    example = encode([Row("a", "a", tuple(prompts.conversation("Hi", "", "Hello there")))], tokenizer, 256, "drop", {})[0]
-    assert instructions.show(tokenizer, example, False).endswith("USER: Hi ASSISTANT:» Hello there<|endoftext|>«")
-    assert instructions.show(tokenizer, example, True).endswith("ASSISTANT:\x1b[1;32m Hello there<|endoftext|>\x1b[0m")
+    example = encode([Row("a", "a", tuple(template.conversation("Hi", "", "Hello there")))], tokenizer, 256, "drop", {})[0]
+    assert packing.show(tokenizer, example, False).endswith("USER: Hi ASSISTANT:» Hello there<|endoftext|>«")
+    assert packing.show(tokenizer, example, True).endswith("ASSISTANT:\x1b[1;32m Hello there<|endoftext|>\x1b[0m")
 
 
 def test_embedded_rows_are_real_deterministic_and_say_nothing_twice():
-    rows, record, _ = instructions.load("installed-docs", None, "train", None, 300, 2)
-    assert len(rows) == 300 and rows == instructions.load("installed-docs", None, "train", None, 300, 1)[0]
+    rows, record, _ = instruction_rows.load("installed-docs", None, "train", None, 300, 2)
+    assert len(rows) == 300 and rows == instruction_rows.load("installed-docs", None, "train", None, 300, 1)[0]
     assert "torch" in record["packages"] and len({row.document for row in rows}) > 20
     answers = [row.messages[1]["content"] for row in rows]
     assert len({" ".join(answer.lower().split()[:10]) for answer in answers}) == 300
@@ -320,4 +320,4 @@ def test_embedded_rows_are_real_deterministic_and_say_nothing_twice():
     ],
 )
 def test_what_makes_an_answer(text, answer):
-    assert instructions._answer(text) == answer
+    assert docs_questions._answer(text) == answer

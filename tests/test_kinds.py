@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llama_lite import models, speed
-from llama_lite.arguments import Refusal
-from llama_lite.training import load_weights
+from llama_lite.errors import Refusal
+from llama_lite.kernels import switches
+from llama_lite.models import loading, references
+from llama_lite.models.loading import load_weights
 
 WIDE = {
     "vocab_size": 128,
@@ -83,9 +84,9 @@ def small(kind: str):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_is_that_of_plain_transformers_and_weights_travel_whole(kind, tmp_path):
     plain = small(kind)
-    models.check_language_model(kind, plain)
+    loading.check_language_model(kind, plain)
     ours = copy.deepcopy(plain)
-    assert set(speed.switch_on(ours, fused=True, blocks=True)) == set(KINDS[kind][1].split())
+    assert set(switches.switch_on(ours, fused=True, blocks=True)) == set(KINDS[kind][1].split())
     ids = torch.randint(0, 128, (2, 65))
     batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:].contiguous(), "shift_labels": ids[:, 1:].contiguous()}
     losses = [model(**batch, use_cache=False).loss for model in (plain, ours)]
@@ -109,12 +110,12 @@ def test_a_cap_that_hardly_shows_is_seen():
         ("nanochat", {"final_logit_softcapping": 30.0}),
     ):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**KINDS[kind][0], **field}))
-        off = speed.switch_on(model, fused=True, blocks=True)
+        off = switches.switch_on(model, fused=True, blocks=True)
         assert off["fused_loss"] == "its logits are not its output layer's product alone (they are scaled or capped)"
 
 
 def test_an_argument_that_blocks_do_not_know_is_not_left_out():
-    from llama_lite import block_attention
+    from llama_lite.kernels import block_attention
 
     query, key, value = (torch.randn(1, 2, 8, 4) for _ in range(3))
     bias = 3 * torch.randn(1, 2, 8, 8)
@@ -130,7 +131,7 @@ def test_an_argument_that_blocks_do_not_know_is_not_left_out():
 def test_what_is_no_decoder_is_refused():
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **WIDE))
     with pytest.raises(Refusal, match=r"somewhere \(bert\) sees the tokens that it is to predict"):
-        models.check_language_model("somewhere", model)
+        loading.check_language_model("somewhere", model)
 
 
 def test_weights_that_are_no_numbers_are_named():
@@ -138,7 +139,7 @@ def test_weights_that_are_no_numbers_are_named():
     with torch.no_grad():
         model.model.norm.weight[3] = float("nan")
     with pytest.raises(Refusal, match=r"somewhere: 1 of its tensors hold NaN or infinity \(model\.norm\.weight\)"):
-        models.check_language_model("somewhere", model)
+        loading.check_language_model("somewhere", model)
 
 
 def test_a_loss_that_takes_no_shifted_labels_is_refused(monkeypatch):
@@ -150,14 +151,14 @@ def test_a_loss_that_takes_no_shifted_labels_is_refused(monkeypatch):
 
     monkeypatch.setattr(type(model), "forward", forward)
     with pytest.raises(Refusal, match=r"takes no shifted labels: its loss is \d\.\d{4} where its logits give"):
-        models.check_language_model("somewhere", model)
+        loading.check_language_model("somewhere", model)
 
 
 def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tmp_path, capsys):
     """Granite, whose logits are scaled, and GPT-2, whose config has other names: trained with every default, saved, finished with a card."""
     import numpy as np
 
-    from llama_lite.runs import read_jsonl
+    from llama_lite.files import read_jsonl
 
     granite = {**SHARED, "vocab_size": 512, "logits_scaling": 8.0, "embedding_multiplier": 12.0}
     for kind, fields in (("granite", granite), ("gpt2", {**GPT2, "vocab_size": 512})):
@@ -184,10 +185,10 @@ MIX = {"gpt_oss", "opt", "bloom", "falcon", "mpt", "mamba", "recurrent_gemma"}  
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_go_side_by_side_only_where_the_model_keeps_them_apart(kind, tmp_path):
-    from llama_lite import tuning
+    from llama_lite.models import batches
 
     model = small(kind)
-    found = tuning.batches_of(model)
+    found = batches.batches_of(model)
     assert found.packs == (kind not in MIX), kind
     first, second = torch.randint(1, 128, (2, 30))
     places = torch.arange(30)
@@ -202,7 +203,7 @@ def test_options_of_a_context_are_scored_as_each_alone(kind, base):
     """Two options behind one context, in whatever way this model allows, against log-probabilities written out."""
     from transformers import AutoTokenizer
 
-    from llama_lite.harness import SharedContextLM
+    from llama_lite.evaluation.lm import SharedContextLM
 
     model = small(kind)
     lm = SharedContextLM(model, AutoTokenizer.from_pretrained(base), max_length=64)
@@ -232,7 +233,7 @@ LORA = {"mamba": {"target_modules": ["in_proj", "x_proj"]}, "mixtral": {"target_
 def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, capsys):
     from transformers import AutoTokenizer
 
-    from llama_lite.runs import read_json, read_jsonl
+    from llama_lite.files import read_json, read_jsonl
 
     folder, tokenizer = tmp_path / kind, AutoTokenizer.from_pretrained(base)
     torch.manual_seed(0)
@@ -264,20 +265,21 @@ def test_rows_longer_than_the_positions_of_a_base_are_refused(sft, tmp_path):
 
 def test_what_fails_after_training_costs_no_weights(sft, pretrain, base, tmp_path, monkeypatch, capsys):
     """The answers of the tuned model, its merging and both cards fail: adapter and model are there, the runs are finished, and each failure is said."""
-    from llama_lite import tuning
-    from llama_lite.runs import read_json
+    from llama_lite.evaluation import before_after
+    from llama_lite.files import read_json
+    from llama_lite.training import lora
     from model_card import card
 
     def fail(*args, **kwargs):
         raise RuntimeError("no card today")
 
     monkeypatch.setattr(card, "write", fail)
-    original, calls = tuning.behaviour, []
-    monkeypatch.setattr(tuning, "behaviour", lambda *args: calls.append(1) or (original(*args) if len(calls) == 1 else fail()))
-    monkeypatch.setattr(tuning, "merge", fail)
+    original, calls = before_after.behaviour, []
+    monkeypatch.setattr(before_after, "behaviour", lambda *args: calls.append(1) or (original(*args) if len(calls) == 1 else fail()))
+    monkeypatch.setattr(lora, "merge", fail)
     run = sft(tmp_path / "run", max_steps=2, eval_steps=2, save_steps=2, merge_adapter=True)
     said = capsys.readouterr().out
-    assert models.attach(models.load_model(models.locate(str(base))), models.Located("adapter", run))
+    assert loading.attach(loading.load_model(references.locate(str(base))), references.Located("adapter", run))
     assert read_json(run / "status.json")["status"] == "finished" and not (run / "before_after.json").exists()
     assert "what tuning changed could not be measured (RuntimeError: no card today); the tuned weights are there" in said
     assert "base and adapter could not be merged (RuntimeError: no card today); the adapter is there" in said
@@ -285,13 +287,13 @@ def test_what_fails_after_training_costs_no_weights(sft, pretrain, base, tmp_pat
     run = pretrain(tmp_path / "pretrained", max_steps=2, save_steps=2, eval_strategy="no")
     said = capsys.readouterr().out
     assert "its card not written: RuntimeError: no card today" in said
-    assert models.load_model(models.locate(str(run))) and read_json(run / "status.json")["status"] == "finished"
+    assert loading.load_model(references.locate(str(run))) and read_json(run / "status.json")["status"] == "finished"
 
 
 def test_what_a_base_cannot_do_is_found_before_the_first_step(sft, tmp_path, monkeypatch):
-    from llama_lite import tuning
+    from llama_lite.evaluation import before_after
 
-    monkeypatch.setattr(tuning, "answers", lambda *args: [][1])
+    monkeypatch.setattr(before_after, "answers", lambda *args: [][1])
     with pytest.raises(
         Refusal, match=r"this base \(llama\) cannot be measured or answer as it is to be tuned, so nothing is trained: list index out of range"
     ):

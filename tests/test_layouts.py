@@ -11,12 +11,13 @@ import yaml
 from conftest import ROOT, config_file, launch, log_of, same_tensors
 from safetensors import safe_open
 
-from llama_lite import launching
-from llama_lite.arguments import Refusal
-from llama_lite.checkpoints import problems, resolve
-from llama_lite.launching import Layout, layout_of
-from llama_lite.runs import read_json, read_jsonl
-from llama_lite.training import load_weights
+from llama_lite.checkpoint.store import resolve
+from llama_lite.checkpoint.verify import problems
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl
+from llama_lite.machine import parallelism
+from llama_lite.machine.parallelism import Layout, layout_of
+from llama_lite.models.loading import load_weights
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 DDP = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
@@ -172,7 +173,7 @@ def test_sharding_without_loadable_checkpoints_is_refused(environment, message, 
     for name, value in ({"ACCELERATE_USE_FSDP": "true"} | environment).items():
         monkeypatch.setenv(name, value)
     with pytest.raises(Refusal, match=message):
-        launching.check_launch(Training())
+        parallelism.check_launch(Training())
 
 
 @pytest.mark.parametrize("shard, way_out", [("pytorch_model_fsdp_0", "accelerate merge-weights"), ("global_step10", "zero_to_fp32.py")])

@@ -11,9 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from llama_lite import checkpoints, evaluation, harness, integrity, models, prompts, rendering
-from llama_lite.arguments import Refusal
-from llama_lite.runs import read_json, sha256, write_json
+from llama_lite.chat_format import rendering
+from llama_lite.chat_format.template import encode, encode_prompt, vicuna_template
+from llama_lite.checkpoint import integrity, verify
+from llama_lite.errors import Refusal
+from llama_lite.evaluation import lm, resolve
+from llama_lite.files import read_json, sha256, write_json
+from llama_lite.models import loading, references
 
 TWO = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
 PLAIN = (
@@ -41,7 +45,7 @@ def test_a_template_that_harms_is_refused(base, monkeypatch, template, message):
     monkeypatch.setattr(rendering, "LONGEST", 2**20)
     tokenizer, began = AutoTokenizer.from_pretrained(base), time.monotonic()
     tokenizer.chat_template = template + PLAIN
-    calls = (prompts.encode, prompts.encode_prompt, harness.render_chat)
+    calls = (encode, encode_prompt, lm.render_chat)
     for call in calls[:1] if "longer" in message else calls:
         with pytest.raises(Refusal, match=f"the chat template .*(?:{message}).*--chat_template_path") as refusal:
             call(tokenizer, TWO)
@@ -52,18 +56,16 @@ def test_a_template_that_harms_is_refused(base, monkeypatch, template, message):
 def test_a_template_of_somebody_is_rendered_as_transformers_does(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = PLAIN
-    assert harness.render_chat(tokenizer, TWO[:1]) == tokenizer.apply_chat_template(TWO[:1], tokenize=False, add_generation_prompt=True) == "Q a? A"
-    assert (
-        harness.render_chat(tokenizer, TWO, False) == tokenizer.apply_chat_template(TWO, tokenize=False, continue_final_message=True) == "Q a? A b."
-    )
+    assert lm.render_chat(tokenizer, TWO[:1]) == tokenizer.apply_chat_template(TWO[:1], tokenize=False, add_generation_prompt=True) == "Q a? A"
+    assert lm.render_chat(tokenizer, TWO, False) == tokenizer.apply_chat_template(TWO, tokenize=False, continue_final_message=True) == "Q a? A b."
     found = tokenizer.apply_chat_template(TWO, return_assistant_tokens_mask=True, return_dict=True)
-    encoded = prompts.encode(tokenizer, TWO)
+    encoded = encode(tokenizer, TWO)
     assert encoded.input_ids == found["input_ids"] and [label != -100 for label in encoded.labels] == [bool(one) for one in found["assistant_masks"]]
     renderer = rendering._renderers[PLAIN]
-    harness.render_chat(tokenizer, TWO[:1])
+    lm.render_chat(tokenizer, TWO[:1])
     assert rendering._renderers[PLAIN] is renderer and renderer.process.is_alive()  # one process for all rows
-    tokenizer.chat_template = prompts.vicuna_template(tokenizer)
-    harness.render_chat(tokenizer, TWO[:1])
+    tokenizer.chat_template = vicuna_template(tokenizer)
+    lm.render_chat(tokenizer, TWO[:1])
     assert tokenizer.chat_template not in rendering._renderers  # ours needs none
 
 
@@ -111,23 +113,23 @@ MODELS = {
     "index": (lambda f: write_json(f / "model.safetensors.index.json", {"weight_map": {"a": "../../x.safetensors"}}), "names files that are not there"),
 }  # fmt: skip
 LATER = {  # what is seen when it is loaded
-    "heads": (changed(num_attention_heads=0), models.load_model),
-    "activation": (changed(hidden_act=["relu"]), models.load_model),
-    "width in words": (changed(hidden_size="64"), models.load_model),
-    "kind": (changed(model_type=7), models.load_config),
-    "vocabulary of words": (lambda f: write_json(f / "tokenizer.json", {"model": {"type": "BPE", "vocab": [1]}}), models.load_tokenizer),
-    "end of text": (lambda f: write_json(f / "tokenizer_config.json", {**read_json(f / "tokenizer_config.json"), "eos_token": 5}), models.load_tokenizer),
+    "heads": (changed(num_attention_heads=0), loading.load_model),
+    "activation": (changed(hidden_act=["relu"]), loading.load_model),
+    "width in words": (changed(hidden_size="64"), loading.load_model),
+    "kind": (changed(model_type=7), references.load_config),
+    "vocabulary of words": (lambda f: write_json(f / "tokenizer.json", {"model": {"type": "BPE", "vocab": [1]}}), loading.load_tokenizer),
+    "end of text": (lambda f: write_json(f / "tokenizer_config.json", {**read_json(f / "tokenizer_config.json"), "eos_token": 5}), loading.load_tokenizer),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "message"), MODELS.values(), ids=MODELS)
 def test_a_malformed_model_is_refused_before_it_is_built(base, tmp_path, damage, message):
     shutil.copytree(base, tmp_path / "model")
-    models.locate(str(tmp_path / "model"))
+    references.locate(str(tmp_path / "model"))
     damage(tmp_path / "model")
     began = time.monotonic()
     with pytest.raises(Refusal, match=message):
-        models.locate(str(tmp_path / "model"))
+        references.locate(str(tmp_path / "model"))
     assert time.monotonic() - began < 5
 
 
@@ -136,7 +138,7 @@ def test_what_no_library_can_read_is_refused(base, tmp_path, damage, load):
     shutil.copytree(base, tmp_path / "model")
     damage(tmp_path / "model")
     with pytest.raises(Refusal, match=str(tmp_path / "model")):
-        load(models.locate(str(tmp_path / "model")))
+        load(references.locate(str(tmp_path / "model")))
 
 
 def test_a_malformed_adapter_is_refused(tmp_path):
@@ -144,7 +146,7 @@ def test_a_malformed_adapter_is_refused(tmp_path):
     save_file({"base_model.model.x.lora_A.weight": torch.zeros(4, 8)}, tmp_path / "a/adapter_model.safetensors")
     whole = {"peft_type": "LORA", "r": 4, "base_model_name_or_path": "org/base"}
     write_json(tmp_path / "a/adapter_config.json", whole)
-    models.locate(str(tmp_path / "a"))
+    references.locate(str(tmp_path / "a"))
     for change, message in (
         ({"r": 10**9}, "says rank 1000000000, and the largest dimension in its weights is 8"),
         ({"r": "4"}, "says rank '4'"),
@@ -153,15 +155,15 @@ def test_a_malformed_adapter_is_refused(tmp_path):
     ):
         write_json(tmp_path / "a/adapter_config.json", {**whole, **change})
         with pytest.raises(Refusal, match=f"adapter_config.json of .*{message}"):
-            models.locate(str(tmp_path / "a"))
+            references.locate(str(tmp_path / "a"))
     write_json(tmp_path / "a/adapter_config.json", whole)
     write_json(tmp_path / "a/base.json", {"sha256": "0", "config": [1]})
     with pytest.raises(Refusal, match=r"base\.json of .* has config \[1\], which are no fields"):
-        models.locate(str(tmp_path / "a"))
+        references.locate(str(tmp_path / "a"))
     (tmp_path / "a/base.json").unlink()
     write_json(tmp_path / "a/adapter_config.json", {"peft_type": "LORA", "r": 4})
     with pytest.raises(Refusal, match="is an adapter that does not name its base"):
-        evaluation.expand([str(tmp_path / "a")])
+        resolve.expand([str(tmp_path / "a")])
 
 
 class Runs:
@@ -206,7 +208,7 @@ def sealed_again(folder) -> None:
     """A manifest whose digests are right: as somebody would make it who wants the rest to be believed."""
     manifest = read_json(folder / "manifest.json")
     manifest["files"] = {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in manifest["files"]}
-    write_json(folder / "manifest.json", {**manifest, "digest": checkpoints.digest_of(manifest)})
+    write_json(folder / "manifest.json", {**manifest, "digest": verify.digest_of(manifest)})
 
 
 def test_a_malformed_checkpoint_with_right_digests_is_not_resumed(pretrain, whole_run, tmp_path):
@@ -214,15 +216,15 @@ def test_a_malformed_checkpoint_with_right_digests_is_not_resumed(pretrain, whol
     shutil.copytree(whole_run / "checkpoint-10", folder)
     torch.save({"python": Runs()}, folder / "rng_state.pth")
     sealed_again(folder)
-    assert checkpoints.problems(folder) == []
+    assert verify.problems(folder) == []
     with pytest.raises(Refusal, match=r"rng_state\.pth of .*checkpoint-5 is no state of numbers"):
         pretrain(tmp_path / "run", resume_from_checkpoint=str(folder))
     whole = read_json(folder / "manifest.json")
     for change in ({"step": "10"}, {"tokens": None}, {"identity": []}, {"identity": {**whole["identity"], "layout": 3}}, {"files": []}, {"files": {"../x": {"size": 1, "sha256": "0" * 64}}}):  # fmt: skip
         manifest = {**whole, **change}
-        write_json(folder / "manifest.json", {**manifest, "digest": checkpoints.digest_of(manifest)})
-        assert checkpoints.read_manifest(folder) is None, change
-        assert checkpoints.problems(folder) == ["manifest.json is missing or altered"]
+        write_json(folder / "manifest.json", {**manifest, "digest": verify.digest_of(manifest)})
+        assert verify.read_manifest(folder) is None, change
+        assert verify.problems(folder) == ["manifest.json is missing or altered"]
 
 
 def test_the_tensors_of_a_whole_model_are_seen(base):

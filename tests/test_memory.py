@@ -9,19 +9,19 @@ import pytest
 import torch
 from conftest import ROOT
 
-from llama_lite import memory
-from llama_lite.arguments import Refusal
-from llama_lite.launching import Layout
-from llama_lite.memory import Memory, step_memory, what_would_fit
-from llama_lite.plan import load_model_config
+from llama_lite.errors import Refusal
+from llama_lite.machine.parallelism import Layout
+from llama_lite.models.presets import load_model_config
+from llama_lite.training import memory
+from llama_lite.training.memory import Memory, step_memory, what_would_fit
 
 SHAPE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1365, "head_dim": 64, "max_position_embeddings": 512}
 MEASURE = """
 import sys, torch
 sys.path.insert(0, {root!r})
 from transformers import AutoModelForCausalLM
-from llama_lite.fused_loss import fuse
-from llama_lite.plan import load_model_config
+from llama_lite.kernels.fused_cross_entropy import fuse
+from llama_lite.models.presets import load_model_config
 
 torch.set_num_threads(1)
 

@@ -16,8 +16,8 @@ import time
 import pytest
 from conftest import ROOT
 
-from llama_lite import perturbations
-from llama_lite.perturbations import DISTRACTORS, OPERATIONS, edit_distance, edits, perturb
+from llama_lite.evaluation import perturbations
+from llama_lite.evaluation.perturbations import DISTRACTORS, OPERATIONS, edit_distance, edits, perturb
 
 CHARACTERS = ("swap", "keyboard", "drop", "double")
 WORDS = OPERATIONS[:-1]
@@ -66,7 +66,7 @@ def test_the_text_is_the_one_written_here():
 
 
 def test_another_process_with_another_hash_seed_gives_the_same():
-    program = "import json, sys; from llama_lite.perturbations import perturb; json.dump([perturb(*a) for a in json.load(sys.stdin)], sys.stdout)"
+    program = "import json, sys; from llama_lite.evaluation.perturbations import perturb; json.dump([perturb(*a) for a in json.load(sys.stdin)], sys.stdout)"
     asked = [(text, operation, 1, 3, str(i)) for i, text in enumerate(TEXTS[:20]) for operation in OPERATIONS]
     done = subprocess.run(
         [sys.executable, "-c", program],

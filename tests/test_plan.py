@@ -4,19 +4,12 @@ import pytest
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
 
-from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.decisions import save_interval
-from llama_lite.plan import (
-    accumulation_steps,
-    at_once,
-    check_publish_steps,
-    count_parameters,
-    intervals,
-    is_published,
-    load_model_config,
-    make_plan,
-    saved_steps,
-)
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.errors import Refusal
+from llama_lite.hub.publish_queue import is_published
+from llama_lite.models.presets import count_parameters, load_model_config
+from llama_lite.training.decisions import save_interval
+from llama_lite.training.plan import accumulation_steps, at_once, check_publish_steps, intervals, make_plan, saved_steps
 
 MANIFEST = {
     "tokenizer": {"vocab_size": 50257},

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import ROOT, config_file, launch
 
-from llama_lite import precision, speed
-from llama_lite.arguments import Refusal
-from llama_lite.runs import read_json, read_jsonl
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl
+from llama_lite.kernels import switches
+from llama_lite.machine import hardware, precision
 
 CPU = torch.device("cpu")
 
@@ -20,12 +21,12 @@ def machine(monkeypatch):
     """machine(supported, ratio): a CPU that says whether it has bfloat16, and whose bfloat16 product takes `ratio` times as long as float32's."""
 
     def make(supported, ratio):
-        precision.native_bfloat16.cache_clear()
+        hardware.native_bfloat16.cache_clear()
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-        monkeypatch.setattr(precision, "product_seconds", lambda device, size, repeats: {"float32": 1.0, "bfloat16": ratio})
+        monkeypatch.setattr(hardware, "product_seconds", lambda device, size, repeats: {"float32": 1.0, "bfloat16": ratio})
 
     yield make
-    precision.native_bfloat16.cache_clear()
+    hardware.native_bfloat16.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -53,8 +54,8 @@ def test_a_resumed_run_keeps_its_precision_and_says_so(machine):
 def test_auto_never_picks_the_slower_product(leave_out):
     """On this machine, and as if its processor had fewer instructions: the choice is the faster of two products of another size."""
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import torch; from llama_lite import precision; torch.set_num_threads(1); cpu = torch.device('cpu'); "
-        "chosen = precision.choose('auto', None, cpu)[0]; seconds = precision.product_seconds(cpu, 512, 40); print(chosen, seconds['bfloat16'] / seconds['float32'])"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import torch; from llama_lite.machine import hardware, precision; torch.set_num_threads(1); cpu = torch.device('cpu'); "
+        "chosen = precision.choose('auto', None, cpu)[0]; seconds = hardware.product_seconds(cpu, 512, 40); print(chosen, seconds['bfloat16'] / seconds['float32'])"
     )
     environment = {"ONEDNN_MAX_CPU_ISA": leave_out} if leave_out else {}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment})
@@ -68,7 +69,7 @@ def test_a_run_is_resumed_in_the_precision_and_with_the_switches_that_it_began_w
     run = tmp_path / "run"
     pretrain(run, precision="bfloat16", block_attention=True, fused_loss=True, max_steps=5)
     monkeypatch.setattr(precision, "native_bfloat16", lambda device: (False, "this processor has no bfloat16 instructions"))
-    monkeypatch.setattr(speed, "fuses_loss", lambda device: (False, ""))
+    monkeypatch.setattr(switches, "fuses_loss", lambda device: (False, ""))
     capsys.readouterr()
     pretrain(run, allow_changes="max_steps")
     said = capsys.readouterr().out
@@ -85,7 +86,7 @@ def test_another_precision_on_resume_is_refused(pretrain, tmp_path):
 
 
 def test_mfu_is_never_shown_above_what_is_possible(pretrain, tmp_path, monkeypatch):
-    monkeypatch.setattr(precision, "peak_flops", lambda chosen, device: 1.0)
+    monkeypatch.setattr(hardware, "peak_flops", lambda chosen, device: 1.0)
     run = pretrain(tmp_path / "run", max_steps=3, save_steps=3, eval_steps=3)
     logged = [entry for entry in read_jsonl(run / "log.jsonl") if "tokens_per_second" in entry]
     assert logged and not any("mfu" in entry for entry in logged)

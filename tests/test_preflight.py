@@ -8,8 +8,8 @@ import pytest
 from conftest import config_file, launch
 from transformers.integrations import integration_utils
 
-from llama_lite import preflight
-from llama_lite.arguments import Refusal
+from llama_lite.errors import Refusal
+from llama_lite.training import preflight
 
 
 def test_a_dashboard_that_is_not_installed_is_named_with_its_package(settings, tmp_path):
@@ -36,7 +36,7 @@ def test_kernels_that_are_not_here_are_named_with_their_package():
 
 
 def test_pushing_without_a_login_is_refused(monkeypatch):
-    monkeypatch.setattr("llama_lite.hub.token", lambda: None)
+    monkeypatch.setattr("llama_lite.hub.client.token", lambda: None)
     preflight.check_token(False)
     with pytest.raises(Refusal, match=r"nobody is logged in to the Hub here. Run `hf auth login`, or set HF_TOKEN"):
         preflight.check_token(True)

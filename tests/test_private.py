@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llama_lite.arguments import Refusal
-from llama_lite.hub import nothing_private
-from llama_lite.runs import RunFolder, read_json, read_jsonl
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl
+from llama_lite.hub.client import nothing_private
+from llama_lite.run_folder import RunFolder
 from model_card import private
 from model_card.facts import Facts
 from model_card.private import redact

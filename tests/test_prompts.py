@@ -2,13 +2,13 @@
 
 import pytest
 
-from llama_lite import prompts
-from llama_lite.arguments import Refusal
-from llama_lite.tokenizers import gpt2_tokenizer
+from llama_lite.chat_format import template as chat_format_template
+from llama_lite.data.tokenizer import gpt2_tokenizer
+from llama_lite.errors import Refusal
 
-ONE = prompts.conversation("Name a city.", "", "Paris is one.")
-GIVEN = prompts.conversation("Say it in French.", "a house", "  une maison\n")
-TWO = [*ONE, *prompts.conversation("Another?", None, "Tokyo: it is large!")]
+ONE = chat_format_template.conversation("Name a city.", "", "Paris is one.")
+GIVEN = chat_format_template.conversation("Say it in French.", "a house", "  une maison\n")
+TWO = [*ONE, *chat_format_template.conversation("Another?", None, "Tokyo: it is large!")]
 SYSTEM = [{"role": "system", "content": "Be brief."}, *ONE]
 
 
@@ -17,16 +17,16 @@ def tokenizer(request):
     if request.param == "gpt2":
         tokenizer = gpt2_tokenizer()
     else:
-        from llama_lite.tokenizers import train_tokenizer
+        from llama_lite.data.tokenizer import train_tokenizer
 
-        tokenizer = train_tokenizer(iter([prompts.SYSTEM + " USER: ASSISTANT: Paris is a city and so is Tokyo."] * 3), 300)
+        tokenizer = train_tokenizer(iter([chat_format_template.SYSTEM + " USER: ASSISTANT: Paris is a city and so is Tokyo."] * 3), 300)
     if request.param == "with begin":  # one whose texts begin with a token of their own, as Llama 2's do
         from tokenizers.processors import TemplateProcessing
 
         tokenizer.add_special_tokens({"bos_token": "<s>"})
         place = tokenizer.convert_tokens_to_ids("<s>")
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", place)])
-    prompts.set_chat_template(tokenizer)
+    chat_format_template.set_chat_template(tokenizer)
     return tokenizer
 
 
@@ -40,7 +40,7 @@ def tokenizer(request):
     ],
 )
 def test_exactly_the_answers_and_their_end_are_learnt(tokenizer, messages, learnt):
-    encoded = prompts.encode(tokenizer, messages)
+    encoded = chat_format_template.encode(tokenizer, messages)
     expected = [id for answer in learnt for id in [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
     assert [label for label in encoded.labels if label != -100] == expected
     assert all(label in (-100, id) for id, label in zip(encoded.input_ids, encoded.labels, strict=True))
@@ -48,10 +48,10 @@ def test_exactly_the_answers_and_their_end_are_learnt(tokenizer, messages, learn
 
 @pytest.mark.parametrize("messages", [ONE, GIVEN, TWO, SYSTEM])
 def test_what_is_generated_begins_as_what_was_trained(tokenizer, messages):
-    encoded = prompts.encode(tokenizer, messages)
+    encoded = chat_format_template.encode(tokenizer, messages)
     for place, message in enumerate(messages):
         if message["role"] == "assistant":
-            asked = prompts.encode_prompt(tokenizer, messages[:place])
+            asked = chat_format_template.encode_prompt(tokenizer, messages[:place])
             assert encoded.input_ids[: len(asked)] == asked and encoded.labels[len(asked)] != -100
             assert encoded.labels[len(asked) - 1] == -100
 
@@ -62,13 +62,13 @@ def test_the_saved_template_gives_transformers_the_same_ids_and_mask(tokenizer, 
 
     tokenizer.save_pretrained(tmp_path)
     found = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
-    encoded = prompts.encode(tokenizer, messages)
+    encoded = chat_format_template.encode(tokenizer, messages)
     assert found["input_ids"] == encoded.input_ids
     assert [bool(mask) for mask in found["assistant_masks"]] == [label != -100 for label in encoded.labels]
 
 
 def test_a_begin_token_stands_first_where_a_tokenizer_has_one_and_nowhere_else(tokenizer):
-    ids = prompts.encode(tokenizer, TWO).input_ids
+    ids = chat_format_template.encode(tokenizer, TWO).input_ids
     if tokenizer.bos_token == "<s>":
         assert ids.index(tokenizer.bos_token_id) == 0 and ids.count(tokenizer.bos_token_id) == 1
     else:
@@ -77,7 +77,7 @@ def test_a_begin_token_stands_first_where_a_tokenizer_has_one_and_nowhere_else(t
 
 def test_vicuna_word_for_word(tokenizer):
     tokenizer = gpt2_tokenizer()
-    prompts.set_chat_template(tokenizer)
+    chat_format_template.set_chat_template(tokenizer)
     assert tokenizer.apply_chat_template(TWO, tokenize=False) == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
         "user's questions. USER: Name a city. ASSISTANT: Paris is one.<|endoftext|>USER: Another? ASSISTANT: Tokyo: it is large!<|endoftext|>"
@@ -86,12 +86,12 @@ def test_vicuna_word_for_word(tokenizer):
 
 @pytest.mark.parametrize("empty", [None, "", "  \n", "<noinput>", "<NoInput>"])
 def test_an_empty_input_adds_nothing(empty):
-    assert prompts.conversation("Do it.", empty) == [{"role": "user", "content": "Do it."}]
-    assert prompts.conversation("Do it.", "with this")[0]["content"] == "Do it.\n\nwith this"
+    assert chat_format_template.conversation("Do it.", empty) == [{"role": "user", "content": "Do it."}]
+    assert chat_format_template.conversation("Do it.", "with this")[0]["content"] == "Do it.\n\nwith this"
 
 
 def test_earlier_answers_can_be_context(tokenizer):
-    encoded = prompts.encode(tokenizer, TWO, learn_from=2)
+    encoded = chat_format_template.encode(tokenizer, TWO, learn_from=2)
     assert tokenizer.decode([label for label in encoded.labels if label != -100]) == " Tokyo: it is large!" + tokenizer.eos_token
 
 
@@ -99,17 +99,17 @@ def test_a_template_without_generation_marks_is_refused(tmp_path):
     plain = tmp_path / "plain.jinja"
     plain.write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
     with pytest.raises(Refusal, match=r"plain\.jinja has no \{% generation %\}"):
-        prompts.set_chat_template(gpt2_tokenizer(), str(plain))
+        chat_format_template.set_chat_template(gpt2_tokenizer(), str(plain))
     with pytest.raises(Refusal, match=r"is not a readable \.jinja file"):
-        prompts.set_chat_template(gpt2_tokenizer(), str(tmp_path / "nothing.jinja"))
+        chat_format_template.set_chat_template(gpt2_tokenizer(), str(tmp_path / "nothing.jinja"))
     marked = tmp_path / "marked.jinja"
     marked.write_text(
         "{% for m in messages %}{% if m['role'] == 'user' %}Q {{ m['content'] }} A{% else %}{% generation %} {{ m['content'] }}"
         "{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
     )
     tokenizer = gpt2_tokenizer()
-    prompts.set_chat_template(tokenizer, str(marked))
-    encoded = prompts.encode(tokenizer, ONE)
+    chat_format_template.set_chat_template(tokenizer, str(marked))
+    encoded = chat_format_template.encode(tokenizer, ONE)
     assert tokenizer.decode([label for label in encoded.labels if label != -100]) == " Paris is one.<|endoftext|>"
 
 
@@ -140,7 +140,7 @@ def test_a_template_whose_answers_do_not_end_is_refused_with_how_to_mend_it(tmp_
     with pytest.raises(
         Refusal, match=rf"own.jinja: the chat template does not end each answer with the tokenizer's end-of-text '<\|endoftext\|>' inside .*{how}"
     ):
-        prompts.set_chat_template(gpt2_tokenizer(), str(path))
+        chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
 
 
 @pytest.mark.parametrize("ending", ["{{ eos_token }}{% endgeneration %}", "{{ eos_token }}{% endgeneration %}\n"])
@@ -148,9 +148,9 @@ def test_a_template_whose_answers_end_is_used(tmp_path, ending):
     path = tmp_path / "own.jinja"
     path.write_text(template(ending))
     tokenizer = gpt2_tokenizer()
-    prompts.set_chat_template(tokenizer, str(path))
+    chat_format_template.set_chat_template(tokenizer, str(path))
     assert (
-        tokenizer.decode([label for label in prompts.encode(tokenizer, TWO).labels if label != -100])
+        tokenizer.decode([label for label in chat_format_template.encode(tokenizer, TWO).labels if label != -100])
         == " Paris is one.<|endoftext|> Tokyo: it is large!<|endoftext|>"
     )
 
@@ -171,18 +171,20 @@ def test_a_template_that_cannot_be_used_is_refused(tmp_path, text, message):
     path = tmp_path / "own.jinja"
     path.write_text(text)
     with pytest.raises(Refusal, match=rf"--chat_template_path .*own.jinja.*{message}"):
-        prompts.set_chat_template(gpt2_tokenizer(), str(path))
+        chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
 
 
 def test_special_tokens_in_the_text_are_seen():
     tokenizer = gpt2_tokenizer()
-    assert prompts.special_text(tokenizer, ONE) is None
-    assert prompts.special_text(tokenizer, prompts.conversation("What is <|endoftext|>?", "", "A token.")) == "<|endoftext|>"
+    assert chat_format_template.special_text(tokenizer, ONE) is None
+    assert (
+        chat_format_template.special_text(tokenizer, chat_format_template.conversation("What is <|endoftext|>?", "", "A token.")) == "<|endoftext|>"
+    )
 
 
 @pytest.mark.parametrize("answer, kept", [("Fine.", True), ("  ", False), ("Fine. USER: and?", False), ("ASSISTANT: no", False)])
 def test_the_format_of_an_answer(answer, kept):
-    assert prompts.kept_format(answer) is kept
+    assert chat_format_template.kept_format(answer) is kept
 
 
 GENERATION = "{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}"
@@ -203,22 +205,22 @@ def test_an_answer_is_asked_for_with_what_stands_before_it_in_training(tmp_path,
         + f"{trained}{GENERATION}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
     )
     with pytest.raises(Refusal, match=r"own.jinja: an answer is asked for behind .* and learnt behind"):
-        prompts.set_chat_template(gpt2_tokenizer(), str(path))
+        chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
     path.write_text(path.read_text().replace(f"prompt %}}{asks}{{%", f"prompt %}}{trained}{{%"))
-    prompts.set_chat_template(gpt2_tokenizer(), str(path))
+    chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
 
 
 def test_what_a_template_leaves_out_or_takes_from_the_clock_is_refused(tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(template("{{ eos_token }}{% endgeneration %}").replace("{{ m['content'] }}{{ eos", "{{ m['content'].split('<sep>')[-1] }}{{ eos"))
     tokenizer = gpt2_tokenizer()
-    prompts.set_chat_template(tokenizer, str(path))
+    chat_format_template.set_chat_template(tokenizer, str(path))
     with pytest.raises(Refusal, match="the chat template leaves out what a turn of the assistant says, or a part of it"):
-        prompts.encode(tokenizer, prompts.conversation("Name two.", "", "First<sep>second"))
+        chat_format_template.encode(tokenizer, chat_format_template.conversation("Name two.", "", "First<sep>second"))
     with pytest.raises(Refusal, match="the chat template leaves out what a turn of the system says"):
         path.write_text(path.read_text().replace("{% if m['role'] == 'user' %}", "{% if m['role'] == 'system' %}{% elif m['role'] == 'user' %}"))
-        prompts.set_chat_template(tokenizer, str(path))
-        prompts.encode(tokenizer, [{"role": "system", "content": "In verse."}, *ONE])
+        chat_format_template.set_chat_template(tokenizer, str(path))
+        chat_format_template.encode(tokenizer, [{"role": "system", "content": "In verse."}, *ONE])
     path.write_text("{{ strftime_now('%H') }}" + template("{{ eos_token }}{% endgeneration %}"))
     with pytest.raises(Refusal, match="asks for the time"):
-        prompts.set_chat_template(tokenizer, str(path))
+        chat_format_template.set_chat_template(tokenizer, str(path))

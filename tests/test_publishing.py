@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from llama_lite import hub
-from llama_lite.arguments import Refusal
-from llama_lite.plan import load_model_config
-from llama_lite.publishing import export_model
-from llama_lite.tokenizers import train_tokenizer
+from llama_lite.data.tokenizer import train_tokenizer
+from llama_lite.errors import Refusal
+from llama_lite.hub import client
+from llama_lite.hub.export import export_model
+from llama_lite.models.presets import load_model_config
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -38,14 +38,14 @@ def test_export(tmp_path, text, tied, dtype):
 
 def test_a_download_without_space_is_refused_with_its_sizes(tmp_path, monkeypatch):
     """Before it begins, and where the disk fills up meanwhile: the Hub has nothing to do with it."""
-    where, files = hub.Reference("org/name", "main"), {"x": {"size": 2**60, "sha256": "0"}}
+    where, files = client.Reference("org/name", "main"), {"x": {"size": 2**60, "sha256": "0"}}
     for folder in (tmp_path / "not" / "there", None):
         with pytest.raises(Refusal, match=r"no space for org/name@main in .*: it takes 1048576\.00 TiB and .* are free\. Make room"):
-            hub.download(where, "0" * 40, files, folder)
+            client.download(where, "0" * 40, files, folder)
 
     def full(*_, **__):
         raise RuntimeError("download failed") from OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
     with pytest.raises(Refusal, match=rf"x of org/name@main cannot be downloaded: no space left on the disk of {tmp_path}: .* are free\. Make room"):
-        hub.fetch(where, "0" * 40, "x", tmp_path)
+        client.fetch(where, "0" * 40, "x", tmp_path)

@@ -7,18 +7,20 @@ from typing import get_type_hints
 import pytest
 import yaml
 
-from llama_lite import eval_arguments, fields, ranges, sft_arguments
-from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.eval_arguments import parse_eval
-from llama_lite.sft_arguments import parse_sft
-from llama_lite.study_arguments import parse_study
+from llama_lite.config import eval, fields, ranges
+from llama_lite.config import sft as config_sft
+from llama_lite.config.eval import parse_eval
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.sft import parse_sft
+from llama_lite.config.study import parse_study
+from llama_lite.errors import Refusal
 
 BASE = ["--output_dir", "runs/x"]
 
 
 def numbers_of(parse, argv) -> set[str]:
     """Arguments of a command that hold a number or none, but those that are kept at one value."""
-    kept = {**fields.KEPT, **sft_arguments.KEPT}
+    kept = {**fields.KEPT, **config_sft.KEPT}
     hints = {name: str(kind) for group in parse(argv) for name, kind in get_type_hints(type(group)).items()}
     own = {field.name for group in parse(argv) for field in dataclasses.fields(group) if field.init}
     return {name for name in own - kept.keys() if re.search(r"\b(int|float)\b", hints[name]) and not re.search("bool|list|dict|str", hints[name])}
@@ -140,19 +142,19 @@ def test_a_tuning_number_that_does_not_fit_rows_or_base(sft, tmp_path, changes, 
     ],
 )
 def test_examples_that_are_not_there(shots, message):
-    from llama_lite import tasks
+    from llama_lite.evaluation.tasks import registry
 
     with pytest.raises(Refusal, match=message):
-        tasks.build(["embedded_mmlu"], {}, eval_arguments.shots(shots), False)
+        registry.build(["embedded_mmlu"], {}, eval.shots(shots), False)
 
 
 def test_as_many_examples_as_there_are_can_be_shown():
-    from llama_lite import tasks
+    from llama_lite.evaluation.tasks import registry
 
     with pytest.raises(Refusal) as refusal:
-        tasks.build(["embedded_mmlu"], {}, {"": 1000}, False)
+        registry.build(["embedded_mmlu"], {}, {"": 1000}, False)
     most = int(re.search(r"(\d+) at most", str(refusal.value))[1])
-    (task,) = tasks.build(["embedded_mmlu"], {}, {"": most}, False)
+    (task,) = registry.build(["embedded_mmlu"], {}, {"": most}, False)
     leaf = next(iter(task.leaves.values()))
     leaf.set_fewshot_seed(1)
     document = next(iter(leaf.test_docs()))

@@ -7,10 +7,10 @@ import pytest
 from conftest import ROOT, config_file, launch
 
 from benchmarks import table
-from llama_lite.arguments import parse_pretrain
-from llama_lite.eval_arguments import parse_eval
-from llama_lite.sft_arguments import parse_sft
-from llama_lite.study_arguments import parse_study
+from llama_lite.config.eval import parse_eval
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.sft import parse_sft
+from llama_lite.config.study import parse_study
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]

@@ -11,8 +11,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from llama_lite import metrics, models, plan, tasks, tokenizers
-from llama_lite.arguments import Refusal
+from llama_lite.data import tokenizer
+from llama_lite.errors import Refusal
+from llama_lite.evaluation import metrics
+from llama_lite.evaluation.tasks import registry
+from llama_lite.models import loading, presets, references
 
 SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if not {"tests", ".venv"} & set(path.relative_to(ROOT).parts)]
 
@@ -66,17 +69,17 @@ ELSEWHERE = {"AutoConfig": "other/repo--configuration_nano.NanoConfig", "AutoMod
 def test_a_model_of_its_own_code_is_refused_everywhere(foreign, auto_map):
     folder = foreign("nano", "config.json", model_type="mynanogpt", auto_map=auto_map)
     told = r"nano needs code of its own \(auto_map in its config\.json; mynanogpt is no class of transformers\)"
-    for load in (models.load_config, models.load_model):
+    for load in (references.load_config, loading.load_model):
         with pytest.raises(Refusal, match=told):
-            load(models.locate(str(folder)))
+            load(references.locate(str(folder)))
     with pytest.raises(Refusal, match=told):
-        plan.load_model_config(str(folder))
+        presets.load_model_config(str(folder))
 
 
 @pytest.mark.parametrize("auto_map", [OWN, ELSEWHERE])
 def test_a_native_class_is_used_where_there_is_one(foreign, auto_map):
     folder = foreign("known", "config.json", auto_map=auto_map)
-    model = models.load_model(models.locate(str(folder)))
+    model = loading.load_model(references.locate(str(folder)))
     assert type(model).__module__ == "transformers.models.llama.modeling_llama"
     assert model.generate(torch.tensor([[1, 2]]), max_new_tokens=2, pad_token_id=0, trust_remote_code=False).shape[1] >= 3
 
@@ -86,18 +89,18 @@ def test_tokenizers_of_their_own_code_are_refused(foreign):
         "own", "tokenizer_config.json", tokenizer_class="NanoTokenizer", auto_map={"AutoTokenizer": ["tokenization_nano.NanoTokenizer", None]}
     )
     with pytest.raises(Refusal, match=r"own needs code of its own \(auto_map in its tokenizer_config\.json; NanoTokenizer is"):
-        models.load_tokenizer(models.locate(str(folder)))
+        loading.load_tokenizer(references.locate(str(folder)))
     with pytest.raises(Refusal, match=r"--tokenizer .*own"):
-        tokenizers.load_tokenizer(str(folder))
+        tokenizer.load_tokenizer(str(folder))
     native = foreign("native", "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_nano.NanoTokenizer", None]})
-    assert models.load_tokenizer(models.locate(str(native)))("The")["input_ids"]
+    assert loading.load_tokenizer(references.locate(str(native)))("The")["input_ids"]
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq", "fp8"])
 def test_quantised_models_are_refused_by_name(foreign, method):
     folder = foreign(method, "config.json", quantization_config={"quant_method": method, "bits": 4, "load_in_4bit": True})
     with pytest.raises(Refusal, match=rf"{method} is quantised \({method}, quantization_config in its config\.json\)"):
-        models.load_model(models.locate(str(folder)))
+        loading.load_model(references.locate(str(folder)))
 
 
 # ---- metrics ----
@@ -119,13 +122,13 @@ def test_metrics_of_the_hub_are_local_equals_or_refused():
 def test_a_task_is_refused_for_the_metrics_that_it_uses_and_for_no_other(tmp_path):
     """meqsum loads its metrics when it is read; kobest's and polemo2's are here."""
     with pytest.raises(Refusal, match=r"--tasks meqsum: the code of its metric bleu would be fetched from the Hub and run, which is never done here"):
-        tasks.build(["meqsum"], {}, {}, False)
+        registry.build(["meqsum"], {}, {}, False)
     rows = {"kobest_boolq": {"paragraph": "a", "question": "b", "label": 1}, "polemo2_in": {"sentence": "a", "target": "__label__meta_zero"}}
     for name, row in rows.items():
         (tmp_path / name).mkdir()
         for split in ("train", "validation", "test"):
             (tmp_path / name / f"{split}.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row) + "\n")
-    built = tasks.build(["kobest_boolq", "polemo2_in"], {name: str(tmp_path / name) for name in ("kobest_boolq", "polemo2_in")}, {"": 0}, False)
+    built = registry.build(["kobest_boolq", "polemo2_in"], {name: str(tmp_path / name) for name in ("kobest_boolq", "polemo2_in")}, {"": 0}, False)
     leaf = built[1].leaves["polemo2_in"]
     assert leaf._metric_fn_list["f1"](references=["1"], predictions=["1"], average="micro") == {"f1": 1.0}
 

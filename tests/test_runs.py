@@ -11,9 +11,12 @@ import sys
 import pytest
 from conftest import ROOT
 
-from llama_lite import runs
-from llama_lite.arguments import Refusal
-from llama_lite.runs import FolderLock, Interrupted, RunFolder, Unhealthy, launcher_problem, no_space, read_json, read_jsonl, worker_pool, write_json
+from llama_lite import distributed, errors, exit, files, formatting, run_folder
+from llama_lite.distributed import launcher_problem
+from llama_lite.errors import Interrupted, Refusal, Unhealthy, no_space
+from llama_lite.files import FolderLock, read_json, read_jsonl, write_json
+from llama_lite.processes import worker_pool
+from llama_lite.run_folder import RunFolder
 
 
 def test_a_cut_last_line_is_skipped(tmp_path):
@@ -24,7 +27,7 @@ def test_a_cut_last_line_is_skipped(tmp_path):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"b": 1})
-    monkeypatch.setattr("llama_lite.runs.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr("llama_lite.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
         write_json(tmp_path / "a.json", {"b": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
@@ -48,16 +51,16 @@ def test_each_end_is_told(tmp_path, error, status, code):
 
 REFUSES = """
 import sys, time
-from llama_lite import runs
-from llama_lite.arguments import Refusal
+from llama_lite import exit
+from llama_lite.errors import Refusal
 
-runs.FIRST_WORD = float(sys.argv[1])
+exit.FIRST_WORD = float(sys.argv[1])
 
 def main():
-    time.sleep(5 * (runs.RANK == 0))
+    time.sleep(5 * (exit.RANK == 0))
     raise Refusal("no text")
 
-runs.exit_with_status(main)
+exit.exit_with_status(main)
 """
 
 
@@ -122,7 +125,7 @@ def test_a_pool_that_is_left_while_results_come_in_ends(turn):
 def test_the_time_used_counts_from_the_start_of_the_launcher(tmp_path):
     """`python -u` as well: what Python is told before the script is not taken for the script."""
     own = "time.time() - psutil.Process().create_time()"
-    code = f"import psutil, time; from llama_lite.runs import seconds_since_start; print(seconds_since_start() - ({own}))"
+    code = f"import psutil, time; from llama_lite.processes import seconds_since_start; print(seconds_since_start() - ({own}))"
     (tmp_path / "script.py").write_text(code)
     launcher = "import subprocess, sys, time; time.sleep(1); subprocess.run([sys.executable, '-u', sys.argv[1]])"
     command = [sys.executable, "-c", launcher, str(tmp_path / "script.py")]
@@ -138,7 +141,7 @@ ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1
 
 @pytest.mark.parametrize("environ", [{}, WHOLE, ONE, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"SLURM_STEP_NUM_TASKS": "4"}, {"MASTER_ADDR": "127.0.0.1"}])
 def test_variables_of_a_launcher_that_go_together(environ):
-    assert launcher_problem(environ) is None and runs._launched(environ) == (int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)))
+    assert launcher_problem(environ) is None and distributed._launched(environ) == (int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)))
 
 
 @pytest.mark.parametrize(
@@ -158,9 +161,9 @@ def test_variables_of_a_launcher_that_go_together(environ):
     ],
 )
 def test_variables_of_a_launcher_that_contradict_each_other(environ, told):
-    names = " ".join(name for name in runs.LAUNCHER_NUMBERS if name in environ)
+    names = " ".join(name for name in distributed.LAUNCHER_NUMBERS if name in environ)
     assert told in launcher_problem(environ) and f"(`unset {names}`)" in launcher_problem(environ)
-    assert runs._launched(environ) == (0, 1)  # so that it is said
+    assert distributed._launched(environ) == (0, 1)  # so that it is said
 
 
 def test_a_left_over_rank_is_refused_at_once_and_said(monkeypatch, capsys):
@@ -168,7 +171,7 @@ def test_a_left_over_rank_is_refused_at_once_and_said(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     done = []
     with pytest.raises(SystemExit) as end:
-        runs.exit_with_status(lambda: done.append(1))
+        exit.exit_with_status(lambda: done.append(1))
     assert end.value.code == 2 and not done
     assert capsys.readouterr().err.startswith("\nrefused: the environment contradicts itself: RANK=1, no WORLD_SIZE")
 
@@ -177,7 +180,7 @@ def test_a_terminal_without_a_character_shows_another(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
     with pytest.raises(SystemExit) as end:
-        runs.exit_with_status(lambda: runs.say("café → 🙂"))
+        exit.exit_with_status(lambda: distributed.say("café → 🙂"))
     assert end.value.code == 0 and raw.getvalue() == "café ? ?\n".encode("latin-1")
 
 
@@ -185,17 +188,17 @@ def test_a_stream_shows_what_it_can():
     for encoding, shown in (("ascii", b"caf? ?"), ("utf-8", "café →".encode())):
         raw = io.BytesIO()
         stream = io.TextIOWrapper(raw, encoding=encoding)
-        runs.show_any_text(stream)
+        exit.show_any_text(stream)
         print("café →", end="", file=stream, flush=True)
         assert raw.getvalue() == shown
-    runs.show_any_text(io.StringIO())  # as a notebook's
+    exit.show_any_text(io.StringIO())  # as a notebook's
 
 
 def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, capsys):
     def no_locks(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(runs.fcntl, "lockf", no_locks)
+    monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     with RunFolder(tmp_path / "run"):
         pass
     assert f"WARNING   {tmp_path / 'run'} is on a file system without locks (No locks available)" in capsys.readouterr().out
@@ -204,14 +207,14 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     def held(*_):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
 
-    monkeypatch.setattr(runs.fcntl, "lockf", held)
+    monkeypatch.setattr(files.fcntl, "lockf", held)
     with pytest.raises(Refusal, match="is in use by process"):
         FolderLock(tmp_path / "run", "write to", patience=0.0).acquire()
 
 
 @pytest.mark.parametrize("where", ["fsync", "open"])
 def test_a_file_system_that_flushes_no_folders_is_told_once(tmp_path, monkeypatch, capsys, where):
-    monkeypatch.setattr(runs, "_once", set())
+    monkeypatch.setattr(distributed, "_once", set())
     fsync, opens = os.fsync, os.open
 
     def no_folders(handle):
@@ -224,7 +227,7 @@ def test_a_file_system_that_flushes_no_folders_is_told_once(tmp_path, monkeypatc
             raise PermissionError(errno.EACCES, "Permission denied")
         return opens(path, *arguments, **more)
 
-    monkeypatch.setattr(runs.os, *{"fsync": ("fsync", no_folders), "open": ("open", no_open)}[where])
+    monkeypatch.setattr(files.os, *{"fsync": ("fsync", no_folders), "open": ("open", no_open)}[where])
     for value in (1, 2):
         write_json(tmp_path / "a.json", value)
     monkeypatch.undo()
@@ -248,7 +251,7 @@ def test_a_file_system_that_flushes_no_folders_is_told_once(tmp_path, monkeypatc
     ],
 )
 def test_sizes_have_a_unit_that_fits(count, told):
-    assert runs.size(count) == told
+    assert formatting.size(count) == told
 
 
 def _raised(cause: Exception) -> Exception:
@@ -282,11 +285,11 @@ def test_a_full_disk_is_refused_with_its_sizes_whatever_library_met_it(tmp_path,
             raise error
 
     with pytest.raises(SystemExit) as end:
-        runs.exit_with_status(main)
+        exit.exit_with_status(main)
     place = tmp_path if getattr(error, "filename", None) else tmp_path / "run"
     told = f"no space left on the disk of {place}: 4.0 KiB of 1.00 GiB are free. Make room"
     assert end.value.code == 2 and f"refused: {told}" in capsys.readouterr().err
-    reason = runs.redact(runs.end_of(error, tmp_path / "run"))
+    reason = run_folder.redact(errors.end_of(error, tmp_path / "run"))
     assert read_json(tmp_path / "run" / "status.json") == {"status": "refused", "code": 2, "step": 0, "reason": reason}
 
 
@@ -294,7 +297,7 @@ def test_a_disk_without_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
     monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=12, f_favail=0, f_bavail=9, f_bfree=9, f_blocks=10, f_frsize=4096))
-    told = runs.no_space(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x")))
+    told = errors.no_space(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x")))
     assert told.startswith(f"no file can be made on the disk of {tmp_path}: all of its 12 inodes are in use")
 
 
@@ -302,7 +305,7 @@ def test_other_errors_are_no_full_disks(tmp_path):
     for error in (OSError(errno.EIO, "Input/output error"), ValueError("3 requested and 0 written"), KeyError("x"), None):
         assert no_space(error) is None
     with pytest.raises(Refusal, match=rf"no space for the next checkpoint in {tmp_path}: it takes \d+\.\d\d TiB and .* are free\. Make room"):
-        runs.need_space(tmp_path, 2**60, "the next checkpoint", "Make room.")
+        files.need_space(tmp_path, 2**60, "the next checkpoint", "Make room.")
 
 
 def test_a_write_to_a_full_disk_names_the_file(tmp_path):
@@ -310,5 +313,5 @@ def test_a_write_to_a_full_disk_names_the_file(tmp_path):
         pytest.skip("no /dev/full here")
     (tmp_path / "log.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError) as error:
-        runs.append_jsonl(tmp_path / "log.jsonl", {"a": 1})
+        files.append_jsonl(tmp_path / "log.jsonl", {"a": 1})
     assert error.value.filename == str(tmp_path / "log.jsonl") and str(tmp_path) in no_space(error.value)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from llama_lite import sandbox
-from llama_lite.tasks import humaneval_items
+from llama_lite.evaluation.tasks import sandbox
+from llama_lite.evaluation.tasks.embedded import humaneval_items
 
 BASE = {"own process", "empty environment", "limits"}
 EVERYTHING = BASE | {

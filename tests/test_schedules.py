@@ -10,10 +10,11 @@ from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from llama_lite import schedules
-from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.sft_arguments import parse_sft
-from llama_lite.training import VerifiedTraining
+from llama_lite.config import schedules
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.sft import parse_sft
+from llama_lite.errors import Refusal
+from llama_lite.training.trainer import VerifiedTraining
 
 STEPS = 12
 NEEDED = {"warmup_stable_decay": ["--lr_scheduler_kwargs", '{"num_decay_steps": 4}']}

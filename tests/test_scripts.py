@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, config_file, launch, log_of, same_tensors, tensors_of
 
 from benchmarks import kill
-from llama_lite.runs import read_json, read_jsonl
+from llama_lite.files import read_json, read_jsonl
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 TWO = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
@@ -119,7 +119,7 @@ def test_a_stopped_run_saves_and_leaves_no_orphan(settings, whole_run, tmp_path,
     status = read_json(run / "status.json")
     assert (status["status"], status["code"]) == ("interrupted", 75) and status["step"] >= 20
     assert code == 75 if launcher == (sys.executable,) else code != 0
-    from llama_lite.checkpoints import problems
+    from llama_lite.checkpoint.verify import problems
 
     assert problems(run / f"checkpoint-{status['step']}") == []
 
@@ -131,10 +131,10 @@ def test_a_second_signal_soon_after_is_the_same_and_later_ends_at_once(settings,
     slow.write_text(
         "import sys, time; sys.argv = sys.argv[1:]\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from llama_lite import checkpoints\n"
-        "seal = checkpoints.seal\n"
-        "checkpoints.seal = lambda *a: (time.sleep(20), seal(*a))[1]\n"
-        "import run_pretrain; from llama_lite.runs import exit_with_status\n"
+        "from llama_lite.checkpoint import store\n"
+        "seal = store.seal\n"
+        "store.seal = lambda *a: (time.sleep(20), seal(*a))[1]\n"
+        "import run_pretrain; from llama_lite.exit import exit_with_status\n"
         "exit_with_status(run_pretrain.main)\n"
     )
     path = config_file(tmp_path, settings, output_dir=str(run), **LONG)

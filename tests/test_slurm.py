@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, config_file
 
-from llama_lite.checkpoints import problems
-from llama_lite.runs import read_json, read_jsonl
+from llama_lite.checkpoint.verify import problems
+from llama_lite.files import read_json, read_jsonl
 
 SCRIPT, STUDY = ROOT / "configs/slurm/pretrain.sbatch", ROOT / "configs/slurm/study.sbatch"
 

@@ -15,8 +15,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from llama_lite import formats, installed, sources
-from llama_lite.arguments import Refusal
+from llama_lite.data import formats, installed, sources
+from llama_lite.errors import Refusal
 
 ROWS = [
     {

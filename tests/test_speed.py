@@ -9,9 +9,10 @@ import torch
 from conftest import ROOT, log_of, same_tensors
 from transformers import AutoModelForCausalLM
 
-from llama_lite import block_attention, speed
-from llama_lite.plan import load_model_config
-from llama_lite.runs import read_json
+from llama_lite.files import read_json
+from llama_lite.kernels import block_attention, compile
+from llama_lite.machine import hardware
+from llama_lite.models.presets import load_model_config
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_compiled_layers_are_the_plain_ones(fresh):
     model = AutoModelForCausalLM.from_config(load_model_config("tiny"), dtype=torch.float32)
     compiled = copy.deepcopy(model)
     block_attention.use_blocks(compiled)  # as a run on a CPU has it
-    assert speed.compile_layers(compiled, torch.device("cpu")) and list(compiled.state_dict()) == list(model.state_dict())
+    assert compile.compile_layers(compiled, torch.device("cpu")) and list(compiled.state_dict()) == list(model.state_dict())
     ids = torch.randint(0, model.config.vocab_size, (2, 33))
     for precision, tolerance in ((None, 1e-5), (torch.bfloat16, 2e-2)):
         found = []
@@ -65,14 +66,14 @@ def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said(monkeypatch, 
 
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
     model = AutoModelForCausalLM.from_config(load_model_config("tiny"))
-    assert not speed.compile_layers(model, torch.device("cpu"))
+    assert not compile.compile_layers(model, torch.device("cpu"))
     assert capsys.readouterr().out.count("torch finds no C++ compiler (g++ or clang++): layers run uncompiled") == 1
     assert all(layer._compiled_call_impl is None for layer in model.model.layers)
 
 
 def test_without_mallopt_memory_is_returned_and_it_is_said(monkeypatch, capsys):
-    monkeypatch.setattr(speed.ctypes, "CDLL", lambda name: object())
-    assert not speed.keep_memory()
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: object())
+    assert not hardware.keep_memory()
     assert "has no mallopt" in capsys.readouterr().out
 
 
@@ -80,7 +81,7 @@ KEPT = """
 import os, sys
 sys.path.insert(0, {root!r})
 import llama_lite, torch
-from llama_lite.speed import keep_memory
+from llama_lite.machine.hardware import keep_memory
 
 def resident():
     return os.sysconf("SC_PAGE_SIZE") * int(open("/proc/self/statm").read().split()[1])

@@ -14,9 +14,10 @@ import pytest
 import yaml
 from conftest import ROOT, config_file, launch
 
-from llama_lite import findings, precision, studies, study_plan
-from llama_lite.arguments import Refusal
-from llama_lite.runs import append_jsonl, read_json, write_json, write_text
+from llama_lite.errors import Refusal
+from llama_lite.files import append_jsonl, read_json, write_json, write_text
+from llama_lite.machine import hardware
+from llama_lite.studies import analysis, cost, runner, spec
 from model_card import study as report
 from model_card.study import line_of
 from run_study import main
@@ -43,7 +44,7 @@ STUDY = {
 def forked():
     """The runs of a study that this process makes are forks; those of a study that is a process of its own are started afresh."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "run_logged", forking.run_logged)
+        patch.setattr(runner, "run_logged", forking.run_logged)
         yield
 
 
@@ -161,21 +162,21 @@ def test_a_killed_study_gives_the_same_results(made):
 
 def test_what_runs_need_is_made_once_and_again_when_it_changes(study, tmp_path, monkeypatch):
     ran = []
-    monkeypatch.setattr(studies, "launch", lambda script, argv, log: ran.append((script, argv)))
+    monkeypatch.setattr(runner, "launch", lambda script, argv, log: ran.append((script, argv)))
     first = ["run_pretrain.py --prepare_only", "benchmarks/curation_text.py --output 'a b'"]
     for commands in (first, first, [first[0], "run_eval.py"]):
-        studies.prepare(studies.load(str(study(prepare=commands))), tmp_path / "out")
+        runner.prepare(spec.load(str(study(prepare=commands))), tmp_path / "out")
     assert ran == [("run_pretrain.py", ["--prepare_only"]), ("benchmarks/curation_text.py", ["--output", "a b"]), ("run_eval.py", [])]
-    one, other = (studies.runs(studies.load(str(study(prepare=commands))), tmp_path)[0] for commands in (first, first[:1]))
+    one, other = (spec.runs(spec.load(str(study(prepare=commands))), tmp_path)[0] for commands in (first, first[:1]))
     one.folder.mkdir(parents=True)
-    write_json(studies._command_file(one), studies._command(one))
-    assert studies.is_other(other) and not studies.is_other(one)
+    write_json(runner._command_file(one), runner._command(one))
+    assert runner.is_other(other) and not runner.is_other(one)
 
 
 def test_a_command_that_fails_is_named_with_its_last_line(study, tmp_path):
-    loaded = studies.load(str(study(prepare=["run_study.py --config none.yaml"])))
+    loaded = spec.load(str(study(prepare=["run_study.py --config none.yaml"])))
     with pytest.raises(Refusal, match=r"1 ended with status 2: refused: --config none.yaml: no study can be read there.*1\.log"):
-        studies.prepare(loaded, tmp_path / "out")
+        runner.prepare(loaded, tmp_path / "out")
 
 
 def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_settings, tmp_path, monkeypatch):
@@ -189,8 +190,8 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
     path = study(**changes, evaluate={"tasks": ["embedded_docs"]})
     text = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**text, "config": str(config_file(tmp_path, sft_settings))}, sort_keys=False))
-    loaded = studies.load(str(path))
-    every = studies.runs(loaded, tmp_path / "out")
+    loaded = spec.load(str(path))
+    every = spec.runs(loaded, tmp_path / "out")
     lines = ["model,task,variant,metric,value", f"{base},embedded_docs,,bits_per_byte,4.0"]
     for place, one in enumerate(every):
         one.folder.mkdir(parents=True)
@@ -199,11 +200,11 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
         lines += [f"{one.folder},embedded_docs,,bits_per_byte,{4.5 + place / 10}", f"{one.folder},embedded_docs,typos,bits_per_byte,9.0"]
     (tmp_path / "out" / "evaluation").mkdir()
     write_text(tmp_path / "out" / "evaluation" / "scores.csv", "\n".join(lines))
-    monkeypatch.setattr(findings, "launch", lambda *command: None)
+    monkeypatch.setattr(analysis, "launch", lambda *command: None)
     files = {"adapter_model.safetensors": {"sha256": "a"}}
-    monkeypatch.setattr(findings, "last_manifest", lambda folder: {"step": 8, "tokens": 80, "files": files})
-    rows = findings.collect(loaded, every) + findings.evaluate(loaded, every, tmp_path / "out")
-    found = {(row["arm"], row["against"], row["what"]): row for row in findings.compare(loaded, every, rows)}
+    monkeypatch.setattr(analysis, "last_manifest", lambda folder: {"step": 8, "tokens": 80, "files": files})
+    rows = analysis.collect(loaded, every) + analysis.evaluate(loaded, every, tmp_path / "out")
+    found = {(row["arm"], row["against"], row["what"]): row for row in analysis.compare(loaded, every, rows)}
     assert set(found) == {
         (arm, against, measure)
         for arm, against in (("full", "its base"), ("lora", "its base"), ("lora", "full"), ("wider", "its base"), ("wider", "lora"))
@@ -283,57 +284,57 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
 )
 def test_a_study_that_cannot_be_right_is_refused(study, changes, message):
     with pytest.raises(Refusal, match=message):
-        studies.load(str(study(**changes)))
+        spec.load(str(study(**changes)))
 
 
 def test_a_run_that_goes_on_gives_no_argument_twice(study):
     """What it left out when it began is not left out again."""
-    one = next(one for one in studies.runs(studies.load(str(study())), Path("out")) if one.arm.name == "no_optimizer")
-    argv = studies._replaced(one.argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
-    *_, run, training = studies.PARSERS["run_pretrain.py"](argv)
+    one = next(one for one in spec.runs(spec.load(str(study())), Path("out")) if one.arm.name == "no_optimizer")
+    argv = spec._replaced(one.argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
+    *_, run, training = spec.PARSERS["run_pretrain.py"](argv)
     assert (training.resume_from_checkpoint, run.resume_without, training.seed) == ("auto", "", one.seed)
     assert argv[: len(argv) - 4] == [word for word in one.argv if word in argv[: len(argv) - 4]] and "out/runs/whole-seed-1/checkpoint-4" not in argv
 
 
 def test_an_arm_named_zero_is_an_arm(study):
     arms = {0: None, "b": {"from": 0, "at": [4]}}
-    found = studies.load(str(study(arms=arms, reference=0, measure="eval_loss")))
+    found = spec.load(str(study(arms=arms, reference=0, measure="eval_loss")))
     assert [(arm.name, arm.source, arm.against) for arm in found.arms] == [("0", None, "0"), ("b", "0", "0")] and found.reference == "0"
-    assert studies.runs(found, Path("out"))[1].argv[-1] == "out/runs/0-seed-1/checkpoint-4"
+    assert spec.runs(found, Path("out"))[1].argv[-1] == "out/runs/0-seed-1/checkpoint-4"
 
 
 def test_two_arms_of_one_name_are_refused(study):
     path = study()
     path.write_text(path.read_text().replace("  no_optimizer:", "  everything:"))
     with pytest.raises(Refusal, match="everything is there twice"):
-        studies.load(str(path))
+        spec.load(str(path))
 
 
 def test_a_file_that_is_no_study_is_refused(tmp_path):
     for text, message in (("- a", "not a list"), ("", "not a NoneType"), ("a: [", "expected the node content")):
         (tmp_path / "no.yaml").write_text(text)
         with pytest.raises(Refusal, match=message):
-            studies.load(str(tmp_path / "no.yaml"))
+            spec.load(str(tmp_path / "no.yaml"))
     with pytest.raises(Refusal, match="no study can be read there"):
-        studies.load(str(tmp_path / "none.yaml"))
+        spec.load(str(tmp_path / "none.yaml"))
 
 
 def test_what_begins_from_a_changed_arm_is_made_again(study, tmp_path):
-    before = studies.runs(studies.load(str(study())), tmp_path)
+    before = spec.runs(spec.load(str(study())), tmp_path)
     for one in before:
         one.folder.mkdir(parents=True)
         write_json(one.folder / "status.json", {"status": "finished"})
-        write_json(studies._command_file(one), studies._command(one))
-    assert all(studies.is_done(one) for one in before)
+        write_json(runner._command_file(one), runner._command(one))
+    assert all(runner.is_done(one) for one in before)
     changed = {**STUDY["arms"], "whole": {"set": {"learning_rate": 1e-4}}}
-    assert all(studies.is_other(one) for one in studies.runs(studies.load(str(study(arms=changed))), tmp_path))
+    assert all(runner.is_other(one) for one in spec.runs(spec.load(str(study(arms=changed))), tmp_path))
 
 
 def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
-    loaded = studies.load(str(study(measure="eval_accuracy")))
-    rows = [dict(zip(findings.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True)) for arm in loaded.arms]
+    loaded = spec.load(str(study(measure="eval_accuracy")))
+    rows = [dict(zip(analysis.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True)) for arm in loaded.arms]
     with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; there is eval_loss"):
-        findings.compare(loaded, [], rows)
+        analysis.compare(loaded, [], rows)
 
 
 def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settings, tmp_path, monkeypatch):
@@ -344,7 +345,7 @@ def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settin
         one.folder.mkdir(parents=True)
         append_jsonl(one.folder / "log.jsonl", {"step": 8, "tokens": 80, "loss": 3.0, "eval_loss": 3.0})
 
-    monkeypatch.setattr(studies, "make", make)
+    monkeypatch.setattr(runner, "make", make)
     with pytest.raises(Refusal, match=r"measure eval_los was not logged by whole-seed-1; there is eval_loss, loss\. What is finished stays"):
         main(["--config", str(path), "--output_dir", str(tmp_path / "out")])
     assert len(made) == 1
@@ -353,13 +354,13 @@ def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settin
 @pytest.mark.parametrize("bf16", [True, False])
 def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, tmp_path, capsys, monkeypatch, bf16):
     """By the peak of the machine while nothing is finished; of tuning when its base is there."""
-    monkeypatch.setattr(precision, "peak_flops", lambda precision, device: {"bfloat16": 2e9, "float32": 1e9}[precision])
+    monkeypatch.setattr(hardware, "peak_flops", lambda precision, device: {"bfloat16": 2e9, "float32": 1e9}[precision])
     main(["--config", str(study(set={**STUDY["set"], "bf16": bf16})), "--output_dir", str(tmp_path / "out"), "--dry_run"])
-    flops = study_plan._of_preset("tiny", 64)[1] * 32_768
+    flops = cost._of_preset("tiny", 64)[1] * 32_768
     expected = flops / (0.4 * (2e9 if bf16 else 1e9)) / 60
     told = capsys.readouterr().out
     assert f"{expected:.1f} min to come (by FLOPs, at 40% of what a matrix product reaches here; starts" in told
-    parameters = study_plan._of_preset("tiny", 64)[0]
+    parameters = cost._of_preset("tiny", 64)[0]
     assert f"{(2 * 12 + 2) * parameters / 2**20:.1f} MiB" in told.splitlines()[1]  # two checkpoints of whole, and the model
     arms = {"full": {"set": {"use_lora": False}}, "lora": {"set": {"r": 2}}, "absent": {"set": {"model_name_or_path": "runs/none"}}}
     config = config_file(tmp_path, sft_settings, max_rows=60, max_steps=None, num_train_epochs=3, bf16=bf16)
@@ -369,7 +370,7 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
     assert "<= 33 steps     <= 25,344 tokens" in full and "<= 33 steps     <= 25,344 tokens" in lora  # 3 x (60 - 16) // 4 steps of 4 x 192
     assert absent.split()[1:5] == ["?"] * 4 and full.split()[7] != lora.split()[7]  # disk
     assert "6 runs: <= 101,376 tokens, " in total and "of 2 runs nothing is known before a first one is finished" in total
-    monkeypatch.setattr(study_plan.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
+    monkeypatch.setattr(cost.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
     main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
     assert "of disk are needed and 1.0 MiB are free at " in capsys.readouterr().out.splitlines()[-1]
     assert not (tmp_path / "out").exists()
@@ -419,12 +420,12 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
 def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch):
     """An arm that lost its data position reads others, so that its training loss says nothing of the resume."""
     arms = {"whole": {}, **{name: {"from": "whole", "at": [4], "set": {"resume_without": lost}} for name, lost in (("a", "rng"), ("b", "rng, data"))}}
-    loaded = studies.load(str(study(seeds=[1], arms=arms, measure="eval_loss", evaluate={})))
-    every = studies.runs(loaded, tmp_path)
-    monkeypatch.setattr(findings, "weights_of", lambda one: one.arm.name)
-    rows = [findings._row(one, step, step * 10, "loss", 3.0 + (one.arm.name != "whole" and step == 5)) for one in every for step in range(1, 9)]
-    rows += [findings._row(one, 8, 80, "eval_loss", 3.0) for one in every]
-    found = {(row["arm"], row["what"]): row["value"] for row in findings.compare(loaded, every, rows)}
+    loaded = spec.load(str(study(seeds=[1], arms=arms, measure="eval_loss", evaluate={})))
+    every = spec.runs(loaded, tmp_path)
+    monkeypatch.setattr(analysis, "weights_of", lambda one: one.arm.name)
+    rows = [analysis._row(one, step, step * 10, "loss", 3.0 + (one.arm.name != "whole" and step == 5)) for one in every for step in range(1, 9)]
+    rows += [analysis._row(one, 8, 80, "eval_loss", 3.0) for one in every]
+    found = {(row["arm"], row["what"]): row["value"] for row in analysis.compare(loaded, every, rows)}
     spike = "highest excess of the training loss after the stop"
     assert found == {("a", "eval_loss"): 0.0, ("a", spike): 1.0, ("a", "tokens until back"): 20.0, ("b", "eval_loss"): 0.0}
 
@@ -435,8 +436,8 @@ def test_an_arm_or_seed_that_is_not_there_is_refused(study, tmp_path):
 
 
 def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, tmp_path):
-    loaded = studies.load(str(study(seeds=[1])))
-    every = studies.runs(loaded, tmp_path)
+    loaded = spec.load(str(study(seeds=[1])))
+    every = spec.runs(loaded, tmp_path)
     same = {
         "model": {},
         "hyperparameters": {"learning_rate": 1},
@@ -445,8 +446,8 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
         "layout": {},
     }
     manifests = {one.folder: {"identity": same, "tokens": 8} for one in every}
-    monkeypatch.setattr(findings, "last_manifest", lambda folder: manifests[folder])
-    assert findings.held_equal(loaded, every)["data"] == {"data": "a", "tokens": 8}
+    monkeypatch.setattr(analysis, "last_manifest", lambda folder: manifests[folder])
+    assert analysis.held_equal(loaded, every)["data"] == {"data": "a", "tokens": 8}
     for kind, fields in (
         ("hyperparameters", {"learning_rate": 2}),
         ("data", {"data": "b"}),
@@ -456,7 +457,7 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
         with pytest.raises(
             Refusal, match=r"everything-at-4-seed-1 differs from whole-seed-1 in what the study does not name: (learning_rate|data|packages)"
         ):
-            findings.held_equal(loaded, every)
+            analysis.held_equal(loaded, every)
 
 
 def test_curves_of_seeds_meet_at_steps(monkeypatch):
@@ -465,7 +466,7 @@ def test_curves_of_seeds_meet_at_steps(monkeypatch):
     monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
     arms = [{"name": name, "at": None, "source": None, "against": "a"} for name in "ab"]
     rows = [
-        dict(zip(findings.RUN_COLUMNS, (name, "", seed, step, 1e6 * (step + seed), "eval_loss", 3.0 + (name == "b")), strict=True))
+        dict(zip(analysis.RUN_COLUMNS, (name, "", seed, step, 1e6 * (step + seed), "eval_loss", 3.0 + (name == "b")), strict=True))
         for name in "ab"
         for seed in (1, 2)
         for step in (10, 20)
@@ -478,9 +479,9 @@ def test_curves_of_seeds_meet_at_steps(monkeypatch):
 
 def test_recovery_is_the_step_from_which_the_excess_stays_small():
     excess = {step: 0.1 if step < 30 else 0.0 for step in range(5, 105, 5)}
-    assert findings.recovery(excess, 0) == 30
-    assert findings.recovery(dict.fromkeys(range(5, 50, 5), 0.1), 0) is None
-    assert findings.recovery(dict.fromkeys(range(5, 50, 5), 0.0), 0) == 0
+    assert analysis.recovery(excess, 0) == 30
+    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 0.1), 0) is None
+    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 0.0), 0) == 0
 
 
 def test_one_seed_has_no_interval():
@@ -503,4 +504,4 @@ def test_one_seed_has_no_interval():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_studies_are_understood(path):
-    assert len(studies.load(str(path)).seeds) >= 3
+    assert len(spec.load(str(path)).seeds) >= 3

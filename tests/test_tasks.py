@@ -4,38 +4,40 @@ import json
 
 import pytest
 
-from llama_lite import derive_tuning, instructions, tasks
-from llama_lite.arguments import Refusal
-from llama_lite.sft_arguments import parse_sft
+from llama_lite.chat_format import instruction_rows
+from llama_lite.config.sft import parse_sft
+from llama_lite.errors import Refusal
+from llama_lite.evaluation.tasks import definition, embedded, registry
+from llama_lite.training import derive_sft
 
 
 def test_embedded_multiple_choice_is_whole():
-    items = tasks.mmlu_items()
+    items = embedded.mmlu_items()
     assert len(items) > 270 and len({item["subject"] for item in items}) == 57
     assert all(len(item["choices"]) == 4 and all(item["choices"]) and item["answer"] in range(4) for item in items)
     pituitary = next(item for item in items if "pituitary" in item["question"])
     assert pituitary["choices"][pituitary["answer"]] == "Cranial"
-    sentences = tasks.next_sentence_items()
+    sentences = embedded.next_sentence_items()
     assert len(sentences) > 100 and all(len(set(item["choices"])) == 4 for item in sentences)
     answers = [item["answer"] for item in sentences]
     assert all(0.15 < answers.count(i) / len(answers) < 0.35 for i in range(4))
 
 
 def test_embedded_texts_are_of_four_kinds_and_deterministic():
-    found = {name: tasks.EMBEDDED[f"embedded_{name}"]().eval_docs for name in ("docs", "code", "web", "science")}
+    found = {name: embedded.EMBEDDED[f"embedded_{name}"]().eval_docs for name in ("docs", "code", "web", "science")}
     assert all(len(texts) >= 70 and len({item["text"] for item in texts}) == len(texts) for texts in found.values())
-    assert all(len(item["text"]) <= tasks.DOCUMENT_CHARACTERS for texts in found.values() for item in texts)
+    assert all(len(item["text"]) <= definition.DOCUMENT_CHARACTERS for texts in found.values() for item in texts)
     code = [item["text"] for item in found["code"]]
     assert sum(text.lstrip().startswith(("def ", "@", "async")) for text in code) == len(code) and not any('"""' in text[:200] for text in code[:20])
-    assert list(tasks.EMBEDDED["embedded_code"]().eval_docs) == list(found["code"])
+    assert list(embedded.EMBEDDED["embedded_code"]().eval_docs) == list(found["code"])
 
 
 def test_held_out_instructions_are_held_out_of_every_default_tuning_run():
-    held = {item["document"] for item in tasks.instruction_items()}
+    held = {item["document"] for item in embedded.instruction_items()}
     demo = parse_sft([])[2]
-    for most, count in ((demo.max_rows, demo.eval_rows), (5000, 400), (None, derive_tuning.MOST_HELD)):
-        rows, _, _ = instructions.load(demo.dataset, None, "train", None, most, 2, demo.skip_held_out)
-        learnt = {row.document for row in rows} - instructions.held_documents(rows, count)
+    for most, count in ((demo.max_rows, demo.eval_rows), (5000, 400), (None, derive_sft.MOST_HELD)):
+        rows, _, _ = instruction_rows.load(demo.dataset, None, "train", None, most, 2, demo.skip_held_out)
+        learnt = {row.document for row in rows} - instruction_rows.held_documents(rows, count)
         assert len(learnt) > 200 and not held & learnt
 
 
@@ -51,7 +53,7 @@ def test_held_out_instructions_are_held_out_of_every_default_tuning_run():
 )
 def test_what_is_not_there_is_refused(hub, asked, message):
     with pytest.raises(Refusal, match=message):
-        tasks.build(*asked)
+        registry.build(*asked)
 
 
 def test_a_group_on_local_data(tmp_path):
@@ -67,7 +69,7 @@ def test_a_group_on_local_data(tmp_path):
         files = "".join(f"      - split: {split}\n        path: {subject}-{split}.jsonl\n" for split in ("test", "dev"))
         configs.append(f"  - config_name: {subject}\n    data_files:\n{files}")
     (folder / "README.md").write_text("---\nconfigs:\n" + "".join(configs) + "---\n")
-    (task,) = tasks.build(["mmlu"], {"mmlu": str(folder)}, {"mmlu": 2}, False)
+    (task,) = registry.build(["mmlu"], {"mmlu": str(folder)}, {"mmlu": 2}, False)
     assert len(task.leaves) == 57 and task.n_shot == 2 and task.dataset is None
     leaf = task.leaves["mmlu_anatomy"]
     text = leaf.fewshot_context(leaf.eval_docs[0], 2)
@@ -98,19 +100,19 @@ def test_odd_rows_of_local_data_are_counted_and_the_rest_is_asked(tmp_path, caps
         raw = pyarrow.Array.from_buffers(pyarrow.string(), 4, pyarrow.array(names, pyarrow.binary()).buffers())
         table = pyarrow.parquet.read_table(path)
         pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("activity_label"), "activity_label", raw), path)
-    (task,) = tasks.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
+    (task,) = registry.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
     assert [found["query"][:2] for found in task.items("hellaswag")] == ["Q0", "Q2"]
     assert f"not read  2 not UTF-8 (validation.{kind}:2, validation.{kind}:4)" in capsys.readouterr().out
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(Refusal, match=rf"--tasks hellaswag: its data cannot be read \(validation.{kind} is a pointer to a file that Git LFS"):
-        tasks.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
+        registry.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
 
 
 def test_local_data_that_datasets_cannot_read_is_refused(tmp_path):
     for split in ("train", "validation"):
         (tmp_path / f"{split}.json").write_text("{")
     with pytest.raises(Refusal, match=r"--tasks hellaswag: its data cannot be read"):
-        tasks.build(["hellaswag"], {"hellaswag": str(tmp_path)}, {}, False)
+        registry.build(["hellaswag"], {"hellaswag": str(tmp_path)}, {}, False)
 
 
 def _mmlu_yamls():
@@ -122,7 +124,7 @@ def _mmlu_yamls():
 
 
 def test_examples_never_hold_the_item_itself():
-    (task,) = tasks.build(["embedded_mmlu"], {}, {"": 3}, False)
+    (task,) = registry.build(["embedded_mmlu"], {}, {"": 3}, False)
     leaf = task.leaves["embedded_mmlu"]
     leaf.set_fewshot_seed(1)
     for item in list(leaf.eval_docs)[:60]:
@@ -131,34 +133,34 @@ def test_examples_never_hold_the_item_itself():
 
 
 def test_items_that_share_a_source_are_known():
-    assert tasks.clusters_of({"source_id": "activity~1"}) == "source_id activity~1"
-    assert tasks.clusters_of({"question": "x"}) is None and tasks.clusters_of({"document": "torch/nn.py"}) == "document torch/nn.py"
+    assert definition.clusters_of({"source_id": "activity~1"}) == "source_id activity~1"
+    assert definition.clusters_of({"question": "x"}) is None and definition.clusters_of({"document": "torch/nn.py"}) == "document torch/nn.py"
 
 
 @pytest.mark.parametrize("answer, reference, score", [("the mean of x", "The mean of X.", 1.0), ("nothing", "else", 0.0), ("a b", "a c d e", 1 / 3)])
 def test_word_overlap(answer, reference, score):
-    assert tasks.word_f1(answer, reference) == pytest.approx(score)
+    assert embedded.word_f1(answer, reference) == pytest.approx(score)
 
 
 def test_text_of_ones_own(tmp_path, capsys):
     path = tmp_path / "own.jsonl"
     path.write_text("".join(json.dumps({"text": f"Text number {i}."}) + "\n" for i in range(10)))
-    task = tasks.text_task("own", str(path))
+    task = registry.text_task("own", str(path))
     assert len(task.items("own")) == 10 and task.version == "1.0"
     with pytest.raises(Refusal, match="choose another name"):
-        tasks.text_task("embedded_docs", str(path))
+        registry.text_task("embedded_docs", str(path))
     (tmp_path / "stories.txt").write_text("<|endoftext|>".join(f"Story {i}." for i in range(10)))
-    assert {item["text"] for item in tasks.text_task("own", str(tmp_path / "stories.txt")).items("own")} == {f"Story {i}." for i in range(10)}
+    assert {item["text"] for item in registry.text_task("own", str(tmp_path / "stories.txt")).items("own")} == {f"Story {i}." for i in range(10)}
     path.write_bytes(path.read_bytes() + b'{"text": "\\ud83d"}\n{"text": null}\n')
-    assert len(tasks.text_task("own", str(path)).items("own")) == 10
+    assert len(registry.text_task("own", str(path)).items("own")) == 10
     assert "not read  own: 1 not UTF-8 (own.jsonl:11)\nnot read  own: 1 null text (own.jsonl:12)\n" in capsys.readouterr().out
     path.write_text('{"text": null}\n')
     with pytest.raises(Refusal, match=r"holds no text: 1 null text \(own.jsonl:1\)"):
-        tasks.text_task("own", str(path))
+        registry.text_task("own", str(path))
 
 
 def test_humaneval_passes_what_is_right_and_nothing_else():
-    (task,) = tasks.build(["embedded_humaneval"], {}, {}, False)
+    (task,) = registry.build(["embedded_humaneval"], {}, {}, False)
     leaf = task.leaves["embedded_humaneval"]
     items = task.items("embedded_humaneval")
     assert task.unsafe and len(items) == 164
@@ -168,7 +170,7 @@ def test_humaneval_passes_what_is_right_and_nothing_else():
 
 
 def test_text_has_no_examples(capsys):
-    [text, other] = tasks.build(["embedded_docs", "embedded_next_sentence"], {}, {"": 2}, False)
+    [text, other] = registry.build(["embedded_docs", "embedded_next_sentence"], {}, {"": 2}, False)
     assert (text.n_shot, other.n_shot) == (0, 2) and "examples  embedded_docs is text and has none" in capsys.readouterr().out
     with pytest.raises(Refusal, match="--num_fewshot embedded_docs=2: embedded_docs is text, which has no examples"):
-        tasks.build(["embedded_docs"], {}, {"embedded_docs": 2}, False)
+        registry.build(["embedded_docs"], {}, {"embedded_docs": 2}, False)

@@ -13,10 +13,12 @@ import pytest
 from conftest import config_file, flip
 from test_tokenizers import HARD
 
-from llama_lite import formats, preparing, tokens
-from llama_lite.arguments import Refusal, parse_pretrain
-from llama_lite.runs import read_json, write_json
-from llama_lite.tokenizers import gpt2_tokenizer
+from llama_lite import files
+from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.data import formats, preparation, shards
+from llama_lite.data.tokenizer import gpt2_tokenizer
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, write_json
 
 
 def data_args(tmp_path, **changes):
@@ -36,7 +38,7 @@ def data_args(tmp_path, **changes):
 
 def prepare(tmp_path, repair: bool = False, **changes) -> dict:
     data, rules, claimed = data_args(tmp_path, **changes)
-    return preparing.prepare(data, rules, preparing.Text(data), claimed, repair)
+    return preparation.prepare(data, rules, preparation.Text(data), claimed, repair)
 
 
 def stream(folder: Path) -> np.ndarray:
@@ -45,7 +47,7 @@ def stream(folder: Path) -> np.ndarray:
 
 
 def digest(folder: Path) -> dict:
-    return {path.name: tokens.sha256(path) for path in folder.glob("*.npy")} | {"manifest": tokens.sha256(folder / "manifest.json")}
+    return {path.name: files.sha256(path) for path in folder.glob("*.npy")} | {"manifest": files.sha256(folder / "manifest.json")}
 
 
 def jsonl(path: Path, texts) -> Path:
@@ -110,7 +112,7 @@ def test_documents_that_spell_out_a_special_token_are_counted_and_told(tokenizer
     ends = int((stream(tmp_path / "tokens") == manifest["tokenizer"]["end_of_text_id"]).sum())
     assert ends == 305 + as_ids
     earlier = {key: value for key, value in manifest.items() if key not in ("special_text_documents", "special_id_documents", "digest")}
-    write_json(tmp_path / "tokens/manifest.json", tokens.seal(earlier))
+    write_json(tmp_path / "tokens/manifest.json", shards.seal(earlier))
     again = prepare(tmp_path, dataset=str(source), **shape)
     assert again["fingerprint"] == manifest["fingerprint"] and "special_text_documents" not in again
 
@@ -149,7 +151,7 @@ def test_preparation_goes_on_from_its_last_whole_shard(tmp_path, odd_text, monke
     monkeypatch.setattr(formats, "PART_BYTES", 30_000)
     (tmp_path / "whole").mkdir()
     prepare(tmp_path / "whole", dataset=str(text))
-    flush, calls = tokens.ShardWriter._flush, []
+    flush, calls = shards.ShardWriter._flush, []
 
     def dies(self):
         if len(calls) == stop_after:
@@ -159,7 +161,7 @@ def test_preparation_goes_on_from_its_last_whole_shard(tmp_path, odd_text, monke
 
     (tmp_path / "stopped").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(tokens.ShardWriter, "_flush", dies)
+        patch.setattr(shards.ShardWriter, "_flush", dies)
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path / "stopped", dataset=str(text))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "stopped" / "tokens").glob("*.npy")}
@@ -196,7 +198,7 @@ def test_damaged_shards_are_named_and_repaired(tmp_path, text, damage):
     else:
         shard.unlink()
     with pytest.raises(Refusal, match=r"train-00002\.npy .*--prepare_only: it repairs"):
-        tokens.verify_prepared(folder, manifest, "hashes")
+        shards.verify_prepared(folder, manifest, "hashes")
     prepare(tmp_path, repair=True, dataset=str(text))
     assert digest(folder) == whole
 
@@ -205,7 +207,7 @@ def test_an_altered_manifest_is_refused(tmp_path, text):
     manifest = prepare(tmp_path, dataset=str(text))
     manifest["source"]["dataset"] = "other"
     with pytest.raises(Refusal, match="its fingerprint does not match"):
-        tokens.verify_prepared(tmp_path / "tokens", manifest, "sizes")
+        shards.verify_prepared(tmp_path / "tokens", manifest, "sizes")
 
 
 @pytest.mark.parametrize(
@@ -249,8 +251,8 @@ def rewrite(folder: Path, change) -> None:
     """Make a prepared folder as an earlier version would have left it."""
     manifest = read_json(folder / "manifest.json")
     change(manifest)
-    preparing.write_json(folder / "recipe.json", manifest["recipe"])
-    preparing.write_json(folder / "manifest.json", tokens.seal({name: value for name, value in manifest.items() if name != "digest"}))
+    files.write_json(folder / "recipe.json", manifest["recipe"])
+    files.write_json(folder / "manifest.json", shards.seal({name: value for name, value in manifest.items() if name != "digest"}))
 
 
 STORIES = [f"Story {i}: a dog of {i} years ran {i * i} times around the house." for i in range(300)]
@@ -311,7 +313,7 @@ def test_a_file_is_divided_at_its_tokenizers_own_end_of_text(tmp_path):
 
 
 def test_a_tokenizer_folder_of_the_same_name_with_other_content_is_refused(tmp_path, text, monkeypatch):
-    from llama_lite.tokenizers import train_tokenizer
+    from llama_lite.data.tokenizer import train_tokenizer
 
     def learn(size):
         train_tokenizer(iter([STORIES[0] + " abc " * 30] * 3), size).save_pretrained(tmp_path / "mine")
@@ -320,9 +322,9 @@ def test_a_tokenizer_folder_of_the_same_name_with_other_content_is_refused(tmp_p
     common = {"dataset": str(text), "tokenizer": str(tmp_path / "mine")}
     prepare(tmp_path, **common)
     assert prepare(tmp_path, **common)["tokenizer"]["vocab_size"] == 280
-    first = preparing.default_folder(*data_args(tmp_path, **common)[:2], "content")
+    first = preparation.default_folder(*data_args(tmp_path, **common)[:2], "content")
     learn(270)
-    assert preparing.default_folder(*data_args(tmp_path, **common)[:2], "content") != first
+    assert preparation.default_folder(*data_args(tmp_path, **common)[:2], "content") != first
     for record in (True, False):
         if not record:
             rewrite(tmp_path / "tokens", lambda manifest: manifest["recipe"].pop("tokenizer_record"))
@@ -344,7 +346,7 @@ def test_a_text_of_the_same_name_and_size_with_other_content_is_refused(tmp_path
 def test_a_tokenizer_that_truncates_is_the_one_that_is_saved(tmp_path, text):
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-    from llama_lite.tokenizers import tokenizer_record, train_tokenizer
+    from llama_lite.data.tokenizer import tokenizer_record, train_tokenizer
 
     definition = train_tokenizer(iter(["some words " * 30]), 300).backend_tokenizer
     definition.enable_truncation(16)
@@ -396,13 +398,13 @@ def test_baselines_against_plain_counting(tmp_path, text):
 
 
 def test_two_preparations_of_one_folder(tmp_path, text):
-    from llama_lite.runs import FolderLock
+    from llama_lite.files import FolderLock
 
     data, _, _ = data_args(tmp_path, dataset=str(text))
     import subprocess
     import sys
 
-    code = f"import time; from llama_lite.runs import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    code = f"import time; from llama_lite.files import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare'); lock.acquire(); print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parent.parent)
     try:
         other.stdout.readline()
@@ -422,7 +424,7 @@ def test_a_disk_that_is_full_while_text_is_prepared(tmp_path, text, monkeypatch,
         raise OSError("16384 requested and 0 written") if which == "np.save" else OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokens.np if which == "np.save" else os, which.split(".")[1], full)
+        patch.setattr(shards.np if which == "np.save" else os, which.split(".")[1], full)
         with pytest.raises(Refusal, match=rf"no space left on the disk of {tmp_path}.*: [\d.]+ \w+ of [\d.]+ \w+ are free"):
             prepare(tmp_path, dataset=str(text))
     assert prepare(tmp_path, dataset=str(text))["documents"] > 100
@@ -446,7 +448,7 @@ def whole(text, tmp_path_factory) -> Path:
 def older(folder: Path) -> None:
     """Make a prepared folder one of an earlier version: no digests of small files, none of the progress."""
     manifest = {name: value for name, value in read_json(folder / "manifest.json").items() if name not in ("files", "digest")}
-    write_json(folder / "manifest.json", tokens.seal(manifest))
+    write_json(folder / "manifest.json", shards.seal(manifest))
     write_json(
         folder / "progress.json", {name: value for name, value in read_json(folder / "progress.json").items() if name not in ("stamp", "digest")}
     )
@@ -485,11 +487,11 @@ def test_damage_is_refused_by_training_and_repaired_by_preparing(whole, text, tm
     name, harm, told = DAMAGE[damage]
     harm(folder / name)
     with pytest.raises(Refusal) as refusal:
-        tokens.verify_prepared(folder, prepare(tmp_path, **changes), "hashes")
+        shards.verify_prepared(folder, prepare(tmp_path, **changes), "hashes")
     told = told if version == "now" or not name.startswith("tokenizer") else "tokenizer/"
     assert told in str(refusal.value) and "--prepare_only: it repairs" in str(refusal.value)
     manifest = prepare(tmp_path, repair=True, **changes)
-    assert prepare(tmp_path, **changes) == manifest and tokens.verify_prepared(folder, manifest, "hashes") is None
+    assert prepare(tmp_path, **changes) == manifest and shards.verify_prepared(folder, manifest, "hashes") is None
     after = everything(folder)
     if version == "now":
         assert after == before
@@ -504,7 +506,7 @@ def test_every_flipped_bit_of_the_records_is_found(whole, tmp_path):
     """Of the manifest's values: a bit that only changes how a value is written changes nothing."""
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
     folder = tmp_path / "tokens"
-    for name, read in (("manifest.json", tokens.read_manifest), ("progress.json", tokens.read_progress)):
+    for name, read in (("manifest.json", shards.read_manifest), ("progress.json", shards.read_progress)):
         content, value = (folder / name).read_bytes(), read(folder)
         assert value
         for place in range(0, 8 * len(content), 97):
@@ -533,13 +535,13 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
     with pytest.raises(Refusal, match=r"cannot be repaired without the text .*is not what .* was prepared from"):
         prepare(tmp_path / "b", repair=True, dataset=str(other), min_characters=100)
     manifest = read_json(tmp_path / "c" / "tokens" / "manifest.json")
-    write_json(tmp_path / "c" / "tokens" / "manifest.json", tokens.seal({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}}))
+    write_json(tmp_path / "c" / "tokens" / "manifest.json", shards.seal({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}}))
     (tmp_path / "c" / "tokens" / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(Refusal, match=r"are beyond repair: its tokenizer comes out as another one"):
         prepare(tmp_path / "c", repair=True, **changes)
     (tmp_path / "d" / "tokens" / "recipe.json").unlink()  # the manifest holds it: no text is needed
     data, rules, claimed = data_args(tmp_path / "d", dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)
-    assert preparing.prepare(data, rules, preparing.Text(data), claimed - {"dataset"}, True)["fingerprint"] == manifest["fingerprint"]
+    assert preparation.prepare(data, rules, preparation.Text(data), claimed - {"dataset"}, True)["fingerprint"] == manifest["fingerprint"]
     assert read_json(tmp_path / "d" / "tokens" / "recipe.json") == manifest["recipe"]
 
 
@@ -557,7 +559,7 @@ def test_damage_before_the_manifest_is_written(text, tmp_path, monkeypatch, name
     """Of a preparation that was stopped: it ends with the same bytes."""
     (tmp_path / "whole").mkdir()
     prepare(tmp_path / "whole", dataset=str(text))
-    flush = tokens.ShardWriter._flush
+    flush = shards.ShardWriter._flush
 
     def dies(self):
         if len(self.marks) == 2:
@@ -566,7 +568,7 @@ def test_damage_before_the_manifest_is_written(text, tmp_path, monkeypatch, name
 
     (tmp_path / "stopped").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr(tokens.ShardWriter, "_flush", dies)
+        patch.setattr(shards.ShardWriter, "_flush", dies)
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path / "stopped", dataset=str(text))
     path = tmp_path / "stopped" / "tokens" / name

@@ -11,9 +11,11 @@ import torch
 from conftest import log_of, same_tensors, tensors_of
 from safetensors.torch import save_file
 
-from llama_lite import publishing, sources
-from llama_lite.arguments import Refusal
-from llama_lite.runs import Interrupted, RunFolder, Unhealthy, read_json, read_jsonl
+from llama_lite.data import sources
+from llama_lite.errors import Interrupted, Refusal, Unhealthy
+from llama_lite.files import read_json, read_jsonl
+from llama_lite.hub import export
+from llama_lite.run_folder import RunFolder
 
 
 def reference(config, tokens, block_size, windows_per_step, steps, peak, warmup, decay, clip):
@@ -84,7 +86,7 @@ def stop_at(step: int):
 
 def interrupt(pretrain, folder, step, monkeypatch, **changes):
     """A run that is asked to stop, by the file `stop`, in its step `step`."""
-    from llama_lite.training import PretrainTrainer
+    from llama_lite.training.trainer import PretrainTrainer
 
     stop = stop_at(step)
     stop.folder = folder
@@ -139,7 +141,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     damages = {
         "its files are not there": model.unlink,
         "is no whole safetensors file": lambda: model.write_bytes(whole[:1000]),
-        "it is not that of checkpoint-12": lambda: publishing.export_model(run / "checkpoint-10", run, "bfloat16"),  # an older one
+        "it is not that of checkpoint-12": lambda: export.export_model(run / "checkpoint-10", run, "bfloat16"),  # an older one
         "is not that of checkpoint-12": lack_one,
         "not that of checkpoint-12": lambda: save_file({**tensors, "more": torch.ones(1)}, model, {"format": "pt"}),
         "rms_norm_eps in its config.json is 0.5, and 1e-05 in checkpoint-12": lambda: (run / "config.json").write_text(
@@ -152,7 +154,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
         said = capsys.readouterr().out
         assert "is written again from the last checkpoint" in said and why in said
         assert model.read_bytes() == whole and (run / "config.json").read_text() == config
-    publishing.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
+    export.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
     pretrain(run)
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is at step 12 already"):
@@ -169,7 +171,7 @@ def test_allowed_changes_are_really_applied_from_the_first_resumed_step(pretrain
     assert "0.001 -> 0.0005" in str(refusal.value) and "12 -> 10" in str(refusal.value)
     with pytest.raises(Refusal, match=r"max_steps +12 -> 10"):
         pretrain(tmp_path / "run", logging_steps=1, allow_changes="learning_rate,weight_decay,max_grad_norm", **changes)
-    from llama_lite.training import PretrainTrainer
+    from llama_lite.training.trainer import PretrainTrainer
 
     decays = []
     original = PretrainTrainer.training_step
@@ -216,7 +218,7 @@ def test_resume_without_state_on_purpose(pretrain, whole_run, tmp_path, monkeypa
 
 
 def test_data_position_restarts_at_the_first_window(pretrain, tmp_path, monkeypatch):
-    from llama_lite.windows import TokenWindows
+    from llama_lite.data.dataset import TokenWindows
 
     run = tmp_path / "run"
     interrupt(pretrain, run, 5, monkeypatch, order="sequential")
@@ -234,21 +236,22 @@ def test_data_position_restarts_at_the_first_window(pretrain, tmp_path, monkeypa
 
 
 def test_wrong_weights_are_refused_by_the_probe(pretrain, tmp_path, monkeypatch):
-    from llama_lite import training
+    from llama_lite.models import loading
+    from llama_lite.training import trainer
 
     run = tmp_path / "run"
     interrupt(pretrain, run, 5, monkeypatch)
-    original = training.load_weights
+    original = loading.load_weights
 
     def altered(model, folder):
         original(model, folder)
         with torch.no_grad():
             model.model.layers[0].mlp.up_proj.weight[0, 0] += 0.5
 
-    monkeypatch.setattr(training, "load_weights", altered)
+    monkeypatch.setattr(trainer, "load_weights", altered)
     with pytest.raises(Refusal, match=r"give a loss of .* on the probe"):
         pretrain(run)
-    monkeypatch.setattr(training, "load_weights", original)
+    monkeypatch.setattr(trainer, "load_weights", original)
     pretrain(run)
 
 
@@ -269,21 +272,21 @@ def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
 
 def test_labels_are_counted_in_whole_numbers(pretrain, tmp_path, monkeypatch):
     """FSDP2 casts a model's floating inputs to bfloat16, which knows 1,024 and 1,032 and nothing between."""
-    from llama_lite import training
+    from llama_lite.training import trainer
 
-    step, counts = training.VerifiedTraining.training_step, []
+    step, counts = trainer.VerifiedTraining.training_step, []
 
     def seen(self, model, inputs, count, *args):
         counts.append(count)
         return step(self, model, inputs, count, *args)
 
-    monkeypatch.setattr(training.VerifiedTraining, "training_step", seen)
+    monkeypatch.setattr(trainer.VerifiedTraining, "training_step", seen)
     pretrain(tmp_path / "run", max_steps=2)
     assert [(count.dtype.is_floating_point, int(count)) for count in counts] == [(False, 1024)] * len(counts) and counts
 
 
 def test_nan_stops_the_run_and_leaves_the_checkpoint(pretrain, tmp_path, monkeypatch):
-    from llama_lite.training import PretrainTrainer
+    from llama_lite.training.trainer import PretrainTrainer
 
     original = PretrainTrainer.training_step
 
@@ -299,7 +302,7 @@ def test_nan_stops_the_run_and_leaves_the_checkpoint(pretrain, tmp_path, monkeyp
     run = tmp_path / "run"
     assert read_json(run / "status.json")["code"] == 3
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-5"]
-    from llama_lite.checkpoints import problems
+    from llama_lite.checkpoint.verify import problems
 
     assert problems(run / "checkpoint-5") == []
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from llama_lite import trends
-from llama_lite.runs import read_jsonl
+from llama_lite.files import read_jsonl
+from llama_lite.training import loss_trends
 
 TOKENS = np.arange(1, 41) * 5e8
 NOISE = 0.005  # nats: standard deviation of one evaluation
@@ -27,13 +27,13 @@ def power_law(slope: float) -> np.ndarray:
 
 @pytest.mark.parametrize("slope", [-0.06, -0.04, -0.03])
 def test_a_curve_that_still_falls_is_not_called_saturated(slope):
-    assert told((trends.saturation, power_law(slope)), 1) <= 0.05
+    assert told((loss_trends.saturation, power_law(slope)), 1) <= 0.05
 
 
 @pytest.mark.parametrize("slope", [-0.005, 0.0])
 def test_a_saturated_curve_is_found(slope):
     falling = 3 + 0.3 * np.log2(TOKENS[12] / np.minimum(TOKENS, TOKENS[12]))
-    assert told((trends.saturation, falling + slope * np.log2(np.maximum(TOKENS / TOKENS[12], 1))), 2) >= 0.9
+    assert told((loss_trends.saturation, falling + slope * np.log2(np.maximum(TOKENS / TOKENS[12], 1))), 2) >= 0.9
 
 
 TRAINING = 3 - 0.06 * np.log2(TOKENS / TOKENS[0])
@@ -41,27 +41,29 @@ TRAINING = 3 - 0.06 * np.log2(TOKENS / TOKENS[0])
 
 @pytest.mark.parametrize("rise", [-0.06, 0.0])
 def test_a_widening_gap_alone_is_no_overfitting(rise):
-    assert told((trends.overfitting, 2 * TRAINING, 3.3 + rise * np.log2(TOKENS / TOKENS[0])), 3) <= 0.05
+    assert told((loss_trends.overfitting, 2 * TRAINING, 3.3 + rise * np.log2(TOKENS / TOKENS[0])), 3) <= 0.05
 
 
 def test_a_rise_of_both_losses_is_no_overfitting():
-    assert told((trends.overfitting, 3 + 0.1 * np.log2(TOKENS), 3.3 + 0.1 * np.log2(TOKENS)), 4) <= 0.05
+    assert told((loss_trends.overfitting, 3 + 0.1 * np.log2(TOKENS), 3.3 + 0.1 * np.log2(TOKENS)), 4) <= 0.05
 
 
 @pytest.mark.parametrize("rise", [0.05, 0.2])
 def test_overfitting_is_found(rise):
     turn = TOKENS[19]
     validation = 3.3 - 0.05 * np.log2(np.minimum(TOKENS, turn) / TOKENS[0]) + rise * np.log2(np.maximum(TOKENS, turn) / turn)
-    assert told((trends.overfitting, TRAINING, validation), 5) >= 0.9
+    assert told((loss_trends.overfitting, TRAINING, validation), 5) >= 0.9
 
 
 def test_the_slope_is_that_of_the_last_doubling_with_its_interval():
     curve = np.where(TOKENS[-1] / 2 > TOKENS, 9.0, 3 - 0.1 * np.log2(TOKENS))
-    found = trends.last_slope(list(TOKENS), list(curve))
+    found = loss_trends.last_slope(list(TOKENS), list(curve))
     assert found.slope == pytest.approx(-0.1) and found.points == 21 and found.low <= found.slope <= found.high
     assert found.surely_above <= found.low
-    assert trends.last_slope(list(TOKENS[:9]), list(curve[:9])) is None and trends.last_slope(list(TOKENS[:11]), list(curve[:11])) is not None
-    assert trends.last_slope([], []) is None
+    assert (
+        loss_trends.last_slope(list(TOKENS[:9]), list(curve[:9])) is None and loss_trends.last_slope(list(TOKENS[:11]), list(curve[:11])) is not None
+    )
+    assert loss_trends.last_slope([], []) is None
 
 
 @pytest.mark.slow

@@ -9,24 +9,28 @@ import torch
 from conftest import log_of, same_tensors, tensors_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite import instructions, models, prompts, tuning
-from llama_lite.arguments import Refusal
-from llama_lite.instructions import Row
-from llama_lite.runs import Interrupted, read_json, read_jsonl, write_json
-from llama_lite.sft_arguments import AdapterArguments
+from llama_lite.chat_format import template
+from llama_lite.chat_format.conversation import Row
+from llama_lite.chat_format.packing import encode, pack
+from llama_lite.config.sft import AdapterArguments
+from llama_lite.errors import Interrupted, Refusal
+from llama_lite.evaluation import before_after
+from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.models import batches, loading, references
+from llama_lite.training import lora, sft_trainer
 
 
 @pytest.fixture(scope="module")
 def examples(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts.set_chat_template(tokenizer)
-    rows = [Row(str(i), str(i), tuple(prompts.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(12)]
-    return instructions.encode(rows, tokenizer, {})
+    template.set_chat_template(tokenizer)
+    rows = [Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(12)]
+    return encode(rows, tokenizer, {})
 
 
 @pytest.fixture
 def model(base):
-    return models.load_model(models.locate(str(base))).eval()
+    return loading.load_model(references.locate(str(base))).eval()
 
 
 # ---- the loss ----
@@ -35,7 +39,7 @@ def model(base):
 def test_the_loss_is_the_models_own_over_answers(model, examples):
     batch = {"input_ids": torch.tensor([examples[3].input_ids]), "labels": torch.tensor([examples[3].labels])}
     own = model(**batch).loss
-    losses, top, _ = tuning.answer_losses(model, dict(batch))
+    losses, top, _ = before_after.answer_losses(model, dict(batch))
     assert len(losses) == examples[3].learnt and losses.mean().item() == pytest.approx(own.item(), abs=1e-6)
     log_p = model(batch["input_ids"]).logits[0].log_softmax(-1)
     written_out = [-float(log_p[i, label]) for i, label in enumerate(examples[3].labels[1:]) if label != -100]
@@ -46,29 +50,29 @@ def test_the_loss_is_the_models_own_over_answers(model, examples):
 def test_a_packed_batch_has_the_losses_of_its_rows_one_by_one(model, examples):
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-    packed = instructions.pack(examples, 512, True)
+    packed = pack(examples, 512, True)
     assert len(packed) < len(examples)
     batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([packed[i] for i in range(len(packed))])
-    together = tuning.answer_losses(model, {**batch, "use_cache": False})[0]
-    alone = [tuning.answer_losses(model, tuning.side_by_side([row], "cpu"))[0] for row in examples]
+    together = before_after.answer_losses(model, {**batch, "use_cache": False})[0]
+    alone = [before_after.answer_losses(model, batches.side_by_side([row], "cpu"))[0] for row in examples]
     torch.testing.assert_close(together.sort().values, torch.cat(alone).sort().values, atol=1e-5, rtol=0)
     for size in (1, 5):
-        found = tuning.measure(model, examples, "cpu", size)
+        found = before_after.measure(model, examples, "cpu", size)
         assert [row["loss"] for row in found] == pytest.approx([float(losses.sum()) for losses in alone], abs=1e-4)
         assert [row["end_loss"] for row in found] == pytest.approx([float(losses[-1]) for losses in alone], abs=1e-5)
 
 
 def test_the_end_loss_is_that_of_the_last_learnt_answers_end_of_text(model, base):
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts.set_chat_template(tokenizer)
-    talk = tuple([*prompts.conversation("One?", "", "Yes."), *prompts.conversation("Two?", "", "No, not at all.")])
+    template.set_chat_template(tokenizer)
+    talk = tuple([*template.conversation("One?", "", "Yes."), *template.conversation("Two?", "", "No, not at all.")])
     rows = [Row("both", "a", talk), Row("first", "b", talk, unlearnt=(3,)), Row("second", "c", talk, learn_from=2)]
-    examples = instructions.encode(rows, tokenizer, {})
+    examples = encode(rows, tokenizer, {})
     ids = examples[0].input_ids
     log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     ends = [-float(log_p[i - 1, ids[i]]) for i in range(len(ids)) if ids[i] == tokenizer.eos_token_id]
     assert len(ends) == 2 and abs(ends[0] - ends[1]) > 1e-3
-    assert [row["end_loss"] for row in tuning.measure(model, examples, "cpu")] == pytest.approx([ends[1], ends[0], ends[1]], abs=1e-4)
+    assert [row["end_loss"] for row in before_after.measure(model, examples, "cpu")] == pytest.approx([ends[1], ends[0], ends[1]], abs=1e-4)
 
 
 def test_gradients_equal_trls_own_loss(base, examples):
@@ -77,11 +81,11 @@ def test_gradients_equal_trls_own_loss(base, examples):
 
     grads = []
     for fused in (False, True):
-        model = models.load_model(models.locate(str(base)))
+        model = loading.load_model(references.locate(str(base)))
         if fused:
             add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
-        batch = {**tuning.side_by_side(examples, "cpu"), "use_cache": False}
-        tuning.answer_losses(model, batch, fused)[0].mean().backward()
+        batch = {**batches.side_by_side(examples, "cpu"), "use_cache": False}
+        before_after.answer_losses(model, batch, fused)[0].mean().backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
     for name in grads[0]:
         torch.testing.assert_close(grads[0][name], grads[1][name], atol=1e-6, rtol=1e-4)
@@ -91,7 +95,7 @@ def test_gradients_equal_trls_own_loss(base, examples):
 
 
 def interrupt(sft, folder, step, monkeypatch, **changes):
-    original = tuning.TuningTrainer.training_step
+    original = sft_trainer.TuningTrainer.training_step
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step - 1:
@@ -99,7 +103,7 @@ def interrupt(sft, folder, step, monkeypatch, **changes):
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tuning.TuningTrainer, "training_step", training_step)
+        patch.setattr(sft_trainer.TuningTrainer, "training_step", training_step)
         with pytest.raises(Interrupted, match=f"at step {step} of"):
             sft(folder, **changes)
 
@@ -150,7 +154,7 @@ def test_the_adapter_opens_with_peft_alone(whole_sft, base, examples):
     from peft import PeftModel
 
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), whole_sft)
-    assert AutoTokenizer.from_pretrained(whole_sft).chat_template == prompts.vicuna_template(AutoTokenizer.from_pretrained(base))
+    assert AutoTokenizer.from_pretrained(whole_sft).chat_template == template.vicuna_template(AutoTokenizer.from_pretrained(base))
     assert read_json(whole_sft / "before_after.json")["answer_loss"]["after"] > 0
     weights = tensors_of(whole_sft / "adapter_model.safetensors")
     assert all(value.dtype == torch.float32 for value in weights.values()) and any(
@@ -306,10 +310,10 @@ def test_another_base_is_refused(sft, whole_sft, base, tmp_path):
     shutil.copytree(whole_sft, tmp_path / "run")
     with pytest.raises(Refusal, match=r"model\.base"):
         sft(tmp_path / "run", model_name_or_path=str(tmp_path / "other"))
-    adapter, base_, other = (models.locate(str(path)) for path in (whole_sft, base, tmp_path / "other"))
-    models.check_base(adapter, base_)
+    adapter, base_, other = (references.locate(str(path)) for path in (whole_sft, base, tmp_path / "other"))
+    references.check_base(adapter, base_)
     with pytest.raises(Refusal, match=r"was made for other weights and not for .*other"):
-        models.check_base(adapter, other)
+        references.check_base(adapter, other)
 
 
 @pytest.fixture
@@ -338,14 +342,14 @@ def other_config(base, tmp_path):
 )
 def test_the_same_weights_with_another_config_are_another_base(sft, whole_sft, base, other_config, tmp_path, changes, told):
     """For evaluation of BASE+ADAPTER, for merging, and for a run that goes on."""
-    from llama_lite import evaluation
+    from llama_lite.evaluation import resolve
 
     other = other_config(**changes)
     refused = rf"was made for the weights of .*other with another config \({told}.*\): give the base with the config that it had"
     with pytest.raises(Refusal, match=refused):
-        evaluation._model(str(other), str(whole_sft))
+        resolve._model(str(other), str(whole_sft))
     with pytest.raises(Refusal, match=refused):
-        tuning.merge(models.locate(str(other)), whole_sft / "checkpoint-8", None, "float32", tmp_path / "merged")
+        lora.merge(references.locate(str(other)), whole_sft / "checkpoint-8", None, "float32", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     shutil.copytree(whole_sft, tmp_path / "run")
     with pytest.raises(Refusal, match=rf"model\.{next(iter(changes))} "):
@@ -353,8 +357,8 @@ def test_the_same_weights_with_another_config_are_another_base(sft, whole_sft, b
 
 
 def test_a_base_of_an_equal_config_and_adapters_without_a_record_of_it_are_taken(whole_sft, other_config, tmp_path):
-    other = models.locate(str(other_config(use_cache=False, max_position_embeddings=1024, attention_dropout=0.1)))
-    models.check_base(models.locate(str(whole_sft)), other)
+    other = references.locate(str(other_config(use_cache=False, max_position_embeddings=1024, attention_dropout=0.1)))
+    references.check_base(references.locate(str(whole_sft)), other)
     record = read_json(whole_sft / "base.json")
     assert record["config"]["rms_norm_eps"] == 1e-5 and not {"use_cache", "max_position_embeddings", "vocab_size", "eos_token_id"} & set(
         record["config"]
@@ -364,7 +368,7 @@ def test_a_base_of_an_equal_config_and_adapters_without_a_record_of_it_are_taken
     shutil.copyfile(whole_sft / "adapter_config.json", earlier / "adapter_config.json")
     write_json(earlier / "base.json", {key: value for key, value in record.items() if key != "config"})
     write_json(other.folder / "config.json", read_json(other.folder / "config.json") | {"rms_norm_eps": 0.5})
-    models.check_base(models.Located("earlier", earlier), other)
+    references.check_base(references.Located("earlier", earlier), other)
 
 
 def test_a_damaged_adapter_is_set_aside(sft, whole_sft, tmp_path):
@@ -389,20 +393,20 @@ def test_a_folder_of_pretraining_is_refused(sft, whole_run, tmp_path):
 def test_a_base_without_tokenizer_or_with_a_foreign_one(base, tmp_path):
     shutil.copytree(base, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
     with pytest.raises(Refusal, match=r"bare has no tokenizer .*--tokenizer_name, e\.g\. gpt2"):
-        models.load_tokenizer(models.locate(str(tmp_path / "bare")))
+        loading.load_tokenizer(references.locate(str(tmp_path / "bare")))
     with pytest.raises(Refusal, match="is an adapter, not a model"):
         (tmp_path / "adapter").mkdir()
         (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
-        models.load_model(models.locate(str(tmp_path / "adapter")))
+        loading.load_model(references.locate(str(tmp_path / "adapter")))
     with pytest.raises(Refusal, match="says that its base is org/base, not"):
-        models.check_base(models.locate(str(tmp_path / "adapter")), models.locate(str(base)))
+        references.check_base(references.locate(str(tmp_path / "adapter")), references.locate(str(base)))
 
 
 def test_loops_are_told_from_text():
-    assert tuning.LOOP.search("The number of the same as the same as the same as the same as ")
-    assert not tuning.LOOP.search("The number of points, the number of lines, and the number of faces.")
+    assert before_after.LOOP.search("The number of the same as the same as the same as the same as ")
+    assert not before_after.LOOP.search("The number of points, the number of lines, and the number of faces.")
 
 
 def test_targets(model):
-    tuned = tuning.add_adapter(model, AdapterArguments(r=2), "somewhere")
+    tuned = lora.add_adapter(model, AdapterArguments(r=2), "somewhere")
     assert not any("lm_head" in name for name, p in tuned.named_parameters() if p.requires_grad)

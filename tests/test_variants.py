@@ -5,29 +5,31 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite import evaluation, harness, tasks, variants
-from llama_lite.arguments import Refusal
+from llama_lite.errors import Refusal
+from llama_lite.evaluation import prompt_variants, store
+from llama_lite.evaluation.lm import SharedContextLM, run
+from llama_lite.evaluation.tasks import registry
 
 
 @pytest.fixture(scope="module")
 def lm(base):
-    return harness.SharedContextLM(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(base))
+    return SharedContextLM(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(base))
 
 
 @pytest.fixture(scope="module", params=["embedded_mmlu", "embedded_mmlu_cloze"])
 def task(request):
-    return tasks.build([request.param], {}, {}, False)[0]
+    return registry.build([request.param], {}, {}, False)[0]
 
 
 def answers(lm, task, count=12, seed=0):
     items = {leaf: list(range(count)) for leaf in task.leaves}
-    return evaluation.samples_of(task, harness.run(lm, task.leaves, items, seed, task.chat, False))
+    return store.samples_of(task, run(lm, task.leaves, items, seed, task.chat, False))
 
 
 def test_the_identity_is_the_task_bit_for_bit(lm, task):
     for shots in (0, 2):
-        (asked,) = tasks.build([task.name], {}, {"": shots}, False)
-        same = variants.sensitivity(asked, 0, False)[0]
+        (asked,) = registry.build([task.name], {}, {"": shots}, False)
+        same = prompt_variants.sensitivity(asked, 0, False)[0]
         assert (same.factor, same.n_shot) == ("reference", shots)
         first, second = answers(lm, asked), answers(lm, same)
         assert [(s["nats"], s["meant"], s["metrics"], s["item"], s["prompt"]) for s in first] == [
@@ -37,9 +39,9 @@ def test_the_identity_is_the_task_bit_for_bit(lm, task):
 
 def test_a_task_keeps_the_examples_and_the_sampler_that_are_its_own():
     """ARC's come from its training split, by lm-eval's own configuration of few-shot examples."""
-    (arc,) = tasks.build(["arc_easy"], {"arc_easy": str(ROOT / "tests/compatibility/inputs/arc_easy")}, {"arc_easy": 2}, False)
+    (arc,) = registry.build(["arc_easy"], {"arc_easy": str(ROOT / "tests/compatibility/inputs/arc_easy")}, {"arc_easy": 2}, False)
     (leaf,) = arc.leaves.values()
-    for found in (variants.sensitivity(arc, 0, False), variants.robustness(arc, 0)):
+    for found in (prompt_variants.sensitivity(arc, 0, False), prompt_variants.robustness(arc, 0)):
         assert len(found) > 5
         for one in found:
             derived = next(iter(one.leaves.values()))
@@ -47,7 +49,7 @@ def test_a_task_keeps_the_examples_and_the_sampler_that_are_its_own():
 
 
 def test_variants_differ_in_one_thing_and_keep_the_items(lm, task):
-    found = variants.sensitivity(task, 0, True)
+    found = prompt_variants.sensitivity(task, 0, True)
     names = [one.name for one in found]
     assert len(set(names)) == len(names) and {one.base for one in found} == {task.name}
     factors = [one.factor for one in found]
@@ -66,17 +68,17 @@ def _prompt(one):
 
 
 def test_order_changes_nothing_where_options_are_judged_by_their_text(lm):
-    (task,) = tasks.build(["embedded_mmlu_cloze"], {}, {}, False)
+    (task,) = registry.build(["embedded_mmlu_cloze"], {}, {}, False)
     plain = answers(lm, task)
-    for one in [one for one in variants.robustness(task, 0) if one.factor == "option order"]:
+    for one in [one for one in prompt_variants.robustness(task, 0) if one.factor == "option order"]:
         shuffled = answers(lm, one)
         assert [s["meant"] for s in shuffled] == [s["meant"] for s in plain] and [s["metrics"] for s in shuffled] == [s["metrics"] for s in plain]
         assert any(s["nats"] != p["nats"] for s, p in zip(shuffled, plain, strict=True))
 
 
 def test_a_lettered_answer_means_its_option():
-    (task,) = tasks.build(["embedded_mmlu"], {}, {}, False)
-    for one in [one for one in variants.sensitivity(task, 3, False) if one.factor in ("option order", "enumerators")]:
+    (task,) = registry.build(["embedded_mmlu"], {}, {}, False)
+    for one in [one for one in prompt_variants.sensitivity(task, 3, False) if one.factor in ("option order", "enumerators")]:
         leaf = next(iter(one.leaves.values()))
         for item in list(leaf.eval_docs)[:20]:
             lines = leaf.doc_to_text(item).split("\n")[-5:-1]
@@ -86,7 +88,7 @@ def test_a_lettered_answer_means_its_option():
 
 
 def test_disturbed_questions_are_equal_for_every_model_and_spare_the_options(task):
-    first, second = variants.robustness(task, 5), variants.robustness(tasks.build([task.name], {}, {}, False)[0], 5)
+    first, second = prompt_variants.robustness(task, 5), prompt_variants.robustness(registry.build([task.name], {}, {}, False)[0], 5)
     for one, other in zip(first, second, strict=True):
         leaf, again = (next(iter(t.leaves.values())) for t in (one, other))
         item = leaf.eval_docs[7]
@@ -97,32 +99,32 @@ def test_disturbed_questions_are_equal_for_every_model_and_spare_the_options(tas
 
 
 def test_instructions_are_paraphrased():
-    (task,) = tasks.build(["embedded_instructions"], {}, {}, True)
-    found = variants.sensitivity(task, 0, True)
+    (task,) = registry.build(["embedded_instructions"], {}, {}, True)
+    found = prompt_variants.sensitivity(task, 0, True)
     texts = [next(iter(one.leaves.values())).doc_to_text({"question": "What is `x`?", "answer": "y"}) for one in found]
-    assert len(set(texts)) == len(texts) == 1 + len(variants.PARAPHRASES) and all(one.chat for one in found)
+    assert len(set(texts)) == len(texts) == 1 + len(prompt_variants.PARAPHRASES) and all(one.chat for one in found)
 
 
 def test_what_cannot_be_varied_is_refused():
-    (text,) = tasks.build(["embedded_docs"], {}, {}, False)
+    (text,) = registry.build(["embedded_docs"], {}, {}, False)
     with pytest.raises(Refusal, match="embedded_docs is not asked as one question with options"):
-        variants.sensitivity(text, 0, False)
+        prompt_variants.sensitivity(text, 0, False)
 
 
 def test_the_blank_before_an_answer_is_scored_with_it(base):
     """Vicuna's `ASSISTANT:` is followed by a blank that belongs to the answer."""
-    from llama_lite import prompts
+    from llama_lite.chat_format import template
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    prompts.set_chat_template(tokenizer)
-    lm = harness.SharedContextLM(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), tokenizer)
-    (task,) = tasks.build(["embedded_mmlu_cloze"], {}, {}, True)
+    template.set_chat_template(tokenizer)
+    lm = SharedContextLM(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), tokenizer)
+    (task,) = registry.build(["embedded_mmlu_cloze"], {}, {}, True)
     seen = []
     original = lm._loglikelihood_tokens
     lm._loglikelihood_tokens = lambda requests, **how: (seen.extend(requests), original(requests, **how))[1]
-    harness.run(lm, task.leaves, {task.name: [0]}, 0, True, False)
+    run(lm, task.leaves, {task.name: [0]}, 0, True, False)
     item = task.items(task.name)[0]
-    whole = prompts.encode(
+    whole = template.encode(
         tokenizer, [{"role": "user", "content": item["question"] + "\nAnswer:"}, {"role": "assistant", "content": item["choices"][0]}]
     )
     _, context, continuation = seen[0]

@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from llama_lite import models, starting
-from llama_lite.arguments import Refusal
-from llama_lite.training import load_weights
+from llama_lite.errors import Refusal
+from llama_lite.models import loading, references
+from llama_lite.models.loading import load_weights
+from llama_lite.training import resume
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DAMAGE = {  # what becomes of a model's tensors, and what is said of it
@@ -39,7 +40,7 @@ def test_weights_that_do_not_fill_a_model_are_refused_by_name(name, base, tmp_pa
     change, told = DAMAGE[name]
     folder = altered(base, tmp_path / "model", change)
     with pytest.raises(Refusal, match=f"do not fill the model: .*{told}"):
-        models.load_model(models.Located("model", folder))
+        loading.load_model(references.Located("model", folder))
     model = AutoModelForCausalLM.from_pretrained(base)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(Refusal, match=f"do not fill the model: .*{told}"):
@@ -53,7 +54,7 @@ def test_a_model_with_a_layer_more_or_less_than_its_config_is_refused(base, tmp_
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
         with pytest.raises(Refusal, match=told):
-            models.load_model(models.locate(str(folder)))
+            loading.load_model(references.locate(str(folder)))
 
 
 def test_a_whole_model_is_read_even_beside_stale_shards(base, tmp_path):
@@ -72,7 +73,7 @@ def test_a_whole_model_is_read_even_beside_stale_shards(base, tmp_path):
     with pytest.raises(Refusal, match=r"model-00002-of-.* cannot be read"):
         load_weights(fresh, tmp_path / "sharded")
     with pytest.raises(Refusal, match="cannot be loaded"):
-        models.load_model(models.Located("sharded", tmp_path / "sharded"))
+        loading.load_model(references.Located("sharded", tmp_path / "sharded"))
 
 
 # ---- tied tensors, and kinds whose files name theirs otherwise ----
@@ -130,14 +131,14 @@ def test_weights_of_another_kind_or_tying_are_refused(tmp_path):
     for name, (kind, fields, told) in cases.items():
         made(tmp_path / name, kind, **fields)
         with pytest.raises(Refusal, match=f"{name} is another model: .*{told}.*Give its config.json as --model_config"):
-            starting.init_folder(None, str(tmp_path / name), config)
+            resume.init_folder(None, str(tmp_path / name), config)
 
 
 def test_what_weights_do_not_depend_on_may_differ(tmp_path):
     made(tmp_path / "other", attention_dropout=0.1, initializer_range=0.5, max_position_embeddings=4096, eos_token_id=7, use_cache=False)
-    assert starting.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **SMALL)) == tmp_path / "other"
+    assert resume.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **SMALL)) == tmp_path / "other"
     with pytest.raises(Refusal, match=r"other knows 64 tokens and this run's tokenizer has 65: prepare the text with the tokenizer of those weights"):
-        starting.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **{**SMALL, "vocab_size": 65}), 65)
+        resume.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **{**SMALL, "vocab_size": 65}), 65)
 
 
 def test_a_run_refuses_them_before_a_step(pretrain, whole_run, tmp_path):
@@ -162,7 +163,7 @@ def test_adapters_whose_tensors_do_not_fit_are_refused_by_name(base, tmp_path):
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert any("embed_tokens" in name for name in tensors)  # PEFT may store the base's embeddings beside an adapter
     ids = torch.arange(6)[None]
-    loaded = models.attach(model(), models.Located("adapter", tmp_path / "adapter"))
+    loaded = loading.attach(model(), references.Located("adapter", tmp_path / "adapter"))
     torch.testing.assert_close(loaded(ids).logits, tuned.eval()(ids).logits)
     cases = {
         "half": ({k: v for k, v in tensors.items() if ".layers.1." not in k}, r"4 missing \(base_model.model.model.layers.1.self_attn.q_proj.lora_A"),
@@ -173,7 +174,7 @@ def test_adapters_whose_tensors_do_not_fit_are_refused_by_name(base, tmp_path):
         shutil.copytree(tmp_path / "adapter", tmp_path / name)
         save_file(changed, tmp_path / name / "adapter_model.safetensors", {"format": "pt"})
         with pytest.raises(Refusal, match=f"adapter {name} .*({told})"):
-            models.attach(model(), models.Located(name, tmp_path / name))
+            loading.attach(model(), references.Located(name, tmp_path / name))
     (tmp_path / "half/adapter_model.safetensors").rename(tmp_path / "half/adapter_model.bin")
     with pytest.raises(Refusal, match=r"holds no adapter_model\.safetensors: only safetensors are read"):
-        models.attach(model(), models.Located("half", tmp_path / "half"))
+        loading.attach(model(), references.Located("half", tmp_path / "half"))

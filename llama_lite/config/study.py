@@ -1,0 +1,50 @@
+"""The arguments of run_study.py."""
+
+import argparse
+import sys
+
+from ..errors import Refusal
+from ..paths import expand_home
+from .common import REPOSITORY
+from .parser import HelpFormatter, repeated
+from .ranges import range_problems
+
+STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
+
+examples:
+  python run_study.py --config configs/studies/resume.yaml                          everything, one run after the other, and the report
+  python run_study.py --config configs/studies/resume.yaml --dry_run                every run: steps, tokens, disk and time, and what is finished already
+  python run_study.py --config configs/studies/resume.yaml --seed 1                 the runs of one seed: on another device, or as a Slurm array task
+  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one run
+
+Stop it at any moment and run the same command again. exit status: 0 finished, 2 refused, 75 interrupted."""
+
+
+class StudyParser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise Refusal(f"{message}. `{self.prog} --help` lists every argument.")
+
+
+def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
+    """config, output_dir, arm, seed, prepare_only, dry_run, push_to_hub, hub_model_id. Raises Refusal."""
+    parser = StudyParser("run_study.py", description=STUDY_HELP, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--config", default="configs/studies/resume.yaml", help="The study's YAML file.")
+    parser.add_argument("--output_dir", help="Folder of the study (default: runs/NAME-study).")
+    parser.add_argument("--arm", help="Only this arm.")
+    parser.add_argument("--seed", type=int, help="Only this seed.")
+    parser.add_argument("--prepare_only", action="store_true", help="Make what all runs need, before several tasks share them out; run nothing.")
+    parser.add_argument("--push_to_hub", action="store_true", help="Publish report, results and figures as a dataset repository.")
+    parser.add_argument("--hub_model_id", help="owner/name of that repository.")
+    parser.add_argument("--dry_run", action="store_true", help="Print what would be run; run nothing.")
+    argv = sys.argv[1:] if argv is None else argv
+    if twice := repeated(argv, {option: action.dest for action in parser._actions for option in action.option_strings}):
+        raise Refusal(" ".join(twice))
+    parsed = parser.parse_args(argv)
+    if empty := [name for name, value in vars(parsed).items() if value == ""]:
+        raise Refusal(f"--{empty[0]} is empty: give a value, or leave it out.")
+    parsed.config, parsed.output_dir = expand_home(parsed.config), expand_home(parsed.output_dir)
+    if parsed.push_to_hub and not REPOSITORY.fullmatch(parsed.hub_model_id or ""):
+        raise Refusal(f"--push_to_hub needs --hub_model_id owner/name, not {parsed.hub_model_id!r}.")
+    if problems := range_problems(vars(parsed)):
+        raise Refusal(" ".join(problems))
+    return parsed

@@ -1,0 +1,337 @@
+"""Which documents are kept, and why the rest was dropped: a chain of datatrove blocks.
+
+`stages()` lists the chain, so that it also runs under datatrove's Slurm and Ray executors; `curate()` runs it here.
+One bad document never stops a run (it is counted and named).
+"""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import time
+from concurrent.futures import as_completed
+from decimal import Decimal
+from pathlib import Path
+
+from datatrove.data import Document
+from datatrove.pipeline.base import PipelineStep
+from tqdm import tqdm
+
+from ..distributed import say
+from ..errors import Refusal
+from ..files import write_json
+from ..processes import worker_pool
+from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, read, skipped_lines
+from .installed import INSTALLED
+from .sources import Source, size_of
+
+TASK_BYTES, MOST_TASKS = 4_000_000, 512
+
+INSTALLED_TASKS = 16  # of equally many files each; which of several near-duplicates is kept depends on the division, and the studies rest on this one
+
+EXAMPLE_CHARACTERS = 200
+
+
+class Reader(PipelineStep):
+    """datatrove block: this task's share of a source's files, in order, and a record of the rows without text, or without a number in `scores`."""
+
+    name = "source"
+
+    def __init__(self, source: Source, shares: list[int], report: Path, columns: tuple[str, ...] = (), scores: tuple[str, ...] = ()):
+        super().__init__()
+        self.source, self.shares, self.report, self.columns, self.scores = source, shares, report, columns, scores
+
+    def run(self, data=None, rank: int = 0, world_size: int = 1):
+        skipped, count = Skipped(), {"documents": 0, "characters": 0}
+        for file in self.source.files[self.shares[rank] : self.shares[rank + 1]]:
+            for document in read(file, skipped, self.columns, self.source.encoding):
+                if column := next((column for column in self.scores if not _is_score(document.metadata.get(column))), None):
+                    skipped.add(f"{column} is no number", document.id)
+                    continue
+                for column in self.scores:
+                    value = document.metadata.get(column)
+                    if isinstance(value, Decimal) or (isinstance(value, int) and abs(value) >= 2**63):  # which datatrove's JSON does not hold
+                        document.metadata[column] = score_of(value)
+                count["documents"] += 1
+                count["characters"] += len(document.text)
+                yield document
+        self.report.mkdir(parents=True, exist_ok=True)
+        write_json(self.report / f"{rank:05d}.json", {**count, "skipped": skipped.reasons})
+
+
+def _is_score(value) -> bool:
+    try:
+        score_of(value)
+    except ValueError:
+        return False
+    return True
+
+
+def shares(source: Source) -> list[int]:
+    """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a function of the source alone."""
+    if source.kind in INSTALLED:
+        return sorted({task * len(source.files) // INSTALLED_TASKS for task in range(INSTALLED_TASKS + 1)})
+    sizes = [TASK_BYTES if (size := size_of(file)) is None else size for file in source.files]
+    wanted = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
+    bounds, held = [0], 0
+    for index, size in enumerate(sizes):
+        if held and held + size / 2 > wanted:
+            bounds.append(index)
+            held = 0
+        held += size
+    return [*bounds, len(sizes)]
+
+
+class Rule(PipelineStep):
+    """datatrove block: another block, with a record of what it saw, what it dropped, and three dropped examples."""
+
+    def __init__(self, name: str, step: PipelineStep, report: Path):
+        super().__init__()
+        self.name, self.step, self.report = name, step, report
+
+    def run(self, data, rank: int = 0, world_size: int = 1):
+        count = {key: 0 for key in ("documents_seen", "characters_seen", "documents_dropped", "characters_dropped")}
+        examples, pending = [], []
+
+        def drop_pending():
+            for name, text, length in pending:
+                count["documents_dropped"] += 1
+                count["characters_dropped"] += length
+                if len(examples) < EXAMPLES:
+                    examples.append({"id": name, "text": text})
+            pending.clear()
+
+        def watched():
+            for document in data:
+                drop_pending()
+                count["documents_seen"] += 1
+                count["characters_seen"] += len(document.text)
+                pending.append((document.id, document.text[:EXAMPLE_CHARACTERS], len(document.text)))
+                yield document
+
+        for document in self.step.run(watched(), rank, world_size):
+            pending.clear()  # it came out again
+            yield document
+        drop_pending()
+        self.report.mkdir(parents=True, exist_ok=True)
+        write_json(self.report / f"{rank:05d}.json", {**count, "examples": examples})
+
+
+def score_of(value) -> float:
+    """The number in a column of scores, minus infinity where there is none. Raises ValueError for what is no number."""
+    if value is None or value == "":
+        return -math.inf
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value):  # which Python's float passes over
+        raise ValueError(f"{value!r} is no number")
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
+    """(name, datatrove filter) of the active rules that judge a document alone. `rules`: CurationArguments as a dict."""
+    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter, LambdaFilter
+
+    def at_least(column, least):
+        return LambdaFilter(lambda document: score_of(document.metadata.get(column)) >= least)
+
+    chosen = []
+    if rules["language"] is not None:
+        chosen.append((f"language = {rules['language']}", LambdaFilter(lambda d, want=rules["language"]: d.metadata.get("language") == want)))
+    if rules["min_language_score"] is not None:
+        chosen.append((f"language_score >= {rules['min_language_score']}", at_least("language_score", rules["min_language_score"])))
+    if rules["min_score"] is not None:
+        chosen.append((f"{rules['score_column']} >= {rules['min_score']}", at_least(rules["score_column"], rules["min_score"])))
+    if rules["min_characters"] is not None:
+        chosen.append((f"at least {rules['min_characters']} characters", LambdaFilter(lambda d, n=rules["min_characters"]: len(d.text) >= n)))
+    if rules["max_characters"] is not None:
+        chosen.append((f"at most {rules['max_characters']} characters", LambdaFilter(lambda d, n=rules["max_characters"]: len(d.text) <= n)))
+    web = {
+        "gopher_repetition": GopherRepetitionFilter,
+        "gopher_quality": GopherQualityFilter,
+        "c4_quality": C4QualityFilter,
+        "fineweb_quality": FineWebQualityFilter,
+    }
+    return chosen + [(name.replace("_", " "), block()) for name, block in web.items() if rules[name]]
+
+
+def active(rules: dict) -> dict:
+    """The rules that are on."""
+    return {name: value for name, value in rules.items() if value is not None and value is not False and name != "score_column"}
+
+
+def _text_of(document: Document) -> str:
+    return document.text
+
+
+def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[PipelineStep], int]]:
+    """(name, pipeline, number of tasks) of each curation stage, to be run in order by any datatrove executor.
+
+    The kept documents end in `folder/kept/*.jsonl.zst`, all else in `folder/curation`. Near-duplicates: MinHash over 5-grams of the words that are
+    left after lower-casing and dropping punctuation, 14 buckets x 8 hashes (FineWeb's), in two passes over the disk.
+    """
+    from datatrove.pipeline.dedup import ExactDedupFilter, ExactDedupSignature, ExactFindDedups
+    from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
+    from datatrove.pipeline.dedup.minhash import (
+        MinhashConfig,
+        MinhashDedupBuckets,
+        MinhashDedupCluster,
+        MinhashDedupFilter,
+        MinhashDedupSignature,
+    )
+    from datatrove.pipeline.writers import JsonlWriter
+    from datatrove.utils.hashing import HashConfig
+
+    hashes = HashConfig(hash_fc="sha1")  # datatrove 0.10.1 hands str to xxhash, which version 4 of it refuses
+    bounds = shares(source)
+    tasks = len(bounds) - 1
+    work = folder / "curation"
+    reports, aside = work / "reports", work / "duplicates"
+    wanted = {"language": rules["language"], "language_score": rules["min_language_score"], rules["score_column"]: rules["min_score"]}
+    columns = tuple(column for column, setting in wanted.items() if setting is not None)
+    scores = tuple(column for column in columns if column != "language")
+
+    def place_of(name):
+        return str((folder if name == "kept" else work) / name)
+
+    def writer(name):
+        return JsonlWriter(place_of(name), output_filename="${rank}.jsonl", compression="zstd")
+
+    def reader(name):
+        return _own_file_reader(place_of(name))
+
+    def rule(place, name, step):
+        return Rule(name, step, reports / f"{place:02d} {name.replace('/', ' ')}")
+
+    judged = [rule(place, name, step) for place, (name, step) in enumerate(filters(rules), 1)]
+    outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
+    outputs = dict(zip(outputs, [*outputs[:-1], "kept"], strict=True))
+    chain, plan = [Reader(source, bounds, reports / "00 read", columns, scores), *judged, writer(outputs["judged"])], []
+    last = outputs["judged"]
+    if rules["exact_dedup"]:
+        config = ExactDedupConfig(_text_of, hash_config=hashes)
+        plan += [("judge", [*chain, ExactDedupSignature(str(aside / "exact-signatures"), config)], tasks)]
+        plan += [("find-exact", [ExactFindDedups(str(aside / "exact-signatures"), str(aside / "exact"), config)], 1)]
+        chain = [reader(last), rule(90, "exact duplicates", ExactDedupFilter(str(aside / "exact"), config)), writer(outputs["exact"])]
+        last = outputs["exact"]
+    if rules["minhash_dedup"]:
+        config, words = MinhashConfig(hash_config=hashes), _blank_separated_words()
+        signatures, buckets, remove = (str(aside / f"minhash-{part}") for part in ("signatures", "buckets", "remove"))
+        plan += [("sign", [*chain, MinhashDedupSignature(signatures, config, language=words)], tasks)]
+        plan += [("find-near", [MinhashDedupBuckets(signatures, buckets, config=config)], config.num_buckets)]
+        plan += [("cluster", [MinhashDedupCluster(buckets, remove, config=config)], 1)]
+        chain = [reader(last), rule(91, "near duplicates", MinhashDedupFilter(remove)), writer(outputs["minhash"])]
+    return [*plan, ("keep", chain, tasks)]
+
+
+def _own_file_reader(folder: str) -> PipelineStep:
+    """Reads what the same task of an earlier stage wrote, which is nothing where it kept nothing.
+
+    datatrove's reader shares the files that are there out by their number: after a task without a file every task would read its neighbour's, and
+    drop what a rule found in another's documents.
+    """
+    from datatrove.pipeline.readers import JsonlReader
+
+    class OwnFileReader(JsonlReader):
+        def run(self, data=None, rank: int = 0, world_size: int = 1):
+            name = f"{rank:05d}.jsonl.zst"
+            yield from self.read_files_shard([name] if self.data_folder.exists(name) else [])
+
+    return OwnFileReader(folder, compression="zstd", doc_progress=False, file_progress=False)
+
+
+def _blank_separated_words():
+    """MinHash sees text without case and punctuation, where blanks separate the words: no language model is needed."""
+    from datatrove.utils.word_tokenizers import WordTokenizer
+
+    class Words(WordTokenizer):
+        def word_tokenize(self, text):
+            return text.split()
+
+        def sent_tokenize(self, text):
+            return [text]
+
+        def span_tokenize(self, text):
+            return [(0, len(text))]
+
+    return Words("en")
+
+
+def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
+    """Apply the active rules and return the kept documents as a Source. Restartable: finished tasks are not run again.
+
+    `folder/curation.json` says for each rule how many documents and characters it saw and dropped, with examples.
+    Raises Refusal when nothing is left.
+    """
+    from datatrove.executor import LocalPipelineExecutor
+    from loguru import logger
+
+    logger.disable("datatrove")
+    began = time.monotonic()
+    planned = stages(source, rules, folder)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with tqdm(total=sum(tasks for _, _, tasks in planned), desc="curating", unit="task", disable=None) as bar:
+        for name, pipeline, tasks in planned:
+            executor = LocalPipelineExecutor(pipeline, tasks, logging_dir=str(folder / "curation" / "stages" / name))
+            ranks = executor.get_incomplete_ranks()
+            bar.update(tasks - len(ranks))
+            with worker_pool(min(workers, tasks), _start_worker, executor) as pool:
+                for task in as_completed([pool.submit(_run_task, rank) for rank in ranks]):
+                    task.result()
+                    bar.update()
+    report = _report(source, rules, folder)
+    write_json(folder / "curation.json", report)
+    for line in skipped_lines(report["read"]["skipped"]):
+        say(f"not read  {line}")
+    if not report["read"]["documents"]:
+        raise Refusal(f"curation has no document to judge: {'; '.join(skipped_lines(report['read']['skipped'])) or 'there is no text'}.")
+    if not report["kept"]["documents"]:
+        worst = max(report["rules"], key=lambda rule: rule["documents_dropped"], default={"rule": "no rule"})
+        raise Refusal(
+            f"curation keeps nothing of {report['read']['documents']} documents; {worst['rule']!r} drops most "
+            f"({folder / 'curation.json'} has examples). Loosen it, or start from other text."
+        )
+    told = [f"{report[name]['documents']:,} documents, {report[name]['characters']:,} characters" for name in ("read", "kept")]
+    say(f"curated   {told[0]} -> {told[1]} kept, in {time.monotonic() - began:.0f} s (why: {folder / 'curation.json'})")
+    for name in ("judged", "exact", "duplicates"):
+        shutil.rmtree(folder / "curation" / name, ignore_errors=True)
+    kept = sorted((folder / "kept").glob("*.jsonl.zst"))
+    return Source("files", tuple(TextFile(str(path), path.name, "jsonl", path.stat().st_size, "text") for path in kept), source.record)
+
+
+_worker: dict = {}
+
+
+def _start_worker(executor) -> None:
+    _worker["executor"] = executor  # inherited by fork: its rules need no pickling
+
+
+def _run_task(rank: int) -> None:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a progress bar a task
+        _worker["executor"]._run_for_rank(rank)
+
+
+def _report(source: Source, rules: dict, folder: Path) -> dict:
+    """`curation.json`: the tasks' own records added up, rules in the order of the chain."""
+    records = {}
+    for place in sorted((folder / "curation" / "reports").iterdir()):
+        parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("*.json"))]
+        records[place.name[3:]] = {key: sum(part[key] for part in parts) for key in parts[0] if isinstance(parts[0][key], int)} | {
+            "examples": [example for part in parts for example in part.get("examples", [])][:EXAMPLES]
+        }
+        if place.name == "00 read":
+            skipped = merge_skipped(part["skipped"] for part in parts)
+    read_record = records.pop("read")
+    read_record.pop("examples")
+    kept = {"documents": read_record["documents"], "characters": read_record["characters"]}
+    for record in records.values():
+        kept = {key: record[f"{key}_seen"] - record[f"{key}_dropped"] for key in kept}
+    return {
+        "source": source.record,
+        "settings": active(rules),
+        "read": {**read_record, "skipped": skipped},
+        "rules": [{"rule": name, **record} for name, record in records.items()],
+        "kept": kept,
+    }

@@ -1,0 +1,681 @@
+"""From a file to documents: rows of parquet, JSON and CSV, pages of HTML, mails, notebooks, and everything else that is text, as it is.
+
+Reading has two halves: `parts` cuts a file, which is cheap, and `documents` parses what was cut, which is not, so one process can cut for
+many. One bad document never stops a run (it is counted and named); a file that is damaged does, because nobody could say what it would have held.
+"""
+
+import ast
+import bz2
+import codecs
+import contextlib
+import csv
+import dataclasses
+import gc
+import gzip
+import io
+import json
+import lzma
+import os
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import orjson
+import zstandard
+from datatrove.data import Document
+
+from ..errors import Refusal
+from .installed import package_root
+
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+
+KINDS = {
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
+    **{f".{kind}": kind for kind in ("parquet", "arrow", "json", "csv", "tsv", "mbox")},
+    ".eml": "mail",
+    ".ipynb": "notebook",
+}  # by ending; any other file that is text is one document
+
+ARROW_KINDS = ("parquet", "arrow")  # read by pyarrow, whole record batches at a time
+
+ROW_KINDS = (*ARROW_KINDS, "jsonl", "json", "csv", "tsv")
+
+BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+LARGEST_FILE = 2_000_000  # bytes of an installed file that is read as text
+
+EXAMPLES = 3  # of what was skipped or dropped, for a reader of the records
+
+PART_BYTES, PART_ROWS = 1_000_000, 256  # what is cut out of a file at once: whole lines of jsonl, rows of parquet and CSV
+
+DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, csv.Error)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFile:
+    """A file of a source. `name`: relative to the source; `size`: bytes on disk, None where nobody knows; `column`: which holds the text of its rows.
+
+    `limit`: only so many bytes of it are read, to the end of the line or row (None: all of it). `separator`: what divides a file of plain text into
+    documents (None: it is one).
+    """
+
+    path: str
+    name: str
+    kind: str
+    size: int | None = None
+    column: str | None = None
+    limit: int | None = None
+    separator: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some of a file, cut out and not yet parsed: whole lines, a batch of rows, documents, or all that it holds. Where the cuts are depends on the file
+    alone. `first_row`: the number of its first row, or document, from 1.
+    """
+
+    kind: str
+    name: str
+    first_row: int
+    raw: object
+    column: str | None = None
+    separator: str | None = None
+
+
+class Unreadable(str):
+    """Why a value of a row cannot be read. It stands in the value's place, so that only who needs the value counts the row."""
+
+
+class Skipped:
+    """Counts of rows and files that hold no document, by reason, and the first few by name."""
+
+    def __init__(self):
+        self.reasons: dict[str, dict] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        entry = self.reasons.setdefault(reason, {"rows": 0, "first": []})
+        entry["rows"] += 1
+        if len(entry["first"]) < EXAMPLES:
+            entry["first"].append(name)
+
+    def take(self) -> dict:
+        """The counts so far; counting starts again."""
+        reasons, self.reasons = self.reasons, {}
+        return reasons
+
+
+def merge_skipped(parts) -> dict:
+    """Add up `Skipped.reasons` of several readers."""
+    total: dict[str, dict] = {}
+    for part in parts:
+        for reason, entry in part.items():
+            into = total.setdefault(reason, {"rows": 0, "first": []})
+            into["rows"] += entry["rows"]
+            into["first"] = (into["first"] + entry["first"])[:EXAMPLES]
+    return total
+
+
+def skipped_lines(skipped: dict) -> list[str]:
+    """What a person reads of `Skipped.reasons`: how many rows or files, why, and the first of them by name."""
+    return [
+        f"{entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > EXAMPLES else ''})" for reason, entry in skipped.items()
+    ]
+
+
+def kind_of(path: str) -> str:
+    """The kind of a file, by its ending: `a.jsonl.zst` is jsonl."""
+    return KINDS.get(ending_of(path), "text")
+
+
+def ending_of(path: str) -> str:
+    """`a.JSONL.zst` -> `.jsonl`; empty where a name has none."""
+    stem, suffix = os.path.splitext(path)
+    return (os.path.splitext(stem)[1] if suffix.lower() in COMPRESSED else suffix).lower()
+
+
+# ---- cutting ----
+
+
+def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
+    """A file in parts, in order; `columns`: further columns of its rows that are needed. Raises Refusal on a damaged file."""
+    if file.kind in ("installed-docs", "installed-files"):
+        yield Part(file.kind, file.path, 1, None)
+    elif file.kind in ARROW_KINDS:
+        yield from _arrow_parts(file, (file.column, *columns) if file.column else None)
+    elif file.kind == "mbox":
+        yield from _mbox_parts(file)
+    else:
+        row = 1
+        try:
+            with open_file(file.path) as handle:
+                for part in _cut(file, handle, columns):
+                    row = part.first_row
+                    yield part
+        except DAMAGED as error:
+            after = f" after row {row - 1}" if file.kind in ROW_KINDS else ""
+            raise Refusal(f"{file.name} is damaged{after}: {' '.join(str(error).split())}") from None
+
+
+def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
+    if file.kind in ("jsonl", "json"):
+        handle = _utf8_handle(file, handle)
+    if file.kind in ("csv", "tsv"):
+        yield from _csv_parts(file, handle, (file.column, *columns) if file.column else None)
+    elif file.kind == "jsonl" or (file.kind == "json" and not _is_array(handle)):
+        row = 1
+        for raw in _blocks(handle, b"\n", file.limit):
+            yield Part("jsonl", file.name, row, raw, file.column)
+            row += raw.count(b"\n")
+    elif file.separator is not None and file.limit is None:
+        number, separator = 1, separator_in(file.separator, handle.peek(2**16))
+        end = separator.encode()
+        for raw in _blocks(handle, end):
+            yield Part(file.kind, file.name, number, raw, separator=separator)
+            number += raw.count(end)
+    else:
+        kind = "array" if file.kind == "json" else file.kind
+        raw = handle.read() if file.limit is None else _to_line_end(handle, file.limit)
+        yield Part(kind, file.name, 1, raw, file.column, file.separator)
+
+
+def separator_in(separator: str, head: bytes) -> str:
+    """A separator with the line breaks of the file that begins with `head`, which are those of its first line: LF, or CRLF as Windows writes them."""
+    plain = separator.replace("\r\n", "\n")
+    return plain.replace("\n", "\r\n") if head[: head.find(b"\n") + 1].endswith(b"\r\n") else plain
+
+
+def _utf8_handle(file: TextFile, handle):
+    """The bytes of a file of JSON as UTF-8; of one whose byte order mark says UTF-16 or UTF-32, as Windows writes it, held in memory."""
+    mark = next((mark for mark in BYTE_ORDER_MARKS if mark != codecs.BOM_UTF8 and handle.peek(4).startswith(mark)), None)
+    if mark is None:
+        return handle
+    if (text := decode(handle.read())) is None:
+        raise Refusal(f"{file.name} begins as {BYTE_ORDER_MARKS[mark]} and is not: mend it, or convert it to UTF-8.")
+    return io.BufferedReader(io.BytesIO(text.encode()))
+
+
+def _is_array(handle) -> bool:
+    return handle.peek(1).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _to_line_end(handle, limit: int) -> bytes:
+    """The first `limit` bytes of a file and the rest of the line that they end in; without a line break near, to the end of a word."""
+    raw = handle.read(limit)
+    rest = handle.read(2**16)
+    cut = rest.find(b"\n") if b"\n" in rest else rest.find(b" ")
+    return raw + rest[: cut + 1] if cut >= 0 else raw[: raw.rfind(b" ") + 1] or raw
+
+
+def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
+    """A file in blocks that end behind the first `end` after PART_BYTES, however it comes in; no further block after `limit` bytes."""
+    block, done, searched = bytearray(), 0, 0
+    while limit is None or done < limit:
+        place = block.find(end, max(searched, PART_BYTES - len(end), 0))
+        if place >= 0:
+            cut = place + len(end)
+            yield bytes(block[:cut])
+            done += cut
+            del block[:cut]
+            searched = 0
+        elif more := handle.read1(2**20):
+            searched = max(0, len(block) - len(end) + 1)
+            block += more
+        else:
+            break
+    if block and (limit is None or done < limit):
+        yield bytes(block)
+
+
+def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Iterator[Part]:
+    """Batches of (row number, {column: text}) of a table with a heading; bytes that are no UTF-8 stay half surrogates, and are counted later.
+
+    So are rows of more fields than the heading. Raises Refusal where quotes do not pair; in a file of tabs, which by its usual definition has no
+    quoting, they are characters then.
+    """
+    csv.field_size_limit(sys.maxsize)
+    head = handle.peek(2**16)
+    encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8")
+    heading = head.decode(encoding, "replace").split("\n", 1)[0]
+    delimiter = "\t" if file.kind == "tsv" else max(",;\t", key=heading.count)
+    lines = io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline="")
+    quoting = csv.QUOTE_MINIMAL if delimiter != "\t" or _quotes_pair(file, encoding) else csv.QUOTE_NONE
+    reader = csv.DictReader(lines, delimiter=delimiter, restkey="", restval=None, quoting=quoting, strict=True)
+    _refuse_doubled([name for name in reader.fieldnames or () if name], columns, file.name)
+    rows, first, held = [], 2, 0
+    for number, row in enumerate(_paired(reader, file.name), 2):
+        if any(row.get("") or ()):
+            row = dict.fromkeys(row, Unreadable("with more fields than the heading"))
+        rows.append({name: value for name, value in row.items() if name})
+        held += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(rows) == PART_ROWS or held >= PART_BYTES:
+            yield Part("table", file.name, first, rows, file.column)
+            rows, first, held = [], number + 1, 0
+        if file.limit is not None and handle.tell() >= file.limit:
+            break
+    if rows:
+        yield Part("table", file.name, first, rows, file.column)
+
+
+def _quotes_pair(file: TextFile, encoding: str) -> bool:
+    """Whether every quote that opens a field of a file of tabs is closed, right before a tab or the end of a row."""
+    with open_file(file.path) as handle:
+        try:
+            for _ in csv.reader(io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline=""), delimiter="\t", strict=True):
+                pass
+        except csv.Error:
+            return False
+    return True
+
+
+def _paired(reader: csv.DictReader, name: str) -> Iterator[dict]:
+    """The rows of a table. Raises Refusal at the first whose quotes do not pair: it could have swallowed those behind it."""
+    row = 2
+    try:
+        for record in reader:
+            row += 1
+            yield record
+    except csv.Error as error:
+        raise Refusal(
+            f"{name}, row {row}: its quotes do not pair ({error}); put a field that holds a quote into quotes, and double each quote within it."
+        ) from None
+
+
+def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Part]:
+    import pyarrow
+
+    row, read = 1, 0
+    try:
+        with open_file(file.path) as handle:
+            names, batches = (_parquet_batches if file.kind == "parquet" else _ipc_batches)(handle)
+            _refuse_doubled(names, columns, file.name)
+            _need_columns(columns or (), names, file.name)
+            for batch in batches(columns and list(columns)):
+                yield Part(file.kind, file.name, row, batch, file.column)
+                row += batch.num_rows
+                read += batch.nbytes
+                if file.limit is not None and read >= file.limit:
+                    break
+    except (pyarrow.ArrowException, OSError) as error:
+        raise Refusal(f"{file.name} is not a whole {file.kind} file (damaged after row {row - 1}): {' '.join(str(error).split())}") from None
+
+
+def _parquet_batches(handle):
+    """(names of the columns, function from some of them, or None, to record batches) of a parquet file."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.ParquetFile(handle)
+    return table.schema_arrow.names, lambda columns: table.iter_batches(batch_size=PART_ROWS, columns=columns)
+
+
+def _ipc_batches(handle):
+    """As `_parquet_batches`, of an Arrow stream, which `datasets` writes, or an Arrow file."""
+    import pyarrow.ipc
+
+    in_file = handle.read(6) == b"ARROW1"
+    handle.seek(0)
+    reader = pyarrow.ipc.open_file(handle) if in_file else pyarrow.ipc.open_stream(handle)
+
+    def batches(columns):
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if in_file else reader:
+            batch = batch.select(columns) if columns else batch
+            yield from (batch.slice(first, PART_ROWS) for first in range(0, batch.num_rows, PART_ROWS))
+
+    return reader.schema.names, batches
+
+
+def _mbox_parts(file: TextFile) -> Iterator[Part]:
+    import mailbox
+
+    box, read = mailbox.mbox(file.path, create=False), 0
+    for number, key in enumerate(box.iterkeys(), 1):
+        raw = box.get_bytes(key)
+        yield Part("mail", f"{file.name}:{number}", 1, raw)
+        read += len(raw)
+        if file.limit is not None and read >= file.limit:
+            break
+
+
+# ---- parsing ----
+
+
+def read(file: TextFile, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None) -> Iterator[Document]:
+    """The documents of a file in order, each with the metadata `columns`. Raises Refusal on a damaged file."""
+    for part in parts(file, columns):
+        yield from documents(part, skipped, columns, encoding)
+
+
+def documents(part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None) -> Iterator[Document]:
+    """The documents of a part; rows and files that hold none are counted in `skipped`. Raises Refusal where a row is no row.
+
+    encoding: of text that is not UTF-8; without one it is counted as such.
+    """
+    if part.kind == "installed-docs":
+        yield from _docstrings(part.name)
+    elif part.kind == "installed-files":
+        yield from _installed_file(part.name, skipped)
+    elif part.kind in ROWS:
+        for row, record in rows(part, columns):
+            yield from _document(f"{part.name}:{row}", part, row, record, skipped, columns, encoding)
+    else:
+        _need_columns(columns, [], part.name)
+        pieces = [part.raw] if part.separator is None else _divided(part, encoding)
+        for number, raw in enumerate(pieces, part.first_row):
+            text = _mail_text(raw) if part.kind == "mail" else decode(raw, encoding)
+            if text is None:
+                skipped.add("not UTF-8", f"{part.name}:{number}")
+                continue
+            text = {"html": _html_text, "notebook": _notebook_text}.get(part.kind, str)(text)
+            if text and not text.isspace():
+                yield Document(text=text, id=f"{part.name}:{number}")
+            elif len(pieces) == part.first_row == 1:  # nothing between two separators, or behind the last, is no document that somebody misses
+                skipped.add("empty" if part.kind == "text" else f"{part.kind} without text", f"{part.name}:{number}")
+
+
+def _divided(part: Part, encoding: str | None) -> list[bytes]:
+    """The documents of a part of plain text, between its separators, each less the line break beside a separator. Does not depend on where it was cut."""
+    raw, end = part.raw, part.separator.encode()
+    if encoding is not None or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+        raw = raw if (text := decode(raw, encoding)) is None else text.encode()
+        end = end if encoding is not None else separator_in(part.separator, raw).encode()
+    pieces = raw.split(end)
+    for number, piece in enumerate(pieces):
+        if number or part.first_row > 1:
+            piece = piece.removeprefix(b"\r").removeprefix(b"\n")
+        if number + 1 < len(pieces):
+            piece = piece.removesuffix(b"\n").removesuffix(b"\r")
+        pieces[number] = piece
+    return pieces
+
+
+def _document(name: str, part: Part, row: int, record, skipped: Skipped, columns: tuple[str, ...], encoding: str | None) -> Iterator[Document]:
+    """The document of a row, or none, counted."""
+    text = record.get(part.column)
+    if text is None:
+        skipped.add("null text", name)
+        return
+    if isinstance(text, Unreadable) or not isinstance(text, str | bytes):
+        if row == 1:  # it is so in every row
+            raise Refusal(f"{part.name}, row {row}: column {part.column!r} holds {type(text).__name__}, not text.")
+        skipped.add(str(text) if isinstance(text, Unreadable) else f"{type(text).__name__} instead of text", name)
+        return
+    text = utf8_text(text, encoding)
+    if text is None:
+        skipped.add("not UTF-8", name)
+        return
+    if not text or text.isspace():
+        skipped.add("empty", name)
+        return
+    yield Document(text=text, id=name, metadata={c: record.get(c) for c in columns} if columns else {})
+
+
+def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:
+    """Text of a row as it can be written as UTF-8, by `encoding` where its bytes are not; None where it is none: other bytes, half a surrogate pair."""
+    try:
+        if isinstance(value, bytes):
+            return value.decode("utf-8")
+        if not value.isascii():
+            value.encode("utf-8")
+        return value
+    except UnicodeError:
+        try:
+            raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
+            return None
+        return decode(raw, encoding) if encoding else None
+
+
+def decode(raw: bytes, encoding: str | None = None) -> str | None:
+    """Text of a file: as its byte order mark says, else UTF-8, else `encoding`; None where it is none of these."""
+    for mark, marked in BYTE_ORDER_MARKS.items():
+        if raw.startswith(mark):
+            encoding = marked
+            break
+    else:
+        with contextlib.suppress(UnicodeDecodeError):
+            return raw.decode("utf-8")
+    try:
+        return raw.decode(encoding) if encoding else None
+    except UnicodeDecodeError:
+        return None
+
+
+def rows(part: Part, columns: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
+    """(row number, row) of a part. Raises Refusal where a row is no row or lacks a column.
+
+    A value that is not UTF-8 is bytes, or text with surrogates in their place (`utf8_text` tells); one that has no form in Python is `Unreadable`.
+    """
+    if part.kind not in ROWS:
+        raise Refusal(f"{part.name} is no file of rows: json, jsonl, parquet, csv or tsv is wanted.")
+    return ROWS[part.kind](part, (part.column, *columns) if part.column else columns)
+
+
+def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    for row, line in enumerate(part.raw.split(b"\n"), part.first_row):
+        line = line.removeprefix(codecs.BOM_UTF8) if row == 1 else line
+        if not line or line.isspace():
+            continue
+        try:
+            record = orjson.loads(line)
+        except ValueError:  # orjson refuses half surrogates and other bytes too, and does not tell one reason from another
+            try:
+                record = json.loads(line.decode("utf-8", "surrogateescape"))
+            except ValueError as error:
+                mend = (
+                    "its rows end with carriage returns, convert them with `tr '\\r' '\\n'`" if b"\r" in line.strip() else "mend or remove that row"
+                )
+                raise Refusal(f"{part.name}, row {row} is not JSON ({error}): {mend}.") from None
+        if not isinstance(record, dict):
+            raise _no_object(part, row, columns)
+        if row == 1:
+            _need_columns(columns, list(record), part.name)
+            pairs = json.loads(line.decode("utf-8", "surrogateescape"), object_pairs_hook=list)
+            _refuse_doubled([name for name, _ in pairs], columns or None, part.name)
+        yield row, record
+
+
+def _no_object(part: Part, row: int, columns: tuple[str, ...]) -> Refusal:
+    return Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}: mend or remove that row.")
+
+
+def _array_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    try:
+        records = json.loads(part.raw.decode(json.detect_encoding(part.raw), "surrogateescape"))
+    except ValueError as error:
+        raise Refusal(f"{part.name} is not a whole JSON array ({error}): mend it.") from None
+    for row, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise _no_object(part, row, columns)
+        if row == 1:
+            _need_columns(columns, list(record), part.name)
+        yield row, record
+
+
+def _parquet_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    values = [_python_values(column) for column in part.raw.columns]
+    for row, record in enumerate(zip(*values, strict=True), part.first_row):
+        yield row, dict(zip(part.raw.schema.names, record, strict=True))
+
+
+def _python_values(column) -> list:
+    """Values of an arrow column; strings that are not UTF-8 stay bytes, and what has no form in Python is `Unreadable`: both are counted later."""
+    import pyarrow
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
+            return column.cast(pyarrow.large_binary()).to_pylist()
+    except Exception:  # a date after the year 9999, an unknown zone ...: pyarrow raises whatever datetime and zoneinfo raise
+        pass
+    return [_python_value(value) for value in column]
+
+
+def _python_value(value):
+    try:
+        return value.as_py()
+    except UnicodeDecodeError:
+        return Unreadable("not UTF-8")
+    except Exception as error:  # as above
+        return Unreadable(f"not readable ({type(error).__name__}: {' '.join(str(error).split())})")
+
+
+def _table_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
+    _need_columns(columns, list(part.raw[0]), part.name)
+    yield from enumerate(part.raw, part.first_row)
+
+
+ROWS = {"parquet": _parquet_rows, "arrow": _parquet_rows, "jsonl": _jsonl_rows, "array": _array_rows, "table": _table_rows}
+
+
+def _need_columns(wanted, there, name: str) -> None:
+    missing = [column for column in wanted if column not in there]
+    if missing:
+        raise Refusal(
+            f"{name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, there)) or 'none (plain text)'}. "
+            "Name the text with --text_column, and use only curation rules whose columns are there."
+        )
+
+
+def _refuse_doubled(there: list[str], wanted: tuple[str, ...] | None, name: str) -> None:
+    """Raise Refusal for a column that a file holds twice, one of which would win unsaid. `wanted`: the columns that are read (None: all)."""
+    doubled = sorted({column for column in there if there.count(column) > 1 and (wanted is None or column in wanted)})
+    if doubled:
+        raise Refusal(
+            f"{name} holds the column {', '.join(map(repr, doubled))} twice, and nobody can say which is meant: rename or remove one of them."
+        )
+
+
+# ---- what is not plain text ----
+
+
+def _html_text(html: str) -> str | None:
+    """The main text of a page, by trafilatura; without its memory of other pages, so that a page gives the same text wherever it stands."""
+    from datatrove.pipeline.extractors import Trafilatura
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return Trafilatura(favour_precision=False, deduplicate=False, favor_recall=True).extract(html)
+
+
+def _mail_text(raw: bytes) -> str | None:
+    """Subject and text of a mail; attachments are left out. None where Python's own parser cannot make sense of its headers or character set."""
+    import email
+    import email.policy
+
+    try:
+        message = email.message_from_bytes(raw, policy=email.policy.default)
+        body = message.get_body(("plain", "html"))
+        text = body.get_content() if body else ""
+        text = (_html_text(text) or "") if body and body.get_content_subtype() == "html" else text
+        return f"{message['subject'] or ''}\n\n{text}".strip()
+    except (LookupError, ValueError, AttributeError, TypeError):
+        return None
+
+
+def _notebook_text(raw: str) -> str:
+    """The cells of a Jupyter notebook, in order, without their output."""
+    try:
+        cells = json.loads(raw)["cells"]
+        return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] in ("markdown", "code"))
+    except (ValueError, KeyError, TypeError):
+        return raw
+
+
+def _docstrings(name: str) -> Iterator[Document]:
+    """The docstrings of one installed module, as written by its authors, less their indentation; outer ones first."""
+    level = [tree] if (tree := module_tree(name, ('"""', "'''"))) else []
+    while level:
+        for node in level:
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+                yield Document(text=text, id=f"{name}:{getattr(node, 'lineno', 1)}")
+        level = [inner for node in level for inner in _inner_statements(node)]
+
+
+def _inner_statements(node: ast.AST) -> Iterator[ast.AST]:
+    """What stands directly in a statement; `ast.walk` would go through every expression, too, and take as long as parsing."""
+    for field in ("body", "handlers", "orelse", "finalbody", "cases"):
+        inner = getattr(node, field, None)
+        if isinstance(inner, list):
+            yield from inner
+
+
+def module_tree(name: str, quotes: tuple[str, ...]) -> ast.Module | None:
+    """The syntax tree of an installed file `package/file`; None where it has none of `quotes`, or cannot be parsed (templates, broken on purpose).
+
+    The garbage collector rests meanwhile: it would look through millions of new nodes, none of which is garbage, for half of the time.
+    """
+    package, _, inner = name.partition("/")
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        text = Path(package_root(package), inner).read_text(encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return ast.parse(text) if any(quote in text for quote in quotes) else None
+    except (SyntaxError, ValueError, RecursionError):
+        return None
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _installed_file(name: str, skipped: Skipped) -> Iterator[Document]:
+    """An installed file as it is, where it is text: code, licences, change logs, data of tests."""
+    package, _, inner = name.partition("/")
+    path = Path(package_root(package), inner)
+    raw = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else b"\0"
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text or not text.strip():
+        skipped.add("no text, or too large", name)
+    else:
+        yield Document(text=text, id=f"{name}:1")
+
+
+# ---- opening ----
+
+
+class _ZstdFile(io.RawIOBase):
+    """All frames of a zstd file. The package's own reader ends after the first, and says nothing when the last is cut short."""
+
+    def __init__(self, file):
+        self.file, self.frame, self.compressed, self.text = file, None, b"", memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not self.text:
+            self.compressed = self.compressed or self.file.read(2**17)
+            if not self.compressed:
+                if self.frame is None:
+                    return 0
+                raise EOFError("the file ends within a zstd frame")
+            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.text = memoryview(self.frame.decompress(self.compressed))
+            self.compressed = self.frame.unused_data
+            if self.frame.eof:
+                self.frame = None
+        count = min(len(buffer), len(self.text))
+        buffer[:count], self.text = self.text[:count], self.text[count:]
+        return count
+
+
+def open_file(path: str):
+    """A file of this machine or the Hub as a buffered stream of bytes, decompressed."""
+    if path.lower().endswith(".zst"):
+        return io.BufferedReader(_ZstdFile(fsspec.open(path, "rb").open()), 2**20)
+    if os.path.exists(path):
+        opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(os.path.splitext(path)[1].lower())
+        return io.BufferedReader(opener(path), 2**20) if opener else open(path, "rb", 2**20)
+    handle = fsspec.open(path, "rb", compression="infer").open()
+    return handle if kind_of(path) in ARROW_KINDS else io.BufferedReader(handle, 2**20)

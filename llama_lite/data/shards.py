@@ -1,0 +1,389 @@
+"""Token shards: written once, restartable, verified.
+
+A prepared folder (preparing.py makes it) holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above 65,535 ids, for
+`numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream is the source's
+documents in order, each preceded by end-of-text; its first `validation_tokens` are for validation.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import Refusal
+from ..files import flush, flush_folder, read_json, sha256, write_json
+from ..processes import worker_pool
+from .formats import Part, Skipped, documents, merge_skipped, parts
+from .sources import Source
+from .tokenizer import Encoder, tokenizer_record, vocabulary_size
+
+FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # /1 counted recipe and records into the fingerprint
+
+IN_FLIGHT = 3  # parts a worker has waiting or done: bounds memory whatever the corpus
+
+NO_DOCUMENTS = dict.fromkeys(("documents", "slow_documents", "special_text_documents", "special_id_documents"), 0)
+
+BEGINNING = {"file": 0, "part": 0, "document": 0, "tokens": 0}
+
+HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the first step
+
+
+# ---- writing ----
+
+
+@dataclasses.dataclass
+class EncodedPart:
+    """The documents of one part of a file: document i is ids[ends[i - 1] : ends[i]], which begin with end-of-text.
+
+    `sizes` are their UTF-8 bytes, `slow` is true where the tokenizer itself had to encode one, `special` is `Encoder.spells_special` of each.
+    `skipped` holds, for some i, the counts of rows without text before document i; behind the last document stands an
+    empty one where such rows end the part.
+    """
+
+    file: int
+    part: int
+    ids: np.ndarray
+    ends: np.ndarray
+    sizes: np.ndarray
+    slow: np.ndarray
+    special: np.ndarray
+    skipped: dict[int, dict]
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The number format of ids below `vocab_size`."""
+    return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+
+
+def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedPart]:
+    """The documents of a source in order, from the part of `position` on, parsed and encoded by `workers` processes.
+
+    This process only cuts files into parts; at most IN_FLIGHT parts a worker exist at once.
+    """
+    waiting: deque = deque()
+
+    def result():
+        file, number, job = waiting.popleft()
+        return EncodedPart(file, number, *job.result())
+
+    dtype = id_dtype(vocabulary_size(tokenizer))
+    with worker_pool(workers, _start_worker, Encoder(tokenizer), dtype, source.encoding) as pool:
+        for file in range(position["file"], len(source.files)):
+            for number, part in enumerate(parts(source.files[file])):
+                if file == position["file"] and number < position["part"]:
+                    continue
+                waiting.append((file, number, pool.submit(_encode_part, part)))
+                while len(waiting) >= workers * IN_FLIGHT:
+                    yield result()
+        while waiting:
+            yield result()
+
+
+_worker: dict = {}
+
+
+def _start_worker(encode: Encoder, dtype, encoding: str | None) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    _worker.update(encode=encode, dtype=dtype, encoding=encoding)
+
+
+def _encode_part(part: Part):
+    """`EncodedPart` without its place."""
+    texts, skipped, before = [], Skipped(), {}
+    for document in documents(part, skipped, encoding=_worker["encoding"]):
+        if skipped.reasons:
+            before[len(texts)] = skipped.take()
+        texts.append(document.text)
+    ids, ends, slow = _worker["encode"].batch(texts)
+    sizes = [len(text.encode()) for text in texts]
+    begins = np.append(0, ends)
+    special = [_worker["encode"].spells_special(text, ids[begins[i] + 1 : ends[i]]) for i, text in enumerate(texts)]
+    if skipped.reasons:
+        before[len(texts)] = skipped.take()
+        ends, sizes, slow, special = [*ends, len(ids)], [*sizes, 0], [*slow, False], [*special, 0]
+    return ids.astype(_worker["dtype"]), np.array(ends, np.int64), np.array(sizes, np.int64), np.array(slow, bool), np.array(special, np.int8), before
+
+
+class ShardWriter:
+    """Cuts the stream into shards. Each whole shard is on disk, flushed and recorded, before the next begins.
+
+    `position` says which document comes next; a stopped writer goes on from its last whole shard.
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int, validation_tokens: int, max_tokens: int | None, stamp: dict | None = None):
+        self.stamp = stamp or {}
+        self.folder, self.shard_tokens, self.validation_tokens = folder, shard_tokens, validation_tokens
+        self.max_tokens = max_tokens
+        self.dtype = id_dtype(vocab_size)
+        saved = read_progress(folder)
+        if saved.get("stamp", self.stamp) != self.stamp:  # of another recipe, or another tokenizer
+            saved = {}
+        self.splits = saved.get("splits", {"validation": [], "train": []})
+        self.position = saved.get("position", dict(BEGINNING))
+        self.counts = NO_DOCUMENTS | saved.get("counts", {})
+        self.skipped = saved.get("skipped", {})
+        self._start_at_first_damaged(saved.get("marks", []))
+        self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
+        self.behind = dict(self.position)  # what lies before it is in whole shards already, and comes again with the rest of its part
+        self.buffer, self.filled, self.text_bytes = None, 0, 0.0
+        self._record()
+
+    @property
+    def _state(self) -> dict:
+        return {"position": self.position, "counts": self.counts, "skipped": self.skipped}
+
+    def _record(self) -> None:
+        """Write how far it is, with a digest."""
+        progress = {"splits": self.splits, "marks": self.marks, **self._state} | ({"stamp": self.stamp} if self.stamp else {})
+        write_json(self.folder / "progress.json", {**progress, "digest": digest_of(progress)})
+
+    def _start_at_first_damaged(self, marks: list[dict]) -> None:
+        """Keep the shards before the first one that is not what was written, and the position after them."""
+        self.marks = []
+        for mark in marks:
+            if _shard_problem(self.folder, mark["shard"], hashes=True):
+                break
+            self.marks.append(mark)
+        if len(self.marks) < len(marks):
+            self.splits = {"validation": [], "train": []}
+            for mark in self.marks:
+                self.splits[mark["split"]].append(mark["shard"])
+            last = self.marks[-1] if self.marks else None
+            self.position = dict(last["position"] if last else BEGINNING)
+            self.counts = NO_DOCUMENTS | (last["counts"] if last else {})
+            self.skipped = json.loads(json.dumps(last["skipped"])) if last else {}
+
+    @property
+    def full(self) -> bool:
+        return self.max_tokens is not None and self.total + self.filled >= self.max_tokens
+
+    @property
+    def _room(self) -> int:
+        """Tokens until the current shard ends."""
+        written = sum(s["tokens"] for s in self.splits["validation"])
+        validating = written < self.validation_tokens
+        end = min(self.shard_tokens, self.validation_tokens - written) if validating else self.shard_tokens
+        if self.max_tokens is not None:
+            end = min(end, self.max_tokens - self.total)
+        return end - self.filled
+
+    def add(self, batch: EncodedPart) -> int:
+        """Append a part; returns the tokens taken. One that fits into the shard goes in whole, else by its documents."""
+        first, at = 0, 0
+        if (batch.file, batch.part) == (self.behind["file"], self.behind["part"]):
+            first, at = self.behind["document"], self.behind["tokens"]
+        if first == at == 0 and len(batch.ids) < self._room:
+            self._append(batch.ids)
+            self.text_bytes += int(batch.sizes.sum())
+            self._count(batch, slice(None))
+            if batch.skipped:
+                self.skipped = merge_skipped([self.skipped, *(batch.skipped[i] for i in sorted(batch.skipped))])
+            return len(batch.ids)
+        before = self.total + self.filled
+        for number in range(first, len(batch.ends)):
+            if self.full:
+                break
+            self._add_document(batch, number, at if number == first else 0)
+        return self.total + self.filled - before
+
+    def _count(self, batch: EncodedPart, taken: slice) -> None:
+        """Count the documents `taken` of a part."""
+        self.counts["documents"] += int((batch.sizes[taken] > 0).sum())
+        self.counts["slow_documents"] += int(batch.slow[taken].sum())
+        self.counts["special_text_documents"] += int((batch.special[taken] > 0).sum())
+        self.counts["special_id_documents"] += int((batch.special[taken] == 2).sum())
+
+    def _append(self, ids: np.ndarray) -> None:
+        if self.buffer is None:
+            self.buffer = np.empty(min(self.shard_tokens, self._room), self.dtype)
+        self.buffer[self.filled : self.filled + len(ids)] = ids
+        self.filled += len(ids)
+
+    def _add_document(self, batch: EncodedPart, number: int, at: int) -> None:
+        """Append document `number` of a part from its token `at` on, over as many shards as it takes."""
+        ids = batch.ids[batch.ends[number - 1] if number else 0 : batch.ends[number]]
+        if at == 0:
+            self._count(batch, slice(number, number + 1))
+            if number in batch.skipped:
+                self.skipped = merge_skipped([self.skipped, batch.skipped[number]])
+        while at < len(ids) and not self.full:
+            taken = ids[at : at + self._room]
+            self._append(taken)
+            self.text_bytes += int(batch.sizes[number]) * len(taken) / len(ids)
+            at += len(taken)
+            if self._room == 0:
+                whole = at == len(ids)
+                self.position = {"file": batch.file, "part": batch.part, "document": number + whole, "tokens": 0 if whole else at}
+                self._flush()
+
+    def _flush(self) -> None:
+        split = "validation" if sum(s["tokens"] for s in self.splits["validation"]) < self.validation_tokens else "train"
+        name = f"{split}-{len(self.splits[split]):05d}.npy"
+        aside = self.folder / f".{name}.tmp"
+        with open(aside, "wb") as file:
+            np.save(file, self.buffer[: self.filled])
+            file.flush()
+            with ThreadPoolExecutor(1) as pool:  # hashing and flushing side by side
+                digest = pool.submit(sha256, aside)
+                flush(file.fileno(), aside)
+        os.replace(aside, self.folder / name)
+        flush_folder(self.folder)
+        shard = {
+            "name": name,
+            "tokens": int(self.filled),
+            "text_bytes": round(self.text_bytes),
+            "size": (self.folder / name).stat().st_size,
+            "sha256": digest.result(),
+        }
+        self.splits[split].append(shard)
+        self.total += self.filled
+        self.buffer, self.filled, self.text_bytes = None, 0, 0.0
+        self.marks.append(json.loads(json.dumps({"split": split, "shard": shard, **self._state})))
+        self._record()
+
+    def finish(self, files: int) -> None:
+        """Write the last, shorter shard; the position is then behind the last of `files` files."""
+        if not self.full:
+            self.position = {**BEGINNING, "file": files}
+        if self.filled:
+            self._flush()
+
+
+# ---- checking ----
+
+
+def read_progress(folder: Path) -> dict:
+    """What a ShardWriter recorded, or {} where there is nothing, or what was altered. Older ones have no digest."""
+    progress = read_json(folder / "progress.json")
+    if (
+        not isinstance(progress, dict)
+        or progress.get("digest", digest_of(progress)) != digest_of(progress)
+        or not isinstance(progress.get("splits"), dict)
+    ):
+        return {}
+    return progress
+
+
+def file_records(folder: Path) -> dict[str, dict]:
+    """{path: {size, sha256}} of the small files that a manifest vouches for: the tokenizer's, and curation.json."""
+    paths = [*sorted((folder / "tokenizer").rglob("*")), folder / "curation.json"]
+    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in paths if path.is_file()}
+
+
+def _file_problem(folder: Path, name: str, size: int, digest: str | None) -> str | None:
+    path = folder / name
+    if not path.exists():
+        return f"{name} is missing"
+    if path.stat().st_size != size:
+        return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
+    return f"{name} was altered (its sha256 is not the manifest's)" if digest and sha256(path) != digest else None
+
+
+def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
+    return _file_problem(folder, shard["name"], shard["size"], shard["sha256"] if hashes else None)
+
+
+def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
+    """What is wrong with a prepared folder's shards, one sentence each."""
+    shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        return [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard, hashes), shards) if problem]
+
+
+def damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
+    """What is wrong with a prepared folder by its manifest, which is whole, one sentence each: recipe, tokenizer, shards, curation.json.
+
+    hashes: whether shards are hashed, too; the small files always are.
+    """
+    recipe, there = read_json(folder / "recipe.json"), (folder / "recipe.json").exists()
+    problems = []
+    if manifest.get("recipe", recipe) != recipe:
+        problems.append("recipe.json was altered (it is not the manifest's)" if there else "recipe.json is missing")
+    for name, expected in manifest.get("files", {}).items():
+        problems += filter(None, [_file_problem(folder, name, expected["size"], expected["sha256"])])
+    if "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]:  # of an earlier version
+        whole = (folder / "tokenizer" / "tokenizer.json").exists()
+        problems.append("tokenizer/ is not the one that the tokens were made with" if whole else "tokenizer/tokenizer.json is missing")
+    return problems + damaged_shards(folder, manifest, hashes)
+
+
+def read_tokenizer_record(folder: Path) -> dict | None:
+    """`tokenizer_record` of a saved tokenizer; None where it cannot be read."""
+    from transformers import AutoTokenizer
+
+    try:
+        return tokenizer_record(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    except Exception:  # the library raises what its parsers do: of JSON, of Rust, its own
+        return None
+
+
+def read_manifest(folder: Path) -> dict | None:
+    """The manifest of a prepared folder, None where there is none that is what was written."""
+    manifest = read_json(Path(folder) / "manifest.json")
+    return manifest if is_whole(manifest) else None
+
+
+def is_whole(manifest) -> bool:
+    """Whether a manifest is what was written, by its fingerprint and its digest (of which the first versions had none)."""
+    try:
+        sealed = manifest["digest"] if "files" in manifest else manifest.get("digest", digest_of(manifest))
+        return manifest["format"] in (FORMAT, FORMAT_1) and fingerprint(manifest) == manifest["fingerprint"] and sealed == digest_of(manifest)
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
+def altered(folder: Path) -> Refusal:
+    """The refusal of a folder whose manifest is not what was written."""
+    return Refusal(
+        f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Run the same command with --prepare_only: it repairs it, "
+        "or says that it cannot."
+    )
+
+
+def fingerprint(manifest: dict) -> str:
+    """sha256 over everything that a training run reads: the tokenizer, and the shards in order."""
+    if manifest["format"] == FORMAT_1:
+        content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    else:
+        shards = {name: [[shard["tokens"], shard["sha256"]] for shard in split["shards"]] for name, split in manifest["splits"].items()}
+        content = {"dtype": manifest["dtype"], "tokenizer": manifest["tokenizer"], "shards": shards}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def seal(manifest: dict) -> dict:
+    """The manifest with its fingerprint, and a digest over all of it."""
+    manifest = {**manifest, "fingerprint": fingerprint(manifest)}
+    return {**manifest, "digest": digest_of(manifest)}
+
+
+def digest_of(record: dict) -> str:
+    """sha256 over a record without its own `digest`."""
+    return hashlib.sha256(json.dumps({key: value for key, value in record.items() if key != "digest"}, sort_keys=True).encode()).hexdigest()
+
+
+def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
+    """Raise Refusal, naming each damaged file, before a run reads any. `mode` is of the shards: auto, sizes or hashes."""
+    if not is_whole(manifest):
+        raise altered(folder)
+    total = sum(shard["size"] for split in manifest["splits"].values() for shard in split["shards"])
+    if problems := damage(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW)):
+        raise Refusal(f"prepared tokens in {folder} are damaged: {'; '.join(problems)}. Run the same command with --prepare_only: it repairs them.")
+
+
+def describe(manifest: dict) -> str:
+    """One line for the terminal."""
+    train, held = (manifest["splits"][name] for name in ("train", "validation"))
+    if "estimated" in manifest:
+        about = "" if manifest["exact"] else "about "
+        return f"{about}{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary {manifest['tokenizer']['vocab_size']:,}; not prepared yet"
+    bases = manifest["baselines"]
+    return (
+        f"{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary {manifest['tokenizer']['vocab_size']:,}, "
+        f"fingerprint {manifest['fingerprint'][:12]}; baselines: unigram {bases['unigram']:.3f}, bigram {bases['bigram']:.3f} nats"
+    )

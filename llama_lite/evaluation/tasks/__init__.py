@@ -1,0 +1,1 @@
+"""The tasks of an evaluation, and the sandbox that runs generated code."""

@@ -1,0 +1,226 @@
+"""Files that are whole or not there: atomic writes, JSON, JSON lines, YAML, CSV, digests, and the lock of a folder."""
+
+import contextlib
+import csv
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+
+from .distributed import say, say_once
+from .errors import Refusal
+from .formatting import size
+from .paths import first_there
+
+
+class Loader(yaml.SafeLoader):
+    """YAML in which a key that comes twice is an error, not the last one's win, and `no`, `off`, `yes` and `on` are words (YAML 1.2): of a language, a strategy.
+
+    `010` and `1:30` are text, not 8 and 90: of a name they stay it, of a number they are 10 and refused.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, re.compile("(?:true|True|TRUE|false|False|FALSE)$") if tag == "tag:yaml.org,2002:bool" else found) for tag, found in resolvers]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_number(self, node):
+        if re.match(r"[-+]?0[0-9_]|.*:", node.value):
+            return node.value
+        return self.construct_yaml_float(node) if node.tag.endswith("float") else self.construct_yaml_int(node)
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = [key for at, key in enumerate(keys) if key in keys[:at]]
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+for _kind in ("int", "float"):
+    Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", Loader.construct_number)
+
+
+def read_yaml(path: str):
+    """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError, also for a key that comes twice."""
+    return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
+
+
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}  # by a file system
+
+NO_LOCKS = {errno.ENOLCK, *UNSUPPORTED}
+
+
+def need_space(folder: Path, needed: int, what: str, way: str) -> None:
+    """Raise Refusal when the disk of a folder cannot take `needed` bytes (with a twentieth to spare). way: what to do then."""
+    free = shutil.disk_usage(first_there(Path(folder))).free
+    if free < needed * 1.05:
+        raise Refusal(f"no space for {what} in {folder}: it takes {size(needed)} and {size(free)} are free. {way}")
+
+
+def flush(handle: int, path: Path) -> None:
+    """fsync; a file system that cannot is told, once, and goes on without."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        say_once(
+            "flush",
+            f"WARNING   the file system of {path} flushes nothing ({error.strerror}): a crash of the machine, not of the run, can cost what was last written",
+        )
+
+
+def flush_folder(path: Path) -> None:
+    """Make the names in a folder durable, where its file system can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError as error:  # some network file systems open no folders
+        say_once(
+            "flush",
+            f"WARNING   the file system of {path} flushes no folders ({error.strerror}): a crash of the machine can cost what was last written",
+        )
+        return
+    try:
+        flush(handle, path)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _named(path: Path):
+    """Let an error of writing (which names no file) say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file in one step: a reader, or a crash, sees the old content or the new, never a part."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.tmp")
+    with _named(path), open(aside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        flush(file.fileno(), path)
+    os.replace(aside, path)
+    flush_folder(path.parent)
+
+
+def write_json(path: Path, value) -> None:
+    """`write_text` of JSON with sorted keys, so that equal values are equal bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def sha256(path: Path, limit: int | None = None) -> str:
+    """Hex digest of a file, or of its first `limit` bytes, read by parts; `hashlib` lets other threads run meanwhile."""
+    digest, left = hashlib.sha256(), limit
+    with open(path, "rb") as file:
+        while part := file.read(2**20 if left is None else min(left, 2**20)):
+            digest.update(part)
+            left = None if left is None else left - len(part)
+    return digest.hexdigest()
+
+
+def read_json(path: Path):
+    """A JSON file's value, or None where there is no readable one."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None
+
+
+def csv_text(columns, rows) -> str:
+    """A table of dicts as CSV; None is empty, and what is no column is left out."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def append_jsonl(path: Path, record: dict) -> None:
+    """Append one line; a crash can cut at most this last one."""
+    with _named(path), open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The whole lines of a log, in order; a last line that a crash cut is skipped."""
+    records = []
+    if Path(path).exists():
+        for line in Path(path).read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                continue
+    return records
+
+
+class FolderLock:
+    """At most one process owns a folder. POSIX record locks: gone with their process, not inherited by its children."""
+
+    def __init__(self, folder: Path, purpose: str, patience: float = 3.0):
+        self.path, self.purpose, self.patience, self.file = Path(folder) / ".lock", purpose, patience, None
+
+    def acquire(self) -> None:
+        """Raises Refusal while another process works here; waits, and says so, for one that is stopping."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(self.path, "a+")
+        except OSError as error:
+            raise Refusal(f"{self.path.parent} cannot be written to ({error.strerror}): choose another folder.") from None
+        deadline, told = time.monotonic() + self.patience, False
+        while True:
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    say(
+                        f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): see to it that no other process works there"
+                    )
+                    break
+                owner = self._owner()
+                if owner.get("state") == "stopping":
+                    if not told:
+                        say(f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting for it.")
+                    told, deadline = True, time.monotonic() + self.patience
+                elif time.monotonic() > deadline:
+                    raise Refusal(
+                        f"{self.path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}: two runs "
+                        f"cannot {self.purpose} one folder. Wait for it, stop it, or choose another folder."
+                    ) from None
+                time.sleep(0.1)
+        self.mark("running")
+
+    def _owner(self) -> dict:
+        self.file.seek(0)
+        try:
+            return json.loads(self.file.read())
+        except ValueError:
+            return {}
+
+    def mark(self, state: str) -> None:
+        """Tell whoever finds the folder locked what its owner is doing (running or stopping)."""
+        self.file.seek(0)
+        self.file.truncate()
+        self.file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "state": state}))
+        self.file.flush()
+
+    def release(self) -> None:
+        if self.file:
+            self.file.close()
+            self.file = None

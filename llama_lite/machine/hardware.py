@@ -1,0 +1,115 @@
+"""What this machine computes: native bfloat16, peak FLOP/s, threads, memory settings, a compiler."""
+
+import ctypes
+import functools
+import time
+
+import torch
+
+from ..distributed import say
+from ..processes import cores_for_a_process
+
+MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
+
+
+def settle_cpu(device: torch.device, threads: int | None, keep: bool) -> None:
+    """Threads and memory, where a run computes on a CPU. `threads`: None for this process's share."""
+    torch.set_num_threads(threads or cores_for_a_process())
+    if device.type == "cpu" and keep:
+        keep_memory()
+
+
+def keep_memory() -> bool:
+    """Let glibc keep what a training step frees for the next one: no page is returned, faulted in and zeroed again. True if it could.
+
+    The package also asks torch for huge pages (THP_MEM_ALLOC_ENABLE, read when torch is imported; set it to 0 for none).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        say("WARNING   --keep_memory: this system's C library has no mallopt: freed memory is returned as it was")
+        return False
+    return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, 2**31 - 1), mallopt(TOP_PAD, 64 * 2**20)])
+
+
+def missing_compiler(device) -> str | None:
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else "torch finds no triton for this GPU"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        return None if get_cpp_compiler() else "no C++ compiler"
+    except InvalidCxxCompiler:
+        return "torch finds no C++ compiler (g++ or clang++)"
+
+
+PRODUCT, ROUND, ROUNDS = 256, 12, 20  # size of the products that are timed, how many at once, and how often at most: .1 s in all
+
+CLEAR = 1.25  # a ratio beyond which no further products are timed
+
+
+@functools.cache
+def native_bfloat16(device: torch.device) -> tuple[bool, str]:
+    """(whether a device computes bfloat16 in hardware, and faster than float32; why).
+
+    The device is asked first, then a product of 256 x 256 matrices is timed in both: an emulation and a virtual machine can say yes.
+    """
+    if device.type == "cuda":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            return False, f"{torch.cuda.get_device_name(device)} has no bfloat16"
+        return _timed(device)
+    if device.type != "cpu":
+        return False, f"bfloat16 has not been tried on {device.type}"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # honours ONEDNN_MAX_CPU_ISA; says yes to AVX512 without bfloat16
+        return False, "this processor has no bfloat16 instructions"
+    return _timed(device)
+
+
+def _timed(device: torch.device) -> tuple[bool, str]:
+    seconds: dict[str, float] = {}
+    for _ in range(ROUNDS):  # other work on the machine makes single times too long, never too short
+        for name, value in product_seconds(device, PRODUCT, ROUND).items():
+            seconds[name] = min(value, seconds.get(name, value))
+        ratio = seconds["bfloat16"] / seconds["float32"]
+        if not 1 / CLEAR < ratio < CLEAR:
+            break
+    if ratio <= 1:
+        return True, f"native here: a product takes {ratio:.2f} of float32's time"
+    return False, f"a bfloat16 product takes {ratio:.1f} times as long here"
+
+
+def product_seconds(device: torch.device, size: int, repeats: int) -> dict[str, float]:
+    """The shortest of some times of a size^3 matrix product in float32 and bfloat16, taken in turn."""
+    best = {}
+    inputs = {name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in ("float32", "bfloat16")}
+    for _ in range(repeats):
+        for name, matrix in inputs.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            began = time.perf_counter()
+            matrix @ matrix
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            best[name] = min(best.get(name, 60.0), time.perf_counter() - began)
+            if best[name] > 0.05 and name == "bfloat16":
+                return best  # emulated: no need to know how slow
+    return best
+
+
+def peak_flops(precision: str, device: torch.device) -> float | None:
+    """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU what 1024^3 products reach here, in the format that is really computed.
+
+    Where bfloat16 is emulated most of a step is computed in float32, whose peak then counts.
+    """
+    if device.type == "cuda":
+        from trl.trainer.utils import get_peak_flops
+
+        return get_peak_flops(torch.cuda.get_device_name(device), precision)
+    if device.type != "cpu":
+        return None
+    seconds = product_seconds(device, 1024, 5)
+    fastest = min(seconds["float32"], seconds["bfloat16"]) if precision == "bfloat16" else seconds["float32"]
+    return 2 * 1024**3 / fastest

@@ -1,0 +1,1 @@
+"""Model configurations, references and loading. May import: what hub may, and hub."""

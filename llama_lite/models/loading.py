@@ -1,0 +1,236 @@
+"""From a reference to a model: a folder, a revision on the Hub, one of the authors' checkpoints; with an adapter or without.
+
+Files of the Hub are verified before anything is loaded, and only safetensors and JSON are ever read; code that comes with a model is
+never run and never asked about. Weights must fill the model: what is missing, unknown or of another shape is refused by name. A model's
+begin, end and padding ids are made those of its tokenizer, and that is said.
+"""
+
+import os
+import warnings
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from .. import formatting
+from ..checkpoint import verify
+from ..data.tokenizer import vocabulary_size
+from ..errors import Refusal
+from ..files import read_json
+from ..formatting import shortened
+from ..kernels.probe import close, evaluating, probe_ids
+from . import references
+from .references import ADAPTER_FILE, Located, check_native, load_config
+
+UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more than this is another tokenizer's
+
+
+def load_tokenizer(located: Located, other: str | None = None):
+    """The tokenizer of a model, or the one named by `other` (`gpt2`, a folder, a Hub id). Raises Refusal."""
+    from ..data import tokenizer as data_tokenizer
+
+    if other:
+        return data_tokenizer.load_tokenizer(other)
+    try:
+        tokenizer = data_tokenizer.read_tokenizer(located.folder)
+    except Exception as error:  # the tokenizers library raises bare ones
+        check_native(located, "tokenizer_config.json")
+        raise Refusal(f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name, e.g. gpt2.") from None
+    if tokenizer.eos_token_id is None:
+        raise Refusal(f"the tokenizer of {located.name} has no end-of-text token, so no answer could ever end: name another with --tokenizer_name.")
+    data_tokenizer.check_usable(f"the tokenizer of {located.name}", tokenizer)
+    return tokenizer
+
+
+def load_model(located: Located, dtype: str = "float32"):
+    """The causal language model of a folder, its weights in `dtype`, every one of them from its files. Raises Refusal."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    if located.adapter:
+        raise Refusal(f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first.")
+    config = load_config(located)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of keys that do not fit: they are refused below
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            located.folder,
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # refused below, by name
+            output_loading_info=True,
+        )
+    except Exception as error:  # malformed values lead to errors of every kind
+        if "conversion of the weights" in str(error):
+            check_filled(located.name, *_unlike_files(located.folder, config))
+        raise Refusal(f"{located.name} cannot be loaded: {shortened(error)}") from None
+    finally:
+        logging.set_verbosity(verbosity)
+    check_filled(located.name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+    if info["error_msgs"]:
+        raise Refusal(f"{located.name} cannot be loaded: {shortened('; '.join(info['error_msgs']))}")
+    return model
+
+
+def _unlike_files(folder: Path, config) -> tuple[set[str], set[str]]:
+    """(missing, unknown) tensors of a model's files, for kinds whose files name them otherwise than the model does."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    wanted, there = set(revert_weight_conversion(model, model.state_dict())), set()
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            there |= set(file.keys())
+    return wanted - there - set(model.all_tied_weights_keys), there - wanted
+
+
+def check_filled(name: str, missing, unexpected, mismatched=()) -> None:
+    """Raise Refusal unless weights fill their model: names that are missing, that the model does not know, or of another shape (name, theirs, its)."""
+    found = {"missing": sorted(missing), "unknown": sorted(unexpected)}
+    found["of another shape"] = [f"{key} {list(theirs)} for {list(own)}" for key, theirs, own in sorted(mismatched)]
+    told = [f"{len(keys):,} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})" for what, keys in found.items() if keys]
+    if told:
+        raise Refusal(f"the weights of {name} do not fill the model: {'; '.join(told)}. Nothing is computed with weights that nobody trained.")
+
+
+def check_language_model(name: str, model) -> None:
+    """Raise Refusal unless a model's weights are finite, it predicts each token from those before it, and its loss of `shift_labels` is what these logits give."""
+    import torch
+
+    if wrong := [key for key, value in model.named_parameters() if not torch.isfinite(value).all()]:
+        raise Refusal(
+            f"{name}: {len(wrong):,} of its tensors hold NaN or infinity ({', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}): no loss of it is a "
+            "number. Give an earlier step, or whole weights."
+        )
+    ids, labels = probe_ids(model), probe_ids(model).flip(1)
+    other = ids.clone()
+    other[:, -1] = (other[:, -1] + 1) % model.config.get_text_config().vocab_size
+    try:
+        with torch.no_grad(), evaluating(model):
+            outputs = model(input_ids=ids, labels=labels, shift_labels=labels, use_cache=False)
+            before, after = (model(input_ids=row, use_cache=False).logits[:, :-1].float() for row in (ids, other))
+            loss = torch.nn.functional.cross_entropy(outputs.logits.float().flatten(0, 1), labels.flatten())
+    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, ImportError) as error:
+        raise Refusal(f"{name} cannot be run as a causal language model of transformers: {shortened(error)}") from None
+    kind = model.config.model_type
+    if not close(after, before):
+        raise Refusal(f"{name} ({kind}) sees the tokens that it is to predict: it is no decoder-only language model. Give one that is.")
+    if getattr(outputs, "aux_loss", None) is None and not close(outputs.loss.float(), loss):
+        raise Refusal(f"{name} ({kind}) takes no shifted labels: its loss is {float(outputs.loss):.4f} where its logits give {float(loss):.4f}.")
+
+
+def check_vocabulary(name: str, rows: int, tokenizer) -> None:
+    """Raise Refusal when a tokenizer is not that of a model with `rows` embeddings."""
+    ids = vocabulary_size(tokenizer)
+    if not ids <= rows <= ids + UNUSED_ROWS:
+        raise Refusal(
+            f"{name} has {rows:,} embeddings and its tokenizer {ids:,} ids: they do not belong together. Name the right one with --tokenizer_name."
+        )
+
+
+def mend_ids(model, tokenizer) -> str | None:
+    """Give config and generation config the tokenizer's begin, end and padding ids; says what was wrong, None if nothing was."""
+    end = tokenizer.eos_token_id
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    said = mended(model.config, begin, end)
+    for config in (model.config, model.generation_config):
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = begin, end, tokenizer.pad_token_id
+    return said
+
+
+def mended(config, begin: int, end: int) -> str | None:
+    """What to say when the ids of a config are not its tokenizer's, as in the authors' checkpoints (1 and 2 instead of 50256)."""
+    before = (config.bos_token_id, config.eos_token_id)
+    return None if before == (begin, end) else f"begin and end ids {before} are mended to {(begin, end)}, the tokenizer's"
+
+
+def attach(model, adapter: Located):
+    """The model with an adapter on it (`peft.PeftModel`), not trainable, each of its weights from the adapter's file. Raises Refusal."""
+    from peft import PeftModel
+
+    if not (adapter.folder / ADAPTER_FILE).is_file():
+        raise Refusal(f"the adapter {adapter.name} holds no {ADAPTER_FILE}: only safetensors are read.")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            tuned = PeftModel.from_pretrained(model, str(adapter.folder))
+    except Exception as error:  # malformed values lead to errors of every kind
+        raise Refusal(f"the adapter {adapter.name} cannot be put on this model: {shortened(error)}") from None
+    check_adapter(tuned, adapter.name, adapter.folder)
+    return tuned
+
+
+def check_adapter(model, name: str, folder: Path) -> None:
+    """Raise Refusal unless the adapter's file in `folder` holds every weight of a PeftModel's adapter, in its shape, and no other.
+
+    Embeddings of the base, which PEFT can store beside an adapter, are no other.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / ADAPTER_FILE, "pt") as file:
+        theirs = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
+    own = {key: list(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    base = {f"{key}.weight" for key, module in model.named_modules() if any(module is layer for layer in ends)}
+    other = [(key, theirs[key], own[key]) for key in own.keys() & theirs.keys() if theirs[key] != own[key]]
+    check_filled(f"the adapter {name}", own.keys() - theirs.keys(), theirs.keys() - own.keys() - base, other)
+
+
+def load_weights(model, folder: Path) -> dict[str, torch.Tensor]:
+    """Load the `model*.safetensors` of a folder into a model, and return them; Refusal where a tensor is missing, unknown or of another shape.
+
+    A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are. Where the model ties two tensors,
+    one of them is enough, and two must be equal.
+    """
+    tensors = read_weights(folder)
+    if get_model_conversion_mapping(
+        model, add_legacy=False
+    ):  # files of this kind (Mixtral's) name their tensors otherwise than the model: as transformers reads them
+        with patch.dict(os.environ, {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}):  # every rank reads all of them
+            tensors = load_model(references.Located(str(folder), folder)).state_dict()
+    own, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
+    for name, tensor in tensors.items():
+        if name in verify.VOCABULARY and name in own and tensor.shape[0] < own[name].shape[0] and tensor.shape[1:] == own[name].shape[1:]:
+            tensors[name] = torch.cat([tensor.to(own[name]), own[name][len(tensor) :]])
+    for first, second in tied.items():
+        if first in tensors and second in tensors and not torch.equal(tensors[first], tensors[second]):
+            raise Refusal(f"the weights in {folder} are not this model's: {first} and {second} are tied here (tie_word_embeddings) and differ there.")
+    there = {
+        *tensors,
+        *(first for first, second in tied.items() if second in tensors),
+        *(second for first, second in tied.items() if first in tensors),
+    }
+    other = [(name, tensor.shape, own[name].shape) for name, tensor in tensors.items() if name in own and tensor.shape != own[name].shape]
+    check_filled(str(folder), own.keys() - there, tensors.keys() - own.keys(), other)
+    set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
+    return tensors
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a folder as its files name them: of model.safetensors, or of the files that its index names, as transformers chooses. Raises Refusal."""
+    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if not whole.is_file() and not index.is_file():
+        verify.refuse_sharded(folder)
+        raise Refusal(f"{folder} holds no {SAFE_WEIGHTS_NAME}.")
+    names = [SAFE_WEIGHTS_NAME] if whole.is_file() else sorted(set((read_json(index) or {}).get("weight_map", {}).values()))
+    tensors = {}
+    for name in names:
+        try:
+            tensors.update(load_file(folder / name))
+        except (OSError, SafetensorError) as error:
+            raise Refusal(f"{folder / name} cannot be read: {formatting.shortened(error)}") from None
+    return tensors

@@ -1,0 +1,104 @@
+"""Worker processes, their number, and the signals that stop them."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from .errors import Interrupted, Refusal
+
+
+def cores_for_a_process() -> int:
+    """The cores this process may use, shared between the processes that a launcher started on this machine."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def seconds_since_start() -> float:
+    """Since the command began: since this process was started, or the launcher of this script before it."""
+    import psutil
+
+    process, began = psutil.Process(), psutil.Process().create_time()
+    try:
+        script = Path(sys.argv[0]).name
+        parents = [parent for parent in process.parents() if any(Path(word).name == script for word in parent.cmdline())]
+        began = min([began, *(parent.create_time() for parent in parents if "python" in parent.name())])
+    except psutil.Error:
+        pass
+    return max(0.0, time.time() - began)
+
+
+@contextlib.contextmanager
+def worker_pool(count: int, start, *arguments):
+    """A pool of forked processes that began with `start(*arguments)`. None outlives the block; one that is killed is told."""
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), start, arguments)
+    try:
+        yield pool
+    except BaseException as error:
+        for child in multiprocessing.active_children():
+            child.terminate()
+        # One may have ended half-way through sending a result. This process holds the same pipe open for writing, so the pool's own
+        # thread would wait for the other half for ever.
+        pool._result_queue._writer.close()
+        if isinstance(error, BrokenProcessPool):
+            raise Refusal(
+                f"one of {count} worker processes was killed, most often for want of memory: lower --prepare_workers and run the same "
+                "command again; what is prepared stays."
+            ) from None
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def die_with_parent(signal_number: int) -> None:
+    """Ask Linux to send this process a signal when the process that started it ends (nothing elsewhere)."""
+    import ctypes
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, int(signal_number))  # PR_SET_PDEATHSIG of linux/prctl.h
+
+
+SECOND_SIGNAL_AFTER = 2.0  # seconds: one Ctrl-C can arrive twice, from the terminal and from the launcher
+
+
+class StopSignals:
+    """SIGTERM, SIGINT and SIGUSR1 ask for an orderly end; a second SIGTERM or SIGINT, 2 s or more later, ends at once.
+
+    A launcher that dies sends SIGUSR1 (parent-death signal), which never counts as a second one. While `at_once` is
+    true (text is prepared: every moment is safe) the first signal raises Interrupted where it arrives; in training
+    the flag `asked` is read after each step, by all ranks together. Processes that this one forks (workers of pools)
+    leave the keyboard to it, end at SIGTERM and never outlive it.
+    """
+
+    def __init__(self, on_stop):
+        self.on_stop, self.asked, self.at_once, self.first = on_stop, None, True, 0.0
+        parent = os.getppid()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            signal.signal(number, self._handle)
+        os.register_at_fork(after_in_child=_obey_parent)
+        die_with_parent(signal.SIGUSR1)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGUSR1)  # it died before we asked
+
+    def _handle(self, number, frame):
+        if self.asked is None:
+            self.asked, self.first = signal.Signals(number).name, time.monotonic()
+            self.on_stop()
+            if self.at_once:
+                raise Interrupted(f"{self.asked} before the first step; what is prepared stays. Run the same command again.")
+            os.write(2, b"\nstopping: this step is finished and saved first\n")
+        elif number != signal.SIGUSR1 and time.monotonic() - self.first >= SECOND_SIGNAL_AFTER:
+            os.write(2, b"\nsecond signal: ending at once; the last checkpoint is untouched\n")
+            os._exit(128 + number)
+
+
+def _obey_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    die_with_parent(signal.SIGKILL)

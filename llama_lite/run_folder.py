@@ -1,0 +1,76 @@
+"""A run's folder: its records, its lock and its status file."""
+
+import contextlib
+import json
+import time
+from pathlib import Path
+
+from model_card.private import redact
+
+from .distributed import RANK, on_main
+from .errors import Refusal, end_of, no_space, status_of
+from .exit import EXIT_CODES
+from .files import FolderLock, append_jsonl, read_json, read_jsonl, write_json, write_text
+
+
+class RunFolder:
+    """`runs/<name>`: lock, `events.jsonl`, `log.jsonl`, `status.json`. Use as a context; its end writes the status."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.lock = FolderLock(self.path, "write to")
+        self.step = 0
+        self.record_end = True  # false: this process only looked, and leaves the records as they were
+
+    def __enter__(self):
+        on_main(self.lock.acquire)
+        return self
+
+    def __exit__(self, kind, error, trace):
+        status = status_of(error) if error else "finished"
+        if RANK == 0 and self.lock.file:
+            if status and self.record_end:
+                with (
+                    contextlib.nullcontext() if not no_space(error) else contextlib.suppress(OSError)
+                ):  # there may be no room to say that there is none
+                    self.ends(status, end_of(error, self.path) if error else "")
+            self.lock.release()
+        if status == "refused" and not isinstance(error, Refusal):
+            raise Refusal(end_of(error, self.path)) from error
+        return False
+
+    def ends(self, status: str, reason: str = "") -> None:
+        """Write the end of the run: its event and `status.json`. What follows a finished run (publishing) ends nothing any more."""
+        self.event(status, reason=reason)
+        write_json(self.path / "status.json", {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": redact(reason)})
+        self.record_end = status != "finished"
+
+    def is_finished(self) -> bool:
+        """Whether the run came to its end and nothing was begun since; a command that was refused afterwards changes nothing of it."""
+        ends = [event for event in read_jsonl(self.path / "events.jsonl") if event["event"] in ("started", "resumed", *EXIT_CODES)]
+        last = next((event["event"] for event in reversed(ends) if event["event"] != "refused"), None)
+        if last == "finished" and (read_json(self.path / "status.json") or {}).get("status") == "refused":
+            step = next(event["step"] for event in reversed(ends) if event["event"] == "finished")
+            write_json(self.path / "status.json", {"status": "finished", "code": 0, "step": step, "reason": ""})
+        return last == "finished"
+
+    def stopping(self) -> None:
+        """Called from a signal handler: whoever starts the same run now waits instead of being refused."""
+        if RANK == 0 and self.lock.file:
+            self.lock.mark("stopping")
+
+    def event(self, kind: str, /, **fields) -> None:
+        """Append to `events.jsonl` (rank 0), without paths and tokens of this machine: cards tell of it."""
+        if RANK == 0:
+            record = {"event": kind, "step": self.step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **redact(fields)}
+            append_jsonl(self.path / "events.jsonl", record)
+
+    def log(self, record: dict) -> None:
+        """Append to `log.jsonl` (rank 0)."""
+        if RANK == 0:
+            append_jsonl(self.path / "log.jsonl", dict(sorted(record.items())))
+
+    def rewind_log(self, history: list[dict]) -> None:
+        """Make `log.jsonl` what it was at a checkpoint, so that no line of a lost stretch stays."""
+        if RANK == 0 and read_jsonl(self.path / "log.jsonl") != history:
+            write_text(self.path / "log.jsonl", "".join(json.dumps(dict(sorted(record.items()))) + "\n" for record in history))

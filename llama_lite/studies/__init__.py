@@ -1,0 +1,1 @@
+"""Controlled experiments: several runs, compared. May import: what training may, and training."""

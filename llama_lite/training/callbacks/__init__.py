@@ -1,0 +1,1 @@
+"""Callbacks of the trainers, one per file."""

@@ -1,0 +1,70 @@
+"""Sampled continuations at each evaluation."""
+
+import numpy as np
+from transformers import TrainerCallback
+
+from ...errors import Refusal
+from ...models.presets import context_of
+
+
+class Samples(TrainerCallback):
+    """Continuations of fixed prompts at each evaluation (top-k 50, temperature 1, as the paper's), in the log.
+
+    The run's random state is left as it was.
+    """
+
+    def __init__(self, trainer, tokenizer, prompts: list[str], tokens: int, seed: int):
+        self.trainer, self.tokenizer, self.prompts, self.tokens, self.seed = trainer, tokenizer, prompts, tokens, seed
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        import torch
+
+        from ...kernels.probe import without_router_loss
+
+        model = self.trainer.model
+        devices = [args.device] if args.device.type == "cuda" else []
+        training = model.training
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), without_router_loss(model):
+            torch.manual_seed(self.seed + state.global_step)
+            model.eval()
+            texts = []
+            for prompt in self.prompts:
+                ids = self.tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"].to(args.device)
+                output = model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=True,
+                    top_k=50,
+                    temperature=1.0,
+                    max_new_tokens=min(self.tokens, (context_of(model.config) or 2**30) - ids.shape[1]),
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    pad_token_id=self.tokenizer.eos_token_id,
+                    use_cache=True,
+                    trust_remote_code=False,
+                )
+                texts.append(self.tokenizer.decode(output[0], skip_special_tokens=True))
+            model.train(training)
+        self.trainer.log({"samples": texts})
+
+
+def check_prompts(prompts: list[str], tokenizer, context: int) -> None:
+    """Raise Refusal for prompts that hold no token, or leave no position of the model's `context` for a continuation."""
+    for prompt in prompts:
+        count = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+        if not 0 < count < context:
+            shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
+            raise Refusal(f"--sample_prompts {shown!r}: {count:,} tokens, and a prompt for this model has from 1 to {context - 1:,}.")
+
+
+def beginnings(held, tokenizer, count: int = 3, tokens: int = 6) -> list[str]:
+    """How the first held-out documents begin, as prompts. `held`: TokenWindows of the validation slice."""
+    found = []
+    for index in range(min(len(held), 200)):
+        ids = np.asarray(held[index])
+        for begin in np.flatnonzero(ids == tokenizer.eos_token_id) + 1:
+            text = tokenizer.decode(ids[begin : begin + tokens]).strip()
+            if begin + tokens <= len(ids) and text and text not in found:
+                found.append(text)
+        if len(found) >= count:
+            return found[:count]
+    return found or [tokenizer.decode(np.asarray(held[0])[:tokens])]

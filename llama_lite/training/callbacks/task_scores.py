@@ -1,0 +1,35 @@
+"""Scores of small tasks at each evaluation."""
+
+from transformers import TrainerCallback
+
+from model_card.records import shown_metric
+
+
+class TaskScores(TrainerCallback):
+    """Scores of a few tasks at each evaluation, in the log as `eval_TASK_METRIC`. Every rank asks all of it, so that any layout can.
+
+    The run's random state is left as it was.
+    """
+
+    def __init__(self, trainer, tokenizer, names: list[str], limit: int, seed: int):
+        from ...evaluation import store
+        from ...evaluation.tasks import registry
+
+        self.trainer, self.tokenizer, self.seed = trainer, tokenizer, seed
+        self.tasks = [(task, store.chosen(task, limit, seed)) for task in registry.build(names, {}, {}, False)]
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        from ...evaluation import store
+        from ...evaluation.lm import SharedContextLM, run
+
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        training, found = model.training, {}
+        model.eval()
+        lm = SharedContextLM(model, self.tokenizer)
+        for task, items in self.tasks:
+            samples = store.samples_of(task, run(lm, {leaf: task.leaves[leaf] for leaf in items}, items, self.seed, False, False))
+            metrics = store.metrics_of(samples)
+            metric = shown_metric(metrics)
+            found[f"eval_{task.name}_{metric}"] = metrics[metric]["value"]
+        model.train(training)
+        self.trainer.log(found)

@@ -1,0 +1,437 @@
+"""What a pretraining run takes where nobody said it: from the run's record, the prepared folder, the text and the machine, in this order.
+
+Each value comes with its reason. Given values always win, and those that cannot go together are refused before anything is prepared.
+"""
+
+import dataclasses
+import functools
+import math
+from pathlib import Path
+
+import torch
+
+from ..config.pretrain import CurationArguments
+from ..data import shards
+from ..data.curation import active
+from ..data.installed import INSTALLED
+from ..data.preparation import OF_TEXT, OF_TOKENS, Text, default_folder, name_of
+from ..data.text_facts import TextFacts
+from ..distributed import say
+from ..files import read_json
+from ..formatting import amount, in_words
+from ..kernels.switches import COMPILED, COMPILING, attends_in_blocks, fuses_loss, worth_compiling
+from ..machine import precision
+from ..models import shapes
+from ..models.presets import context_of, count_parameters, load_model_config, model_config_of
+from ..processes import seconds_since_start
+from . import timing
+from .decisions import Decisions, nice, save_interval
+from .plan import intervals, run_steps
+
+HOURS = 1 / 6  # of a run that nobody gave a length
+
+READY, FINISH = 4.0, 10.0  # seconds: from here to the first step, beside preparing; and from the last step to the end (export, card, figures)
+
+SAVE_BYTES, SAVE = 100e6, 0.8  # bytes of a checkpoint that are written, flushed and hashed in a second; seconds of any
+
+CURATE = 1e6  # bytes of text per second and core that are curated, near-duplicates included
+
+LEARN_VOCABULARY = 4e6  # bytes of text per second from which a vocabulary is learnt
+
+NOMINAL_FLOPS = {"cpu": 5e10, "cuda": 3e14}  # per core or GPU: a guess that is the same every time, for what decides the prepared folder
+
+BYTES_OF_TOKEN = 4  # a guess, before there is a vocabulary
+
+ALL_BELOW = 64e6  # bytes of text that are always prepared whole
+
+TEXT_MARGIN = 4  # times as much text is prepared as the run is guessed to read
+
+EVALUATIONS, EVALUATION_SHARE = 10, 0.08  # of a run, and the most of its time that they may take
+
+SAMPLES = 3  # prompts that are continued at each evaluation, where nobody gave some
+
+VALIDATION_SHARE = 0.05
+
+MOST_VALIDATION, LEAST_VALIDATION = 100_000_000, 4097  # tokens: the paper's, one shard; 16 windows of 256
+
+UNCERTAIN = 1.5  # how far a number of tokens that was counted on a sample may be off before it is believed enough to refuse
+
+OF_RUN = (
+    "model_config block_size tokens_per_step order allow_epochs eval_windows probe_windows sample_prompts hours max_steps learning_rate warmup_steps "
+    "logging_steps eval_steps save_steps save_total_limit per_device_train_batch_size prepared_dir curated_dir"
+).split()
+
+OF_CURATION = [field.name for field in dataclasses.fields(CurationArguments)]
+
+RECORDED = (*OF_RUN, *OF_TEXT, *OF_TOKENS, *OF_CURATION, "precision", "compile_layers", "fused_loss", "block_attention")
+
+
+def output_dir(dataset: str) -> str:
+    """The folder of a run that nobody named."""
+    return f"runs/{name_of(dataset)}"
+
+
+def settings(groups) -> dict:
+    """The arguments that decide what a run is, as they were settled, for its record."""
+    found = {name: value for group in groups for name, value in vars(group).items() if name in RECORDED}
+    return {name: found[name] for name in RECORDED}
+
+
+def at_most(tokens: dict) -> dict:
+    """An estimate made so large that no text which fits is refused for it; a manifest, and an exact count, as they are."""
+    if "estimated" not in tokens or tokens["exact"]:
+        return tokens
+    splits = {name: {**split, "tokens": int(UNCERTAIN * split["tokens"])} for name, split in tokens["splits"].items()}
+    return {**tokens, "splits": splits}
+
+
+class Derivation:
+    """A command's values, in the order in which they follow from each other (rank 0). `settle` may be called again when the text is prepared.
+
+    groups: what `parse_pretrain` returned, in which the values are set, too. planned: the layout that is planned. recorded: what the record of the run
+    that goes on says of RECORDED (`starting.recorded`).
+    """
+
+    def __init__(self, groups, text: Text, planned, given: dict, recorded: dict):
+        run, training = groups[-2:]
+        self.groups, self.text, self.recorded = groups, text, dict(recorded)
+        self.given = {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
+        self.device = torch.device("cuda") if run.plan_launch else training.device
+        self.processes, self.machine, self.vocabulary_size = planned.processes, None, None
+        if "num_train_epochs" in self.given:
+            self.recorded.pop("max_steps", None)
+        if recorded:
+            folder = training.output_dir
+            say(f"record    what the command does not give is as the run in {folder} has it ({len([n for n in recorded if n not in given])} values)")
+
+    def settle(self, only_tokens: bool = False) -> tuple[dict, dict, dict]:
+        """({argument: value} that nobody gave, {argument: why}, the tokens that there are or will be). Raises Refusal.
+
+        The tokens are a manifest, or as much of one as can be estimated. only_tokens: no more than preparing needs.
+        """
+        self.d = Decisions(self.groups, self.given)
+        self.__dict__.pop("seconds", None)  # what is left of the hours
+        self.settle_machine()
+        for name, value in self.recorded.items():
+            self.d.decide(name, value, "")
+        self.drop_unfit_micro_batch()
+        self.settle_tokens()
+        if not only_tokens:
+            self.settle_model()
+            self.settle_sizes()
+            self.settle_length()
+            self.settle_intervals()
+        return self.d.values(), self.d.reasons, self.manifest or self.estimate()
+
+    def settle_machine(self) -> None:
+        """Precision and fused loss, by what computes. Whether layers are compiled, and so how they attend, follows from the length."""
+        d = self.d
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            d.decide("precision", self.recorded.get("precision", "bfloat16"), "planned for GPUs")
+        else:
+            value, why = precision.choose("auto", self.recorded.get("precision"), self.device)
+            d.decide("precision", value, why)
+            precision.check_device(d["precision"], self.device)
+        for name in ("fused_loss", "compile_layers", "block_attention"):
+            if name in self.recorded:
+                d.decide(name, self.recorded[name], "as this run began")
+        d.decide("fused_loss", *fuses_loss(self.device))
+        switches = {"fused_loss": d["fused_loss"], "block_attention": d.settled("block_attention") and d["block_attention"]}
+        self.machine = self.machine or timing.Machine(self.device, d["precision"], switches, self.processes)
+
+    def drop_unfit_micro_batch(self) -> None:
+        """A recorded micro-batch that more, or fewer, processes cannot use is none that somebody asked for."""
+        d, name = self.d, "per_device_train_batch_size"
+        if name in d.reasons and d["tokens_per_step"] % (d["block_size"] * self.processes * d[name]):
+            del d.reasons[name]
+
+    # ---- the text, and its tokens ----
+
+    def settle_tokens(self) -> None:
+        """Everything that decides the prepared folder: how much of the text, which vocabulary, how much is held out."""
+        d = self.d
+        self.manifest = self.read_manifest(d["prepared_dir"])
+        d.decide("tokenizer", "train", "a vocabulary of this text's own")
+        if not self.manifest:
+            self.settle_amount()
+            if d["tokenizer"] == "train" and not d.settled("vocab_size"):
+                self.settle_vocabulary()
+            held, share = self.validation_tokens(), self.validation_tokens() / max(1, self.tokens)
+            d.decide("validation_tokens", held, f"{min(1.0, share):.0%} of the text")
+        if not d["prepared_dir"]:
+            skip = d["dry_run"] and not self.text.has_content  # hashing a large text takes long
+            rules = dataclasses.asdict(d.owner["min_score"])
+            d.decide("prepared_dir", default_folder(d.owner["dataset"], rules, None if skip else self.text.content), "")
+            self.manifest = self.read_manifest(d["prepared_dir"])
+
+    def read_manifest(self, folder: str | None) -> dict | None:
+        """The manifest of a prepared folder; what it was made with is decided then."""
+        manifest = shards.read_manifest(Path(folder)) if folder else None
+        broken = bool(folder) and not manifest and (Path(folder) / "manifest.json").exists()
+        if broken and not self.d["prepare_only"]:
+            raise shards.altered(Path(folder))
+        found = manifest.get("recipe") if manifest else None
+        found = read_json(Path(folder) / "recipe.json") if found is None and (manifest or broken) else found
+        recipe = found if isinstance(found, dict) else {}
+        for name in (*OF_TEXT, *OF_TOKENS):
+            if name in recipe:
+                self.d.decide(name, recipe[name], f"as {folder} was prepared" if name in ("tokenizer", "vocab_size", "validation_tokens") else "")
+        return manifest
+
+    @property
+    def facts(self) -> TextFacts:
+        return self.text.facts
+
+    @property
+    def counted(self) -> bool:
+        """Whether the text has to be looked at: not where --max_tokens of a dataset of the Hub say how many tokens there will be."""
+        return not self.d["max_tokens"] or self.text.is_local or self.d["dataset"] in INSTALLED
+
+    @property
+    def tokens(self) -> int:
+        """Of the whole text, validation included: counted where it is prepared, else estimated."""
+        if self.manifest:
+            return sum(split["tokens"] for split in self.manifest["splits"].values())
+        if not self.counted:
+            return self.d["max_tokens"]
+        found = int(self.facts.bytes * self.facts.tokens_per_byte(self.d["tokenizer"], self.d["vocab_size"]))
+        return min(found, self.d["max_tokens"] or found)
+
+    @property
+    def reach(self) -> float:
+        """Tokens that a run of this length may read, by a guess that is the same every time."""
+        d = self.d
+        if d.settled("max_steps") and d["max_steps"] > 0 and d.settled("tokens_per_step"):
+            return d["max_steps"] * d["tokens_per_step"]
+        if d.settled("num_train_epochs") or d.settled("max_steps"):
+            return math.inf
+        units = self.processes * (torch.get_num_threads() if self.device.type == "cpu" else 1)
+        return shapes.affordable_tokens(NOMINAL_FLOPS[self.device.type] * units * (d["hours"] or HOURS) * 3600)
+
+    def settle_amount(self) -> None:
+        """Of a text that is far larger than the run can read, only its beginning is prepared."""
+        d = self.d
+        if d["max_bytes"] or d["max_tokens"] or d["dataset"] in INSTALLED or not math.isfinite(self.reach):
+            return
+        kept = 3 if active_rules(d) else 1  # times as much text as curation keeps
+        most, size = 2 ** math.ceil(math.log2(TEXT_MARGIN * kept * self.reach * BYTES_OF_TOKEN)), self.text.source.bytes
+        if not size:
+            d.decide("max_tokens", 2 ** math.ceil(math.log2(TEXT_MARGIN * self.reach)), "more than a run of this length reads")
+        elif size > max(2 * most, ALL_BELOW):
+            d.decide("max_bytes", most, f"of {amount(size)}: more than a run of this length reads")
+            self.text.cut(most)
+
+    def settle_vocabulary(self) -> None:
+        d = self.d
+        config = load_model_config(d["model_config"]) if d.settled("model_config") and not shapes.is_shape(d["model_config"]) else None
+        size = min(self.facts.bytes if self.counted else math.inf, BYTES_OF_TOKEN * self.reach)
+        within = f", within {d['model_config']}" if config else ""
+        d.decide("vocab_size", min(shapes.vocabulary_for(size), config.vocab_size if config else 2**20), f"for {amount(size)} of text{within}")
+
+    def validation_tokens(self) -> int:
+        """A share of the text, the paper's slice at most, and some windows at least."""
+        if self.d.settled("validation_tokens"):
+            return self.d["validation_tokens"]
+        return max(min(int(VALIDATION_SHARE * self.tokens), MOST_VALIDATION), min(LEAST_VALIDATION, self.tokens // 5))
+
+    @property
+    def available(self) -> int:
+        """Tokens to train on, once."""
+        return max(1, self.tokens - self.d["validation_tokens"])
+
+    @property
+    def most_epochs(self) -> float:
+        """How often the text is read at most, where the length follows from the time."""
+        return 1.0 if self.given.get("allow_epochs") is False else shapes.most_epochs(self.available)
+
+    def estimate(self) -> dict:
+        """As much of a manifest as can be known before anything is prepared; `estimated`: bytes of disk that preparing takes."""
+        d, held = self.d, self.d["validation_tokens"]
+        text = min(self.facts.bytes, 4 * BYTES_OF_TOKEN * (d["max_tokens"] or self.facts.bytes)) if self.counted else 0
+        size = 2 * self.tokens + (2 * text if active_rules(d) else 0)
+        splits = {"train": {"tokens": max(0, self.tokens - held)}, "validation": {"tokens": min(held, self.tokens)}}
+        exact = self.counted and self.facts.exact and not active_rules(d)
+        return {"tokenizer": {"vocab_size": self.vocabulary()}, "splits": splits, "estimated": size, "exact": exact}
+
+    # ---- model ----
+
+    def vocabulary(self) -> int:
+        """Ids of the tokenizer."""
+        if self.manifest:
+            return self.manifest["tokenizer"]["vocab_size"]
+        if self.d["tokenizer"] == "train":
+            return self.d["vocab_size"]
+        if self.vocabulary_size is None:
+            from ..data.tokenizer import load_tokenizer
+
+            self.vocabulary_size = len(load_tokenizer(self.d["tokenizer"]))
+        return self.vocabulary_size
+
+    def config(self, block_size: int | None = None):
+        """The config of the chosen model, with vocabulary and context as the run will have them."""
+        return model_config_of(self.d["model_config"], self.vocabulary(), block_size or self.d["block_size"])
+
+    @functools.cached_property
+    def seconds(self) -> float:
+        """For training, evaluating and saving: what the hours leave beside starting, preparing and finishing."""
+        hours = self.d.decide("hours", HOURS, "")
+        return max(15.0, hours * 3600 - seconds_since_start() - READY - self.preparing_seconds() - FINISH)
+
+    def preparing_seconds(self) -> float:
+        """That curating, learning a vocabulary and tokenizing take; tokenizing at the speed of the sample."""
+        if self.manifest or not self.counted:
+            return 0.0
+        d, size = self.d, min(self.facts.bytes, BYTES_OF_TOKEN * (self.d["max_tokens"] or self.facts.bytes))
+        curated = 4 + size / CURATE / d["prepare_workers"] if active_rules(d) else 0
+        learnt = min(size, 50e6) / LEARN_VOCABULARY if d["tokenizer"] == "train" else 0
+        return 1 + curated + learnt + size / self.facts.bytes_per_second / d["prepare_workers"]
+
+    def settle_model(self) -> None:
+        if not self.d.settled("model_config"):
+            self.d.decide("model_config", *self.best_shape())
+
+    def best_shape(self) -> tuple[str, str]:
+        """The shape that is expected to end with the lowest loss in this time, and why: guessed by FLOPs, then timed, until the guess stays."""
+        rate, speeds = self.machine.flops_per_second * self.processes, {}
+
+        def reads(shape) -> float:
+            tokens_per_second = speeds.get(shape) or rate / shapes.flops_per_token(shape, self.vocabulary(), shapes.context_of(shape[1]))
+            return self.reads_given() or min(tokens_per_second * (1 - EVALUATION_SHARE) * self.seconds, self.most_epochs * self.available)
+
+        for _ in range(4):
+            best = min(shapes.LADDER, key=lambda shape: shapes.expected_loss(shape, reads(shape), self.available))
+            if best in speeds:
+                break
+            block = self.d["block_size"] or shapes.context_of(best[1])
+            speeds[best] = self.machine.tokens_per_second(model_config_of(f"{best[0]}x{best[1]}", self.vocabulary(), block), block)
+            rate = speeds[best] * shapes.flops_per_token(best, self.vocabulary(), shapes.context_of(best[1]))
+        size = shapes.parameters(best, self.vocabulary())
+        why = f"{size / 1e6:.1f}M parameters: for {reads(best) / 1e6:.1f}M tokens, at {speeds[best]:,.0f} tokens per second here"
+        return f"{best[0]}x{best[1]}", why
+
+    def reads_given(self) -> float:
+        """Tokens that the run reads by --max_steps or --num_train_epochs; 0 where its length follows from the time."""
+        d = self.d
+        if d.settled("max_steps") and d["max_steps"] > 0:
+            return d["max_steps"] * (d["tokens_per_step"] or shapes.tokens_per_step(d["max_steps"] * 2048))
+        return d["num_train_epochs"] * self.available if d.settled("num_train_epochs") else 0.0
+
+    # ---- sizes ----
+
+    def settle_sizes(self) -> None:
+        """Window, step, micro-batch."""
+        d = self.d
+        if not d.settled("block_size"):
+            config = self.config(1)
+            wanted, context = shapes.context_of(config.hidden_size), context_of(config)
+            limit = 2**30 if shapes.is_shape(d["model_config"]) else context or 2**30
+            block = min(wanted, limit)
+            while block > 32 and (self.available < 400 * block or d["validation_tokens"] < 8 * block + 1):  # some hundred windows at least
+                block //= 2
+            why = (
+                f"for {self.tokens:,} tokens of text" if block < min(wanted, limit) else "the model's context" if block == limit else "for its width"
+            )
+            d.decide("block_size", block, why)
+        if not d.settled("tokens_per_step"):
+            reads = self.reads_given() or min(self.seconds * self.speed(), self.most_epochs * self.available)
+            unit = d["block_size"] * self.processes * (d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1)
+            step = max(unit, round(shapes.tokens_per_step(reads) / unit) * unit)
+            while step > unit and self.available < 8 * step:
+                step -= unit
+            d.decide("tokens_per_step", step, f"for a run over {reads / 1e6:.1f}M tokens")
+        if not d.settled("per_device_train_batch_size"):
+            windows = d["tokens_per_step"] // (d["block_size"] * self.processes) or 1
+            fitting = [n for n in range(1, self.machine.micro_windows(d["block_size"]) + 1) if windows % n == 0]
+            d.decide("per_device_train_batch_size", max(fitting), "windows at once, which the step is a multiple of")
+
+    def speed(self) -> float:
+        """Tokens per second of the chosen model, training alone."""
+        return self.machine.tokens_per_second(self.config(), self.d["block_size"])
+
+    # ---- length ----
+
+    def settle_length(self) -> None:
+        d = self.d
+        if not d.settled("max_steps") and not d.settled("num_train_epochs"):
+            self.settle_steps()
+        epochs = self.steps * d["tokens_per_step"] / self.available
+        if "num_train_epochs" in self.given or 1 < epochs <= self.most_epochs + 1:
+            d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
+        if not d.settled("compile_layers") and self.device.type == "cpu":
+            pace = self.step_pace()
+            d.decide("compile_layers", *worth_compiling(self.steps * pace.step(self.accumulation), d["precision"], self.device))
+        d.decide("block_attention", *attends_in_blocks(d["precision"], d["compile_layers"], self.device))
+
+    @property
+    def accumulation(self) -> float:
+        d = self.d
+        return d["tokens_per_step"] / (d["block_size"] * self.processes * d["per_device_train_batch_size"])
+
+    def step_pace(self) -> timing.Pace:
+        return self.machine.pace(self.config(), self.d["per_device_train_batch_size"], self.d["block_size"])
+
+    def settle_steps(self) -> None:
+        """As many as the hours hold, evaluations and saves included; no more passes over the text than teach something."""
+        d, pace = self.d, self.step_pace()
+        windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])
+        evaluation = (
+            d["eval_windows"] if d.settled("eval_windows") else min(windows, max(8, int(EVALUATION_SHARE * self.seconds / EVALUATIONS / pace.window)))
+        )
+        samples = (len(d["sample_prompts"]) or SAMPLES) * d["sample_tokens"] * pace.token
+        saves = SAVE + 12 * count_parameters(self.config())[0] / SAVE_BYTES + 8 * pace.window
+        seconds = max(0.5 * self.seconds, self.seconds - EVALUATIONS * (evaluation * pace.window + samples + saves))
+        step = pace.step(self.accumulation)
+        compiled, _ = (d["compile_layers"], "") if d.settled("compile_layers") else worth_compiling(seconds, d["precision"], self.device)
+        if compiled and self.device.type == "cpu":
+            seconds, step = seconds - COMPILING, step / COMPILED[d["precision"]]
+        most = self.most_epochs * self.available / d["tokens_per_step"]
+        steps = max(1, int(min(seconds / step, most)))
+        length = (
+            in_words(d["hours"]) if "hours" in self.given else "about ten minutes, since no length is given (another: --hours 2, or --max_steps N),"
+        )
+        reason = f"{length} at {d['tokens_per_step'] / step:,.0f} tokens per second, with evaluations and saves"
+        if steps >= int(most):
+            reason = f"the text is read {self.most_epochs:.0f} times, in {in_words(steps * step / 3600)}; more would teach next to nothing (or: --max_steps N)"
+        d.decide("max_steps", steps, reason)
+
+    @property
+    def steps(self) -> int:
+        d = self.d
+        return max(1, run_steps(d.owner["max_steps"], self.available / d["tokens_per_step"]))
+
+    # ---- what follows from the length ----
+
+    def settle_intervals(self) -> None:
+        d, steps = self.d, self.steps
+        if not d.settled("learning_rate"):
+            width = self.config().hidden_size
+            d.decide("learning_rate", shapes.learning_rate(width), f"for a width of {width:,}")
+        d.decide("warmup_steps", max(1, min(715, round(0.04 * steps))), f"4 % of {steps:,} steps")
+        every = nice(steps / EVALUATIONS)
+        d.decide("eval_steps", every, "some ten evaluations")
+        d.decide("save_steps", *save_interval(every, d["publish_steps"]))
+        d.decide("logging_steps", nice(steps / 100), "some hundred lines")
+        windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])
+        if not d.settled("eval_windows"):
+            trained = steps * d["tokens_per_step"] / d["block_size"]  # windows; one that is evaluated is a third of the work
+            most = max(8, int(3 * EVALUATION_SHARE * trained / max(1, steps // intervals(d.owner["eval_steps"], steps)["eval"])))
+            d.decide(
+                "eval_windows",
+                min(windows, most),
+                "all that are held out" if most >= windows else f"of {windows:,}, so that evaluations take little time",
+            )
+        d.decide("probe_windows", min(8, windows), "")
+        if not d.settled("save_total_limit"):
+            size = 12 * count_parameters(self.config())[0]
+            limit = checkpoints_kept(size)
+            d.decide("save_total_limit", limit, "all of them, for their evaluation" if limit > EVALUATIONS else f"{size * 4 / 1e9:.1f} GB of disk")
+
+
+def checkpoints_kept(size: int) -> int:
+    """Of checkpoints of so many bytes: all of a run with EVALUATIONS of them, where that is little, else three."""
+    return EVALUATIONS + 2 if size * (EVALUATIONS + 2) < 2e9 else 3
+
+
+def active_rules(decisions: Decisions) -> list[str]:
+    """Curation rules that are on."""
+    return list(active({name: decisions[name] for name in OF_CURATION}))

@@ -1,0 +1,140 @@
+"""What a tuning run takes where nobody said it: from the run's record, the rows, the base model and the machine, in this order."""
+
+import dataclasses
+
+from ..chat_format.packing import Example
+from ..data.preparation import name_of
+from ..formatting import in_words
+from ..machine import precision
+from ..models.presets import context_of
+from ..processes import seconds_since_start
+from . import timing
+from .decisions import Decisions, nice, save_interval
+from .plan import run_steps
+
+HOURS, EPOCHS = 1 / 6, 3  # of a run that nobody gave a length: so many epochs, or hours if that is less
+
+MOST_EPOCHS = 10
+
+EVALUATIONS = 8  # of a run
+
+FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
+
+HELD_SHARE, MOST_HELD = 0.1, 400
+
+LORA_SHARE = 2 / 3  # of a training step's work: the frozen weights have no gradients
+
+ANSWERS_AT_ONCE = 16
+
+RECORDED = (
+    "dataset dataset_config dataset_split dataset_revision max_rows skip_held_out eval_rows max_length long_rows sequences_per_step "
+    "per_device_train_batch_size learning_rate max_steps hours logging_steps eval_steps save_steps save_total_limit probe_rows compared_prompts sampled_answers answer_tokens precision"
+).split()
+
+
+def output_dir(base: str) -> str:
+    """The folder of a tuning run that nobody named: beside its base, where that is a run."""
+    return f"{base.rstrip('/')}-sft" if base.rstrip("/").startswith("runs/") else f"runs/{name_of(base.partition('@')[0])}-sft"
+
+
+def machine(groups, given: dict, recorded: dict) -> tuple[dict, dict]:
+    """({argument: value}, {argument: why}) of the number format, and of what the record of the run says."""
+    d = Decisions(groups, _given(given))
+    device = groups[-1].device
+    value, why = precision.choose("auto", recorded.get("precision"), device)
+    d.decide("precision", value, why)
+    precision.check_device(d["precision"], device)
+    if "num_train_epochs" in d.fixed:
+        recorded.pop("max_steps", None)
+    for name, value in recorded.items():
+        d.decide(name, value, "")
+    return d.values(), d.reasons
+
+
+def _given(given: dict) -> dict:
+    return {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
+
+
+def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) -> tuple[dict, dict]:
+    """({argument: value} that nobody gave, {argument: why}) of a tuning run over encoded rows (rank 0).
+
+    earlier: what `machine` decided. config: the base's. examples: every row that can be used, of any length.
+    """
+    adapter, training = groups[1], groups[-1]
+    d = Decisions(groups, {**_given(given), **earlier})
+    lengths = sorted(len(example.input_ids) for example in examples)
+    context, processes = context_of(config) or 2**30, training.world_size
+
+    # ---- rows ----
+    if not d.settled("max_length"):
+        needed = -(-lengths[int(0.98 * (len(lengths) - 1))] // 32) * 32
+        length = min(context, max(needed, 256))
+        d.decide("max_length", length, "the base's context" if length == context else f"98 % of the rows have at most {needed} tokens")
+    longer = sum(length > d["max_length"] for length in lengths) / len(lengths)
+    if longer > 0.2:
+        d.decide("long_rows", "truncate", f"{longer:.0%} of the rows are longer than that")
+    held = max(1, min(MOST_HELD, round(HELD_SHARE * len(examples)), len(examples) - 1))
+    d.decide("eval_rows", held, f"a tenth of {len(examples):,} rows" if held < MOST_HELD else f"of {len(examples):,} rows")
+    for name, most in (("probe_rows", 8), ("compared_prompts", 8), ("sampled_answers", 64)):
+        d.decide(name, min(most, d["eval_rows"]), "")
+    d.decide("answer_tokens", min(96, max(8, context // 2)), "")
+
+    # ---- steps ----
+    tokens = sum(min(length, d["max_length"]) for length in lengths) * (1 - d["eval_rows"] / len(lengths))
+    sequences = max(1, int(tokens / d["max_length"]) if training.packing else len(lengths) - d["eval_rows"])
+    if not d.settled("sequences_per_step"):
+        micro = d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1
+        unit = micro * processes
+        wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
+        d.decide("sequences_per_step", max(unit, wanted // unit * unit), f"of about {sequences:,} {'packs' if training.packing else 'rows'}")
+    if not d.settled("per_device_train_batch_size"):
+        most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
+        share = max(1, d["sequences_per_step"] // processes)
+        d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
+    rate = float(f"{min(3e-3, 2e-4 * (2048 / config.hidden_size) ** 0.97) * (1 if adapter.use_lora else 0.25):.2g}")
+    d.decide("learning_rate", rate, f"for {'LoRA' if adapter.use_lora else 'all weights'} at a width of {config.hidden_size:,}")
+    if not d.settled("max_steps") and not d.settled("num_train_epochs"):
+        _length(d, config, sequences, adapter.use_lora)
+    steps = max(1, run_steps(training, sequences / d["sequences_per_step"]))
+    every = nice(steps / EVALUATIONS)
+    d.decide("eval_steps", every, f"of {steps:,}")
+    d.decide("save_steps", *save_interval(every, d["publish_steps"]))
+    d.decide("logging_steps", max(1, nice(steps / 100)), "")
+    return d.values(), d.reasons
+
+
+def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
+    """Steps: three epochs, or what the time allows; with --hours as many as fit, ten epochs at most."""
+    training = d.owner["max_length"]
+    machine = timing.Machine(training.device, d["precision"], {"fused_loss": False, "block_attention": False}, training.world_size)
+    pace = machine.pace(config, d["per_device_train_batch_size"], d["max_length"])
+    share = LORA_SHARE if lora else 1
+    micro_batches = d["sequences_per_step"] / (d["per_device_train_batch_size"] * training.world_size)
+    step = share * micro_batches * pace.micro_batch + pace.optimizer * share
+    answers = 2 * d["answer_tokens"] * pace.token * 1.5 * (2 * -(-d["sampled_answers"] // ANSWERS_AT_ONCE) + 1)
+    evaluations = 10 * d["eval_rows"] * pace.window
+    given = d.settled("hours")
+    seconds = max(10.0, (d["hours"] if given else HOURS) * 3600 - seconds_since_start() - FINISH - answers - evaluations)
+    per_epoch = sequences / d["sequences_per_step"]
+    most = (MOST_EPOCHS if given else EPOCHS) * per_epoch
+    steps = max(1, int(min(most, seconds / step)))
+    if steps >= int(most):
+        reason = f"{MOST_EPOCHS if given else EPOCHS} epochs; another length: --hours 1, or --num_train_epochs 5"
+    else:
+        reason = (
+            f"{in_words(d['hours'] if given else HOURS)} here, {steps / per_epoch:.1f} epochs; another length: --hours 1, or --num_train_epochs 3"
+        )
+    d.decide("max_steps", steps, reason)
+
+
+def fit(groups, given: dict, held: int) -> None:
+    """Bring what was decided before the rows were cut into what is held out."""
+    run = groups[-2]
+    for name in ("probe_rows", "compared_prompts", "sampled_answers"):
+        if name not in given:
+            setattr(run, name, max(1, min(getattr(run, name), held)))
+
+
+def settings(groups) -> dict:
+    """The arguments that decide what a run is, as they were settled, for its record."""
+    return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group) if field.name in RECORDED}

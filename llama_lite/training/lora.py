@@ -1,0 +1,67 @@
+"""LoRA adapters: added to a base, loaded, merged, recorded."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from .. import formatting
+from ..errors import Refusal
+from ..models import loading, references
+
+# ---- the model ----
+
+
+def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None = None):
+    """The model with a fresh LoRA adapter (`peft.PeftModel`) that names its base. Raises Refusal for targets that match no linear module."""
+    head = model.get_output_embeddings()
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head]
+    targets = "all-linear" if adapter.target_modules == ["all-linear"] else list(adapter.target_modules)
+    unmatched = [t for t in adapter.target_modules if t != "all-linear" and not any(n == t or n.endswith(f".{t}") for n in linear)]
+    if unmatched:
+        there = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+        raise Refusal(f"--target_modules {' '.join(unmatched)}: no linear module of {base} has that name. There are {there} (or all-linear).")
+    config = LoraConfig(
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        target_modules=targets,
+        use_rslora=adapter.use_rslora,
+        use_dora=adapter.use_dora,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        tuned = get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        raise Refusal(
+            f"LoRA cannot be put on {base} ({model.config.model_type}) like this: {formatting.shortened(error)} Choose other --target_modules (there are "
+            f"{', '.join(sorted({name.split('.')[-1] for name in linear}))}), --lora_dropout 0, or tune all weights with --no_use_lora."
+        ) from None
+    config.base_model_name_or_path, config.revision = base, revision
+    return tuned
+
+
+def merge(base: references.Located, adapter: Path, tokenizer, dtype: str, folder: Path) -> None:
+    """Base and adapter as one model in `folder`, its weights in `dtype`; added in float32. Raises Refusal for a base that the adapter was not made for."""
+    tuned = references.Located(str(adapter), adapter)
+    references.check_base(tuned, base)
+    model = loading.load_model(base)
+    loading.mend_ids(model, tokenizer)
+    merged = loading.attach(model, tuned).merge_and_unload()
+    merged.to(getattr(torch, dtype)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def load_adapter(model, folder: Path) -> None:
+    """Load a checkpoint's adapter weights. Raises Refusal where one is missing, unknown or of another shape."""
+    loading.check_adapter(model, f"in {folder}", folder)
+    set_peft_model_state_dict(model, load_file(folder / references.ADAPTER_FILE))
+
+
+def lora_record(adapter) -> dict:
+    """The adapter's settings, as a run's identity keeps them."""
+    return json.loads(json.dumps({name: value for name, value in vars(adapter).items() if name not in ("merge_adapter",)}))

@@ -1,0 +1,363 @@
+"""Where a run begins: in its own folder, in a checkpoint of the Hub, from another model's weights, or at step 0.
+
+All of it happens on rank 0, before any model is made.
+"""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+
+from ..checkpoint import integrity, store, verify
+from ..checkpoint.identity import changed_arithmetic, check_changes
+from ..config.fields import names
+from ..distributed import RANK, on_main, say
+from ..errors import Interrupted, Refusal
+from ..files import read_json, write_json
+from ..folder_kinds import check_folder
+from ..hub import client, download, export, publish_queue, revision
+from ..hub.client import NoAnswer, NotAllowed, reference
+from ..kernels import block_attention
+from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
+from ..models.loading import mended
+from ..models.presets import load_model_config
+from ..models.references import FREE_FIELDS
+from ..run_folder import RunFolder
+from . import trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the command line says about going on: the arguments of these names; `repo`: where the run publishes, if it does."""
+
+    resume_from_checkpoint: str
+    resume_without: str
+    allow_changes: str
+    repo: str | None
+    hub_required: bool
+    hub_drain_timeout: float
+
+
+def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) -> tuple[trainer.Start | None, list]:
+    """(where the run begins, its publishers on rank 0), with `run.json`, the events of changes and the Hub settled. Raises Refusal.
+
+    `record` (kind, identity, ...) becomes `run.json`; `publishers(run's id)` makes the Publishers. The Start is None for a run
+    that is finished: what it still has to publish is published, and it stays as it is.
+    """
+    start = on_main(_find_start, run, record["kind"], record["identity"], asked)
+    on_main(_check_initial, run, record, start)
+    run.step = start.step
+    there = read_json(run.path / "run.json") or {"id": revision.run_id(record["identity"])}
+    opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
+    if start.step > steps:
+        raise Refusal(f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or another --output_dir.")
+    if start.step >= steps and run.is_finished() and on_main(has_model, run.path, run.path / f"checkpoint-{start.step}"):
+        say(f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on.")
+        run.record_end = False
+        on_main(_drain, [one for one in opened if publish_queue.queued(one.folder)], asked.hub_drain_timeout)
+        return None, opened
+    on_main(_new_run, run, {**record, "id": there["id"]})
+    for kind in ("hyperparameters", "data", "layout", "environment"):
+        if start.changed.get(kind):
+            run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
+    say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
+    on_main(_open, opened[:1], asked.hub_required)
+    return start, opened
+
+
+def has_model(folder: Path, checkpoint: Path) -> bool:
+    """Whether a finished run's model or adapter is there; says it where one is not, is damaged, or is not its last checkpoint's, and is written again."""
+    weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model*.safetensors"
+    try:
+        if not any(folder.glob(weights)) or not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+            raise Refusal("its files are not there")
+        integrity.check_model(str(folder), folder)
+        if checkpoint.is_dir() and not export.is_export(checkpoint, folder):
+            problem = f"it is not that of {checkpoint.name}"
+        elif (checkpoint / "config.json").is_file() and (other := other_fields(*map(load_model_config, map(str, (folder, checkpoint))))):
+            name, (there, was) = next(iter(other.items()))
+            problem = f"{name} in its config.json is {there}, and {was} in {checkpoint.name}"
+        else:
+            return True
+    except Refusal as refusal:
+        problem = str(refusal)
+    say(f"mending   the finished model in {folder} is written again from the last checkpoint: {problem}")
+    return False
+
+
+def _check_initial(run: RunFolder, record: dict, start: trainer.Start) -> None:
+    """Raise Refusal for an --init_from that a run which goes on did not begin from: its checkpoint's weights count."""
+    there, asked = read_json(run.path / "run.json") or {}, record["given"].get("init_from")
+    before = there.get("given", {}).get("init_from")
+    if start.checkpoint and "given" in there and asked not in (None, before) and not (before and Path(asked).resolve() == Path(before).resolve()):
+        raise Refusal(
+            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and goes on with its checkpoint at step {start.step}. Leave it "
+            "out, or give another --output_dir."
+        )
+
+
+def _open(publishers: list, required: bool) -> None:
+    for publisher in publishers:
+        publisher.check(required)
+        publisher.catch_up()
+        publisher.start()
+
+
+def _drain(publishers: list, timeout: float) -> None:
+    for publisher in publishers:
+        publisher.start()
+        publisher.drain(timeout)
+
+
+OLD_DEFAULTS = {  # by kind: arguments that a run without `settings` in its record did not give were these, before they followed from text and machine
+    "pretrain": {
+        "model_config": "demo",
+        "tokenizer": "gpt2",
+        "vocab_size": 4096,
+        "text_column": "text",
+        "validation_tokens": 100_000_000,
+        "prepared_dir": "data/demo",
+        "block_size": 1024,
+        "tokens_per_step": 524_288,
+        "order": "sequential",
+        "eval_windows": None,
+        "sample_prompts": ["Hello, I am a language model,"],
+        "logging_steps": 10,
+        "eval_steps": 250,
+        "save_steps": 250,
+        "save_total_limit": 3,
+        "per_device_train_batch_size": 8,
+    },
+    "sft": {
+        "eval_rows": 400,
+        "max_length": 1024,
+        "long_rows": "drop",
+        "skip_held_out": False,
+        "sequences_per_step": 16,
+        "probe_rows": 8,
+        "compared_prompts": 8,
+        "sampled_answers": 64,
+        "answer_tokens": 96,
+        "logging_steps": 10,
+        "eval_steps": 100,
+        "save_steps": 100,
+        "save_total_limit": 3,
+        "per_device_train_batch_size": 8,
+    },
+}
+
+SWITCHES = ("compile_layers", "fused_loss")
+
+
+def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
+    """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new one.
+
+    mode: --resume_from_checkpoint; repo: where the run publishes, asked where nothing is here. What the newest checkpoint says wins over what the run
+    began with. Never refuses: what is wrong with the run is said when it is resumed.
+    """
+    where = reference(mode)
+    if where and (read_json(Path(output_dir) / "run.json") or {}).get("resumed_from") == str(where) and store.checkpoints(Path(output_dir)):
+        mode, where = "auto", None  # the same command again: it goes on from where it got to
+    folder = Path(mode if mode not in ("auto", "must", "never") else output_dir)
+    if mode == "never":
+        return {}
+    run, identity = {}, None
+    if where is None and folder.is_dir():
+        steps = store.checkpoints(folder)
+        manifests = [verify.read_manifest(path) for path in ([path for _, path in steps] or [folder])]
+        identity = next((manifest["identity"] for manifest in manifests if manifest), None)
+        of_a_run = identity is not None and not steps and not (folder / "run.json").exists()  # a checkpoint, whose record lies beside it
+        run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
+        identity = identity or run.get("identity")
+    if identity is None and (where or (repo and mode == "auto")):
+        with contextlib.suppress(Refusal, NoAnswer, NotAllowed):
+            identity = (download.read_revision(where) if where else next(download.resumable(repo), (None, {})))[1].get("identity")
+    if identity is None:
+        return {}
+    values = run.get("settings") or ({**OLD_DEFAULTS.get(run["kind"], {}), **run["given"]} if "given" in run else {})
+    hyperparameters, switches = identity["hyperparameters"], identity["environment"].get("switches", {})
+    values = {
+        **values,
+        **hyperparameters,
+        **{name: identity["data"][name] for name in identity["data"] if name in ("order", "block_size", "tokens_per_step")},
+    }
+    values |= {name: switches[name] for name in SWITCHES if name in switches} | {"block_attention": switches.get("attention") == block_attention.NAME}
+    return {name: values[name] for name in names if name in values}
+
+
+def going_on(run, training, repo: str | None, names) -> dict:
+    """As `recorded`, for what a command asks: nothing for a suggestion, or a plan of so many hours, which are about a new run.
+
+    run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
+    """
+    if run.suggest or (run.dry_run and "hours" in run.given):
+        return {}
+    found = recorded(training.output_dir, training.resume_from_checkpoint, repo, names)
+    if found and "hours" in run.given and run.hours != found.get("hours"):
+        began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
+        raise Refusal(
+            f"--hours {run.hours:g}: the run in {training.output_dir} was begun with {began}, and its {found.get('max_steps', 0):,} steps stay. Leave --hours "
+            "out to go on with it; give another --output_dir for another run, or --max_steps N --allow_changes max_steps to make this one longer."
+        )
+    return found
+
+
+def publish_only(folder: str, publishers, timeout: float) -> None:
+    """Work the queues of a run folder off. Raises Refusal where it is none, Interrupted when some of it still waits."""
+    record = read_json(Path(folder) / "run.json")
+    if record is None:
+        raise Refusal(f"--publish_only: {folder} is not the folder of a run.")
+
+    def work_off(run) -> None:
+        left, lost = [], []
+        for publisher in publishers(run, record["id"]):
+            publisher.check(required=True)
+            publisher.catch_up()
+            publisher.start()
+            if not publisher.drain(timeout):
+                left += publish_queue.queue_lines(publisher.folder)
+            lost += publisher.lost
+        if left:
+            raise Interrupted("; ".join(left))
+        say(f"everything in {run.path} is published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}")
+
+    with RunFolder(folder) as run:
+        run.record_end = False
+        on_main(work_off, run)
+
+
+def _find_start(run, kind: str, identity: dict, asked: Asked) -> trainer.Start:
+    """Tidies the folder, pulls from the Hub, verifies, compares identities."""
+
+    def report(folder, problems=("a run that went back to an older checkpoint",)):
+        say(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
+        run.event("set aside", checkpoint=folder.name, problems=list(problems))
+
+    check_folder("output_dir", run.path, kind)
+    store.tidy(run.path)
+    (run.path / "stop").unlink(missing_ok=True)
+    without = tuple(names(asked.resume_without))
+    mode = _from_hub(run, kind, identity, asked)
+    folder = store.resolve(run.path, mode, without, report)
+    if folder and folder.parent.resolve() != run.path.resolve():
+        integrity.check_state(folder, str(folder), tuple(prefix for part in without for prefix in verify.STATE_FILES[part]))
+    start = trainer.start_from(folder, without)
+    if folder is None:
+        run.rewind_log([])
+        return start
+    start.changed = check_changes(start.manifest["identity"], identity, start.step, asked.allow_changes)
+    if "optimizer" not in without:
+        _check_optimizer(start.changed["hyperparameters"])
+    if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):
+        say(f"WARNING   another {', '.join(other)} than when {folder.name} was saved: equal within tolerance, not bit for bit")
+    if mode not in ("auto", "must"):
+        store.supersede_newer(run.path, folder, start.step, report)
+    run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])
+    return start
+
+
+def _check_optimizer(changed: dict[str, tuple]) -> None:
+    """Raise Refusal where the optimiser that is asked for has other state than the one that was saved."""
+    for name in ("optim", "optim_args"):
+        then, now = changed.get(name, (None, None))
+        if then != now and not {then, now} <= {*ADAMW}:
+            raise Refusal(
+                f"--{name} {now}: the saved state of {then} is not what it goes on with. Add --resume_without optimizer, and it begins without state, "
+                "or give back the old value."
+            )
+
+
+def _from_hub(run, kind: str, identity: dict, asked: Asked) -> str:
+    """Bring a checkpoint from the Hub into the run folder where `resume_from_checkpoint` means one; returns the mode that is left."""
+    mode = asked.resume_from_checkpoint
+    record, where = read_json(run.path / "run.json") or {}, reference(mode)
+    if where and record.get("resumed_from") == str(where) and store.checkpoints(run.path):
+        return "auto"  # the same command again: it goes on from where it got to
+    if where and "identity" in record:
+        raise Refusal(f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another --output_dir.")
+    if where:
+        _pull(run, kind, where)
+        return "must"
+    if mode != "auto" or not asked.repo or store.checkpoints(run.path):
+        return mode
+    refused, found = None, download.resumable(asked.repo)
+    while step := _next(found, asked, refused):
+        where, theirs = step
+        try:
+            check_changes(theirs["identity"], identity, theirs["step"], asked.allow_changes)
+        except Refusal as refusal:
+            raise Refusal(f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one: {refusal}") from None
+        try:
+            _pull(run, kind, where)
+            return "must"
+        except client.Damaged as damage:
+            say(f"WARNING   {where} is passed over for an older revision: {damage}")
+            (run.path / "run.json").unlink(missing_ok=True)
+            refused = refused or damage
+    if refused:
+        raise refused
+    return mode
+
+
+def _next(found, asked: Asked, refused: Refusal | None):
+    """The next of the revisions `found` on the Hub, None where there is no more, or where nobody answers, which is said, or refused."""
+    try:
+        return next(found, None)
+    except (NoAnswer, NotAllowed) as error:
+        if asked.hub_required or refused:
+            raise Refusal(f"--push_to_hub {asked.repo}: {error}. Mend it, or leave out --hub_required.") from None
+        say(f"WARNING   nobody can tell whether {asked.repo} has checkpoints of this run: {error}")
+        return None
+
+
+def _pull(run, kind: str, where) -> None:
+    """The training state of a revision as a checkpoint of the run folder, whose `run.json` says where it is from. Raises Refusal."""
+    try:
+        write_json(run.path / "run.json", {"kind": kind, "id": download.read_revision(where)[1]["run"], "resumed_from": str(where)})
+        download.pull_checkpoint(where, run.path)
+    except (NoAnswer, NotAllowed) as error:
+        raise Refusal(f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers.") from None
+
+
+def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
+    """The folder of the weights that `--init_from` means, downloaded where it is a revision. Raises Refusal where they need another model.
+
+    ids: of the tokenizer. Each must have a row in the weights; only rows beyond, which are padding, may be missing.
+    """
+    where, folder = reference(init_from), Path(init_from).expanduser()
+    if where:
+        try:
+            folder = download.pull_model(where)[1]
+        except (NoAnswer, NotAllowed) as error:
+            raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
+    integrity.check_model(init_from, folder)
+    if (folder / "config.json").exists():
+        theirs = load_model_config(str(folder))
+        if other := other_fields(theirs, config):
+            shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
+            raise Refusal(
+                f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Give its config.json as --model_config."
+            )
+        if theirs.get_text_config().vocab_size < ids:
+            raise Refusal(
+                f"--init_from {init_from} knows {theirs.get_text_config().vocab_size:,} tokens and this run's tokenizer has {ids:,}: prepare the text with the "
+                "tokenizer of those weights (--tokenizer FOLDER)."
+            )
+        if said := mended(theirs, config.bos_token_id, config.eos_token_id):
+            say(f"init      {init_from}: {said}")
+    return folder
+
+
+def other_fields(theirs, config) -> dict[str, tuple]:
+    """{field: (theirs, this one's)} of what must be equal for the weights of one config to be those of the other: the kind and tying first."""
+    found = [{**one.to_dict(), "tie_word_embeddings": one.tie_word_embeddings} for one in (theirs, config)]
+    names = ["model_type", "tie_word_embeddings", *sorted({*found[0], *found[1]} - {"model_type", "tie_word_embeddings"})]
+    other = {name: (found[0].get(name), found[1].get(name)) for name in names if not FREE_FIELDS.search(name)}
+    return {name: both for name, both in other.items() if both[0] != both[1]}
+
+
+def _new_run(run, record: dict) -> None:
+    """`run.json` of a run's first start; one that began on the Hub keeps its id. The `status.json` of an end before this start goes."""
+    (run.path / "status.json").unlink(missing_ok=True)
+    there = read_json(run.path / "run.json") or {}
+    if "identity" not in there:
+        write_json(run.path / "run.json", record | there)

@@ -1,0 +1,443 @@
+"""The Trainer mixin that makes a run verifiable: atomic checkpoints, exact resume, health, one collective a step.
+
+It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback
+
+from ..checkpoint import optimizer_state, store, verify
+from ..checkpoint.identity import changed_arithmetic, differences
+from ..checkpoint.verify import OPTIMIZER_FILE
+from ..distributed import WORLD_SIZE, agree, on_main, say
+from ..errors import Interrupted, Refusal, Unhealthy
+from ..files import read_json
+from ..models.loading import load_weights
+from ..run_folder import RunFolder
+
+PROGRESS_FILE = "progress.json"
+
+TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
+
+
+@dataclasses.dataclass
+class Start:
+    """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
+
+    `changed`: what differs from the checkpoint's run, by kind (`checkpoints.check_changes`).
+    """
+
+    checkpoint: Path | None = None
+    manifest: dict | None = None
+    without: tuple[str, ...] = ()
+    data_start: int = 0
+    schedule_start: int = 0
+    changed: dict = dataclasses.field(default_factory=dict)
+
+    @property
+    def step(self) -> int:
+        return self.manifest["step"] if self.manifest else 0
+
+
+def start_from(checkpoint: Path | None, without: tuple[str, ...]) -> Start:
+    """The Start that a verified checkpoint, or None, means."""
+    if checkpoint is None:
+        return Start()
+    manifest = verify.read_manifest(checkpoint)
+    verify.require_state(manifest, without)
+    progress = read_json(checkpoint / PROGRESS_FILE)
+    return Start(
+        checkpoint,
+        manifest,
+        without,
+        manifest["step"] if "data" in without else progress["data_start"],
+        manifest["step"] if "scheduler" in without else progress["schedule_start"],
+    )
+
+
+class VerifiedTraining:
+    """Mixin for Trainer and SFTTrainer. `probe` is a list of batches whose loss is each checkpoint's proof."""
+
+    def __init__(
+        self,
+        *args,
+        run: RunFolder,
+        identity: dict,
+        start: Start,
+        signals,
+        probe: list[dict],
+        flops_per_token: int | None = None,
+        peak_flops: float | None = None,
+        publisher=None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.run, self.identity, self.start, self.signals, self.probe = run, identity, start, signals, probe
+        self.flops_per_token, self.peak_flops, self.publisher = flops_per_token, peak_flops, publisher
+        self.tokens = 0  # of all ranks, since step 0
+        self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
+        self.on_spike, self.window_start, self.outside = None, None, 0.0
+        self.add_callback(_Boundaries(self))
+
+    # ---- stepping ----
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        mask = inputs.get("attention_mask")  # of padded rows, which are learnt where a base cannot have them side by side
+        self.step_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self.step_loss = loss if self.step_loss is None else self.step_loss + loss
+        return loss
+
+    def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
+        """Trainer's count of labels, as whole numbers: it makes a float32 tensor of it, which FSDP2 would round to bfloat16 with a model's inputs."""
+        count = super()._get_num_items_in_batch(batch_samples, device)
+        return count.round().long() if torch.is_tensor(count) else count
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called once a step, before the optimiser: the ranks agree on loss, tokens and stopping in one small reduction."""
+        grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        asked = self.signals.asked is not None or (self.is_world_process_zero() and (self.run.path / "stop").exists())
+        counted = torch.tensor([float(asked), float(self.step_tokens)], device=self.step_loss.device)
+        shared = torch.cat([self.step_loss.float().reshape(1), counted])
+        self.step_loss, self.step_tokens = None, 0
+        if dist.is_initialized() and WORLD_SIZE > 1:
+            dist.all_reduce(shared)
+        loss, stops, tokens = shared.tolist()
+        loss /= WORLD_SIZE
+        self.last_loss, self.tokens = loss, self.tokens + int(tokens)
+        if stops:
+            self.stop_reason = self.signals.asked or "stop"
+        step = self.state.global_step + 1
+        norm = float(grad_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step))
+            raise Unhealthy(
+                f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the last checkpoint is "
+                "untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
+            )
+        if self.on_spike and (excess := self.on_spike(loss)):
+            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), windows=self.windows_of(step))
+        return grad_norm
+
+    def windows_of(self, step: int) -> str:
+        """The training rows of a step, for a person to look at."""
+        return f"step {step}"
+
+    # ---- logging ----
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        if "train_runtime" in logs:
+            return  # Trainer's own summary counts from the last resume
+        logs["tokens"] = self.tokens
+        if "loss" in logs:
+            logs.update(self._throughput())
+        for name in [name for name in logs if name.endswith(("_runtime", "_per_second")) and name.startswith("eval")]:
+            del logs[name]
+        super().log(logs)
+        self.run.log(self.state.log_history[-1])
+
+    def _throughput(self) -> dict:
+        """Tokens a second and MFU since the last log, without evaluations and saves; peak memory of this process, GiB."""
+        now = time.perf_counter()
+        since, first = self.window_start or (now, self.tokens)
+        seconds = now - since - self.outside
+        self.window_start, self.outside = (now, self.tokens), 0.0
+        found = {"peak_memory_gib": round(_peak_memory() / 2**30, 3)}
+        if self.tokens > first and seconds > 0:
+            found["tokens_per_second"] = (self.tokens - first) / seconds
+            if self.peak_flops and self.flops_per_token:
+                share = 100 * found["tokens_per_second"] * self.flops_per_token / (self.peak_flops * WORLD_SIZE)
+                found |= {"mfu": share} if share <= 100 else {}  # the peak was measured while others used the machine
+        return found
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
+        """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what processes repeat, too much."""
+        began, training = time.perf_counter(), self.model.training
+        with torch.compiler.set_stance("force_eager"):  # other shapes, samples and tasks: only training steps are worth compiling
+            self.model.eval()
+            metrics = self.held_out_metrics()
+            self.model.train(training)
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.outside += time.perf_counter() - began
+        return metrics
+
+    def held_out_metrics(self) -> dict[str, float]:
+        """What an evaluation measures, of all ranks together: the same under any batch size and number of processes."""
+        raise NotImplementedError
+
+    def sum_of_ranks(self, values: list[float]) -> list[float]:
+        """Each value, added up over the processes in float64."""
+        if WORLD_SIZE == 1:
+            return values
+        return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device)).tolist()
+
+    # ---- saving ----
+
+    def _save(self, output_dir=None, state_dict=None):
+        """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths. Under ZeRO, the float32 weights."""
+        if self.is_deepspeed_enabled:
+            state_dict = optimizer_state.zero_weights(self.model, self.args.should_save)
+        if self.args.should_save:
+            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(output_dir)
+
+    def _save_checkpoint(self, model, trial):
+        """Aside, flushed, hashed, proven, named; then the oldest go. A failure on one rank ends all of them."""
+        began, step = time.perf_counter(), self.state.global_step
+        if step == self.saved_step:
+            return
+        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
+        on_main(store.need_space, self.run.path, 3 * trained)  # weights and two moments
+        staging = Path(on_main(lambda: str(store.staging_folder(self.run.path, step))))
+        failure = None
+        try:
+            self.store_flos()
+            self.save_model(str(staging), _internal_call=True)
+            self._save_optimizer_and_scheduler(str(staging))
+            self._save_scaler(str(staging))
+            self._save_rng_state(str(staging))
+            self._save_progress(staging)
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
+            failure = error
+        agree(failure)
+        loss = self.probe_loss()
+        on_main(self._seal, staging, step, loss)
+        self.saved_step = step
+        self.outside += time.perf_counter() - began
+
+    def _save_progress(self, staging: Path) -> None:
+        """What Trainer forgets: the losses since the last log (a value a rank), and where data and schedule began."""
+        pending = self._tr_loss.detach().float().reshape(1)
+        if dist.is_initialized() and WORLD_SIZE > 1:
+            gathered = [torch.zeros_like(pending) for _ in range(WORLD_SIZE)]
+            dist.all_gather(gathered, pending)
+            pending = torch.cat(gathered)
+        if self.args.should_save:
+            self.state.best_model_checkpoint = None
+            self.state.save_to_json(str(staging / "trainer_state.json"))
+            progress = {
+                "tokens": self.tokens,
+                "pending_loss": pending.tolist(),
+                "logged_step": self._globalstep_last_logged,
+                "data_start": self.start.data_start,
+                "schedule_start": self.start.schedule_start,
+            }
+            (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
+
+    def _seal(self, staging: Path, step: int, loss: float) -> None:
+        manifest = {
+            "tokens": self.tokens,
+            "files": store.flush_and_hash(staging),
+            "identity": self.identity,
+            "probe": {"loss": loss, "sha256": self.probe_digest()},
+        }
+        sealed = store.seal(staging, self.run.path, step, manifest)
+        self.run.step = step
+        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
+        if self.publisher:
+            self.publisher.add(sealed)  # before rotation can take it
+        store.rotate(self.run.path, self.args.save_total_limit)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Optimiser state by parameter name, gathered from every layout into one safetensors file."""
+        optimizer_state.save_optimizer(
+            self.model, self._raw_optimizer(), os.path.join(output_dir, OPTIMIZER_FILE), self.is_fsdp_enabled, self.args.should_save
+        )
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
+
+    def _raw_optimizer(self):
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    # ---- loading ----
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        tensors = load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+        if self.is_deepspeed_enabled:
+            optimizer_state.load_zero_weights(self.model, tensors)
+
+    def _init_training_state(self, max_steps, *args, **kwargs):
+        """Trainer takes logging, saving and evaluation intervals from the checkpoint; the given ones count here."""
+        result = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        self.state.train_batch_size = self._train_batch_size
+        return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint) -> None:
+        if checkpoint is None:
+            return
+        optimizer, without = self._raw_optimizer(), self.start.without
+        asked = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+        if "optimizer" not in without:
+            optimizer_state.load_optimizer(self.model, optimizer, os.path.join(checkpoint, OPTIMIZER_FILE), self.is_fsdp_enabled)
+        for group, values in zip(optimizer.param_groups, asked, strict=True):
+            group.update(values)  # what was asked for counts, not what the checkpoint was made with
+        self._place_on_schedule(self.start.step - self.start.schedule_start, checkpoint)
+
+    def _place_on_schedule(self, step: int, checkpoint) -> None:
+        """Learning rates of the asked schedule at `step`; Trainer would keep the checkpoint's base rates."""
+        scheduler, base = self.lr_scheduler, list(self.lr_scheduler.base_lrs)
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
+            scheduler.load_state_dict(torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True))
+            return
+        scheduler.base_lrs, scheduler.last_epoch, scheduler._step_count = base, step, step + 1
+        rates = [rate * factor(step) for rate, factor in zip(base, scheduler.lr_lambdas, strict=True)]
+        for group, rate, first in zip(self._raw_optimizer().param_groups, rates, base, strict=True):
+            group["lr"], group["initial_lr"] = rate, first
+        scheduler._last_lr = rates
+
+    def _load_rng_state(self, checkpoint):
+        if checkpoint is not None and "rng" not in self.start.without:
+            super()._load_rng_state(checkpoint)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        zero = self.is_deepspeed_enabled  # for which Trainer would look for DeepSpeed's own files
+        result = super()._prepare_for_training(max_steps, train_dataloader, None if zero else resume_from_checkpoint)
+        if resume_from_checkpoint is not None:
+            if zero:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self._load_optimizer_and_scheduler(resume_from_checkpoint)
+            self.check_probe()
+        return result
+
+    # ---- proof ----
+
+    @torch.no_grad()
+    def probe_loss(self) -> float:
+        """Mean loss over the probe, one window at a time on every rank, whatever the layout; draws no random number."""
+        training = self.model.training
+        self.model.eval()
+        losses = []
+        with torch.compiler.set_stance("force_eager"):
+            for batch in self.probe:
+                batch = {name: value.to(self.args.device) for name, value in batch.items()}
+                losses.append(self.model(**batch).loss.item())
+        self.model.train(training)
+        return math.fsum(losses) / len(losses)
+
+    def probe_digest(self) -> str:
+        """sha256 over the ids of the probe."""
+        digest = hashlib.sha256()
+        for batch in self.probe:
+            digest.update(batch["input_ids"].numpy().tobytes())
+        return digest.hexdigest()
+
+    def check_probe(self) -> None:
+        """Raise Refusal when the loaded model does not give the loss that was recorded when it was saved."""
+        then, now = self.start.manifest["identity"], self.identity
+        recorded, found = self.start.manifest["probe"]["loss"], self.probe_loss()
+        measured = [(i["model"], i["hyperparameters"]["precision"]) for i in (then, now)]
+        if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
+            say("the probe is another one than the checkpoint's: its loss is not compared")
+            return
+        same = not changed_arithmetic(differences(then, now))
+        tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
+        error = None
+        if not abs(found - recorded) <= tolerance:
+            error = Refusal(
+                f"the weights of {self.start.checkpoint.name} give a loss of {found!r} on the probe; {recorded!r} was recorded when they were saved "
+                f"(allowed difference here: {tolerance}). Wrong weights, number format or kernels: resume where it was saved, or from another checkpoint."
+            )
+        agree(error)
+        say(f"verified: probe loss {found:.6f}, {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}")
+
+
+class _Boundaries(TrainerCallback):
+    """Restores what Trainer resets when training begins, and ends a run in order."""
+
+    def __init__(self, trainer: VerifiedTraining):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        if trainer.start.checkpoint is not None:
+            progress = read_json(trainer.start.checkpoint / PROGRESS_FILE)
+            pending = progress["pending_loss"]
+            same = len(pending) == WORLD_SIZE
+            trainer._tr_loss += pending[args.process_index] if same else sum(pending) / len(pending)
+            trainer._globalstep_last_logged, trainer.tokens = progress["logged_step"], progress["tokens"]
+        trainer.window_start, trainer.outside = (time.perf_counter(), trainer.tokens), 0.0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        trainer.run.step = state.global_step
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = control.should_save = True
+            trainer.stop_reason = None
+        elif trainer.stop_reason:
+            control.should_save = control.should_training_stop = True
+        return control
+
+
+def finish_or_raise(trainer: VerifiedTraining) -> None:
+    """After `train()`: Interrupted unless the last step was reached. Training that was asked to stop has saved."""
+    if trainer.state.global_step < trainer.state.max_steps:
+        (trainer.run.path / "stop").unlink(missing_ok=True)
+        raise Interrupted(
+            f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is "
+            "verified. Run the same command again to go on."
+        )
+
+
+def _peak_memory() -> int:
+    """Bytes: allocated on the GPU at most, or resident in this process at most."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class PretrainTrainer(VerifiedTraining, Trainer):
+    """Trainer over TokenWindows: rows in order, bits per byte, and spikes named by their windows."""
+
+    def __init__(self, *args, bytes_per_token: float, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.bytes_per_token = bytes_per_token
+        self.windows_per_step = self.identity["data"]["tokens_per_step"] // self.train_dataset.block_size
+
+    @torch.no_grad()
+    def held_out_metrics(self) -> dict[str, float]:
+        """Mean loss in nats over the tokens of all validation windows, each measured once; ranks share the windows out.
+
+        Every rank makes as many forward passes (a sharded model needs them): one that has run out of windows repeats the first, and does not count it.
+        """
+        held, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        begins, losses, counted = range(0, len(held), size), [], []
+        for first in range(0, len(begins), WORLD_SIZE):
+            own = first + self.args.process_index
+            begin = begins[own] if own < len(begins) else 0
+            batch = self._prepare_inputs(self.data_collator([held[i] for i in range(begin, min(begin + size, len(held)))]))
+            loss = self.compute_loss(self.model, dict(batch)).item()
+            if own < len(begins):
+                counted.append(int((batch["labels"] != -100).sum()))
+                losses.append(loss * counted[-1])
+        loss, tokens = self.sum_of_ranks([math.fsum(losses), sum(counted)])
+        return {"eval_loss": loss / tokens}
+
+    def windows_of(self, step: int) -> str:
+        rows = self.windows_per_step
+        first, last = (self.train_dataset.window_of(position) for position in ((step - 1) * rows, step * rows - 1))
+        if self.train_dataset.order == "sequential":
+            return f"windows {first} to {last}"
+        shown = [self.train_dataset.window_of((step - 1) * rows + i) for i in range(min(rows, 8))]
+        return f"windows {', '.join(map(str, shown))}{' ...' if rows > 8 else ''}"
+
+    def log(self, logs: dict, start_time: float | None = None) -> None:
+        if "eval_loss" in logs:
+            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700))
+            logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
+        self.state.epoch = self.state.global_step * self.windows_per_step / self.train_dataset.epoch_windows
+        super().log(logs, start_time)
