@@ -11,7 +11,7 @@ import warnings
 from pathlib import Path
 
 from llama_lite.config.eval import pairs, parse_eval, shots
-from llama_lite.distributed import say
+from llama_lite.distributed import print_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import FolderLock, csv_text, sha256, write_json, write_text
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     check_folder("output_dir", where.output_dir, "eval")
 
     # ---- Models and tasks ----
-    found = resolve.expand(which.models)
+    found = resolve.resolve_models(which.models)
     names = [model.name for model in found]
     for flag, named in (("variant_models", what.variant_models), ("reference_model", [what.reference_model] if what.reference_model else [])):
         if unknown := [name for name in named if name not in names]:
@@ -60,13 +60,13 @@ def main(argv: list[str] | None = None) -> None:
         work[model.name] = [(task, what.limit) for task in asked] + [
             (task, what.limit if what.variant_limit is None else what.variant_limit) for task in extra
         ]
-    say(f"models    {len(found)}: {', '.join(names)}")
+    print_main(f"models    {len(found)}: {', '.join(names)}")
     for task in asked:
         count = sum(map(len, chosen(task, what.limit, what.seed).values()))
         ways = len(varied.get(task.name, ())) + len(disturbed.get(task.name, ()))
-        say(f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}")
+        print_main(f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}")
     if any(task.unsafe for task in asked):
-        say(f"sandbox   {', '.join(sandbox.protections())}")
+        print_main(f"sandbox   {', '.join(sandbox.protections())}")
     if where.dry_run:
         return
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
             bar.update()
 
         for model in found:
-            records += runner.ask(store, model, work[model.name], settings, done)
+            records += runner.evaluate_model(store, model, work[model.name], settings, done)
 
     # ---- Tables, pairs and pictures, from the records alone ----
     plain = [record for record in records if not record["factor"]]
@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
     kinds = analysis.generalisation(plain, store.samples, what.inside, what.reference_model)
     in_variants = {
-        "sensitivity": analysis.spreads(records, store.samples, {task.name for group in varied.values() for task in group}),
-        "robustness": analysis.spreads(records, store.samples, {task.name for group in disturbed.values() for task in group}),
+        "sensitivity": analysis.variant_sensitivity(records, store.samples, {task.name for group in varied.values() for task in group}),
+        "robustness": analysis.variant_sensitivity(records, store.samples, {task.name for group in disturbed.values() for task in group}),
     }
     results = {"generalisation": kinds, **in_variants}
     if what.contamination:
@@ -115,14 +115,14 @@ def main(argv: list[str] | None = None) -> None:
             write_json(out / f"{name}.json", rows)
     summary(plain, comparison, results)
     for folder, own in runner.runs_of(found).items():
-        runner.hand_over(out, folder, own)
-        say(f"card      {written(folder)}")
+        runner.copy_to_run(out, folder, own)
+        print_main(f"card      {written(folder)}")
     if where.push_to_hub:
         from llama_lite.evaluation.push_scores import push_scores
 
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])
-    say(
+    print_main(
         f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
     )
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
@@ -140,19 +140,19 @@ def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
     for row in comparison:
         if (row["first"], row["second"]) == (plain[0]["model"], plain[-1]["model"]) and row["low"] is not None:
             judged = f"p {row['p_holm']:.2g} (Holm)" if row.get("p_holm") is not None else ""
-            say(
+            print_main(
                 f"change    {row['task']}: {row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}), {judged}; a difference below "
                 f"{row['detectable']:.4f} could not have been seen"
             )
     for name in ("sensitivity", "robustness"):
         for row in results[name]:
             if row["factor"] == "all" and "spread" in row:
-                say(
+                print_main(
                     f"{name:12}{row['model']} {row['task']}: {row['k']} prompts, {row['lowest']['value']:.3f} to {row['highest']['value']:.3f}, "
                     f"{row['flips']['value']:.0%} of answers change (blind {row['flips']['blind']:.0%}), right in all {row['worst_of_k']['value']:.3f}"
                 )
     for row in results.get("contamination", ()):
-        say(f"contamination  {row['task']}: {row['contaminated']} of {row['judged']} items share 13 words with the training text")
+        print_main(f"contamination  {row['task']}: {row['contaminated']} of {row['judged']} items share 13 words with the training text")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import shlex
 from pathlib import Path
 
 from llama_lite.config.pretrain import parse_pretrain
-from llama_lite.distributed import on_main, say
+from llama_lite.distributed import print_main, run_on_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import read_json, write_json
@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.hub.repository import Repository
     from llama_lite.kernels import block_attention
     from llama_lite.kernels.compile import compile_layers
-    from llama_lite.kernels.switches import switch_on
+    from llama_lite.kernels.switches import apply_kernels
     from llama_lite.machine import precision
-    from llama_lite.machine.hardware import peak_flops, settle_cpu
+    from llama_lite.machine.hardware import configure_cpu, peak_flops
     from llama_lite.machine.parallelism import check_launch, layout, layout_of, use_one_gpu
     from llama_lite.models import loading
     from llama_lite.models.presets import context_of, model_config_of
@@ -72,13 +72,13 @@ def main(argv: list[str] | None = None) -> None:
     launched = layout()
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else launched
     disable_progress_bar()
-    settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
+    configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
     training_args.output_dir = derive_pretrain.output_dir(data_args.dataset) if "output_dir" not in run_args.given else training_args.output_dir
     folders = {"prepared_dir": data_args.prepared_dir, "curated_dir": data_args.curated_dir}
-    on_main(check_folders, folders if data_args.prepare_only else {**folders, "output_dir": training_args.output_dir})
-    on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
+    run_on_main(check_folders, folders if data_args.prepare_only else {**folders, "output_dir": training_args.output_dir})
+    run_on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
     if not data_args.prepare_only:
-        on_main(check_folder, "output_dir", training_args.output_dir, "pretrain")
+        run_on_main(check_folder, "output_dir", training_args.output_dir, "pretrain")
         check_apart(training_args.output_dir, folders)
     text, claimed, told = Text(data_args), set(run_args.given), {}
     tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
@@ -92,11 +92,11 @@ def main(argv: list[str] | None = None) -> None:
 
     def settle(only_tokens: bool = False) -> tuple[dict, dict]:
         """Every argument that nobody gave, from the run's record, the text and the machine; returns why, and the tokens that there are, or will be."""
-        values, reasons, tokens = on_main(lambda: derivation().settle(only_tokens))
+        values, reasons, tokens = run_on_main(lambda: derivation().settle(only_tokens))
         set_values(groups, values)
         precision.apply(training_args, run_args.precision)
         for line in lines({name: value for name, value in values.items() if told.get(name) != value}, reasons):
-            say(f"chosen    {line}")
+            print_main(f"chosen    {line}")
         told.update(values)
         return reasons, tokens
 
@@ -115,31 +115,31 @@ def main(argv: list[str] | None = None) -> None:
     if run_args.dry_run or run_args.suggest:
         reasons, tokens = settle()
         if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
-            on_main(verify_prepared, Path(data_args.prepared_dir), on_main(prepare, data_args, rules, text, claimed), "sizes")
+            run_on_main(verify_prepared, Path(data_args.prepared_dir), run_on_main(prepare, data_args, rules, text, claimed), "sizes")
         config, plan = plan_of(tokens, planned.processes)
-        on_main(check_tokenizer, config, tokens)
+        run_on_main(check_tokenizer, config, tokens)
         fused = run_args.fused_loss and not run_args.plan_launch
         told, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
-        say("\n".join([describe(tokens), *plan.lines(), *told]))
+        print_main("\n".join([describe(tokens), *plan.lines(), *told]))
         if publishes:
-            say("\n".join(publishing_lines(plan, hub_args, training_args)))
+            print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
         for problem in problems:
-            say(f"WARNING             {problem}")
+            print_main(f"WARNING             {problem}")
         if problems and run_args.strict_plan:
             raise Refusal(f"--strict_plan: {' '.join(problems)}")
         if run_args.suggest:
-            on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, run_args.given, reasons, plan.lines())
+            run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, run_args.given, reasons, plan.lines())
         return
 
     if data_args.prepare_only:
         StopSignals(lambda: None)
         if tokens_hub and not publishes:
-            data_args.prepared_dir = on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
+            data_args.prepared_dir = run_on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
         _, tokens = settle(only_tokens=True)
-        on_main(check_folders, {"prepared_dir": data_args.prepared_dir}, {"prepared_dir": tokens.get("estimated", 0)})
-        say(describe(on_main(prepare, data_args, rules, text, claimed, True)))
+        run_on_main(check_folders, {"prepared_dir": data_args.prepared_dir}, {"prepared_dir": tokens.get("estimated", 0)})
+        print_main(describe(run_on_main(prepare, data_args, rules, text, claimed, True)))
         if publishes:
-            on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)
+            run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)
         return
 
     def publishers(run, identifier: str) -> list:
@@ -158,16 +158,16 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- What nobody said; what cannot be right; then text to tokens ----
         if tokens_hub:
-            data_args.prepared_dir = on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
+            data_args.prepared_dir = run_on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
         _, tokens = settle()
         config, plan = plan_of(derive_pretrain.at_most(tokens))
         if "estimated" in tokens:
-            on_main(check_tokenizer, config, tokens)
+            run_on_main(check_tokenizer, config, tokens)
         needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
-        on_main(check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed)
-        manifest, folder = on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
-        on_main(verify_prepared, folder, manifest, data_args.verify_data)
-        say(f"data      {describe(manifest)}")
+        run_on_main(check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed)
+        manifest, folder = run_on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
+        run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
+        print_main(f"data      {describe(manifest)}")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
         if tokenizer_record(tokenizer) != manifest["tokenizer"]:
             raise Refusal(
@@ -178,15 +178,15 @@ def main(argv: list[str] | None = None) -> None:
         if "estimated" in tokens:
             settle()  # now that they are counted
         config, plan = plan_of(manifest)
-        on_main(check_tokenizer, config, manifest)
+        run_on_main(check_tokenizer, config, manifest)
         check_prompts(run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, context_of(config) or math.inf)
         forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
-        if run_args.strict_plan and (problems := on_main(forecast, *forecasted)[1]):
+        if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
             raise Refusal(f"--strict_plan: {' '.join(problems)}")
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
-        identity = checkpoint_identity.identity(
+        identity = checkpoint_identity.build_identity(
             config.to_dict(),
             {**training_args.to_dict(), "precision": run_args.precision},
             {
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> None:
                 "code_revision": code_revision(),
             },
         )
-        say(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
+        print_main(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
         card = {"license": hub_args.card_license, "language": hub_args.card_language}
         record = {
             "kind": "pretrain",
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
             "card": card,
             **provenance(),
         }
-        asked = resume.Asked(
+        asked = resume.ResumeOptions(
             training_args.resume_from_checkpoint,
             run_args.resume_without,
             run_args.allow_changes,
@@ -234,23 +234,23 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = resume.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = resume.prepare_run(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:
             return
-        on_main(write_json, run.path / "data.json", {**manifest, "curation": read_json(folder / "curation.json")})
+        run_on_main(write_json, run.path / "data.json", {**manifest, "curation": read_json(folder / "curation.json")})
 
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
         loading.check_language_model(f"--model_config {model_args.model_config}", model)
-        for name, why in switch_on(model, run_args.fused_loss, run_args.block_attention).items():
-            say(f"plain     --{name} stays off for this model ({config.model_type}): {why}")
+        for name, why in apply_kernels(model, run_args.fused_loss, run_args.block_attention).items():
+            print_main(f"plain     --{name} stays off for this model ({config.model_type}): {why}")
         if run_args.compile_layers:
             compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:
-            weights = on_main(resume.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"])
+            weights = run_on_main(resume.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"])
             loading.load_weights(model, weights)
             run.event("initialised", weights=model_args.init_from if reference(model_args.init_from) else weights.name)
         train = TokenWindows(
@@ -297,7 +297,7 @@ def main(argv: list[str] | None = None) -> None:
         signals.at_once = False
         if start.step < plan.steps:
             if idle_gpus:
-                say(f"device    {idle_gpus}")
+                print_main(f"device    {idle_gpus}")
             run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             finish_or_raise(trainer)
@@ -305,9 +305,9 @@ def main(argv: list[str] | None = None) -> None:
             loading.load_weights(model, start.checkpoint)
 
         # ---- Finish: a complete model, and the curves ----
-        on_main(finish, run, plan.steps, manifest["baselines"], model_args.publish_dtype)
-        on_main(lambda: [publisher.drain(hub_args.hub_drain_timeout) for publisher in opened])
-        say("\n".join(what_next(run.path)))
+        run_on_main(finish, run, plan.steps, manifest["baselines"], model_args.publish_dtype)
+        run_on_main(lambda: [publisher.drain(hub_args.hub_drain_timeout) for publisher in opened])
+        print_main("\n".join(what_next(run.path)))
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
@@ -336,13 +336,13 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     run.ends("finished")
     card = written(run.path)
     last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
-    say(
+    print_main(
         f"finished  validation loss {last['eval_loss']:.4f} nats a token ({last['eval_bits_per_byte']:.4f} bits a byte); "
         f"baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
     )
-    say(f"          model {run.path}, its card {card}")
+    print_main(f"          model {run.path}, its card {card}")
     if last["eval_loss"] > bases["unigram"]:
-        say(
+        print_main(
             "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it more --hours, on a quiet machine."
         )
 

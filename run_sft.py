@@ -15,7 +15,7 @@ import warnings
 from pathlib import Path
 
 from llama_lite.config.sft import parse_sft
-from llama_lite.distributed import on_main, say
+from llama_lite.distributed import print_main, run_on_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import read_json
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.hub.export import export_adapter, export_model
     from llama_lite.hub.repository import Repository
     from llama_lite.machine import precision
-    from llama_lite.machine.hardware import settle_cpu
+    from llama_lite.machine.hardware import configure_cpu
     from llama_lite.machine.parallelism import check_launch, layout, use_one_gpu
     from llama_lite.models import loading, references
     from llama_lite.models.batches import Batches, batches_of
@@ -68,27 +68,29 @@ def main(argv: list[str] | None = None) -> None:
     check_token(publishes)
     disable_progress_bar()
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
-    settle_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
+    configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
     if "output_dir" not in run_args.given:
         training_args.output_dir = derive_sft.output_dir(base_args.model_name_or_path)
     check_folders({"output_dir": training_args.output_dir})
-    on_main(check_folder, "output_dir", training_args.output_dir, "sft")
+    run_on_main(check_folder, "output_dir", training_args.output_dir, "sft")
 
     # ---- What the record of the run says; the base, and the chat format ----
     repo = training_args.hub_model_id if publishes else None
-    recorded = on_main(resume.going_on, run_args, training_args, repo, derive_sft.RECORDED)
-    values, reasons = on_main(derive_sft.machine, groups, run_args.given, recorded)
+    recorded = run_on_main(resume.going_on, run_args, training_args, repo, derive_sft.RECORDED)
+    values, reasons = run_on_main(derive_sft.machine, groups, run_args.given, recorded)
     set_values(groups, values)
     precision.apply(training_args, run_args.precision)
-    base = on_main(references.locate, base_args.model_name_or_path, base_args.model_revision)
+    base = run_on_main(references.locate, base_args.model_name_or_path, base_args.model_revision)
     tokenizer = loading.load_tokenizer(base, base_args.tokenizer_name)
     own = tokenizer.chat_template
     template.set_chat_template(tokenizer, training_args.chat_template_path)
     if own and training_args.chat_template_path is None and own != tokenizer.chat_template:
-        say(f"format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path {base.folder}/chat_template.jinja)")
+        print_main(
+            f"format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path {base.folder}/chat_template.jinja)"
+        )
     hub_base = base_on_hub(base, hub_args.base_hub_id)
     if publishes and adapter_args.use_lora and not hub_args.base_hub_id:
-        on_main(check_named_base, base, hub_base)
+        run_on_main(check_named_base, base, hub_base)
 
     def publishers(run, identifier: str) -> list:
         def repository(name):
@@ -114,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- Rows to ids ----
     signals = StopSignals(lambda: None)
-    rows, source, skipped = on_main(
+    rows, source, skipped = run_on_main(
         instruction_rows.load,
         row_args.dataset,
         row_args.dataset_config,
@@ -124,25 +126,25 @@ def main(argv: list[str] | None = None) -> None:
         row_args.prepare_workers,
         row_args.skip_held_out,
     )
-    examples = on_main(packing.encode, rows, tokenizer, skipped)
+    examples = run_on_main(packing.encode, rows, tokenizer, skipped)
     packing.need_rows(examples, examples, 1, skipped)
     config = references.load_config(base)
     if not adapter_args.use_lora or adapter_args.merge_adapter:
-        on_main(check_stock, base.name, config, tokenizer, False)
+        run_on_main(check_stock, base.name, config, tokenizer, False)
     batches = Batches()
     if not row_args.show_example:
         model = loading.load_model(base)
         loading.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
         loading.check_language_model(base.name, model)
-        if said := loading.mend_ids(model, tokenizer):
-            say(f"base      {base.name}: {said}")
+        if said := loading.align_special_tokens(model, tokenizer):
+            print_main(f"base      {base.name}: {said}")
         batches = batches_of(model)
         if not batches.packs:
             training_args.packing = False
-            say(
+            print_main(
                 f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they are padded, one sequence a row"
             )
-    further, why = on_main(derive_sft.tuning, groups, run_args.given, values, config, examples)
+    further, why = run_on_main(derive_sft.tuning, groups, run_args.given, values, config, examples)
     set_values(groups, further)
     context = context_of(config)
     if context and training_args.max_length and training_args.max_length > context:
@@ -152,27 +154,27 @@ def main(argv: list[str] | None = None) -> None:
         )
     before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
     documents = instruction_rows.held_documents(rows, row_args.eval_rows)
-    examples = on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)
+    examples = run_on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)
     learnt, held = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
     derive_sft.fit(groups, run_args.given, len(held))
     least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
     packing.need_rows(learnt, held, least, skipped, len({row.document for row in rows}))
     for line in (*skipped_lines(skipped), *instruction_rows.unread_lines(source)):
-        say(f"rows      {line}")
+        print_main(f"rows      {line}")
     if row_args.show_example:
-        say(packing.show(tokenizer, held[0], sys.stdout.isatty()))
+        print_main(packing.show(tokenizer, held[0], sys.stdout.isatty()))
         return
     for line in lines({**values, **further}, {**reasons, **why}):
-        say(f"chosen    {line}")
+        print_main(f"chosen    {line}")
     packed = packing.pack(learnt, training_args.max_length, training_args.packing)
     set_seed(training_args.seed)
     if adapter_args.use_lora:
         model = lora.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
     plan = plan_tuning(model, learnt, held, len(packed), run_args, training_args)
     check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
-    say("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
+    print_main("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
     if run_args.suggest:
-        on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, {**reasons, **why}, plan.lines())
+        run_on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, {**reasons, **why}, plan.lines())
     if run_args.dry_run or run_args.suggest:
         return
 
@@ -183,7 +185,7 @@ def main(argv: list[str] | None = None) -> None:
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         base_record = references.base_record(base, *(hub_base or (None, None)))
         order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
-        identity = checkpoint_identity.identity(
+        identity = checkpoint_identity.build_identity(
             {**model.config.to_dict(), "base": base_record["sha256"], "adapter": lora.lora_record(adapter_args)},
             {**training_args.to_dict(), "precision": run_args.precision},
             {
@@ -217,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
             "base": base_record | {"name": base.name if base.repo else base.folder.name, "commit": base.commit},
             **provenance(),
         }
-        asked = resume.Asked(
+        asked = resume.ResumeOptions(
             training_args.resume_from_checkpoint,
             run_args.resume_without,
             run_args.allow_changes,
@@ -225,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = resume.begin(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = resume.prepare_run(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:
@@ -235,8 +237,8 @@ def main(argv: list[str] | None = None) -> None:
         model.to(training_args.device)
         before = read_json(start.checkpoint / before_after.BEFORE) if start.checkpoint else None
         wanted = (run_args.prompts, run_args.compared_prompts, run_args.sampled_answers, run_args.answer_tokens, training_args.seed, batches)
-        before = before or on_main(before_after.first_behaviour, model, tokenizer, held, *wanted)
-        order = dataset.order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
+        before = before or run_on_main(before_after.measure_before, model, tokenizer, held, *wanted)
+        order = dataset.row_order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
         training_args.padding_free = batches.packs
         training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
         trainer = sft_trainer.TuningTrainer(
@@ -266,7 +268,7 @@ def main(argv: list[str] | None = None) -> None:
         signals.at_once = False
         if start.step < plan.steps:
             if idle_gpus:
-                say(f"device    {idle_gpus}")
+                print_main(f"device    {idle_gpus}")
             run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             finish_or_raise(trainer)
@@ -274,10 +276,10 @@ def main(argv: list[str] | None = None) -> None:
             trainer._load_from_checkpoint(start.checkpoint)
 
         # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and the curves ----
-        on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        after = on_main(before_after.last_behaviour, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
-        on_main(finish, run, plan.steps, base, adapter_args, before, after)
-        on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
+        run_on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
+        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
+        run_on_main(finish, run, plan.steps, base, adapter_args, before, after)
+        run_on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
 
 
 def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
@@ -297,7 +299,7 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
 
 def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
     """Raise Refusal where an adapter that is to be published could not name its base, or names one that is not on the Hub (any more)."""
-    from llama_lite.hub.client import NoAnswer, NotAllowed, Reference, commit_of
+    from llama_lite.hub.client import HubPermissionError, HubUnavailable, Reference, commit_of
 
     way = "Publish that run first (its own command with --publish_only), or say where it is: --base_hub_id owner/name@revision."
     if hub_base is None:
@@ -308,7 +310,7 @@ def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
         raise Refusal(
             f"--push_to_hub: an adapter must name its base, and {base.name} is not {hub_base[0]}@{hub_base[1]} (any more): {refusal} {way}"
         ) from None
-    except (NoAnswer, NotAllowed):
+    except (HubUnavailable, HubPermissionError):
         return  # the queue says so, and waits
 
 
@@ -326,7 +328,7 @@ def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
         try:
             lora.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
         except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as error:
-            say(
+            print_main(
                 f"WARNING   base and adapter could not be merged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); the adapter is there"
             )
 
@@ -345,15 +347,15 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     if (run.path / "merged").exists():
         written(run.path / "merged")
     for row in record.get("shown", ()):
-        say(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
+        print_main(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
     if record:
-        say(before_after.table(record))
-    say(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
+        print_main(before_after.table(record))
+    print_main(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
     if steps < FEW_STEPS:
-        say(f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and another --output_dir.")
+        print_main(f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and another --output_dir.")
     asked = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
     tuned = f"{asked}+{run.path}" if adapter_args.use_lora else str(run.path)
-    say(f"next      python run_eval.py --models {shlex.join([asked, tuned])} --limit 100")
+    print_main(f"next      python run_eval.py --models {shlex.join([asked, tuned])} --limit 100")
 
 
 def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:

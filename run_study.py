@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 
 from llama_lite.config.study import parse_study
-from llama_lite.distributed import say
+from llama_lite.distributed import print_main
 from llama_lite.errors import Interrupted, Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import csv_text, read_json, write_json, write_text
@@ -47,13 +47,13 @@ def main(argv: list[str] | None = None) -> None:
         raise Refusal(
             f"--output_dir {out} belongs to another study ({other}: {there['study'].get(other)!r}, here {meant[other]!r}): choose another one."
         )
-    say(f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}")
+    print_main(f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}")
     if arguments.dry_run:
         for line in lines(study, everything, out):
-            say(line)
+            print_main(line)
         return
     if len(study.seeds) == 1:
-        say("WARNING   one seed: differences will be told without intervals")
+        print_main("WARNING   one seed: differences will be told without intervals")
     out.mkdir(parents=True, exist_ok=True)
     if there is None:
         write_json(out / "study.json", {"study": meant, **provenance()})
@@ -66,18 +66,18 @@ def main(argv: list[str] | None = None) -> None:
         if runner.is_done(one):
             continue
         if runner.is_other(one):
-            say(f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again")
+            print_main(f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again")
             runner.forget(one)
-        say(f"run       {one.folder.name}")
+        print_main(f"run       {one.folder.name}")
         runner.make(study, one)
         analysis.check_measures(study, one)
 
     # ---- What came of it, when all of them are there ----
     missing = [one.folder.name for one in everything if not runner.is_done(one)]
     if missing:
-        say(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
+        print_main(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
         return
-    equal = analysis.held_equal(study, everything)
+    equal = analysis.check_controlled_variables(study, everything)
     rows = analysis.collect(study, everything) + analysis.evaluate(study, everything, out)
     write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
     comparison = analysis.compare(study, everything, rows)
@@ -85,8 +85,8 @@ def main(argv: list[str] | None = None) -> None:
     cost = {one.folder.name: runner.seconds_of(one) for one in everything}
     report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, analysis.health(everything), cost)
     for row in comparison:
-        say(line_of(row))
-    say(f"finished  {report}, results.csv, comparison.json")
+        print_main(line_of(row))
+    print_main(f"finished  {report}, results.csv, comparison.json")
     if arguments.push_to_hub:
         analysis.push(out, arguments.hub_model_id)
 

@@ -69,7 +69,7 @@ def timed(processes: int, function, *arguments) -> float:
 def ours(text: Path, out: Path, workers: int) -> None:
     """What `tokens.prepare` does once it knows its tokenizer: read, encode, write the shards."""
     from llama_lite.config.pretrain import parse_pretrain
-    from llama_lite.data.shards import ShardWriter, tokenise
+    from llama_lite.data.shards import ShardWriter, tokenize
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -77,7 +77,7 @@ def ours(text: Path, out: Path, workers: int) -> None:
     tokenizer = gpt2_tokenizer()
     data = parse_pretrain(["--block_size", "256"])[1]
     writer = ShardWriter(out, len(tokenizer), data.shard_tokens, 100_000, None)
-    for batch in tokenise(source, tokenizer, writer.position, workers):
+    for batch in tokenize(source, tokenizer, writer.position, workers):
         writer.add(batch)
     writer.finish(len(source.files))
 

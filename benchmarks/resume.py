@@ -85,7 +85,7 @@ def move_to_step(run: Path, step: int) -> None:
     write_json(staging / "trainer_state.json", state | {"global_step": step, "log_history": []})
     write_json(staging / "progress.json", progress | {"logged_step": step})
     keep = {key: manifest[key] for key in ("identity", "probe")}
-    store.seal(staging, run, step, {"tokens": 0, "files": store.flush_and_hash(staging), **keep})
+    store.commit_checkpoint(staging, run, step, {"tokens": 0, "files": store.flush_and_hash(staging), **keep})
     shutil.rmtree(folder)
 
 
@@ -142,7 +142,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
     from llama_lite.models.presets import load_model_config
     from llama_lite.processes import cores_for_a_process
     from llama_lite.run_folder import RunFolder
-    from llama_lite.training.trainer import PretrainTrainer, Start
+    from llama_lite.training.trainer import PretrainTrainer, ResumePoint
 
     torch.set_num_threads(cores_for_a_process())
     manifest = read_json(folder / "tokens/manifest.json")
@@ -185,7 +185,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
             else:
                 signals = type("NoSignals", (), {"asked": None})()
                 identity = {"data": {"tokens_per_step": 64}}
-                extra = {"run": run, "identity": identity, "start": Start(), "signals": signals, "probe": probe}
+                extra = {"run": run, "identity": identity, "start": ResumePoint(), "signals": signals, "probe": probe}
                 trainers[name] = PretrainTrainer(**shared, **extra, flops_per_token=1, peak_flops=None, bytes_per_token=4.0)
                 trainers[name]._save_checkpoint = lambda *_: None  # not at the end of train(): timed below
             trainers[name].evaluate = lambda *_, **__: {}

@@ -39,20 +39,20 @@ RANK, WORLD_SIZE = _launched(os.environ)
 _once: set[str] = set()
 
 
-def say_once(key: str, message: str) -> None:
+def print_once(key: str, message: str) -> None:
     """A line that one process says one time."""
     if key not in _once:
         _once.add(key)
-        say(message)
+        print_main(message)
 
 
-def say(message: str) -> None:
+def print_main(message: str) -> None:
     """One line for the person at the terminal, from rank 0."""
     if RANK == 0:
         print(message, flush=True)
 
 
-def ranks_have_met() -> bool:
+def has_process_group() -> bool:
     """Whether the processes of a launch have a group."""
     if "torch" not in sys.modules:
         return False
@@ -61,9 +61,9 @@ def ranks_have_met() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def on_main(function, *args):
+def run_on_main(function, *args):
     """Run `function` on rank 0 alone; every rank returns its result, or raises what it raised."""
-    if not ranks_have_met():
+    if not has_process_group():
         return function(*args)
     import torch.distributed as dist
 
@@ -79,10 +79,10 @@ def on_main(function, *args):
     return box[0]
 
 
-def agree(error: BaseException | None) -> None:
+def raise_on_all_ranks(error: BaseException | None) -> None:
     """Raise on every rank when any of them failed, so that none waits for a rank that is gone."""
     errors = [error]
-    if ranks_have_met():
+    if has_process_group():
         import torch.distributed as dist
 
         errors = [None] * WORLD_SIZE

@@ -71,7 +71,7 @@ def no_space(error: BaseException | None, folder: Path | None = None) -> str | N
 
 
 @contextlib.contextmanager
-def space_is_told(folder: Path):
+def disk_full_as_refusal(folder: Path):
     """A full disk within the block is a Refusal with the sizes of the disk of `folder`."""
     try:
         yield

@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 
-from .distributed import RANK, WORLD_SIZE, launcher_problem, ranks_have_met
+from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem
 from .errors import Refusal, end_of, status_of
 
 FIRST_WORD = 30.0  # seconds in which rank 0 ends with the same refusal, or has none
@@ -38,13 +38,13 @@ def exit_with_status(main) -> None:
     except BaseException as error:
         status = status_of(error)
         code = EXIT_CODES[status] if status else 1
-        if status and RANK > 0 and not ranks_have_met():
+        if status and RANK > 0 and not has_process_group():
             time.sleep(FIRST_WORD)
         if status is None:
             traceback.print_exc()
-        elif RANK == 0 or not ranks_have_met():
+        elif RANK == 0 or not has_process_group():
             print(f"\n{f'rank {RANK}, ' if RANK else ''}{status}: {end_of(error)}", file=sys.stderr, flush=True)
-    if ranks_have_met():
+    if has_process_group():
         import torch.distributed as dist
 
         if code in EXIT_CODES.values():

@@ -17,7 +17,7 @@ from typing import ClassVar
 
 import yaml
 
-from .distributed import say, say_once
+from .distributed import print_main, print_once
 from .errors import Refusal
 from .formatting import size
 from .paths import first_there
@@ -75,7 +75,7 @@ def flush(handle: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in UNSUPPORTED:
             raise
-        say_once(
+        print_once(
             "flush",
             f"WARNING   the file system of {path} flushes nothing ({error.strerror}): a crash of the machine, not of the run, can cost what was last written",
         )
@@ -86,7 +86,7 @@ def flush_folder(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError as error:  # some network file systems open no folders
-        say_once(
+        print_once(
             "flush",
             f"WARNING   the file system of {path} flushes no folders ({error.strerror}): a crash of the machine can cost what was last written",
         )
@@ -189,14 +189,14 @@ class FolderLock:
                 break
             except OSError as error:
                 if error.errno in NO_LOCKS:
-                    say(
+                    print_main(
                         f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): see to it that no other process works there"
                     )
                     break
                 owner = self._owner()
                 if owner.get("state") == "stopping":
                     if not told:
-                        say(f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting for it.")
+                        print_main(f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting for it.")
                     told, deadline = True, time.monotonic() + self.patience
                 elif time.monotonic() > deadline:
                     raise Refusal(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model_card.private import redact
 
-from .distributed import RANK, on_main
+from .distributed import RANK, run_on_main
 from .errors import Refusal, end_of, no_space, status_of
 from .exit import EXIT_CODES
 from .files import FolderLock, append_jsonl, read_json, read_jsonl, write_json, write_text
@@ -23,7 +23,7 @@ class RunFolder:
         self.record_end = True  # false: this process only looked, and leaves the records as they were
 
     def __enter__(self):
-        on_main(self.lock.acquire)
+        run_on_main(self.lock.acquire)
         return self
 
     def __exit__(self, kind, error, trace):

@@ -85,7 +85,7 @@ def pair():
     config.num_key_value_heads = config.num_attention_heads // 2
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     ours = copy.deepcopy(plain)
-    block_attention.use_blocks(ours)
+    block_attention.enable_block_attention(ours)
     return plain, ours
 
 

@@ -73,7 +73,7 @@ def test_a_run_continues_over_a_damaged_checkpoint(pretrain, whole_run, tmp_path
 def test_a_second_damaged_checkpoint_of_one_step_keeps_its_own_name(tmp_path):
     for _ in range(2):
         (tmp_path / "checkpoint-3").mkdir()
-        store.set_aside(tmp_path / "checkpoint-3", "damaged")
+        store.quarantine(tmp_path / "checkpoint-3", "damaged")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3.damaged", "checkpoint-3.damaged-2"]
 
 
@@ -135,8 +135,8 @@ def test_state_that_was_never_written_is_refused_unless_left_out_on_purpose(whol
 def test_resume_without_does_not_look_at_what_it_leaves_out(whole_run, tmp_path):
     shutil.copytree(whole_run / "checkpoint-12", tmp_path / "checkpoint-12")
     flip(tmp_path / "checkpoint-12" / "optimizer.safetensors")
-    assert verify.problems(tmp_path / "checkpoint-12", ("optimizer",)) == []
-    assert len(verify.problems(tmp_path / "checkpoint-12")) == 1
+    assert verify.find_corruption(tmp_path / "checkpoint-12", ("optimizer",)) == []
+    assert len(verify.find_corruption(tmp_path / "checkpoint-12")) == 1
 
 
 IDENTITY = {
@@ -247,7 +247,7 @@ def sealed(run, step):
     staging = store.staging_folder(run, step)
     (staging / "model.safetensors").write_text(f"weights {step}")
     record = {"step": step, "tokens": 0, "identity": {kind: {} for kind in identity.IDENTITY}}
-    return store.seal(staging, run, step, {**record, "files": store.flush_and_hash(staging)})
+    return store.commit_checkpoint(staging, run, step, {**record, "files": store.flush_and_hash(staging)})
 
 
 def test_rotation_keeps_the_newest_and_never_all_go(tmp_path):
@@ -276,5 +276,5 @@ def test_a_checkpoint_that_is_written_again_is_never_lost_in_between(tmp_path, m
         sealed(tmp_path, 5)
     monkeypatch.undo()
     assert not (tmp_path / "checkpoint-5").exists()
-    store.tidy(tmp_path)
-    assert verify.problems(tmp_path / "checkpoint-5") == [] and len(list(tmp_path.iterdir())) == 1
+    store.recover_interrupted(tmp_path)
+    assert verify.find_corruption(tmp_path / "checkpoint-5") == [] and len(list(tmp_path.iterdir())) == 1

@@ -208,11 +208,11 @@ def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
 
 
 def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sft, base, tmp_path):
-    models = [*resolve.expand([f"{whole_run}@step-*", f"{base}+{whole_sft}"]), *resolve.expand([str(whole_sft)])]
+    models = [*resolve.resolve_models([f"{whole_run}@step-*", f"{base}+{whole_sft}"]), *resolve.resolve_models([str(whole_sft)])]
     assert [(model.step, model.tokens) for model in models] == [(10, 10240), (12, 12288), (8, models[2].tokens), (8, models[2].tokens)]
     assert models[2].tokens > 1000 and models[2].adapter.folder == whole_sft and models[3].base.folder == base
     with pytest.raises(Refusal, match="is one model, given twice"):
-        resolve.expand([f"{base}+{whole_sft}", str(whole_sft)])
+        resolve.resolve_models([f"{base}+{whole_sft}", str(whole_sft)])
     out = evaluate(tmp_path / "out", models=[f"{base}", f"{base}+{whole_sft}"], apply_chat_template=False)
     rows = {row["model"]: row for row in table(out) if row["metric"] == "bits_per_byte"}
     assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"]["adapter"] == str(whole_sft)
@@ -370,7 +370,7 @@ def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
     record = read_json(next((out / "results").glob("*.json")))
     changed = json.loads(json.dumps(record))
     changed["metrics"]["bits_per_byte"]["value"] += 0.5
-    (model,) = resolve.expand([f"{published}@step-000005"])
+    (model,) = resolve.resolve_models([f"{published}@step-000005"])
     push_scores.push_scores(model, [changed])
     rows = list(csv.DictReader(io.StringIO(hub.files(published)["scores.csv"].decode())))
     assert [float(row["value"]) for row in rows] == [record["metrics"]["bits_per_byte"]["value"], changed["metrics"]["bits_per_byte"]["value"]]
@@ -379,7 +379,7 @@ def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
 def test_scores_of_other_files_are_refused(evaluate, published, tmp_path):
     out = evaluate(tmp_path / "out", models=[f"{published}@step-000005"], tasks=["embedded_docs"])
     record = read_json(next((out / "results").glob("*.json")))
-    (model,) = resolve.expand([f"{published}@step-000005"])
+    (model,) = resolve.resolve_models([f"{published}@step-000005"])
     with pytest.raises(Refusal, match=r"are of commit 0123, and .*@step-000005 is"):
         push_scores.push_scores(model, [{**record, "commit": "0123"}])
 

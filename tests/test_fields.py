@@ -94,7 +94,7 @@ RECORDED = {  # what a command can ask for, and the row of the table in which a 
 
 def identity_of(*argv: str, hardware: dict = HARDWARE) -> dict:
     *_, run, training = parse_pretrain(["--output_dir", "runs/x", *argv])
-    return checkpoint_identity.identity(
+    return checkpoint_identity.build_identity(
         {"hidden_size": 64},
         {**training.to_dict(), "precision": run.precision},
         {"data": "f", "tokens_per_step": 1024, "block_size": 64},

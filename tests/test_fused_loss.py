@@ -24,10 +24,10 @@ def model_and_batch():
 @pytest.mark.parametrize("count", [None, 100])
 def test_loss_and_gradients_are_the_plain_ones(rows, count, monkeypatch):
     model, batch = model_and_batch()
-    for name, most in (("HELD", 2 * rows), ("CACHED", rows)):
+    for name, most in (("LOGITS_CHUNK", 2 * rows), ("FP32_CHUNK", rows)):
         monkeypatch.setattr(fused_cross_entropy, name, most * model.config.vocab_size)
     fused = copy.deepcopy(model)
-    fused_cross_entropy.fuse(fused)
+    fused_cross_entropy.apply_fused_cross_entropy(fused)
     losses = [2 * one(**batch, num_items_in_batch=count).loss for one in (model, fused)]
     for loss in losses:
         loss.backward()
@@ -46,7 +46,7 @@ def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():
         one = copy.deepcopy(model)
         one.zero_grad()
         if fuse:
-            fused_cross_entropy.fuse(one)
+            fused_cross_entropy.apply_fused_cross_entropy(one)
         with torch.autocast("cpu", torch.bfloat16):
             loss = one(**batch).loss
         loss.backward()
@@ -58,7 +58,7 @@ def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():
 def test_without_labels_the_model_is_as_it_was():
     model, batch = model_and_batch()
     before = model(batch["input_ids"]).logits
-    fused_cross_entropy.fuse(model)
+    fused_cross_entropy.apply_fused_cross_entropy(model)
     assert torch.equal(model(batch["input_ids"]).logits, before)
     with torch.no_grad():
         loss = model(**batch).loss

@@ -15,7 +15,7 @@ from huggingface_hub import HfApi
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import push_scores, resolve, store
 from llama_lite.files import read_jsonl
-from llama_lite.hub.client import NoAnswer
+from llama_lite.hub.client import HubUnavailable
 from llama_lite.hub.repository import Repository
 from llama_lite.hub.revision import FORMAT, newest_first, step_of, tag_of
 from llama_lite.models import references
@@ -81,7 +81,7 @@ def test_a_commit_between_ours_and_its_tag(hub, place, tmp_path, path):
     repository, first, second = Repository(name, None, "ours"), revision(tmp_path, 5), revision(tmp_path, 10)
     publish(repository, first)
     hub.faults.append(Fault("POST .*/tag/", 503, 1))
-    with pytest.raises(NoAnswer):
+    with pytest.raises(HubUnavailable):
         publish(repository, second)
     made = there.branches["checkpoints"]
     put(name, path, b"[]", "checkpoints")
@@ -115,7 +115,7 @@ def test_a_writer_that_is_always_faster(hub, place, tmp_path, monkeypatch):
         tries += 1
         try:
             publish(repository, files)
-        except NoAnswer as error:
+        except HubUnavailable as error:
             assert tries < 8, error
     assert ours_at(hub, name, "step-000005", files) and rows(hub, name) == [("step-000005", there.tags["step-000005"])]
     assert sum(commit["title"].startswith("Checkpoint of step 5") for commit in there.commits.values()) == 1
@@ -128,14 +128,14 @@ def test_a_tag_of_ours_on_other_content_stays(hub, place, tmp_path):
     there.tags["step-000005"] = theirs = there.branches["main"]
     assert publish(repository, files[5]) == "step-000005-2" == publish(Repository(name, None, "ours"), files[5])
     hub.faults.append(Fault("POST .*/tag/", 503, 1))
-    with pytest.raises(NoAnswer):
+    with pytest.raises(HubUnavailable):
         publish(repository, files[10])
     put(name, "config.json", b'{"step": 11}', "checkpoints")  # of the same size
     there.tags["step-000010"] = altered = there.branches["checkpoints"]
     assert publish(repository, files[10]) == "step-000010-2"
     tag = repository.claim(12)
     there.tags["step-000012"] = theirs
-    with pytest.raises(NoAnswer, match="somebody else made the tag step-000012 meanwhile"):
+    with pytest.raises(HubUnavailable, match="somebody else made the tag step-000012 meanwhile"):
         repository.publish(files[12], tag, True, {}, {"README.md": files[12]["README.md"]})
     assert publish(repository, files[12], final=True) == "step-000012-2"
     assert there.tags["step-000005"] == there.tags["step-000012"] == theirs and there.tags["step-000010"] == altered

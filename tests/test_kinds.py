@@ -86,7 +86,7 @@ def test_the_loss_is_that_of_plain_transformers_and_weights_travel_whole(kind, t
     plain = small(kind)
     loading.check_language_model(kind, plain)
     ours = copy.deepcopy(plain)
-    assert set(switches.switch_on(ours, fused=True, blocks=True)) == set(KINDS[kind][1].split())
+    assert set(switches.apply_kernels(ours, fused=True, blocks=True)) == set(KINDS[kind][1].split())
     ids = torch.randint(0, 128, (2, 65))
     batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:].contiguous(), "shift_labels": ids[:, 1:].contiguous()}
     losses = [model(**batch, use_cache=False).loss for model in (plain, ours)]
@@ -110,7 +110,7 @@ def test_a_cap_that_hardly_shows_is_seen():
         ("nanochat", {"final_logit_softcapping": 30.0}),
     ):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**KINDS[kind][0], **field}))
-        off = switches.switch_on(model, fused=True, blocks=True)
+        off = switches.apply_kernels(model, fused=True, blocks=True)
         assert off["fused_loss"] == "its logits are not its output layer's product alone (they are scaled or capped)"
 
 
@@ -274,8 +274,8 @@ def test_what_fails_after_training_costs_no_weights(sft, pretrain, base, tmp_pat
         raise RuntimeError("no card today")
 
     monkeypatch.setattr(card, "write", fail)
-    original, calls = before_after.behaviour, []
-    monkeypatch.setattr(before_after, "behaviour", lambda *args: calls.append(1) or (original(*args) if len(calls) == 1 else fail()))
+    original, calls = before_after.measure_answers, []
+    monkeypatch.setattr(before_after, "measure_answers", lambda *args: calls.append(1) or (original(*args) if len(calls) == 1 else fail()))
     monkeypatch.setattr(lora, "merge", fail)
     run = sft(tmp_path / "run", max_steps=2, eval_steps=2, save_steps=2, merge_adapter=True)
     said = capsys.readouterr().out

@@ -12,7 +12,7 @@ from conftest import ROOT, config_file, launch, log_of, same_tensors
 from safetensors import safe_open
 
 from llama_lite.checkpoint.store import resolve
-from llama_lite.checkpoint.verify import problems
+from llama_lite.checkpoint.verify import find_corruption
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.machine import parallelism
@@ -81,7 +81,7 @@ def test_one_run_over_all_layouts(settings, whole, tmp_path, fsdp2, zero2):
             1 if name == "one" else 2
         )
         for folder in before.glob("checkpoint-*"):
-            assert problems(folder) == []
+            assert find_corruption(folder) == []
     for name in ("fsdp2", "zero2"):
         assert same_shapes(whole / "checkpoint-12", tmp_path / name / "checkpoint-12")
 

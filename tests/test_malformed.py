@@ -163,7 +163,7 @@ def test_a_malformed_adapter_is_refused(tmp_path):
     (tmp_path / "a/base.json").unlink()
     write_json(tmp_path / "a/adapter_config.json", {"peft_type": "LORA", "r": 4})
     with pytest.raises(Refusal, match="is an adapter that does not name its base"):
-        resolve.expand([str(tmp_path / "a")])
+        resolve.resolve_models([str(tmp_path / "a")])
 
 
 class Runs:
@@ -216,7 +216,7 @@ def test_a_malformed_checkpoint_with_right_digests_is_not_resumed(pretrain, whol
     shutil.copytree(whole_run / "checkpoint-10", folder)
     torch.save({"python": Runs()}, folder / "rng_state.pth")
     sealed_again(folder)
-    assert verify.problems(folder) == []
+    assert verify.find_corruption(folder) == []
     with pytest.raises(Refusal, match=r"rng_state\.pth of .*checkpoint-5 is no state of numbers"):
         pretrain(tmp_path / "run", resume_from_checkpoint=str(folder))
     whole = read_json(folder / "manifest.json")
@@ -224,7 +224,7 @@ def test_a_malformed_checkpoint_with_right_digests_is_not_resumed(pretrain, whol
         manifest = {**whole, **change}
         write_json(folder / "manifest.json", {**manifest, "digest": verify.digest_of(manifest)})
         assert verify.read_manifest(folder) is None, change
-        assert verify.problems(folder) == ["manifest.json is missing or altered"]
+        assert verify.find_corruption(folder) == ["manifest.json is missing or altered"]
 
 
 def test_the_tensors_of_a_whole_model_are_seen(base):

@@ -20,7 +20,7 @@ MEASURE = """
 import sys, torch
 sys.path.insert(0, {root!r})
 from transformers import AutoModelForCausalLM
-from llama_lite.kernels.fused_cross_entropy import fuse
+from llama_lite.kernels.fused_cross_entropy import apply_fused_cross_entropy
 from llama_lite.models.presets import load_model_config
 
 torch.set_num_threads(1)
@@ -31,7 +31,7 @@ def peak():  # not ru_maxrss, which begins with that of the process that forked 
 def steps(config, micro_batch, length):
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     if {fused}:
-        fuse(model)
+        apply_fused_cross_entropy(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ids = torch.randint(0, config.vocab_size, (micro_batch, length))
     for _ in range(2):

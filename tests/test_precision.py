@@ -69,7 +69,7 @@ def test_a_run_is_resumed_in_the_precision_and_with_the_switches_that_it_began_w
     run = tmp_path / "run"
     pretrain(run, precision="bfloat16", block_attention=True, fused_loss=True, max_steps=5)
     monkeypatch.setattr(precision, "native_bfloat16", lambda device: (False, "this processor has no bfloat16 instructions"))
-    monkeypatch.setattr(switches, "fuses_loss", lambda device: (False, ""))
+    monkeypatch.setattr(switches, "choose_fused_loss", lambda device: (False, ""))
     capsys.readouterr()
     pretrain(run, allow_changes="max_steps")
     said = capsys.readouterr().out

@@ -180,7 +180,7 @@ def test_a_terminal_without_a_character_shows_another(monkeypatch):
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="latin-1"))
     with pytest.raises(SystemExit) as end:
-        exit.exit_with_status(lambda: distributed.say("café → 🙂"))
+        exit.exit_with_status(lambda: distributed.print_main("café → 🙂"))
     assert end.value.code == 0 and raw.getvalue() == "café ? ?\n".encode("latin-1")
 
 

@@ -119,9 +119,9 @@ def test_a_stopped_run_saves_and_leaves_no_orphan(settings, whole_run, tmp_path,
     status = read_json(run / "status.json")
     assert (status["status"], status["code"]) == ("interrupted", 75) and status["step"] >= 20
     assert code == 75 if launcher == (sys.executable,) else code != 0
-    from llama_lite.checkpoint.verify import problems
+    from llama_lite.checkpoint.verify import find_corruption
 
-    assert problems(run / f"checkpoint-{status['step']}") == []
+    assert find_corruption(run / f"checkpoint-{status['step']}") == []
 
 
 @pytest.mark.slow
@@ -132,8 +132,8 @@ def test_a_second_signal_soon_after_is_the_same_and_later_ends_at_once(settings,
         "import sys, time; sys.argv = sys.argv[1:]\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from llama_lite.checkpoint import store\n"
-        "seal = store.seal\n"
-        "store.seal = lambda *a: (time.sleep(20), seal(*a))[1]\n"
+        "commit_checkpoint = store.commit_checkpoint\n"
+        "store.commit_checkpoint = lambda *a: (time.sleep(20), commit_checkpoint(*a))[1]\n"
         "import run_pretrain; from llama_lite.exit import exit_with_status\n"
         "exit_with_status(run_pretrain.main)\n"
     )

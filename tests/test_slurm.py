@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, config_file
 
-from llama_lite.checkpoint.verify import problems
+from llama_lite.checkpoint.verify import find_corruption
 from llama_lite.files import read_json, read_jsonl
 
 SCRIPT, STUDY = ROOT / "configs/slurm/pretrain.sbatch", ROOT / "configs/slurm/study.sbatch"
@@ -50,7 +50,7 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again_and_ends(settings, cl
     output, _ = job.communicate(timeout=120)
     status = read_json(run / "status.json")
     assert status["status"] == "interrupted" and 3 <= status["step"] < 60, output
-    assert problems(run / f"checkpoint-{status['step']}") == [] and not (run / "stop").exists()
+    assert find_corruption(run / f"checkpoint-{status['step']}") == [] and not (run / "stop").exists()
     assert told.read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
     output, _ = submit(cluster, "--config", str(path)).communicate(timeout=240)
     assert f"start     step {status['step']}" in output and read_json(run / "status.json")["status"] == "finished", output

@@ -28,7 +28,7 @@ def test_compiled_layers_are_the_plain_ones(fresh):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(load_model_config("tiny"), dtype=torch.float32)
     compiled = copy.deepcopy(model)
-    block_attention.use_blocks(compiled)  # as a run on a CPU has it
+    block_attention.enable_block_attention(compiled)  # as a run on a CPU has it
     assert compile.compile_layers(compiled, torch.device("cpu")) and list(compiled.state_dict()) == list(model.state_dict())
     ids = torch.randint(0, model.config.vocab_size, (2, 33))
     for precision, tolerance in ((None, 1e-5), (torch.bfloat16, 2e-2)):

@@ -290,7 +290,7 @@ def test_a_study_that_cannot_be_right_is_refused(study, changes, message):
 def test_a_run_that_goes_on_gives_no_argument_twice(study):
     """What it left out when it began is not left out again."""
     one = next(one for one in spec.runs(spec.load(str(study())), Path("out")) if one.arm.name == "no_optimizer")
-    argv = spec._replaced(one.argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
+    argv = spec.replace_values(one.argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
     *_, run, training = spec.PARSERS["run_pretrain.py"](argv)
     assert (training.resume_from_checkpoint, run.resume_without, training.seed) == ("auto", "", one.seed)
     assert argv[: len(argv) - 4] == [word for word in one.argv if word in argv[: len(argv) - 4]] and "out/runs/whole-seed-1/checkpoint-4" not in argv
@@ -447,7 +447,7 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
     }
     manifests = {one.folder: {"identity": same, "tokens": 8} for one in every}
     monkeypatch.setattr(analysis, "last_manifest", lambda folder: manifests[folder])
-    assert analysis.held_equal(loaded, every)["data"] == {"data": "a", "tokens": 8}
+    assert analysis.check_controlled_variables(loaded, every)["data"] == {"data": "a", "tokens": 8}
     for kind, fields in (
         ("hyperparameters", {"learning_rate": 2}),
         ("data", {"data": "b"}),
@@ -457,7 +457,7 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
         with pytest.raises(
             Refusal, match=r"everything-at-4-seed-1 differs from whole-seed-1 in what the study does not name: (learning_rate|data|packages)"
         ):
-            analysis.held_equal(loaded, every)
+            analysis.check_controlled_variables(loaded, every)
 
 
 def test_curves_of_seeds_meet_at_steps(monkeypatch):

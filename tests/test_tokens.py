@@ -112,7 +112,7 @@ def test_documents_that_spell_out_a_special_token_are_counted_and_told(tokenizer
     ends = int((stream(tmp_path / "tokens") == manifest["tokenizer"]["end_of_text_id"]).sum())
     assert ends == 305 + as_ids
     earlier = {key: value for key, value in manifest.items() if key not in ("special_text_documents", "special_id_documents", "digest")}
-    write_json(tmp_path / "tokens/manifest.json", shards.seal(earlier))
+    write_json(tmp_path / "tokens/manifest.json", shards.add_fingerprint(earlier))
     again = prepare(tmp_path, dataset=str(source), **shape)
     assert again["fingerprint"] == manifest["fingerprint"] and "special_text_documents" not in again
 
@@ -252,7 +252,7 @@ def rewrite(folder: Path, change) -> None:
     manifest = read_json(folder / "manifest.json")
     change(manifest)
     files.write_json(folder / "recipe.json", manifest["recipe"])
-    files.write_json(folder / "manifest.json", shards.seal({name: value for name, value in manifest.items() if name != "digest"}))
+    files.write_json(folder / "manifest.json", shards.add_fingerprint({name: value for name, value in manifest.items() if name != "digest"}))
 
 
 STORIES = [f"Story {i}: a dog of {i} years ran {i * i} times around the house." for i in range(300)]
@@ -448,7 +448,7 @@ def whole(text, tmp_path_factory) -> Path:
 def older(folder: Path) -> None:
     """Make a prepared folder one of an earlier version: no digests of small files, none of the progress."""
     manifest = {name: value for name, value in read_json(folder / "manifest.json").items() if name not in ("files", "digest")}
-    write_json(folder / "manifest.json", shards.seal(manifest))
+    write_json(folder / "manifest.json", shards.add_fingerprint(manifest))
     write_json(
         folder / "progress.json", {name: value for name, value in read_json(folder / "progress.json").items() if name not in ("stamp", "digest")}
     )
@@ -535,7 +535,9 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
     with pytest.raises(Refusal, match=r"cannot be repaired without the text .*is not what .* was prepared from"):
         prepare(tmp_path / "b", repair=True, dataset=str(other), min_characters=100)
     manifest = read_json(tmp_path / "c" / "tokens" / "manifest.json")
-    write_json(tmp_path / "c" / "tokens" / "manifest.json", shards.seal({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}}))
+    write_json(
+        tmp_path / "c" / "tokens" / "manifest.json", shards.add_fingerprint({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}})
+    )
     (tmp_path / "c" / "tokens" / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(Refusal, match=r"are beyond repair: its tokenizer comes out as another one"):
         prepare(tmp_path / "c", repair=True, **changes)

@@ -302,9 +302,9 @@ def test_nan_stops_the_run_and_leaves_the_checkpoint(pretrain, tmp_path, monkeyp
     run = tmp_path / "run"
     assert read_json(run / "status.json")["code"] == 3
     assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-5"]
-    from llama_lite.checkpoint.verify import problems
+    from llama_lite.checkpoint.verify import find_corruption
 
-    assert problems(run / "checkpoint-5") == []
+    assert find_corruption(run / "checkpoint-5") == []
 
 
 def test_a_checkpoint_holds_no_path_of_this_machine_and_no_pickle_of_arguments(whole_run, settings):

@@ -54,10 +54,10 @@ def test_a_packed_batch_has_the_losses_of_its_rows_one_by_one(model, examples):
     assert len(packed) < len(examples)
     batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([packed[i] for i in range(len(packed))])
     together = before_after.answer_losses(model, {**batch, "use_cache": False})[0]
-    alone = [before_after.answer_losses(model, batches.side_by_side([row], "cpu"))[0] for row in examples]
+    alone = [before_after.answer_losses(model, batches.flatten_batch([row], "cpu"))[0] for row in examples]
     torch.testing.assert_close(together.sort().values, torch.cat(alone).sort().values, atol=1e-5, rtol=0)
     for size in (1, 5):
-        found = before_after.measure(model, examples, "cpu", size)
+        found = before_after.measure_losses(model, examples, "cpu", size)
         assert [row["loss"] for row in found] == pytest.approx([float(losses.sum()) for losses in alone], abs=1e-4)
         assert [row["end_loss"] for row in found] == pytest.approx([float(losses[-1]) for losses in alone], abs=1e-5)
 
@@ -72,7 +72,7 @@ def test_the_end_loss_is_that_of_the_last_learnt_answers_end_of_text(model, base
     log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     ends = [-float(log_p[i - 1, ids[i]]) for i in range(len(ids)) if ids[i] == tokenizer.eos_token_id]
     assert len(ends) == 2 and abs(ends[0] - ends[1]) > 1e-3
-    assert [row["end_loss"] for row in before_after.measure(model, examples, "cpu")] == pytest.approx([ends[1], ends[0], ends[1]], abs=1e-4)
+    assert [row["end_loss"] for row in before_after.measure_losses(model, examples, "cpu")] == pytest.approx([ends[1], ends[0], ends[1]], abs=1e-4)
 
 
 def test_gradients_equal_trls_own_loss(base, examples):
@@ -84,7 +84,7 @@ def test_gradients_equal_trls_own_loss(base, examples):
         model = loading.load_model(references.locate(str(base)))
         if fused:
             add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
-        batch = {**batches.side_by_side(examples, "cpu"), "use_cache": False}
+        batch = {**batches.flatten_batch(examples, "cpu"), "use_cache": False}
         before_after.answer_losses(model, batch, fused)[0].mean().backward()
         grads.append({name: p.grad for name, p in model.named_parameters()})
     for name in grads[0]:

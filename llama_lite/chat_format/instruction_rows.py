@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from ..data.formats import Skipped, Unreadable, parts, rows, skipped_lines, utf8_text
 from ..data.sources import inventory, resolve
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from . import template
 from .conversation import NoRow, Row
@@ -51,7 +51,7 @@ def load(
             held = {document["document"] for document in held_out_documents()}
             modules = [module for module in modules if module not in held]
         return embedded(modules, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
-    say(f"rows      {inventory(source)}")
+    print_main(f"rows      {inventory(source)}")
     if source.kind == "installed-files":
         raise Refusal("--dataset installed-files holds no conversations: installed-docs makes questions of the documentation.")
     found: list[Row] = []

@@ -15,7 +15,7 @@ IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
-def identity(config: dict, training: dict, data: dict, layout: dict, environment: dict, more: Iterable[str] = ()) -> dict:
+def build_identity(config: dict, training: dict, data: dict, layout: dict, environment: dict, more: Iterable[str] = ()) -> dict:
     """What makes two stretches of training one run, as a manifest records it. `more`: further hyperparameters that count."""
     model = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
     return _comparable(

@@ -13,7 +13,7 @@ from pathlib import Path
 from .. import files
 from ..errors import Refusal
 from ..files import flush_folder, sha256, write_json
-from .verify import FORMAT, MANIFEST, digest_of, problems, refuse_sharded
+from .verify import FORMAT, MANIFEST, digest_of, find_corruption, refuse_sharded
 
 STAGING, REPLACED, DELETED = ".staging-", ".replaced-", ".deleted-"
 
@@ -51,7 +51,7 @@ def flush_and_hash(folder: Path) -> dict[str, dict]:
     return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest} for path, digest in zip(paths, digests, strict=True)}
 
 
-def seal(staging: Path, run: Path, step: int, manifest: dict) -> Path:
+def commit_checkpoint(staging: Path, run: Path, step: int, manifest: dict) -> Path:
     """Write the manifest and give the folder its name; an older `checkpoint-N` makes way without being lost."""
     manifest = {"format": FORMAT, "step": step, **manifest}
     write_json(staging / MANIFEST, {**manifest, "digest": digest_of(manifest)})
@@ -88,7 +88,7 @@ def checkpoints(run: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def tidy(run: Path) -> None:
+def recover_interrupted(run: Path) -> None:
     """Finish or undo what a crash cut short: a save, a replacement, a rotation."""
     for folder in Path(run).glob(f"{REPLACED}*"):
         final = Path(run) / f"checkpoint-{folder.name.removeprefix(REPLACED)}"
@@ -99,7 +99,7 @@ def tidy(run: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def set_aside(folder: Path, suffix: str) -> Path:
+def quarantine(folder: Path, suffix: str) -> Path:
     """Rename a checkpoint so that nothing takes it for one: `checkpoint-N.damaged`, `.damaged-2` ..."""
     target, count = folder.with_name(f"{folder.name}.{suffix}"), 1
     while target.exists():
@@ -113,10 +113,10 @@ def set_aside(folder: Path, suffix: str) -> Path:
 def newest_verified(run: Path, without: tuple[str, ...], report) -> Path | None:
     """The newest checkpoint that is whole. Each damaged one is set aside and told to `report(folder, problems)`."""
     for _, folder in checkpoints(run):
-        wrong = problems(folder, without)
+        wrong = find_corruption(folder, without)
         if not wrong:
             return folder
-        report(set_aside(folder, "damaged"), wrong)
+        report(quarantine(folder, "damaged"), wrong)
     return None
 
 
@@ -147,7 +147,7 @@ def resolve(run: Path, mode: str, without: tuple[str, ...], report) -> Path | No
             f"--resume_from_checkpoint {mode}: no {MANIFEST}, so nothing in it can be verified. To start a new run from its weights "
             f"alone: --init_from {mode}."
         )
-    if wrong := problems(folder, without):
+    if wrong := find_corruption(folder, without):
         raise Refusal(f"--resume_from_checkpoint {mode} is damaged: {'; '.join(wrong)}. Use another checkpoint, or `auto`.")
     return folder
 
@@ -158,4 +158,4 @@ def supersede_newer(run: Path, resumed: Path, step: int, report) -> None:
         return
     for number, folder in checkpoints(run):
         if number > step:
-            report(set_aside(folder, "superseded"))
+            report(quarantine(folder, "superseded"))

@@ -32,12 +32,12 @@ def read_manifest(folder: Path) -> dict | None:
     """A checkpoint's manifest, or None where there is none that is whole."""
     try:
         manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
-        return manifest if manifest["digest"] == digest_of(manifest) and well_formed(manifest) else None
+        return manifest if manifest["digest"] == digest_of(manifest) and is_well_formed(manifest) else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
-def well_formed(record) -> bool:
+def is_well_formed(record) -> bool:
     """Whether JSON says of a checkpoint what every record of one says, in the right types: its step, tokens, identity and files.
 
     A digest shows that a record is as somebody wrote it, not that it is one. Names of files stay inside its folder.
@@ -48,10 +48,10 @@ def well_formed(record) -> bool:
     identity = record.get("identity")
     if not isinstance(identity, dict) or not all(isinstance(identity.get(kind), dict) for kind in IDENTITY):
         return False
-    return isinstance(identity["environment"].get("switches", {}), dict) and well_formed_files(record.get("files"))
+    return isinstance(identity["environment"].get("switches", {}), dict) and is_well_formed_files(record.get("files"))
 
 
-def well_formed_files(files) -> bool:
+def is_well_formed_files(files) -> bool:
     """Whether JSON is {path inside a folder: {size, sha256}}."""
 
     def inside(name: str) -> bool:
@@ -67,7 +67,7 @@ def _whole(number) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
-def problems(folder: Path, without: tuple[str, ...] = ()) -> list[str]:
+def find_corruption(folder: Path, without: tuple[str, ...] = ()) -> list[str]:
     """What keeps a checkpoint from being what was written: one sentence a file. Reads every byte of it.
 
     State that `--resume_without` leaves out is not looked at.

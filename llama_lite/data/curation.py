@@ -18,7 +18,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 from tqdm import tqdm
 
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import write_json
 from ..processes import worker_pool
@@ -284,7 +284,7 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     report = _report(source, rules, folder)
     write_json(folder / "curation.json", report)
     for line in skipped_lines(report["read"]["skipped"]):
-        say(f"not read  {line}")
+        print_main(f"not read  {line}")
     if not report["read"]["documents"]:
         raise Refusal(f"curation has no document to judge: {'; '.join(skipped_lines(report['read']['skipped'])) or 'there is no text'}.")
     if not report["kept"]["documents"]:
@@ -294,7 +294,7 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
             f"({folder / 'curation.json'} has examples). Loosen it, or start from other text."
         )
     told = [f"{report[name]['documents']:,} documents, {report[name]['characters']:,} characters" for name in ("read", "kept")]
-    say(f"curated   {told[0]} -> {told[1]} kept, in {time.monotonic() - began:.0f} s (why: {folder / 'curation.json'})")
+    print_main(f"curated   {told[0]} -> {told[1]} kept, in {time.monotonic() - began:.0f} s (why: {folder / 'curation.json'})")
     for name in ("judged", "exact", "duplicates"):
         shutil.rmtree(folder / "curation" / name, ignore_errors=True)
     kept = sorted((folder / "kept").glob("*.jsonl.zst"))

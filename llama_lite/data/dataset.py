@@ -9,9 +9,9 @@ import numpy as np
 class TokenWindows:
     """Map-style dataset: window i is tokens [i*L, i*L + L + 1), L + 1 ids for L predictions.
 
-    `order` says which windows the run reads: item k of the dataset is what position k of the whole run reads, over
+    `row_order` says which windows the run reads: item k of the dataset is what position k of the whole run reads, over
     `length` items; epochs are cut to `epoch_windows` (whole steps) and each has its own seeded permutation where
-    `order` is "shuffled". So the order is a function of (seed, position) alone, and nothing of that size is in memory.
+    `row_order` is "shuffled". So the order is a function of (seed, position) alone, and nothing of that size is in memory.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ def collate(windows: list[np.ndarray]) -> dict:
     return {"input_ids": inputs, "labels": targets, "shift_labels": targets}
 
 
-def order(count: int, steps: int, per_step: int, seed: int, start: int = 0) -> list[int]:
+def row_order(count: int, steps: int, per_step: int, seed: int, start: int = 0) -> list[int]:
     """Which row each position of the run reads: every epoch is a permutation of its own, cut to whole steps.
 
     From step `start` on the order begins again: a run resumed without its data position.

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..distributed import say
-from ..errors import Refusal, space_is_told
+from ..distributed import print_main
+from ..errors import Refusal, disk_full_as_refusal
 from ..files import FolderLock, read_json, write_json
 from ..folder_kinds import check_folder
 from . import formats, sources
@@ -28,16 +28,16 @@ from .ngram_baselines import baselines
 from .shards import (
     FORMAT,
     ShardWriter,
+    add_fingerprint,
     altered,
-    damage,
     digest_of,
     file_records,
+    find_damage,
     fingerprint,
     read_manifest,
     read_progress,
     read_tokenizer_record,
-    seal,
-    tokenise,
+    tokenize,
 )
 from .sources import Source
 from .text_facts import TextFacts, look
@@ -74,10 +74,10 @@ class Text:
         data = self.data
         where = (data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision)
         found = sources.resolve(*where, data.text_column, data.encoding, data.file_types, data.max_bytes, separator=self.separator)
-        say(f"text      {sources.inventory(found)}")
+        print_main(f"text      {sources.inventory(found)}")
         none_holds_it = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
         if data.document_separator != "auto" and self.separator is not None and none_holds_it:
-            say(f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided")
+            print_main(f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided")
         return found
 
     @functools.cached_property
@@ -215,7 +215,7 @@ def prepare(data, rules: dict, text: Text, claimed, repair: bool = False) -> dic
     """
     folder = Path(data.prepared_dir)
     check_folder("prepared_dir", folder, "prepared")
-    with space_is_told(folder):
+    with disk_full_as_refusal(folder):
         return _found_or_made(folder, data, rules, text, claimed, repair)
 
 
@@ -229,10 +229,10 @@ def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair:
     elif problems:
         there = _recipe_of_repair(folder, data, rules, text)
     if manifest or problems:
-        problems += damage(folder, manifest, hashes=True) if manifest and repair else []
+        problems += find_damage(folder, manifest, hashes=True) if manifest and repair else []
         lost = [problem for problem in problems if not problem.startswith("recipe.json ")]  # the recipe is in the manifest
         if problems:
-            say(f"repairing {folder}: {'; '.join(problems)}")
+            print_main(f"repairing {folder}: {'; '.join(problems)}")
         if problems and manifest:
             write_json(folder / "recipe.json", there)
         by_content = bool((there or {}).get("content")) and (text.is_local or bool(lost))  # the same text may lie elsewhere, or have another name
@@ -244,7 +244,7 @@ def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair:
             check_content(folder, there, text)
             divided = text.source.record.get("divided", {"files": 0})
             if divided["files"] and "divided" not in manifest["source"]:
-                say(
+                print_main(
                     f"WARNING   {folder} was prepared before files were divided: {divided['files']:,} that hold {divided['separator']!r} are one document each. "
                     "Delete it to prepare it again."
                 )
@@ -331,16 +331,16 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
     stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
     writer = ShardWriter(folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
     with tqdm(total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None) as bar:
-        for batch in () if writer.full else tokenise(source, tokenizer, writer.position, data.prepare_workers):
+        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
             bar.update(writer.add(batch))
             if writer.full:
                 break
     writer.finish(len(source.files))
-    say(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
+    print_main(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
     for line in skipped_lines(writer.skipped):
-        say(f"not read  {line}")
+        print_main(f"not read  {line}")
     if line := special_line(writer.counts):
-        say(line)
+        print_main(line)
     if not writer.total:
         _refuse_empty(folder, data, writer.skipped)
     if not writer.splits["train"]:
@@ -365,7 +365,7 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
     }
     if before and fingerprint(manifest) != before["fingerprint"]:
         raise _beyond_repair(folder, "the text gives other tokens now")
-    manifest = seal({**manifest, "baselines": baselines(folder, manifest)})
+    manifest = add_fingerprint({**manifest, "baselines": baselines(folder, manifest)})
     write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -408,7 +408,7 @@ def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Sour
             found = differences(there, recipe, set(recipe)) or ["its text was another"]
             raise Refusal(f"--curated_dir {folder} holds another curated text: {'; '.join(found)}. Choose another, or delete it.")
         write_json(folder / "recipe.json", recipe)
-        with space_is_told(folder):
+        with disk_full_as_refusal(folder):
             return curate(text.source, rules, folder, data.prepare_workers)
     finally:
         lock.release()

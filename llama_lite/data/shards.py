@@ -61,7 +61,7 @@ def id_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def tokenise(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedPart]:
+def tokenize(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedPart]:
     """The documents of a source in order, from the part of `position` on, parsed and encoded by `workers` processes.
 
     This process only cuts files into parts; at most IN_FLIGHT parts a worker exist at once.
@@ -296,7 +296,7 @@ def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
         return [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard, hashes), shards) if problem]
 
 
-def damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
+def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
     """What is wrong with a prepared folder by its manifest, which is whole, one sentence each: recipe, tokenizer, shards, curation.json.
 
     hashes: whether shards are hashed, too; the small files always are.
@@ -356,7 +356,7 @@ def fingerprint(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def seal(manifest: dict) -> dict:
+def add_fingerprint(manifest: dict) -> dict:
     """The manifest with its fingerprint, and a digest over all of it."""
     manifest = {**manifest, "fingerprint": fingerprint(manifest)}
     return {**manifest, "digest": digest_of(manifest)}
@@ -372,7 +372,7 @@ def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
     if not is_whole(manifest):
         raise altered(folder)
     total = sum(shard["size"] for split in manifest["splits"].values() for shard in split["shards"])
-    if problems := damage(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW)):
+    if problems := find_damage(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW)):
         raise Refusal(f"prepared tokens in {folder} are damaged: {'; '.join(problems)}. Run the same command with --prepare_only: it repairs them.")
 
 

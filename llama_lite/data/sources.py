@@ -19,7 +19,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, sha256, write_json
 from ..folder_kinds import kind_of_folder
@@ -552,7 +552,7 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
     known = (read_json(cache) or {}) if source.bytes > CACHE_ABOVE else {}
     trusted = [name for name, state in map(_state, source.files) if trust and known.get(name, [])[:2] == state]
     if trusted:
-        say(
+        print_main(
             f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and time of change, which are as when they were hashed: "
             "what was changed and given its old time is not seen (--verify_data hashes: hash them again)"
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..distributed import say_once
+from ..distributed import print_once
 from ..errors import Refusal
 from .sources import absent
 
@@ -87,7 +87,7 @@ def read_tokenizer(name: str | Path):
     if _gives_same(found, defined):
         return found
     kind = type(found).__name__
-    say_once(kind, f"tokenizer {name}: AutoTokenizer makes it a {kind}, which gives other ids than its tokenizer.json; tokenizer.json counts")
+    print_once(kind, f"tokenizer {name}: AutoTokenizer makes it a {kind}, which gives other ids than its tokenizer.json; tokenizer.json counts")
     return defined
 
 
@@ -122,7 +122,7 @@ def check_stock(name: str, config, tokenizer, begins: bool) -> None:
                 f"{told}, so nobody else could use the model. Give a config of another kind (llama, mistral, qwen3), or --tokenizer FOLDER with the "
                 f"tokenizer of a {kind} model."
             )
-        say_once(told, f"WARNING   {told}: PreTrainedTokenizerFast.from_pretrained reads the model's own.")
+        print_once(told, f"WARNING   {told}: PreTrainedTokenizerFast.from_pretrained reads the model's own.")
 
 
 def load_tokenizer(name: str):

@@ -120,7 +120,7 @@ def _bits_of_texts(samples: list[dict]) -> list[float]:
 # ---- variants ----
 
 
-def spreads(records: list[dict], samples_of_key, names: set[str]) -> list[dict]:
+def variant_sensitivity(records: list[dict], samples_of_key, names: set[str]) -> list[dict]:
     """What the variants of these names do to each model, factor by factor and all together: rows of `scores.sensitivity`. JSON."""
     groups: dict[tuple, list[dict]] = {}
     for record in records:

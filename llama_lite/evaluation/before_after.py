@@ -7,10 +7,10 @@ import torch
 from .. import formatting
 from ..chat_format import template
 from ..chat_format.packing import Example
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..kernels import probe
-from ..models.batches import Batches, side_by_side
+from ..models.batches import Batches, flatten_batch
 from ..models.presets import context_of
 from . import statistics
 
@@ -50,13 +50,13 @@ def answer_losses(model, inputs: dict, fused: bool = False) -> tuple[torch.Tenso
 
 
 @torch.no_grad()
-def measure(model, examples: list[Example], device, batch: int = 8) -> list[dict]:
+def measure_losses(model, examples: list[Example], device, batch: int = 8) -> list[dict]:
     """For each row: its document, the summed loss of its answer tokens, their number, the end-of-text's loss, and how many were the likeliest."""
     model.eval()
     found = []
     for begin in range(0, len(examples), batch):
         rows = examples[begin : begin + batch]
-        losses, top, _ = answer_losses(model, {**side_by_side(rows, device), "use_cache": False})
+        losses, top, _ = answer_losses(model, {**flatten_batch(rows, device), "use_cache": False})
         parts = zip(losses.double().split([row.learnt for row in rows]), top.split([row.learnt for row in rows]), strict=True)
         for row, (nats, likeliest) in zip(rows, parts, strict=True):
             ends = 0 if row.cut else 1
@@ -113,7 +113,7 @@ def check_prompts(asked: list[str], tokenizer, context: int, answer_tokens: int)
             )
 
 
-def behaviour(
+def measure_answers(
     model, tokenizer, held: list[Example], further: list[str], shown: int, sampled: int, longest: int, seed: int, batches: Batches = Batches()
 ) -> dict:
     """What a model does with the held-out rows: the losses of each, `shown` answers, and `sampled` greedy and sampled ones. JSON."""
@@ -123,17 +123,17 @@ def behaviour(
     fixed = [asked[i * len(asked) // shown] for i in range(shown)] + [[{"role": "user", "content": text}] for text in further]
     greedy = answers(model, tokenizer, fixed, longest, False, seed, batches.answered)
     return {
-        "rows": measure(model, held, next(model.parameters()).device, batches.measured),
+        "rows": measure_losses(model, held, next(model.parameters()).device, batches.measured),
         "shown": [{"prompt": messages[-1]["content"], **answer} for messages, answer in zip(fixed, greedy, strict=True)],
         "greedy": answers(model, tokenizer, spread, longest, False, seed, batches.answered),
         "sampled": answers(model, tokenizer, spread, longest, True, seed, batches.answered),
     }
 
 
-def first_behaviour(model, *asked) -> dict:
-    """`behaviour` before the first step, which is its trial, too: what cannot be done at the end is refused now. Raises Refusal."""
+def measure_before(model, *asked) -> dict:
+    """`measure_answers` before the first step, which is its trial, too: what cannot be done at the end is refused now. Raises Refusal."""
     try:
-        return behaviour(model, *asked)
+        return measure_answers(model, *asked)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise Refusal(
             f"this base ({model.config.model_type}) cannot be measured or answer as it is to be tuned, so nothing is trained: {formatting.shortened(error)}. Give "
@@ -141,12 +141,12 @@ def first_behaviour(model, *asked) -> dict:
         ) from None
 
 
-def last_behaviour(model, *asked) -> dict | None:
-    """`behaviour` after the last step; None, which is said, where it fails: the tuned weights are there already."""
+def measure_after(model, *asked) -> dict | None:
+    """`measure_answers` after the last step; None, which is said, where it fails: the tuned weights are there already."""
     try:
-        return behaviour(model, *asked)
+        return measure_answers(model, *asked)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
-        say(
+        print_main(
             f"WARNING   what tuning changed could not be measured ({type(error).__name__}: {formatting.shortened(error)}); the tuned weights are there"
         )
         return None

@@ -36,7 +36,7 @@ def _hash(*parts) -> int:
     return int.from_bytes(hashlib.sha256("|".join(map(str, parts)).encode()).digest()[:8], "big")
 
 
-class _Asked:
+class _VariantTask:
     """A task's items in one form: question text, option texts, and which is right; `lettered` where the options are in the prompt."""
 
     def __init__(self, task):
@@ -81,7 +81,7 @@ def derive(
 
     Without any of these it asks what `task` asks, bit for bit.
     """
-    asked = _Asked(task)
+    asked = _VariantTask(task)
 
     def key(item) -> str:
         return f"{asked.question(item)}|{'|'.join(asked.options(item))}"
@@ -145,7 +145,7 @@ def sensitivity(base: EvalTask, seed: int, chat: bool) -> list[EvalTask]:
     for label, text in DESCRIPTIONS.items():
         found.append(_variant(base, "description", label, description=text))
     found += [_variant(base, "casing", "upper case", casing=str.upper), _variant(base, "casing", "lower case", casing=str.lower)]
-    if _Asked(first).lettered:
+    if _VariantTask(first).lettered:
         found.append(_variant(base, "enumerators", "(A)", enumerators=("(A) ", "(B) ", "(C) ", "(D) ")))
         found.append(_variant(base, "enumerators", "1.", enumerators=("1. ", "2. ", "3. ", "4. "), labels=("1", "2", "3", "4")))
         found.append(_variant(base, "separators", "double line", separator="\n\n"))
@@ -185,6 +185,6 @@ def robustness(base: EvalTask, seed: int, strengths: tuple[float, ...] = (0.1, 0
 
                 found.append(_variant(base, operation, f"{strength:g}, seed {seed + turn}", question=disturbed))
     found += [_variant(base, "option order", f"shuffled {turn}", order=_shuffled(seed + turn)) for turn in range(turns)]
-    if _Asked(next(iter(base.leaves.values()))).lettered:
+    if _VariantTask(next(iter(base.leaves.values()))).lettered:
         found.append(_variant(base, "labels", "P Q R S", enumerators=("P. ", "Q. ", "R. ", "S. "), labels=("P", "Q", "R", "S")))
     return found

@@ -13,10 +13,10 @@ import yaml
 
 from model_card.records import shown_metric
 
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import csv_text, read_json, write_text
-from ..hub.client import NoAnswer, NotAllowed, Reference, commit_of, fetch, files_of, nothing_private, token, translated
+from ..hub.client import HubPermissionError, HubUnavailable, Reference, commit_of, fetch, files_of, nothing_private, token, translated
 from ..hub.revision import REVISION, as_record
 from .resolve import Model
 from .store import COLUMNS, rows_of
@@ -33,7 +33,7 @@ def push_scores(model: Model, records: list[dict]) -> None:
     """
     place = model.adapter or model.base
     if place.repo is None:
-        say(f"hub       {model.name} is a folder: its scores stay here")
+        print_main(f"hub       {model.name} is a folder: its scores stay here")
         return
     if token() is None:
         raise Refusal("--push_to_hub: no token: run `hf auth login`, or set HF_TOKEN.")
@@ -41,7 +41,7 @@ def push_scores(model: Model, records: list[dict]) -> None:
         for _ in range(TRIES):
             if _push(place, model, records):
                 return
-    except (NoAnswer, NotAllowed) as error:
+    except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(f"--push_to_hub {place.repo}: {error}. The scores are kept here; run the same command again.") from None
     raise Refusal(f"--push_to_hub {place.repo}: main kept changing. Run the same command again.")
 
@@ -65,7 +65,7 @@ def _push(place, model: Model, records: list[dict]) -> bool:
                     card = fetch(Reference(place.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
                     files["README.md"] = with_index(card, place.repo, records)
                 except (ValueError, yaml.YAMLError) as error:
-                    say(
+                    print_main(
                         f"WARNING   the card of {place.repo} stays without scores: its metadata cannot be read ({' '.join(str(error).split())[:200]})"
                     )
         written = {name: folder / "new" / name for name in files}
@@ -81,7 +81,7 @@ def _push(place, model: Model, records: list[dict]) -> bool:
             if getattr(getattr(error, "response", None), "status_code", None) == 412:
                 return False
             raise translated(error) from None
-    say(f"hub       scores of {model.name} are on main of {place.repo}")
+    print_main(f"hub       scores of {model.name} are on main of {place.repo}")
     return True
 
 

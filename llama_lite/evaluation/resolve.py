@@ -5,10 +5,10 @@ import functools
 import re
 from pathlib import Path
 
-from ..checkpoint.verify import well_formed
+from ..checkpoint.verify import is_well_formed
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
-from ..hub.client import NoAnswer, NotAllowed, Reference, reference, refs_of
+from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference, refs_of
 from ..models import references
 
 # ---- which models ----
@@ -34,7 +34,7 @@ class Model:
         return references.model_digest(self.base.folder), references.model_digest(self.adapter.folder) if self.adapter else None
 
 
-def expand(asked: list[str]) -> list[Model]:
+def resolve_models(asked: list[str]) -> list[Model]:
     """Models of references: `path`, `org/name@revision`, `...@step-*` (all of them, in order), each `+adapter`. Raises Refusal."""
     found = []
     for text in asked:
@@ -67,7 +67,7 @@ def _steps(text: str) -> list[str]:
             steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))}  # of step-N and step-N-2 the last is the run's
             steps = steps or {int(tag[5:]): tag for tag in tags if re.fullmatch("step-[0-9]+", tag)}  # of another project
             names = [f"{place}@{steps[step]}" for step in sorted(steps)]
-        except (NoAnswer, NotAllowed) as error:
+        except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(
                 f"--models {text}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
                 "again when the Hub answers."
@@ -107,7 +107,7 @@ def _model(name: str, adapter: str | None) -> Model:
 def _place(folder: Path) -> tuple[int | None, int | None]:
     """(step, training tokens) of a checkpoint, a published revision, or a finished run."""
     for record in ("revision.json", "manifest.json"):
-        if well_formed(found := read_json(folder / record)):
+        if is_well_formed(found := read_json(folder / record)):
             return found["step"], found["tokens"]
     log = [entry for entry in read_jsonl(folder / "log.jsonl") if "tokens" in entry]
     return (log[-1]["step"], log[-1]["tokens"]) if log else (None, None)

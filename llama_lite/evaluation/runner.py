@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from ..data.tokenizer import tokenizer_record
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, sha256, write_json
 from ..models import loading, references
 from .resolve import Model
-from .store import Store, chosen, harness, key_of, metrics_of, prompts_digest, samples_of, where_from
+from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
 
 # ---- asking ----
@@ -36,7 +36,7 @@ class Settings:
     unsafe: bool
 
 
-def ask(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], settings: Settings, done) -> list[dict]:
+def evaluate_model(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], settings: Settings, done) -> list[dict]:
     """The records of a model for (task, limit) pairs: those that are there, and the others computed. `done(record, fresh)` after each.
 
     The model is loaded only if something is to be computed, and let go of afterwards. Raises Refusal.
@@ -84,7 +84,7 @@ def ask(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], se
                 "seed": settings.seed,
                 "prefix_id": prefix,
                 "truncated": lm.truncated - before,
-                "harness": harness(),
+                "harness": harness_version(),
                 "sandbox": ", ".join(sandbox.protections()) if task.unsafe else None,
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
                 "chance": float(np.mean([1 / sample["options"] for sample in samples])) if all("options" in sample for sample in samples) else None,
@@ -109,8 +109,8 @@ def _load(model: Model, tokenizer, settings: Settings):
     loaded = loading.load_model(model.base, settings.dtype)
     loading.check_vocabulary(model.name, loaded.get_input_embeddings().num_embeddings, tokenizer)
     loading.check_language_model(model.name, loaded)
-    if said := loading.mend_ids(loaded, tokenizer):
-        say(f"{model.name}: {said}")
+    if said := loading.align_special_tokens(loaded, tokenizer):
+        print_main(f"{model.name}: {said}")
     if model.adapter:
         loaded = loading.attach(loaded, model.adapter)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -129,7 +129,7 @@ def runs_of(found: list[Model]) -> dict[Path, list[str]]:
     return runs
 
 
-def hand_over(out: Path, run: Path, own: list[str]) -> None:
+def copy_to_run(out: Path, run: Path, own: list[str]) -> None:
     """Put an evaluation's tables into `RUN/evaluation/NAME`, where the run's card finds them; `own`: which of its models are the run's."""
     place = run / "evaluation" / out.resolve().name
     shutil.rmtree(place, ignore_errors=True)

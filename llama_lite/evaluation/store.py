@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoint.verify import digest_of
-from ..distributed import say
+from ..distributed import print_main
 from ..files import csv_text, read_json, read_jsonl, sha256, write_json, write_text
 from . import statistics
 from .lm import render_chat
@@ -82,7 +82,7 @@ class Store:
         elif record["samples"] != {"size": samples.stat().st_size, "sha256": sha256(samples)}:
             wrong = "its samples were altered"
         if wrong:
-            say(f"WARNING   results/{key}: {wrong}, so it is computed again")
+            print_main(f"WARNING   results/{key}: {wrong}, so it is computed again")
         return None if wrong else record
 
     def samples(self, key: str) -> list[dict]:
@@ -106,7 +106,7 @@ def key_of(model: Model, tokenizer_sha: str, dtype: str, task: EvalTask, prompts
         seed,
         limit,
         prefix,
-        harness(),
+        harness_version(),
     ]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.-]+", "-", f"{model.name.strip('./')}--{task.name}").strip("-")
@@ -127,7 +127,7 @@ def where_from(model: Model) -> dict:
     return found
 
 
-def harness() -> str:
+def harness_version() -> str:
     """Name and version of what computed the numbers."""
     return f"lm-eval {version('lm-eval')}"
 

@@ -20,7 +20,7 @@ REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 STEP = re.compile(r"step-([0-9]{6,})(?:-([0-9]+))?")  # tags of this project: `publishing.tag_of`
 
 
-class NoAnswer(Exception):
+class HubUnavailable(Exception):
     """The Hub could not be reached, or is out of order: trying again later can help."""
 
 
@@ -28,7 +28,7 @@ class Damaged(Refusal):
     """What the Hub gives is not what was published, twice in a row."""
 
 
-class NotAllowed(Exception):
+class HubPermissionError(Exception):
     """The Hub answered that this token may not do that: only the user can help."""
 
 
@@ -88,17 +88,17 @@ def _first_word(cause: BaseException) -> str:
 
 
 def translated(error: Exception) -> Exception:
-    """NotAllowed for an answer that only the user can change, else NoAnswer; both say why in one line."""
+    """HubPermissionError for an answer that only the user can change, else HubUnavailable; both say why in one line."""
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status in (401, 403) or isinstance(error, LocalTokenNotFoundError):
-        return NotAllowed(reason(error))
-    return NoAnswer(reason(error))
+        return HubPermissionError(reason(error))
+    return HubUnavailable(reason(error))
 
 
 def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
-    """({branch: commit}, {tag: commit}) of a model repository; both empty where there is none. Raises NotAllowed or NoAnswer."""
+    """({branch: commit}, {tag: commit}) of a model repository; both empty where there is none. Raises HubPermissionError or HubUnavailable."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -112,7 +112,7 @@ def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def commit_of(where: Reference, repo_type: str = "model") -> str:
-    """The commit that a reference means now. Raises Refusal where there is none, NoAnswer where nobody answers.
+    """The commit that a reference means now. Raises Refusal where there is none, HubUnavailable where nobody answers.
 
     `step-N` is the tag, also where somebody has made a branch of that name, which the Hub would take first.
     """
@@ -132,7 +132,7 @@ def commit_of(where: Reference, repo_type: str = "model") -> str:
 
 
 def files_of(repo: str, commit: str) -> dict:
-    """{path: huggingface_hub's RepoFile} of all files of a commit of a model repository. Raises NotAllowed or NoAnswer."""
+    """{path: huggingface_hub's RepoFile} of all files of a commit of a model repository. Raises HubPermissionError or HubUnavailable."""
     from huggingface_hub import HfApi, RepoFile
 
     try:
@@ -144,7 +144,7 @@ def files_of(repo: str, commit: str) -> dict:
 def download(where: Reference, commit: str, files: dict[str, dict], folder: Path | None, repo_type: str = "model") -> None:
     """Download `files` ({path: {size, sha256}}) of a commit into `folder`, or into the Hub's own cache; what is there and whole is kept.
 
-    A file whose sha256 is not the expected one is fetched once more, then refused. Raises Refusal or NoAnswer.
+    A file whose sha256 is not the expected one is fetched once more, then refused. Raises Refusal or HubUnavailable.
     """
 
     def whole(target: Path, expected: dict) -> bool:
@@ -179,7 +179,7 @@ def _in_cache(where: Reference, commit: str, name: str, repo_type: str) -> Path:
 
 
 def fetch(where: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", again: bool = False) -> Path:
-    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where there is no such commit or it has none, NoAnswer where nobody answers."""
+    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where there is no such commit or it has none, HubUnavailable where nobody answers."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
@@ -187,7 +187,7 @@ def fetch(where: Reference, commit: str, name: str, folder: Path | None, repo_ty
     try:
         return Path(hf_hub_download(where.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=again))
     except LocalEntryNotFoundError as error:
-        raise NoAnswer(reason(error, folder or "")) from None
+        raise HubUnavailable(reason(error, folder or "")) from None
     except (EntryNotFoundError, RevisionNotFoundError):
         raise Refusal(f"{where} has no {name}.") from None
     except Exception as error:  # the client raises its own, httpx2's and OSError

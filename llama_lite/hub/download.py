@@ -13,13 +13,13 @@ from model_card import card
 
 from ..checkpoint import integrity, verify
 from ..data.preparation import ROOT, build_recipe, check_recipe
-from ..data.shards import damage, read_manifest
-from ..distributed import say
+from ..data.shards import find_damage, read_manifest
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import flush_folder, read_json, sha256, write_json, write_text
 from ..folder_kinds import check_folder
 from ..formatting import size
-from .client import Damaged, NoAnswer, NotAllowed, Reference, commit_of, download, fetch, files_of, nothing_private, refs_of, translated
+from .client import Damaged, HubPermissionError, HubUnavailable, Reference, commit_of, download, fetch, files_of, nothing_private, refs_of, translated
 from .repository import Repository, with_words
 from .revision import FORMAT, REVISION, STATE, as_record, newest_first, step_of
 
@@ -27,7 +27,7 @@ PREPARED = "llama_lite.prepared/1"
 
 
 def read_revision(where: Reference) -> tuple[str, dict]:
-    """(commit, revision.json) of a published revision. Raises Refusal where it is none, NoAnswer or NotAllowed."""
+    """(commit, revision.json) of a published revision. Raises Refusal where it is none, HubUnavailable or HubPermissionError."""
     commit = commit_of(where)
     with tempfile.TemporaryDirectory() as folder:
         record = as_record(read_json(fetch(where, commit, REVISION, Path(folder))))
@@ -39,7 +39,7 @@ def read_revision(where: Reference) -> tuple[str, dict]:
 def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
     """Download the training state of a revision into `run` as `checkpoint-N`, verified; returns it and the run's id.
 
-    A download that was cut goes on where it ended. Raises Refusal, NoAnswer or NotAllowed.
+    A download that was cut goes on where it ended. Raises Refusal, HubUnavailable or HubPermissionError.
     """
     commit, record = read_revision(where)
     files = {name: file for name, file in record["files"].items() if name.startswith(f"{STATE}/")}
@@ -50,9 +50,9 @@ def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
     final, aside = Path(run) / f"checkpoint-{record['step']}", Path(run) / f".pulled-{commit[:12]}"
     if final.exists():
         raise Refusal(f"--resume_from_checkpoint {where}: {final} is there already. Use `auto`, or another --output_dir.")
-    say(f"hub       downloading {where}: {size(sum(file['size'] for file in files.values()))} of training state")
+    print_main(f"hub       downloading {where}: {size(sum(file['size'] for file in files.values()))} of training state")
     download(where, commit, files, aside)
-    if wrong := verify.problems(aside / STATE):
+    if wrong := verify.find_corruption(aside / STATE):
         raise Damaged(f"{where} does not match its manifest: {'; '.join(wrong)}.")
     try:
         integrity.check_state(aside / STATE, str(where))
@@ -65,7 +65,7 @@ def pull_checkpoint(where: Reference, run: Path) -> tuple[Path, str]:
 
 
 def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
-    """(reference, revision.json) of the steps of a repository's own run that carry training state, newest first. Raises NoAnswer or NotAllowed.
+    """(reference, revision.json) of the steps of a repository's own run that carry training state, newest first. Raises HubUnavailable or HubPermissionError.
 
     Only names of this project's form count, as numbers. A tag of that form whose record is of another run or another step, or that has none, is a
     person's and is passed over. Raises Refusal where there are steps, and none of them carries training state.
@@ -87,7 +87,7 @@ def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
 def pull_model(where: Reference) -> tuple[str, Path]:
     """(commit, folder in the Hub's cache) of a model or adapter: configs, tokenizer and safetensors at the root of a revision.
 
-    Verified by its revision.json where there is one, else by what the Hub says of its large files. Raises Refusal, NoAnswer or NotAllowed.
+    Verified by its revision.json where there is one, else by what the Hub says of its large files. Raises Refusal, HubUnavailable or HubPermissionError.
     """
     commit = commit_of(where)
     there = {name: entry for name, entry in files_of(where.repo, commit).items() if "/" not in name}
@@ -99,7 +99,7 @@ def pull_model(where: Reference) -> tuple[str, Path]:
     known = {
         name: record.get(name) or {"size": there[name].size, "sha256": there[name].lfs.sha256} for name in names if name in record or there[name].lfs
     }
-    say(f"hub       {where}: {size(sum(there[name].size for name in names))} of model, downloaded once and verified")
+    print_main(f"hub       {where}: {size(sum(there[name].size for name in names))} of model, downloaded once and verified")
     for name in set(names) - set(known):  # a small file of a repository that no run of this project published
         fetch(where, commit, name, None)
     download(where, commit, known, None)
@@ -126,7 +126,7 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
         there = {entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", revision=head, recursive=True)}
         theirs = _prepared_record(where, head) if REVISION in there else None
         if theirs and theirs["fingerprint"] == record["fingerprint"]:
-            say(f"hub       {repo} holds these tokens already")
+            print_main(f"hub       {repo} holds these tokens already")
             return
         if theirs or there & set(files):  # what else people keep there stays
             raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not written over: choose another name.")
@@ -141,11 +141,11 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
                 CommitOperationAdd(name, str(Path(aside) / name)) for name in (REVISION, "README.md")
             ]
             api.create_commit(repo, operations, commit_message="Prepared tokens", repo_type="dataset", parent_commit=head)
-    except (NoAnswer, NotAllowed) as error:
+    except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(f"--prepared_hub_id {repo}: {error}. What is prepared stays; run the same command again.") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise Refusal(f"--prepared_hub_id {repo}: {translated(error)}. What is prepared stays; run the same command again.") from None
-    say(f"hub       {repo} holds {len(files)} files of prepared tokens, fingerprint {record['fingerprint'][:12]}")
+    print_main(f"hub       {repo} holds {len(files)} files of prepared tokens, fingerprint {record['fingerprint'][:12]}")
 
 
 def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str:
@@ -166,9 +166,9 @@ def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str
         record, aside = _prepared_record(where, commit), folder / ".pulled"
         download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, aside, "dataset")
         check_recipe(aside, integrity.read_object(aside / "recipe.json", f"recipe.json of {where}"), build_recipe(data, rules, None), claimed)
-        say(f"hub       downloading {where}: {size(sum(file['size'] for file in record['files'].values()))} of prepared tokens")
+        print_main(f"hub       downloading {where}: {size(sum(file['size'] for file in record['files'].values()))} of prepared tokens")
         download(where, commit, record["files"], aside, "dataset")
-    except (NoAnswer, NotAllowed) as error:
+    except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(f"--prepared_hub_id {where}: {error}. Run the same command again when the Hub answers.") from None
     if integrity.read_object(aside / "manifest.json", f"manifest.json of {where}").get("fingerprint") != record["fingerprint"]:
         raise Refusal(f"--prepared_hub_id {where}: its manifest is not the one that it names.")
@@ -184,7 +184,7 @@ def pull_prepared(where: Reference, data, rules: dict, claimed: set[str]) -> str
 def _mend(where: Reference, folder: Path) -> None:
     """Download again what is damaged in a prepared folder, where it holds these tokens; others, and unfinished ones, stay for `prepare`."""
     manifest = read_manifest(folder)
-    wrong = damage(folder, manifest, hashes=True) if manifest else ["manifest.json was altered"] * (folder / "manifest.json").exists()
+    wrong = find_damage(folder, manifest, hashes=True) if manifest else ["manifest.json was altered"] * (folder / "manifest.json").exists()
     if not wrong:
         return
     commit = commit_of(where, "dataset")
@@ -193,7 +193,7 @@ def _mend(where: Reference, folder: Path) -> None:
         download(where, commit, {"recipe.json": record["files"]["recipe.json"]}, Path(aside), "dataset")
         theirs = read_json(Path(aside) / "recipe.json")
     if manifest["fingerprint"] == record["fingerprint"] if manifest else read_json(folder / "recipe.json") in (None, theirs):
-        say(f"repairing {folder} from {where}: {'; '.join(wrong)}")
+        print_main(f"repairing {folder} from {where}: {'; '.join(wrong)}")
         download(where, commit, record["files"], folder, "dataset")
 
 
@@ -206,6 +206,6 @@ def _prepared_record(where: Reference, commit: str) -> dict:
         record = read_json(fetch(where, commit, REVISION, Path(folder), "dataset"))
     if not isinstance(record, dict) or record.get("format") != PREPARED:
         raise Refusal(f"{where} does not hold prepared tokens of this project ({PREPARED}).")
-    if not verify.well_formed_files(record.get("files")) or not {"recipe.json", "manifest.json"} <= set(record["files"]):
+    if not verify.is_well_formed_files(record.get("files")) or not {"recipe.json", "manifest.json"} <= set(record["files"]):
         raise Refusal(f"{REVISION} of {where} does not say which files are its own: use another revision.")
     return record

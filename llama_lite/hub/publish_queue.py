@@ -12,10 +12,10 @@ from model_card import card
 
 from .. import formatting
 from ..checkpoint import store, verify
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import append_jsonl, flush_folder, read_json, read_jsonl, write_json, write_text
-from .client import NoAnswer, NotAllowed, nothing_private, reason
+from .client import HubPermissionError, HubUnavailable, nothing_private, reason
 from .repository import NO_CARD, Repository
 from .revision import REVISION, is_final, step_of, tag_of, write_revision
 
@@ -49,11 +49,11 @@ class Publisher:
                 write_json(Path(folder) / REVISION, (read_json(self.run.path / "run.json") or {}).get("identity") or {})
                 nothing_private({REVISION: Path(folder) / REVISION})
             self._compare(self.repository.prepare())
-        except (Refusal, NotAllowed, NoAnswer) as error:
+        except (Refusal, HubPermissionError, HubUnavailable) as error:
             what = f"--push_to_hub {self.repository.repo}: {error}"
             if required:
                 raise Refusal(f"{what}. Mend it, or train without --hub_required and publish later with --publish_only.") from None
-            say(f"WARNING   {what}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes them.")
+            print_main(f"WARNING   {what}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes them.")
             self.run.event("hub", reason=str(error))
 
     def add(self, checkpoint: Path) -> None:
@@ -95,9 +95,9 @@ class Publisher:
             elif found := self.repository.find(step, commit, tags):
                 kept.append({**row, "revision": found[0], "commit": found[1]})
                 if tag not in tags:
-                    say(f"hub       {repo}@{tag} was deleted, and is there again")
+                    print_main(f"hub       {repo}@{tag} was deleted, and is there again")
                 elif found[0] != tag:
-                    say(f"hub       {repo}@{tag} is somebody else's tag now, and stays: this run's revision is {found[0]}")
+                    print_main(f"hub       {repo}@{tag} is somebody else's tag now, and stays: this run's revision is {found[0]}")
             else:
                 gone.append(step)
         if gone:
@@ -105,7 +105,7 @@ class Publisher:
             again = _named([step for step in gone if step in there])
             ways = [f"{again} will be published again" if again else "", f"{_named(self.lost)} cannot be: no checkpoint here" if self.lost else ""]
             text = f"{_named(gone)} of {repo} was published, and is gone from there (deleted, or the repository made anew): {'; '.join(filter(None, ways))}"
-            say(f"WARNING   {text}")
+            print_main(f"WARNING   {text}")
             self.run.event("hub", reason=text)
         if kept != rows:
             write_text(self.published, "".join(json.dumps(row) + "\n" for row in kept))
@@ -145,9 +145,9 @@ class Publisher:
                 wait = min(wait * 2, LONGEST_WAIT)
 
     def _publish(self, step: int, entry: Path) -> None:
-        wrong = verify.problems(entry / "checkpoint")
+        wrong = verify.find_corruption(entry / "checkpoint")
         if wrong:
-            say(f"hub       {tag_of(step)} was damaged on this disk before it was published: {'; '.join(wrong)}")
+            print_main(f"hub       {tag_of(step)} was damaged on this disk before it was published: {'; '.join(wrong)}")
             self.run.event("not published", revision=tag_of(step), problems=wrong)
             discard(entry)
             return
@@ -162,7 +162,7 @@ class Publisher:
         discard(entry)
         self.run.event("published", revision=tag, repo=self.repository.repo, commit=commit)
         other = "" if tag == tag_of(step) else f"; {tag_of(step)} is somebody else's tag, and stays"
-        say(f"hub       {self.repository.repo}@{tag} is published{' and is main' if is_main else ''}{other}")
+        print_main(f"hub       {self.repository.repo}@{tag} is published{' and is main' if is_main else ''}{other}")
 
     def _card(self, row: dict, step: int | None = None) -> str:
         """The card of a revision that is about to be published, or, without a step, of main.
@@ -185,19 +185,19 @@ class Publisher:
             path = card.write(self.place, self.repository.repo)
             cover = {"README.md": path} | {f"figures/{one.name}": one for one in sorted((self.place / "figures").glob("*.png"))}
             if self.repository.publish_cover(cover):
-                say(f"hub       the card of {self.repository.repo} is on main")
-        except (card.CardError, Refusal, NotAllowed, NoAnswer) as error:
-            say(f"WARNING   the card of {self.repository.repo} is not on main: {error}. --publish_only tries again.")
+                print_main(f"hub       the card of {self.repository.repo} is on main")
+        except (card.CardError, Refusal, HubPermissionError, HubUnavailable) as error:
+            print_main(f"WARNING   the card of {self.repository.repo} is not on main: {error}. --publish_only tries again.")
 
     def _failed(self, error: Exception, step: int) -> None:
         """Say a failure once, not once a try."""
-        text = str(error) if isinstance(error, Refusal | NoAnswer | NotAllowed) else reason(error, self.run.path.resolve())
-        self.blocked = isinstance(error, Refusal | NotAllowed)
+        text = str(error) if isinstance(error, Refusal | HubUnavailable | HubPermissionError) else reason(error, self.run.path.resolve())
+        self.blocked = isinstance(error, Refusal | HubPermissionError)
         if text != self.failure:
             self.failure = text
             self.run.event("not yet published", revision=tag_of(step), reason=text)
             write_json(self.folder / "last_failure.json", {"revision": tag_of(step), "reason": text})
-            say(f"hub       {tag_of(step)} waits: {text}")
+            print_main(f"hub       {tag_of(step)} waits: {text}")
 
     def drain(self, timeout: float) -> bool:
         """Wait until the queue is empty; False when `timeout` seconds were not enough, or only the user can help."""
@@ -205,7 +205,9 @@ class Publisher:
         while (waiting := queued(self.folder)) and time.monotonic() < deadline and not self.blocked:
             if told != len(waiting):
                 told = len(waiting)
-                say(f"hub       waiting for {told} revision{'s' if told > 1 else ''} (for {timeout:.0f} s at most; --publish_only goes on later)")
+                print_main(
+                    f"hub       waiting for {told} revision{'s' if told > 1 else ''} (for {timeout:.0f} s at most; --publish_only goes on later)"
+                )
             self.wake.set()
             time.sleep(0.1)
         self.stop()
@@ -221,7 +223,7 @@ class Publisher:
             self.thread.join(5)
             self.thread = None
             for line in queue_lines(self.folder):
-                say(f"hub       {line}")
+                print_main(f"hub       {line}")
 
 
 def queued(folder: Path) -> list[tuple[int, Path]]:

@@ -10,10 +10,10 @@ from pathlib import Path
 from model_card import card
 from model_card.card import YOURS, renew
 
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import csv_text, read_json, sha256, write_json, write_text
-from .client import NoAnswer, NotAllowed, Reference, fetch, files_of, nothing_private, refs_of, token, translated
+from .client import HubPermissionError, HubUnavailable, Reference, fetch, files_of, nothing_private, refs_of, token, translated
 from .revision import BRANCH, INDEX, REVISION, STATE, TITLE, as_record, has_content_of, newest_first, same_content, step_of, tag_of
 
 COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
@@ -31,7 +31,7 @@ MOST_TAGS = 100  # of a repository, newest first, whose records are looked at
 
 
 class Repository:
-    """One run's model repository. Its methods raise Refusal, NotAllowed or NoAnswer, and can be called again."""
+    """One run's model repository. Its methods raise Refusal, HubPermissionError or HubUnavailable, and can be called again."""
 
     def __init__(self, repo: str, private: bool | None, run: str):
         self.repo, self.private, self.run = repo, private, run
@@ -53,10 +53,10 @@ class Repository:
     def prepare(self) -> dict[str, str]:
         """Make the repository if it is not there, and see that this run may write to it; returns {tag: commit}."""
         if token() is None:
-            raise NotAllowed("no token: run `hf auth login`, or set HF_TOKEN")
+            raise HubPermissionError("no token: run `hf auth login`, or set HF_TOKEN")
         role = self._call("whoami").get("auth", {}).get("accessToken", {}).get("role")
         if role == "read":
-            raise NotAllowed("the token can only read: make one with the right to write")
+            raise HubPermissionError("the token can only read: make one with the right to write")
         return self._open()[1]
 
     def _open(self) -> tuple[dict[str, str], dict[str, str]]:
@@ -143,12 +143,12 @@ class Repository:
             commit = tags[tag]
             if self._faults(commit, files, ours):
                 if not self._is_own(commit, ours["step"]):
-                    raise NoAnswer(TAKEN.format(tag=tag))
+                    raise HubUnavailable(TAKEN.format(tag=tag))
                 raise Refusal(f"{self.repo}@{tag} is there with other content, and no revision is written over. Choose another --hub_model_id.")
         else:
             commit = self._commit(files, ours, heads, tags)
             if wrong := self._faults(commit, files, ours):
-                raise NoAnswer(f"the Hub holds other files than were sent: {', '.join(wrong[:3])}")
+                raise HubUnavailable(f"the Hub holds other files than were sent: {', '.join(wrong[:3])}")
             self._tag(tag, commit)
         return commit, self._update_main(files, ours, (tag, commit), final, losses, cover)
 
@@ -202,7 +202,7 @@ class Repository:
         return self._replace(BRANCH, head, files, title, set(files_of(self.repo, head)))
 
     def _replace(self, branch: str, head: str, files: dict[str, Path], title: str, there: set[str]) -> str:
-        """One commit that adds `files` and deletes the rest of `there`; returns its id. NoAnswer when the branch has moved from `head`."""
+        """One commit that adds `files` and deletes the rest of `there`; returns its id. HubUnavailable when the branch has moved from `head`."""
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         nothing_private(files)
@@ -236,7 +236,7 @@ class Repository:
     def _tag(self, tag: str, commit: str) -> None:
         self._call("create_tag", self.repo, tag=tag, revision=commit, exist_ok=True)
         if refs_of(self.repo)[1].get(tag) != commit:
-            raise NoAnswer(TAKEN.format(tag=tag))
+            raise HubUnavailable(TAKEN.format(tag=tag))
 
     def _update_main(self, files: dict[str, Path], ours: dict, at: tuple[str, str], final: bool, losses: dict, cover: dict[str, Path]) -> bool:
         """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model; what others put there stays.
@@ -303,7 +303,7 @@ class Repository:
     def _say_once(self, text: str) -> None:
         if text not in self.said:
             self.said.add(text)
-            say(f"hub       {text}")
+            print_main(f"hub       {text}")
 
 
 def with_words(card_text: str, old: str) -> str:

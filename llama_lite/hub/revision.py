@@ -60,7 +60,7 @@ def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> 
 
 def as_record(value) -> dict | None:
     """A `revision.json` of this project, or None for JSON of any other kind."""
-    whole = verify.well_formed(value) and value.get("format") == FORMAT and isinstance(value.get("run"), str)
+    whole = verify.is_well_formed(value) and value.get("format") == FORMAT and isinstance(value.get("run"), str)
     return value if whole else None
 
 

@@ -3,7 +3,7 @@
 The same mathematics as torch's scaled_dot_product_attention, in another order of additions; as in transformers' `eager` attention the scores are
 rounded to the inputs' format, and the softmax is computed in float32. Nothing of the size of context x context is kept: the backward pass makes the
 scores again. A compiler that saw both passes in its layer would find the same scores in them and keep these after all: to it they are two operators,
-and what lies between the products is fused by compiling each pass on its own.
+and what lies between the products is fused by compiling each pass on its q.
 """
 
 import functools
@@ -41,8 +41,8 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, scaling, size, compiled=False):
-        output, mass = attend(query, key, value, scaling, size, compiled)
-        ctx.save_for_backward(query, key, value, output, mass)
+        output, lse = attend(query, key, value, scaling, size, compiled)
+        ctx.save_for_backward(query, key, value, output, lse)
         ctx.settings = scaling, size, compiled
         return output
 
@@ -55,7 +55,7 @@ class BlockAttention(torch.autograd.Function):
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, size: int, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output, in memory as [batch, context, heads, width], and the logarithm of the sum of a query's exponentials [batch * heads, context, 1]."""
+    """(output, lse): output in memory as [batch, context, heads, width]; lse, the log-sum-exp of each query's scores, [batch * heads, context, 1]."""
     return (_compiled(_attend) if compiled else _attend)(query, key, value, scaling, size)
 
 
@@ -66,22 +66,22 @@ def differentiate(
     key: torch.Tensor,
     value: torch.Tensor,
     output: torch.Tensor,
-    mass: torch.Tensor,
+    lse: torch.Tensor,
     scaling: float,
     size: int,
     compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients of query, key and value."""
-    return (_compiled(_differentiate) if compiled else _differentiate)(gradient, query, key, value, output, mass, scaling, size)
+    return (_compiled(_differentiate) if compiled else _differentiate)(gradient, query, key, value, output, lse, scaling, size)
 
 
 @attend.register_fake
 def _(query, key, value, scaling, size, compiled):
-    return _empty(query), query.new_empty(query.shape[0] * query.shape[1], query.shape[2], 1, dtype=torch.float32)
+    return _empty_output(query), query.new_empty(query.shape[0] * query.shape[1], query.shape[2], 1, dtype=torch.float32)
 
 
 @differentiate.register_fake
-def _(gradient, query, key, value, output, mass, scaling, size, compiled):
+def _(gradient, query, key, value, output, lse, scaling, size, compiled):
     return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value))
 
 
@@ -91,38 +91,40 @@ def _compiled(function):
 
 
 def _attend(query, key, value, scaling, size):
-    output = _empty(query)
+    output = _empty_output(query)
     query, key, value = _by_head(query * scaling, key, value, heads=query.shape[1])
-    mass = torch.empty(*query.shape[:2], 1, dtype=torch.float32, device=query.device)
+    lse = torch.empty(*query.shape[:2], 1, dtype=torch.float32, device=query.device)
     for begin in range(0, query.shape[1], size):
         end = min(begin + size, query.shape[1])
+        # scores and probs: [batch * heads, queries of the block, keys up to its end]; row_max and sum_exp: [batch * heads, queries of the block, 1]
         scores = torch.bmm(query[:, begin:end], key[:, :end].transpose(1, 2)).float()
-        scores[:, :, begin:].masked_fill_(_later(end - begin, scores.device), -torch.inf)
-        top = scores.amax(2, keepdim=True)
-        shares = scores.sub_(top).exp_()
-        total = shares.sum(2, keepdim=True)
-        mass[:, begin:end] = top + total.log()
-        output[:, :, begin:end] = (torch.bmm(shares.to(value.dtype), value[:, :end]) / total).view(*output.shape[:2], end - begin, -1)
-    return output, mass
+        scores[:, :, begin:].masked_fill_(_causal_mask(end - begin, scores.device), -torch.inf)
+        row_max = scores.amax(2, keepdim=True)
+        probs = scores.sub_(row_max).exp_()
+        sum_exp = probs.sum(2, keepdim=True)
+        lse[:, begin:end] = row_max + sum_exp.log()
+        output[:, :, begin:end] = (torch.bmm(probs.to(value.dtype), value[:, :end]) / sum_exp).view(*output.shape[:2], end - begin, -1)
+    return output, lse
 
 
-def _differentiate(gradient, query, key, value, output, mass, scaling, size):
+def _differentiate(gradient, query, key, value, output, lse, scaling, size):
     batch, heads, context, width = query.shape
     shared = batch, key.shape[1], -1, context, width
     query, key, value, output, gradient = _by_head(query * scaling, key, value, output, gradient.to(query.dtype), heads=heads)
-    inner = (gradient.float() * output.float()).sum(2, keepdim=True)
-    of_query, of_key, of_value = torch.empty_like(query), torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(value, dtype=torch.float32)
+    # delta: [batch * heads, context, 1], as in FlashAttention-2 (arXiv 2307.08691, algorithm 2); dq, dk, dv: the shapes of query, key, value by head
+    delta = (gradient.float() * output.float()).sum(2, keepdim=True)
+    dq, dk, dv = torch.empty_like(query), torch.zeros_like(key, dtype=torch.float32), torch.zeros_like(value, dtype=torch.float32)
     for begin in range(0, query.shape[1], size):
         end = min(begin + size, query.shape[1])
-        own, given = query[:, begin:end], gradient[:, begin:end]
-        shares = torch.bmm(own, key[:, :end].transpose(1, 2)).float().sub_(mass[:, begin:end]).exp_()
-        shares[:, :, begin:].masked_fill_(_later(end - begin, shares.device), 0)
-        of_value[:, :end] += torch.bmm(shares.to(given.dtype).transpose(1, 2), given)
-        of_scores = torch.bmm(given, value[:, :end].transpose(1, 2)).float().sub_(inner[:, begin:end]).mul_(shares).to(own.dtype)
-        of_query[:, begin:end] = torch.bmm(of_scores, key[:, :end])
-        of_key[:, :end] += torch.bmm(of_scores.transpose(1, 2), own)
-    of_key, of_value = (made.view(shared).sum(2).to(query.dtype) for made in (of_key, of_value))
-    return (of_query * scaling).view(batch, heads, context, width), of_key, of_value
+        q, do = query[:, begin:end], gradient[:, begin:end]
+        probs = torch.bmm(q, key[:, :end].transpose(1, 2)).float().sub_(lse[:, begin:end]).exp_()
+        probs[:, :, begin:].masked_fill_(_causal_mask(end - begin, probs.device), 0)
+        dv[:, :end] += torch.bmm(probs.to(do.dtype).transpose(1, 2), do)
+        ds = torch.bmm(do, value[:, :end].transpose(1, 2)).float().sub_(delta[:, begin:end]).mul_(probs).to(q.dtype)
+        dq[:, begin:end] = torch.bmm(ds, key[:, :end])
+        dk[:, :end] += torch.bmm(ds.transpose(1, 2), q)
+    dk, dv = (grad.view(shared).sum(2).to(query.dtype) for grad in (dk, dv))
+    return (dq * scaling).view(batch, heads, context, width), dk, dv
 
 
 def _by_head(*tensors, heads):
@@ -130,13 +132,13 @@ def _by_head(*tensors, heads):
     return (repeat_kv(tensor, heads // tensor.shape[1]).reshape(-1, *tensor.shape[2:]) for tensor in tensors)
 
 
-def _empty(query):
+def _empty_output(query):
     """Room for an output, which the layer's next product then reads without a copy."""
     batch, heads, context, width = query.shape
     return query.new_empty(batch, context, heads, width).transpose(1, 2)
 
 
-def _later(size: int, device) -> torch.Tensor:
+def _causal_mask(size: int, device) -> torch.Tensor:
     """Which keys of a block come after which of its queries."""
     return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
 
@@ -161,14 +163,14 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     return output.transpose(1, 2), None
 
 
-def use_blocks(model) -> None:
+def enable_block_attention(model) -> None:
     """Let a model attend in blocks while it is trained."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
 
 
-def misfit(model) -> str | None:
+def why_unsupported(model) -> str | None:
     """Why a model cannot attend in blocks, tried on itself in float32; None where it can, with the same logits. The model is left as it was."""
     before = model.config._attn_implementation
     if before != "sdpa":
@@ -176,9 +178,9 @@ def misfit(model) -> str | None:
     ids, used, original = probe.probe_ids(model), [], BlockAttention.apply
     with probe.evaluating(model):
         plain = model(input_ids=ids, use_cache=False).logits
-        use_blocks(model)
+        enable_block_attention(model)
         try:
-            with patch.object(BlockAttention, "apply", lambda *given: used.append(given) or original(*given)):
+            with patch.object(BlockAttention, "apply", lambda *do: used.append(do) or original(*do)):
                 ours = model(input_ids=ids, use_cache=False).logits
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:
             return formatting.shortened(error)

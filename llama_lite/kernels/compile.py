@@ -4,7 +4,7 @@ import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import formatting
-from ..distributed import say
+from ..distributed import print_main
 from ..machine.hardware import missing_compiler
 from . import probe
 
@@ -19,7 +19,7 @@ def compile_layers(model, device) -> bool:
     Parameter names stay, and hooks of DDP and FSDP2 run. What compiled before is read from torch's cache (TORCHINDUCTOR_CACHE_DIR).
     """
     if missing := missing_compiler(device):
-        say(f"WARNING   --compile_layers: {missing}: layers run uncompiled, with the same result")
+        print_main(f"WARNING   --compile_layers: {missing}: layers run uncompiled, with the same result")
         return False
     if device.type == "cpu":
         from torch._inductor import config, cpu_vec_isa
@@ -29,7 +29,7 @@ def compile_layers(model, device) -> bool:
         config.cpp.simdlen = cpu_vec_isa.pick_vec_isa().bit_width() or None
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        say("WARNING   --compile_layers: this model has no layers that transformers can tell apart: it runs uncompiled, with the same result")
+        print_main("WARNING   --compile_layers: this model has no layers that transformers can tell apart: it runs uncompiled, with the same result")
         return False
     tried = model.config.model_type in COMPILES
     plain = None if tried else _probed(model)
@@ -40,7 +40,7 @@ def compile_layers(model, device) -> bool:
     for layer in layers:
         layer._compiled_call_impl = None
     torch.compiler.reset()
-    say(f"plain     --compile_layers stays off for this model ({model.config.model_type}): {why}")
+    print_main(f"plain     --compile_layers stays off for this model ({model.config.model_type}): {why}")
     return False
 
 

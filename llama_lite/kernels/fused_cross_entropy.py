@@ -9,11 +9,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from . import probe
 
-HELD = 2**27  # logits at a time: 256 MiB in bfloat16
+LOGITS_CHUNK = 2**27  # logits at a time: 256 MiB in bfloat16
 
-CACHED = 2**20  # of them in float32 at a time: 4 MiB, which stay in the processor's cache
+FP32_CHUNK = 2**20  # of them in float32 at a time: 4 MiB, which stay in the processor's cache
 
-MOST_SLICES = None  # where a step is only followed for its memory (memory.py): all slices take as much
+MAX_CHUNKS = None  # where a step is only followed for its memory (memory.py): all slices take as much
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -23,26 +23,26 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, labels, count):
         dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
         inputs, outputs = hidden.to(dtype), weight.to(dtype)
-        wanted = any(ctx.needs_input_grad[:2])
+        needs_grad = any(ctx.needs_input_grad[:2])
         losses = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if wanted else None
+        grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = None
-        for some, target, grad in _rows(HELD // weight.shape[0], inputs, labels, grad_hidden):
-            logits = some @ outputs.T
-            for part, place in _rows(CACHED // weight.shape[0], logits, target):
-                used, place = place != -100, place.clamp(min=0)[:, None]
-                exact = part.float()
-                meant, top = exact.gather(1, place), exact.amax(1, keepdim=True)
-                mass = exact.sub_(top).exp_().sum(1, keepdim=True)
-                losses += ((mass.log() + top - meant).squeeze(1) * used).sum()
-                if wanted:
-                    share = (used.float() / count)[:, None]
-                    part.copy_(exact.mul_(share / mass).scatter_add_(1, place, -share))
-            if wanted:
-                grad.copy_(logits @ outputs)
-                of_weight = logits.T @ some
-                grad_weight = of_weight.to(weight.dtype) if grad_weight is None else grad_weight.add_(of_weight)
-        if wanted:
+        for hidden_chunk, labels_chunk, grad_chunk in _chunks(LOGITS_CHUNK // weight.shape[0], inputs, labels, grad_hidden):
+            logits_chunk = hidden_chunk @ outputs.T  # (chunk, vocabulary)
+            for rows, target in _chunks(FP32_CHUNK // weight.shape[0], logits_chunk, labels_chunk):  # fewer rows, which stay in the cache in float32
+                is_target, target = target != -100, target.clamp(min=0)[:, None]  # (rows), (rows, 1)
+                logits = rows.float()  # (rows, vocabulary)
+                target_logit, row_max = logits.gather(1, target), logits.amax(1, keepdim=True)  # (rows, 1)
+                sum_exp = logits.sub_(row_max).exp_().sum(1, keepdim=True)  # (rows, 1); logits are now exponentials
+                losses += ((sum_exp.log() + row_max - target_logit).squeeze(1) * is_target).sum()
+                if needs_grad:
+                    scale = (is_target.float() / count)[:, None]  # (rows, 1)
+                    rows.copy_(logits.mul_(scale / sum_exp).scatter_add_(1, target, -scale))  # probs - one_hot: the gradient, in the logits' place
+            if needs_grad:
+                grad_chunk.copy_(logits_chunk @ outputs)
+                dw = logits_chunk.T @ hidden_chunk  # (vocabulary, width)
+                grad_weight = dw.to(weight.dtype) if grad_weight is None else grad_weight.add_(dw)
+        if needs_grad:
             ctx.save_for_backward(grad_hidden, grad_weight)
         return losses / count
 
@@ -52,16 +52,16 @@ class LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden * scale, grad_weight * scale, None, None
 
 
-def _rows(count: int, *tensors):
+def _chunks(count: int, *tensors):
     """Slices of at most `count` rows, at least one, of tensors of as many rows (None stays None). MOST_SLICES of them, where that is set."""
-    for begin in range(0, len(tensors[0]), max(1, count))[:MOST_SLICES]:
+    for begin in range(0, len(tensors[0]), max(1, count))[:MAX_CHUNKS]:
         yield tuple(None if tensor is None else tensor[begin : begin + max(1, count)] for tensor in tensors)
 
 
-def fuse(model) -> None:
+def apply_fused_cross_entropy(model) -> None:
     """Let a causal language model compute the loss of `shift_labels` that way, inside its forward; without them it is as it was.
 
-    For models of which `misfit` says nothing. The loss is made by calling the output layer as a module, so that FSDP gathers its weight as for
+    For models of which `why_unsupported` says nothing. The loss is made by calling the output layer as a module, so that FSDP gathers its weight as for
     the plain path.
     """
     plain, head = model.forward, model.get_output_embeddings()
@@ -84,7 +84,7 @@ def fuse(model) -> None:
 
 
 @torch.no_grad()
-def misfit(model) -> str | None:
+def why_unsupported(model) -> str | None:
     """Why the loss of a model cannot be computed that way, tried on itself in float32; None where it can. The model is left as it was."""
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None:

@@ -12,12 +12,12 @@ COMPILED = {"bfloat16": 1.4, "float32": 1.15}  # times as fast as uncompiled; be
 COMPILE_FROM = 3.0  # times as much gained as compiling takes
 
 
-def fuses_loss(device: torch.device) -> tuple[bool, str]:
+def choose_fused_loss(device: torch.device) -> tuple[bool, str]:
     """(whether output layer and loss are computed as one, why); by benchmarks/train.py on each kind of machine that was at hand."""
     return (True, "faster here, and no logits are held") if device.type == "cpu" else (False, "")
 
 
-def attends_in_blocks(precision: str, compiled: bool, device: torch.device) -> tuple[bool, str]:
+def choose_block_attention(precision: str, compiled: bool, device: torch.device) -> tuple[bool, str]:
     """(whether attention is computed in blocks, why); by the same measurement: faster in bfloat16, and only where layers are compiled."""
     if device.type != "cpu":
         return False, ""
@@ -26,7 +26,7 @@ def attends_in_blocks(precision: str, compiled: bool, device: torch.device) -> t
     return False, f"no faster in {precision}{'' if precision == 'float32' else ' uncompiled'}"
 
 
-def worth_compiling(seconds: float, precision: str, device: torch.device) -> tuple[bool, str]:
+def choose_compile(seconds: float, precision: str, device: torch.device) -> tuple[bool, str]:
     """(whether layers are compiled, why), for a run that would train for so many seconds uncompiled."""
     if device.type != "cpu":
         return False, ""
@@ -36,15 +36,15 @@ def worth_compiling(seconds: float, precision: str, device: torch.device) -> tup
     return enough, "the run is long enough to gain more than compiling takes" if enough else "compiling takes longer than a run of this length gains"
 
 
-def switch_on(model, fused: bool, blocks: bool) -> dict[str, str]:
+def apply_kernels(model, fused: bool, blocks: bool) -> dict[str, str]:
     """Switch the fused loss and attention in blocks on, each where it is asked for and the model itself shows that it computes the same.
 
     Returns {switch: why it stays off} of the others.
     """
-    wanted = {"fused_loss": (fused, fused_cross_entropy.misfit), "block_attention": (blocks, block_attention.misfit)}
+    wanted = {"fused_loss": (fused, fused_cross_entropy.why_unsupported), "block_attention": (blocks, block_attention.why_unsupported)}
     off = {name: why for name, (on, misfit) in wanted.items() if on and (why := misfit(model))}
     if fused and "fused_loss" not in off:
-        fused_cross_entropy.fuse(model)
+        fused_cross_entropy.apply_fused_cross_entropy(model)
     if blocks and "block_attention" not in off:
-        block_attention.use_blocks(model)
+        block_attention.enable_block_attention(model)
     return off

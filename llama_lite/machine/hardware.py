@@ -6,13 +6,13 @@ import time
 
 import torch
 
-from ..distributed import say
+from ..distributed import print_main
 from ..processes import cores_for_a_process
 
 MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD
 
 
-def settle_cpu(device: torch.device, threads: int | None, keep: bool) -> None:
+def configure_cpu(device: torch.device, threads: int | None, keep: bool) -> None:
     """Threads and memory, where a run computes on a CPU. `threads`: None for this process's share."""
     torch.set_num_threads(threads or cores_for_a_process())
     if device.type == "cpu" and keep:
@@ -27,7 +27,7 @@ def keep_memory() -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        say("WARNING   --keep_memory: this system's C library has no mallopt: freed memory is returned as it was")
+        print_main("WARNING   --keep_memory: this system's C library has no mallopt: freed memory is returned as it was")
         return False
     return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, 2**31 - 1), mallopt(TOP_PAD, 64 * 2**20)])
 

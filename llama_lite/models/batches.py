@@ -49,7 +49,7 @@ def batches_of(model) -> Batches:
     return Batches(**found)
 
 
-def side_by_side(rows: list[Example], device) -> dict:
+def flatten_batch(rows: list[Example], device) -> dict:
     """Rows as one flat batch (1, T), each with positions of its own, so that none sees another."""
     columns = {
         "input_ids": [token for row in rows for token in row.input_ids],

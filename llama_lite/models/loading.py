@@ -139,19 +139,19 @@ def check_vocabulary(name: str, rows: int, tokenizer) -> None:
         )
 
 
-def mend_ids(model, tokenizer) -> str | None:
+def align_special_tokens(model, tokenizer) -> str | None:
     """Give config and generation config the tokenizer's begin, end and padding ids; says what was wrong, None if nothing was."""
     end = tokenizer.eos_token_id
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    said = mended(model.config, begin, end)
+    said = describe_mismatch(model.config, begin, end)
     for config in (model.config, model.generation_config):
         config.bos_token_id, config.eos_token_id, config.pad_token_id = begin, end, tokenizer.pad_token_id
     return said
 
 
-def mended(config, begin: int, end: int) -> str | None:
+def describe_mismatch(config, begin: int, end: int) -> str | None:
     """What to say when the ids of a config are not its tokenizer's, as in the authors' checkpoints (1 and 2 instead of 50256)."""
     before = (config.bos_token_id, config.eos_token_id)
     return None if before == (begin, end) else f"begin and end ids {before} are mended to {(begin, end)}, the tokenizer's"

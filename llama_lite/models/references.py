@@ -12,7 +12,7 @@ from ..errors import Refusal
 from ..files import read_json, sha256
 from ..formatting import shortened
 from ..hub import download
-from ..hub.client import NoAnswer, NotAllowed, Reference, reference
+from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -58,7 +58,7 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
     where = Reference(where.repo, where.revision or revision)
     try:
         commit, folder = download.pull_model(where)
-    except (NoAnswer, NotAllowed) as error:
+    except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(
             f"{argument} {where}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
             "again when the Hub answers."

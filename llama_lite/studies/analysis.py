@@ -11,7 +11,7 @@ from ..checkpoint.verify import read_manifest
 from ..config.fields import names
 from ..config.pretrain import CurationArguments, DataArguments, ModelArguments
 from ..config.sft import AdapterArguments, BaseArguments, RowArguments
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Refusal
 from ..evaluation import statistics
 from ..files import read_json, read_jsonl, sha256, write_json
@@ -44,7 +44,7 @@ def last_manifest(folder: Path) -> dict:
     return read_manifest(checkpoints(folder)[0][1])
 
 
-def held_equal(study: Study, made: list[StudyRun]) -> dict:
+def check_controlled_variables(study: Study, made: list[StudyRun]) -> dict:
     """What the finished runs share, {kind: {name: value}}, from their manifests. Raises Refusal where runs of one seed differ in what no arm sets.
 
     Arms that set where text comes from may differ in the data's fingerprint, those that set the model or adapter, in the model; the tokenizer and
@@ -274,4 +274,4 @@ def push(out: Path, repo: str) -> None:
         HfApi().create_commit(repo, files, commit_message="Report of a study", repo_type="dataset")
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise Refusal(f"--hub_model_id {repo}: {translated(error)}. The report stays; run the same command again.") from None
-    say(f"hub       {repo} holds the report")
+    print_main(f"hub       {repo} holds the report")

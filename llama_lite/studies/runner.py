@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 from ..checkpoint.store import checkpoints
-from ..distributed import say
+from ..distributed import print_main
 from ..errors import Interrupted, Refusal
 from ..exit import EXIT_CODES
 from ..files import FolderLock, append_jsonl, read_json, read_jsonl, write_json
 from ..paths import ROOT
 from ..processes import die_with_parent
-from .spec import Study, StudyRun, _replaced
+from .spec import Study, StudyRun, replace_values
 
 
 def _command_file(one: StudyRun) -> Path:
@@ -47,7 +47,7 @@ def prepare(study: Study, out: Path) -> None:
         done = read_json(out / "prepare.json") or []
         for place, command in enumerate(study.prepare, 1):
             if done[:place] != study.prepare[:place]:
-                say(f"prepare   {command}")
+                print_main(f"prepare   {command}")
                 script, *argv = shlex.split(command)
                 launch(script, argv, out / "prepare" / f"{place}.log")
                 write_json(out / "prepare.json", study.prepare[:place])
@@ -61,7 +61,7 @@ def make(study: Study, one: StudyRun) -> None:
     write_json(_command_file(one), _command(one))
     argv = one.argv
     if checkpoints(one.folder):  # what it left out when it began is not left out again
-        argv = _replaced(argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
+        argv = replace_values(argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
     began = time.monotonic()
     try:
         launch(study.script, argv, one.folder.with_suffix(".log"))

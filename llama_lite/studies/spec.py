@@ -234,7 +234,7 @@ def _words(name: str, value) -> list[str]:
     return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
 
 
-def _replaced(argv: list[str], values: dict) -> list[str]:
+def replace_values(argv: list[str], values: dict) -> list[str]:
     """A command line with these arguments instead of its own."""
     kept, own = [], True
     for word in argv:

@@ -31,13 +31,13 @@ class Decisions:
 
 def lines(values: dict, reasons: dict) -> list[str]:
     """What was decided and why, as a person reads it; what has no reason needs none."""
-    shown = [(name, _told(values[name]), reason) for name, reason in reasons.items() if reason and name in values]
+    shown = [(name, _format_value(values[name]), reason) for name, reason in reasons.items() if reason and name in values]
     width = max((len(name) for name, _, _ in shown), default=0)
     wide = min(24, max((len(value) for _, value, _ in shown), default=0))
     return [f"{name:<{width}}  {value:<{wide}}  {reason}".rstrip() for name, value, reason in shown]
 
 
-def _told(value) -> str:
+def _format_value(value) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

@@ -16,10 +16,10 @@ from ..data.curation import active
 from ..data.installed import INSTALLED
 from ..data.preparation import OF_TEXT, OF_TOKENS, Text, default_folder, name_of
 from ..data.text_facts import TextFacts
-from ..distributed import say
+from ..distributed import print_main
 from ..files import read_json
 from ..formatting import amount, in_words
-from ..kernels.switches import COMPILED, COMPILING, attends_in_blocks, fuses_loss, worth_compiling
+from ..kernels.switches import COMPILED, COMPILING, choose_block_attention, choose_compile, choose_fused_loss
 from ..machine import precision
 from ..models import shapes
 from ..models.presets import context_of, count_parameters, load_model_config, model_config_of
@@ -102,7 +102,9 @@ class Derivation:
             self.recorded.pop("max_steps", None)
         if recorded:
             folder = training.output_dir
-            say(f"record    what the command does not give is as the run in {folder} has it ({len([n for n in recorded if n not in given])} values)")
+            print_main(
+                f"record    what the command does not give is as the run in {folder} has it ({len([n for n in recorded if n not in given])} values)"
+            )
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict, dict]:
         """({argument: value} that nobody gave, {argument: why}, the tokens that there are or will be). Raises Refusal.
@@ -135,7 +137,7 @@ class Derivation:
         for name in ("fused_loss", "compile_layers", "block_attention"):
             if name in self.recorded:
                 d.decide(name, self.recorded[name], "as this run began")
-        d.decide("fused_loss", *fuses_loss(self.device))
+        d.decide("fused_loss", *choose_fused_loss(self.device))
         switches = {"fused_loss": d["fused_loss"], "block_attention": d.settled("block_attention") and d["block_attention"]}
         self.machine = self.machine or timing.Machine(self.device, d["precision"], switches, self.processes)
 
@@ -359,8 +361,8 @@ class Derivation:
             d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
         if not d.settled("compile_layers") and self.device.type == "cpu":
             pace = self.step_pace()
-            d.decide("compile_layers", *worth_compiling(self.steps * pace.step(self.accumulation), d["precision"], self.device))
-        d.decide("block_attention", *attends_in_blocks(d["precision"], d["compile_layers"], self.device))
+            d.decide("compile_layers", *choose_compile(self.steps * pace.step(self.accumulation), d["precision"], self.device))
+        d.decide("block_attention", *choose_block_attention(d["precision"], d["compile_layers"], self.device))
 
     @property
     def accumulation(self) -> float:
@@ -381,7 +383,7 @@ class Derivation:
         saves = SAVE + 12 * count_parameters(self.config())[0] / SAVE_BYTES + 8 * pace.window
         seconds = max(0.5 * self.seconds, self.seconds - EVALUATIONS * (evaluation * pace.window + samples + saves))
         step = pace.step(self.accumulation)
-        compiled, _ = (d["compile_layers"], "") if d.settled("compile_layers") else worth_compiling(seconds, d["precision"], self.device)
+        compiled, _ = (d["compile_layers"], "") if d.settled("compile_layers") else choose_compile(seconds, d["precision"], self.device)
         if compiled and self.device.type == "cpu":
             seconds, step = seconds - COMPILING, step / COMPILED[d["precision"]]
         most = self.most_epochs * self.available / d["tokens_per_step"]

@@ -50,7 +50,7 @@ def merge(base: references.Located, adapter: Path, tokenizer, dtype: str, folder
     tuned = references.Located(str(adapter), adapter)
     references.check_base(tuned, base)
     model = loading.load_model(base)
-    loading.mend_ids(model, tokenizer)
+    loading.align_special_tokens(model, tokenizer)
     merged = loading.attach(model, tuned).merge_and_unload()
     merged.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -86,14 +86,14 @@ def _fake(config_json: str, layers: int, micro_batch: int, block_size: int, prec
     config = AutoConfig.for_model(**{**fields, "num_hidden_layers": layers, "use_cache": False})
     compute = getattr(torch, precision)
     with FakeTensorMode(), contextlib.ExitStack() as ends_with:
-        ends_with.callback(setattr, fused_cross_entropy, "MOST_SLICES", fused_cross_entropy.MOST_SLICES)
-        fused_cross_entropy.MOST_SLICES = 3
+        ends_with.callback(setattr, fused_cross_entropy, "MOST_SLICES", fused_cross_entropy.MAX_CHUNKS)
+        fused_cross_entropy.MAX_CHUNKS = 3
         model = AutoModelForCausalLM.from_config(config, dtype=compute if casts else torch.float32, trust_remote_code=False)
         model.train()
         if checkpointing:
             model.activation_checkpointing_enable()
         if fused:
-            fused_cross_entropy.fuse(model)
+            fused_cross_entropy.apply_fused_cross_entropy(model)
         ids = torch.zeros(micro_batch, block_size, dtype=torch.long)
         optimizer = torch.optim.AdamW(model.parameters(), fused=True)
         tracker = MemTracker()

@@ -10,15 +10,15 @@ from pathlib import Path
 from ..checkpoint import integrity, store, verify
 from ..checkpoint.identity import changed_arithmetic, check_changes
 from ..config.fields import names
-from ..distributed import RANK, on_main, say
+from ..distributed import RANK, print_main, run_on_main
 from ..errors import Interrupted, Refusal
 from ..files import read_json, write_json
 from ..folder_kinds import check_folder
 from ..hub import client, download, export, publish_queue, revision
-from ..hub.client import NoAnswer, NotAllowed, reference
+from ..hub.client import HubPermissionError, HubUnavailable, reference
 from ..kernels import block_attention
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
-from ..models.loading import mended
+from ..models.loading import describe_mismatch
 from ..models.presets import load_model_config
 from ..models.references import FREE_FIELDS
 from ..run_folder import RunFolder
@@ -26,7 +26,7 @@ from . import trainer
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class ResumeOptions:
     """What the command line says about going on: the arguments of these names; `repo`: where the run publishes, if it does."""
 
     resume_from_checkpoint: str
@@ -37,30 +37,32 @@ class Asked:
     hub_drain_timeout: float
 
 
-def begin(run: RunFolder, record: dict, steps: int, asked: Asked, publishers) -> tuple[trainer.Start | None, list]:
+def prepare_run(run: RunFolder, record: dict, steps: int, asked: ResumeOptions, publishers) -> tuple[trainer.ResumePoint | None, list]:
     """(where the run begins, its publishers on rank 0), with `run.json`, the events of changes and the Hub settled. Raises Refusal.
 
     `record` (kind, identity, ...) becomes `run.json`; `publishers(run's id)` makes the Publishers. The Start is None for a run
     that is finished: what it still has to publish is published, and it stays as it is.
     """
-    start = on_main(_find_start, run, record["kind"], record["identity"], asked)
-    on_main(_check_initial, run, record, start)
+    start = run_on_main(_find_start, run, record["kind"], record["identity"], asked)
+    run_on_main(_check_initial, run, record, start)
     run.step = start.step
     there = read_json(run.path / "run.json") or {"id": revision.run_id(record["identity"])}
     opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
     if start.step > steps:
         raise Refusal(f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or another --output_dir.")
-    if start.step >= steps and run.is_finished() and on_main(has_model, run.path, run.path / f"checkpoint-{start.step}"):
-        say(f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on.")
+    if start.step >= steps and run.is_finished() and run_on_main(has_model, run.path, run.path / f"checkpoint-{start.step}"):
+        print_main(
+            f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on."
+        )
         run.record_end = False
-        on_main(_drain, [one for one in opened if publish_queue.queued(one.folder)], asked.hub_drain_timeout)
+        run_on_main(_drain, [one for one in opened if publish_queue.queued(one.folder)], asked.hub_drain_timeout)
         return None, opened
-    on_main(_new_run, run, {**record, "id": there["id"]})
+    run_on_main(_new_run, run, {**record, "id": there["id"]})
     for kind in ("hyperparameters", "data", "layout", "environment"):
         if start.changed.get(kind):
             run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
-    say(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
-    on_main(_open, opened[:1], asked.hub_required)
+    print_main(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
+    run_on_main(_open, opened[:1], asked.hub_required)
     return start, opened
 
 
@@ -80,11 +82,11 @@ def has_model(folder: Path, checkpoint: Path) -> bool:
             return True
     except Refusal as refusal:
         problem = str(refusal)
-    say(f"mending   the finished model in {folder} is written again from the last checkpoint: {problem}")
+    print_main(f"mending   the finished model in {folder} is written again from the last checkpoint: {problem}")
     return False
 
 
-def _check_initial(run: RunFolder, record: dict, start: trainer.Start) -> None:
+def _check_initial(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
     """Raise Refusal for an --init_from that a run which goes on did not begin from: its checkpoint's weights count."""
     there, asked = read_json(run.path / "run.json") or {}, record["given"].get("init_from")
     before = there.get("given", {}).get("init_from")
@@ -169,7 +171,7 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
         run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):
-        with contextlib.suppress(Refusal, NoAnswer, NotAllowed):
+        with contextlib.suppress(Refusal, HubUnavailable, HubPermissionError):
             identity = (download.read_revision(where) if where else next(download.resumable(repo), (None, {})))[1].get("identity")
     if identity is None:
         return {}
@@ -218,29 +220,31 @@ def publish_only(folder: str, publishers, timeout: float) -> None:
             lost += publisher.lost
         if left:
             raise Interrupted("; ".join(left))
-        say(f"everything in {run.path} is published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}")
+        print_main(
+            f"everything in {run.path} is published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
+        )
 
     with RunFolder(folder) as run:
         run.record_end = False
-        on_main(work_off, run)
+        run_on_main(work_off, run)
 
 
-def _find_start(run, kind: str, identity: dict, asked: Asked) -> trainer.Start:
+def _find_start(run, kind: str, identity: dict, asked: ResumeOptions) -> trainer.ResumePoint:
     """Tidies the folder, pulls from the Hub, verifies, compares identities."""
 
     def report(folder, problems=("a run that went back to an older checkpoint",)):
-        say(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
+        print_main(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
         run.event("set aside", checkpoint=folder.name, problems=list(problems))
 
     check_folder("output_dir", run.path, kind)
-    store.tidy(run.path)
+    store.recover_interrupted(run.path)
     (run.path / "stop").unlink(missing_ok=True)
     without = tuple(names(asked.resume_without))
     mode = _from_hub(run, kind, identity, asked)
     folder = store.resolve(run.path, mode, without, report)
     if folder and folder.parent.resolve() != run.path.resolve():
         integrity.check_state(folder, str(folder), tuple(prefix for part in without for prefix in verify.STATE_FILES[part]))
-    start = trainer.start_from(folder, without)
+    start = trainer.read_resume_point(folder, without)
     if folder is None:
         run.rewind_log([])
         return start
@@ -248,7 +252,7 @@ def _find_start(run, kind: str, identity: dict, asked: Asked) -> trainer.Start:
     if "optimizer" not in without:
         _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):
-        say(f"WARNING   another {', '.join(other)} than when {folder.name} was saved: equal within tolerance, not bit for bit")
+        print_main(f"WARNING   another {', '.join(other)} than when {folder.name} was saved: equal within tolerance, not bit for bit")
     if mode not in ("auto", "must"):
         store.supersede_newer(run.path, folder, start.step, report)
     run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])
@@ -266,7 +270,7 @@ def _check_optimizer(changed: dict[str, tuple]) -> None:
             )
 
 
-def _from_hub(run, kind: str, identity: dict, asked: Asked) -> str:
+def _from_hub(run, kind: str, identity: dict, asked: ResumeOptions) -> str:
     """Bring a checkpoint from the Hub into the run folder where `resume_from_checkpoint` means one; returns the mode that is left."""
     mode = asked.resume_from_checkpoint
     record, where = read_json(run.path / "run.json") or {}, reference(mode)
@@ -290,7 +294,7 @@ def _from_hub(run, kind: str, identity: dict, asked: Asked) -> str:
             _pull(run, kind, where)
             return "must"
         except client.Damaged as damage:
-            say(f"WARNING   {where} is passed over for an older revision: {damage}")
+            print_main(f"WARNING   {where} is passed over for an older revision: {damage}")
             (run.path / "run.json").unlink(missing_ok=True)
             refused = refused or damage
     if refused:
@@ -298,14 +302,14 @@ def _from_hub(run, kind: str, identity: dict, asked: Asked) -> str:
     return mode
 
 
-def _next(found, asked: Asked, refused: Refusal | None):
+def _next(found, asked: ResumeOptions, refused: Refusal | None):
     """The next of the revisions `found` on the Hub, None where there is no more, or where nobody answers, which is said, or refused."""
     try:
         return next(found, None)
-    except (NoAnswer, NotAllowed) as error:
+    except (HubUnavailable, HubPermissionError) as error:
         if asked.hub_required or refused:
             raise Refusal(f"--push_to_hub {asked.repo}: {error}. Mend it, or leave out --hub_required.") from None
-        say(f"WARNING   nobody can tell whether {asked.repo} has checkpoints of this run: {error}")
+        print_main(f"WARNING   nobody can tell whether {asked.repo} has checkpoints of this run: {error}")
         return None
 
 
@@ -314,7 +318,7 @@ def _pull(run, kind: str, where) -> None:
     try:
         write_json(run.path / "run.json", {"kind": kind, "id": download.read_revision(where)[1]["run"], "resumed_from": str(where)})
         download.pull_checkpoint(where, run.path)
-    except (NoAnswer, NotAllowed) as error:
+    except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers.") from None
 
 
@@ -327,7 +331,7 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
     if where:
         try:
             folder = download.pull_model(where)[1]
-        except (NoAnswer, NotAllowed) as error:
+        except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
     integrity.check_model(init_from, folder)
     if (folder / "config.json").exists():
@@ -342,8 +346,8 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
                 f"--init_from {init_from} knows {theirs.get_text_config().vocab_size:,} tokens and this run's tokenizer has {ids:,}: prepare the text with the "
                 "tokenizer of those weights (--tokenizer FOLDER)."
             )
-        if said := mended(theirs, config.bos_token_id, config.eos_token_id):
-            say(f"init      {init_from}: {said}")
+        if said := describe_mismatch(theirs, config.bos_token_id, config.eos_token_id):
+            print_main(f"init      {init_from}: {said}")
     return folder
 
 

@@ -12,8 +12,8 @@ from trl import SFTTrainer
 
 from .. import formatting
 from ..chat_format.packing import Example
-from ..distributed import WORLD_SIZE, say
-from ..evaluation.before_after import BEFORE, answer_losses, measure
+from ..distributed import WORLD_SIZE, print_main
+from ..evaluation.before_after import BEFORE, answer_losses, measure_losses
 from ..files import read_json, write_json
 from ..kernels import probe
 from ..models import references
@@ -50,7 +50,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
             why = formatting.shortened(error)
         if why:
-            say(f"plain     TRL's fused head stays off for this model ({self.model.config.model_type}): {why}")
+            print_main(f"plain     TRL's fused head stays off for this model ({self.model.config.model_type}): {why}")
         return why is None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -74,7 +74,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
     def held_out_metrics(self) -> dict[str, float]:
         """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the likeliest; ranks share the rows out."""
         model = self.accelerator.unwrap_model(self.model)
-        mine = measure(
+        mine = measure_losses(
             model,
             self.held[self.args.process_index :: WORLD_SIZE],
             self.args.device,

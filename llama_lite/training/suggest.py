@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from ..distributed import say
+from ..distributed import print_main
 from ..files import write_text
 from ..provenance import cpu_name
 
@@ -34,5 +34,5 @@ def write_suggestion(path: str, script: str, groups, given: dict, reasons: dict[
             lines += ["", f"# {group._argument_group_name.partition(' (')[0]}", *told]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(Path(path), "\n".join(lines) + "\n")
-    say(f"suggested {path}; run it with: accelerate launch {script} --config {path}")
-    say(textwrap.indent("\n".join(lines), "          "))
+    print_main(f"suggested {path}; run it with: accelerate launch {script} --config {path}")
+    print_main(textwrap.indent("\n".join(lines), "          "))

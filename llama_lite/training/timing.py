@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from ..distributed import say
+from ..distributed import print_main
 from ..machine import hardware
 from ..models.presets import flops_per_token
 
@@ -85,7 +85,7 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
     """
     from transformers import AutoModelForCausalLM
 
-    from ..kernels.switches import switch_on
+    from ..kernels.switches import apply_kernels
 
     def synchronize():
         if device.type == "cuda":
@@ -98,7 +98,7 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             ids = torch.randint(0, config.vocab_size, (micro_batch, block_size))
         shifted = {"shift_labels": ids} if switches["fused_loss"] else {}
-        switch_on(model, switches["fused_loss"], switches["block_attention"])
+        apply_kernels(model, switches["fused_loss"], switches["block_attention"])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)
         dtype = getattr(torch, precision)
         autocast = torch.autocast(device.type, dtype) if precision != "float32" else contextlib.nullcontext()
@@ -145,4 +145,4 @@ def warn_if_busy() -> None:
 
     busy = psutil.cpu_percent(LOOK)
     if busy > BUSY:
-        say(f"WARNING   other programs keep {busy:.0f} % of this machine's cores busy: what is timed now takes longer than on a quiet machine")
+        print_main(f"WARNING   other programs keep {busy:.0f} % of this machine's cores busy: what is timed now takes longer than on a quiet machine")

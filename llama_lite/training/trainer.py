@@ -19,7 +19,7 @@ from transformers import Trainer, TrainerCallback
 from ..checkpoint import optimizer_state, store, verify
 from ..checkpoint.identity import changed_arithmetic, differences
 from ..checkpoint.verify import OPTIMIZER_FILE
-from ..distributed import WORLD_SIZE, agree, on_main, say
+from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy
 from ..files import read_json
 from ..models.loading import load_weights
@@ -31,7 +31,7 @@ TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs
 
 
 @dataclasses.dataclass
-class Start:
+class ResumePoint:
     """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
 
     `changed`: what differs from the checkpoint's run, by kind (`checkpoints.check_changes`).
@@ -49,14 +49,14 @@ class Start:
         return self.manifest["step"] if self.manifest else 0
 
 
-def start_from(checkpoint: Path | None, without: tuple[str, ...]) -> Start:
+def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> ResumePoint:
     """The Start that a verified checkpoint, or None, means."""
     if checkpoint is None:
-        return Start()
+        return ResumePoint()
     manifest = verify.read_manifest(checkpoint)
     verify.require_state(manifest, without)
     progress = read_json(checkpoint / PROGRESS_FILE)
-    return Start(
+    return ResumePoint(
         checkpoint,
         manifest,
         without,
@@ -73,7 +73,7 @@ class VerifiedTraining:
         *args,
         run: RunFolder,
         identity: dict,
-        start: Start,
+        start: ResumePoint,
         signals,
         probe: list[dict],
         flops_per_token: int | None = None,
@@ -87,7 +87,7 @@ class VerifiedTraining:
         self.tokens = 0  # of all ranks, since step 0
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
-        self.add_callback(_Boundaries(self))
+        self.add_callback(ResumeStateCallback(self))
 
     # ---- stepping ----
 
@@ -199,8 +199,8 @@ class VerifiedTraining:
         if step == self.saved_step:
             return
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        on_main(store.need_space, self.run.path, 3 * trained)  # weights and two moments
-        staging = Path(on_main(lambda: str(store.staging_folder(self.run.path, step))))
+        run_on_main(store.need_space, self.run.path, 3 * trained)  # weights and two moments
+        staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
         try:
             self.store_flos()
@@ -211,9 +211,9 @@ class VerifiedTraining:
             self._save_progress(staging)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
             failure = error
-        agree(failure)
+        raise_on_all_ranks(failure)
         loss = self.probe_loss()
-        on_main(self._seal, staging, step, loss)
+        run_on_main(self._seal, staging, step, loss)
         self.saved_step = step
         self.outside += time.perf_counter() - began
 
@@ -243,7 +243,7 @@ class VerifiedTraining:
             "identity": self.identity,
             "probe": {"loss": loss, "sha256": self.probe_digest()},
         }
-        sealed = store.seal(staging, self.run.path, step, manifest)
+        sealed = store.commit_checkpoint(staging, self.run.path, step, manifest)
         self.run.step = step
         self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
         if self.publisher:
@@ -340,7 +340,7 @@ class VerifiedTraining:
         recorded, found = self.start.manifest["probe"]["loss"], self.probe_loss()
         measured = [(i["model"], i["hyperparameters"]["precision"]) for i in (then, now)]
         if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
-            say("the probe is another one than the checkpoint's: its loss is not compared")
+            print_main("the probe is another one than the checkpoint's: its loss is not compared")
             return
         same = not changed_arithmetic(differences(then, now))
         tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
@@ -350,11 +350,13 @@ class VerifiedTraining:
                 f"the weights of {self.start.checkpoint.name} give a loss of {found!r} on the probe; {recorded!r} was recorded when they were saved "
                 f"(allowed difference here: {tolerance}). Wrong weights, number format or kernels: resume where it was saved, or from another checkpoint."
             )
-        agree(error)
-        say(f"verified: probe loss {found:.6f}, {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}")
+        raise_on_all_ranks(error)
+        print_main(
+            f"verified: probe loss {found:.6f}, {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}"
+        )
 
 
-class _Boundaries(TrainerCallback):
+class ResumeStateCallback(TrainerCallback):
     """Restores what Trainer resets when training begins, and ends a run in order."""
 
     def __init__(self, trainer: VerifiedTraining):

@@ -13,7 +13,7 @@ from pathlib import Path
 from ...data.formats import Skipped, TextFile, Unreadable, kind_of, parts, rows, skipped_lines, utf8_text
 from ...data.sources import absent, resolve
 from ...data.tokenizer import END_OF_TEXT
-from ...distributed import say
+from ...distributed import print_main
 from ...errors import Refusal
 from .. import metrics
 from .definition import EvalTask, bits_per_byte, sample_texts
@@ -40,7 +40,7 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
             if wanted and task.config.output_type == "loglikelihood_rolling":
                 if name in n_shots:
                     raise Refusal(f"--num_fewshot {name}={wanted}: {leaf} is text, which has no examples: leave it out.")
-                say(f"examples  {leaf} is text and has none: --num_fewshot {wanted} is for the other tasks")
+                print_main(f"examples  {leaf} is text and has none: --num_fewshot {wanted} is for the other tasks")
                 wanted = 0
             task.set_config(key="num_fewshot", value=wanted)
             if not wanted:
@@ -161,7 +161,7 @@ def _without_odd_rows(path: Path, aside: Path) -> str:
     if not skipped.reasons:
         return str(path)
     for line in skipped_lines(skipped.reasons):
-        say(f"not read  {line}")
+        print_main(f"not read  {line}")
     copy = aside / path.name
     if path.suffix == ".parquet":
         table = pyarrow.parquet.read_table(path)
@@ -194,5 +194,5 @@ def text_task(name: str, place: str) -> EvalTask:
     if not found:
         raise Refusal(f"--texts {name}={place} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}.")
     for line in skipped_lines(skipped.reasons):
-        say(f"not read  {name}: {line}")
+        print_main(f"not read  {name}: {line}")
     return EvalTask(name, {name: bits_per_byte(name, sample_texts(found, name))}, 0, name)

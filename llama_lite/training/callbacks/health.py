@@ -5,7 +5,7 @@ from collections import deque
 import numpy as np
 from transformers import TrainerCallback
 
-from ...distributed import say
+from ...distributed import print_main
 from .. import loss_trends
 
 SPIKE_SIGMAS, SPIKE_HISTORY = 6.0, 100
@@ -42,7 +42,7 @@ class Health(TrainerCallback):
         if "saturated" not in self.told and (found := loss_trends.saturation(tokens, losses)):
             self.told.add("saturated")
             self.run.event("saturated", tokens=tokens[-1], slope=found.slope, low=found.low, high=found.high)
-            say(f"validation loss is saturated: {found.slope:+.4f} nats a doubling of tokens ({found.low:+.4f} to {found.high:+.4f})")
+            print_main(f"validation loss is saturated: {found.slope:+.4f} nats a doubling of tokens ({found.low:+.4f} to {found.high:+.4f})")
         stretches = zip([0, *(entry["step"] for entry in evaluated)], evaluated, strict=False)
         since = [[loss for step, loss in logged if before < step <= entry["step"]] for before, entry in stretches]
         if "overfitting" in self.told or not all(since):
@@ -52,7 +52,7 @@ class Health(TrainerCallback):
             self.run.event(
                 "overfitting", tokens=tokens[-1], eval_loss=losses[-1], best_eval_loss=min(losses), slope=found.slope, low=found.low, high=found.high
             )
-            say(
+            print_main(
                 f"validation loss rises and parts from training loss by {found.slope:.4f} nats a doubling of tokens ({found.low:.4f} to {found.high:.4f}): "
                 f"{losses[-1]:.4f}, best {min(losses):.4f}"
             )
