@@ -2,7 +2,7 @@
 
     python benchmarks/outage.py --runs 30
 
-Each trial trains a tiny LLaMA that publishes to tests/hub_server.py while a random schedule takes the Hub down, answers 503 or
+Each trial trains a tiny LLaMA that publishes to tests/support/hub_server.py while a random schedule takes the Hub down, answers 503 or
 429, cuts uploads or loses answers, and SIGKILLs the run. In the end `--publish_only` empties the queue, and every revision is
 compared with the uninterrupted run's. Cost: the demo's model, with and without publishing at 1 MB/s, in turn (see `cost`).
 """
@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests/support")]
 from hub_server import Fault, Hub
 
 from benchmarks import kill

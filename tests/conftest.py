@@ -1,32 +1,15 @@
 """Shared by all tests: real English text, a prepared folder, and a tiny run of `run_pretrain.py` in this process."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
+import environment
+import pytest
+from helpers import config_file, launch
 from hub_server import Hub
 
-HUB = Hub()  # the only Hub that any test, and any process that one starts, can reach
-HUB.up()
-os.environ.update(HUB.environment())
-os.environ["HF_HOME"] = tempfile.mkdtemp()
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["OMP_NUM_THREADS"] = "1"  # two processes test at once, on two cores
-
-import forking
-import pytest
-import yaml
-
-ENVIRONMENT = dict(os.environ)  # of every process that a test starts, unless the test changes it
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
 from benchmarks.kill import write_text
-from llama_lite.files import read_jsonl
 
 TINY = {
     "model_config": "tiny",
@@ -68,22 +51,14 @@ def settings(text, tmp_path_factory) -> dict:
     return {**TINY, "dataset": str(text), "prepared_dir": str(tmp_path_factory.mktemp("prepared") / "tokens")}
 
 
-def config_file(folder: Path, settings: dict, **changes) -> Path:
-    """A YAML file with `settings` and `changes`, where None removes."""
-    chosen = {key: value for key, value in {**settings, **changes}.items() if value is not None}
-    path = folder / f"config-{abs(hash(str(chosen)))}.yaml"
-    path.write_text(yaml.safe_dump(chosen), encoding="utf-8")
-    return path
-
-
 @pytest.fixture
 def hub() -> Hub:
     """The Hub, up, without faults."""
-    yield HUB
-    HUB.faults.clear()
-    HUB.rate = None
-    if HUB.server is None:
-        HUB.up()
+    yield environment.HUB
+    environment.HUB.faults.clear()
+    environment.HUB.rate = None
+    if environment.HUB.server is None:
+        environment.HUB.up()
 
 
 @pytest.fixture
@@ -207,45 +182,3 @@ def whole_run(settings, tmp_path_factory) -> Path:
     result = launch("--config", str(path))
     assert result.returncode == 0, result.stderr
     return folder
-
-
-def launch(
-    *argv: str, script: str = "run_pretrain.py", launcher: tuple[str, ...] = (sys.executable,), timeout: float = 900
-) -> subprocess.CompletedProcess:
-    """A script as a process of its own: a fork of one that has the libraries loaded, so that imports (5 to 14 s) are paid once.
-
-    With a launcher, or where the test changed the environment (which imports read), it is started afresh. Signals and imports are tested
-    by tests that start their processes themselves.
-    """
-    command = [*launcher, str(ROOT / script), *argv]
-    if launcher == (sys.executable,) and {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**ENVIRONMENT, "PYTEST_CURRENT_TEST": ""}:
-        return forking.run(command, timeout)
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
-
-
-def log_of(run: Path) -> list[dict]:
-    """log.jsonl without what two equal runs may log differently."""
-    from llama_lite.training.trainer import TIMINGS
-
-    return [{key: value for key, value in entry.items() if key not in TIMINGS} for entry in read_jsonl(run / "log.jsonl")]
-
-
-def tensors_of(path: Path) -> dict:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def same_tensors(first: Path, second: Path) -> bool:
-    """Bit for bit: the same names, numbers and bytes."""
-    import torch
-
-    a, b = tensors_of(first), tensors_of(second)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def flip(path: Path, place: float = 0.5) -> None:
-    """Damage a file by one bit, at a share of its length."""
-    content = bytearray(path.read_bytes())
-    content[int(place * (len(content) - 1))] ^= 1
-    path.write_bytes(bytes(content))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import tensors_of
+from helpers import tensors_of
 
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl

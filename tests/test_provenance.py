@@ -3,7 +3,7 @@
 import subprocess
 
 import torch
-from conftest import ROOT
+from helpers import ROOT
 
 from llama_lite.provenance import code_revision, package_versions, provenance
 

@@ -4,7 +4,7 @@ import re
 import shlex
 
 import pytest
-from conftest import ROOT, config_file, launch
+from helpers import ROOT, config_file, launch
 
 from benchmarks import table
 from llama_lite.config.eval import parse_eval

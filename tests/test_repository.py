@@ -5,7 +5,7 @@ import subprocess
 from pathlib import PurePosixPath
 
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 
 FOLDERS = ("llama_lite", "model_card", "tests", "docs", "configs", "benchmarks")
 SUFFIXES = (".py", ".md", ".yaml", ".json")

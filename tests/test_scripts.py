@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, config_file, launch, log_of, same_tensors, tensors_of
+from helpers import ROOT, config_file, launch, log_of, same_tensors, tensors_of
 
 from benchmarks import kill
 from llama_lite.files import read_json, read_jsonl

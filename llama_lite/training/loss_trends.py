@@ -1,7 +1,7 @@
 """Two questions to a loss curve: does more training still help (saturation), and does it begin to harm (overfitting)?
 
 One definition of each, for runs, cards and studies. Both look at the last doubling of tokens, at least 6 evaluations in it, and at the slope of
-a straight line against log2(tokens) there, with its interval (Student's t). How often they err: tests/test_trends.py.
+a straight line against log2(tokens) there, with its interval (Student's t). How often they err: tests/training/test_loss_trends.py.
 """
 
 import dataclasses

@@ -1,0 +1,192 @@
+"""The numbers are lm-eval's own: shared contexts change how they are computed, and nothing else."""
+
+import importlib.util
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llama_lite.evaluation.lm import SharedContextLM, run
+from llama_lite.evaluation.tasks import definition, registry
+
+
+def requests_of(pairs, kind="loglikelihood"):
+    return [Instance(request_type=kind, doc={}, arguments=pair, idx=0) for pair in pairs]
+
+
+@pytest.fixture(scope="module")
+def words():
+    return (ROOT / "LICENSE").read_text().split()
+
+
+@pytest.fixture(scope="module")
+def pairs(words):
+    """Contexts with four endings each of unequal length, a few single ones, one without context, repeated endings."""
+    chance, found = random.Random(0), []
+
+    def some(count):
+        begin = chance.randrange(len(words) - count)
+        return " ".join(words[begin : begin + count])
+
+    for _ in range(8):
+        context = some(chance.randint(3, 12))
+        found += [(context, " " + some(chance.randint(1, 8))) for _ in range(4)]
+    return [*found, ("", some(4)), (found[0][0], " x"), found[0], (some(3), " " + some(12))]
+
+
+def both(folder, **how):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    return SharedContextLM(model, tokenizer, **how), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+
+
+@pytest.mark.parametrize("batch_tokens", [64, 2048])
+def test_likelihoods_are_lm_evals(base, pairs, batch_tokens):
+    ours, theirs = both(base, batch_tokens=batch_tokens)
+    found, expected = (lm.loglikelihood(requests_of(pairs), disable_tqdm=True) for lm in (ours, theirs))
+    assert [a for a, _ in found] == pytest.approx([a for a, _ in expected], abs=1e-4)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected] and not ours.whole and ours.truncated == 0
+
+
+def test_greedy_answers_are_known(base):
+    """A continuation that the model itself would choose."""
+    ours, theirs = both(base)
+    ids = ours.tok_encode("Count to")
+    end = theirs.model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False, eos_token_id=-1)[0, len(ids) :].tolist()
+    asked = [(("", ""), ids, end), (("", ""), ids, [*end[:2], (end[2] + 1) % 512])]
+    assert [greedy for _, greedy in ours._loglikelihood_tokens(asked)] == [True, False]
+
+
+def test_long_requests_are_cut_as_lm_eval_cuts_them_and_counted(base, words):
+    ours, theirs = (lm for lm in both(base, max_length=40))
+    theirs._max_length = 40
+    text = " ".join(words[:200])
+    pairs = [(text, " Apache"), (text, " License and more"), ("short", " one")]
+    assert [a for a, _ in ours.loglikelihood(requests_of(pairs), disable_tqdm=True)] == pytest.approx(
+        [a for a, _ in theirs.loglikelihood(requests_of(pairs), disable_tqdm=True)], abs=1e-4
+    )
+    assert ours.truncated == 2
+
+
+def test_rolling_likelihoods_are_lm_evals(base, words):
+    ours, theirs = both(base, max_length=50)
+    theirs._max_length = 50
+    texts = [(" ".join(words[i * 40 : i * 40 + 10 + 30 * i]),) for i in range(1, 5)]
+    found, expected = (lm.loglikelihood_rolling(requests_of(texts, "loglikelihood_rolling"), disable_tqdm=True) for lm in (ours, theirs))
+    assert found == pytest.approx(expected, abs=2e-3, rel=1e-6)
+
+
+def test_a_model_whose_head_does_more_is_asked_whole(base, pairs):
+    """One that scales its logits, as some do: the body's output times the head would be wrong."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(base)
+    plain = model.forward
+
+    def scaled(*args, **kwargs):
+        output = plain(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    model.forward = scaled
+    ours, theirs = SharedContextLM(model, tokenizer), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    assert ours.whole
+    found, expected = (lm.loglikelihood(requests_of(pairs[:9]), disable_tqdm=True) for lm in (ours, theirs))
+    assert [a for a, _ in found] == pytest.approx([a for a, _ in expected], abs=1e-4)
+
+
+def test_bfloat16_weights_have_float32_probabilities(base, pairs):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval(), AutoTokenizer.from_pretrained(base)
+    found = [nats for nats, _ in SharedContextLM(model, tokenizer).loglikelihood(requests_of(pairs), disable_tqdm=True)]
+    exact = [nats for nats, _ in both(base)[0].loglikelihood(requests_of(pairs), disable_tqdm=True)]
+    assert found == pytest.approx(exact, rel=5e-3) and sum(nats == round(nats * 2) / 2 for nats in found) < 5  # not rounded to half a nat
+
+
+def test_the_callers_random_state_is_kept(base):
+    task = definition.cloze("t", [{"question": "One two", "choices": [" three", " four"], "answer": 0}] * 3)
+    random.seed(3)
+    torch.manual_seed(3)
+    expected = (random.random(), torch.rand(1).item())
+    random.seed(3)
+    torch.manual_seed(3)
+    run(both(base)[0], {"t": task}, {"t": [0, 1, 2]}, 1, False, False)
+    assert (random.random(), torch.rand(1).item()) == expected
+
+
+# ---- against the command ----
+
+
+HELLASWAG = [
+    {
+        "activity_label": "Reading",
+        "ctx_a": f"A reader opens book number {i}.",
+        "ctx_b": "she",
+        "endings": [f"reads page {i}.", "closes the window.", f"counts to {i} and sleeps.", "sings."],
+        "label": str(i % 4),
+        "ind": i,
+        "source_id": f"book {i // 3}",
+    }
+    for i in range(24)
+]
+
+
+def write_hellaswag(folder):
+    folder.mkdir()
+    for split in ("train", "validation"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in HELLASWAG))
+    return folder
+
+
+def command_results(folder, data, place):
+    """`lm_eval` as a user would run it, on the built-in task with local data: (results, samples)."""
+    source = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks/hellaswag/hellaswag.yaml"
+    (place / "tasks").mkdir()
+    (place / "tasks/local.yaml").write_text(
+        f"include: {source}\ntask: hellaswag_local\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    validation: {data}/validation.jsonl\n    train: {data}/train.jsonl\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "lm_eval",
+        "run",
+        "--model",
+        "hf",
+        "--model_args",
+        f"pretrained={folder},dtype=float32",
+        "--tasks",
+        "hellaswag_local",
+    ]
+    command += ["--include_path", str(place / "tasks"), "--device", "cpu", "--batch_size", "4", "--output_path", str(place / "out"), "--log_samples"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=300)
+    assert result.returncode == 0, result.stderr
+    results = json.loads(next((place / "out").rglob("results_*.json")).read_text())["results"]["hellaswag_local"]
+    samples = [json.loads(line) for line in next((place / "out").rglob("samples_*.jsonl")).read_text().splitlines()]
+    return results, samples
+
+
+def compare_with_the_command(folder, tmp_path):
+    data = write_hellaswag(tmp_path / "data")
+    results, theirs = command_results(folder, data, tmp_path)
+    (task,) = registry.build(["hellaswag"], {"hellaswag": str(data)}, {}, False)
+    found = run(both(folder)[0], task.leaves, {"hellaswag": list(range(24))}, 1234, False, False)
+    for metric in ("acc", "acc_norm"):
+        assert found["results"]["hellaswag"][f"{metric},none"] == results[f"{metric},none"]
+    nats = {row["doc_id"]: [float(answer[0]) for answer in row["filtered_resps"]] for row in theirs}
+    ours = {row["doc_id"]: [answer[0] for answer in row["filtered_resps"]] for row in found["samples"]["hellaswag"]}
+    assert nats.keys() == ours.keys()
+    for number in nats:
+        assert ours[number] == pytest.approx(nats[number], abs=1e-4, rel=1e-6)
+
+
+def test_the_numbers_of_the_lm_eval_command(base, tmp_path):
+    compare_with_the_command(base, tmp_path)
+
+
+@pytest.mark.slow
+def test_the_numbers_of_the_lm_eval_command_on_a_real_model(smol, tmp_path):
+    compare_with_the_command(smol, tmp_path)

@@ -1,0 +1,408 @@
+"""run_eval.py: nothing is computed twice or mixed, whatever is killed; scores go to the Hub with what they are of."""
+
+import csv
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from helpers import ROOT, config_file, launch
+from huggingface_hub import HfApi, ModelCard
+
+from llama_lite.config.eval import parse_eval
+from llama_lite.errors import Refusal
+from llama_lite.evaluation import analysis as evaluation_analysis
+from llama_lite.evaluation import lm, push_scores, resolve, runner, store
+from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.models import references
+
+FEW = {"tasks": ["embedded_mmlu_cloze", "embedded_docs"], "limit": 6, "cpu_threads": 1}
+
+
+@pytest.fixture
+def evaluate(base, tmp_path):
+    """Run run_eval.py's main() in this process: `evaluate(folder, models=[...])` returns the folder."""
+    from run_eval import main
+
+    def call(folder, *argv, **changes):
+        main(["--config", str(config_file(tmp_path, {**FEW, "models": [str(base)]}, output_dir=str(folder), **changes)), *argv])
+        return folder
+
+    return call
+
+
+def table(folder, name="scores.csv"):
+    return list(csv.DictReader(io.StringIO((folder / name).read_text())))
+
+
+@pytest.fixture
+def second(base, tmp_path):
+    """Another model with the same tokenizer."""
+    from transformers import AutoModelForCausalLM
+
+    shutil.copytree(base, tmp_path / "second")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    torch.manual_seed(1)
+    for weight in model.parameters():
+        weight.data += 0.05 * torch.randn_like(weight)
+    model.save_pretrained(tmp_path / "second")
+    return tmp_path / "second"
+
+
+def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
+    out = evaluate(tmp_path / "out", models=[str(base), str(second)])
+    rows = table(out)
+    assert [(row["model"], row["task"], row["metric"]) for row in rows] == [
+        (str(model), task, metric)
+        for model in (base, second)
+        for task, metric in (("embedded_mmlu_cloze", "acc"), ("embedded_mmlu_cloze", "acc_norm"), ("embedded_docs", "bits_per_byte"))
+    ]
+    assert all(row["n"] == "6" and row["harness"] == "lm-eval 0.4.13" and row["dtype"] == "float32" and row["prefix_id"] == "0" for row in rows)
+    assert json.loads((out / "scores.json").read_text())[0]["limit"] == 6
+    record = read_json(next((out / "results").glob("*mmlu*.json")))
+    samples = read_jsonl(out / "samples" / f"{record['key']}.jsonl")
+    assert len(samples) == 6 and all(len(s["nats"]) == 4 and s["options"] == 4 and s["prompt"] for s in samples)
+    assert sum(s["metrics"]["acc"] for s in samples) / 6 == pytest.approx(record["metrics"]["acc"]["value"])
+    (pair,) = [row for row in table(out, "comparison.csv") if row["task"] == "embedded_docs"]
+    values = [float(row["value"]) for row in rows if row["metric"] == "bits_per_byte"]
+    assert float(pair["difference"]) == pytest.approx(values[1] - values[0]) and float(pair["low"]) < float(pair["difference"]) < float(pair["high"])
+    assert {path.name for path in (out / "figures").iterdir()} == {"trajectory.png", "generalisation.png"}
+    assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in (out / "samples").iterdir())
+
+
+def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, tmp_path, monkeypatch):
+    calls = []
+    original = lm.run
+    monkeypatch.setattr(lm, "run", lambda *args: (calls.append(list(args[1])), original(*args))[1])
+    out = evaluate(tmp_path / "out")
+    first = (out / "scores.csv").read_text()
+    assert len(calls) == 2
+    evaluate(out)
+    assert len(calls) == 2 and (out / "scores.csv").read_text() == first
+    evaluate(out, models=[str(base), str(second)])
+    assert len(calls) == 4
+    evaluate(out, limit=7)  # other items
+    evaluate(out, limit=6, seed=5)  # another sample of them
+    assert len(calls) == 8
+    evaluate(out, dtype="bfloat16")
+    assert len(calls) == 10 and {row["dtype"] for row in table(out)} == {"bfloat16"}
+    for module in (store, runner):
+        monkeypatch.setattr(module, "harness", lambda: "lm-eval 9")
+    evaluate(out)
+    assert len(calls) == 12
+    monkeypatch.undo()
+    evaluate(out)
+    assert (out / "scores.csv").read_text() == first
+
+
+DAMAGES = {  # what happens to (result, samples) of a pair, and what is said of it
+    "value": (lambda result, samples: result.write_text(result.read_text().replace('"value": ', '"value": 1')), "its record was altered"),
+    "seal": (lambda result, samples: write_json(result, {k: v for k, v in read_json(result).items() if k != "digest"}), "kept without a seal"),
+    "json": (lambda result, samples: result.write_text(result.read_text()[:-40]), "no whole JSON"),
+    "another": (lambda result, samples: shutil.copy(next(p for p in result.parent.iterdir() if p != result), result), "its record was altered"),
+    "answer": (
+        lambda result, samples: samples.write_text(samples.read_text().replace("1.0", "0.0").replace("-", "-1", 1)),
+        "its samples were altered",
+    ),
+    "cut": (lambda result, samples: samples.write_text("".join(samples.read_text().splitlines(True)[:-1])), "its samples were altered"),
+    "gone": (lambda result, samples: samples.unlink(), "its samples are missing"),
+}
+
+
+def test_a_kept_result_that_was_altered_is_computed_again(evaluate, tmp_path, capsys):
+    out = evaluate(tmp_path / "out")
+    tables = {name: (out / name).read_text() for name in ("scores.csv", "comparison.csv")}
+    result = next((out / "results").glob("*docs*.json"))
+    samples = out / "samples" / f"{result.stem}.jsonl"
+    whole = result.read_text(), samples.read_text()
+    for name, (damage, said) in DAMAGES.items():
+        damage(result, samples)
+        assert not samples.exists() or (result.read_text(), samples.read_text()) != whole, name
+        capsys.readouterr()
+        evaluate(out)
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+        assert len(told) == 1 and f"results/{result.stem}: " in told[0] and f"{said}" in told[0] and told[0].endswith("so it is computed again"), name
+        assert {name: (out / name).read_text() for name in tables} == tables and samples.read_text() == whole[1], name
+    evaluate(out)
+    assert "computed again" not in capsys.readouterr().out
+
+
+def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_path):
+    """Neither into a study, nor, from a run's folder, into its card."""
+    from llama_lite.studies.analysis import _scores
+    from model_card.card import CardError
+    from model_card.records import read
+
+    shutil.copytree(whole_run, tmp_path / "run")
+    out = evaluate(tmp_path / "out", models=[str(tmp_path / "run")], tasks=["embedded_docs"])
+    assert _scores(out)[str(tmp_path / "run")] and read(tmp_path / "run").evaluations[0].scores
+    for path in (out / "scores.csv", tmp_path / "run/evaluation/out/scores.json"):
+        path.write_text(path.read_text().replace("embedded_docs", "embedded_dogs"))
+    with pytest.raises(Refusal, match=r"scores\.csv was altered since its evaluation"):
+        _scores(out)
+    with pytest.raises(CardError, match=r"scores\.json was altered since its evaluation: evaluate again"):
+        read(tmp_path / "run")
+
+
+def test_an_adapters_row_names_its_own_revision_and_its_bases(tmp_path):
+    located = [
+        references.Located(f"org/{n}@{r}", tmp_path, f"org/{n}", r, c) for n, r, c in (("base", "step-000040", "b0"), ("tuned", "step-000008", "a0"))
+    ]
+    for adapter, expected in (
+        (located[1], ("step-000008", "a0", "org/tuned@step-000008", "org/base@step-000040", "step-000040", "b0")),
+        (None, ("step-000040", "b0", None, None, None, None)),
+    ):
+        record = store.where_from(resolve.Model("m", located[0], adapter)) | {"metrics": {"acc": {"value": 0.5}}}
+        (row,) = store.rows_of(record)
+        assert tuple(row[name] for name in "revision commit adapter base_model base_revision base_commit".split()) == expected
+    old = "model,revision,commit,adapter,metric,value\nm,r,c,,acc,0.25\n"  # as tables of earlier versions are
+    rows = list(csv.DictReader(io.StringIO(push_scores.merged(old, [row, row]))))
+    assert [(row["revision"], row["value"], row["base_model"]) for row in rows] == [("r", "0.25", ""), ("step-000040", "0.5", "")]
+
+
+def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second, base, tmp_path):
+    shutil.copytree(base, tmp_path / "model")
+    out = evaluate(tmp_path / "out", models=[str(tmp_path / "model")])
+    before = table(out)
+    shutil.copy(second / "model.safetensors", tmp_path / "model")
+    evaluate(out, models=[str(tmp_path / "model")])
+    changed = [row["value"] for row in table(out)]
+    assert [row["value"] for row in before] != changed
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5, "transformers_version": "0"}))
+    evaluate(out, models=[str(tmp_path / "model")])
+    assert (
+        changed
+        != [row["value"] for row in table(out)]
+        == [row["value"] for row in table(evaluate(tmp_path / "fresh", models=[str(tmp_path / "model")]))]
+    )
+
+
+@pytest.mark.slow
+def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
+    changes = {**FEW, "models": [str(base), str(second)], "sensitivity": ["embedded_mmlu_cloze"], "limit": 12}
+    whole = config_file(tmp_path, changes, output_dir=str(tmp_path / "whole"))
+    assert launch("--config", str(whole), script="run_eval.py").returncode == 0
+    results = len(list((tmp_path / "whole" / "results").glob("*.json")))
+    cut = config_file(tmp_path, changes, output_dir=str(tmp_path / "cut"))
+    kept: dict = {}
+    for there in (1, results - 1):  # killed when so many are there: a machine's pace decides nothing
+        command = [sys.executable, str(ROOT / "run_eval.py"), "--config", str(cut)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(list((tmp_path / "cut" / "results").glob("*.json"))) < there and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        for path in (tmp_path / "cut" / "results").glob("*.json"):
+            assert kept.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns  # what was done was not done again
+    assert launch("--config", str(cut), script="run_eval.py").returncode == 0
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items()) and len(kept) >= results - 1 >= 3
+    for name in ("scores.csv", "comparison.csv", "sensitivity.json"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sft, base, tmp_path):
+    models = [*resolve.resolve_models([f"{whole_run}@step-*", f"{base}+{whole_sft}"]), *resolve.resolve_models([str(whole_sft)])]
+    assert [(model.step, model.tokens) for model in models] == [(10, 10240), (12, 12288), (8, models[2].tokens), (8, models[2].tokens)]
+    assert models[2].tokens > 1000 and models[2].adapter.folder == whole_sft and models[3].base.folder == base
+    with pytest.raises(Refusal, match="is one model, given twice"):
+        resolve.resolve_models([f"{base}+{whole_sft}", str(whole_sft)])
+    out = evaluate(tmp_path / "out", models=[f"{base}", f"{base}+{whole_sft}"], apply_chat_template=False)
+    rows = {row["model"]: row for row in table(out) if row["metric"] == "bits_per_byte"}
+    assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"]["adapter"] == str(whole_sft)
+
+
+def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_path):
+    out = evaluate(
+        tmp_path / "out",
+        tasks=["embedded_next_sentence", "embedded_docs"],
+        limit=8,
+        sensitivity=["embedded_next_sentence"],
+        robustness=["embedded_next_sentence"],
+        variant_limit=4,
+        contamination=settings["prepared_dir"],
+    )
+    rows = read_json(out / "sensitivity.json")
+    assert rows[0]["factor"] == "all" and rows[0]["n"] == 4 and rows[0]["k"] == 1 + sum(len(row["variants"]) - 1 for row in rows[1:])
+    order = next(row for row in rows if row["factor"] == "option order")
+    assert order["flips"]["value"] == 0 and all(change["value"] == 0 for change in order["changes"])
+    assert {row["factor"] for row in read_json(out / "robustness.json")} >= {"all", "swap", "keyboard", "distractor"}
+    found = {row["task"]: row for row in read_json(out / "contamination.json")}
+    model = found["embedded_docs"]["models"][str(base)]
+    assert (
+        found["embedded_docs"]["judged"] == 8 and model["all"]["n"] == 8 == model["clean"]["n"] + model["contaminated"]["n"] + model["too_short"]["n"]
+    )
+
+
+# ---- generalisation ----
+
+
+def test_the_gap_and_what_likelihood_tells_apart(evaluate, base, second, tmp_path):
+    out = evaluate(tmp_path / "out", models=[str(base), str(second)], tasks=["embedded_docs", "embedded_web"], limit=20, reference_model=str(base))
+    rows = {(row["model"], row["task"]): row for row in read_json(out / "generalisation.json")}
+    row, own = rows[str(second), "embedded_web"], rows[str(second), "embedded_docs"]
+    assert row["gap"] == pytest.approx(row["bits_per_byte"] - own["bits_per_byte"])
+    assert (
+        0 <= row["auroc"] <= 1
+        and 0 <= row["auroc_two_sided"] <= 1
+        and 0 <= row["auroc_ratio"] <= 1
+        and "auroc_ratio" not in rows[str(base), "embedded_web"]
+    )
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"models": ["/nowhere"]}, r"--models /nowhere: no folder with a config\.json"),
+        ({"models": ["org/nothing"]}, r"org/nothing is neither a folder here nor on the Hub"),
+        ({"tasks": ["hellaswg"]}, r"no such task; near:"),
+        ({"tasks": ["embedded_humaneval"]}, r"add --confirm_run_unsafe_code"),
+        ({"tasks": ["embedded_docs", "embedded_docs"]}, r"--tasks embedded_docs: given twice"),
+        ({"sensitivity": ["embedded_mmlu"]}, r"vary tasks of --tasks, and embedded_mmlu is not among them"),
+        ({"num_fewshot": ["many"]}, r"--num_fewshot many: N or TASK=N is wanted"),
+        ({"apply_chat_template": True}, r"has no chat format"),
+        ({"variant_models": ["x"]}, r"--variant_models x is not among the models"),
+        ({"limit": 0}, r"--limit 0 must be at least 1"),
+        ({"contamination": "/nowhere"}, r"/nowhere is not a prepared folder"),
+        ({"tokenizer_name": "gpt2"}, r"has 512 embeddings and its tokenizer 50,257 ids"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(hub, evaluate, tmp_path, changes, message):
+    with pytest.raises(Refusal, match=message):
+        evaluate(tmp_path / "out", **changes)
+
+
+def test_an_adapter_for_another_base_and_a_step_that_is_not_there(evaluate, second, whole_sft, whole_run, base, tmp_path):
+    with pytest.raises(Refusal, match="was made for other weights and not for"):
+        evaluate(tmp_path / "out", models=[f"{second}+{whole_sft}"])
+    with pytest.raises(Refusal, match="is no adapter"):
+        evaluate(tmp_path / "out", models=[f"{base}+{second}"])
+    with pytest.raises(Refusal, match="has no steps"):
+        evaluate(tmp_path / "out", models=[f"{base}@step-*"])
+    with pytest.raises(Refusal, match="no folder with a config"):
+        evaluate(tmp_path / "out", models=[f"{whole_run}@step-99"])
+    with pytest.raises(Refusal, match="given twice"):
+        evaluate(tmp_path / "out", models=[str(base), str(base)])
+    (tmp_path / "link").symlink_to(base)
+    with pytest.raises(Refusal, match=f"--models {base} {tmp_path}/link is one model, given twice"):
+        evaluate(tmp_path / "out", models=[str(base), str(tmp_path / "link")])
+
+
+def test_samples_of_other_items_are_not_compared(evaluate, base, tmp_path):
+    out = evaluate(tmp_path / "out", tasks=["embedded_mmlu_cloze"])
+    samples = read_jsonl(next((out / "samples").iterdir()))
+    with pytest.raises(Refusal, match="were not asked the same items"):
+        evaluation_analysis.pair(samples, samples[1:], "acc", ("a", "b"))
+    other = [{**sample, "item": "x"} for sample in samples]
+    with pytest.raises(Refusal, match="were not asked the same items"):
+        evaluation_analysis.pair(samples, other, "acc", ("a", "b"))
+
+
+def test_a_metric_that_lm_eval_did_not_return(evaluate, tmp_path, monkeypatch):
+    original = lm.run
+
+    def without(*args):
+        found = original(*args)
+        for rows in found["samples"].values():
+            for row in rows:
+                row["metrics"].remove("acc")
+        return found
+
+    monkeypatch.setattr(lm, "run", without)
+    with pytest.raises(Refusal, match="embedded_mmlu_cloze: lm-eval returned no acc"):
+        evaluate(tmp_path / "out", tasks=["embedded_mmlu_cloze"])
+
+
+def test_two_evaluations_at_once(evaluate, tmp_path):
+    code = f"import time; from llama_lite.files import FolderLock; lock = FolderLock({str(tmp_path / 'out')!r}, 'write to'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        other.stdout.readline()
+        with pytest.raises(Refusal, match=r"is in use by process \d+"):
+            evaluate(tmp_path / "out")
+    finally:
+        other.kill()
+        other.wait()
+
+
+# ---- on the Hub ----
+
+
+@pytest.fixture
+def published(hub, pretrain, tmp_path) -> str:
+    name = f"org/evaluated-{len(hub.repos)}"
+    pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=name, hub_drain_timeout=60)
+    return name
+
+
+def test_scores_on_the_hub_name_what_they_are_of(hub, evaluate, published, tmp_path, capsys):
+    tags = dict(hub.repos["models", published].tags)
+    out = evaluate(tmp_path / "out", models=[f"{published}@step-*"], push_to_hub=True)
+    assert [row["step"] for row in table(out) if row["metric"] == "acc"] == ["5", "10", "12"]
+    main = hub.files(published)
+    rows = list(csv.DictReader(io.StringIO(main["scores.csv"].decode())))
+    assert {(row["revision"], row["commit"]) for row in rows} == set(tags.items()) and hub.repos["models", published].tags == tags
+    assert {row["model"] for row in rows} == {published} and len(rows) == 9
+    card = ModelCard(main["README.md"].decode())  # the finished model's alone is in the card
+    assert {(r.dataset_name, r.metric_type) for r in card.data.eval_results} == {
+        ("embedded_mmlu_cloze", "acc_norm"),
+        ("embedded_docs", "bits_per_byte"),
+    }
+    final = {row["task"]: row for row in rows if row["revision"] == "step-000012" and row["metric"] in ("acc_norm", "bits_per_byte")}
+    assert all(r.metric_value == pytest.approx(float(final[r.dataset_name]["value"]), abs=1e-6) for r in card.data.eval_results)
+    assert "model.safetensors" in main and "checkpoints.csv" in main
+    commits = len(hub.repos["models", published].commits)
+    evaluate(out, models=[f"{published}@step-*"], push_to_hub=True)  # the same again changes nothing
+    assert hub.files(published)["scores.csv"] == main["scores.csv"] and len(hub.repos["models", published].commits) == commits
+
+
+def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
+    out = evaluate(tmp_path / "out", models=[f"{published}@step-000005"], push_to_hub=True, tasks=["embedded_docs"])
+    record = read_json(next((out / "results").glob("*.json")))
+    changed = json.loads(json.dumps(record))
+    changed["metrics"]["bits_per_byte"]["value"] += 0.5
+    (model,) = resolve.resolve_models([f"{published}@step-000005"])
+    push_scores.push_scores(model, [changed])
+    rows = list(csv.DictReader(io.StringIO(hub.files(published)["scores.csv"].decode())))
+    assert [float(row["value"]) for row in rows] == [record["metrics"]["bits_per_byte"]["value"], changed["metrics"]["bits_per_byte"]["value"]]
+
+
+def test_scores_of_other_files_are_refused(evaluate, published, tmp_path):
+    out = evaluate(tmp_path / "out", models=[f"{published}@step-000005"], tasks=["embedded_docs"])
+    record = read_json(next((out / "results").glob("*.json")))
+    (model,) = resolve.resolve_models([f"{published}@step-000005"])
+    with pytest.raises(Refusal, match=r"are of commit 0123, and .*@step-000005 is"):
+        push_scores.push_scores(model, [{**record, "commit": "0123"}])
+
+
+def test_results_in_the_hubs_own_form():
+    record = {
+        "task": "hellaswag",
+        "dataset": "Rowan/hellaswag",
+        "n_shot": 0,
+        "dtype": "float32",
+        "harness": "lm-eval 0.4.13",
+        "commit": "c",
+        "date": "2026-01-01",
+        "model": "m",
+    }
+    record["metrics"] = {"acc_norm": {"value": 0.5, "stderr": 0.01, "n": 100}}
+    ((name, text),) = push_scores.eval_results([record], "org/m").items()
+    (entry,) = yaml.safe_load(text)
+    assert name == ".eval_results/hellaswag.yaml" and entry["dataset"] == {"id": "Rowan/hellaswag", "task_id": "hellaswag"} and entry["value"] == 0.5
+    assert "commit c" in entry["notes"] and HfApi
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "configs/eval").glob("*.yaml")))
+def test_shipped_configs_parse(name):
+    which, what, where = parse_eval(["--config", str(ROOT / f"configs/eval/{name}.yaml")])
+    assert which.models and what.tasks and where.output_dir.startswith("runs/")

@@ -1,0 +1,394 @@
+"""What is read from the Hub and published to it, with the unmodified clients against tests/support/hub_server.py."""
+
+import csv
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+from helpers import config_file, flip, launch, log_of, same_tensors
+from hub_server import Fault
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llama_lite.data import formats, sources
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl
+from llama_lite.hub import publish_queue
+from llama_lite.models.presets import load_model_config
+
+
+@pytest.fixture
+def fineweb(hub, text, tmp_path) -> tuple[str, str]:
+    """(id, commit) of a dataset repository with FineWeb-Edu's columns, in two parquet files."""
+    rows = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    name = f"org/text-{len(hub.repos)}"
+    HfApi().create_repo(name, repo_type="dataset")
+    operations = []
+    for part in range(2):
+        texts = rows[part::2]
+        columns = {
+            "text": texts,
+            "id": [f"<urn:uuid:{part}-{row}>" for row in range(len(texts))],
+            "dump": ["CC-MAIN-2024-10"] * len(texts),
+            "language": ["en"] * len(texts),
+            "language_score": [0.9] * len(texts),
+            "token_count": [len(one) // 4 for one in texts],
+            "score": [3.1] * len(texts),
+            "int_score": [3 + row % 2 for row in range(len(texts))],
+        }
+        path = tmp_path / f"{part}.parquet"
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+        operations.append(CommitOperationAdd(f"sample/10BT/{part:03d}_00000.parquet", path))
+    card = "---\nconfigs:\n- config_name: sample-10BT\n  data_files:\n  - split: train\n    path: sample/10BT/*\n---\n"
+    operations.append(CommitOperationAdd("README.md", card.encode()))
+    return name, HfApi().create_commit(name, operations, commit_message="text", repo_type="dataset").oid
+
+
+def test_a_dataset_of_the_hub_is_read_at_its_commit(fineweb, text):
+    name, commit = fineweb
+    rows = [json.loads(line)["text"] for line in text.read_text().splitlines()]
+    HfApi().delete_file("sample/10BT/001_00000.parquet", name, repo_type="dataset")
+    for revision, expected in ((commit, rows[::2] + rows[1::2]), ("main", rows[::2])):
+        source = sources.resolve(name, "sample-10BT", revision=revision)
+        assert source.record["revision"] == (commit if revision == commit else HfApi().dataset_info(name).sha)
+        assert [document.text for document in source.documents(formats.Skipped())] == expected
+
+
+def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_path):
+    name, commit = fineweb
+    hub_data = {"dataset": name, "dataset_config": "sample-10BT", "dataset_revision": commit, "prepared_dir": str(tmp_path / "tokens")}
+    pretrain(tmp_path / "run", "--prepare_only", **hub_data, min_score=4, score_column="int_score", language="en", min_language_score=0.65)
+    manifest, curation = (read_json(tmp_path / "tokens" / f"{name}.json") for name in ("manifest", "curation"))
+    assert manifest["source"]["revision"] == commit
+    assert 0 < manifest["documents"] == curation["kept"]["documents"] < curation["read"]["documents"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "changes", "message"),
+    [
+        ("absent", {"dataset": "org/nothing"}, "neither a file or folder here nor a dataset that the Hub gives"),
+        ("revision", {"dataset_revision": "v9"}, r"\(revision v9\)"),
+        ("split", {"dataset_split": "test"}, "--dataset_split test: .* has train"),
+        ("config", {"dataset_config": "nope"}, "nope"),
+        ("column", {"text_column": "body"}, "no column 'body'; its columns are 'text', 'id'"),
+        ("down", {}, r"neither a file or folder here nor a dataset that the Hub gives \(revision main\): the Hub cannot be reached from here"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)
+def test_what_the_hub_does_not_give_is_refused(hub, fineweb, pretrain, tmp_path, fault, changes, message):
+    if fault == "down":
+        hub.down()
+    chosen = {"dataset": fineweb[0], "dataset_config": "sample-10BT", "prepared_dir": str(tmp_path / "tokens"), **changes}
+    with pytest.raises((Refusal, SystemExit), match=message) as refusal:
+        pretrain(tmp_path / "run", "--prepare_only", **chosen)
+    assert "Traceback" not in str(refusal.value) and hub.environment()["HF_TOKEN"] not in str(refusal.value)
+
+
+# ---- publishing ----
+
+
+def ours(hub) -> dict:
+    """Arguments of a run that publishes to a repository of its own."""
+    return {"push_to_hub": True, "hub_model_id": f"org/run-{len(hub.repos)}", "hub_drain_timeout": 60}
+
+
+def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    run, repo = pretrain(tmp_path / "run", **changes), changes["hub_model_id"]
+    there = hub.repos["models", repo]
+    assert sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
+    assert not publish_queue.queued(run / "queue") and [record["step"] for record in read_jsonl(run / "published.jsonl")] == [5, 10, 12]
+    for tag, commit in there.tags.items():
+        files = hub.files(repo, tag)
+        record = json.loads(files["revision.json"])
+        assert record["step"] == int(tag[-6:]) and record["tokens"] == record["step"] * 1024
+        assert {name: hashlib.sha256(files[name]).hexdigest() for name in record["files"]} == {n: f["sha256"] for n, f in record["files"].items()}
+        assert set(files) == {*record["files"], "revision.json", ".gitattributes"}
+        assert there.commits[commit]["parent"] and "training_state/optimizer.safetensors" in files
+    # The last is main, without the training state; the index names all three.
+    main = hub.files(repo)
+    assert not any(name.startswith("training_state/") for name in main) and main["model.safetensors"] == files["model.safetensors"]
+    rows = list(csv.DictReader(io.StringIO(main["checkpoints.csv"].decode())))
+    assert [(row["step"], row["revision"], row["commit"]) for row in rows] == [(str(int(t[-6:])), t, c) for t, c in sorted(there.tags.items())]
+    assert all(float(row["eval_loss"]) > 0 for row in rows[1:])
+    model = AutoModelForCausalLM.from_pretrained(repo, revision="step-000012")
+    assert same_model(model, AutoModelForCausalLM.from_pretrained(run)) and len(AutoTokenizer.from_pretrained(repo, revision="step-000005")) == 512
+
+
+def same_model(first, second) -> bool:
+    ids = torch.arange(40)[None]
+    return torch.equal(first(ids).logits, second(ids).logits)
+
+
+@pytest.mark.parametrize(("state", "expected"), [("all", [5, 10, 12]), ("final", [12]), ("none", [])])
+def test_which_revisions_carry_training_state(hub, pretrain, tmp_path, state, expected):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", publish_training_state=state, **changes)
+    tags = hub.repos["models", changes["hub_model_id"]].tags
+    found = [int(tag[-6:]) for tag in sorted(tags) if "training_state/manifest.json" in hub.files(changes["hub_model_id"], tag)]
+    assert len(tags) == 3 and found == expected
+
+
+def test_publish_steps(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", publish_steps=10, **changes)
+    assert sorted(hub.repos["models", changes["hub_model_id"]].tags) == ["step-000010", "step-000012"]
+
+
+FAULTS = {
+    "busy": [Fault(".", 503, 3), Fault("POST .*/commit/", 503, 2), Fault("POST .*/tag/", 503, 1)],
+    "too many requests": [Fault("POST .*/commit/", 429, 2), Fault("POST .*/branch/", 429, 1)],
+    "uploads cut": [Fault("PUT /lfs/", "cut", 2), Fault("POST .*/commit/", "cut", 1)],
+    "answers lost": [Fault(f"POST .*/{what}", "lose", 1) for what in ("repos/create", "branch/", "commit/", "tag/", "commit/main")],
+    "no connection": [Fault(".", "drop", 6)],
+}
+
+
+@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+def test_faults_cost_no_checkpoint_and_no_step(hub, pretrain, whole_run, tmp_path, monkeypatch, faults):
+    monkeypatch.setattr(publish_queue, "LONGEST_WAIT", 0.2)
+    monkeypatch.setattr(publish_queue, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # the client's own waits
+    hub.faults += [dataclasses.replace(fault) for fault in faults]
+    changes = ours(hub)
+    run = pretrain(tmp_path / "run", **changes)
+    assert not any(fault.times for fault in hub.faults), "a fault was not met"
+    published(hub, run, changes["hub_model_id"], whole_run)
+
+
+def published(hub, run, repo, whole_run) -> None:
+    """All three revisions are there, once, in order, and the run is the one that published nothing."""
+    there = hub.repos["models", repo]
+    oid, steps = there.branches["checkpoints"], []
+    while there.commits[oid]["parent"]:
+        steps.append(json.loads(hub.objects[there.commits[oid]["files"]["revision.json"][0]])["step"])
+        oid = there.commits[oid]["parent"]
+    assert steps == [12, 10, 5] and sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
+    assert not publish_queue.queued(run / "queue")
+    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors") and log_of(run) == log_of(whole_run)
+    assert len(hub.files(repo)["checkpoints.csv"].splitlines()) == 4
+
+
+def test_a_hub_that_is_down_is_published_to_later(hub, pretrain, whole_run, tmp_path, capsys):
+    changes = ours(hub)
+    hub.down()
+    run = pretrain(tmp_path / "run", **{**changes, "hub_drain_timeout": 1})
+    said = capsys.readouterr().out
+    assert "WARNING   --push_to_hub" in said and "Training goes on" in said and said.count("step-000005 waits") == 1
+    assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
+    with pytest.raises(Refusal, match="leave out --hub_required"):
+        pretrain(tmp_path / "other", hub_required=True, **changes)
+    pretrain(run, "--dry_run", **changes)
+    assert f"3 revisions of {changes['hub_model_id']}, 3 with training state" in (said := capsys.readouterr().out)
+    assert "3 revisions wait to be published" in said and "last failure (step-000005)" in said
+    hub.up()
+    pretrain(run, "--publish_only", **changes)
+    published(hub, run, changes["hub_model_id"], whole_run)
+    before = dict(hub.repos["models", changes["hub_model_id"]].branches)
+    pretrain(run, "--publish_only", **changes)
+    assert hub.repos["models", changes["hub_model_id"]].branches == before
+
+
+@pytest.mark.parametrize(
+    ("token", "message"), [("hf_wrong", "[Ii]nvalid (user token|credentials)"), ("hf_reader", "can only read"), ("hf_other", "don't have the rights")]
+)
+def test_tokens_that_may_not_publish_are_told_before_the_first_step(hub, pretrain, tmp_path, monkeypatch, token, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(Refusal, match=message) as refusal:
+        pretrain(tmp_path / "run", hub_required=True, **ours(hub))
+    assert token not in str(refusal.value) and not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_the_repository_of_another_run_is_refused(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", **changes)
+    with pytest.raises(Refusal, match="belongs to another run"):
+        pretrain(tmp_path / "other", seed=7, hub_required=True, **changes)
+
+
+def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
+    """The same run again publishes nothing new; other content under a name that is there is refused."""
+    changes = ours(hub)
+    pretrain(tmp_path / "run", **changes)
+    there = hub.repos["models", changes["hub_model_id"]]
+    tags, branch = dict(there.tags), there.branches["checkpoints"]
+    pretrain(tmp_path / "again", resume_from_checkpoint="never", **changes)
+    assert there.tags == tags and there.branches["checkpoints"] == branch
+    capsys.readouterr()
+    run = pretrain(tmp_path / "none", resume_from_checkpoint="never", publish_training_state="none", **changes)
+    assert there.tags == tags and "is there with other content" in capsys.readouterr().out
+    assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
+
+
+def test_nothing_private_is_published(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    run = pretrain(tmp_path / "run", **changes)
+    private = [part.encode() for part in (os.environ["HF_TOKEN"], str(tmp_path), os.getcwd())]
+    for tag in ("main", *hub.repos["models", changes["hub_model_id"]].tags):
+        for name, data in hub.files(changes["hub_model_id"], tag).items():
+            assert not [part for part in private if part in data], (tag, name)
+    for path in (run / "events.jsonl", run / "log.jsonl", run / "published.jsonl", run / "status.json", run / "run.json"):
+        assert os.environ["HF_TOKEN"].encode() not in path.read_bytes(), path
+
+
+# ---- from the Hub ----
+
+
+@pytest.fixture(scope="module")
+def repository(settings, tmp_path_factory) -> str:
+    """The id of a repository that holds the uninterrupted run; read only."""
+    repo, folder = "org/whole", tmp_path_factory.mktemp("published")
+    path = config_file(folder, settings, output_dir=str(folder / "run"), push_to_hub=True, hub_model_id=repo)
+    result = launch("--config", str(path))
+    assert result.returncode == 0 and "is published and is main" in result.stdout, result.stderr
+    return repo
+
+
+def test_a_stranger_resumes_bit_for_bit(hub, repository, settings, whole_run, tmp_path):
+    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), resume_from_checkpoint=f"{repository}@step-000005")
+    result = launch("--config", str(path), launcher=(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"))
+    assert result.returncode == 0, result.stderr
+    assert "verified: probe loss" in result.stdout and "bit for bit" in result.stdout
+    assert same_tensors(tmp_path / "run/model.safetensors", whole_run / "model.safetensors") and log_of(tmp_path / "run") == log_of(whole_run)
+    for name in ("optimizer.safetensors", "rng_state.pth"):
+        assert (tmp_path / "run/checkpoint-12" / name).read_bytes() == (whole_run / "checkpoint-12" / name).read_bytes()
+
+
+def test_the_same_command_again_goes_on_from_where_it_got_to(hub, repository, pretrain, tmp_path, capsys):
+    again = {"resume_from_checkpoint": f"{repository}@step-000005", "max_steps": 12}
+    run = pretrain(tmp_path / "run", **again)
+    before = list(hub.requests)
+    pretrain(run, **again)
+    assert "is finished (12 steps)" in capsys.readouterr().out and hub.requests == before
+    with pytest.raises(Refusal, match="is a run already"):
+        pretrain(run, resume_from_checkpoint=f"{repository}@step-000010")
+
+
+def test_auto_falls_back_to_the_runs_own_repository(hub, pretrain, whole_run, tmp_path, capsys):
+    changes = ours(hub)
+    run = pretrain(tmp_path / "run", **changes)
+    there = hub.repos["models", changes["hub_model_id"]]
+    # What people add: other names, a name of ours without a record, on another step, and on an altered copy; a branch of a revision's name.
+    HfApi().upload_file(
+        path_or_fileobj=b"0", path_in_repo="training_state/optimizer.safetensors", repo_id=changes["hub_model_id"], revision="checkpoints"
+    )
+    there.tags |= {"step-best": there.branches["main"], "step-999999": there.commits[there.branches["checkpoints"]]["parent"]}
+    there.tags |= {"step-1000000": there.tags["step-000005"], "step-000012": there.branches["checkpoints"], "step-000013": there.branches["main"]}
+    there.branches |= {"step-000010": there.branches["main"]}
+    before = dict(there.tags)
+    shutil.rmtree(run)
+    capsys.readouterr()
+    pretrain(run, **changes)
+    said = capsys.readouterr().out
+    assert "step-000012 is passed over for an older revision" in said and "checkpoint-10 in" in said
+    assert "step-000012-2 is published and is main; step-000012 is somebody else's tag, and stays" in said
+    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
+    assert dict(there.tags) == before | {"step-000012-2": there.tags["step-000012-2"]}
+    rows = list(csv.DictReader(io.StringIO(hub.files(changes["hub_model_id"])["checkpoints.csv"].decode())))
+    assert [(row["revision"], row["commit"]) for row in rows] == [(tag, there.tags[tag]) for tag in ("step-000005", "step-000010", "step-000012-2")]
+
+
+@pytest.mark.parametrize(("times", "whole"), [(1, True), (2, False)])
+def test_a_damaged_download_is_fetched_once_more_and_then_refused(hub, repository, pretrain, tmp_path, times, whole):
+    hub.faults.append(Fault("GET .*/training_state/optimizer.safetensors", "garble", times))
+    if whole:
+        assert (pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005") / "checkpoint-12").exists()
+        return
+    with pytest.raises(Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: twice"):
+        pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))
+    pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")  # the rest was kept
+
+
+def test_what_cannot_be_resumed_from_the_hub_is_refused(hub, pretrain, tmp_path):
+    changes = ours(hub)
+    pretrain(tmp_path / "run", publish_training_state="none", **changes)
+    for revision, message in (
+        ("step-000005", "without training state.*--init_from org/run-.*@step-000005"),
+        ("step-9", "has no revision step-9"),
+    ):
+        with pytest.raises(Refusal, match=message):
+            pretrain(tmp_path / "other", resume_from_checkpoint=f"{changes['hub_model_id']}@{revision}")
+    with pytest.raises(Refusal, match="neither a folder here nor on the Hub"):
+        pretrain(tmp_path / "third", resume_from_checkpoint="org/nothing@main")
+    with pytest.raises(Refusal, match="none of them carries training state"):
+        pretrain(tmp_path / "fourth", **changes)
+    hub.down()
+    with pytest.raises(Refusal, match=r"cannot be downloaded: .*Run the same command again when the Hub answers"):
+        pretrain(tmp_path / "fifth", resume_from_checkpoint="org/nothing@main")
+
+
+def test_init_from_a_revision_takes_its_weights(hub, repository, pretrain, tmp_path):
+    run = pretrain(tmp_path / "run", init_from=f"{repository}@step-000012", max_steps=4, logging_steps=1)
+    folder = snapshot_download(repository, revision="step-000012")
+    local = pretrain(tmp_path / "local", init_from=folder, max_steps=4, logging_steps=1)
+    assert log_of(run) == log_of(local) and same_tensors(run / "model.safetensors", local / "model.safetensors")
+    last = [entry["eval_loss"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry][-1]
+    assert last < 6 and read_json(run / "run.json")["identity"]["hyperparameters"]["max_steps"] == 4
+
+
+def test_the_authors_checkpoints_are_mended(hub, settings, pretrain, tmp_path, capsys):
+    """Their config.json says begin 1 and end 2, which GPT-2's vocabulary has for other tokens; no revision.json."""
+    config = load_model_config("tiny")
+    config.bos_token_id, config.eos_token_id, config.vocab_size = 1, 2, 512
+    torch.manual_seed(3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "theirs")
+    HfApi().create_repo("org/DMaS-LLaMa-Lite-step-40.5k", exist_ok=True)
+    HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="org/DMaS-LLaMa-Lite-step-40.5k")
+    run = pretrain(tmp_path / "run", init_from="org/DMaS-LLaMa-Lite-step-40.5k", max_steps=2)
+    assert "org/DMaS-LLaMa-Lite-step-40.5k: begin and end ids (1, 2) are mended to" in capsys.readouterr().out
+    assert AutoModelForCausalLM.from_pretrained(run).config.eos_token_id == AutoTokenizer.from_pretrained(run).eos_token_id
+    config.rms_norm_eps = 1e-6
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    with pytest.raises(Refusal, match="is another model: rms_norm_eps is 1e-06 there and 1e-05 here"):
+        pretrain(tmp_path / "third", init_from=str(tmp_path / "other"), max_steps=2)
+
+
+def test_hf_download_without_the_training_state(hub, repository, tmp_path):
+    command = ["hf", "download", repository, "--revision", "step-000012", "--exclude", "training_state/*", "--local-dir", str(tmp_path / "model")]
+    subprocess.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], check=True, capture_output=True)
+    assert not (tmp_path / "model/training_state").exists()
+    assert same_tensors(tmp_path / "model/model.safetensors", snapshot(repository, "main", tmp_path))
+
+
+def snapshot(repository: str, revision: str, folder: Path) -> Path:
+    return Path(hf_hub_download(repository, "model.safetensors", revision=revision, local_dir=folder / revision))
+
+
+def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, settings, whole_run, tmp_path, capsys):
+    name = f"org/tokens-{len(hub.repos)}"
+    for _ in range(2):
+        pretrain(tmp_path / "run", "--prepare_only", push_to_hub=True, prepared_hub_id=name)
+    assert "holds these tokens already" in capsys.readouterr().out and len(hub.repos["datasets", name].commits) == 2
+    run = pretrain(tmp_path / "run", prepared_hub_id=name, prepared_dir=str(tmp_path / "pulled"))
+    assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
+    there = sorted(path.name for path in Path(settings["prepared_dir"]).glob("*.npy"))
+    assert there == sorted(path.name for path in (tmp_path / "pulled").glob("*.npy"))
+    pulled = tmp_path / "pulled"
+    whole = {path.name: path.read_bytes() for path in pulled.rglob("*") if path.is_file() and path.name[0] != "."}
+    flip(pulled / "train-00001.npy")
+    flip(pulled / "manifest.json")
+    (pulled / "tokenizer" / "tokenizer_config.json").unlink()
+    times = {path: path.stat().st_mtime_ns for path in pulled.glob("*-00000.npy")}
+    pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(pulled), dataset=None)  # without the text
+    assert {path.name: path.read_bytes() for path in pulled.rglob("*") if path.is_file() and path.name[0] != "."} == whole
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # what is whole is not downloaded again
+    hub.faults.append(Fault("GET .*/train-00000.npy", "garble", 2))
+    with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: twice"):
+        pretrain(tmp_path / "other", prepared_hub_id=name, prepared_dir=str(tmp_path / "damaged"))
+    with pytest.raises(Refusal, match="was prepared otherwise: vocab_size was 512, now 300"):
+        pretrain(tmp_path / "third", prepared_hub_id=name, prepared_dir=str(tmp_path / "otherwise"), vocab_size=300)
+    with pytest.raises(Refusal, match="holds other data, which is not written over"):
+        pretrain(tmp_path / "fourth", "--prepare_only", push_to_hub=True, prepared_hub_id=name, vocab_size=300, prepared_dir=str(tmp_path / "p"))
+    with pytest.raises(Refusal, match="needs --prepared_hub_id owner/name, not None"):
+        pretrain(tmp_path / "fifth", "--prepare_only", push_to_hub=True)

@@ -1,0 +1,102 @@
+"""Switches for speed: the same mathematics, and a fall back that is said where a machine has not what they need."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import ROOT, log_of, same_tensors
+from transformers import AutoModelForCausalLM
+
+from llama_lite.files import read_json
+from llama_lite.kernels import block_attention, compile
+from llama_lite.machine import hardware
+from llama_lite.models.presets import load_model_config
+
+
+@pytest.fixture
+def fresh():
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_the_plain_ones(fresh):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(load_model_config("tiny"), dtype=torch.float32)
+    compiled = copy.deepcopy(model)
+    block_attention.enable_block_attention(compiled)  # as a run on a CPU has it
+    assert compile.compile_layers(compiled, torch.device("cpu")) and list(compiled.state_dict()) == list(model.state_dict())
+    ids = torch.randint(0, model.config.vocab_size, (2, 33))
+    for precision, tolerance in ((None, 1e-5), (torch.bfloat16, 2e-2)):
+        found = []
+        for one in (model, compiled):
+            one.zero_grad()
+            with torch.autocast("cpu", precision or torch.bfloat16, enabled=precision is not None):
+                loss = one(input_ids=ids, labels=ids).loss
+            loss.backward()
+            found.append((loss.detach(), torch.cat([p.grad.flatten() for p in one.parameters()])))
+        (loss, gradient), (ours, our_gradient) = found
+        assert abs(ours - loss) < tolerance * loss and (our_gradient - gradient).norm() < tolerance * gradient.norm()
+    assert torch._dynamo.utils.counters["frames"]["ok"] >= 1  # they were compiled
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_bit_for_bit_and_evaluates_uncompiled(pretrain, tmp_path, fresh):
+    changes = {"max_steps": 8, "save_steps": 4, "eval_steps": 4, "compile_layers": True, "save_total_limit": 9, "order": "sequential"}
+    whole = pretrain(tmp_path / "whole", **changes)
+    assert read_json(whole / "run.json")["identity"]["environment"]["switches"]["compile_layers"] is True
+    frames = torch._dynamo.utils.counters["frames"]["total"]
+    assert 1 <= frames <= 4  # training's shape alone: not evaluation's, the probe's or the samples'
+    torch.compiler.reset()
+    again = pretrain(tmp_path / "again", "--resume_from_checkpoint", str(whole / "checkpoint-4"), **changes)
+    assert log_of(again) == log_of(whole)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(whole / "checkpoint-8" / name, again / "checkpoint-8" / name)
+
+
+def test_without_a_compiler_layers_stay_as_they_are_and_it_is_said(monkeypatch, capsys):
+    from torch._inductor import cpp_builder, exc
+
+    def none():
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", none)
+    model = AutoModelForCausalLM.from_config(load_model_config("tiny"))
+    assert not compile.compile_layers(model, torch.device("cpu"))
+    assert capsys.readouterr().out.count("torch finds no C++ compiler (g++ or clang++): layers run uncompiled") == 1
+    assert all(layer._compiled_call_impl is None for layer in model.model.layers)
+
+
+def test_without_mallopt_memory_is_returned_and_it_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(hardware.ctypes, "CDLL", lambda name: object())
+    assert not hardware.keep_memory()
+    assert "has no mallopt" in capsys.readouterr().out
+
+
+KEPT = """
+import os, sys
+sys.path.insert(0, {root!r})
+import llama_lite, torch
+from llama_lite.machine.hardware import keep_memory
+
+def resident():
+    return os.sysconf("SC_PAGE_SIZE") * int(open("/proc/self/statm").read().split()[1])
+
+if {keep}:
+    assert keep_memory()
+before = resident()
+torch.ones(64 * 2**20)
+after = resident()
+print((after - before) // 2**20)
+"""
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_freed_memory_stays_with_the_process(keep):
+    code = KEPT.format(root=str(ROOT), keep=keep)
+    kept = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert kept >= 240 if keep else kept < 30

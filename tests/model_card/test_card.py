@@ -1,0 +1,306 @@
+"""Cards: every number is in a record, same records give same bytes, snippets run, contradictions are named, and a person's words stay."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from datetime import datetime
+
+import forking
+import pytest
+from helpers import ROOT, config_file
+from huggingface_hub import HfApi, ModelCard
+
+from llama_lite.errors import Refusal
+from llama_lite.files import read_json, read_jsonl, write_json
+from model_card import card, facts, records
+from model_card.metadata import CardError
+
+
+@pytest.fixture(scope="session")
+def documented(whole_run, whole_sft, settings, tmp_path_factory):
+    """{kind: folder} of a run, a tuning run, an evaluation of both and the prepared tokens, each with what makes a card."""
+    from run_eval import main
+
+    place = tmp_path_factory.mktemp("documented")
+    for source, name in ((whole_run, "run"), (whole_sft, "tuned"), (settings["prepared_dir"], "tokens")):
+        shutil.copytree(source, place / name)
+    few = {
+        "tasks": ["embedded_mmlu_cloze", "embedded_next_sentence", "embedded_docs", "embedded_code"],
+        "limit": 12,
+        "variant_limit": 5,
+        "cpu_threads": 1,
+    }
+    varied = {"sensitivity": ["embedded_mmlu_cloze"], "robustness": ["embedded_next_sentence"], "contamination": str(place / "tokens")}
+    path = config_file(place, {**few, **varied, "models": [f"{place}/run@step-*", f"{place}/run"], "output_dir": str(place / "scores")})
+    main(["--config", str(path)])
+    main(["--config", str(config_file(place, {**few, "models": [f"{place}/tuned"], "output_dir": str(place / "of-tuned")}))])
+    return {name: place / name for name in ("run", "tuned", "tokens", "scores")}
+
+
+def values_of(value):
+    """Every number in JSON."""
+    if isinstance(value, dict):
+        for one in value.values():
+            yield from values_of(one)
+    elif isinstance(value, list):
+        for one in value:
+            yield from values_of(one)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+
+
+def recorded(folder) -> list[float]:
+    """Every number in the records of a folder, and the three that a card derives from several."""
+    found = []
+    for path in folder.rglob("*.json"):
+        found += values_of(read_json(path))
+    for path in folder.rglob("*.jsonl"):
+        found += values_of(read_jsonl(path))
+    for path in folder.rglob("*.csv"):
+        found += [float(cell) for line in path.read_text().splitlines() for cell in line.split(",") if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", cell)]
+    found += [read_json(path)["n_shot"] for path in folder.rglob("results/*.json")]
+    if (folder / "events.jsonl").exists():
+        times = [
+            datetime.fromisoformat(one["time"]) for one in read_jsonl(folder / "events.jsonl") if one["event"] in ("started", "saved", "finished")
+        ]
+        found.append((max(times) - min(times)).total_seconds())  # one session
+        found.append(sum(one["event"] == "saved" for one in read_jsonl(folder / "events.jsonl")))
+    for path in folder.rglob("scores.json"):
+        found += [len({row[key] for row in read_json(path)}) for key in ("model", "task")]
+    return found
+
+
+def told(text: str) -> list[tuple[str, str]]:
+    """(number, its line) of the tables and the limits of a card; names, versions, hashes and dates left out."""
+    found = []
+    body = re.sub(r"```.*?```|<details>.*?</details>|`[^`]*`|^---.*?^---", "", text, flags=re.S | re.M)
+    for line in body.splitlines():
+        if line.startswith(("| ", "- ")) and not line.startswith("- :"):  # a task's description is a record's own words
+            line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|checkpoint-\d+|sha256|float32|bfloat16|AVX\d+|95 %", "", line)
+            found += [(word, line) for word in re.findall(r"(?<![\w.<-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?%?(?!\w)", line)]
+    return found
+
+
+@pytest.mark.parametrize("kind", ["run", "tuned", "tokens", "scores"])
+def test_every_number_is_in_a_record(documented, kind):
+    folder = documented[kind]
+    numbers, text = recorded(folder), card.write(folder).read_text()
+    words = told(text)
+    assert len(words) > {"run": 100, "tuned": 40, "tokens": 5, "scores": 60}[kind]
+    for word, line in words:
+        plain = word.replace(",", "").removesuffix("%").lstrip("+")
+        digits, scale = len(plain.partition(".")[2].partition("e")[0]), 100 if word.endswith("%") else 1
+        wanted = float(plain)
+        near = 0.5000001 * 10**-digits if "e" not in plain else abs(wanted) * 1e-6
+        assert any(abs(value * scale - wanted) <= near for value in numbers), (word, line)
+
+
+@pytest.mark.parametrize("kind", ["run", "tuned", "tokens", "scores"])
+def test_same_records_same_bytes_and_nothing_that_should_not_be_there(documented, kind, tmp_path):
+    first, second = ({path.name: path.read_bytes() for path in rendered(documented[kind], tmp_path / name)} for name in ("a", "b"))
+    assert first == second and len(first) > {"run": 4, "tuned": 2, "tokens": 1, "scores": 4}[kind] - 1
+    text = first["README.md"].decode()
+    assert "None" not in text and "nan" not in text.split() and str(documented[kind].parent) not in text and "/tmp" not in text
+    headings = [match.start() for match in re.finditer(r"^#+ ", text, re.M)]
+    for begin, end in zip(headings, [*headings[1:], len(text)], strict=True):
+        assert len(text[begin:end].strip().splitlines()) > 1, text[begin:end]
+    assert set(re.findall(r"\(figures/([\w.-]+)\)", text)) == {name for name in first if name.endswith(".png")}
+
+
+def rendered(folder, place):
+    shutil.copytree(folder, place / folder.name)
+    shutil.rmtree(place / folder.name / "figures", ignore_errors=True)
+    (place / folder.name / "README.md").unlink(missing_ok=True)
+    path = card.write(place / folder.name)
+    return [path, *(path.parent / "figures").glob("*.png")]
+
+
+def test_sections_are_there_with_their_records_and_gone_without(documented, whole_run, tmp_path):
+    text = card.write(documented["run"]).read_text()
+    for heading in ("Use", "Data", "Training", "Evaluation", "Limits", "Environment", "Citation"):
+        assert f"\n## {heading}\n" in text, heading
+    for heading in ("Prompt sensitivity", "Robustness", "Other kinds of text", "Starts, stops and what happened"):
+        assert f"\n### {heading}\n" in text, heading
+    assert "share 13 words" in text and "blind" in text and "[At" not in text
+    shutil.copytree(whole_run, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/evaluation", ignore_errors=True)
+    for name in ("data.json", "README.md"):
+        (tmp_path / "run" / name).unlink()  # a run of before there were any
+    bare = card.write(tmp_path / "run").read_text()
+    assert not re.search(r"^#+ (Evaluation|Prompt|Robustness|Other|Data|Checkpoints)", bare, re.M) and "## Training" in bare
+
+
+def test_a_resumed_run_tells_its_stops(pretrain, tmp_path):
+    folder = tmp_path / "run"
+    pretrain(folder, max_steps=6)
+    pretrain(folder, "--allow_changes", "max_steps,learning_rate", max_steps=12, learning_rate=2e-3)
+    text = (folder / "README.md").read_text()
+    assert "| resumed | from checkpoint-6: every file by sha256" in text and "learning_rate: 0.001 → 0.002" in text
+    assert "| learning rate | 0.002 |" in text and "| step | 12 of 12 |" in text
+
+
+# ---- refused ----
+
+
+def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_path):
+    def broken(name, change):
+        place = tmp_path / name
+        shutil.copytree(documented["run"], place)
+        (place / "README.md").write_text("as it was")
+        change(place)
+        with pytest.raises(CardError) as error:
+            card.write(place)
+        assert (place / "README.md").read_text() == "as it was"
+        return str(error.value)
+
+    def data(place):
+        write_json(place / "data.json", {**read_json(place / "data.json"), "fingerprint": "f" * 64})
+
+    def log(place):
+        lines = (place / "log.jsonl").read_text().splitlines()
+        (place / "log.jsonl").write_text("\n".join([*lines, lines[0]]) + "\n")
+
+    def altered(place):
+        path = place / "evaluation/scores/scores.json"
+        write_json(path, [{**row, "tokens": row["tokens"] + 1} for row in read_json(path)])
+
+    def scores(place):
+        altered(place)
+        path = place / "evaluation/scores/run.json"  # as earlier versions handed scores over: without their sha256
+        write_json(path, {**read_json(path), "of": {name: value for name, value in read_json(path)["of"].items() if name != "files"}})
+
+    def other(place):
+        path = place / "evaluation/scores/run.json"
+        write_json(path, {**read_json(path), "of": {"id": "abc", "models": []}})
+
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CardError, match=r"empty is no run: give the folder of a run \(runs/demo\)"):
+        card.write(tmp_path / "empty")
+    assert "status.json says finished at step 10, and log.jsonl ends at step 12" in broken(
+        "status", lambda place: write_json(place / "status.json", {**read_json(place / "status.json"), "step": 10})
+    )
+    assert "log.jsonl contradicts itself: step 3 comes after step 12" in broken("log", log)
+    assert "data.json is of the data ffffffffffff, and run.json says that it was trained on" in broken("data", data)
+    assert "these are scores of another revision; evaluate again" in broken("scores", scores)
+    assert "scores.json was altered since its evaluation: evaluate again" in broken("altered", altered)
+    assert "has the scores of another run (abc, this is" in broken("other", other)
+    result = subprocess.run([sys.executable, "-m", "model_card", str(tmp_path / "empty")], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.startswith("refused: ") and "Traceback" not in result.stderr
+
+
+def test_metadata_that_the_hub_would_reject_is_refused_before_training(pretrain, tmp_path):
+    with pytest.raises(Refusal, match=r"--card_license apache2 is no licence that the Hub knows: one of apache-2.0, mit"):
+        pretrain(tmp_path / "run", card_license="apache2")
+    with pytest.raises(Refusal, match=r"--card_language English is no ISO 639 code"):
+        pretrain(tmp_path / "run", card_language="English")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("status, how", [({"status": "interrupted"}, "interrupted"), (None, "it goes on, or ended without a word")])
+def test_a_run_that_is_not_finished_says_so(documented, tmp_path, status, how):
+    place = tmp_path / "run"
+    shutil.copytree(documented["run"], place)
+    assert "not finished" not in card.render(card.read(place), None)
+    (place / "status.json").unlink()
+    if status:
+        write_json(place / "status.json", status)
+    assert f"The run is not finished: it stands at step 12 of 12 ({how})." in card.render(card.read(place), None)
+
+
+# ---- what is kept ----
+
+
+def test_a_persons_words_and_scores_of_others_stay(documented, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(documented["run"], place)
+    path = card.write(place)
+    text = path.read_text().replace("\n".join(card.YOURS), f"{card.YOURS[0]}\nMine: {{{{ braces }}}} stay.\n{card.YOURS[1]}")
+    index = "model-index:\n- name: x\n  results:\n  - task: {type: text-generation}\n    dataset: {name: other, type: other}\n    metrics: [{type: acc, value: 0.5}]\n"
+    ours = card.metadata(facts.Facts(records.read(place), None, {})).eval_results
+    path.write_text(re.sub(r"model-index:\n(?:- name.*\n| .*\n)+", index, text))
+    again = card.write(place).read_text()
+    assert "Mine: {{ braces }} stay." in again and card.write(place).read_text() == again
+    kept = {(r.dataset_name, r.metric_value) for r in ModelCard(again).data.eval_results}
+    assert ("other", 0.5) in kept and len(kept) == len(ours) + 1
+    path.write_text(again.replace(card.YOURS[1], ""))
+    with pytest.raises(CardError, match="not once each, in this order: mend them"):
+        card.write(place)
+
+
+def test_without_torch():
+    code = "import sys, model_card.card, model_card.records; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+# ---- snippets ----
+
+
+def run_blocks(text: str, place) -> list[str]:
+    """Every code block of a card as it stands, in one folder that has the project's scripts; their outputs."""
+    place.mkdir(exist_ok=True)
+    for name in ("run_pretrain.py", "run_sft.py", "configs"):
+        if not (place / name).exists():
+            (place / name).symlink_to(ROOT / name)
+    outputs, blocks = [], re.findall(r"^```(python|bash)\n(.*?)^```", text, re.S | re.M)
+    for language, code in blocks:
+        if language == "python":
+            (place / "block.py").write_text(code)
+            result = forking.run([sys.executable, str(place / "block.py")], timeout=300, cwd=place)
+        else:
+            path = f"{sys.prefix}/bin:/usr/bin:/bin"
+            result = subprocess.run(["bash", "-ec", code], cwd=place, capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path})
+        assert result.returncode == 0, f"{code}\n{result.stderr[-3000:]}"
+        outputs.append(result.stdout)
+    return outputs
+
+
+@pytest.mark.slow
+def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_path):
+    repo, tokens, chat = (f"org/{name}-{len(hub.repos)}" for name in ("card", "tokens", "chat"))
+    source, chatty = f"org/text-{len(hub.repos)}", f"org/base-{len(hub.repos)}"
+    HfApi().create_repo(source, repo_type="dataset")
+    HfApi().upload_file(path_or_fileobj=text, path_in_repo="train.jsonl", repo_id=source, repo_type="dataset")
+    HfApi().create_repo(chatty)
+    HfApi().upload_folder(folder_path=base, repo_id=chatty)
+    HfApi().create_tag(chatty, tag="v1")
+    data = {"dataset": source, "prepared_dir": str(tmp_path / "tokens")}
+    pretrain(tmp_path / "tokens-run", prepare_only=True, push_to_hub=True, prepared_hub_id=tokens, **data)
+    run = pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60, card_license="mit", card_language="en", **data)
+    main = hub.files(repo)["README.md"].decode()
+    assert main == (run / "README.md").read_text() and {"figures/training.png", "checkpoints.csv"} <= hub.files(repo).keys()
+    assert ModelCard(main).data.license == "mit" and "`step-000010`" in main
+    assert len(run_blocks(main, tmp_path / "of-main")) == 3
+    early = hub.files(repo, "step-000005")["README.md"].decode()
+    assert "step 5" in early and len(run_blocks(early, tmp_path / "of-step")) == 3
+    resumed = read_jsonl(tmp_path / "of-step/runs/resumed/log.jsonl")
+    assert resumed[-1]["step"] == 12 and resumed[-1].get("eval_loss") == read_jsonl(run / "log.jsonl")[-1].get("eval_loss")
+    data_card = hub.files(tokens, kind="datasets")["README.md"].decode()
+    assert len(run_blocks(data_card, tmp_path / "of-tokens")) == 2
+    pushed = {"push_to_hub": True, "hub_model_id": chat, "hub_drain_timeout": 60}
+    sft(tmp_path / "chat", model_name_or_path=chatty, model_revision="v1", merge_adapter=True, **pushed)
+    adapter, merged = (hub.files(name)["README.md"].decode() for name in (chat, f"{chat}-merged"))
+    told = ModelCard(adapter).data
+    assert told.base_model == chatty and told.to_dict()["base_model_revision"] == "v1" and told.to_dict()["base_model_relation"] == "adapter"
+    assert ModelCard(main).data.datasets == [source]
+    assert ModelCard(merged).data.to_dict()["base_model_relation"] == "finetune" and f"{chat}-merged" in merged
+    assert len(run_blocks(adapter, tmp_path / "of-adapter")) == 2 and len(run_blocks(merged, tmp_path / "of-merged")) >= 1
+
+
+def test_what_a_person_wrote_outlives_a_card_that_cannot_be_made():
+    """Where records contradict each other it says only what is wrong with them."""
+    written = f"# A card\n\n{card.YOURS[0]}\nMine.\n{card.YOURS[1]}\n"
+    between = card.renew("No card can be made: why\n", written)
+    assert "No card can be made" in between and "Mine." in card.renew("\n".join(["# Another", *card.YOURS]), between)
+
+
+def test_a_card_with_scores_keeps_them_when_the_run_publishes_again(hub, pretrain, tmp_path):
+    repo = f"org/kept-{len(hub.repos)}"
+    run = pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60)
+    old = hub.files(repo)["README.md"].decode()
+    marked = old.replace(card.YOURS[0], f"{card.YOURS[0]}\nWritten on the Hub.")
+    HfApi().upload_file(path_or_fileobj=marked.encode(), path_in_repo="README.md", repo_id=repo)
+    pretrain(run, "--allow_changes", "max_steps", max_steps=14, push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60)
+    new = hub.files(repo)["README.md"].decode()
+    assert "Written on the Hub." in new and "| step | 14 of 14 |" in new and "figures/training.png" in hub.files(repo)

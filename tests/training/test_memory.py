@@ -1,0 +1,138 @@
+"""The forecast of a step's memory against what the step really took, and what a plan says of it."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import ROOT
+
+from llama_lite.errors import Refusal
+from llama_lite.machine.parallelism import Layout
+from llama_lite.models.presets import load_model_config
+from llama_lite.training import memory
+from llama_lite.training.memory import Memory, step_memory, what_would_fit
+
+SHAPE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1365, "head_dim": 64, "max_position_embeddings": 512}
+MEASURE = """
+import sys, torch
+sys.path.insert(0, {root!r})
+from transformers import AutoModelForCausalLM
+from llama_lite.kernels.fused_cross_entropy import apply_fused_cross_entropy
+from llama_lite.models.presets import load_model_config
+
+torch.set_num_threads(1)
+
+def peak():  # not ru_maxrss, which begins with that of the process that forked this one
+    return 1024 * int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+
+def steps(config, micro_batch, length):
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if {fused}:
+        apply_fused_cross_entropy(model)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ids = torch.randint(0, config.vocab_size, (micro_batch, length))
+    for _ in range(2):
+        for _ in range(2):
+            with torch.autocast("cpu", torch.bfloat16, enabled={bf16}):
+                loss = model(input_ids=ids, labels=ids, shift_labels=ids).loss
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+steps(load_model_config("tiny"), 1, 8)  # what the libraries themselves take
+before = peak()
+config = load_model_config("demo")
+for name, value in {shape}.items():
+    setattr(config, name, value)
+steps(config, 4, 256)
+print(peak() - before)
+"""
+
+
+def shaped(**changes):
+    config = load_model_config("demo")
+    for name, value in {**SHAPE, **changes}.items():
+        setattr(config, name, value)
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision, fused", [("float32", False), ("bfloat16", True)])
+def test_the_forecast_is_within_a_tenth_of_the_measured_peak(precision, fused):
+    code = MEASURE.format(root=str(ROOT), fused=fused, bf16=precision == "bfloat16", shape=SHAPE)
+    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is returned at once: the allocator's fragments are not measured
+    measured = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=exact).stdout)
+    assert step_memory(shaped(), 4, 256, precision, fused=fused).total == pytest.approx(measured, rel=0.1)
+
+
+def test_the_forecast_adds_up():
+    config = shaped()
+    plain = step_memory(config, 4, 256, "bfloat16")
+    with torch.device("meta"):
+        from transformers import AutoModelForCausalLM
+
+        elements = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+    assert (plain.weights, plain.gradients, plain.optimizer) == (4 * elements, 4 * elements, 8 * elements)
+    assert step_memory(shaped(num_hidden_layers=8), 4, 256, "bfloat16").activations == pytest.approx(
+        plain.activations + 2 * (plain.activations - step_memory(shaped(num_hidden_layers=5), 4, 256, "bfloat16").activations), rel=0.01
+    )
+    sharded = step_memory(config, 4, 256, "bfloat16", Layout(8, "fsdp2"))
+    assert sharded.weights + sharded.gradients + sharded.optimizer == pytest.approx(16 * elements / 8, rel=1e-3) and sharded.gathered
+    assert step_memory(shaped(num_hidden_layers=1), 4, 256, "bfloat16").weights < step_memory(shaped(num_hidden_layers=2), 4, 256, "bfloat16").weights
+    assert step_memory(config, 4, 256, "bfloat16", Layout(2, "ddp")).gradients == 8 * elements  # DDP's buckets beside them
+    zero2 = step_memory(config, 4, 256, "bfloat16", Layout(8, "zero2"))
+    assert zero2.weights == 2 * elements and zero2.gradients + zero2.optimizer == pytest.approx(2 * elements, rel=1e-3)
+    assert step_memory(config, 4, 256, "bfloat16", checkpointing=True).activations < plain.activations
+    assert step_memory(config, 4, 256, "bfloat16", fused=True).activations < plain.activations
+
+
+def test_what_would_fit_does(monkeypatch):
+    config, layout = shaped(), Layout(1, "none")
+    room = step_memory(config, 2, 256, "bfloat16").total
+    said = what_would_fit(config, 8, 256, "bfloat16", layout, False, room)
+    assert "--per_device_train_batch_size 2" in said
+    checkpointed = step_memory(config, 8, 256, "bfloat16", checkpointing=True).total
+    assert "or --activation_checkpointing" in what_would_fit(config, 8, 256, "bfloat16", layout, False, checkpointed)
+    monkeypatch.setattr(memory, "step_memory", lambda *args, **kwargs: Memory(0, 0, 0, room + 1))
+    assert "choose a smaller --model_config" in what_would_fit(config, 8, 256, "bfloat16", layout, False, room)
+
+
+def test_days_are_flops_over_peak():
+    lines = memory.gpu_lines(Memory(0, 0, 0, int(70e9)), 989e12 * 0.5 * 86_400 * 8, "bfloat16", 8, 50.0)
+    assert any(line.endswith("H100: 8.0 days, 1.0 days on 8") for line in lines)
+    assert any("A100" in line and "does not fit" not in line for line in lines) and any(
+        "L40S" in line and "does not fit in 48 GB" in line for line in lines
+    )
+    assert memory.gpu_lines(Memory(0, 0, 0, 0), 1e20, "float32", 1, 50.0) == []  # TRL's table knows no float32
+
+
+def planned(tmp_path, room, free, monkeypatch, **run):
+    plan = SimpleNamespace(
+        micro_batch=4, checkpoints_kept=3, saves=10, steps=10, checkpoint_bytes=100, model_bytes=10, flops_per_token=1e9, tokens=1e9, parameters=1
+    )
+    training = SimpleNamespace(device=torch.device("cpu"), activation_checkpointing=False, output_dir=str(tmp_path / "run"))
+    monkeypatch.setattr(memory, "capacity", lambda device: room)
+    monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
+    arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, **run})
+    return memory.forecast(load_model_config("tiny"), plan, Layout(), "bfloat16", False, training, arguments)
+
+
+def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
+    lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
+    assert problems == [] and lines[0].startswith("memory a device") and "H100:" in "".join(lines)
+    _, problems = planned(tmp_path, 10**9, 419, monkeypatch)
+    assert len(problems) == 1 and "takes up to 420 bytes of disk" in problems[0] and "--save_total_limit 2" in problems[0]
+    _, problems = planned(tmp_path, 1000, 419, monkeypatch)
+    assert len(problems) == 2 and "this machine's memory gives a process 1.0 KiB" in problems[0]
+    assert planned(tmp_path, 1000, 420, monkeypatch, plan_launch="somewhere")[1] == []  # a GPU of 80 GB takes it
+
+
+def test_strict_plan_refuses_before_anything_is_trained(pretrain, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "capacity", lambda device: 1000)
+    with pytest.raises(Refusal, match=r"--strict_plan: a step takes .* gives a process 1\.0 KiB"):
+        pretrain(tmp_path / "run", "--strict_plan")
+    assert not list((tmp_path / "run").glob("checkpoint-*"))

@@ -1,0 +1,412 @@
+"""Tuning: the loss is that of the answers, rows do not see each other, and a resumed run is the run that was not stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import log_of, same_tensors, tensors_of
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from llama_lite.chat_format import template
+from llama_lite.chat_format.conversation import Row
+from llama_lite.chat_format.packing import encode, pack
+from llama_lite.config.sft import AdapterArguments
+from llama_lite.errors import Interrupted, Refusal
+from llama_lite.evaluation import before_after
+from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.models import batches, loading, references
+from llama_lite.training import lora, sft_trainer
+
+
+@pytest.fixture(scope="module")
+def examples(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    template.set_chat_template(tokenizer)
+    rows = [Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(12)]
+    return encode(rows, tokenizer, {})
+
+
+@pytest.fixture
+def model(base):
+    return loading.load_model(references.locate(str(base))).eval()
+
+
+# ---- the loss ----
+
+
+def test_the_loss_is_the_models_own_over_answers(model, examples):
+    batch = {"input_ids": torch.tensor([examples[3].input_ids]), "labels": torch.tensor([examples[3].labels])}
+    own = model(**batch).loss
+    losses, top, _ = before_after.answer_losses(model, dict(batch))
+    assert len(losses) == examples[3].learnt and losses.mean().item() == pytest.approx(own.item(), abs=1e-6)
+    log_p = model(batch["input_ids"]).logits[0].log_softmax(-1)
+    written_out = [-float(log_p[i, label]) for i, label in enumerate(examples[3].labels[1:]) if label != -100]
+    torch.testing.assert_close(losses, torch.tensor(written_out), atol=1e-5, rtol=0)
+    assert top.tolist() == [int(log_p[i].argmax()) == label for i, label in enumerate(examples[3].labels[1:]) if label != -100]
+
+
+def test_a_packed_batch_has_the_losses_of_its_rows_one_by_one(model, examples):
+    from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+    packed = pack(examples, 512, True)
+    assert len(packed) < len(examples)
+    batch = DataCollatorForLanguageModeling(pad_token_id=0, padding_free=True)([packed[i] for i in range(len(packed))])
+    together = before_after.answer_losses(model, {**batch, "use_cache": False})[0]
+    alone = [before_after.answer_losses(model, batches.flatten_batch([row], "cpu"))[0] for row in examples]
+    torch.testing.assert_close(together.sort().values, torch.cat(alone).sort().values, atol=1e-5, rtol=0)
+    for size in (1, 5):
+        found = before_after.measure_losses(model, examples, "cpu", size)
+        assert [row["loss"] for row in found] == pytest.approx([float(losses.sum()) for losses in alone], abs=1e-4)
+        assert [row["end_loss"] for row in found] == pytest.approx([float(losses[-1]) for losses in alone], abs=1e-5)
+
+
+def test_the_end_loss_is_that_of_the_last_learnt_answers_end_of_text(model, base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    template.set_chat_template(tokenizer)
+    talk = tuple([*template.conversation("One?", "", "Yes."), *template.conversation("Two?", "", "No, not at all.")])
+    rows = [Row("both", "a", talk), Row("first", "b", talk, unlearnt=(3,)), Row("second", "c", talk, learn_from=2)]
+    examples = encode(rows, tokenizer, {})
+    ids = examples[0].input_ids
+    log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+    ends = [-float(log_p[i - 1, ids[i]]) for i in range(len(ids)) if ids[i] == tokenizer.eos_token_id]
+    assert len(ends) == 2 and abs(ends[0] - ends[1]) > 1e-3
+    assert [row["end_loss"] for row in before_after.measure_losses(model, examples, "cpu")] == pytest.approx([ends[1], ends[0], ends[1]], abs=1e-4)
+
+
+def test_gradients_equal_trls_own_loss(base, examples):
+    """One step's gradients by this project's loss and by TRL's fused head."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    grads = []
+    for fused in (False, True):
+        model = loading.load_model(references.locate(str(base)))
+        if fused:
+            add_fused_lm_head(model, outputs=("log_probs", "is_top1"))
+        batch = {**batches.flatten_batch(examples, "cpu"), "use_cache": False}
+        before_after.answer_losses(model, batch, fused)[0].mean().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters()})
+    for name in grads[0]:
+        torch.testing.assert_close(grads[0][name], grads[1][name], atol=1e-6, rtol=1e-4)
+
+
+# ---- runs ----
+
+
+def interrupt(sft, folder, step, monkeypatch, **changes):
+    original = sft_trainer.TuningTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == step - 1:
+            (folder / "stop").touch()
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft_trainer.TuningTrainer, "training_step", training_step)
+        with pytest.raises(Interrupted, match=f"at step {step} of"):
+            sft(folder, **changes)
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("step", [2, 7])
+def test_a_stopped_run_ends_as_the_one_that_was_not(sft, whole_sft, tmp_path, monkeypatch, packing, step):
+    whole = whole_sft if packing else sft(tmp_path / "whole", packing=False)
+    interrupt(sft, tmp_path / "run", step, monkeypatch, packing=packing)
+    run = sft(tmp_path / "run", packing=packing)
+    assert log_of(run) == log_of(whole)
+    assert [entry["num_tokens"] for entry in log_of(run)] == sorted(entry["num_tokens"] for entry in log_of(run)) and log_of(run)[-1][
+        "num_tokens"
+    ] > 1000
+    for name in ("adapter_model.safetensors", "optimizer.safetensors"):
+        assert same_tensors(run / "checkpoint-8" / name, whole / "checkpoint-8" / name), name
+    assert read_json(run / "before_after.json") == read_json(whole / "before_after.json")
+    assert read_json(run / "checkpoint-8/adapter_config.json") == read_json(whole / "checkpoint-8/adapter_config.json")
+
+
+def test_full_tuning_resumes_too_and_ends_with_a_model(sft, tmp_path, monkeypatch, base):
+    whole = sft(tmp_path / "whole", use_lora=False, publish_dtype="float32")
+    interrupt(sft, tmp_path / "run", 5, monkeypatch, use_lora=False, publish_dtype="float32")
+    run = sft(tmp_path / "run", use_lora=False, publish_dtype="float32")
+    assert log_of(run) == log_of(whole) and same_tensors(run / "model.safetensors", whole / "model.safetensors")
+    assert not same_tensors(run / "model.safetensors", base / "model.safetensors")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    ids = {model.config.eos_token_id, model.generation_config.eos_token_id, model.generation_config.pad_token_id, tokenizer.eos_token_id}
+    assert len(ids) == 1 and tokenizer.chat_template
+
+
+def test_a_run_learns_and_says_what_changed(whole_sft):
+    record = read_json(whole_sft / "before_after.json")
+    loss = record["answer_loss"]
+    assert loss["after"] < loss["before"] and loss["difference"]["high"] < 0 and record["held_out"]["rows"] >= 16
+    assert loss["after"] - loss["before"] == pytest.approx(loss["difference"]["value"])
+    last = [entry for entry in read_jsonl(whole_sft / "log.jsonl") if "eval_loss" in entry][-1]
+    assert last["eval_loss"] == pytest.approx(loss["after"], abs=1e-6) and last["eval_end_loss"] == pytest.approx(
+        record["end_of_text_loss"]["after"], abs=1e-6
+    )
+    assert [set(row) for row in record["shown"]] == [{"prompt", "before", "after"}] * 2
+    assert record["greedy"]["before"]["answers"] == record["sampled"]["after"]["answers"] == 4
+    assert (whole_sft / "figures/before_after.png").stat().st_size > 10_000
+    assert not list(whole_sft.glob("checkpoint-*/README.md")) and not list(whole_sft.rglob("training_args.bin"))  # TRL's own card
+
+
+def test_the_adapter_opens_with_peft_alone(whole_sft, base, examples):
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), whole_sft)
+    assert AutoTokenizer.from_pretrained(whole_sft).chat_template == template.vicuna_template(AutoTokenizer.from_pretrained(base))
+    assert read_json(whole_sft / "before_after.json")["answer_loss"]["after"] > 0
+    weights = tensors_of(whole_sft / "adapter_model.safetensors")
+    assert all(value.dtype == torch.float32 for value in weights.values()) and any(
+        "lora_B" in name and value.abs().sum() > 0 for name, value in weights.items()
+    )
+    assert tuned(torch.tensor([examples[0].input_ids])).logits.isfinite().all()
+
+
+def test_a_merged_model_answers_as_base_and_adapter(sft, tmp_path, base, examples):
+    from peft import PeftModel
+
+    run = sft(tmp_path / "run", merge_adapter=True, publish_dtype="float32", use_rslora=True, max_steps=4)
+    two = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), run).eval()
+    one = AutoModelForCausalLM.from_pretrained(run / "merged").eval()
+    ids = torch.tensor([examples[0].input_ids])
+    torch.testing.assert_close(one(ids).logits, two(ids).logits, atol=1e-5, rtol=1e-5)
+    assert AutoTokenizer.from_pretrained(run / "merged").chat_template and one.generation_config.eos_token_id is not None
+
+
+def test_dora_neftune_and_other_targets(sft, tmp_path):
+    run = sft(tmp_path / "run", use_dora=True, neftune_noise_alpha=5, target_modules=["q_proj", "v_proj"], max_steps=2, eval_strategy="no")
+    names = tensors_of(run / "adapter_model.safetensors")
+    assert any("lora_magnitude_vector" in name for name in names) and not any("k_proj" in name for name in names)
+    config = read_json(run / "adapter_config.json")
+    assert config["use_dora"] and config["target_modules"] == ["q_proj", "v_proj"] and config["r"] == 4
+
+
+def test_a_finished_run_stays_finished(sft, whole_sft, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole_sft, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    sft(run)
+    assert "is finished (8 steps): nothing to do" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+# ---- rows ----
+
+
+def test_a_finished_run_whose_adapter_is_not_the_last_checkpoints_is_mended(sft, whole_sft, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole_sft, run)
+    names = ("adapter_model.safetensors", "adapter_config.json", "base.json")
+    whole = {name: (run / name).read_bytes() for name in names}
+    config = json.dumps({**json.loads(whole["adapter_config.json"]), "lora_alpha": 1})
+    damages = {
+        "its files are not there": (run / names[0]).unlink,
+        "is no whole safetensors file": lambda: (run / names[0]).write_bytes(whole[names[0]][:500]),
+        "it is not that of checkpoint-8": lambda: shutil.copy(run / "checkpoint-6" / names[0], run),  # an older one
+        "is not that of checkpoint-8": lambda: (run / names[1]).write_text(config),  # of another scale
+    }
+    for why, damage in damages.items():
+        damage()
+        sft(run)
+        said = capsys.readouterr().out
+        assert (
+            f"mending   the finished model in {run} is written again from the last checkpoint: " in said
+            and why in said
+            and "finished  adapter" in said
+        )
+        assert {name: (run / name).read_bytes() for name in names} == whole
+    losses = [read_json(folder / "before_after.json")["answer_loss"] for folder in (run, whole_sft)]
+    assert losses[0]["before"] == losses[1]["before"] and losses[0]["after"] == pytest.approx(losses[1]["after"], rel=1e-4)  # bfloat16
+
+
+def test_show_example_shows_what_became_of_each_field(sft, tmp_path, capsys):
+    rows = [
+        {
+            "instruction": f"And number {i}?",
+            "output": f"Number {i}.",
+            "system": "Talk like a pirate.",
+            "history": [["Numbers?", "Yes."]],
+            "label": False,
+        }
+        for i in range(60)
+    ]
+    path = tmp_path / "rows" / "train.jsonl"
+    path.parent.mkdir()
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "Is it?", "output": 1}]))
+    path.with_name("test.jsonl").write_text(json.dumps({"instruction": "Is it held out?", "output": "Yes."}) + "\n")
+    sft(tmp_path / "run", "--show_example", dataset=str(path.parent))
+    out = capsys.readouterr().out
+    assert "rows      1 file, " in out and "not read: 1 .jsonl (of the split test, which --dataset_split test reads" in out
+    assert "rows      1 output is int instead of text (train.jsonl:61)" in out
+    assert "rows      columns not read: label (of 60 rows)" in out
+    (shown,) = [line for line in out.splitlines() if "Talk like a pirate." in line]
+    number = shown.partition("And number ")[2].partition("?")[0]
+    assert (
+        shown
+        == f"Talk like a pirate. USER: Numbers? ASSISTANT: Yes.<|endoftext|>USER: And number {number}? ASSISTANT:» Number {number}.<|endoftext|>«"
+    )
+
+
+def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"instruction": "Hi", "output": f"Hello {i}"}) + "\n" for i in range(60)))
+    with pytest.raises(Refusal, match=r"no row is left to learn from \(none were skipped\): all 60 are held out, because they are one document"):
+        sft(tmp_path / "run", "--dry_run", dataset=str(path))
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"target_modules": ["q_proj", "nothing"]}, r"--target_modules nothing: no linear module .* There are down_proj, gate_proj, k_proj"),
+        ({"target_modules": ["lm_head"]}, r"--target_modules lm_head: TRL reads the head's weight"),
+        ({"max_length": 30, "long_rows": "drop"}, r"no row is left to learn from \(\d+ longer than 30 tokens: dropped\)"),
+        ({"max_length": 30, "long_rows": "truncate"}, r"no row is left to learn from \(\d+ no answer within 30 tokens: dropped\)"),
+        ({"eval_rows": 200}, r"no row is left to learn from"),
+        ({"sequences_per_step": 5}, r"--sequences_per_step 5 is not a whole number of micro-batches of 2 .*: 4 or 6 is"),
+        ({"sequences_per_step": 1000}, r"rows make \d+ sequences, and a step takes 1000"),
+        ({"gradient_accumulation_steps": 3}, r"contradicts --sequences_per_step 4, which gives 2 here"),
+        ({"probe_rows": 50}, r"--probe_rows 50 is more than --eval_rows 16"),
+        ({"use_lora": False, "merge_adapter": True}, r"there is no adapter to merge"),
+        ({"packing_strategy": "wrapped"}, r"--packing_strategy must stay bfd: the others cut rows, or let one see another"),
+        ({"activation_offloading": True}, r"--activation_offloading moves activations from a GPU to the CPU, and this run is on the CPU"),
+        ({"assistant_only_loss": True}, r"--assistant_only_loss must stay False"),
+        ({"model_name_or_path": "nowhere"}, r"--model_name_or_path nowhere: no folder with a config.json"),
+        ({"model_revision": "main"}, r"--model_revision main: .* is a folder, and folders have no revisions"),
+        ({"tokenizer_name": "gpt2"}, r"has 512 embeddings and its tokenizer 50,257 ids: they do not belong together"),
+        ({"push_to_hub": True, "hub_model_id": "org/tuned"}, r"an adapter must name its base, and .* is a folder of this machine"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(sft, tmp_path, changes, message):
+    with pytest.raises(Refusal, match=message):
+        sft(tmp_path / "run", **changes)
+    assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"learning_rate": 1e-3}, r"learning_rate  0\.005 -> 0\.001"),
+        ({"r": 8}, r"model\.adapter"),
+        ({"packing": False}, r"packing  +True -> False; rows come in another order"),
+        ({"neftune_noise_alpha": 5}, r"neftune_noise_alpha  None -> 5"),
+        ({"resume_from_checkpoint": "never"}, r"--resume_from_checkpoint never: .* holds 2 checkpoint"),
+    ],
+)
+def test_another_run_is_refused(sft, whole_sft, tmp_path, changes, message):
+    shutil.copytree(whole_sft, tmp_path / "run")
+    with pytest.raises(Refusal, match=message):
+        sft(tmp_path / "run", **changes)
+
+
+def test_another_base_is_refused(sft, whole_sft, base, tmp_path):
+    shutil.copytree(base, tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.lm_head.weight.data += 0.01
+    model.save_pretrained(tmp_path / "other")
+    shutil.copytree(whole_sft, tmp_path / "run")
+    with pytest.raises(Refusal, match=r"model\.base"):
+        sft(tmp_path / "run", model_name_or_path=str(tmp_path / "other"))
+    adapter, base_, other = (references.locate(str(path)) for path in (whole_sft, base, tmp_path / "other"))
+    references.check_base(adapter, base_)
+    with pytest.raises(Refusal, match=r"was made for other weights and not for .*other"):
+        references.check_base(adapter, other)
+
+
+@pytest.fixture
+def other_config(base, tmp_path):
+    """A copy of the base whose config.json has other values: its weights are the same."""
+
+    def copy(**changes) -> Path:
+        shutil.copytree(base, tmp_path / "other")
+        write_json(tmp_path / "other/config.json", read_json(base / "config.json") | changes)
+        return tmp_path / "other"
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rms_norm_eps": 0.5}, r"rms_norm_eps was 1e-05 and is 0\.5"),
+        ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}, r"rope_parameters was \{.*500000\.0.*\} and is \{.*7\.0.*\}"),
+        (
+            {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
+            r"head_dim was 16 and is 32; num_attention_heads was 4 and is 2; num_key_value_heads was 2 and is 1",
+        ),
+    ],
+    ids=["epsilon", "rotations", "heads"],
+)
+def test_the_same_weights_with_another_config_are_another_base(sft, whole_sft, base, other_config, tmp_path, changes, told):
+    """For evaluation of BASE+ADAPTER, for merging, and for a run that goes on."""
+    from llama_lite.evaluation import resolve
+
+    other = other_config(**changes)
+    refused = rf"was made for the weights of .*other with another config \({told}.*\): give the base with the config that it had"
+    with pytest.raises(Refusal, match=refused):
+        resolve._model(str(other), str(whole_sft))
+    with pytest.raises(Refusal, match=refused):
+        lora.merge(references.locate(str(other)), whole_sft / "checkpoint-8", None, "float32", tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    shutil.copytree(whole_sft, tmp_path / "run")
+    with pytest.raises(Refusal, match=rf"model\.{next(iter(changes))} "):
+        sft(tmp_path / "run", model_name_or_path=str(other))
+
+
+def test_a_base_of_an_equal_config_and_adapters_without_a_record_of_it_are_taken(whole_sft, other_config, tmp_path):
+    other = references.locate(str(other_config(use_cache=False, max_position_embeddings=1024, attention_dropout=0.1)))
+    references.check_base(references.locate(str(whole_sft)), other)
+    record = read_json(whole_sft / "base.json")
+    assert record["config"]["rms_norm_eps"] == 1e-5 and not {"use_cache", "max_position_embeddings", "vocab_size", "eos_token_id"} & set(
+        record["config"]
+    )
+    earlier = tmp_path / "earlier"
+    earlier.mkdir()
+    shutil.copyfile(whole_sft / "adapter_config.json", earlier / "adapter_config.json")
+    write_json(earlier / "base.json", {key: value for key, value in record.items() if key != "config"})
+    write_json(other.folder / "config.json", read_json(other.folder / "config.json") | {"rms_norm_eps": 0.5})
+    references.check_base(references.Located("earlier", earlier), other)
+
+
+def test_a_damaged_adapter_is_set_aside(sft, whole_sft, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_sft, run)
+    shutil.rmtree(run / "checkpoint-8")
+    (run / "status.json").unlink()
+    data = bytearray((run / "checkpoint-6/adapter_model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (run / "checkpoint-6/adapter_model.safetensors").write_bytes(bytes(data))
+    with pytest.raises(Refusal, match="holds no verified checkpoint"):
+        sft(run, resume_from_checkpoint="must")
+    assert (run / "checkpoint-6.damaged").is_dir()
+
+
+def test_a_folder_of_pretraining_is_refused(sft, whole_run, tmp_path):
+    shutil.copytree(whole_run, tmp_path / "run")
+    with pytest.raises(Refusal, match=r"belongs to a run of another kind \(pretrain, this is sft\)"):
+        sft(tmp_path / "run")
+
+
+def test_a_base_without_tokenizer_or_with_a_foreign_one(base, tmp_path):
+    shutil.copytree(base, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(Refusal, match=r"bare has no tokenizer .*--tokenizer_name, e\.g\. gpt2"):
+        loading.load_tokenizer(references.locate(str(tmp_path / "bare")))
+    with pytest.raises(Refusal, match="is an adapter, not a model"):
+        (tmp_path / "adapter").mkdir()
+        (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base"}))
+        loading.load_model(references.locate(str(tmp_path / "adapter")))
+    with pytest.raises(Refusal, match="says that its base is org/base, not"):
+        references.check_base(references.locate(str(tmp_path / "adapter")), references.locate(str(base)))
+
+
+def test_loops_are_told_from_text():
+    assert before_after.LOOP.search("The number of the same as the same as the same as the same as ")
+    assert not before_after.LOOP.search("The number of points, the number of lines, and the number of faces.")
+
+
+def test_targets(model):
+    tuned = lora.add_adapter(model, AdapterArguments(r=2), "somewhere")
+    assert not any("lm_head" in name for name, p in tuned.named_parameters() if p.requires_grad)
