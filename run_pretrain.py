@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     if not data_args.prepare_only:
         run_on_main(check_folder, "output_dir", training_args.output_dir, "pretrain")
         check_apart(training_args.output_dir, folders)
-    text, claimed, told = Text(data_args), set(run_args.given), {}
+    text, claimed, memory_lines = Text(data_args), set(run_args.given), {}
     tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
 
@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> None:
         values, reasons, tokens = run_on_main(lambda: derivation().settle(only_tokens))
         set_values(groups, values)
         precision.apply(training_args, run_args.precision)
-        for line in lines({name: value for name, value in values.items() if told.get(name) != value}, reasons):
+        for line in lines({name: value for name, value in values.items() if memory_lines.get(name) != value}, reasons):
             print_main(f"chosen    {line}")
-        told.update(values)
+        memory_lines.update(values)
         return reasons, tokens
 
     def plan_of(tokens: dict, processes: int | None = None):
@@ -119,8 +119,8 @@ def main(argv: list[str] | None = None) -> None:
         config, plan = plan_of(tokens, planned.processes)
         run_on_main(check_tokenizer, config, tokens)
         fused = run_args.fused_loss and not run_args.plan_launch
-        told, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
-        print_main("\n".join([describe(tokens), *plan.lines(), *told]))
+        memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
+        print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
         if publishes:
             print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
         for problem in problems:

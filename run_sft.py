@@ -155,22 +155,22 @@ def main(argv: list[str] | None = None) -> None:
     before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
     documents = instruction_rows.held_documents(rows, row_args.eval_rows)
     examples = run_on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)
-    learnt, held = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
-    derive_sft.fit(groups, run_args.given, len(held))
+    train_rows, eval_rows = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
+    derive_sft.fit(groups, run_args.given, len(eval_rows))
     least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
-    packing.need_rows(learnt, held, least, skipped, len({row.document for row in rows}))
+    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}))
     for line in (*skipped_lines(skipped), *instruction_rows.unread_lines(source)):
         print_main(f"rows      {line}")
     if row_args.show_example:
-        print_main(packing.show(tokenizer, held[0], sys.stdout.isatty()))
+        print_main(packing.show(tokenizer, eval_rows[0], sys.stdout.isatty()))
         return
     for line in lines({**values, **further}, {**reasons, **why}):
         print_main(f"chosen    {line}")
-    packed = packing.pack(learnt, training_args.max_length, training_args.packing)
+    packed = packing.pack(train_rows, training_args.max_length, training_args.packing)
     set_seed(training_args.seed)
     if adapter_args.use_lora:
         model = lora.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
-    plan = plan_tuning(model, learnt, held, len(packed), run_args, training_args)
+    plan = plan_tuning(model, train_rows, eval_rows, len(packed), run_args, training_args)
     check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
     print_main("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
     if run_args.suggest:
@@ -189,8 +189,8 @@ def main(argv: list[str] | None = None) -> None:
             {**model.config.to_dict(), "base": base_record["sha256"], "adapter": lora.lora_record(adapter_args)},
             {**training_args.to_dict(), "precision": run_args.precision},
             {
-                "data": packing.fingerprint(learnt),
-                "held_out": packing.fingerprint(held),
+                "data": packing.fingerprint(train_rows),
+                "held_out": packing.fingerprint(eval_rows),
                 "tokenizer": tokenizer_record(tokenizer)["sha256"],
                 "data_seed": order_seed,
                 "seed": training_args.seed,
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
         model.to(training_args.device)
         before = read_json(start.checkpoint / before_after.BEFORE) if start.checkpoint else None
         wanted = (run_args.prompts, run_args.compared_prompts, run_args.sampled_answers, run_args.answer_tokens, training_args.seed, batches)
-        before = before or run_on_main(before_after.measure_before, model, tokenizer, held, *wanted)
+        before = before or run_on_main(before_after.measure_before, model, tokenizer, eval_rows, *wanted)
         order = dataset.row_order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
         training_args.padding_free = batches.packs
         training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
@@ -245,15 +245,15 @@ def main(argv: list[str] | None = None) -> None:
             model=model,
             args=training_args,
             train_dataset=packed.select(order),
-            eval_dataset=packing.pack(held, 0, packing=False),
+            eval_dataset=packing.pack(eval_rows, 0, packing=False),
             processing_class=tokenizer,
             run=run,
             identity=identity,
             start=start,
             signals=signals,
             publisher=opened[0] if opened else None,
-            probe=[{name: torch.tensor([getattr(row, name)]) for name in ("input_ids", "labels")} for row in held[: run_args.probe_rows]],
-            held=held,
+            probe=[{name: torch.tensor([getattr(row, name)]) for name in ("input_ids", "labels")} for row in eval_rows[: run_args.probe_rows]],
+            held=eval_rows,
             before=before,
             base=base_record,
             batches=batches,
@@ -277,7 +277,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and the curves ----
         run_on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), tokenizer, held, *wanted)
+        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), tokenizer, eval_rows, *wanted)
         run_on_main(finish, run, plan.steps, base, adapter_args, before, after)
         run_on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
 

@@ -41,11 +41,11 @@ def main(argv: list[str] | None = None) -> None:
         raise Refusal(f"--arm {arguments.arm} --seed {arguments.seed}: the study has the arms {names} and the seeds {study.seeds}.")
 
     # ---- Is this folder of this study ----
-    meant = {name: value for name, value in dataclasses.asdict(study).items() if name in ("title", "script", "config", "reference")}
+    definition = {name: value for name, value in dataclasses.asdict(study).items() if name in ("title", "script", "config", "reference")}
     there = read_json(out / "study.json")
-    if other := next((name for name in meant if there and there["study"].get(name) != meant[name]), None):
+    if other := next((name for name in definition if there and there["study"].get(name) != definition[name]), None):
         raise Refusal(
-            f"--output_dir {out} belongs to another study ({other}: {there['study'].get(other)!r}, here {meant[other]!r}): choose another one."
+            f"--output_dir {out} belongs to another study ({other}: {there['study'].get(other)!r}, here {definition[other]!r}): choose another one."
         )
     print_main(f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}")
     if arguments.dry_run:
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         print_main("WARNING   one seed: differences will be told without intervals")
     out.mkdir(parents=True, exist_ok=True)
     if there is None:
-        write_json(out / "study.json", {"study": meant, **provenance()})
+        write_json(out / "study.json", {"study": definition, **provenance()})
 
     # ---- What all runs need, then every run that is not finished ----
     runner.prepare(study, out)

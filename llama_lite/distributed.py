@@ -20,12 +20,12 @@ def launcher_problem(environ) -> str | None:
     numbers = {name: int(value) for name, value in found.items()}
     rank, world = numbers.get("RANK", 0), numbers.get("WORLD_SIZE", 1)
     local, here = numbers.get("LOCAL_RANK", 0), numbers.get("LOCAL_WORLD_SIZE", world)
-    told = ", ".join(f"{name}={environ[name]}" if name in environ else f"no {name}" for name in LAUNCHER_NUMBERS[:4])
+    values = ", ".join(f"{name}={environ[name]}" if name in environ else f"no {name}" for name in LAUNCHER_NUMBERS[:4])
     if rank >= max(world, 1) or world < 1 or local > rank or local >= here or here > world:
-        return f"the environment contradicts itself: {told}. {way}"
+        return f"the environment contradicts itself: {values}. {way}"
     needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not environ.get(name)] if world > 1 or "LOCAL_RANK" in numbers else []
-    return f"the environment says that a launcher started this process ({told}), and lacks {', '.join(missing)}. {way}" if missing else None
+    return f"the environment says that a launcher started this process ({values}), and lacks {', '.join(missing)}. {way}" if missing else None
 
 
 def _launched(environ) -> tuple[int, int]:
@@ -86,10 +86,10 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
         import torch.distributed as dist
 
         errors = [None] * WORLD_SIZE
-        told = error
+        shared = error
         if error is not None and status_of(error) in (None, "refused"):  # others may not be able to read what a library raised
-            told = Refusal(end_of(error)) if status_of(error) else RuntimeError(repr(error))
-        dist.all_gather_object(errors, told)
+            shared = Refusal(end_of(error)) if status_of(error) else RuntimeError(repr(error))
+        dist.all_gather_object(errors, shared)
     if error is not None:
         raise error
     for rank, other in enumerate(errors):

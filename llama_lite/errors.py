@@ -54,15 +54,15 @@ def no_space(error: BaseException | None, folder: Path | None = None) -> str | N
         named = getattr(error, "filename", None)
         short = isinstance(error, OSError) and error.errno is None and re.search(r"^\d+ requested and \d+ written", str(error))  # numpy's tofile
         if getattr(error, "errno", None) in NO_SPACE or short or any(words in str(error) for words in NO_SPACE_WORDS):
-            place = first_there(Path(named if isinstance(named, str | Path) else folder or "."))
-            disk, files = shutil.disk_usage(place), os.statvfs(place)
+            path = first_there(Path(named if isinstance(named, str | Path) else folder or "."))
+            disk, files = shutil.disk_usage(path), os.statvfs(path)
             if files.f_files and not files.f_favail:
                 return (
-                    f"no file can be made on the disk of {place}: all of its {files.f_files:,} inodes are in use. Remove files, or name a folder on another "
+                    f"no file can be made on the disk of {path}: all of its {files.f_files:,} inodes are in use. Remove files, or name a folder on another "
                     "disk, and run the same command again: what is finished stays."
                 )
             return (
-                f"no space left on the disk of {place}: {size(disk.free)} of {size(disk.total)} are free. Make room, or name a folder on a larger disk, "
+                f"no space left on the disk of {path}: {size(disk.free)} of {size(disk.total)} are free. Make room, or name a folder on a larger disk, "
                 "and run the same command again: what is finished stays."
             )
         seen.append(error)
@@ -76,8 +76,8 @@ def disk_full_as_refusal(folder: Path):
     try:
         yield
     except Exception as error:
-        if not isinstance(error, Refusal | Unhealthy | Interrupted) and (told := no_space(error, folder)):
-            raise Refusal(told) from error
+        if not isinstance(error, Refusal | Unhealthy | Interrupted) and (message := no_space(error, folder)):
+            raise Refusal(message) from error
         raise
 
 

@@ -182,7 +182,7 @@ class FolderLock:
             self.file = open(self.path, "a+")
         except OSError as error:
             raise Refusal(f"{self.path.parent} cannot be written to ({error.strerror}): choose another folder.") from None
-        deadline, told = time.monotonic() + self.patience, False
+        deadline, announced = time.monotonic() + self.patience, False
         while True:
             try:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,9 +195,9 @@ class FolderLock:
                     break
                 owner = self._owner()
                 if owner.get("state") == "stopping":
-                    if not told:
+                    if not announced:
                         print_main(f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting for it.")
-                    told, deadline = True, time.monotonic() + self.patience
+                    announced, deadline = True, time.monotonic() + self.patience
                 elif time.monotonic() > deadline:
                     raise Refusal(
                         f"{self.path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}: two runs "

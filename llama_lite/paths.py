@@ -17,4 +17,4 @@ def expand_home(value):
 def first_there(path: Path) -> Path:
     """The path itself, or the nearest folder above it that is there."""
     path = path.absolute()
-    return next(place for place in (path, *path.parents) if place.exists())
+    return next(parent for parent in (path, *path.parents) if parent.exists())

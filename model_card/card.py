@@ -105,8 +105,8 @@ def renew(text: str, old: str) -> str:
                 f"the card that is there has the marks {YOURS[0]} and {YOURS[1]} not once each, in this order: mend them, so that your text can stay."
             )
         kept = old[old.index(YOURS[0]) : old.index(YOURS[1]) + len(YOURS[1])]
-        place = "\n".join(YOURS)
-        text = text.replace(place, kept) if place in text else f"{text}\n{kept}\n"  # a card that could not be made has no place for it
+        marker = "\n".join(YOURS)
+        text = text.replace(marker, kept) if marker in text else f"{text}\n{kept}\n"  # a card that could not be made has no place for it
     try:
         before = ModelCard(old, ignore_metadata_errors=True).data
     except (ValueError, yaml.YAMLError):

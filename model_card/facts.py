@@ -167,26 +167,29 @@ class Facts:
         return [[reason, number(entry["rows"])] for reason, entry in found.items()]
 
     def hyperparameters(self) -> list[list]:
-        told, data, layout = (self.r.settings(kind) for kind in ("hyperparameters", "data", "layout"))
-        floor = (told.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")
-        adam = f"betas {told['adam_beta1']} and {told['adam_beta2']}, epsilon {told['adam_epsilon']:g}"
+        settings, data, layout = (self.r.settings(kind) for kind in ("hyperparameters", "data", "layout"))
+        floor = (settings.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")
+        adam = f"betas {settings['adam_beta1']} and {settings['adam_beta2']}, epsilon {settings['adam_epsilon']:g}"
         rows = [
-            ["optimiser", f"{told['optim']}, {adam if 'adam' in told['optim'] else told.get('optim_args') or 'defaults'}"],
-            ["learning rate", f"{told['learning_rate']:g}"],
-            ["schedule", told["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else "")],
-            ["warm-up", f"{told['warmup_steps']:g} {'steps' if told['warmup_steps'] >= 1 or not told['warmup_steps'] else 'of the steps'}"],
-            ["weight decay", f"{told['weight_decay']:g}"],
-            ["gradient clipping", f"norm {told['max_grad_norm']:g}"],
-            ["precision", f"{told['precision']}{' autocast over float32 weights' if told['precision'] != 'float32' else ''}"],
+            ["optimiser", f"{settings['optim']}, {adam if 'adam' in settings['optim'] else settings.get('optim_args') or 'defaults'}"],
+            ["learning rate", f"{settings['learning_rate']:g}"],
+            ["schedule", settings["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else "")],
+            [
+                "warm-up",
+                f"{settings['warmup_steps']:g} {'steps' if settings['warmup_steps'] >= 1 or not settings['warmup_steps'] else 'of the steps'}",
+            ],
+            ["weight decay", f"{settings['weight_decay']:g}"],
+            ["gradient clipping", f"norm {settings['max_grad_norm']:g}"],
+            ["precision", f"{settings['precision']}{' autocast over float32 weights' if settings['precision'] != 'float32' else ''}"],
         ]
-        if alpha := told.get("neftune_noise_alpha"):
+        if alpha := settings.get("neftune_noise_alpha"):
             rows.append(["noise on the embeddings (NEFTune)", f"alpha {alpha:g}"])
         if "tokens_per_step" in data:
             rows += [["tokens a step", number(data["tokens_per_step"])], ["window", f"{number(data['block_size'])} tokens, {data['order']}"]]
         else:
             rows += [["sequences a step", number(data["sequences_per_step"])], ["longest sequence", f"{number(data['max_length'])} tokens"]]
         batch = f"{layout['processes']} process{'es' if layout['processes'] > 1 else ''}, micro-batch {layout['micro_batch']}, accumulation {layout['accumulation']}"
-        rows += [["steps", number(told["max_steps"])], ["seed", str(data["seed"])], ["layout", batch]]
+        rows += [["steps", number(settings["max_steps"])], ["seed", str(data["seed"])], ["layout", batch]]
         if adapter := self.config.get("adapter", {}):
             if adapter["use_lora"]:
                 kinds = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if adapter[key]]
@@ -255,16 +258,16 @@ class Facts:
     # ---- tuning ----
 
     def before_after(self) -> list[list]:
-        rows, told = [], self.r.tuning
+        rows, tuning = [], self.r.tuning
         for key, name in (("answer_loss", "loss of held-out answers, nats"), ("end_of_text_loss", "loss of the end of the answer, nats")):
-            found = told[key]
+            found = tuning[key]
             rows.append([name, f"{found['before']:.3f}", f"{found['after']:.3f}", spread(found["difference"], 3, "+")])
         for how in ("greedy", "sampled"):
             for key, name in (("stopped", "that stop by themselves"), ("kept_format", "that keep the format"), ("loops", "that end in a loop")):
-                if how in told:
-                    rows.append([f"{how} answers {name}", *(f"{told[how][when][key]:.0%}" for when in ("before", "after")), ""])
-            if how in told:
-                rows.append([f"tokens of {how} answers (mean)", *(f"{told[how][when]['mean_tokens']:.1f}" for when in ("before", "after")), ""])
+                if how in tuning:
+                    rows.append([f"{how} answers {name}", *(f"{tuning[how][when][key]:.0%}" for when in ("before", "after")), ""])
+            if how in tuning:
+                rows.append([f"tokens of {how} answers (mean)", *(f"{tuning[how][when]['mean_tokens']:.1f}" for when in ("before", "after")), ""])
         return rows
 
     # ---- evaluation ----
@@ -332,9 +335,16 @@ class Facts:
         for row in evaluation.comparison:
             if (row["first"], row["second"]) in wanted and not row["variant"]:
                 names = [self.called(evaluation, row[key]) for key in ("first", "second")]
-                told = {"value": row["difference"], "low": row["low"], "high": row["high"]}
+                interval = {"value": row["difference"], "low": row["low"], "high": row["high"]}
                 rows.append(
-                    [row["task"], " → ".join(names), row["metric"], spread(told, 4, "+"), probability(row["p_holm"]), number(row["detectable"], 4)]
+                    [
+                        row["task"],
+                        " → ".join(names),
+                        row["metric"],
+                        spread(interval, 4, "+"),
+                        probability(row["p_holm"]),
+                        number(row["detectable"], 4),
+                    ]
                 )
         return rows
 

@@ -82,16 +82,16 @@ def curation(report: dict, path: Path) -> None:
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1), layout="constrained")
         left = 0
-        for place, (name, characters, documents, colour) in enumerate(rows):
+        for index, (name, characters, documents, colour) in enumerate(rows):
             begin = total - left - characters if name.startswith("- ") else 0
-            axes.barh(place, characters / 1e6, left=begin / 1e6, color=colour, height=0.7)
+            axes.barh(index, characters / 1e6, left=begin / 1e6, color=colour, height=0.7)
             if name.startswith("- "):
                 left += characters
             text = f"{characters / 1e6:.2f}M characters, {documents:,} documents"
             inside, room = characters > 0.5 * total, begin > 0.5 * total
             axes.annotate(
                 text,
-                ((begin if room else begin + characters) / 1e6, place),
+                ((begin if room else begin + characters) / 1e6, index),
                 xytext=(-6 if inside or room else 6, 0),
                 textcoords="offset points",
                 ha="right" if inside or room else "left",
@@ -109,13 +109,13 @@ def before_after(record: dict, path: Path) -> None:
     """What tuning changed, from `before_after.json`: losses with the interval of their paired difference, and how answers end."""
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=[2, 3], layout="constrained")
-        for place, key in enumerate(("answer_loss", "end_of_text_loss")):
+        for index, key in enumerate(("answer_loss", "end_of_text_loss")):
             found = record[key]
             change = found["difference"]
-            left.bar(place - 0.2, found["before"], 0.38, color=GREY, label="before" if place == 0 else None)
+            left.bar(index - 0.2, found["before"], 0.38, color=GREY, label="before" if index == 0 else None)
             reach = None if change["low"] is None else [[change["value"] - change["low"]], [change["high"] - change["value"]]]
-            left.bar(place + 0.2, found["after"], 0.38, color=BLUE, yerr=reach, capsize=3, label="after" if place == 0 else None)
-            for x, value in ((place - 0.2, found["before"]), (place + 0.2, found["after"])):
+            left.bar(index + 0.2, found["after"], 0.38, color=BLUE, yerr=reach, capsize=3, label="after" if index == 0 else None)
+            for x, value in ((index - 0.2, found["before"]), (index + 0.2, found["after"])):
                 left.annotate(f"{value:.2f}", (x, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
         left.set_xticks([0, 1], ["held-out\nanswers", "end of\nthe answer"])
         left.set_ylabel("loss (nats a token)")
@@ -128,11 +128,11 @@ def before_after(record: dict, path: Path) -> None:
             for key, name in (("stopped", "stop"), ("kept_format", "keep the format"), ("loops", "loop"))
             if how in record
         ]
-        for place, (how, key, _) in enumerate(rows):
+        for index, (how, key, _) in enumerate(rows):
             before, after = record[how]["before"][key], record[how]["after"][key]
-            right.plot([before * 100, after * 100], [place, place], color=GREY, lw=1.5, zorder=1)
-            right.scatter([before * 100], [place], color=GREY, s=45, zorder=2, label="before" if place == 0 else None)
-            right.scatter([after * 100], [place], color=BLUE, s=45, zorder=3, label="after" if place == 0 else None)
+            right.plot([before * 100, after * 100], [index, index], color=GREY, lw=1.5, zorder=1)
+            right.scatter([before * 100], [index], color=GREY, s=45, zorder=2, label="before" if index == 0 else None)
+            right.scatter([after * 100], [index], color=BLUE, s=45, zorder=3, label="after" if index == 0 else None)
         right.set_yticks(range(len(rows)), [f"{how} answers that {name}" for how, _, name in rows])
         right.invert_yaxis()
         right.set_xlim(-4, 104)
@@ -152,8 +152,8 @@ def trajectory(rows: list[dict], path: Path) -> None:
     scale, unit = (1e9, "billion") if steps and max(row["tokens"] for row in steps) >= 1e9 else (1e6, "million")
     with plt.rc_context({**STYLE, "font.size": 10}):
         figure, panels = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.9 * lines), squeeze=False, layout="constrained")
-        for place, name in enumerate(names):
-            panel = panels[place // columns][place % columns]
+        for index, name in enumerate(names):
+            panel = panels[index // columns][index % columns]
             group = [row for row in rows if row["task"] == name]
             line = sorted((row for row in group if row["tokens"] and not row["adapter"]), key=lambda row: row["tokens"])
             x, y = [row["tokens"] / scale for row in line], [row["value"] for row in line]
@@ -210,16 +210,16 @@ def variants(rows: list[dict], kind: str, path: Path) -> None:
     with plt.rc_context({**STYLE, "font.size": 9, "axes.grid": False}):
         figure, panels = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 0.6, 0.2 * height + 1.2), squeeze=False, layout="constrained")
         for panel, name in zip(panels[0], names, strict=True):
-            place, labels = 0, []
+            position, labels = 0, []
             for row in factors[name]:
-                labels.append((place, row["factor"], "bold"))
-                place += 1
+                labels.append((position, row["factor"], "bold"))
+                position += 1
                 for label, change in zip(row["variants"][1:], row["changes"], strict=True):
                     if change["low"] is not None:
-                        panel.plot([change["low"], change["high"]], [place, place], color=BLUE, lw=1.4)
-                    panel.plot(change["value"], place, "o", color=BLUE, ms=4)
-                    labels.append((place, label, "normal"))
-                    place += 1
+                        panel.plot([change["low"], change["high"]], [position, position], color=BLUE, lw=1.4)
+                    panel.plot(change["value"], position, "o", color=BLUE, ms=4)
+                    labels.append((position, label, "normal"))
+                    position += 1
             panel.axvline(0, color=GREY, lw=1)
             panel.set_yticks([at for at, _, _ in labels], [text for _, text, _ in labels], fontsize=7)
             for tick, (_, _, weight) in zip(panel.get_yticklabels(), labels, strict=True):
@@ -245,10 +245,10 @@ def generalisation(rows: list[dict], path: Path) -> None:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
         width = 0.8 / len(shown)
-        for place, (model, colour) in enumerate(zip(shown, colours, strict=False)):
+        for index, (model, colour) in enumerate(zip(shown, colours, strict=False)):
             for at, name in enumerate(names):
                 row = next(row for row in rows if row["task"] == name and row["model"] == model)
-                x = at + (place - (len(shown) - 1) / 2) * width
+                x = at + (index - (len(shown) - 1) / 2) * width
                 reach = None if row["low"] is None else [[row["bits_per_byte"] - row["low"]], [row["high"] - row["bits_per_byte"]]]
                 axes.bar(
                     x, row["bits_per_byte"], width * 0.92, color=colour, yerr=reach, error_kw={"lw": 1}, label=_short(model) if at == 0 else None

@@ -32,11 +32,11 @@ QUOTED = re.compile(r"^(`{3,})(?:text|python)\n.*?^\1$|^\*\*[^\n]*\*\*$|<!-- you
 
 
 @functools.lru_cache(maxsize=8)
-def _folders(*told: str | None) -> tuple[tuple[str, str], ...]:
+def _folders(*given: str | None) -> tuple[tuple[str, str], ...]:
     """(path, what to write instead) of working, home and temporary folder, the longest first."""
     shown = [".", ".", "~", "~", "$TMPDIR"]
     found = {}
-    for path, instead in zip(told, shown, strict=True):
+    for path, instead in zip(given, shown, strict=True):
         for one in {path, os.path.realpath(path)} if path else ():
             one = one.rstrip("/")
             if one.startswith("/"):  # of `/` itself every path would be one

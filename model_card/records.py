@@ -110,33 +110,33 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
     `kind` "merged" asks for the merged model of a tuning run; `RUN/merged` means it, too.
     """
     folder = Path(folder)
-    place = folder.parent if folder.name == "merged" and (folder.parent / "run.json").exists() else folder
-    run = _json(place / "run.json")
-    manifest = _json(place / "manifest.json")
+    run_folder = folder.parent if folder.name == "merged" and (folder.parent / "run.json").exists() else folder
+    run = _json(run_folder / "run.json")
+    manifest = _json(run_folder / "manifest.json")
     if not run and str((manifest or {}).get("format", "")).startswith("llama_lite.tokens"):
-        data = {**manifest, "curation": _json(place / "curation.json")}
+        data = {**manifest, "curation": _json(run_folder / "curation.json")}
         return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
     if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
         raise CardError(
             f"{folder} is no run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an evaluation (runs/demo-eval)."
         )
     if run["kind"] == "eval":
-        return Records(folder, "evaluation", run, {}, [], [], {}, {}, [_evaluation(place, run)], [])
+        return Records(folder, "evaluation", run, {}, [], [], {}, {}, [_evaluation(run_folder, run)], [])
     if "identity" not in run:
         raise CardError(f"{folder}/run.json says where the run is from and nothing else: it has not begun. Start it first.")
     if run["kind"] == "sft":
-        kind = kind or ("merged" if place != folder else "adapter" if run["identity"]["model"]["adapter"]["use_lora"] else "tuned")
+        kind = kind or ("merged" if run_folder != folder else "adapter" if run["identity"]["model"]["adapter"]["use_lora"] else "tuned")
     records = Records(
         folder,
         kind or run["kind"],
         run,
-        _json(place / "status.json") or {},
-        _until(_jsonl(place / "log.jsonl"), step),
-        _until(_jsonl(place / "events.jsonl"), step),
-        _json(place / "data.json") or {},
-        (_json(place / "before_after.json") or {}) if step is None else {},
-        [_evaluation(path.parent, _json(path)) for path in sorted(place.glob("evaluation/*/run.json"))] if step is None else [],
-        _jsonl(place / ("published-merged.jsonl" if kind == "merged" else "published.jsonl")),
+        _json(run_folder / "status.json") or {},
+        _until(_jsonl(run_folder / "log.jsonl"), step),
+        _until(_jsonl(run_folder / "events.jsonl"), step),
+        _json(run_folder / "data.json") or {},
+        (_json(run_folder / "before_after.json") or {}) if step is None else {},
+        [_evaluation(path.parent, _json(path)) for path in sorted(run_folder.glob("evaluation/*/run.json"))] if step is None else [],
+        _jsonl(run_folder / ("published-merged.jsonl" if kind == "merged" else "published.jsonl")),
         step,
     )
     check(records)
@@ -150,9 +150,9 @@ def check(records: Records) -> None:
     if fall := next(((a, b) for a, b in itertools.pairwise(steps) if b < a), None):
         raise CardError(f"{where}/log.jsonl contradicts itself: step {fall[1]} comes after step {fall[0]}.")
     if records.step is None and records.status.get("status") == "finished" and steps:
-        told, gaps = records.status["step"], [b - a for a, b in itertools.pairwise(sorted({0, *steps}))]
-        if steps[-1] > told or told - steps[-1] >= max(gaps) * 2:
-            raise CardError(f"{where}: status.json says finished at step {told}, and log.jsonl ends at step {steps[-1]}.")
+        last_step, gaps = records.status["step"], [b - a for a, b in itertools.pairwise(sorted({0, *steps}))]
+        if steps[-1] > last_step or last_step - steps[-1] >= max(gaps) * 2:
+            raise CardError(f"{where}: status.json says finished at step {last_step}, and log.jsonl ends at step {steps[-1]}.")
     wanted = records.settings("data").get("data")
     if records.data and records.data["fingerprint"] != wanted:
         raise CardError(

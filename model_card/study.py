@@ -59,8 +59,8 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
         each = ", ".join("not in the run" if value is None else shown(row, value).split()[0] for value in row["seeds"])
         text.append(f"| {name_of(row)} | {row['against']} | {row['what']} | {shown(row, row['value'])} | {interval} | {each} | {verdict(row)} |")
     if same := {name_of(row): row for row in comparison if row["equal"]}:
-        told = "; ".join(f"{name} and {row['against']} in {row['equal']} of {row['n']} seeds" for name, row in same.items())
-        text += ["", f"Finished weights that are equal bit for bit: {told}."]
+        outcomes = "; ".join(f"{name} and {row['against']} in {row['equal']} of {row['n']} seeds" for name, row in same.items())
+        text += ["", f"Finished weights that are equal bit for bit: {outcomes}."]
     text += [""]
     if trains:
         text += ["![curves of every arm](figures/curves.png)", ""]
@@ -86,9 +86,9 @@ def write_report(out: Path, study: dict, rows: list[dict], comparison: list[dict
     if trains:
         text += ["## Health", "", "What the runs said of themselves, by the definitions of `llama_lite/training/loss_trends.py`:", ""]
         for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
-            told = health.get(arm, {})
+            outcomes = health.get(arm, {})
             text.append(
-                f"- {arm}: {', '.join(f'{name} in {count} runs' for name, count in sorted(told.items())) or 'neither saturated nor overfitting'}"
+                f"- {arm}: {', '.join(f'{name} in {count} runs' for name, count in sorted(outcomes.items())) or 'neither saturated nor overfitting'}"
             )
         text.append("")
     lost = sum(seconds is None for seconds in cost.values())
@@ -116,18 +116,18 @@ def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) ->
         if row["metric"] == metric and row["step"] > (row["at"] or 0):
             values.setdefault((row["arm"], row["at"] or None), {}).setdefault(row["seed"], {})[row["step"]] = row["value"]
             tokens.setdefault(row["step"], []).append(row["tokens"])
-    place = {step: sum(counts) / len(counts) / 1e6 for step, counts in tokens.items()}
+    x = {step: sum(counts) / len(counts) / 1e6 for step, counts in tokens.items()}
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
         names = list(dict.fromkeys(arm["name"] for arm in study["arms"]))
         for arm in study["arms"]:
             own, colour = values[arm["name"], arm["at"]], COLOURS[names.index(arm["name"]) % len(COLOURS)]
             label = arm["name"] if arm["at"] in (None, min(a["at"] for a in study["arms"] if a["name"] == arm["name"])) else None
-            _band(top, place, own, colour, label)
+            _band(top, x, own, colour, label)
             if arm["against"] != arm["name"] and (arm["name"], arm["at"]) in paired:
                 base = next(curve for (name, _), curve in values.items() if name == arm["against"])
                 less = {seed: {step: value - base[seed][step] for step, value in own[seed].items() if step in base[seed]} for seed in own}
-                _band(bottom, place, less, colour, label)
+                _band(bottom, x, less, colour, label)
         bottom.axhline(0, color=GREY, lw=1)
         top.set_ylabel(f"{'training' if metric == 'loss' else 'validation'} loss (nats a token)")
         bottom.set_ylabel("difference (nats a token)")
@@ -150,17 +150,17 @@ def differences(comparison: list[dict], path: Path) -> None:
             axes.axis("off")
         for axes, ((what, base), group) in zip(grid.flat, panels.items(), strict=False):
             scale = 1000 if group[0]["unit"] == "tokens" else 1
-            for place, row in enumerate(group):
+            for index, row in enumerate(group):
                 colour = ORANGE if verdict(row) in ("higher", "lower") or (row["value"] and verdict(row) == SAME) else GREY
                 known = [value / scale for value in row["seeds"] if value is not None]
-                axes.plot(known, [-place] * len(known), ".", color=GREY, alpha=0.6)
+                axes.plot(known, [-index] * len(known), ".", color=GREY, alpha=0.6)
                 if row["low"] is not None:
-                    axes.plot([row["low"] / scale, row["high"] / scale], [-place, -place], color=colour, lw=2)
+                    axes.plot([row["low"] / scale, row["high"] / scale], [-index, -index], color=colour, lw=2)
                 if row["value"] is not None:
-                    axes.plot(row["value"] / scale, -place, "o", color=colour)
+                    axes.plot(row["value"] / scale, -index, "o", color=colour)
             axes.axvline(0, color=GREY, lw=1)
             labels = [f"{name_of(row)}{'' if base or _one(group) else ' - ' + row['against']}" for row in group]
-            axes.set_yticks([-place for place in range(len(group))], labels)
+            axes.set_yticks([-index for index in range(len(group))], labels)
             axes.set_ylim(-len(group) + 0.5, 0.5)
             less = base or (group[0]["against"] if _one(group) else "")
             axes.set_title(f"{what}{f', less {less}' if less else ''}", fontsize=9)
@@ -172,12 +172,12 @@ def _one(group: list[dict]) -> bool:
     return len({row["against"] for row in group}) == 1
 
 
-def _band(axes, place: dict, seeds: dict, colour: str, label: str | None) -> None:
+def _band(axes, x: dict, seeds: dict, colour: str, label: str | None) -> None:
     """Mean over seeds and its 95 % interval at the steps that all of them logged, each drawn at its `place`."""
     from scipy import stats
 
     steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
-    shared, table = [place[step] for step in steps], np.array([[curve[step] for step in steps] for curve in seeds.values()])
+    shared, table = [x[step] for step in steps], np.array([[curve[step] for step in steps] for curve in seeds.values()])
     mean = table.mean(0)
     axes.plot(shared, mean, color=colour, lw=1.3, label=label)
     if len(table) > 1:

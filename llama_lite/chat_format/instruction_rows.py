@@ -140,17 +140,17 @@ def _is_empty(value) -> bool:
 
 def _is_learnt(fields: dict, whose: str, unread: collections.Counter) -> bool:
     """Whether `weight` (0 or 1, as OpenAI's) and `train` (false or true) of a row or a message let it be learnt; other values are counted."""
-    learnt = True
-    for name, meant in (("weight", {0: False, 1: True}), ("train", {False: False, True: True})):
+    trained = True
+    for name, meanings in (("weight", {0: False, 1: True}), ("train", {False: False, True: True})):
         value = fields.get(name)
         value = {"0": 0, "1": 1, "false": False, "true": True}.get(value.lower(), value) if isinstance(value, str) else value  # of a CSV file
         if _is_empty(value):
             continue
-        if isinstance(value, bool | int | float) and value in meant:
-            learnt = learnt and meant[value]
+        if isinstance(value, bool | int | float) and value in meanings:
+            trained = trained and meanings[value]
         else:
-            unread[f"{whose} {name} other than {' and '.join(map(str, meant))}"] += 1
-    return learnt
+            unread[f"{whose} {name} other than {' and '.join(map(str, meanings))}"] += 1
+    return trained
 
 
 def _history(value, unread: collections.Counter) -> list[dict]:

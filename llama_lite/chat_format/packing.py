@@ -64,20 +64,20 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
     return kept
 
 
-def need_rows(learnt: list[Example], held: list[Example], least: int, skipped: dict, documents: int | None = None) -> None:
+def need_rows(train_rows: list[Example], eval_rows: list[Example], least: int, skipped: dict, documents: int | None = None) -> None:
     """Raise Refusal when nothing is left to learn from, or fewer than `least` held-out rows. `documents`: how many all rows make, once some are held out."""
     why = "; ".join(f"{entry['rows']:,} {reason}" for reason, entry in skipped.items()) or "none were skipped"
-    if not learnt and held and documents:
-        told = "one document" if documents == 1 else f"{documents:,} documents"
+    if not train_rows and eval_rows and documents:
+        count = "one document" if documents == 1 else f"{documents:,} documents"
         raise Refusal(
-            f"no row is left to learn from ({why}): all {len(held):,} are held out, because they are {told} (rows whose first question is the same), and "
+            f"no row is left to learn from ({why}): all {len(eval_rows):,} are held out, because they are {count} (rows whose first question is the same), and "
             f"documents are held out whole. {'Bring rows with other questions' if documents == 1 else 'Lower --eval_rows, or bring more rows'}."
         )
-    if not learnt:
+    if not train_rows:
         long = "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
         raise Refusal(f"no row is left to learn from ({why}): {long}lower --eval_rows, or bring more rows.")
-    if len(held) < max(least, 1):
-        raise Refusal(f"{len(held)} rows are held out and {max(least, 1)} are needed ({why}): raise --eval_rows, or bring more rows.")
+    if len(eval_rows) < max(least, 1):
+        raise Refusal(f"{len(eval_rows)} rows are held out and {max(least, 1)} are needed ({why}): raise --eval_rows, or bring more rows.")
 
 
 def fingerprint(examples: list[Example]) -> str:
@@ -102,11 +102,11 @@ def pack(examples: list[Example], max_length: int, packing: bool):
 def show(tokenizer, example: Example, colour: bool) -> str:
     """An example as text, what is learnt in colour, or between »« where there is none."""
     on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("»", "«")
-    text, ids, learnt = "", [], False
+    text, ids, labelled = "", [], False
     for token, label in [*zip(example.input_ids, example.labels, strict=True), (None, None)]:
-        if token is None or (label != -100) != learnt:
+        if token is None or (label != -100) != labelled:
             part = tokenizer.decode(ids)
-            text += f"{on}{part}{off}" if learnt and part else part
-            ids, learnt = [], label != -100
+            text += f"{on}{part}{off}" if labelled and part else part
+            ids, labelled = [], label != -100
         ids.append(token)
     return text

@@ -131,17 +131,17 @@ def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple
             raise NotRendered(
                 f"the chat template leaves out what a turn of the {message['role']} says, or a part of it. Let it print the whole `content`."
             )
-    learnt = [span for number, span in place_of.items() if number >= learn_from and number not in unlearnt]
+    answer_spans = [span for number, span in place_of.items() if number >= learn_from and number not in unlearnt]
     ids = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    labels, place, last = [], 0, {}
+    labels, position, last = [], 0, {}
     for token, (begin, end) in zip(ids["input_ids"], ids["offset_mapping"], strict=True):
-        while place < len(learnt) and begin >= learnt[place][1]:
-            place += 1
-        labels.append(token if place < len(learnt) and end > learnt[place][0] else -100)
+        while position < len(answer_spans) and begin >= answer_spans[position][1]:
+            position += 1
+        labels.append(token if position < len(answer_spans) and end > answer_spans[position][0] else -100)
         if labels[-1] != -100:
-            last[place] = token
-    for place, (begin, end) in enumerate(learnt):
-        if last.get(place) != tokenizer.eos_token_id:
+            last[position] = token
+    for position, (begin, end) in enumerate(answer_spans):
+        if last.get(position) != tokenizer.eos_token_id:
             raise Refusal(_no_end(tokenizer.eos_token, rendered[begin:end], rendered[end:]))
     return Encoded(ids["input_ids"], labels)
 

@@ -33,12 +33,12 @@ def _comparable(identity: dict) -> dict:
     """An identity as it is written today: what older manifests lack as the default that it was, threads beside the processes, not in the hardware."""
     threads = identity["environment"].get("hardware", {}).get("threads")
     hardware = {name: value for name, value in identity["environment"].get("hardware", {}).items() if name != "threads"}
-    told = {**HYPERPARAMETERS, **identity["hyperparameters"]}
-    if not told["lr_scheduler_kwargs"] or told["lr_scheduler_type"] in CONSTANT:
-        told["lr_scheduler_kwargs"] = None
+    hyperparameters = {**HYPERPARAMETERS, **identity["hyperparameters"]}
+    if not hyperparameters["lr_scheduler_kwargs"] or hyperparameters["lr_scheduler_type"] in CONSTANT:
+        hyperparameters["lr_scheduler_kwargs"] = None
     return {
         **identity,
-        "hyperparameters": told,
+        "hyperparameters": hyperparameters,
         "layout": identity["layout"] | ({} if threads is None else {"threads": threads}),
         "environment": identity["environment"] | ({"hardware": hardware} if hardware else {}),
     }

@@ -98,11 +98,11 @@ def _check_sizes(name: str, folder: Path, config: dict, shapes: dict[str, list[i
     first, second, third = [*sorted(numbers, reverse=True), 1, 1, 1][:3]
     if first * second * third <= SMALL or "quantization_config" in config:
         return
-    meant = 0
+    expected = 0
     with contextlib.suppress(Exception):  # a config that makes no model is refused where it is loaded, with the reason
-        meant = _described(folder)
-    if meant > 2 * there + SMALL:
-        raise Refusal(f"config.json of {name} describes a model of {meant:,} weights, and its files hold {there:,}. {ELSEWHERE}")
+        expected = _described(folder)
+    if expected > 2 * there + SMALL:
+        raise Refusal(f"config.json of {name} describes a model of {expected:,} weights, and its files hold {there:,}. {ELSEWHERE}")
 
 
 def _fields(value) -> Iterator[tuple[str, object]]:

@@ -89,10 +89,10 @@ def main() -> None:
     name = "demo-long" if arguments.long else "demo"
     todo, took = stages(name), []
     about = expected(name, len(todo))
-    shares = [""] * len(todo) if about is None else [f", about {in_minutes(seconds)}" for seconds in about]
+    estimates = [""] * len(todo) if about is None else [f", about {in_minutes(seconds)}" for seconds in about]
     whole = "" if about is None else f"; about {in_minutes(sum(about))} on this machine, if it has nothing else to do"
-    print(f"demo      {', then '.join(f'{what}{share}' for (what, _), share in zip(todo, shares, strict=True))}{whole}", flush=True)
-    for number, ((what, command), share) in enumerate(zip(todo, shares, strict=True), 1):
+    print(f"demo      {', then '.join(f'{what}{share}' for (what, _), share in zip(todo, estimates, strict=True))}{whole}", flush=True)
+    for number, ((what, command), share) in enumerate(zip(todo, estimates, strict=True), 1):
         of_all = "" if about is None else f" ({about[number - 1] / sum(about):.0%} of the demo)"
         print(f"\nstage     {number} of {len(todo)}: {what}{share}{of_all}", flush=True)
         began = time.time()

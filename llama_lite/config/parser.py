@@ -230,8 +230,8 @@ def requested_precision(values: dict, sources: list[set[str]]) -> str:
         if "bf16" in given and (values["bf16"] or "fp16" not in words):
             words["bf16"] = "bfloat16" if values["bf16"] else "float32"
         if len(set(words.values())) > 1:
-            told = " and ".join(f"{name} ({meant})" for name, meant in words.items())
-            raise Refusal(f"the arguments {told} contradict each other: give --precision alone.")
+            arguments = " and ".join(f"{name} ({precision})" for name, precision in words.items())
+            raise Refusal(f"the arguments {arguments} contradict each other: give --precision alone.")
         if words:
             asked = next(iter(words.values()))
             break

@@ -202,10 +202,10 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
     def reader(name):
         return _own_file_reader(place_of(name))
 
-    def rule(place, name, step):
-        return Rule(name, step, reports / f"{place:02d} {name.replace('/', ' ')}")
+    def rule(index, name, step):
+        return Rule(name, step, reports / f"{index:02d} {name.replace('/', ' ')}")
 
-    judged = [rule(place, name, step) for place, (name, step) in enumerate(filters(rules), 1)]
+    judged = [rule(index, name, step) for index, (name, step) in enumerate(filters(rules), 1)]
     outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
     outputs = dict(zip(outputs, [*outputs[:-1], "kept"], strict=True))
     chain, plan = [Reader(source, bounds, reports / "00 read", columns, scores), *judged, writer(outputs["judged"])], []
@@ -293,8 +293,8 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
             f"curation keeps nothing of {report['read']['documents']} documents; {worst['rule']!r} drops most "
             f"({folder / 'curation.json'} has examples). Loosen it, or start from other text."
         )
-    told = [f"{report[name]['documents']:,} documents, {report[name]['characters']:,} characters" for name in ("read", "kept")]
-    print_main(f"curated   {told[0]} -> {told[1]} kept, in {time.monotonic() - began:.0f} s (why: {folder / 'curation.json'})")
+    counts = [f"{report[name]['documents']:,} documents, {report[name]['characters']:,} characters" for name in ("read", "kept")]
+    print_main(f"curated   {counts[0]} -> {counts[1]} kept, in {time.monotonic() - began:.0f} s (why: {folder / 'curation.json'})")
     for name in ("judged", "exact", "duplicates"):
         shutil.rmtree(folder / "curation" / name, ignore_errors=True)
     kept = sorted((folder / "kept").glob("*.jsonl.zst"))
@@ -316,12 +316,12 @@ def _run_task(rank: int) -> None:
 def _report(source: Source, rules: dict, folder: Path) -> dict:
     """`curation.json`: the tasks' own records added up, rules in the order of the chain."""
     records = {}
-    for place in sorted((folder / "curation" / "reports").iterdir()):
-        parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(place.glob("*.json"))]
-        records[place.name[3:]] = {key: sum(part[key] for part in parts) for key in parts[0] if isinstance(parts[0][key], int)} | {
+    for report_folder in sorted((folder / "curation" / "reports").iterdir()):
+        parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(report_folder.glob("*.json"))]
+        records[report_folder.name[3:]] = {key: sum(part[key] for part in parts) for key in parts[0] if isinstance(parts[0][key], int)} | {
             "examples": [example for part in parts for example in part.get("examples", [])][:EXAMPLES]
         }
-        if place.name == "00 read":
+        if report_folder.name == "00 read":
             skipped = merge_skipped(part["skipped"] for part in parts)
     read_record = records.pop("read")
     read_record.pop("examples")

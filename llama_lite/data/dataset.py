@@ -40,8 +40,8 @@ class TokenWindows:
 
     def window_of(self, position: int) -> int:
         """Number of the window that is read at a position of the run."""
-        epoch, place = divmod(position - self.start, self.epoch_windows)
-        return place if self.order == "sequential" else permuted(place, self.epoch_windows, self.seed + epoch)
+        epoch, index = divmod(position - self.start, self.epoch_windows)
+        return index if self.order == "sequential" else permuted(index, self.epoch_windows, self.seed + epoch)
 
     def __getitem__(self, position: int) -> np.ndarray:
         first = self.window_of(position) * self.block_size
@@ -72,7 +72,7 @@ def count_windows(manifest: dict, split: str, block_size: int) -> int:
     return max(0, (manifest["splits"][split]["tokens"] - 1) // block_size)
 
 
-def permuted(place: int, size: int, seed: int) -> int:
+def permuted(index: int, size: int, seed: int) -> int:
     """Place of `place` in a pseudo-random permutation of range(size), without a table of it.
 
     A four-round Feistel network on the next even number of bits, walked until it lands inside (Black and Rogaway,
@@ -81,12 +81,12 @@ def permuted(place: int, size: int, seed: int) -> int:
     half = max(1, math.ceil(math.log2(max(size, 2)) / 2))
     mask = (1 << half) - 1
     while True:
-        left, right = place >> half, place & mask
+        left, right = index >> half, index & mask
         for turn in range(4):
             left, right = right, left ^ (_mix(right, seed * 4 + turn) & mask)
-        place = (left << half) | right
-        if place < size:
-            return place
+        index = (left << half) | right
+        if index < size:
+            return index
 
 
 def _mix(value: int, key: int) -> int:
@@ -117,5 +117,5 @@ def row_order(count: int, steps: int, per_step: int, seed: int, start: int = 0) 
     pass  # REMOVED
 
     epoch = count // per_step * per_step
-    places = (position - start * per_step if position >= start * per_step else 0 for position in range(steps * per_step))
-    return [permuted(place % epoch, epoch, seed + place // epoch) for place in places]
+    positions = (position - start * per_step if position >= start * per_step else 0 for position in range(steps * per_step))
+    return [permuted(index % epoch, epoch, seed + index // epoch) for index in positions]

@@ -217,9 +217,9 @@ def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
     """A file in blocks that end behind the first `end` after PART_BYTES, however it comes in; no further block after `limit` bytes."""
     block, done, searched = bytearray(), 0, 0
     while limit is None or done < limit:
-        place = block.find(end, max(searched, PART_BYTES - len(end), 0))
-        if place >= 0:
-            cut = place + len(end)
+        index = block.find(end, max(searched, PART_BYTES - len(end), 0))
+        if index >= 0:
+            cut = index + len(end)
             yield bytes(block[:cut])
             done += cut
             del block[:cut]

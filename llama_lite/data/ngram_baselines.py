@@ -24,8 +24,8 @@ def baselines(folder: Path, manifest: dict) -> dict:
             part = tokens[start : start + 2**22 + 1].astype(np.int64)
             unigrams += np.bincount(part[:-1], minlength=vocab)
             seen = part[:-1] * vocab + part[1:]
-            place = np.searchsorted(pairs, seen).clip(max=len(pairs) - 1)
-            bigrams += np.bincount(place[pairs[place] == seen], minlength=len(pairs))
+            index = np.searchsorted(pairs, seen).clip(max=len(pairs) - 1)
+            bigrams += np.bincount(index[pairs[index] == seen], minlength=len(pairs))
             counted += len(part) - 1
         if counted >= BASELINE_TOKENS:
             break

@@ -195,13 +195,13 @@ def check_content(folder: Path, there: dict, text: Text) -> None:
     """Raise Refusal when the files of a text are not those that a folder was prepared from. `there`: its recipe."""
     if there["content"] != text.content:
         before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
-        told = (
+        message = (
             f"{before['files']:,} files of {before['bytes']:,} bytes then, {now['files']:,} of {now['bytes']:,} now"
             if "bytes" in before
             else "then and now"
         )
         raise Refusal(
-            f"the text in {text.data.dataset} is not what {folder} was prepared from ({told}; or the same size and other words). Bring it back, leave out "
+            f"the text in {text.data.dataset} is not what {folder} was prepared from ({message}; or the same size and other words). Bring it back, leave out "
             f"--dataset to go on with the prepared tokens (--prepared_dir {folder}), or begin another run: another --output_dir, without --prepared_dir."
         )
 
@@ -236,8 +236,8 @@ def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair:
         if problems and manifest:
             write_json(folder / "recipe.json", there)
         by_content = bool((there or {}).get("content")) and (text.is_local or bool(lost))  # the same text may lie elsewhere, or have another name
-        told = there and manifest and {"tokenizer_record": manifest["tokenizer"], **there}  # which recipes of earlier versions do not hold
-        check_recipe(folder, told or there, build_recipe(data, rules, None), set(claimed) - ({"dataset"} if by_content else set()))
+        recorded = there and manifest and {"tokenizer_record": manifest["tokenizer"], **there}  # which recipes of earlier versions do not hold
+        check_recipe(folder, recorded or there, build_recipe(data, rules, None), set(claimed) - ({"dataset"} if by_content else set()))
         if lost:
             return _repair(folder, data, rules, text, there, manifest, lost)
         if by_content and "dataset" in claimed:
@@ -393,12 +393,12 @@ def _refuse_empty(folder: Path, data, skipped: dict) -> None:
     raise Refusal(f"--dataset {data.dataset} holds no text: {'; '.join(skipped_lines(skipped)) or 'no documents'}.")
 
 
-def _curated(place: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
+def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
     """The curated text of a source, made once for all that is tokenised of it."""
     recipe = recipe_of_text(data, rules, text.content)
     if data.document_separator == "auto" and any(file.separator not in (None, END_OF_TEXT) for file in text.source.files):
         recipe["document_separator"] = text.separator  # a tokenizer's, of which curated text knows nothing else
-    folder = place if explicit else place / f"{name_of(data.dataset)}-{_short(recipe)}"
+    folder = path if explicit else path / f"{name_of(data.dataset)}-{_short(recipe)}"
     check_folder("curated_dir", folder, "curated")
     lock = FolderLock(folder, "curate into")
     lock.acquire()
@@ -421,13 +421,13 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
     """
     from transformers import AutoTokenizer
 
-    place = folder / "tokenizer"
-    found = read_tokenizer_record(place) if (place / "tokenizer.json").exists() else None
+    path = folder / "tokenizer"
+    found = read_tokenizer_record(path) if (path / "tokenizer.json").exists() else None
     if found and found == (known or found):
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    if place.is_symlink():
-        place.unlink()  # what it points to is somebody's
-    shutil.rmtree(place, ignore_errors=True)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if path.is_symlink():
+        path.unlink()  # what it points to is somebody's
+    shutil.rmtree(path, ignore_errors=True)
     if data.tokenizer == "train":
         skipped = Skipped()
         documents = source.documents(skipped)
@@ -444,5 +444,5 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
         tokenizer = load_tokenizer(data.tokenizer)
     aside = folder / ".tokenizer.tmp"
     tokenizer.save_pretrained(aside)
-    os.replace(aside, place)
+    os.replace(aside, path)
     return tokenizer

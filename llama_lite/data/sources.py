@@ -182,8 +182,8 @@ def _local_source(dataset: str, split: str, text_column, encoding, file_types, o
                     TextFile(name, printable(relative), kind, os.path.getsize(name), column, separator=separator if kind == "text" else None)
                 )
     if gone:
-        told = "; ".join(f"{name} is {why}" for name, why in gone[:EXAMPLES]) + (f"; and {len(gone) - EXAMPLES:,} more" if gone[EXAMPLES:] else "")
-        raise Refusal(f"--dataset {dataset}: {told}. Bring the content, remove them, or choose other files with --file_types.")
+        missing = "; ".join(f"{name} is {why}" for name, why in gone[:EXAMPLES]) + (f"; and {len(gone) - EXAMPLES:,} more" if gone[EXAMPLES:] else "")
+        raise Refusal(f"--dataset {dataset}: {missing}. Bring the content, remove them, or choose other files with --file_types.")
     if not files:
         raise Refusal(f"--dataset {dataset} holds no {'rows' if only_rows else 'text'}: {_passed_line(passed)}.")
     if any(file.kind not in ROW_KINDS for file in files):  # so that the validation slice is a sample of all documents, not the first by name
@@ -305,14 +305,14 @@ def _walk(folder: str) -> list[str]:
     each folder once.
     """
     found, closed, seen = [], [], set()
-    for place, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(error.filename)):
-        real = os.path.realpath(place)
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(error.filename)):
+        real = os.path.realpath(parent)
         folders[:] = [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in PASSED_FOLDERS)
-        written = [name for name in folders if _is_written(os.path.join(place, name))]
+        written = [name for name in folders if _is_written(os.path.join(parent, name))]
         folders[:] = [name for name in folders if name not in written]
-        closed.extend(os.path.join(place, name) for name in written)
+        closed.extend(os.path.join(parent, name) for name in written)
         if real not in seen:
-            found += [os.path.join(place, name) for name in names if name[0] != "."]
+            found += [os.path.join(parent, name) for name in names if name[0] != "."]
         seen.add(real)
     return sorted(found + closed)
 
@@ -418,15 +418,15 @@ def _likeliest_column(samples: list[dict] | None) -> str | None:
 def _passed_line(passed: list[tuple[str, str]]) -> str:
     """What was not read, by ending and reason, as a person reads it."""
     groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in passed)
-    told = []
+    parts = []
     for (ending, why), count in sorted(groups.items(), key=lambda item: (-item[1], item[0])):
         names = [name for name, reason in passed if (ending_of(name) or os.path.basename(name), reason) == (ending, why)]
         if why == "binary" and ending in MAKES_TEXT:
             why = MAKES_TEXT[ending]
         elif why == "not UTF-8":
             why = f"not UTF-8, such as {os.path.basename(names[0])}: {_encoding_hint(names[0])}"
-        told.append(f"{count:,} {ending} ({why})")
-    shown = told[:8] + ([f"and {len(told) - 8} other kinds"] if len(told) > 8 else [])
+        parts.append(f"{count:,} {ending} ({why})")
+    shown = parts[:8] + ([f"and {len(parts) - 8} other kinds"] if len(parts) > 8 else [])
     return printable(", ".join(shown))
 
 

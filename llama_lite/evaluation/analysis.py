@@ -140,8 +140,8 @@ def variant_sensitivity(records: list[dict], samples_of_key, names: set[str]) ->
             row = {"model": model, "task": task, "factor": factor, "metric": metric, "variants": [record["variant"] for record in chosen_ones]}
             row["changes"] = [statistics.ratio(np.subtract(one, correct[0]), None, [s["cluster"] for s in lists[0]]) for one in correct[1:]]
             if all("meant" in s for one in lists for s in one):
-                meant, options = [[s["meant"] for s in one] for one in lists], [s["options"] for s in lists[0]]
-                row |= statistics.sensitivity(correct, meant, options, [s["cluster"] for s in lists[0]])
+                targets, options = [[s["meant"] for s in one] for one in lists], [s["options"] for s in lists[0]]
+                row |= statistics.sensitivity(correct, targets, options, [s["cluster"] for s in lists[0]])
                 row["flips_of_correct"] = _flips_of_correct(np.array(correct))
             rows.append(row)
     return rows
@@ -168,15 +168,15 @@ def contaminated(asked: list[EvalTask], records: list[dict], store: Store, prepa
     found = contamination.overlap(places, contamination.prepared_documents(prepared))
     rows = []
     for task in asked:
-        shares = {name: share for name, share in found.items() if name.startswith(f"{task.name}|")}
-        row = {"task": task.name, "prepared": Path(prepared).name, **contamination.report(shares), "models": {}}
+        overlaps = {name: share for name, share in found.items() if name.startswith(f"{task.name}|")}
+        row = {"task": task.name, "prepared": Path(prepared).name, **contamination.report(overlaps), "models": {}}
         for record in records:
             if record["task"] == task.name:
                 metric = shown_metric(record["metrics"])
                 values = {f"{task.name}|{s['leaf']}|{s['doc_id']}": s["metrics"][metric] for s in store.samples(record["key"])}
                 if metric == "bits_per_byte":
                     values = {name: -nats / np.log(2) / count for name, (nats, count) in values.items()}
-                row["models"][record["model"]] = {"metric": metric, **contamination.split_scores(values, shares)}
+                row["models"][record["model"]] = {"metric": metric, **contamination.split_scores(values, overlaps)}
         rows.append(row)
     return rows
 

@@ -60,10 +60,10 @@ def overlap(items: dict[str, str], documents: Iterator[str], n: int = 13, shorte
             words, bounds = _words(rest + block)
             sums, inverses = _sums(words, bounds)
             hashes = _windows(sums, inverses, head)
-            places = np.flatnonzero(coarse[hashes >> shift])
-            places = places[_find(heads, hashes[places])[1]]
+            positions = np.flatnonzero(coarse[hashes >> shift])
+            positions = positions[_find(heads, hashes[positions])[1]]
             for length in lengths:
-                at = places[places + length < len(sums)]
+                at = positions[positions + length < len(sums)]
                 index, there = _find(wanted, (sums[at + length] - sums[at]) * inverses[at])
                 seen[index[there]] = True
             rest = words[bounds[-n:][0] :].tobytes()  # the n-grams, and perhaps a word, that go on in the next block
@@ -138,8 +138,8 @@ def _windows(sums: np.ndarray, inverses: np.ndarray, n: int) -> np.ndarray:
 
 def _find(wanted: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(first place of each hash in the sorted `wanted`, whether it is there)."""
-    place = np.searchsorted(wanted, hashes).clip(max=len(wanted) - 1)
-    return place, wanted[place] == hashes
+    index = np.searchsorted(wanted, hashes).clip(max=len(wanted) - 1)
+    return index, wanted[index] == hashes
 
 
 def source_documents(source: Source) -> Iterator[str]:

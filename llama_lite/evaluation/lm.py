@@ -80,7 +80,7 @@ class SharedContextLM(HFLM):
     def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, override_bs: int | None = None) -> list[tuple[float, bool]]:
         """(log-likelihood in nats, whether greedy decoding gives it) of each (_, context ids, continuation ids)."""
         rows, shared = [], {}
-        for place, (_, context, continuation) in enumerate(requests):
+        for index, (_, context, continuation) in enumerate(requests):
             room = self.max_length + 1 - len(continuation)
             self.truncated += len(context) > room
             context, continuation = tuple(context[-room:]), tuple(continuation)
@@ -90,7 +90,7 @@ class SharedContextLM(HFLM):
                 row = (context, {})
                 rows.append(row)
                 shared[context] = row
-            row[1].setdefault(continuation, []).append(place)
+            row[1].setdefault(continuation, []).append(index)
         rows.sort(key=lambda row: -_length(row))
         answers: list = [None] * len(requests)
         bar = tqdm(total=len(requests), desc="likelihoods", unit="request", disable=True if disable_tqdm or self.rank else None, leave=False)
@@ -99,10 +99,10 @@ class SharedContextLM(HFLM):
             count = max(1, self.batch_tokens // _length(rows[begin]))
             batch = rows[begin : begin + count]
             for (_, continuations), found in zip(batch, self._scores(batch), strict=True):
-                for places, answer in zip(continuations.values(), found, strict=True):
-                    for place in places:
-                        answers[place] = answer
-                    bar.update(len(places))
+                for indices, answer in zip(continuations.values(), found, strict=True):
+                    for index in indices:
+                        answers[index] = answer
+                    bar.update(len(indices))
             begin += count
         bar.close()
         return answers
@@ -185,19 +185,19 @@ def quiet():
     import lm_eval.models.huggingface
     from lm_eval.utils import env
 
-    logger, places = logging.getLogger("lm_eval"), (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
-    level, bars = logger.level, [place.tqdm for place in places]
+    logger, modules = logging.getLogger("lm_eval"), (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
+    level, bars = logger.level, [module.tqdm for module in modules]
     logger.setLevel(logging.ERROR)
-    for place, bar in zip(places, bars, strict=True):
-        place.tqdm = functools.partial(_no_bar, bar)
+    for module, bar in zip(modules, bars, strict=True):
+        module.tqdm = functools.partial(_no_bar, bar)
     env.from_string = functools.lru_cache(1024)(functools.partial(type(env).from_string, env))
     try:
         yield
     finally:
         env.__dict__.pop("from_string", None)
         logger.setLevel(level)
-        for place, bar in zip(places, bars, strict=True):
-            place.tqdm = bar
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar
 
 
 def run(lm, tasks: dict, samples: dict[str, list[int]], seed: int, chat: bool, unsafe: bool) -> dict:

@@ -60,11 +60,11 @@ SENTENCE_END = re.compile(r"[.?!][\"')\u201d\u2019]*$")
 
 def perturb(text: str, operation: str, strength: float, seed: int, key: str) -> str:
     """The text after `edits`. `key` names the item (its hash, say); strength 0 gives the text itself. Raises ValueError as `edits`."""
-    pieces, place = [], 0
+    pieces, position = [], 0
     for start, end, new in edits(text, operation, strength, seed, key):
-        pieces += [text[place:start], new]
-        place = end
-    return "".join(pieces) + text[place:]
+        pieces += [text[position:start], new]
+        position = end
+    return "".join(pieces) + text[position:]
 
 
 def edits(text: str, operation: str, strength: float, seed: int, key: str) -> list[tuple[int, int, str]]:
@@ -84,16 +84,16 @@ def edits(text: str, operation: str, strength: float, seed: int, key: str) -> li
     draw = random.Random(int.from_bytes(hashlib.sha256(f"{seed}|{operation}|{key}".encode()).digest(), "big")).random
     if operation == "distractor":
         return sorted(_sentences(text, draw)[: int(strength)], key=lambda edit: edit[0])
-    places = _places(text, operation)
-    draws = [(draw(), draw()) for _ in places]  # who is edited first, and how
-    count = max(1, round(strength * len(places))) if strength > 0 else 0
-    chosen = set(sorted(range(len(places)), key=draws.__getitem__)[:count])
-    return [(start, end, forms[int(draws[i][1] * len(forms))]) for i, (start, end, forms) in enumerate(places) if i in chosen]
+    spans = _places(text, operation)
+    draws = [(draw(), draw()) for _ in spans]  # who is edited first, and how
+    count = max(1, round(strength * len(spans))) if strength > 0 else 0
+    chosen = set(sorted(range(len(spans)), key=draws.__getitem__)[:count])
+    return [(start, end, forms[int(draws[i][1] * len(forms))]) for i, (start, end, forms) in enumerate(spans) if i in chosen]
 
 
 def _places(text: str, operation: str) -> list[tuple[int, int, list[str]]]:
     """(start, end, what may stand there instead) of each word that is open to the operation; for `spacing` with the blank before it."""
-    places, last = [], len(text)
+    spans, last = [], len(text)
     for match in TOKEN.finditer(text):
         if not (word := match["word"]):
             continue
@@ -101,8 +101,8 @@ def _places(text: str, operation: str) -> list[tuple[int, int, list[str]]]:
         gap = " " if operation == "spacing" and text[last:start] == " " else ""  # one blank, after another plain word
         last = match.end()
         if len(word) >= SHORTEST_WORD and word in (word.lower(), word.upper(), word.title()) and (forms := _forms(operation, word, gap)):
-            places.append((start - len(gap), start + len(word), forms))
-    return places
+            spans.append((start - len(gap), start + len(word), forms))
+    return spans
 
 
 def _forms(operation: str, word: str, gap: str) -> list[str]:
@@ -145,13 +145,13 @@ def edit_distance(a: str, b: str) -> int:
     """
     if not a:
         return len(b)
-    places: dict[str, int] = {}
+    last_seen: dict[str, int] = {}
     for i, letter in enumerate(a):
-        places[letter] = places.get(letter, 0) | 1 << i
+        last_seen[letter] = last_seen.get(letter, 0) | 1 << i
     whole, last = (1 << len(a)) - 1, len(a) - 1
     rises, falls, distance = whole, 0, len(a)
     for letter in b:
-        same = places.get(letter, 0)
+        same = last_seen.get(letter, 0)
         diagonal = (((same & rises) + rises) ^ rises) | same
         up, down = falls | (whole & ~(diagonal | rises)), rises & diagonal
         distance += (up >> last) - (down >> last)

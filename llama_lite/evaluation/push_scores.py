@@ -31,42 +31,42 @@ def push_scores(model: Model, records: list[dict]) -> None:
 
     A model in a folder has no repository, and that is said. Pushing the same scores again changes nothing.
     """
-    place = model.adapter or model.base
-    if place.repo is None:
+    located = model.adapter or model.base
+    if located.repo is None:
         print_main(f"hub       {model.name} is a folder: its scores stay here")
         return
     if token() is None:
         raise Refusal("--push_to_hub: no token: run `hf auth login`, or set HF_TOKEN.")
     try:
         for _ in range(TRIES):
-            if _push(place, model, records):
+            if _push(located, model, records):
                 return
     except (HubUnavailable, HubPermissionError) as error:
-        raise Refusal(f"--push_to_hub {place.repo}: {error}. The scores are kept here; run the same command again.") from None
-    raise Refusal(f"--push_to_hub {place.repo}: main kept changing. Run the same command again.")
+        raise Refusal(f"--push_to_hub {located.repo}: {error}. The scores are kept here; run the same command again.") from None
+    raise Refusal(f"--push_to_hub {located.repo}: main kept changing. Run the same command again.")
 
 
-def _push(place, model: Model, records: list[dict]) -> bool:
+def _push(located, model: Model, records: list[dict]) -> bool:
     """One try; False when main moved meanwhile."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    head = commit_of(Reference(place.repo, "main"))
-    there = files_of(place.repo, head)
-    _of_what_is_published(place, records, head, there)
+    head = commit_of(Reference(located.repo, "main"))
+    there = files_of(located.repo, head)
+    _of_what_is_published(located, records, head, there)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        old = fetch(Reference(place.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8", errors="replace") if TABLE in there else ""
-        named = {"model": str(place.repo)} | ({"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {})
+        old = fetch(Reference(located.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8", errors="replace") if TABLE in there else ""
+        named = {"model": str(located.repo)} | ({"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {})
         files = {TABLE: merged(old, [row for record in records for row in rows_of({**record, **named})])}
-        if _is_mains(place, head, there, folder):
-            files |= eval_results(records, place.repo)
+        if _is_mains(located, head, there, folder):
+            files |= eval_results(records, located.repo)
             if "README.md" in there:
                 try:
-                    card = fetch(Reference(place.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
-                    files["README.md"] = with_index(card, place.repo, records)
+                    card = fetch(Reference(located.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
+                    files["README.md"] = with_index(card, located.repo, records)
                 except (ValueError, yaml.YAMLError) as error:
                     print_main(
-                        f"WARNING   the card of {place.repo} stays without scores: its metadata cannot be read ({' '.join(str(error).split())[:200]})"
+                        f"WARNING   the card of {located.repo} stays without scores: its metadata cannot be read ({' '.join(str(error).split())[:200]})"
                     )
         written = {name: folder / "new" / name for name in files}
         for name, text in files.items():
@@ -74,40 +74,40 @@ def _push(place, model: Model, records: list[dict]) -> bool:
             write_text(written[name], text)
         nothing_private(written)
         operations = [CommitOperationAdd(name, str(path)) for name, path in written.items()]
-        title = f"Scores of {place.revision or 'main'}"
+        title = f"Scores of {located.revision or 'main'}"
         try:
-            HfApi().create_commit(place.repo, operations, commit_message=title, revision="main", parent_commit=head)
+            HfApi().create_commit(located.repo, operations, commit_message=title, revision="main", parent_commit=head)
         except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
             if getattr(getattr(error, "response", None), "status_code", None) == 412:
                 return False
             raise translated(error) from None
-    print_main(f"hub       scores of {model.name} are on main of {place.repo}")
+    print_main(f"hub       scores of {model.name} are on main of {located.repo}")
     return True
 
 
-def _of_what_is_published(place, records: list[dict], head: str, there: dict) -> None:
+def _of_what_is_published(located, records: list[dict], head: str, there: dict) -> None:
     """Raise Refusal when the scores are of other files than the revision has now."""
-    now = commit_of(Reference(place.repo, place.revision)) if place.revision else head
+    now = commit_of(Reference(located.repo, located.revision)) if located.revision else head
     for record in records:
-        if record["commit"] is None or (place.revision and place.revision.startswith("step-") and record["commit"] != now):
+        if record["commit"] is None or (located.revision and located.revision.startswith("step-") and record["commit"] != now):
             raise Refusal(
-                f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit {record['commit']}, and {place.repo}@{place.revision} is "
+                f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit {record['commit']}, and {located.repo}@{located.revision} is "
                 f"{now} now: evaluate again in another --output_dir."
             )
 
 
-def _is_mains(place, head: str, there: dict, folder: Path) -> bool:
+def _is_mains(located, head: str, there: dict, folder: Path) -> bool:
     """Whether the evaluated files are those of main."""
     weights = [name for name in there if name in ("model.safetensors", "adapter_model.safetensors")]
     if not weights:
         return False
-    own = as_record(read_json(place.folder / REVISION))
+    own = as_record(read_json(located.folder / REVISION))
     entry = there[weights[0]]
     from ..files import sha256
 
-    path = place.folder / weights[0]
+    path = located.folder / weights[0]
     ours = own["files"][weights[0]]["sha256"] if own else sha256(path) if path.exists() else None
-    theirs = entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(place.repo, "main"), head, weights[0], folder))
+    theirs = entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(located.repo, "main"), head, weights[0], folder))
     return ours == theirs
 
 

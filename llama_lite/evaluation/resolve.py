@@ -44,36 +44,36 @@ def resolve_models(asked: list[str]) -> list[Model]:
             found.append(_model(name, adapter if plus else None))
     if repeated := [model.name for model in found if sum(other.name == model.name for other in found) > 1]:
         raise Refusal(f"--models {repeated[0]} is given twice.")
-    places: dict[tuple, str] = {}
+    name_of: dict[tuple, str] = {}
     for model in found:
-        place = tuple(one and one.folder.resolve() for one in (model.base, model.adapter))
-        if place in places:
-            raise Refusal(f"--models {places[place]} {model.name} is one model, given twice.")
-        places[place] = model.name
+        folders = tuple(one and one.folder.resolve() for one in (model.base, model.adapter))
+        if folders in name_of:
+            raise Refusal(f"--models {name_of[folders]} {model.name} is one model, given twice.")
+        name_of[folders] = model.name
     return found
 
 
 def _steps(text: str) -> list[str]:
     """`place@step-*` as one reference a step, oldest first."""
-    place = text.removesuffix("@step-*")
-    if Path(place).is_dir():
-        steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in Path(place).glob("checkpoint-*") if path.name[11:].isdigit())
-        names = [f"{place}@step-{step}" for step in steps]
+    name = text.removesuffix("@step-*")
+    if Path(name).is_dir():
+        steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in Path(name).glob("checkpoint-*") if path.name[11:].isdigit())
+        names = [f"{name}@step-{step}" for step in steps]
     else:
         from ..hub.revision import newest_first, step_of
 
         try:
-            tags = refs_of(place)[1]
+            tags = refs_of(name)[1]
             steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))}  # of step-N and step-N-2 the last is the run's
             steps = steps or {int(tag[5:]): tag for tag in tags if re.fullmatch("step-[0-9]+", tag)}  # of another project
-            names = [f"{place}@{steps[step]}" for step in sorted(steps)]
+            names = [f"{name}@{steps[step]}" for step in sorted(steps)]
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(
                 f"--models {text}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
                 "again when the Hub answers."
             ) from None
     if not names:
-        raise Refusal(f"--models {text}: {place} has no steps, neither checkpoints in a folder nor tags on the Hub.")
+        raise Refusal(f"--models {text}: {name} has no steps, neither checkpoints in a folder nor tags on the Hub.")
     return names
 
 
@@ -93,8 +93,8 @@ def _model(name: str, adapter: str | None) -> Model:
         named, revision = record.get("base_model_name_or_path"), record.get("revision")
         if not named:
             raise Refusal(f"--models {name} is an adapter that does not name its base: give BASE+{name}.")
-        place = named if reference(named) is None or not revision else str(Reference(named, revision))
-        base, extra = _locate(place), base
+        base_name = named if reference(named) is None or not revision else str(Reference(named, revision))
+        base, extra = _locate(base_name), base
     if extra is not None:
         if not extra.adapter:
             raise Refusal(f"--models {name}+{adapter}: {adapter} is no adapter (it has no adapter_config.json).")

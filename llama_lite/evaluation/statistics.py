@@ -61,8 +61,8 @@ def mcnemar(first: list[bool], second: list[bool]) -> dict:
 def holm(values: list[float]) -> list[float]:
     """Holm's adjusted p-values of a family of tests, in the order given."""
     order, adjusted, least = np.argsort(values), [0.0] * len(values), 0.0
-    for place, index in enumerate(order):
-        least = max(least, min(1.0, (len(values) - place) * values[index]))
+    for rank, index in enumerate(order):
+        least = max(least, min(1.0, (len(values) - rank) * values[index]))
         adjusted[index] = float(least)
     return adjusted
 
@@ -96,38 +96,38 @@ def bootstrap(
 # ---- variants of one task ----
 
 
-def spread(correct: np.ndarray, meant: np.ndarray) -> dict[str, float]:
+def spread(correct: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     """What K variants do to n items. correct, meant: (K, n), whether right, and which option was meant; variant 0 is the reference.
 
     spread: best less worst variant (it grows with K); worst_of_k: share of items right in every variant; flips: share of
     answers that differ from the reference's; consistency: mean agreement of two variants' answers.
     """
-    means, count = correct.mean(1), len(meant)
-    agreeing = (meant[:, None] == meant[None]).mean(2).sum() - count  # of all ordered pairs of two variants
+    means, count = correct.mean(1), len(targets)
+    agreeing = (targets[:, None] == targets[None]).mean(2).sum() - count  # of all ordered pairs of two variants
     return {
         "mean": float(means.mean()),
         "lowest": float(means.min()),
         "highest": float(means.max()),
         "spread": float(means.max() - means.min()),
         "worst_of_k": float(correct.all(0).mean()),
-        "flips": float((meant[1:] != meant[0]).mean()) if count > 1 else 0.0,
+        "flips": float((targets[1:] != targets[0]).mean()) if count > 1 else 0.0,
         "consistency": float(agreeing / (count * (count - 1))) if count > 1 else 1.0,
     }
 
 
-def sensitivity(correct, meant, options: list[int], clusters: list[str] | None, seed: int = 0) -> dict:
+def sensitivity(correct, targets, options: list[int], clusters: list[str] | None, seed: int = 0) -> dict:
     """`spread` with a 95 % bootstrap interval over items (variants are fixed), and beside it what answers drawn blindly would give.
 
     options: the number of options of each item. JSON: {k, n, measure: {value, low, high, blind}}.
     """
-    correct, meant, options = np.asarray(correct, float), np.asarray(meant), np.asarray(options)
+    correct, targets, options = np.asarray(correct, float), np.asarray(targets), np.asarray(options)
     chance, blind = np.random.default_rng(seed), []
     for _ in range(200):
-        drawn = (chance.random(meant.shape) * options).astype(int)
+        drawn = (chance.random(targets.shape) * options).astype(int)
         blind.append(spread((drawn == 0).astype(float), drawn))
-    found: dict = {"k": len(meant), "n": meant.shape[1]}
-    value = spread(correct, meant)
-    intervals = bootstrap(meant.shape[1], lambda items: list(spread(correct[:, items], meant[:, items]).values()), clusters, seed)
+    found: dict = {"k": len(targets), "n": targets.shape[1]}
+    value = spread(correct, targets)
+    intervals = bootstrap(targets.shape[1], lambda items: list(spread(correct[:, items], targets[:, items]).values()), clusters, seed)
     for (name, one), (low, high) in zip(value.items(), intervals, strict=True):
         found[name] = {"value": one, "low": low, "high": high, "blind": float(np.mean([drawn[name] for drawn in blind]))}
     return found

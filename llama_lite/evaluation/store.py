@@ -29,10 +29,10 @@ COLUMNS = (
 def chosen(task: EvalTask, limit: int | None, seed: int) -> dict[str, list[int]]:
     """Numbers of the items of each leaf: all, or a seeded sample of `limit` over the whole task, which any variant of it shares."""
     sizes = {leaf: len(task.items(leaf)) for leaf in task.leaves}
-    places = [(place, number) for place, size in enumerate(sizes.values()) for number in range(size)]
-    if limit is not None and limit < len(places):
-        places = random.Random(seed).sample(places, limit)
-    found = {leaf: sorted(number for at, number in places if at == place) for place, leaf in enumerate(sizes)}
+    items = [(leaf_index, number) for leaf_index, size in enumerate(sizes.values()) for number in range(size)]
+    if limit is not None and limit < len(items):
+        items = random.Random(seed).sample(items, limit)
+    found = {leaf: sorted(number for at, number in items if at == leaf_index) for leaf_index, leaf in enumerate(sizes)}
     return {leaf: numbers for leaf, numbers in found.items() if numbers}
 
 

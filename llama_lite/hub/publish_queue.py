@@ -62,7 +62,7 @@ class Publisher:
         step = manifest["step"]
         if not is_published(step, self.every, is_final(manifest)):
             return
-        place, aside = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
+        entry, aside = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         try:
@@ -70,8 +70,8 @@ class Publisher:
         except OSError:
             shutil.rmtree(aside / "checkpoint", ignore_errors=True)
             shutil.copytree(checkpoint, aside / "checkpoint")
-        discard(place)
-        os.rename(aside, place)
+        discard(entry)
+        os.rename(aside, entry)
         flush_folder(self.folder)
         self.wake.set()
 
@@ -201,12 +201,12 @@ class Publisher:
 
     def drain(self, timeout: float) -> bool:
         """Wait until the queue is empty; False when `timeout` seconds were not enough, or only the user can help."""
-        deadline, told = time.monotonic() + timeout, None
+        deadline, announced = time.monotonic() + timeout, None
         while (waiting := queued(self.folder)) and time.monotonic() < deadline and not self.blocked:
-            if told != len(waiting):
-                told = len(waiting)
+            if announced != len(waiting):
+                announced = len(waiting)
                 print_main(
-                    f"hub       waiting for {told} revision{'s' if told > 1 else ''} (for {timeout:.0f} s at most; --publish_only goes on later)"
+                    f"hub       waiting for {announced} revision{'s' if announced > 1 else ''} (for {timeout:.0f} s at most; --publish_only goes on later)"
                 )
             self.wake.set()
             time.sleep(0.1)

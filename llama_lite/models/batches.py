@@ -31,11 +31,11 @@ class Batches:
 def batches_of(model) -> Batches:
     """How rows go together in a base, by its own logits, in float32: a row's behind another one, and behind padding, against its own alone."""
     first, second = probe.probe_ids(model)
-    places = torch.arange(len(first), device=first.device)
+    positions = torch.arange(len(first), device=first.device)
     filled = torch.ones(len(first) + 8, dtype=torch.long, device=first.device)
     filled[:8] = 0
     ways = {
-        "packs": {"input_ids": torch.cat([first, second])[None], "position_ids": torch.cat([places, places])[None]},
+        "packs": {"input_ids": torch.cat([first, second])[None], "position_ids": torch.cat([positions, positions])[None]},
         "pads": {"input_ids": torch.cat([first[:8], second])[None], "attention_mask": filled[None]},
     }
     found = {}
@@ -54,6 +54,6 @@ def flatten_batch(rows: list[Example], device) -> dict:
     columns = {
         "input_ids": [token for row in rows for token in row.input_ids],
         "labels": [label for row in rows for label in row.labels],
-        "position_ids": [place for row in rows for place in range(len(row.input_ids))],
+        "position_ids": [position for row in rows for position in range(len(row.input_ids))],
     }
     return {name: torch.tensor([values], device=device) for name, values in columns.items()}

@@ -99,9 +99,9 @@ def check_filled(name: str, missing, unexpected, mismatched=()) -> None:
     """Raise Refusal unless weights fill their model: names that are missing, that the model does not know, or of another shape (name, theirs, its)."""
     found = {"missing": sorted(missing), "unknown": sorted(unexpected)}
     found["of another shape"] = [f"{key} {list(theirs)} for {list(own)}" for key, theirs, own in sorted(mismatched)]
-    told = [f"{len(keys):,} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})" for what, keys in found.items() if keys]
-    if told:
-        raise Refusal(f"the weights of {name} do not fill the model: {'; '.join(told)}. Nothing is computed with weights that nobody trained.")
+    problems = [f"{len(keys):,} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})" for what, keys in found.items() if keys]
+    if problems:
+        raise Refusal(f"the weights of {name} do not fill the model: {'; '.join(problems)}. Nothing is computed with weights that nobody trained.")
 
 
 def check_language_model(name: str, model) -> None:

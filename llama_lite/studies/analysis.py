@@ -130,10 +130,10 @@ def evaluate(study: Study, made: list[StudyRun], out: Path) -> list[dict]:
     if not study.evaluate:
         return []
     argv = evaluation_argv(study, made, out)
-    meant = {"argv": argv, "weights": [weights_of(one) for one in made]}
-    if read_json(out / "evaluation.json") != meant:
+    call = {"argv": argv, "weights": [weights_of(one) for one in made]}
+    if read_json(out / "evaluation.json") != call:
         launch("run_eval.py", argv, out / "evaluation.log")
-        write_json(out / "evaluation.json", meant)
+        write_json(out / "evaluation.json", call)
     table, rows = _scores(out / "evaluation"), []
     for one in made:
         last = last_manifest(one.folder)
@@ -238,7 +238,7 @@ def recovery(excess: dict[int, float], at: int) -> int | None:
     """
     steps, values = list(excess), list(excess.values())
     means = [sum(values[i : i + AFTER]) / len(values[i : i + AFTER]) for i in range(len(values))]
-    far = [place for place, mean in enumerate(means) if mean > BACK]
+    far = [index for index, mean in enumerate(means) if mean > BACK]
     if not far:
         return at
     return steps[far[-1] + 1] if far[-1] + 1 < len(steps) else None
@@ -254,8 +254,8 @@ def health(made: list[StudyRun]) -> dict[str, dict[str, int]]:
     """{arm: {"saturated" or "overfitting": in how many runs their health said so}}, as trends.py defines them."""
     found: dict[str, dict[str, int]] = {}
     for one in made:
-        told = {event["event"] for event in read_jsonl(one.folder / "events.jsonl")}
-        for name in told & {"saturated", "overfitting"}:
+        events = {event["event"] for event in read_jsonl(one.folder / "events.jsonl")}
+        for name in events & {"saturated", "overfitting"}:
             of_arm = found.setdefault(one.arm.name, {})
             of_arm[name] = of_arm.get(name, 0) + 1
     return found

@@ -122,7 +122,7 @@ def lines(study: Study, every: list[StudyRun], out: Path) -> list[str]:
     unknown = sum(seconds is None for seconds in left)
     todo = f"{duration(sum(filter(None, left)) / 86_400)} to come ({source})" if len(left) > unknown else "nothing to come" if not left else ""
     more = f"of {unknown} runs nothing is known before a first one is finished" if unknown else ""
-    free = shutil.disk_usage(next(place for place in (out, *out.absolute().parents) if place.exists())).free
+    free = shutil.disk_usage(next(parent for parent in (out, *out.absolute().parents) if parent.exists())).free
     of_tokens = f"{most}{tokens:,} tokens, " if tokens else ""
     found.append(f"in all    {len(every)} runs: {of_tokens}{size(disk)} of disk ({size(free)} free); {', '.join(filter(None, (todo, more)))}")
     if study.prepare:

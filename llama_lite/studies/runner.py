@@ -45,12 +45,12 @@ def prepare(study: Study, out: Path) -> None:
     lock.acquire()
     try:
         done = read_json(out / "prepare.json") or []
-        for place, command in enumerate(study.prepare, 1):
-            if done[:place] != study.prepare[:place]:
+        for number, command in enumerate(study.prepare, 1):
+            if done[:number] != study.prepare[:number]:
                 print_main(f"prepare   {command}")
                 script, *argv = shlex.split(command)
-                launch(script, argv, out / "prepare" / f"{place}.log")
-                write_json(out / "prepare.json", study.prepare[:place])
+                launch(script, argv, out / "prepare" / f"{number}.log")
+                write_json(out / "prepare.json", study.prepare[:number])
     finally:
         lock.release()
 

@@ -89,8 +89,8 @@ def load(path: str) -> Study:
             problems.append(f"`{name}` must be a {'list' if kind is list else 'mapping'}, not {raw[name]!r}.")
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
-    for place, values in [("`set`", raw.get("set") or {}), ("`evaluate`", raw.get("evaluate") or {})]:
-        problems += _empty(place, values) + _own(place, values)
+    for where, values in [("`set`", raw.get("set") or {}), ("`evaluate`", raw.get("evaluate") or {})]:
+        problems += _empty(where, values) + _own(where, values)
     arms = []
     raw["arms"], raw["reference"] = {str(name): fields for name, fields in raw["arms"].items()}, str(raw["reference"])
     for name, fields in raw["arms"].items():
@@ -99,8 +99,8 @@ def load(path: str) -> Study:
             problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
             continue
         fields |= {field: str(fields[field]) for field in ("from", "against") if fields.get(field) is not None}
-        place, values = f"`set` of arm {name}", fields.get("set") or {}
-        problems += _empty(place, values) + _own(place, values, fields.get("from") is not None)
+        where, values = f"`set` of arm {name}", fields.get("set") or {}
+        problems += _empty(where, values) + _own(where, values, fields.get("from") is not None)
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or sum(name.lower() == str(other).lower() for other in raw["arms"]) > 1:
             problems.append(
                 f"arm {name!r}: a name is of letters, digits, dots, dashes and underscores, another one whatever the case, since folders are called so."
@@ -190,9 +190,9 @@ def _beginning(one: StudyRun, script: str) -> list[str]:
     return found
 
 
-def _empty(place: str, values: dict) -> list[str]:
+def _empty(where: str, values: dict) -> list[str]:
     """What of an arm's, or the evaluation's, arguments is left empty: a command line cannot say so."""
-    return [f"{place}: `{name}` is empty: give a value, or leave it out." for name, value in values.items() if value is None]
+    return [f"{where}: `{name}` is empty: give a value, or leave it out." for name, value in values.items() if value is None]
 
 
 def _near(name: str, known) -> str:
@@ -201,11 +201,11 @@ def _near(name: str, known) -> str:
     return f": did you mean `{near[0]}`?" if near else f": {', '.join(sorted(known)) or 'nothing'}"
 
 
-def _own(place: str, values: dict, begins: bool = False) -> list[str]:
+def _own(where: str, values: dict, begins: bool = False) -> list[str]:
     """What of the settings the study gives itself, one sentence each. begins: whether the runs begin from another arm's checkpoint."""
     own = {"seed": "the seeds are `seeds`", "output_dir": "runs lie in the study's folder"}
     own |= {"resume_from_checkpoint": "`from` and `at` say where it begins"} if begins else {}
-    return [f"{place}: `{name}` is the study's own: {why}." for name, why in own.items() if name in values]
+    return [f"{where}: `{name}` is the study's own: {why}." for name, why in own.items() if name in values]
 
 
 def runs(study: Study, out: Path) -> list[StudyRun]:

@@ -285,8 +285,8 @@ class Derivation:
             return 0.0
         d, size = self.d, min(self.facts.bytes, BYTES_OF_TOKEN * (self.d["max_tokens"] or self.facts.bytes))
         curated = 4 + size / CURATE / d["prepare_workers"] if active_rules(d) else 0
-        learnt = min(size, 50e6) / LEARN_VOCABULARY if d["tokenizer"] == "train" else 0
-        return 1 + curated + learnt + size / self.facts.bytes_per_second / d["prepare_workers"]
+        vocabulary_bytes = min(size, 50e6) / LEARN_VOCABULARY if d["tokenizer"] == "train" else 0
+        return 1 + curated + vocabulary_bytes + size / self.facts.bytes_per_second / d["prepare_workers"]
 
     def settle_model(self) -> None:
         if not self.d.settled("model_config"):

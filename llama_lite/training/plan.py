@@ -225,7 +225,7 @@ class TuningPlan:
         ]
 
 
-def plan_tuning(model, learnt: list, held: list, sequences: int, run, training) -> TuningPlan:
+def plan_tuning(model, train_rows: list, eval_rows: list, sequences: int, run, training) -> TuningPlan:
     """Plan of a tuning run over `sequences` rows or packs. Raises Refusal for what cannot work."""
     per_step = run.sequences_per_step
     micro = training.per_device_train_batch_size * training.world_size
@@ -242,7 +242,9 @@ def plan_tuning(model, learnt: list, held: list, sequences: int, run, training) 
         )
     per_epoch = sequences // per_step
     if not per_epoch:
-        raise Refusal(f"{len(learnt)} rows make {sequences} sequences, and a step takes {per_step}: lower --sequences_per_step, or bring more rows.")
+        raise Refusal(
+            f"{len(train_rows)} rows make {sequences} sequences, and a step takes {per_step}: lower --sequences_per_step, or bring more rows."
+        )
     steps = run_steps(training, per_epoch)
     if steps < 1:
         raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
@@ -251,10 +253,10 @@ def plan_tuning(model, learnt: list, held: list, sequences: int, run, training) 
     return TuningPlan(
         parameters=sum(p.numel() for p in model.parameters()),
         trained=trained,
-        rows=len(learnt),
-        tokens=sum(len(example.input_ids) for example in learnt),
-        learnt_tokens=sum(example.learnt for example in learnt),
-        held_rows=len(held),
+        rows=len(train_rows),
+        tokens=sum(len(example.input_ids) for example in train_rows),
+        learnt_tokens=sum(example.learnt for example in train_rows),
+        held_rows=len(eval_rows),
         sequences=sequences,
         sequences_per_step=per_step,
         processes=training.world_size,

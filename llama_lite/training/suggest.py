@@ -23,15 +23,15 @@ def write_suggestion(path: str, script: str, groups, given: dict, reasons: dict[
     lines = [f"# A run of {script} that this text, this machine ({cpu_name()}) and this time suggest. Change what you like.", "#"]
     lines += [f"#   {line}" for line in plan_lines]
     for group in groups:
-        told = []
+        yaml_lines = []
         for field in dataclasses.fields(group):
             value = getattr(getattr(group, field.name), "value", getattr(group, field.name))
             why = "given" if field.name in given else reasons.get(field.name)
             if why and field.name not in OF_THE_CALL:
                 text = yaml.safe_dump({field.name: value}, default_flow_style=True, width=10**6).strip().removeprefix("{").removesuffix("}")
-                told.append(f"{text:<{WIDTH}} # {why}")
-        if told:
-            lines += ["", f"# {group._argument_group_name.partition(' (')[0]}", *told]
+                yaml_lines.append(f"{text:<{WIDTH}} # {why}")
+        if yaml_lines:
+            lines += ["", f"# {group._argument_group_name.partition(' (')[0]}", *yaml_lines]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(Path(path), "\n".join(lines) + "\n")
     print_main(f"suggested {path}; run it with: accelerate launch {script} --config {path}")

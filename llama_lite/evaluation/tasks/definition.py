@@ -32,8 +32,8 @@ class EvalTask:
     @property
     def dataset(self) -> str | None:
         """The Hub's id of its data; None for embedded and local data."""
-        place = next(iter(self.leaves.values())).DATASET_PATH
-        return place if place and place.count("/") == 1 and not place.startswith((".", "/")) else None
+        path = next(iter(self.leaves.values())).DATASET_PATH
+        return path if path and path.count("/") == 1 and not path.startswith((".", "/")) else None
 
     def items(self, leaf: str) -> list[dict]:
         """The documents of a leaf, in lm-eval's order."""

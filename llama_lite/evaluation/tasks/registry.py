@@ -128,19 +128,21 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
         if why := absent(str(path)):
             raise OSError(f"{path.name} is {why}")
     entry = manager.task_index[name]
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as temporary:
         local = {"dataset_path": str(folder.resolve())}
         if paths and not (folder / "README.md").exists():
             kind = "parquet" if {path.suffix for path in paths} == {".parquet"} else "json"
-            files = {path.stem.split("-")[0]: glob.escape(_without_odd_rows(path.resolve(), Path(place))) for path in paths}  # `datasets` reads globs
+            files = {
+                path.stem.split("-")[0]: glob.escape(_without_odd_rows(path.resolve(), Path(temporary))) for path in paths
+            }  # `datasets` reads globs
             local = {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         config = {"group": f"{name}_local", "task": [name], **local}
         if entry.kind.name in ("TASK", "PY_TASK"):
             config = {"include": str(entry.yaml_path), "task": name, **local}
-        Path(place, "local.yaml").write_text(yaml.safe_dump(config))
+        Path(temporary, "local.yaml").write_text(yaml.safe_dump(config))
         if "include" in config:
-            return dict(TaskManager(include_path=place, include_defaults=False).load([name])["tasks"])
-        return dict(TaskManager(include_path=place).load([config["group"]])["tasks"])
+            return dict(TaskManager(include_path=temporary, include_defaults=False).load([name])["tasks"])
+        return dict(TaskManager(include_path=temporary).load([config["group"]])["tasks"])
 
 
 def _without_odd_rows(path: Path, aside: Path) -> str:
@@ -181,18 +183,18 @@ def _is_utf8(record: dict, texts: set[str]) -> bool:
     return utf8_text(json.dumps(record, ensure_ascii=False, default=lambda value: "")) is not None
 
 
-def text_task(name: str, place: str) -> EvalTask:
+def text_task(name: str, path: str) -> EvalTask:
     """Bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; says which rows are none. Raises Refusal.
 
     A file of plain text is divided at END_OF_TEXT, whatever the models' tokenizers are: all are asked the same.
     """
     if name in EMBEDDED or not re.fullmatch(r"[\w.-]+", name):
-        raise Refusal(f"--texts {name}={place}: choose another name, of letters, digits, dots and dashes, which no embedded task has.")
+        raise Refusal(f"--texts {name}={path}: choose another name, of letters, digits, dots and dashes, which no embedded task has.")
     skipped = Skipped()
-    documents = resolve(place, separator=END_OF_TEXT).documents(skipped)
+    documents = resolve(path, separator=END_OF_TEXT).documents(skipped)
     found = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
     if not found:
-        raise Refusal(f"--texts {name}={place} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}.")
+        raise Refusal(f"--texts {name}={path} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}.")
     for line in skipped_lines(skipped.reasons):
         print_main(f"not read  {name}: {line}")
     return EvalTask(name, {name: bits_per_byte(name, sample_texts(found, name))}, 0, name)

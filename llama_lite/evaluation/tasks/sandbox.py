@@ -100,8 +100,8 @@ def protections() -> tuple[str, ...]:
 def _protections(isolate: bool) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as server:
         os.chmod(folder, 0o777)
-        places = [folder, str(Path.home()), *_python_folders(), *"/ /usr /etc /var/tmp /dev/shm".split()]
-        facts = f"{os.getpid()}, {server.getsockname()[1]}, {places}, {[folder, *_private(Path.home())]}"
+        paths = [folder, str(Path.home()), *_python_folders(), *"/ /usr /etc /var/tmp /dev/shm".split()]
+        facts = f"{os.getpid()}, {server.getsockname()[1]}, {paths}, {[folder, *_private(Path.home())]}"
         found = _verdict(f"import __main__; __main__._probe({facts})", "", 30.0, _namespaces_work(isolate))
     if not found.passed:
         raise RuntimeError(f"the sandbox cannot be probed: {found}")
@@ -241,11 +241,11 @@ def _isolate() -> bool:
             _mount(path, str(inside), "", BIND | RECURSIVE)
             bound.append(path)
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        place, options = line.split()[4:6]
-        place = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), place)  # a space is written \040
-        if Path(place).is_relative_to(root) and place != f"{root}/tmp":
+        mount_point, options = line.split()[4:6]
+        mount_point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), mount_point)  # a space is written \040
+        if Path(mount_point).is_relative_to(root) and mount_point != f"{root}/tmp":
             flags = {MOUNT_FLAGS.get(option, 0) for option in [*options.split(","), "ro", "nosuid"]}  # the kernel refuses to lose one
-            _mount("", place, "", REMOUNT | BIND | sum(flags))
+            _mount("", mount_point, "", REMOUNT | BIND | sum(flags))
     os.chdir(root)
     _call("pivot_root", b".", b".")  # the old root comes to lie upon the new one,
     _call("umount2", b".", DETACH)  # and goes
@@ -292,8 +292,8 @@ def _deny_calls() -> None:
     steps += [(equal, "deny", "", call) for call in calls]
     steps += [(equal, "missing", "", CLONE3), (equal, "", "allow", clone), (load, "", "", 16), (has, "deny", "allow", USER_NAMESPACE)]
     code = b""
-    for place, (operation, *where, value) in enumerate(steps, 1):
-        code += struct.pack("HBBI", operation, *[len(steps) - place + list(ENDS).index(end) if end else 0 for end in where], value)
+    for step, (operation, *where, value) in enumerate(steps, 1):
+        code += struct.pack("HBBI", operation, *[len(steps) - step + list(ENDS).index(end) if end else 0 for end in where], value)
     code += b"".join(struct.pack("HBBI", 6, 0, 0, value) for value in ENDS.values())
     program = ctypes.create_string_buffer(code)
     head = ctypes.create_string_buffer(struct.pack("HP", len(code) // 8, ctypes.addressof(program)))
@@ -508,7 +508,7 @@ def _fails(task: Callable, *arguments) -> bool:
     return False
 
 
-def _probe(caller: int, port: int, places: list[str], private: list[str]) -> None:
+def _probe(caller: int, port: int, paths: list[str], private: list[str]) -> None:
     """Runs as the code does: tries what should not work, and prints what holds."""
 
     def alive(pid: int) -> bool:
@@ -528,8 +528,8 @@ def _probe(caller: int, port: int, places: list[str], private: list[str]) -> Non
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
 
-    def write(place: str) -> None:
-        with open(f"{place}/.sandbox-{os.getpid()}", "x") as file:
+    def write(path: str) -> None:
+        with open(f"{path}/.sandbox-{os.getpid()}", "x") as file:
             os.unlink(file.name)
 
     numbered, sets = {*range(1, 100), caller, os.getpid()}, ctypes.create_string_buffer(24)
@@ -542,7 +542,7 @@ def _probe(caller: int, port: int, places: list[str], private: list[str]) -> Non
         "no other processes": {pid for pid in numbered if alive(pid)} <= {1, 2, 3} and not os.path.exists("/proc/1"),
         "process limit": _fails(crowd),
         "no network": _fails(socket.create_connection, ("127.0.0.1", port), 1) and _fails(socket.socket, 40),  # vsock
-        "read-only files": all(_fails(write, place) for place in places),
+        "read-only files": all(_fails(write, path) for path in paths),
         "home hidden": not any(map(os.path.lexists, private)),
         "no capabilities": LINUX and _call("capget", CAPABILITIES, sets) == 0 and not any(sets.raw) and _prctl(GET_NO_NEW_PRIVS) == 1,
         "not root": 0 not in (os.getuid(), os.geteuid()),
