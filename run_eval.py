@@ -45,18 +45,31 @@ def main(argv: list[str] | None = None) -> None:
     # ---- Models and tasks ----
     found = resolve.resolve_models(which.models)
     names = [model.name for model in found]
-    for flag, named in (("variant_models", what.variant_models), ("reference_model", [what.reference_model] if what.reference_model else [])):
+    for flag, named in (
+        ("variant_models", what.variant_models),
+        ("reference_model", [what.reference_model] if what.reference_model else []),
+    ):
         if unknown := [name for name in named if name not in names]:
             raise Refusal(f"--{flag} {unknown[0]} is not among the models: {', '.join(names)}.")
     asked = registry.build(what.tasks, pairs(what.task_data), shots(what.num_fewshot), what.apply_chat_template)
     asked += [registry.text_task(name, place) for name, place in pairs(what.texts).items()]
     varying = set(what.variant_models or names[-1:])
     chats = all(model.has_chat_format for model in found if model.name in varying)
-    varied = {task.name: prompt_variants.sensitivity(task, what.seed, chats) for task in asked if task.name in what.sensitivity}
-    disturbed = {task.name: prompt_variants.robustness(task, what.seed) for task in asked if task.name in what.robustness}
+    varied = {
+        task.name: prompt_variants.sensitivity(task, what.seed, chats)
+        for task in asked
+        if task.name in what.sensitivity
+    }
+    disturbed = {
+        task.name: prompt_variants.robustness(task, what.seed) for task in asked if task.name in what.robustness
+    }
     work = {}
     for model in found:
-        extra = [task for group in (*varied.values(), *disturbed.values()) for task in group] if model.name in varying else []
+        extra = (
+            [task for group in (*varied.values(), *disturbed.values()) for task in group]
+            if model.name in varying
+            else []
+        )
         work[model.name] = [(task, what.limit) for task in asked] + [
             (task, what.limit if what.variant_limit is None else what.variant_limit) for task in extra
         ]
@@ -64,7 +77,9 @@ def main(argv: list[str] | None = None) -> None:
     for task in asked:
         count = sum(map(len, chosen(task, what.limit, what.seed).values()))
         ways = len(varied.get(task.name, ())) + len(disturbed.get(task.name, ()))
-        print_main(f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}")
+        print_main(
+            f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}"
+        )
     if any(task.unsafe for task in asked):
         print_main(f"sandbox   {', '.join(sandbox.protections())}")
     if where.dry_run:
@@ -73,12 +88,17 @@ def main(argv: list[str] | None = None) -> None:
     out = Path(where.output_dir)
     lock = FolderLock(out, "write to")
     lock.acquire()
-    settings = runner.Settings(which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code)
+    settings = runner.Settings(
+        which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code
+    )
     descriptions = {task.name: embedded.DESCRIPTIONS[task.name] for task in asked if task.name in embedded.DESCRIPTIONS}
     arguments = [dataclasses.asdict(part) for part in (which, what)]
     (out / "status.json").unlink(missing_ok=True)
     weights = {model.name: model.weights for model in found}
-    write_json(out / "run.json", {"kind": "eval", "arguments": arguments, "weights": weights, "descriptions": descriptions, **provenance()})
+    write_json(
+        out / "run.json",
+        {"kind": "eval", "arguments": arguments, "weights": weights, "descriptions": descriptions, **provenance()},
+    )
     store = Store(out)
 
     # ---- Ask, pair by pair; what is there is not asked again ----
@@ -90,7 +110,9 @@ def main(argv: list[str] | None = None) -> None:
             value = record["metrics"][metric]
             if fresh or not record["factor"]:
                 cut = f", {record['truncated']} requests longer than the context" if record["truncated"] else ""
-                bar.write(f"{record['model']}  {record['task']}  {metric} {told(value)}{cut}{'' if fresh else ', as before'}")
+                bar.write(
+                    f"{record['model']}  {record['task']}  {metric} {told(value)}{cut}{'' if fresh else ', as before'}"
+                )
             bar.update()
 
         for model in found:
@@ -103,8 +125,12 @@ def main(argv: list[str] | None = None) -> None:
     write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
     kinds = analysis.generalisation(plain, store.samples, what.inside, what.reference_model)
     in_variants = {
-        "sensitivity": analysis.variant_sensitivity(records, store.samples, {task.name for group in varied.values() for task in group}),
-        "robustness": analysis.variant_sensitivity(records, store.samples, {task.name for group in disturbed.values() for task in group}),
+        "sensitivity": analysis.variant_sensitivity(
+            records, store.samples, {task.name for group in varied.values() for task in group}
+        ),
+        "robustness": analysis.variant_sensitivity(
+            records, store.samples, {task.name for group in disturbed.values() for task in group}
+        ),
     }
     results = {"generalisation": kinds, **in_variants}
     if what.contamination:
@@ -123,7 +149,8 @@ def main(argv: list[str] | None = None) -> None:
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])
     print_main(
-        f"finished  {out}: scores.csv, comparison.csv, {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
+        f"finished  {out}: scores.csv, comparison.csv,"
+        f" {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
     )
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
     lock.release()
@@ -136,23 +163,29 @@ def told(value: dict) -> str:
 
 
 def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
-    """What a person wants to know at once: the first and the last model of each task, what tells them apart, and how far prompts move them."""
+    """What a person wants to know at once: the first and the last model of each task, what tells them apart, and how
+    far prompts move them.
+    """
     for row in comparison:
         if (row["first"], row["second"]) == (plain[0]["model"], plain[-1]["model"]) and row["low"] is not None:
             judged = f"p {row['p_holm']:.2g} (Holm)" if row.get("p_holm") is not None else ""
             print_main(
-                f"change    {row['task']}: {row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to {row['high']:+.4f}), {judged}; a difference below "
-                f"{row['detectable']:.4f} could not have been seen"
+                f"change    {row['task']}: {row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to"
+                f" {row['high']:+.4f}), {judged}; a difference below {row['detectable']:.4f} could not have been seen"
             )
     for name in ("sensitivity", "robustness"):
         for row in results[name]:
             if row["factor"] == "all" and "spread" in row:
                 print_main(
-                    f"{name:12}{row['model']} {row['task']}: {row['k']} prompts, {row['lowest']['value']:.3f} to {row['highest']['value']:.3f}, "
-                    f"{row['flips']['value']:.0%} of answers change (blind {row['flips']['blind']:.0%}), right in all {row['worst_of_k']['value']:.3f}"
+                    f"{name:12}{row['model']} {row['task']}: {row['k']} prompts, {row['lowest']['value']:.3f} to"
+                    f" {row['highest']['value']:.3f}, {row['flips']['value']:.0%} of answers change (blind"
+                    f" {row['flips']['blind']:.0%}), right in all {row['worst_of_k']['value']:.3f}"
                 )
     for row in results.get("contamination", ()):
-        print_main(f"contamination  {row['task']}: {row['contaminated']} of {row['judged']} items share 13 words with the training text")
+        print_main(
+            f"contamination  {row['task']}: {row['contaminated']} of {row['judged']} items share 13 words with the"
+            " training text"
+        )
 
 
 if __name__ == "__main__":

@@ -73,9 +73,15 @@ def main(argv: list[str] | None = None) -> None:
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else launched
     disable_progress_bar()
     configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
-    training_args.output_dir = derive_pretrain.output_dir(data_args.dataset) if "output_dir" not in run_args.given else training_args.output_dir
+    training_args.output_dir = (
+        derive_pretrain.output_dir(data_args.dataset)
+        if "output_dir" not in run_args.given
+        else training_args.output_dir
+    )
     folders = {"prepared_dir": data_args.prepared_dir, "curated_dir": data_args.curated_dir}
-    run_on_main(check_folders, folders if data_args.prepare_only else {**folders, "output_dir": training_args.output_dir})
+    run_on_main(
+        check_folders, folders if data_args.prepare_only else {**folders, "output_dir": training_args.output_dir}
+    )
     run_on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
     if not data_args.prepare_only:
         run_on_main(check_folder, "output_dir", training_args.output_dir, "pretrain")
@@ -91,7 +97,9 @@ def main(argv: list[str] | None = None) -> None:
         return derive_pretrain.Derivation(groups, text, planned, run_args.given, recorded)
 
     def settle(only_tokens: bool = False) -> tuple[dict, dict]:
-        """Every argument that nobody gave, from the run's record, the text and the machine; returns why, and the tokens that there are, or will be."""
+        """Every argument that nobody gave, from the run's record, the text and the machine; returns why, and the tokens
+        that there are, or will be.
+        """
         values, reasons, tokens = run_on_main(lambda: derivation().settle(only_tokens))
         set_values(groups, values)
         precision.apply(training_args, run_args.precision)
@@ -108,14 +116,23 @@ def main(argv: list[str] | None = None) -> None:
 
     def check_tokenizer(config, tokens: dict) -> None:
         """That others who load the model get its tokenizer. Raises Refusal."""
-        found = tokenizer_to_be(data_args.tokenizer) if "estimated" in tokens else load_tokenizer(f"{data_args.prepared_dir}/tokenizer")
+        found = (
+            tokenizer_to_be(data_args.tokenizer)
+            if "estimated" in tokens
+            else load_tokenizer(f"{data_args.prepared_dir}/tokenizer")
+        )
         check_stock(f"--model_config {model_args.model_config}", config, found, begins=not derivation().recorded)
 
     # ---- Plan without touching anything ----
     if run_args.dry_run or run_args.suggest:
         reasons, tokens = settle()
         if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
-            run_on_main(verify_prepared, Path(data_args.prepared_dir), run_on_main(prepare, data_args, rules, text, claimed), "sizes")
+            run_on_main(
+                verify_prepared,
+                Path(data_args.prepared_dir),
+                run_on_main(prepare, data_args, rules, text, claimed),
+                "sizes",
+            )
         config, plan = plan_of(tokens, planned.processes)
         run_on_main(check_tokenizer, config, tokens)
         fused = run_args.fused_loss and not run_args.plan_launch
@@ -128,7 +145,9 @@ def main(argv: list[str] | None = None) -> None:
         if problems and run_args.strict_plan:
             raise Refusal(f"--strict_plan: {' '.join(problems)}")
         if run_args.suggest:
-            run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, run_args.given, reasons, plan.lines())
+            run_on_main(
+                write_suggestion, run_args.suggest, "run_pretrain.py", groups, run_args.given, reasons, plan.lines()
+            )
         return
 
     if data_args.prepare_only:
@@ -136,10 +155,17 @@ def main(argv: list[str] | None = None) -> None:
         if tokens_hub and not publishes:
             data_args.prepared_dir = run_on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
         _, tokens = settle(only_tokens=True)
-        run_on_main(check_folders, {"prepared_dir": data_args.prepared_dir}, {"prepared_dir": tokens.get("estimated", 0)})
+        run_on_main(
+            check_folders, {"prepared_dir": data_args.prepared_dir}, {"prepared_dir": tokens.get("estimated", 0)}
+        )
         print_main(describe(run_on_main(prepare, data_args, rules, text, claimed, True)))
         if publishes:
-            run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, training_args.hub_private_repo)
+            run_on_main(
+                download.push_prepared,
+                Path(data_args.prepared_dir),
+                data_args.prepared_hub_id,
+                training_args.hub_private_repo,
+            )
         return
 
     def publishers(run, identifier: str) -> list:
@@ -147,7 +173,9 @@ def main(argv: list[str] | None = None) -> None:
             hub_export.export_model(checkpoint, folder, model_args.publish_dtype)
 
         repository = Repository(training_args.hub_model_id, training_args.hub_private_repo, identifier)
-        return [publish_queue.Publisher(run, repository, export, hub_args.publish_training_state, hub_args.publish_steps)]
+        return [
+            publish_queue.Publisher(run, repository, export, hub_args.publish_training_state, hub_args.publish_steps)
+        ]
 
     if hub_args.publish_only:
         resume.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
@@ -164,14 +192,17 @@ def main(argv: list[str] | None = None) -> None:
         if "estimated" in tokens:
             run_on_main(check_tokenizer, config, tokens)
         needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
-        run_on_main(check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed)
+        run_on_main(
+            check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed
+        )
         manifest, folder = run_on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
         run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
         print_main(f"data      {describe(manifest)}")
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
         if tokenizer_record(tokenizer) != manifest["tokenizer"]:
             raise Refusal(
-                f"{folder}/tokenizer is not the one the tokens were made with. Run the same command with --prepare_only in a new --prepared_dir."
+                f"{folder}/tokenizer is not the one the tokens were made with. Run the same command with --prepare_only"
+                " in a new --prepared_dir."
             )
 
         # ---- What is this run, and does it go on from somewhere ----
@@ -179,7 +210,9 @@ def main(argv: list[str] | None = None) -> None:
             settle()  # now that they are counted
         config, plan = plan_of(manifest)
         run_on_main(check_tokenizer, config, manifest)
-        check_prompts(run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, context_of(config) or math.inf)
+        check_prompts(
+            run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, context_of(config) or math.inf
+        )
         forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
         if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
             raise Refusal(f"--strict_plan: {' '.join(problems)}")
@@ -234,7 +267,9 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = resume.prepare_run(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = resume.prepare_run(
+            run, record, plan.steps, asked, lambda identifier: publishers(run, identifier)
+        )
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:
@@ -250,7 +285,9 @@ def main(argv: list[str] | None = None) -> None:
         if run_args.compile_layers:
             compile_layers(model, training_args.device)
         if model_args.init_from and start.checkpoint is None:
-            weights = run_on_main(resume.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"])
+            weights = run_on_main(
+                resume.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"]
+            )
             loading.load_weights(model, weights)
             run.event("initialised", weights=model_args.init_from if reference(model_args.init_from) else weights.name)
         train = TokenWindows(
@@ -279,7 +316,11 @@ def main(argv: list[str] | None = None) -> None:
             publisher=opened[0] if opened else None,
             probe=[collate([held[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
-            peak_flops=peak_flops(run_args.precision, training_args.device) if run_args.peak_flops is None else run_args.peak_flops,
+            peak_flops=(
+                peak_flops(run_args.precision, training_args.device)
+                if run_args.peak_flops is None
+                else run_args.peak_flops
+            ),
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
         )
         trainer.on_spike = SpikeDetector()
@@ -288,7 +329,9 @@ def main(argv: list[str] | None = None) -> None:
         trainer.add_callback(Progress())
         trainer.add_callback(Health(run))
         if run_args.eval_tasks:
-            trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, training_args.seed))
+            trainer.add_callback(
+                TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, training_args.seed)
+            )
         if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.given):
             prompts = run_args.sample_prompts or beginnings(held, tokenizer)
             trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, training_args.seed))
@@ -298,7 +341,10 @@ def main(argv: list[str] | None = None) -> None:
         if start.step < plan.steps:
             if idle_gpus:
                 print_main(f"device    {idle_gpus}")
-            run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
+            run.event(
+                "resumed" if start.checkpoint else "started",
+                checkpoint=start.checkpoint.name if start.checkpoint else None,
+            )
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             finish_or_raise(trainer)
         else:
@@ -321,7 +367,10 @@ def publishing_lines(plan, hub_args, training_args) -> list[str]:
     with_state = {"all": revisions, "final": 1, "none": 0}[hub_args.publish_training_state]
     total = revisions * plan.model_bytes + with_state * plan.checkpoint_bytes
     return [
-        f"publishes           {revisions} revisions of {training_args.hub_model_id}, {with_state} with training state: {size(total)} in all",
+        (
+            f"publishes           {revisions} revisions of {training_args.hub_model_id}, {with_state} with training"
+            f" state: {size(total)} in all"
+        ),
         *queue_lines(Path(training_args.output_dir) / "queue"),
     ]
 
@@ -337,13 +386,14 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     card = written(run.path)
     last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
     print_main(
-        f"finished  validation loss {last['eval_loss']:.4f} nats a token ({last['eval_bits_per_byte']:.4f} bits a byte); "
-        f"baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
+        f"finished  validation loss {last['eval_loss']:.4f} nats a token ({last['eval_bits_per_byte']:.4f} bits a"
+        f" byte); baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
     )
     print_main(f"          model {run.path}, its card {card}")
     if last["eval_loss"] > bases["unigram"]:
         print_main(
-            "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it more --hours, on a quiet machine."
+            "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it"
+            " more --hours, on a quiet machine."
         )
 
 

@@ -86,7 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     template.set_chat_template(tokenizer, training_args.chat_template_path)
     if own and training_args.chat_template_path is None and own != tokenizer.chat_template:
         print_main(
-            f"format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path {base.folder}/chat_template.jinja)"
+            "format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path"
+            f" {base.folder}/chat_template.jinja)"
         )
     hub_base = base_on_hub(base, hub_args.base_hub_id)
     if publishes and adapter_args.use_lora and not hub_args.base_hub_id:
@@ -104,10 +105,20 @@ def main(argv: list[str] | None = None) -> None:
 
         export = export_adapter if adapter_args.use_lora else whole
         opened = [
-            publish_queue.Publisher(run, repository(training_args.hub_model_id), export, hub_args.publish_training_state, hub_args.publish_steps)
+            publish_queue.Publisher(
+                run,
+                repository(training_args.hub_model_id),
+                export,
+                hub_args.publish_training_state,
+                hub_args.publish_steps,
+            )
         ]
         if adapter_args.merge_adapter:
-            opened.append(publish_queue.Publisher(run, repository(f"{training_args.hub_model_id}-merged"), merged, "none", sys.maxsize, "-merged"))
+            opened.append(
+                publish_queue.Publisher(
+                    run, repository(f"{training_args.hub_model_id}-merged"), merged, "none", sys.maxsize, "-merged"
+                )
+            )
         return opened
 
     if hub_args.publish_only:
@@ -142,20 +153,23 @@ def main(argv: list[str] | None = None) -> None:
         if not batches.packs:
             training_args.packing = False
             print_main(
-                f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they are padded, one sequence a row"
+                f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they"
+                " are padded, one sequence a row"
             )
     further, why = run_on_main(derive_sft.tuning, groups, run_args.given, values, config, examples)
     set_values(groups, further)
     context = context_of(config)
     if context and training_args.max_length and training_args.max_length > context:
         raise Refusal(
-            f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows (max_position_embeddings): lower it, or tune "
-            "a base with a longer context."
+            f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows"
+            " (max_position_embeddings): lower it, or tune a base with a longer context."
         )
     before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
     documents = instruction_rows.held_documents(rows, row_args.eval_rows)
     examples = run_on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)
-    train_rows, eval_rows = ([example for example in examples if (example.row.document in documents) == out] for out in (False, True))
+    train_rows, eval_rows = (
+        [example for example in examples if (example.row.document in documents) == out] for out in (False, True)
+    )
     derive_sft.fit(groups, run_args.given, len(eval_rows))
     least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
     packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}))
@@ -172,9 +186,15 @@ def main(argv: list[str] | None = None) -> None:
         model = lora.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
     plan = plan_tuning(model, train_rows, eval_rows, len(packed), run_args, training_args)
     check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
-    print_main("\n".join(plan.lines()) if run_args.dry_run else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
+    print_main(
+        "\n".join(plan.lines())
+        if run_args.dry_run
+        else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}"
+    )
     if run_args.suggest:
-        run_on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, {**reasons, **why}, plan.lines())
+        run_on_main(
+            write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, {**reasons, **why}, plan.lines()
+        )
     if run_args.dry_run or run_args.suggest:
         return
 
@@ -198,7 +218,12 @@ def main(argv: list[str] | None = None) -> None:
                 "max_length": training_args.max_length,
                 "sequences_per_step": run_args.sequences_per_step,
             },
-            {"processes": plan.processes, "micro_batch": plan.micro_batch, "accumulation": plan.accumulation, "sharding": layout().sharding},
+            {
+                "processes": plan.processes,
+                "micro_batch": plan.micro_batch,
+                "accumulation": plan.accumulation,
+                "sharding": layout().sharding,
+            },
             {
                 "hardware": hardware(),
                 "packages": package_versions(),
@@ -227,7 +252,9 @@ def main(argv: list[str] | None = None) -> None:
             hub_args.hub_required,
             hub_args.hub_drain_timeout,
         )
-        start, opened = resume.prepare_run(run, record, plan.steps, asked, lambda identifier: publishers(run, identifier))
+        start, opened = resume.prepare_run(
+            run, record, plan.steps, asked, lambda identifier: publishers(run, identifier)
+        )
         for publisher in opened:
             ends.callback(publisher.stop)
         if start is None:
@@ -236,7 +263,14 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
         model.to(training_args.device)
         before = read_json(start.checkpoint / before_after.BEFORE) if start.checkpoint else None
-        wanted = (run_args.prompts, run_args.compared_prompts, run_args.sampled_answers, run_args.answer_tokens, training_args.seed, batches)
+        wanted = (
+            run_args.prompts,
+            run_args.compared_prompts,
+            run_args.sampled_answers,
+            run_args.answer_tokens,
+            training_args.seed,
+            batches,
+        )
         before = before or run_on_main(before_after.measure_before, model, tokenizer, eval_rows, *wanted)
         order = dataset.row_order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
         training_args.padding_free = batches.packs
@@ -252,7 +286,10 @@ def main(argv: list[str] | None = None) -> None:
             start=start,
             signals=signals,
             publisher=opened[0] if opened else None,
-            probe=[{name: torch.tensor([getattr(row, name)]) for name in ("input_ids", "labels")} for row in eval_rows[: run_args.probe_rows]],
+            probe=[
+                {name: torch.tensor([getattr(row, name)]) for name in ("input_ids", "labels")}
+                for row in eval_rows[: run_args.probe_rows]
+            ],
             held=eval_rows,
             before=before,
             base=base_record,
@@ -269,21 +306,29 @@ def main(argv: list[str] | None = None) -> None:
         if start.step < plan.steps:
             if idle_gpus:
                 print_main(f"device    {idle_gpus}")
-            run.event("resumed" if start.checkpoint else "started", checkpoint=start.checkpoint.name if start.checkpoint else None)
+            run.event(
+                "resumed" if start.checkpoint else "started",
+                checkpoint=start.checkpoint.name if start.checkpoint else None,
+            )
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             finish_or_raise(trainer)
         else:
             trainer._load_from_checkpoint(start.checkpoint)
 
-        # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and the curves ----
+        # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and
+        # the curves ----
         run_on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), tokenizer, eval_rows, *wanted)
+        after = run_on_main(
+            before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), tokenizer, eval_rows, *wanted
+        )
         run_on_main(finish, run, plan.steps, base, adapter_args, before, after)
         run_on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
 
 
 def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
-    """(Hub id, revision) of a base: its own, the one that is named, or the one that its run was published as; None where it is not there."""
+    """(Hub id, revision) of a base: its own, the one that is named, or the one that its run was published as; None
+    where it is not there.
+    """
     from llama_lite.files import read_jsonl
     from llama_lite.hub.client import reference
 
@@ -298,17 +343,25 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
 
 
 def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
-    """Raise Refusal where an adapter that is to be published could not name its base, or names one that is not on the Hub (any more)."""
+    """Raise Refusal where an adapter that is to be published could not name its base, or names one that is not on the
+    Hub (any more).
+    """
     from llama_lite.hub.client import HubPermissionError, HubUnavailable, Reference, commit_of
 
-    way = "Publish that run first (its own command with --publish_only), or say where it is: --base_hub_id owner/name@revision."
+    way = (
+        "Publish that run first (its own command with --publish_only), or say where it is: --base_hub_id"
+        " owner/name@revision."
+    )
     if hub_base is None:
-        raise Refusal(f"--push_to_hub: an adapter must name its base, and {base.name} is a folder of this machine. {way}")
+        raise Refusal(
+            f"--push_to_hub: an adapter must name its base, and {base.name} is a folder of this machine. {way}"
+        )
     try:
         commit_of(Reference(*hub_base))
     except Refusal as refusal:
         raise Refusal(
-            f"--push_to_hub: an adapter must name its base, and {base.name} is not {hub_base[0]}@{hub_base[1]} (any more): {refusal} {way}"
+            f"--push_to_hub: an adapter must name its base, and {base.name} is not {hub_base[0]}@{hub_base[1]} (any"
+            f" more): {refusal} {way}"
         ) from None
     except (HubUnavailable, HubPermissionError):
         return  # the queue says so, and waits
@@ -329,7 +382,8 @@ def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
             lora.merge(base, checkpoint, tokenizer, dtype, run.path / "merged")
         except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as error:
             print_main(
-                f"WARNING   base and adapter could not be merged ({type(error).__name__}: {' '.join(str(error).split())[:200]}); the adapter is there"
+                f"WARNING   base and adapter could not be merged ({type(error).__name__}:"
+                f" {' '.join(str(error).split())[:200]}); the adapter is there"
             )
 
 
@@ -347,12 +401,17 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     if (run.path / "merged").exists():
         written(run.path / "merged")
     for row in record.get("shown", ()):
-        print_main(f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}")
+        print_main(
+            f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}"
+        )
     if record:
         print_main(before_after.table(record))
     print_main(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
     if steps < FEW_STEPS:
-        print_main(f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and another --output_dir.")
+        print_main(
+            f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and"
+            " another --output_dir."
+        )
     asked = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
     tuned = f"{asked}+{run.path}" if adapter_args.use_lora else str(run.path)
     print_main(f"next      python run_eval.py --models {shlex.join([asked, tuned])} --limit 100")

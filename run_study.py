@@ -1,4 +1,5 @@
-"""Run a controlled experiment: arms times seeds, each a run folder of its own, compared in pairs, with a report that claims no more than its intervals.
+"""Run a controlled experiment: arms times seeds, each a run folder of its own, compared in pairs, with a report that
+claims no more than its intervals.
 
     python run_study.py --config configs/studies/resume.yaml
     python run_study.py --config configs/studies/resume.yaml --dry_run
@@ -38,16 +39,26 @@ def main(argv: list[str] | None = None) -> None:
     chosen = [one for one in everything if arguments.arm in (None, one.arm.name) and arguments.seed in (None, one.seed)]
     if not chosen:
         names = ", ".join(dict.fromkeys(arm.name for arm in study.arms))
-        raise Refusal(f"--arm {arguments.arm} --seed {arguments.seed}: the study has the arms {names} and the seeds {study.seeds}.")
+        raise Refusal(
+            f"--arm {arguments.arm} --seed {arguments.seed}: the study has the arms {names} and the seeds"
+            f" {study.seeds}."
+        )
 
     # ---- Is this folder of this study ----
-    definition = {name: value for name, value in dataclasses.asdict(study).items() if name in ("title", "script", "config", "reference")}
+    definition = {
+        name: value
+        for name, value in dataclasses.asdict(study).items()
+        if name in ("title", "script", "config", "reference")
+    }
     there = read_json(out / "study.json")
     if other := next((name for name in definition if there and there["study"].get(name) != definition[name]), None):
         raise Refusal(
-            f"--output_dir {out} belongs to another study ({other}: {there['study'].get(other)!r}, here {definition[other]!r}): choose another one."
+            f"--output_dir {out} belongs to another study ({other}: {there['study'].get(other)!r}, here"
+            f" {definition[other]!r}): choose another one."
         )
-    print_main(f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}")
+    print_main(
+        f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}"
+    )
     if arguments.dry_run:
         for line in lines(study, everything, out):
             print_main(line)
@@ -66,7 +77,9 @@ def main(argv: list[str] | None = None) -> None:
         if runner.is_done(one):
             continue
         if runner.is_other(one):
-            print_main(f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again")
+            print_main(
+                f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again"
+            )
             runner.forget(one)
         print_main(f"run       {one.folder.name}")
         runner.make(study, one)
@@ -75,7 +88,10 @@ def main(argv: list[str] | None = None) -> None:
     # ---- What came of it, when all of them are there ----
     missing = [one.folder.name for one in everything if not runner.is_done(one)]
     if missing:
-        print_main(f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with the last one")
+        print_main(
+            f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with"
+            " the last one"
+        )
         return
     equal = analysis.check_controlled_variables(study, everything)
     rows = analysis.collect(study, everything) + analysis.evaluate(study, everything, out)

@@ -1,4 +1,5 @@
-"""Attention alone, forward and backward, in bfloat16: torch's against ours in blocks, as it is and compiled. The blocks' sizes are chosen by this.
+"""Attention alone, forward and backward, in bfloat16: torch's against ours in blocks, as it is and compiled. The
+blocks' sizes are chosen by this.
 
 python -m benchmarks.attention
 """
@@ -24,7 +25,9 @@ def main() -> None:
         ways = {"torch": lambda q, k, v: scaled_dot_product_attention(q, k, v, is_causal=True)}
         for size, compiled in itertools.product((128, 256), (False, True)):
             settings = shape[3] ** -0.5, size, compiled
-            ways[f"blocks of {size}{', compiled' * compiled}"] = lambda q, k, v, settings=settings: BlockAttention.apply(q, k, v, *settings)
+            ways[f"blocks of {size}{', compiled' * compiled}"] = lambda q, k, v, settings=settings: (
+                BlockAttention.apply(q, k, v, *settings)
+            )
         seconds = {way: [] for way in ways}
         for turn in range(12):
             for way, attend in ways.items():

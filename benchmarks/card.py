@@ -1,4 +1,5 @@
-"""How long the card of a long run takes: 20,000 log lines, 10 evaluated revisions, 8 tasks with variants, figures included.
+"""How long the card of a long run takes: 20,000 log lines, 10 evaluated revisions, 8 tasks with variants, figures
+included.
 
 python benchmarks/card.py RUN_FOLDER          # a finished and evaluated run, e.g. runs/demo
 """
@@ -23,14 +24,21 @@ def stretch(run: Path, place: Path) -> None:
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     trained, others = [entry for entry in log if "loss" in entry], [entry for entry in log if "loss" not in entry]
     last = trained[-1]["step"]
-    lines = others + [{**trained[i * len(trained) // LINES], "step": 1 + i * (last - 1) // LINES} for i in range(LINES - len(others))]
+    lines = others + [
+        {**trained[i * len(trained) // LINES], "step": 1 + i * (last - 1) // LINES} for i in range(LINES - len(others))
+    ]
     each = trained[-1]["tokens"] // last
     lines = [{**line, "tokens": each * line["step"]} for line in sorted(lines, key=lambda entry: entry["step"])]
     (place / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for folder in (place / "evaluation").iterdir():
         rows = json.loads((folder / "scores.json").read_text())
         tasks = list(dict.fromkeys(row["task"] for row in rows if not row["factor"]))
-        extra = [{**row, "task": f"{row['task']}_{i}"} for i in range(TASKS - len(tasks)) for row in rows if row["task"] == tasks[0]]
+        extra = [
+            {**row, "task": f"{row['task']}_{i}"}
+            for i in range(TASKS - len(tasks))
+            for row in rows
+            if row["task"] == tasks[0]
+        ]
         (folder / "scores.json").write_text(json.dumps(rows + extra))
         models = {row["model"] for row in rows if not row["adapter"]}
         assert len(models) >= REVISIONS, f"{run} was evaluated at {len(models)} revisions, {REVISIONS} are wanted"

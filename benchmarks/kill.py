@@ -94,7 +94,10 @@ def outcome(place: Path) -> dict[str, str]:
     last = max((place / "run").glob("checkpoint-*"), key=lambda folder: int(folder.name.removeprefix("checkpoint-")))
     files += [path for path in last.iterdir() if path.name not in ("manifest.json", "trainer_state.json")]
     found = {str(path.relative_to(place)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    log = [{key: value for key, value in entry.items() if key not in TIMINGS} for entry in read_jsonl(place / "run" / "log.jsonl")]
+    log = [
+        {key: value for key, value in entry.items() if key not in TIMINGS}
+        for entry in read_jsonl(place / "run" / "log.jsonl")
+    ]
     found["log.jsonl"] = hashlib.sha256(json.dumps(log).encode()).hexdigest()
     return found
 
@@ -112,7 +115,9 @@ def kill_once(text: Path, place: Path, aim: str, seconds: float, chance: random.
             if time.monotonic() - began > moment:
                 break
         else:
-            found = glob.glob(patterns[aim], root_dir=place)  # unlike Path.glob, it bears a folder that goes while it looks
+            found = glob.glob(
+                patterns[aim], root_dir=place
+            )  # unlike Path.glob, it bears a folder that goes while it looks
             seen.update(path.split("/")[1] if aim != "preparing" else path.split("/")[0] for path in found)
             if len(seen) > passes:
                 time.sleep(delay)
@@ -181,10 +186,17 @@ def main() -> None:
                 equal += not different
                 unequal += [{"seed": seed, "kills": done, "different": different}] if different else []
                 print(
-                    f"run {seed}: killed while {', '.join(done) or '(finished first)'}: {'equal' if not different else f'DIFFERENT {different}'}",
+                    f"run {seed}: killed while {', '.join(done) or '(finished first)'}:"
+                    f" {'equal' if not different else f'DIFFERENT {different}'}",
                     flush=True,
                 )
-        result = {"runs": arguments.runs, "equal": equal, "kills": dict(kills), "compared": sorted(expected), "unequal": unequal}
+        result = {
+            "runs": arguments.runs,
+            "equal": equal,
+            "kills": dict(kills),
+            "compared": sorted(expected),
+            "unequal": unequal,
+        }
         print(f"{equal} of {arguments.runs} runs equal the uninterrupted one; kills: {dict(kills)}")
         write_json(arguments.output, result)
     sys.exit(equal != arguments.runs)

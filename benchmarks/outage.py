@@ -2,9 +2,10 @@
 
     python benchmarks/outage.py --runs 30
 
-Each trial trains a tiny LLaMA that publishes to tests/support/hub_server.py while a random schedule takes the Hub down, answers 503 or
-429, cuts uploads or loses answers, and SIGKILLs the run. In the end `--publish_only` empties the queue, and every revision is
-compared with the uninterrupted run's. Cost: the demo's model, with and without publishing at 1 MB/s, in turn (see `cost`).
+Each trial trains a tiny LLaMA that publishes to tests/support/hub_server.py while a random schedule takes the Hub down,
+answers 503 or 429, cuts uploads or loses answers, and SIGKILLs the run. In the end `--publish_only` empties the queue,
+and every revision is compared with the uninterrupted run's. Cost: the demo's model, with and without publishing at 1
+MB/s, in turn (see `cost`).
 """
 
 import argparse
@@ -73,7 +74,11 @@ def trouble(hub: Hub, chance: random.Random, over: threading.Event, met: Counter
             kind = chance.choice(KINDS)
             met[str(kind)] += 1
             hub.faults.append(
-                Fault(chance.choice((".", "POST .*/commit/", "PUT /lfs/", "POST .*/tag/", "POST .*/branch/", "GET ")), kind, chance.randint(1, 4))
+                Fault(
+                    chance.choice((".", "POST .*/commit/", "PUT /lfs/", "POST .*/tag/", "POST .*/branch/", "GET ")),
+                    kind,
+                    chance.randint(1, 4),
+                )
             )
 
 
@@ -124,9 +129,9 @@ def wrong_with(hub: Hub, expected: dict) -> list[str]:
         for name in ("model.safetensors", "training_state/optimizer.safetensors"):
             if expected and record[name]["sha256"] != expected[tag][name]:
                 problems.append(f"{tag} has another {name}")
-    if hub.files(REPO).get("model.safetensors") != files["model.safetensors"] or len(hub.files(REPO)["checkpoints.csv"].splitlines()) != 1 + len(
-        STEPS
-    ):
+    if hub.files(REPO).get("model.safetensors") != files["model.safetensors"] or len(
+        hub.files(REPO)["checkpoints.csv"].splitlines()
+    ) != 1 + len(STEPS):
         problems.append("main is not the finished model")
     return problems
 
@@ -147,8 +152,8 @@ def cost(folder: Path, pairs: int) -> dict:
     """Steps in the same time with publishing at 1 MB/s and without.
 
     Two runs share the machine, one of them always stopped (SIGSTOP): slices of SLICE seconds in turn, so that both meet
-    the same neighbours. A run is measured from its sixth step on; every 40 steps one revision is queued, which takes about
-    as long to upload as the next 100 steps take, so that the publisher always has work.
+    the same neighbours. A run is measured from its sixth step on; every 40 steps one revision is queued, which takes
+    about as long to upload as the next 100 steps take, so that the publisher always has work.
     """
     text = folder / "text.jsonl"
     kill.write_text(text, 4_000_000)
@@ -208,7 +213,9 @@ def ratio(done: dict[bool, list[int]], pairs) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=30, help="trials (0: none; the last ones' figures stay)")
-    parser.add_argument("--pairs", type=int, default=60, help="slices of the cost measurement (0: none; the last one's figures stay)")
+    parser.add_argument(
+        "--pairs", type=int, default=60, help="slices of the cost measurement (0: none; the last one's figures stay)"
+    )
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
@@ -231,14 +238,22 @@ def main() -> None:
             ).read_text()
             seconds = time.monotonic() - began
             tags = hub.repos["models", REPO].tags
-            expected = {tag: {n: r["sha256"] for n, r in json.loads(hub.files(REPO, tag)["revision.json"])["files"].items()} for tag in tags}
+            expected = {
+                tag: {n: r["sha256"] for n, r in json.loads(hub.files(REPO, tag)["revision.json"])["files"].items()}
+                for tag in tags
+            }
             assert not wrong_with(hub, expected)
         met, wrong = Counter(), []
         with ThreadPoolExecutor(arguments.parallel) as pool:
-            for found in pool.map(lambda seed: trial(text, Path(folder) / str(seed), seconds, seed, expected), range(arguments.runs)):
+            for found in pool.map(
+                lambda seed: trial(text, Path(folder) / str(seed), seconds, seed, expected), range(arguments.runs)
+            ):
                 met.update(found["met"])
                 wrong += [f"seed {found['seed']}: {problem}" for problem in found["wrong"]]
-                print(f"run {found['seed']}: {dict(found['met'])}: {found['wrong'] or 'all there, whole, in order'}", flush=True)
+                print(
+                    f"run {found['seed']}: {dict(found['met'])}: {found['wrong'] or 'all there, whole, in order'}",
+                    flush=True,
+                )
         result |= {"runs": arguments.runs, "met": dict(met), "wrong": wrong}
         write_json(arguments.output, result)
     sys.exit(bool(wrong))

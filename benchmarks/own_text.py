@@ -1,12 +1,14 @@
-"""Thirty folders of text such as people have, each trained on, tuned and evaluated by what the documentation says and nothing else.
+"""Thirty folders of text such as people have, each trained on, tuned and evaluated by what the documentation says and
+nothing else.
 
     python benchmarks/own_text.py --hours 0.015          # about an hour and a half on two cores
     python benchmarks/own_text.py --only markdown,logs   # some of them
     python benchmarks/own_text.py --dry_run              # the plan of each; trains nothing
 
-The folders are made of what the installed packages hold: prose, code, tables, pages, rows, other languages, one file or thousands, from 0.2 to 50 MB.
-The first command is `accelerate launch run_pretrain.py --dataset FOLDER`, the next two are those that it prints in the end. `--hours` is added to the
-first two, and a lower `--limit` to the third, so that all of it fits into an afternoon. A refusal of any is a failure.
+The folders are made of what the installed packages hold: prose, code, tables, pages, rows, other languages, one file or
+thousands, from 0.2 to 50 MB. The first command is `accelerate launch run_pretrain.py --dataset FOLDER`, the next two
+are those that it prints in the end. `--hours` is added to the first two, and a lower `--limit` to the third, so that
+all of it fits into an afternoon. A refusal of any is a failure.
 """
 
 import argparse
@@ -105,14 +107,18 @@ def log_lines(folder: Path) -> None:
         for second in range(40_000):
             stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(1_700_000_000 + 7 * second))
             level, took = chance.choice(("INFO", "INFO", "DEBUG", "WARN")), chance.expovariate(0.01)
-            file.write(f"{stamp} {level} [worker-{chance.randrange(8)}] GET /{chance.choice(modules)} 200 {took:.1f}ms\n")
+            file.write(
+                f"{stamp} {level} [worker-{chance.randrange(8)}] GET /{chance.choice(modules)} 200 {took:.1f}ms\n"
+            )
 
 
 def verses(folder: Path) -> None:
     for number, text in enumerate(documents(400_000)):
         words = text.split()
         lines = [" ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
-        (folder / f"poem-{number:04d}.txt").write_text("\n\n".join("\n".join(lines[i : i + 4]) for i in range(0, len(lines), 4)))
+        (folder / f"poem-{number:04d}.txt").write_text(
+            "\n\n".join("\n".join(lines[i : i + 4]) for i in range(0, len(lines), 4))
+        )
 
 
 def mixed(folder: Path) -> None:
@@ -128,21 +134,26 @@ def pages(folder: Path) -> None:
     for number, text in enumerate(documents(1_500_000)):
         body = "".join(f"<p>{part}</p>" for part in text.replace("&", "&amp;").replace("<", "&lt;").split("\n\n"))
         (folder / f"{number:05d}.html").write_text(
-            f"<html><head><title>Page {number}</title></head><body><nav>Home | About</nav><article><h1>Page {number}</h1>{body}</article></body></html>"
+            f"<html><head><title>Page {number}</title></head><body><nav>Home | About</nav><article><h1>Page"
+            f" {number}</h1>{body}</article></body></html>"
         )
 
 
 def mails(folder: Path) -> None:
     for number, text in enumerate(documents(600_000)):
         (folder / f"{number:05d}.eml").write_text(
-            f"From: a@example.org\nTo: b@example.org\nSubject: Message {number}\nContent-Type: text/plain; charset=utf-8\n\n{text}\n",
+            f"From: a@example.org\nTo: b@example.org\nSubject: Message {number}\nContent-Type: text/plain;"
+            f" charset=utf-8\n\n{text}\n",
             errors="replace",
         )
 
 
 def notebooks(folder: Path) -> None:
     for number, text in enumerate(documents(500_000)):
-        cells = [{"cell_type": "markdown", "source": [text]}, {"cell_type": "code", "source": ["print(1)"], "outputs": [{"text": "1"}]}]
+        cells = [
+            {"cell_type": "markdown", "source": [text]},
+            {"cell_type": "code", "source": ["print(1)"], "outputs": [{"text": "1"}]},
+        ]
         (folder / f"{number:05d}.ipynb").write_text(json.dumps({"cells": cells}))
 
 
@@ -171,11 +182,15 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "mails": mails,
     "notebooks": notebooks,
     "tables of numbers": lambda f: copied(f, ".csv", 1e6),
-    "a table of text": lambda f: table(f, "table.csv", ["id", "title", "body"], ([i, text[:20], text] for i, text in enumerate(documents(1e6)))),
+    "a table of text": lambda f: table(
+        f, "table.csv", ["id", "title", "body"], ([i, text[:20], text] for i, text in enumerate(documents(1e6)))
+    ),
     "a table of tabs": lambda f: table(f, "t.tsv", ["description"], ([text] for text in documents(5e5)), "\t"),
     "rows": lambda f: rows(f, "rows.jsonl", ({"text": text, "source": "x"} for text in documents(2e6))),
     "packed rows": lambda f: rows(f, "rows.jsonl.gz", ({"content": text} for text in documents(2e6)), gzip.open),
-    "an array": lambda f: (f / "rows.json").write_text(json.dumps([{"article": text} for text in documents(6e5)], indent=1)),
+    "an array": (
+        lambda f: (f / "rows.json").write_text(json.dumps([{"article": text} for text in documents(6e5)], indent=1))
+    ),
     "parquet": lambda f: parquet(f, "part-0.parquet", "text", 2e6),
     "parquet of another column": lambda f: parquet(f, "part-0.parquet", "message", 1e6),
     "chinese": lambda f: (f / "zh.txt").write_text(foreign(r"[\u4e00-\u9fff]", 400_000)),
@@ -183,13 +198,21 @@ FOLDERS: dict[str, Callable[[Path], None]] = {
     "poems": verses,
     "logs": log_lines,
     "mixed": mixed,
-    "two spaces and (brackets) [1]": lambda f: rows(f, "my rows [v2].jsonl", ({"text": text} for text in documents(4e5))),
+    "two spaces and (brackets) [1]": lambda f: rows(
+        f, "my rows [v2].jsonl", ({"text": text} for text in documents(4e5))
+    ),
 }
 
 
 def run(command: list[str], folder: Path) -> tuple[int, str, float]:
     began = time.perf_counter()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)})
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+    )
     return done.returncode, done.stdout + done.stderr, time.perf_counter() - began
 
 
@@ -216,7 +239,9 @@ def trial(name: str, work: Path, arguments) -> dict:
     found |= {"pretrain": code, "seconds": [round(seconds)]}
     if code or arguments.dry_run:
         return found | ({"said": told[-1500:]} if code else {})
-    found["bits_per_byte"], found["finished"] = (re.search(p, told).group(1) for p in (r"\(([\d.]+) bits", r"finished +(.*)"))
+    found["bits_per_byte"], found["finished"] = (
+        re.search(p, told).group(1) for p in (r"\(([\d.]+) bits", r"finished +(.*)")
+    )
     tune, evaluate = (line.removeprefix("next").strip() for line in told.split("\nnext ")[1].splitlines()[:2])
     evaluate = evaluate.replace("--limit 100", "--limit 10")
     for step, line, extra in (
@@ -245,7 +270,9 @@ def main() -> None:
         print(name, json.dumps(result[name]), flush=True)
         if not arguments.dry_run:
             write_json(arguments.output, result)
-    failed = [name for name, found in result.items() if any(found.get(step, 0) for step in ("pretrain", "tune", "evaluate"))]
+    failed = [
+        name for name, found in result.items() if any(found.get(step, 0) for step in ("pretrain", "tune", "evaluate"))
+    ]
     print(f"{len(result) - len(failed)} of {len(result)} without a refusal{f'; failed: {failed}' if failed else ''}")
 
 

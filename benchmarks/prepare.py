@@ -1,13 +1,14 @@
-"""Preparing tokens: speed a core against a plain tiktoken loop, memory against the size of the text, ids against the HF tokenizer.
+"""Preparing tokens: speed a core against a plain tiktoken loop, memory against the size of the text, ids against the HF
+tokenizer.
 
     python benchmarks/prepare.py
 
-Speed: the embedded corpus, repeated up to `--megabytes`, GPT-2's vocabulary, seconds of all in turn (A B A B ...), medians.
-`plain` is the loop that many projects use: read, encode_ordinary, into uint16; `plain_on_all` is that loop over the whole
-text in one process a core at once; ours has as many workers, besides the process that reads and writes. Memory: the largest sum over all processes
-of their proportional shares (PSS) while preparing 50 MB and 1 GB. Ids: every document of the embedded corpus. Scale (--scale alone: the other
-figures stay): the folder that ten workers prepare, curation and all, against one worker's, file by file; and a run's 20.5e9 tokens in sparse shards,
-opened.
+Speed: the embedded corpus, repeated up to `--megabytes`, GPT-2's vocabulary, seconds of all in turn (A B A B ...),
+medians. `plain` is the loop that many projects use: read, encode_ordinary, into uint16; `plain_on_all` is that loop
+over the whole text in one process a core at once; ours has as many workers, besides the process that reads and writes.
+Memory: the largest sum over all processes of their proportional shares (PSS) while preparing 50 MB and 1 GB. Ids: every
+document of the embedded corpus. Scale (--scale alone: the other figures stay): the folder that ten workers prepare,
+curation and all, against one worker's, file by file; and a run's 20.5e9 tokens in sparse shards, opened.
 """
 
 import argparse
@@ -42,7 +43,12 @@ def prepare_command(text: Path, out: Path, workers: int) -> list[str]:
         "--validation_tokens": 100_000,
         "--block_size": 1024,
     }
-    return [sys.executable, str(ROOT / "run_pretrain.py"), "--prepare_only", *(str(part) for pair in settings.items() for part in pair)]
+    return [
+        sys.executable,
+        str(ROOT / "run_pretrain.py"),
+        "--prepare_only",
+        *(str(part) for pair in settings.items() for part in pair),
+    ]
 
 
 def plain(text: Path) -> None:
@@ -88,7 +94,12 @@ def group_map(text: Path, cache: Path) -> None:
 
     tokenizer = gpt2_tokenizer()
     rows = load_dataset("json", data_files=str(text), split="train", cache_dir=str(cache))
-    rows = rows.map(lambda batch: tokenizer(batch["text"]), batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+    rows = rows.map(
+        lambda batch: tokenizer(batch["text"]),
+        batched=True,
+        remove_columns=rows.column_names,
+        load_from_cache_file=False,
+    )
 
     def group(batch):
         joined = {key: list(itertools.chain(*batch[key])) for key in batch}
@@ -166,21 +177,48 @@ def scale(folder: Path) -> dict:
     curation = ["--min_characters", "200", "--exact_dedup", "--minhash_dedup", "--shard_tokens", "1000000"]
     outs = [folder / "scale-1", folder / "scale-10"]
     for out, workers in zip(outs, (1, 10), strict=True):
-        subprocess.run([*prepare_command(text, out, workers), *curation], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.run(
+            [*prepare_command(text, out, workers), *curation],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
     files = [
-        {str(path.relative_to(out)): path.read_bytes() for pattern in ("*.npy", "*.json", "tokenizer/*") for path in out.glob(pattern)}
+        {
+            str(path.relative_to(out)): path.read_bytes()
+            for pattern in ("*.npy", "*.json", "tokenizer/*")
+            for path in out.glob(pattern)
+        }
         for out in outs
     ]
     documents = [
-        "".join(pandas.read_json(path, lines=True, dtype=False)["text"].sum() for path in sorted(out.glob("kept/*.jsonl.zst"))) for out in outs
+        "".join(
+            pandas.read_json(path, lines=True, dtype=False)["text"].sum()
+            for path in sorted(out.glob("kept/*.jsonl.zst"))
+        )
+        for out in outs
     ]
     different = sorted(name for name in {*files[0], *files[1]} if files[0].get(name) != files[1].get(name))
     small, _ = prepared_tiny(folder)
     sparse(small, folder / "large")
     command = [sys.executable, "-c", OPEN.format(root=str(ROOT)), str(folder / "large")]
-    seconds, peak, before, tokens = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    opened = {"tokens": int(tokens), "seconds": round(seconds, 3), "peak_mib": round(peak), "of_them_imports_mib": round(before)}
-    return {"ten_workers": {"files": len(files[0]), "different": different, "documents_equal": documents[0] == documents[1]}, "opened": opened}
+    seconds, peak, before, tokens = map(
+        float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    )
+    opened = {
+        "tokens": int(tokens),
+        "seconds": round(seconds, 3),
+        "peak_mib": round(peak),
+        "of_them_imports_mib": round(before),
+    }
+    return {
+        "ten_workers": {
+            "files": len(files[0]),
+            "different": different,
+            "documents_equal": documents[0] == documents[1],
+        },
+        "opened": opened,
+    }
 
 
 def main() -> None:
@@ -188,7 +226,9 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
-    parser.add_argument("--scale", action="store_true", help="ten workers and the paper's size only; the other figures stay")
+    parser.add_argument(
+        "--scale", action="store_true", help="ten workers and the paper's size only; the other figures stay"
+    )
     arguments = parser.parse_args()
     cores = os.cpu_count()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else datasets.map would use all cores, too
@@ -205,7 +245,13 @@ def main() -> None:
             while file.tell() + len(once) <= arguments.megabytes * 1_000_000:
                 file.write(once)
         megabytes = sum(len(json.loads(line)["text"].encode()) for line in open(text, encoding="utf-8")) / 1e6
-        times: dict[str, list[float]] = {"plain": [], "plain_on_all": [], "ours": [], "ours_on_all": [], "datasets_map": []}
+        times: dict[str, list[float]] = {
+            "plain": [],
+            "plain_on_all": [],
+            "ours": [],
+            "ours_on_all": [],
+            "datasets_map": [],
+        }
         for _ in range(arguments.repeats):
             times["plain"].append(timed(1, plain, text))
             times["ours"].append(timed(1, ours, text, out, 1))
@@ -231,7 +277,9 @@ def main() -> None:
             with open(large, "wb") as file:
                 while file.tell() < size * 1_000_000:
                     file.write(lines[: size * 1_000_000 - file.tell()].rpartition(b"\n")[0] + b"\n")
-            result[f"peak_memory_mib_at_{size}_mb"] = peak_memory(prepare_command(large, Path(folder) / f"out-{size}", cores)) >> 20
+            result[f"peak_memory_mib_at_{size}_mb"] = (
+                peak_memory(prepare_command(large, Path(folder) / f"out-{size}", cores)) >> 20
+            )
             print(f"{size} MB: {result[f'peak_memory_mib_at_{size}_mb']} MiB", flush=True)
             large.unlink()
         write_json(arguments.output, result | found)

@@ -2,10 +2,10 @@
 
     python benchmarks/resume.py
 
-Late: a run over 20.5e9 tokens (205 sparse shards of 100M) with the paper's 524,288 tokens a step. Seconds from the start of
-the process to its first batch in the model, and its resident memory there, at step 0 and at step 39,000 in turn, medians.
-Save: the same model and optimiser saved by transformers.Trainer, whose files are then flushed (fsync), and by our trainer
-(weights, state, hashes, flush, rename), in turn, medians. The probe of the weights is timed apart.
+Late: a run over 20.5e9 tokens (205 sparse shards of 100M) with the paper's 524,288 tokens a step. Seconds from the
+start of the process to its first batch in the model, and its resident memory there, at step 0 and at step 39,000 in
+turn, medians. Save: the same model and optimiser saved by transformers.Trainer, whose files are then flushed (fsync),
+and by our trainer (weights, state, hashes, flush, rename), in turn, medians. The probe of the weights is timed apart.
 """
 
 import argparse
@@ -46,7 +46,18 @@ def prepared_tiny(folder: Path) -> tuple[Path, list[str]]:
     """A small prepared folder, and the arguments that go with it."""
     text = folder / "text.jsonl"
     write_text(text, 300_000)
-    argv = ["--dataset", text, "--prepared_dir", folder / "tokens", "--tokenizer", "train", "--vocab_size", 512, "--validation_tokens", 20_000]
+    argv = [
+        "--dataset",
+        text,
+        "--prepared_dir",
+        folder / "tokens",
+        "--tokenizer",
+        "train",
+        "--vocab_size",
+        512,
+        "--validation_tokens",
+        20_000,
+    ]
     argv = [*map(str, argv), "--probe_windows", "8", "--sample_tokens", "0", "--block_size", "64"]
     run_script(*argv, "--prepare_only")
     return folder / "tokens", argv
@@ -69,7 +80,15 @@ def sparse(small: Path, large: Path) -> None:
         with open(large / name, "wb") as file:
             np.lib.format.write_array_header_1_0(file, template)
             file.truncate(file.tell() + 2 * SHARD_TOKENS)
-        shards.append({"name": name, "tokens": SHARD_TOKENS, "text_bytes": 1, "size": (large / name).stat().st_size, "sha256": "-"})
+        shards.append(
+            {
+                "name": name,
+                "tokens": SHARD_TOKENS,
+                "text_bytes": 1,
+                "size": (large / name).stat().st_size,
+                "sha256": "-",
+            }
+        )
     manifest["splits"]["train"] = {"tokens": SHARDS * SHARD_TOKENS, "bytes": 1, "shards": shards}
     write_json(large / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
 
@@ -104,12 +123,43 @@ def late(folder: Path, repeats: int) -> dict:
     config = read_json(ROOT / "configs/model/tiny/config.json") | {"max_position_embeddings": 1024}
     (folder / "model").mkdir()
     write_json(folder / "model/config.json", config)
-    argv = ["--model_config", folder / "model", "--dataset", folder / "text.jsonl", "--tokenizer", "train", "--vocab_size", 512]
-    argv += ["--validation_tokens", 20_000, "--prepared_dir", folder / "large", "--verify_data", "sizes", "--block_size", 1024]
-    argv += ["--tokens_per_step", 524_288, "--per_device_train_batch_size", 32, "--max_steps", 39_100, "--sample_tokens", 0, "--eval_windows", 8]
+    argv = [
+        "--model_config",
+        folder / "model",
+        "--dataset",
+        folder / "text.jsonl",
+        "--tokenizer",
+        "train",
+        "--vocab_size",
+        512,
+    ]
+    argv += [
+        "--validation_tokens",
+        20_000,
+        "--prepared_dir",
+        folder / "large",
+        "--verify_data",
+        "sizes",
+        "--block_size",
+        1024,
+    ]
+    argv += [
+        "--tokens_per_step",
+        524_288,
+        "--per_device_train_batch_size",
+        32,
+        "--max_steps",
+        39_100,
+        "--sample_tokens",
+        0,
+        "--eval_windows",
+        8,
+    ]
     argv = [*map(str, argv), "--eval_strategy", "no"]
     new, old = folder / "new", folder / "old"
-    process = subprocess.Popen([sys.executable, str(ROOT / "run_pretrain.py"), *argv, "--output_dir", str(old), "--save_steps", "1"])
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_pretrain.py"), *argv, "--output_dir", str(old), "--save_steps", "1"]
+    )
     while not store.checkpoints(old):
         assert process.poll() is None
         time.sleep(0.2)
@@ -124,11 +174,17 @@ def late(folder: Path, repeats: int) -> dict:
         times["step 0"].append(first_batch([*argv, "--output_dir", str(new)]))
         times[f"step {LATE}"].append(first_batch([*argv, "--output_dir", str(old)]))
     found = {
-        name: {"seconds": statistics.median(t for t, _ in values), "mib": statistics.median(m for _, m in values) / 2**20}
+        name: {
+            "seconds": statistics.median(t for t, _ in values),
+            "mib": statistics.median(m for _, m in values) / 2**20,
+        }
         for name, values in times.items()
     }
     start, resumed = found["step 0"], found[f"step {LATE}"]
-    found["later_by"] = {"seconds": round(resumed["seconds"] - start["seconds"], 2), "mib": round(resumed["mib"] - start["mib"], 1)}
+    found["later_by"] = {
+        "seconds": round(resumed["seconds"] - start["seconds"], 2),
+        "mib": round(resumed["mib"] - start["mib"], 1),
+    }
     return found
 
 
@@ -147,7 +203,12 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
     torch.set_num_threads(cores_for_a_process())
     manifest = read_json(folder / "tokens/manifest.json")
     config = load_model_config("tiny")
-    config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.vocab_size = hidden, layers, 4 * hidden, 4096
+    config.hidden_size, config.num_hidden_layers, config.intermediate_size, config.vocab_size = (
+        hidden,
+        layers,
+        4 * hidden,
+        4096,
+    )
     config.num_attention_heads = config.num_key_value_heads = hidden // 64
     config.head_dim = 64
     train = TokenWindows(folder / "tokens", manifest, "train", 64)
@@ -186,7 +247,9 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
                 signals = type("NoSignals", (), {"asked": None})()
                 identity = {"data": {"tokens_per_step": 64}}
                 extra = {"run": run, "identity": identity, "start": ResumePoint(), "signals": signals, "probe": probe}
-                trainers[name] = PretrainTrainer(**shared, **extra, flops_per_token=1, peak_flops=None, bytes_per_token=4.0)
+                trainers[name] = PretrainTrainer(
+                    **shared, **extra, flops_per_token=1, peak_flops=None, bytes_per_token=4.0
+                )
                 trainers[name]._save_checkpoint = lambda *_: None  # not at the end of train(): timed below
             trainers[name].evaluate = lambda *_, **__: {}
             trainers[name].train()

@@ -1,10 +1,12 @@
-"""What size of model, and which learning rate, a text and a number of tokens ask for: the runs behind the rules of `llama_lite/models/shapes.py`.
+"""What size of model, and which learning rate, a text and a number of tokens ask for: the runs behind the rules of
+`llama_lite/models/shapes.py`.
 
     python benchmarks/shapes.py              # every run that shapes.json lacks; some hours on two cores
     python benchmarks/shapes.py --compare    # what is there, beside what the rules expect
 
-Each run is `run_pretrain.py` on the long demo's tokens (`configs/pretrain/demo-long.yaml --prepare_only`), its values derived by the rules themselves.
-`sizes`: shapes times tokens, one pass over new text. `rates`: multiples of the rule's rate. `epochs`: a short text read several times.
+Each run is `run_pretrain.py` on the long demo's tokens (`configs/pretrain/demo-long.yaml --prepare_only`), its values
+derived by the rules themselves. `sizes`: shapes times tokens, one pass over new text. `rates`: multiples of the rule's
+rate. `epochs`: a short text read several times.
 """
 
 import argparse
@@ -31,13 +33,29 @@ SIZES = {
     "6x256": (0.5, 1),
 }  # millions of tokens
 RATES = {("3x64", 1): (0.5, 2), ("4x128", 1): (0.5, 2)}  # multiples of the rule's rate
-EPOCHS = {("3x64", 0.1): (2, 4, 8), ("4x128", 0.1): (2, 4, 8), ("4x96", 0.5): (2, 4, 8)}  # of a text of so many million tokens
+EPOCHS = {
+    ("3x64", 0.1): (2, 4, 8),
+    ("4x128", 0.1): (2, 4, 8),
+    ("4x96", 0.5): (2, 4, 8),
+}  # of a text of so many million tokens
 
 
 def wanted() -> list[dict]:
-    runs = [{"shape": shape, "millions": tokens, "rate": 1, "unique": tokens} for shape, many in SIZES.items() for tokens in many]
-    runs += [{"shape": shape, "millions": tokens, "rate": rate, "unique": tokens} for (shape, tokens), many in RATES.items() for rate in many]
-    runs += [{"shape": shape, "millions": unique * n, "rate": 1, "unique": unique} for (shape, unique), many in EPOCHS.items() for n in many]
+    runs = [
+        {"shape": shape, "millions": tokens, "rate": 1, "unique": tokens}
+        for shape, many in SIZES.items()
+        for tokens in many
+    ]
+    runs += [
+        {"shape": shape, "millions": tokens, "rate": rate, "unique": tokens}
+        for (shape, tokens), many in RATES.items()
+        for rate in many
+    ]
+    runs += [
+        {"shape": shape, "millions": unique * n, "rate": 1, "unique": unique}
+        for (shape, unique), many in EPOCHS.items()
+        for n in many
+    ]
     return sorted(runs, key=lambda run: run["millions"])
 
 
@@ -69,8 +87,21 @@ def measure(run: dict) -> dict:
             "--tokens_per_step",
             str(per_step),
         ]
-        argv += ["--block_size", "256", "--per_device_train_batch_size", str(min(8, per_step // 256)), "--allow_epochs", "--sample_tokens", "0"]
-        argv += ["--learning_rate", str(run["rate"] * shapes.learning_rate(width)), "--warmup_steps", str(max(1, round(0.04 * steps)))]
+        argv += [
+            "--block_size",
+            "256",
+            "--per_device_train_batch_size",
+            str(min(8, per_step // 256)),
+            "--allow_epochs",
+            "--sample_tokens",
+            "0",
+        ]
+        argv += [
+            "--learning_rate",
+            str(run["rate"] * shapes.learning_rate(width)),
+            "--warmup_steps",
+            str(max(1, round(0.04 * steps))),
+        ]
         argv += [
             "--eval_steps",
             str(max(1, steps // 8)),
@@ -82,17 +113,30 @@ def measure(run: dict) -> dict:
             "1",
         ]
         done = subprocess.run([sys.executable, "run_pretrain.py", *argv], cwd=ROOT, capture_output=True, text=True)
-        losses = [entry["eval_bits_per_byte"] for entry in read_jsonl(Path(folder) / "run" / "log.jsonl") if "eval_bits_per_byte" in entry]
+        losses = [
+            entry["eval_bits_per_byte"]
+            for entry in read_jsonl(Path(folder) / "run" / "log.jsonl")
+            if "eval_bits_per_byte" in entry
+        ]
         if done.returncode or not losses:
             raise SystemExit(f"{run}: {done.stderr[-2000:]}")
-    return {**run, "tokens_per_step": per_step, "learning_rate": run["rate"] * shapes.learning_rate(width), "last": losses[-1], "best": min(losses)}
+    return {
+        **run,
+        "tokens_per_step": per_step,
+        "learning_rate": run["rate"] * shapes.learning_rate(width),
+        "last": losses[-1],
+        "best": min(losses),
+    }
 
 
 def compare(runs: list[dict]) -> None:
     """A line a run: bits per byte that it ended with, and by how much `shapes.expected_loss` is above."""
     for run in runs:
         expected = shapes.expected_loss(shapes.parse(run["shape"]), run["millions"] * 1e6, run["unique"] * 1e6)
-        of = f"{run['millions']}M tokens, {run['millions'] / run['unique']:g} epochs, {run['rate']:g} times the rule's rate"
+        of = (
+            f"{run['millions']}M tokens, {run['millions'] / run['unique']:g} epochs, {run['rate']:g} times the rule's"
+            " rate"
+        )
         print(f"{run['shape']:>6}  {of:<55} {run['last']:.3f}  {expected - run['last']:+.3f}")
 
 

@@ -2,9 +2,10 @@
 
     python benchmarks/start.py
 
-`imports`: `from transformers import Trainer; from trl import SFTTrainer`. `first step`: run_pretrain.py on prepared tokens, until the line of
-its first step is printed; `resumed`: the same from a checkpoint, verified; `compiled`: with --compile_layers, what compiling made last time
-in torch's cache (warm) or not (cold). In turn, medians; the ratio is that of `first step` to `imports`.
+`imports`: `from transformers import Trainer; from trl import SFTTrainer`. `first step`: run_pretrain.py on prepared
+tokens, until the line of its first step is printed; `resumed`: the same from a checkpoint, verified; `compiled`: with
+--compile_layers, what compiling made last time in torch's cache (warm) or not (cold). In turn, medians; the ratio is
+that of `first step` to `imports`.
 """
 
 import argparse
@@ -24,15 +25,50 @@ from benchmarks import kill
 from llama_lite.files import write_json
 
 IMPORTS = "from transformers import Trainer; from trl import SFTTrainer; print('step 1/')"
-RUN = ["--tokenizer", "train", "--vocab_size", "512", "--shard_tokens", "60000", "--validation_tokens", "10000", "--model_config", "tiny"]
-RUN += ["--block_size", "64", "--tokens_per_step", "1024", "--per_device_train_batch_size", "8", "--logging_steps", "1", "--warmup_steps", "1"]
-RUN += ["--eval_strategy", "no", "--probe_windows", "4", "--sample_tokens", "0", "--max_steps", "100", "--save_steps", "2"]
+RUN = [
+    "--tokenizer",
+    "train",
+    "--vocab_size",
+    "512",
+    "--shard_tokens",
+    "60000",
+    "--validation_tokens",
+    "10000",
+    "--model_config",
+    "tiny",
+]
+RUN += [
+    "--block_size",
+    "64",
+    "--tokens_per_step",
+    "1024",
+    "--per_device_train_batch_size",
+    "8",
+    "--logging_steps",
+    "1",
+    "--warmup_steps",
+    "1",
+]
+RUN += [
+    "--eval_strategy",
+    "no",
+    "--probe_windows",
+    "4",
+    "--sample_tokens",
+    "0",
+    "--max_steps",
+    "100",
+    "--save_steps",
+    "2",
+]
 
 
 def seconds_to_line(command: list[str], environment: dict, *lines: str) -> float:
     """Until a process prints a line that begins with one of `lines`; it is killed then."""
     began = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **environment}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **environment}
+    ) as process:
         for line in process.stdout:
             if line.startswith(lines):
                 seconds = time.perf_counter() - began
@@ -59,8 +95,12 @@ def main() -> None:
             str(folder / "tokens"),
         ]
         subprocess.run([*command, "--prepare_only"], check=True)
-        subprocess.run([*command, "--output_dir", str(folder / "done"), "--max_steps", "4"], check=True, stdout=subprocess.DEVNULL)
-        times: dict[str, list[float]] = {way: [] for way in ("imports", "first step", "resumed", "compiled, cold", "compiled, warm")}
+        subprocess.run(
+            [*command, "--output_dir", str(folder / "done"), "--max_steps", "4"], check=True, stdout=subprocess.DEVNULL
+        )
+        times: dict[str, list[float]] = {
+            way: [] for way in ("imports", "first step", "resumed", "compiled, cold", "compiled, warm")
+        }
         for turn in range(arguments.turns):
             new = [*command, "--output_dir", str(folder / f"run-{turn}")]
             cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"cache-{turn}")}
@@ -74,7 +114,11 @@ def main() -> None:
                 compiled = [*command, "--compile_layers", "--output_dir", str(folder / f"{way}-{turn}")]
                 times[way].append(seconds_to_line(compiled, cache, "step 1/"))
     medians = {way: round(statistics.median(values), 2) for way, values in times.items()}
-    result = {"seconds": medians, "first_step_to_imports": round(medians["first step"] / medians["imports"], 3), "cores": os.cpu_count()}
+    result = {
+        "seconds": medians,
+        "first_step_to_imports": round(medians["first step"] / medians["imports"], 3),
+        "cores": os.cpu_count(),
+    }
     print(result)
     write_json(arguments.output, result)
 

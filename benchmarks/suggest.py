@@ -3,10 +3,11 @@
     python benchmarks/suggest.py               # both; about an hour and a half on two cores
     python benchmarks/suggest.py --parts time  # the hours alone; about 25 minutes
 
-time: ten combinations of machine, text and hours. `run_pretrain.py --suggest` writes a config; then the suggested run is made with a few of its steps, five
-short evaluations and three saves, and the time of the whole is their times multiplied: start, preparing and compiling once, each step, each window that is
-evaluated, each save, the end once. Machines are emulated: fewer cores (an affinity), and instruction sets that the libraries are told to leave out.
-loss: the same command with three presets in turn, each run whole; two of these run at once, on a core each.
+time: ten combinations of machine, text and hours. `run_pretrain.py --suggest` writes a config; then the suggested run
+is made with a few of its steps, five short evaluations and three saves, and the time of the whole is their times
+multiplied: start, preparing and compiling once, each step, each window that is evaluated, each save, the end once.
+Machines are emulated: fewer cores (an affinity), and instruction sets that the libraries are told to leave out. loss:
+the same command with three presets in turn, each run whole; two of these run at once, on a core each.
 """
 
 import argparse
@@ -45,7 +46,12 @@ COMBINATIONS = [  # machine, cores, text, hours
     ("AVX2", 2, "documentation, all", 2),
     ("AVX2", 1, "Python, 20 MB", 0.5),
 ]
-LOSSES = [("this processor", "Python, 20 MB"), ("this processor", "documentation, all"), ("AVX2", "Python, 20 MB"), ("AVX2", "documentation, all")]
+LOSSES = [
+    ("this processor", "Python, 20 MB"),
+    ("this processor", "documentation, all"),
+    ("AVX2", "Python, 20 MB"),
+    ("AVX2", "documentation, all"),
+]
 PRESETS = ("tiny", "1m", "demo")
 WINDOWS = 256  # of an evaluation of a shortened run
 ROUND = 6.0  # seconds between two evaluations of a shortened run
@@ -61,7 +67,14 @@ def texts(folder: Path) -> None:
 def command(machine: str, cores: set[int], argv: list[str]) -> tuple[list[str], dict]:
     """A run of run_pretrain.py on some cores of an emulated machine, and its environment."""
     environment = {**os.environ, **MACHINES[machine], "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-    return ["taskset", "-c", ",".join(map(str, sorted(cores))), sys.executable, str(ROOT / "run_pretrain.py"), *argv], environment
+    return [
+        "taskset",
+        "-c",
+        ",".join(map(str, sorted(cores))),
+        sys.executable,
+        str(ROOT / "run_pretrain.py"),
+        *argv,
+    ], environment
 
 
 def dataset(text: str, folder: Path) -> str:
@@ -72,7 +85,11 @@ def hours_of(machine: str, cores: int, text: str, hours: float, folder: Path) ->
     """What the suggestion for so many hours would take."""
     where = folder / "trial"
     where.mkdir()
-    argv, environment = command(machine, set(range(cores)), ["--dataset", dataset(text, folder), "--hours", str(hours), "--suggest", "mine.yaml"])
+    argv, environment = command(
+        machine,
+        set(range(cores)),
+        ["--dataset", dataset(text, folder), "--hours", str(hours), "--suggest", "mine.yaml"],
+    )
     done = subprocess.run(argv, cwd=where, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
@@ -81,18 +98,33 @@ def hours_of(machine: str, cores: int, text: str, hours: float, folder: Path) ->
     guess = 0.7 * hours * 3600 / suggested["max_steps"]  # seconds of a step
     every = max(2, round(ROUND / guess))
     windows = min(WINDOWS, suggested["eval_windows"])
-    short = ["--config", "mine.yaml", "--output_dir", "run", "--max_steps", str(5 * every), "--allow_epochs", "True", "--eval_windows", str(windows)]
+    short = [
+        "--config",
+        "mine.yaml",
+        "--output_dir",
+        "run",
+        "--max_steps",
+        str(5 * every),
+        "--allow_epochs",
+        "True",
+        "--eval_windows",
+        str(windows),
+    ]
     for name, steps in (("logging_steps", every), ("eval_steps", every), ("save_steps", 2 * every)):
         short += [f"--{name}", str(steps)]
     argv, environment = command(machine, set(range(cores)), short)
     began = time.perf_counter()
     seen: list[tuple[float, str]] = []
-    with subprocess.Popen(argv, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        argv, cwd=where, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         seen += [(time.perf_counter() - began, line) for line in process.stdout]
     ended = time.perf_counter() - began
     if process.returncode:
         raise SystemExit("".join(line for _, line in seen))
-    logged = [entry["tokens_per_second"] for entry in read_jsonl(where / "run" / "log.jsonl") if "tokens_per_second" in entry]
+    logged = [
+        entry["tokens_per_second"] for entry in read_jsonl(where / "run" / "log.jsonl") if "tokens_per_second" in entry
+    ]
     step = suggested["tokens_per_step"] / statistics.median(logged[1:])
     at = [second for second, line in seen if re.match(r"step .*loss", line)]
     pauses = [later - earlier - every * step for earlier, later in itertools.pairwise(at)]
@@ -100,7 +132,9 @@ def hours_of(machine: str, cores: int, text: str, hours: float, folder: Path) ->
     parts = {
         "start, preparing, compiling": at[0] - every * step,
         "steps": suggested["max_steps"] * step,
-        "evaluations": max(1, suggested["max_steps"] / suggested["eval_steps"]) * evaluation * suggested["eval_windows"] / windows,
+        "evaluations": (
+            max(1, suggested["max_steps"] / suggested["eval_steps"]) * evaluation * suggested["eval_windows"] / windows
+        ),
         "saves": max(1, suggested["max_steps"] / suggested["save_steps"]) * max(0.0, both - evaluation),
         "end": ended - at[-1] - both,
     }
@@ -120,19 +154,36 @@ def hours_of(machine: str, cores: int, text: str, hours: float, folder: Path) ->
 
 
 def losses(machine: str, text: str, hours: float, folder: Path) -> dict:
-    """Validation bits per byte, and minutes, of the suggested model and of each preset, after runs of so many hours on one core."""
+    """Validation bits per byte, and minutes, of the suggested model and of each preset, after runs of so many hours on
+    one core.
+    """
 
     def run(given: tuple[int, str]) -> tuple[float, float]:
         number, preset = given
         where = folder / f"loss-{number}"
         where.mkdir()
-        argv = ["--dataset", dataset(text, folder), "--hours", str(hours), "--output_dir", "run", "--sample_tokens", "0"]
-        argv, environment = command(machine, {number % os.cpu_count()}, argv + (["--model_config", preset] if preset else []))
+        argv = [
+            "--dataset",
+            dataset(text, folder),
+            "--hours",
+            str(hours),
+            "--output_dir",
+            "run",
+            "--sample_tokens",
+            "0",
+        ]
+        argv, environment = command(
+            machine, {number % os.cpu_count()}, argv + (["--model_config", preset] if preset else [])
+        )
         began = time.perf_counter()
         done = subprocess.run(argv, cwd=where, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
-        found = [entry["eval_bits_per_byte"] for entry in read_jsonl(where / "run" / "log.jsonl") if "eval_bits_per_byte" in entry][-1]
+        found = [
+            entry["eval_bits_per_byte"]
+            for entry in read_jsonl(where / "run" / "log.jsonl")
+            if "eval_bits_per_byte" in entry
+        ][-1]
         model = read_json(where / "run" / "run.json")["settings"]["model_config"]
         shutil.rmtree(where)
         return model, round(found, 4), round((time.perf_counter() - began) / 60, 1)

@@ -1,17 +1,20 @@
-"""How fast training is beside what people use now, what each switch gives, how near the machine's limit it is, and what memory it takes.
+"""How fast training is beside what people use now, what each switch gives, how near the machine's limit it is, and what
+memory it takes.
 
     python benchmarks/train.py              # long; --only SHAPE, --parts speed,switches,processes,memory,machines
 
-Every way is a process of its own (memory settings are a process's) that trains a slice of steps when it is told to; slices go round in turn,
-and medians are compared. Ways: `ours`, run_pretrain.py itself with its switches on, or without one of them; `trainer`, transformers.Trainer
-as it comes (float32); `run_clm`, the same with --bf16, as transformers' example runs it; `loop`, a plain loop with full logits under bfloat16
-autocast, as the authors' code has it; `nanogpt`, that loop with the whole model compiled, as nanoGPT and litgpt do; `products`, nothing
-but the matrix products of the step's linear layers, forward and backward, in bfloat16: the ceiling. Memory: peak resident size after step 2
-of the whole 124m preset, micro-batch 8 x 1,024. AdamW, clipping at 1 and the same sizes in all of them.
+Every way is a process of its own (memory settings are a process's) that trains a slice of steps when it is told to;
+slices go round in turn, and medians are compared. Ways: `ours`, run_pretrain.py itself with its switches on, or without
+one of them; `trainer`, transformers.Trainer as it comes (float32); `run_clm`, the same with --bf16, as transformers'
+example runs it; `loop`, a plain loop with full logits under bfloat16 autocast, as the authors' code has it; `nanogpt`,
+that loop with the whole model compiled, as nanoGPT and litgpt do; `products`, nothing but the matrix products of the
+step's linear layers, forward and backward, in bfloat16: the ceiling. Memory: peak resident size after step 2 of the
+whole 124m preset, micro-batch 8 x 1,024. AdamW, clipping at 1 and the same sizes in all of them.
 
-Machines: every combination of three switches on this processor, on it without its bfloat16 instructions, and on it as if it had AVX2 alone (the
-libraries are told so), each in the precision that is chosen there; what would be chosen for a long run and for a short one, against the best of them,
-and against all switches off, kept memory too. `--likely --turns 9`: only those that may be the best, for longer.
+Machines: every combination of three switches on this processor, on it without its bfloat16 instructions, and on it as
+if it had AVX2 alone (the libraries are told so), each in the precision that is chosen there; what would be chosen for a
+long run and for a short one, against the best of them, and against all switches off, kept memory too. `--likely --turns
+9`: only those that may be the best, for longer.
 """
 
 import argparse
@@ -49,7 +52,13 @@ def shaped(preset: str, **changes):
     return config
 
 
-SMALL = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 688, "vocab_size": 8192, "max_position_embeddings": 512}
+SMALL = {
+    "hidden_size": 256,
+    "head_dim": 64,
+    "intermediate_size": 688,
+    "vocab_size": 8192,
+    "max_position_embeddings": 512,
+}
 DEMO = {"vocab_size": 4096, "max_position_embeddings": 256}
 SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
     "6x256": (shaped("demo", **SMALL), 8, 512, 8),
@@ -58,14 +67,20 @@ SHAPES = {  # config, windows of a micro-batch, tokens of each, steps a slice
     "1m": (shaped("1m", **DEMO), 8, 256, 30),
     "demo": (shaped("demo", **DEMO), 8, 256, 12),
 }
-MACHINES = {  # environment in which oneDNN (bfloat16 products), MKL (float32 products) and torch's own kernels leave instructions out
+# environment in which oneDNN (bfloat16 products), MKL (float32 products) and torch's own kernels leave instructions out
+MACHINES = {
     "this processor": {},
     "without bfloat16": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE"},
     "AVX2": {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"},
 }
 NOTHING = "ours with nothing"  # every switch off, memory and huge pages too
 COMBINED = ("fused_loss", "block_attention", "compile_layers")
-SWITCHES = {"fused loss": "fused_loss", "attention in blocks": "block_attention", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
+SWITCHES = {
+    "fused loss": "fused_loss",
+    "attention in blocks": "block_attention",
+    "compiled layers": "compile_layers",
+    "kept memory": "keep_memory",
+}
 
 
 class Pace(TrainerCallback):
@@ -135,9 +150,32 @@ def ours(way: str, shape: str, folder: Path) -> None:
     name = f"{way}-{shape}".replace(" ", "-").replace(",", "")
     config.save_pretrained(folder / f"{name}-config")
     micro = 4 if "processes" in way else 1  # micro-batches of a step, over all processes
-    argv = [*prepared(shape, folder), "--output_dir", str(folder / name), "--model_config", str(folder / f"{name}-config")]
-    argv += ["--per_device_train_batch_size", str(windows), "--tokens_per_step", str(micro * windows * tokens), "--block_size", str(tokens)]
-    argv += ["--max_steps", "1000000", "--allow_epochs", "--eval_strategy", "no", "--save_steps", "1000000", "--probe_windows", "1"]
+    argv = [
+        *prepared(shape, folder),
+        "--output_dir",
+        str(folder / name),
+        "--model_config",
+        str(folder / f"{name}-config"),
+    ]
+    argv += [
+        "--per_device_train_batch_size",
+        str(windows),
+        "--tokens_per_step",
+        str(micro * windows * tokens),
+        "--block_size",
+        str(tokens),
+    ]
+    argv += [
+        "--max_steps",
+        "1000000",
+        "--allow_epochs",
+        "--eval_strategy",
+        "no",
+        "--save_steps",
+        "1000000",
+        "--probe_windows",
+        "1",
+    ]
     for switch, flag in SWITCHES.items():
         if f"{way} ".startswith("ours with "):
             on = flag in way.split() or (flag == "keep_memory" and way != NOTHING)
@@ -152,7 +190,15 @@ def prepared(shape: str, folder: Path) -> list[str]:
     """Arguments of prepared tokens with the shape's vocabulary."""
     tokenizer = ["gpt2"] if shape.startswith("124m") else ["train", "--vocab_size", str(SHAPES[shape][0].vocab_size)]
     sizes = ["--shard_tokens", "1000000", "--validation_tokens", "20000"]
-    return ["--dataset", str(folder / "text.jsonl"), "--prepared_dir", str(folder / f"tokens-{tokenizer[-1]}"), "--tokenizer", *tokenizer, *sizes]
+    return [
+        "--dataset",
+        str(folder / "text.jsonl"),
+        "--prepared_dir",
+        str(folder / f"tokens-{tokenizer[-1]}"),
+        "--tokenizer",
+        *tokenizer,
+        *sizes,
+    ]
 
 
 def products(config, rows: int, pace: Pace) -> None:
@@ -170,14 +216,18 @@ def products(config, rows: int, pace: Pace) -> None:
 
 
 def start(way: str, shape: str, folder: Path, machine: str = "this processor") -> subprocess.Popen:
-    environment = {**os.environ, **MACHINES[machine]} | ({"PLAIN": "1"} if not way.startswith("ours") or way == NOTHING else {})
+    environment = {**os.environ, **MACHINES[machine]} | (
+        {"PLAIN": "1"} if not way.startswith("ours") or way == NOTHING else {}
+    )
     environment.pop("THP_MEM_ALLOC_ENABLE", None)
     launcher = [sys.executable]
     if way == "ours on two processes":
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     log = open(folder / f"{way}-{shape}.txt", "w")
     command = [*launcher, __file__, "--worker", way, "--shape", shape, "--folder", str(folder)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+    )
 
 
 def pace_of(process: subprocess.Popen) -> tuple[float, float]:
@@ -188,7 +238,9 @@ def pace_of(process: subprocess.Popen) -> tuple[float, float]:
     raise SystemExit(f"a way ended: {process.args}")
 
 
-def in_turn(ways: list[str], shape: str, folder: Path, turns: int, machine: str = "this processor") -> tuple[dict, dict]:
+def in_turn(
+    ways: list[str], shape: str, folder: Path, turns: int, machine: str = "this processor"
+) -> tuple[dict, dict]:
     """(median seconds a step, peak GiB) of each way, slices in turn after one that warms up."""
     running, times, peaks = {}, {way: [] for way in ways}, {}
     for way in ways:
@@ -203,7 +255,9 @@ def in_turn(ways: list[str], shape: str, folder: Path, turns: int, machine: str 
     for process in running.values():
         process.kill()
         process.wait()
-    return {way: statistics.median(values) for way, values in times.items()}, {way: round(peak, 2) for way, peak in peaks.items()}
+    return {way: statistics.median(values) for way, values in times.items()}, {
+        way: round(peak, 2) for way, peak in peaks.items()
+    }
 
 
 def speed(shape: str, folder: Path, turns: int) -> dict:
@@ -221,8 +275,9 @@ def speed(shape: str, folder: Path, turns: int) -> dict:
 def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
     """Tokens per second of each combination of switches for the demo's two models, and what the chosen ones are worth.
 
-    likely: only what is chosen, and the combination that comes nearest to it, for more turns in the same time.
-    `long` and `short`: what a run takes that is, or is not, long enough to compile its layers, against the best of all, or of the uncompiled ones.
+    likely: only what is chosen, and the combination that comes nearest to it, for more turns in the same time. `long`
+    and `short`: what a run takes that is, or is not, long enough to compile its layers, against the best of all, or of
+    the uncompiled ones.
     """
     code = """if True:
         import sys, torch
@@ -237,22 +292,37 @@ def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
             on = (switches.fuses_loss(cpu)[0], switches.attends_in_blocks(chosen, compiled, cpu)[0], compiled)
             print(*map(int, on))
     """
-    asked = subprocess.run([sys.executable, "-c", code, str(ROOT)], env={**os.environ, **MACHINES[name]}, capture_output=True, text=True, check=True)
+    asked = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT)],
+        env={**os.environ, **MACHINES[name]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     precision, *masks = asked.stdout.splitlines()
-    combinations = {mask: " ".join(switch for switch, on in zip(COMBINED, mask, strict=True) if on) for mask in itertools.product((0, 1), repeat=3)}
+    combinations = {
+        mask: " ".join(switch for switch, on in zip(COMBINED, mask, strict=True) if on)
+        for mask in itertools.product((0, 1), repeat=3)
+    }
     long, short = (combinations[tuple(map(int, mask.split()))] for mask in masks)
     if likely:
-        combinations = {mask: on for mask, on in combinations.items() if on in (long, short, "fused_loss compile_layers")}
+        combinations = {
+            mask: on for mask, on in combinations.items() if on in (long, short, "fused_loss compile_layers")
+        }
     found = {"precision": precision, "long": long, "short": short, "turns": turns, "date": time.strftime("%F")}
     for shape in ("1m", "demo"):
-        ways = {f"ours with {on}".rstrip(): on or "none" for on in combinations.values()} | {NOTHING: "none, memory not kept"}
+        ways = {f"ours with {on}".rstrip(): on or "none" for on in combinations.values()} | {
+            NOTHING: "none, memory not kept"
+        }
         seconds, _ = in_turn(list(ways), shape, folder, turns, name)
         tokens = SHAPES[shape][1] * SHAPES[shape][2]
         speeds = {on: round(tokens / seconds[way]) for way, on in ways.items()}
         found[shape] = {
             "tokens_per_second": speeds,
             "long_to_best": round(speeds[long or "none"] / max(speeds.values()), 3),
-            "short_to_best": round(speeds[short or "none"] / max(speed for on, speed in speeds.items() if "compile" not in on), 3),
+            "short_to_best": round(
+                speeds[short or "none"] / max(speed for on, speed in speeds.items() if "compile" not in on), 3
+            ),
             "long_to_nothing": round(speeds[long or "none"] / speeds[ways[NOTHING]], 3),
         }
     return found
@@ -262,9 +332,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--only", choices=list(SHAPES)[:2], help="one shape; the last figures of the other stay")
-    parser.add_argument("--parts", default="speed,switches,processes,memory,machines", help="the last figures of the other parts stay")
-    parser.add_argument("--machines", default=",".join(MACHINES), help="of the part `machines`: the last figures of the others stay")
-    parser.add_argument("--likely", action="store_true", help="of the part `machines`: only the combinations that may be the best")
+    parser.add_argument(
+        "--parts", default="speed,switches,processes,memory,machines", help="the last figures of the other parts stay"
+    )
+    parser.add_argument(
+        "--machines", default=",".join(MACHINES), help="of the part `machines`: the last figures of the others stay"
+    )
+    parser.add_argument(
+        "--likely", action="store_true", help="of the part `machines`: only the combinations that may be the best"
+    )
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     for name in ("--worker", "--shape", "--folder"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -282,23 +358,39 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         kill.write_text(folder / "text.jsonl", 4_000_000)
-        for shape in [] if arguments.parts in ("memory", "machines") else [arguments.only] if arguments.only else list(SHAPES)[:2]:
+        for shape in (
+            []
+            if arguments.parts in ("memory", "machines")
+            else [arguments.only]
+            if arguments.only
+            else list(SHAPES)[:2]
+        ):
             found = result.setdefault(shape, {})
-            subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared(shape, folder), "--prepare_only"], check=True)
+            subprocess.run(
+                [sys.executable, str(ROOT / "run_pretrain.py"), *prepared(shape, folder), "--prepare_only"], check=True
+            )
             if "speed" in arguments.parts:
                 found |= speed(shape, folder, arguments.turns)
             if "switches" in arguments.parts:
                 ways = ["ours", *(f"ours without {switch}" for switch in SWITCHES)]
                 seconds, _ = in_turn(ways, shape, folder, arguments.turns)
-                found["switch_gives"] = {switch: round(seconds[f"ours without {switch}"] / seconds["ours"], 3) for switch in SWITCHES}
+                found["switch_gives"] = {
+                    switch: round(seconds[f"ours without {switch}"] / seconds["ours"], 3) for switch in SWITCHES
+                }
             if "processes" in arguments.parts:
-                seconds, _ = in_turn(["ours, one of processes", "ours on two processes"], shape, folder, arguments.turns)
-                found["two_processes_to_one"] = round(seconds["ours, one of processes"] / seconds["ours on two processes"], 3)
+                seconds, _ = in_turn(
+                    ["ours, one of processes", "ours on two processes"], shape, folder, arguments.turns
+                )
+                found["two_processes_to_one"] = round(
+                    seconds["ours, one of processes"] / seconds["ours on two processes"], 3
+                )
             print(shape, json.dumps(found), flush=True)
             write_json(arguments.output, result)
         if "memory" in arguments.parts:
             peaks = {}
-            subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared("124m", folder), "--prepare_only"], check=True)
+            subprocess.run(
+                [sys.executable, str(ROOT / "run_pretrain.py"), *prepared("124m", folder), "--prepare_only"], check=True
+            )
             for way in ("run_clm", "ours"):
                 process = start(way, "124m", folder)
                 pace_of(process)
@@ -311,7 +403,9 @@ def main() -> None:
             print("124m", json.dumps(result["124m"]), flush=True)
             write_json(arguments.output, result)
         if "machines" in arguments.parts:
-            subprocess.run([sys.executable, str(ROOT / "run_pretrain.py"), *prepared("1m", folder), "--prepare_only"], check=True)
+            subprocess.run(
+                [sys.executable, str(ROOT / "run_pretrain.py"), *prepared("1m", folder), "--prepare_only"], check=True
+            )
             for name in arguments.machines.split(","):
                 result.setdefault("machines", {})[name] = machine(name, folder, arguments.turns, arguments.likely)
                 print(name, json.dumps(result["machines"][name]), flush=True)

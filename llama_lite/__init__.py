@@ -2,4 +2,6 @@
 
 import os
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for torch's large tensors on a CPU; torch reads it once, when imported
+os.environ.setdefault(
+    "THP_MEM_ALLOC_ENABLE", "1"
+)  # huge pages for torch's large tensors on a CPU; torch reads it once, when imported

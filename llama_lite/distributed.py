@@ -11,9 +11,14 @@ LAUNCHER_NUMBERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLU
 
 
 def launcher_problem(environ) -> str | None:
-    """What a launcher's variables (torchrun's, accelerate's, Slurm's) say that cannot be; None where they go together."""
+    """What a launcher's variables (torchrun's, accelerate's, Slurm's) say that cannot be; None where they go
+    together.
+    """
     found = {name: environ[name].strip() for name in LAUNCHER_NUMBERS if name in environ}
-    way = f"Unset what another program left over (`unset {' '.join(found)}`), or start with accelerate launch or torchrun."
+    way = (
+        f"Unset what another program left over (`unset {' '.join(found)}`), or start with accelerate launch or"
+        " torchrun."
+    )
     for name, value in found.items():
         if not (value.isascii() and value.isdigit()):
             return f"the environment says {name}={value!r}, which is no number. {way}"
@@ -25,7 +30,11 @@ def launcher_problem(environ) -> str | None:
         return f"the environment contradicts itself: {values}. {way}"
     needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     missing = [name for name in needed if not environ.get(name)] if world > 1 or "LOCAL_RANK" in numbers else []
-    return f"the environment says that a launcher started this process ({values}), and lacks {', '.join(missing)}. {way}" if missing else None
+    return (
+        f"the environment says that a launcher started this process ({values}), and lacks {', '.join(missing)}. {way}"
+        if missing
+        else None
+    )
 
 
 def _launched(environ) -> tuple[int, int]:
@@ -87,7 +96,10 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
 
         errors = [None] * WORLD_SIZE
         shared = error
-        if error is not None and status_of(error) in (None, "refused"):  # others may not be able to read what a library raised
+        if error is not None and status_of(error) in (
+            None,
+            "refused",
+        ):  # others may not be able to read what a library raised
             shared = Refusal(end_of(error)) if status_of(error) else RuntimeError(repr(error))
         dist.all_gather_object(errors, shared)
     if error is not None:

@@ -45,25 +45,30 @@ class Interrupted(Exception):
 
 
 def no_space(error: BaseException | None, folder: Path | None = None) -> str | None:
-    """The sentence for an error that means a full disk, or a quota that is used up, with the disk's sizes; None for any other.
+    """The sentence for an error that means a full disk, or a quota that is used up, with the disk's sizes; None for any
+    other.
 
     folder: where was written to, if the error does not name it.
     """
     seen = []
     while error is not None and error not in seen:
         named = getattr(error, "filename", None)
-        short = isinstance(error, OSError) and error.errno is None and re.search(r"^\d+ requested and \d+ written", str(error))  # numpy's tofile
+        short = (
+            isinstance(error, OSError)
+            and error.errno is None
+            and re.search(r"^\d+ requested and \d+ written", str(error))
+        )  # numpy's tofile
         if getattr(error, "errno", None) in NO_SPACE or short or any(words in str(error) for words in NO_SPACE_WORDS):
             path = first_there(Path(named if isinstance(named, str | Path) else folder or "."))
             disk, files = shutil.disk_usage(path), os.statvfs(path)
             if files.f_files and not files.f_favail:
                 return (
-                    f"no file can be made on the disk of {path}: all of its {files.f_files:,} inodes are in use. Remove files, or name a folder on another "
-                    "disk, and run the same command again: what is finished stays."
+                    f"no file can be made on the disk of {path}: all of its {files.f_files:,} inodes are in use. Remove"
+                    " files, or name a folder on another disk, and run the same command again: what is finished stays."
                 )
             return (
-                f"no space left on the disk of {path}: {size(disk.free)} of {size(disk.total)} are free. Make room, or name a folder on a larger disk, "
-                "and run the same command again: what is finished stays."
+                f"no space left on the disk of {path}: {size(disk.free)} of {size(disk.total)} are free. Make room, or"
+                " name a folder on a larger disk, and run the same command again: what is finished stays."
             )
         seen.append(error)
         error = error.__cause__ or error.__context__
@@ -95,7 +100,9 @@ def end_of(error: BaseException, folder: Path | None = None) -> str:
 
 
 def unreachable(error: BaseException) -> bool:
-    """Whether an error says that nobody answered: no network, no such host, a refused connection, or that this machine was told to stay offline."""
+    """Whether an error says that nobody answered: no network, no such host, a refused connection, or that this machine
+    was told to stay offline.
+    """
     import socket
 
     from huggingface_hub.errors import OfflineModeIsEnabled

@@ -24,8 +24,8 @@ def show_any_text(stream) -> None:
 def exit_with_status(main) -> None:
     """Run a script's `main()` and end the process as the module's docstring says; a refusal is one paragraph.
 
-    torchrun kills the others when one process ends: where they have not met yet, rank 0, which says why, goes first. A terminal that cannot show a
-    character shows `?`.
+    torchrun kills the others when one process ends: where they have not met yet, rank 0, which says why, goes first. A
+    terminal that cannot show a character shows `?`.
     """
     code = 0
     show_any_text(sys.stdout)
@@ -53,5 +53,7 @@ def exit_with_status(main) -> None:
     sys.stdout.flush()
     if WORLD_SIZE > 1:
         sys.stderr.flush()
-        os._exit(code)  # all is done; torn down by the interpreter, threads of torch's groups have aborted a finished run (SIGABRT)
+        os._exit(
+            code
+        )  # all is done; torn down by the interpreter, threads of torch's groups have aborted a finished run (SIGABRT)
     sys.exit(code)

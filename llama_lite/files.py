@@ -24,13 +24,17 @@ from .paths import first_there
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error, not the last one's win, and `no`, `off`, `yes` and `on` are words (YAML 1.2): of a language, a strategy.
+    """YAML in which a key that comes twice is an error, not the last one's win, and `no`, `off`, `yes` and `on` are
+    words (YAML 1.2): of a language, a strategy.
 
     `010` and `1:30` are text, not 8 and 90: of a name they stay it, of a number they are 10 and refused.
     """
 
     yaml_implicit_resolvers: ClassVar = {
-        first: [(tag, re.compile("(?:true|True|TRUE|false|False|FALSE)$") if tag == "tag:yaml.org,2002:bool" else found) for tag, found in resolvers]
+        first: [
+            (tag, re.compile("(?:true|True|TRUE|false|False|FALSE)$") if tag == "tag:yaml.org,2002:bool" else found)
+            for tag, found in resolvers
+        ]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
@@ -52,7 +56,9 @@ for _kind in ("int", "float"):
 
 
 def read_yaml(path: str):
-    """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError, also for a key that comes twice."""
+    """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError, also for a key that comes
+    twice.
+    """
     return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
 
 
@@ -62,7 +68,9 @@ NO_LOCKS = {errno.ENOLCK, *UNSUPPORTED}
 
 
 def need_space(folder: Path, needed: int, what: str, way: str) -> None:
-    """Raise Refusal when the disk of a folder cannot take `needed` bytes (with a twentieth to spare). way: what to do then."""
+    """Raise Refusal when the disk of a folder cannot take `needed` bytes (with a twentieth to spare). way: what to do
+    then.
+    """
     free = shutil.disk_usage(first_there(Path(folder))).free
     if free < needed * 1.05:
         raise Refusal(f"no space for {what} in {folder}: it takes {size(needed)} and {size(free)} are free. {way}")
@@ -77,7 +85,8 @@ def flush(handle: int, path: Path) -> None:
             raise
         print_once(
             "flush",
-            f"WARNING   the file system of {path} flushes nothing ({error.strerror}): a crash of the machine, not of the run, can cost what was last written",
+            f"WARNING   the file system of {path} flushes nothing ({error.strerror}): a crash of the machine, not of"
+            " the run, can cost what was last written",
         )
 
 
@@ -88,7 +97,8 @@ def flush_folder(path: Path) -> None:
     except PermissionError as error:  # some network file systems open no folders
         print_once(
             "flush",
-            f"WARNING   the file system of {path} flushes no folders ({error.strerror}): a crash of the machine can cost what was last written",
+            f"WARNING   the file system of {path} flushes no folders ({error.strerror}): a crash of the machine can"
+            " cost what was last written",
         )
         return
     try:
@@ -125,7 +135,9 @@ def write_json(path: Path, value) -> None:
 
 
 def sha256(path: Path, limit: int | None = None) -> str:
-    """Hex digest of a file, or of its first `limit` bytes, read by parts; `hashlib` lets other threads run meanwhile."""
+    """Hex digest of a file, or of its first `limit` bytes, read by parts; `hashlib` lets other threads run
+    meanwhile.
+    """
     digest, left = hashlib.sha256(), limit
     with open(path, "rb") as file:
         while part := file.read(2**20 if left is None else min(left, 2**20)):
@@ -181,7 +193,9 @@ class FolderLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "a+")
         except OSError as error:
-            raise Refusal(f"{self.path.parent} cannot be written to ({error.strerror}): choose another folder.") from None
+            raise Refusal(
+                f"{self.path.parent} cannot be written to ({error.strerror}): choose another folder."
+            ) from None
         deadline, announced = time.monotonic() + self.patience, False
         while True:
             try:
@@ -190,18 +204,22 @@ class FolderLock:
             except OSError as error:
                 if error.errno in NO_LOCKS:
                     print_main(
-                        f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): see to it that no other process works there"
+                        f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): see to it"
+                        " that no other process works there"
                     )
                     break
                 owner = self._owner()
                 if owner.get("state") == "stopping":
                     if not announced:
-                        print_main(f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting for it.")
+                        print_main(
+                            f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting"
+                            " for it."
+                        )
                     announced, deadline = True, time.monotonic() + self.patience
                 elif time.monotonic() > deadline:
                     raise Refusal(
-                        f"{self.path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}: two runs "
-                        f"cannot {self.purpose} one folder. Wait for it, stop it, or choose another folder."
+                        f"{self.path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}:"
+                        f" two runs cannot {self.purpose} one folder. Wait for it, stop it, or choose another folder."
                     ) from None
                 time.sleep(0.1)
         self.mark("running")

@@ -10,7 +10,10 @@ ROOT = Path(__file__).resolve().parent.parent
 def expand_home(value):
     """A path, or a list of references, with the home folder for `~`; anything else as it is."""
     if isinstance(value, list):
-        return [re.sub(r"(?:(?<=[=+])|^)~[^/+]*(?=[/+]|$)", lambda match: os.path.expanduser(match[0]), item) for item in value]
+        return [
+            re.sub(r"(?:(?<=[=+])|^)~[^/+]*(?=[/+]|$)", lambda match: os.path.expanduser(match[0]), item)
+            for item in value
+        ]
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 

@@ -26,7 +26,9 @@ def seconds_since_start() -> float:
     process, began = psutil.Process(), psutil.Process().create_time()
     try:
         script = Path(sys.argv[0]).name
-        parents = [parent for parent in process.parents() if any(Path(word).name == script for word in parent.cmdline())]
+        parents = [
+            parent for parent in process.parents() if any(Path(word).name == script for word in parent.cmdline())
+        ]
         began = min([began, *(parent.create_time() for parent in parents if "python" in parent.name())])
     except psutil.Error:
         pass
@@ -35,20 +37,23 @@ def seconds_since_start() -> float:
 
 @contextlib.contextmanager
 def worker_pool(count: int, start, *arguments):
-    """A pool of forked processes that began with `start(*arguments)`. None outlives the block; one that is killed is told."""
+    """A pool of forked processes that began with `start(*arguments)`. None outlives the block; one that is killed is
+    told.
+    """
     pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), start, arguments)
     try:
         yield pool
     except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()
-        # One may have ended half-way through sending a result. This process holds the same pipe open for writing, so the pool's own
+        # One may have ended half-way through sending a result. This process holds the same pipe open for writing, so
+        # the pool's own
         # thread would wait for the other half for ever.
         pool._result_queue._writer.close()
         if isinstance(error, BrokenProcessPool):
             raise Refusal(
-                f"one of {count} worker processes was killed, most often for want of memory: lower --prepare_workers and run the same "
-                "command again; what is prepared stays."
+                f"one of {count} worker processes was killed, most often for want of memory: lower --prepare_workers"
+                " and run the same command again; what is prepared stays."
             ) from None
         raise
     finally:
@@ -90,7 +95,9 @@ class StopSignals:
             self.asked, self.first = signal.Signals(number).name, time.monotonic()
             self.on_stop()
             if self.at_once:
-                raise Interrupted(f"{self.asked} before the first step; what is prepared stays. Run the same command again.")
+                raise Interrupted(
+                    f"{self.asked} before the first step; what is prepared stays. Run the same command again."
+                )
             os.write(2, b"\nstopping: this step is finished and saved first\n")
         elif number != signal.SIGUSR1 and time.monotonic() - self.first >= SECOND_SIGNAL_AFTER:
             os.write(2, b"\nsecond signal: ending at once; the last checkpoint is untouched\n")

@@ -53,7 +53,11 @@ def hardware() -> dict:
 
     if torch.cuda.is_available():
         return {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
-    return {"device": cpu_name(), "threads": torch.get_num_threads(), "capability": torch.backends.cpu.get_cpu_capability()}
+    return {
+        "device": cpu_name(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def provenance() -> dict:

@@ -40,14 +40,25 @@ class RunFolder:
         return False
 
     def ends(self, status: str, reason: str = "") -> None:
-        """Write the end of the run: its event and `status.json`. What follows a finished run (publishing) ends nothing any more."""
+        """Write the end of the run: its event and `status.json`. What follows a finished run (publishing) ends nothing
+        any more.
+        """
         self.event(status, reason=reason)
-        write_json(self.path / "status.json", {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": redact(reason)})
+        write_json(
+            self.path / "status.json",
+            {"status": status, "code": EXIT_CODES[status], "step": self.step, "reason": redact(reason)},
+        )
         self.record_end = status != "finished"
 
     def is_finished(self) -> bool:
-        """Whether the run came to its end and nothing was begun since; a command that was refused afterwards changes nothing of it."""
-        ends = [event for event in read_jsonl(self.path / "events.jsonl") if event["event"] in ("started", "resumed", *EXIT_CODES)]
+        """Whether the run came to its end and nothing was begun since; a command that was refused afterwards changes
+        nothing of it.
+        """
+        ends = [
+            event
+            for event in read_jsonl(self.path / "events.jsonl")
+            if event["event"] in ("started", "resumed", *EXIT_CODES)
+        ]
         last = next((event["event"] for event in reversed(ends) if event["event"] != "refused"), None)
         if last == "finished" and (read_json(self.path / "status.json") or {}).get("status") == "refused":
             step = next(event["step"] for event in reversed(ends) if event["event"] == "finished")
@@ -62,7 +73,12 @@ class RunFolder:
     def event(self, kind: str, /, **fields) -> None:
         """Append to `events.jsonl` (rank 0), without paths and tokens of this machine: cards tell of it."""
         if RANK == 0:
-            record = {"event": kind, "step": self.step, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **redact(fields)}
+            record = {
+                "event": kind,
+                "step": self.step,
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                **redact(fields),
+            }
             append_jsonl(self.path / "events.jsonl", record)
 
     def log(self, record: dict) -> None:
@@ -73,4 +89,6 @@ class RunFolder:
     def rewind_log(self, history: list[dict]) -> None:
         """Make `log.jsonl` what it was at a checkpoint, so that no line of a lost stretch stays."""
         if RANK == 0 and read_jsonl(self.path / "log.jsonl") != history:
-            write_text(self.path / "log.jsonl", "".join(json.dumps(dict(sorted(record.items()))) + "\n" for record in history))
+            write_text(
+                self.path / "log.jsonl", "".join(json.dumps(dict(sorted(record.items()))) + "\n" for record in history)
+            )

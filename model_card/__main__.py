@@ -1,4 +1,6 @@
-"""python -m model_card FOLDER: render the card of a run, of prepared tokens or of an evaluation again, from its records."""
+"""python -m model_card FOLDER: render the card of a run, of prepared tokens or of an evaluation again, from its
+records.
+"""
 
 import argparse
 import sys
@@ -9,8 +11,12 @@ from .metadata import CardError
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m model_card", description=__doc__)
-    parser.add_argument("folder", help="runs/NAME (or runs/NAME/merged), data/NAME, or the output folder of an evaluation")
-    parser.add_argument("--hub_model_id", help="owner/name that the card describes (default: where the run was published)")
+    parser.add_argument(
+        "folder", help="runs/NAME (or runs/NAME/merged), data/NAME, or the output folder of an evaluation"
+    )
+    parser.add_argument(
+        "--hub_model_id", help="owner/name that the card describes (default: where the run was published)"
+    )
     arguments = parser.parse_args()
     try:
         print(write(arguments.folder, arguments.hub_model_id))

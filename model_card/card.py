@@ -18,11 +18,15 @@ from .metadata import CardError, check_metadata
 from .records import Records, read
 
 YOURS = ("<!-- yours: begin -->", "<!-- yours: end -->")
-SECTIONS = "use checkpoints data training history samples tuning evaluation sensitivity generalisation limits environment citation".split()
+SECTIONS = (
+    "use checkpoints data training history samples tuning evaluation sensitivity generalisation limits environment"
+    " citation".split()
+)
 
 
 def write(folder: Path, repo: str | None = None) -> Path:
-    """Render README.md and figures/ of a folder from its records; returns the card's path. Raises CardError, and then writes nothing.
+    """Render README.md and figures/ of a folder from its records; returns the card's path. Raises CardError, and then
+    writes nothing.
 
     repo: the Hub's id of what the card describes; by default where the run was last published.
     """
@@ -41,8 +45,13 @@ def written(folder: Path, repo: str | None = None) -> str:
         return str(write(folder, repo))
     except CardError as error:
         return f"not written: {error}"
-    except Exception as error:  # a record of another kind, a full disk, a library of figures: the work itself is done, and stays
-        return f"not written: {type(error).__name__}: {' '.join(str(error).split())[:300]}. `python -m model_card {folder}` makes it again."
+    except (
+        Exception
+    ) as error:  # a record of another kind, a full disk, a library of figures: the work itself is done, and stays
+        return (
+            f"not written: {type(error).__name__}: {' '.join(str(error).split())[:300]}. `python -m model_card"
+            f" {folder}` makes it again."
+        )
 
 
 def draw(records: Records) -> None:
@@ -66,12 +75,21 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
         prefix = "" if records.kind == "evaluation" else f"{evaluation.name}-"
         rows = evaluation.shown()
         if rows:
-            found[f"{prefix}trajectory"] = ("scores against training tokens", lambda path, rows=rows: figures.trajectory(rows, path))
-        for kind, what in (("sensitivity", "the same items, asked otherwise"), ("robustness", "the same items, disturbed")):
+            found[f"{prefix}trajectory"] = (
+                "scores against training tokens",
+                lambda path, rows=rows: figures.trajectory(rows, path),
+            )
+        for kind, what in (
+            ("sensitivity", "the same items, asked otherwise"),
+            ("robustness", "the same items, disturbed"),
+        ):
             if told := [row for row in evaluation.results[kind] if row["model"] in records.mine(evaluation)]:
                 found[f"{prefix}{kind}"] = (what, lambda path, told=told, kind=kind: figures.variants(told, kind, path))
         if told := evaluation.results["generalisation"]:
-            found[f"{prefix}generalisation"] = ("bits per byte by kind of text", lambda path, told=told: figures.generalisation(told, path))
+            found[f"{prefix}generalisation"] = (
+                "bits per byte by kind of text",
+                lambda path, told=told: figures.generalisation(told, path),
+            )
     return found
 
 
@@ -81,7 +99,10 @@ def render(records: Records, repo: str | None = None) -> str:
     there = {name: what for name, (what, _) in drawn.items() if (records.folder / "figures" / f"{name}.png").exists()}
     facts = Facts(records, repo or next((row["repo"] for row in reversed(records.published)), None), there)
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": number, "table": table, "quote": quote}
     parts = [
@@ -96,17 +117,22 @@ def render(records: Records, repo: str | None = None) -> str:
 
 
 def renew(text: str, old: str) -> str:
-    """`text` with what a person wrote between the marks of `old`, and the scores in its model-index that `text` has none of."""
+    """`text` with what a person wrote between the marks of `old`, and the scores in its model-index that `text` has
+    none of.
+    """
     if not old:
         return text
     if YOURS[0] in old or YOURS[1] in old:
         if old.count(YOURS[0]) != 1 or old.count(YOURS[1]) != 1 or old.index(YOURS[1]) < old.index(YOURS[0]):
             raise CardError(
-                f"the card that is there has the marks {YOURS[0]} and {YOURS[1]} not once each, in this order: mend them, so that your text can stay."
+                f"the card that is there has the marks {YOURS[0]} and {YOURS[1]} not once each, in this order: mend"
+                " them, so that your text can stay."
             )
         kept = old[old.index(YOURS[0]) : old.index(YOURS[1]) + len(YOURS[1])]
         marker = "\n".join(YOURS)
-        text = text.replace(marker, kept) if marker in text else f"{text}\n{kept}\n"  # a card that could not be made has no place for it
+        text = (
+            text.replace(marker, kept) if marker in text else f"{text}\n{kept}\n"
+        )  # a card that could not be made has no place for it
     try:
         before = ModelCard(old, ignore_metadata_errors=True).data
     except (ValueError, yaml.YAMLError):
@@ -132,11 +158,17 @@ def metadata(facts: Facts):
     source = facts.source.get("dataset")
     datasets = [source] if source and "files" not in facts.source and "/" in source else None
     if records.kind == "tokens":
-        data = DatasetCardData(**common, task_categories=["text-generation"], source_datasets=datasets, tags=["tokens", "pretraining"])
+        data = DatasetCardData(
+            **common, task_categories=["text-generation"], source_datasets=datasets, tags=["tokens", "pretraining"]
+        )
     elif records.kind == "evaluation":
         data = ModelCardData(tags=["evaluation", "lm-eval"], **common)
     else:
-        extra = {"base_model": facts.base["hub_id"], "base_model_revision": facts.base["revision"]} if facts.base.get("hub_id") else {}
+        extra = (
+            {"base_model": facts.base["hub_id"], "base_model_revision": facts.base["revision"]}
+            if facts.base.get("hub_id")
+            else {}
+        )
         if extra:
             extra["base_model_relation"] = "adapter" if records.kind == "adapter" else "finetune"
         results, kind = facts.index(), facts.config.get("model_type", "llama")
@@ -144,7 +176,11 @@ def metadata(facts: Facts):
             **common,
             library_name="peft" if records.kind == "adapter" else "transformers",
             pipeline_tag="text-generation",
-            tags=[kind, "pretraining"] if records.kind == "pretrain" else [kind, "sft", *(["lora"] if records.kind != "tuned" else [])],
+            tags=(
+                [kind, "pretraining"]
+                if records.kind == "pretrain"
+                else [kind, "sft", *(["lora"] if records.kind != "tuned" else [])]
+            ),
             datasets=datasets,
             **extra,
             **({"model_name": facts.title, "eval_results": results} if results else {}),

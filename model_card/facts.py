@@ -25,9 +25,10 @@ SHARED_HEADS, INNER_WIDTHS, CONTEXT = (
     ("max_position_embeddings", "n_positions", "max_seq_len"),
 )
 OCCASION = (  # arguments that belong to one machine or one launch, not to the run
-    "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only resume_from_checkpoint resume_without allow_changes dry_run "
-    "prepare_only prepare_workers cpu_threads verify_data card_license card_language report_to run_name init_from hub_model_id hub_private_repo "
-    "hub_required hub_drain_timeout prepared_hub_id save_total_limit curated_dir hours suggest"
+    "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only resume_from_checkpoint"
+    " resume_without allow_changes dry_run prepare_only prepare_workers cpu_threads verify_data card_license"
+    " card_language report_to run_name init_from hub_model_id hub_private_repo hub_required hub_drain_timeout"
+    " prepared_hub_id save_total_limit curated_dir hours suggest"
 ).split()
 
 
@@ -57,7 +58,11 @@ class Facts:
             return "the English documentation inside installed Python packages"
         if "files" in source:
             return f"local files ({source['dataset']})"
-        parts = [f"[{source['dataset']}](https://huggingface.co/datasets/{source['dataset']})"] if source.get("dataset") else [""]
+        parts = (
+            [f"[{source['dataset']}](https://huggingface.co/datasets/{source['dataset']})"]
+            if source.get("dataset")
+            else [""]
+        )
         parts += [f"configuration `{source['config']}`"] if source.get("config") not in (None, "default") else []
         return ", ".join(parts + ([f"revision `{source['revision'][:12]}`"] if source.get("revision") else []))
 
@@ -68,10 +73,17 @@ class Facts:
             splits = r.data["splits"]
             rows = [[f"{name} tokens", number(part["tokens"])] for name, part in splits.items()]
             rows += [[f"{name} text, bytes", number(part["bytes"])] for name, part in splits.items()]
-            return [*rows, ["documents", number(r.data["documents"])], ["vocabulary", number(r.data["tokenizer"]["vocab_size"])]]
+            return [
+                *rows,
+                ["documents", number(r.data["documents"])],
+                ["vocabulary", number(r.data["tokenizer"]["vocab_size"])],
+            ]
         if r.kind == "evaluation":
             rows = r.evaluations[0].shown()
-            return [[what, number(len(dict.fromkeys(row[key] for row in rows)))] for what, key in (("models", "model"), ("tasks", "task"))]
+            return [
+                [what, number(len(dict.fromkeys(row[key] for row in rows)))]
+                for what, key in (("models", "model"), ("tasks", "task"))
+            ]
         plan = r.run["plan"]
         rows = [["parameters", number(plan["parameters"])]]
         if "trained" in plan:
@@ -80,19 +92,28 @@ class Facts:
         rows += [["shape", self.shape()]]
         rows += [["context", f"{number(context)} tokens"]] if (context := first_of(config, CONTEXT)) else []
         rows += [["vocabulary", number(first_of(config, ("vocab_size",)))]]
-        rows += [["training tokens", number(r.reached["tokens"])], ["step", f"{number(r.reached['step'])} of {number(r.steps)}"]]
+        rows += [
+            ["training tokens", number(r.reached["tokens"])],
+            ["step", f"{number(r.reached['step'])} of {number(r.steps)}"],
+        ]
         if r.evaluated:
             last = r.evaluated[-1]
             rows += [["validation loss", f"{last['eval_loss']:.4f} nats a token"]]
             rows += [["validation perplexity", f"{last['eval_perplexity']:.2f}"]] if "eval_perplexity" in last else []
             rows += [["bits per byte", f"{last['eval_bits_per_byte']:.4f}"]] if "eval_bits_per_byte" in last else []
             names = {"bigram": "loss of bigram counts", "unigram": "loss of unigram counts"}
-            rows += [[what, f"{r.data['baselines'][key]:.4f} nats a token"] for key, what in names.items() if key in r.data.get("baselines", {})]
+            rows += [
+                [what, f"{r.data['baselines'][key]:.4f} nats a token"]
+                for key, what in names.items()
+                if key in r.data.get("baselines", {})
+            ]
         return rows
 
     def shape(self) -> str:
         """Layers, widths and heads, as far as the config of its kind says."""
-        layers, width, heads, shared, inner = (first_of(self.config, names) for names in (LAYERS, WIDTHS, HEADS, SHARED_HEADS, INNER_WIDTHS))
+        layers, width, heads, shared, inner = (
+            first_of(self.config, names) for names in (LAYERS, WIDTHS, HEADS, SHARED_HEADS, INNER_WIDTHS)
+        )
         parts = [f"{layers} layers" if layers else "", f"width {number(width)}" if width else ""]
         if heads:
             parts.append(f"{heads} heads" + (f" ({shared} of keys and values)" if isinstance(shared, int) else ""))
@@ -109,7 +130,11 @@ class Facts:
         return None if self.finished or last is None else last["revision"]
 
     def last_published(self) -> dict | None:
-        rows = [row for row in self.r.published if row["repo"] == self.repo and (self.r.step is None or row["step"] <= self.r.step)]
+        rows = [
+            row
+            for row in self.r.published
+            if row["repo"] == self.repo and (self.r.step is None or row["step"] <= self.r.step)
+        ]
         return max(rows, key=lambda row: row["step"], default=None)
 
     @property
@@ -130,7 +155,9 @@ class Facts:
         """The run's own arguments, given and derived, without those of its machine."""
         settings = {name: value for name, value in self.r.run.get("settings", {}).items() if value not in (None, [])}
         given = {name: value for name, value in {**settings, **self.r.run["given"]}.items() if name not in OCCASION}
-        return yaml.safe_dump({**redact(given), "prepared_dir": f"data/{self.r.settings('data')['data'][:12]}"}, sort_keys=False).strip()
+        return yaml.safe_dump(
+            {**redact(given), "prepared_dir": f"data/{self.r.settings('data')['data'][:12]}"}, sort_keys=False
+        ).strip()
 
     def prompt(self) -> str:
         return (self.r.run.get("given", {}).get("sample_prompts") or ["Once upon a time"])[0]
@@ -144,7 +171,11 @@ class Facts:
         for row in sorted(self.r.published, key=lambda row: row["step"]) if self.r.step is None else []:
             if row["repo"] == self.repo:
                 at = {
-                    key: entry[key] for entry in self.r.log if entry["step"] <= row["step"] for key in ("tokens", "loss", "eval_loss") if key in entry
+                    key: entry[key]
+                    for entry in self.r.log
+                    if entry["step"] <= row["step"]
+                    for key in ("tokens", "loss", "eval_loss")
+                    if key in entry
                 }
                 rows.append(
                     [
@@ -160,7 +191,10 @@ class Facts:
 
     def curation(self) -> list[list]:
         report = self.r.data.get("curation") or {"rules": []}
-        return [[rule["rule"], number(rule["documents_dropped"]), number(rule["characters_dropped"])] for rule in report["rules"]]
+        return [
+            [rule["rule"], number(rule["documents_dropped"]), number(rule["characters_dropped"])]
+            for rule in report["rules"]
+        ]
 
     def skipped(self) -> list[list]:
         found = {**(self.r.data.get("skipped") or {}), **(self.r.run.get("skipped") or {})}
@@ -171,29 +205,58 @@ class Facts:
         floor = (settings.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")
         adam = f"betas {settings['adam_beta1']} and {settings['adam_beta2']}, epsilon {settings['adam_epsilon']:g}"
         rows = [
-            ["optimiser", f"{settings['optim']}, {adam if 'adam' in settings['optim'] else settings.get('optim_args') or 'defaults'}"],
+            [
+                "optimiser",
+                (
+                    f"{settings['optim']},"
+                    f" {adam if 'adam' in settings['optim'] else settings.get('optim_args') or 'defaults'}"
+                ),
+            ],
             ["learning rate", f"{settings['learning_rate']:g}"],
-            ["schedule", settings["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else "")],
+            [
+                "schedule",
+                settings["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else ""),
+            ],
             [
                 "warm-up",
-                f"{settings['warmup_steps']:g} {'steps' if settings['warmup_steps'] >= 1 or not settings['warmup_steps'] else 'of the steps'}",
+                (
+                    f"{settings['warmup_steps']:g}"
+                    f" {'steps' if settings['warmup_steps'] >= 1 or not settings['warmup_steps'] else 'of the steps'}"
+                ),
             ],
             ["weight decay", f"{settings['weight_decay']:g}"],
             ["gradient clipping", f"norm {settings['max_grad_norm']:g}"],
-            ["precision", f"{settings['precision']}{' autocast over float32 weights' if settings['precision'] != 'float32' else ''}"],
+            [
+                "precision",
+                (
+                    f"{settings['precision']}{' autocast over float32 weights' if settings['precision'] != 'float32' else ''}"
+                ),
+            ],
         ]
         if alpha := settings.get("neftune_noise_alpha"):
             rows.append(["noise on the embeddings (NEFTune)", f"alpha {alpha:g}"])
         if "tokens_per_step" in data:
-            rows += [["tokens a step", number(data["tokens_per_step"])], ["window", f"{number(data['block_size'])} tokens, {data['order']}"]]
+            rows += [
+                ["tokens a step", number(data["tokens_per_step"])],
+                ["window", f"{number(data['block_size'])} tokens, {data['order']}"],
+            ]
         else:
-            rows += [["sequences a step", number(data["sequences_per_step"])], ["longest sequence", f"{number(data['max_length'])} tokens"]]
-        batch = f"{layout['processes']} process{'es' if layout['processes'] > 1 else ''}, micro-batch {layout['micro_batch']}, accumulation {layout['accumulation']}"
+            rows += [
+                ["sequences a step", number(data["sequences_per_step"])],
+                ["longest sequence", f"{number(data['max_length'])} tokens"],
+            ]
+        batch = (
+            f"{layout['processes']} process{'es' if layout['processes'] > 1 else ''}, micro-batch"
+            f" {layout['micro_batch']}, accumulation {layout['accumulation']}"
+        )
         rows += [["steps", number(settings["max_steps"])], ["seed", str(data["seed"])], ["layout", batch]]
         if adapter := self.config.get("adapter", {}):
             if adapter["use_lora"]:
                 kinds = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if adapter[key]]
-                what = f"rank {adapter['r']}, alpha {adapter['lora_alpha']:g}, dropout {adapter['lora_dropout']:g}, targets {', '.join(adapter['target_modules'])}"
+                what = (
+                    f"rank {adapter['r']}, alpha {adapter['lora_alpha']:g}, dropout {adapter['lora_dropout']:g},"
+                    f" targets {', '.join(adapter['target_modules'])}"
+                )
                 rows.insert(0, ["LoRA", ", ".join([what, *kinds])])
             else:
                 rows.insert(0, ["trained", "all weights"])
@@ -210,7 +273,10 @@ class Facts:
         rows = [["hardware", what]]
         if self.r.step is None and (seconds := self.r.wall_seconds()):
             rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
-        for key, name, digits in (("tokens_per_second", "tokens a second (median)", 0), ("mfu", "model FLOPs utilisation (median), %", 1)):
+        for key, name, digits in (
+            ("tokens_per_second", "tokens a second (median)", 0),
+            ("mfu", "model FLOPs utilisation (median), %", 1),
+        ):
             if values := [entry[key] for entry in trained if key in entry]:
                 rows.append([name, number(statistics.median_low(values), digits)])
         if values := [entry["peak_memory_gib"] for entry in trained if "peak_memory_gib" in entry]:
@@ -225,9 +291,13 @@ class Facts:
             if kind in ("refused", "saved", "published", "not yet published", "hub", "saturated", "overfitting"):
                 continue
             if kind == "resumed":
-                detail = f"from {event['checkpoint']}: every file by sha256, then its loss on fixed windows computed again"
+                detail = (
+                    f"from {event['checkpoint']}: every file by sha256, then its loss on fixed windows computed again"
+                )
             elif kind == "changed":
-                detail = "; ".join(f"{name}: {short(old)} → {short(new)}" for name, (old, new) in event["fields"].items())
+                detail = "; ".join(
+                    f"{name}: {short(old)} → {short(new)}" for name, (old, new) in event["fields"].items()
+                )
                 kind = f"changed: {event['kind']}"
             elif kind == "set aside":
                 detail = f"{event['checkpoint']}: {'; '.join(event['problems'])}"
@@ -239,7 +309,14 @@ class Facts:
                 detail = f"{event['revision']}: {'; '.join(event['problems'])}"
             elif kind == "initialised":
                 detail = f"from the weights of {event['weights']}"
-            rows.append([number(event.get("at_step", event["step"])), event["time"].replace("T", " ").rstrip("Z"), kind, redact(detail)])
+            rows.append(
+                [
+                    number(event.get("at_step", event["step"])),
+                    event["time"].replace("T", " ").rstrip("Z"),
+                    kind,
+                    redact(detail),
+                ]
+            )
         return rows
 
     @property
@@ -259,22 +336,46 @@ class Facts:
 
     def before_after(self) -> list[list]:
         rows, tuning = [], self.r.tuning
-        for key, name in (("answer_loss", "loss of held-out answers, nats"), ("end_of_text_loss", "loss of the end of the answer, nats")):
+        for key, name in (
+            ("answer_loss", "loss of held-out answers, nats"),
+            ("end_of_text_loss", "loss of the end of the answer, nats"),
+        ):
             found = tuning[key]
             rows.append([name, f"{found['before']:.3f}", f"{found['after']:.3f}", spread(found["difference"], 3, "+")])
         for how in ("greedy", "sampled"):
-            for key, name in (("stopped", "that stop by themselves"), ("kept_format", "that keep the format"), ("loops", "that end in a loop")):
+            for key, name in (
+                ("stopped", "that stop by themselves"),
+                ("kept_format", "that keep the format"),
+                ("loops", "that end in a loop"),
+            ):
                 if how in tuning:
-                    rows.append([f"{how} answers {name}", *(f"{tuning[how][when][key]:.0%}" for when in ("before", "after")), ""])
+                    rows.append(
+                        [
+                            f"{how} answers {name}",
+                            *(f"{tuning[how][when][key]:.0%}" for when in ("before", "after")),
+                            "",
+                        ]
+                    )
             if how in tuning:
-                rows.append([f"tokens of {how} answers (mean)", *(f"{tuning[how][when]['mean_tokens']:.1f}" for when in ("before", "after")), ""])
+                rows.append(
+                    [
+                        f"tokens of {how} answers (mean)",
+                        *(f"{tuning[how][when]['mean_tokens']:.1f}" for when in ("before", "after")),
+                        "",
+                    ]
+                )
         return rows
 
     # ---- evaluation ----
 
     def model(self, row: dict) -> str:
         """What a reader calls a model: its step in this run, its id on the Hub, or the name of its folder."""
-        if self.r.kind != "evaluation" and row["model"] in self.r_own(row) and not row["adapter"] and row["step"] is not None:
+        if (
+            self.r.kind != "evaluation"
+            and row["model"] in self.r_own(row)
+            and not row["adapter"]
+            and row["step"] is not None
+        ):
             return f"step {row['step']:,}"
         if row["commit"]:
             return row["model"]
@@ -289,7 +390,11 @@ class Facts:
     def scores(self, evaluation: Evaluation) -> list[list]:
         """A row a task and model: this run's last, and those that are not of this run."""
         mine = self.r.mine(evaluation)
-        others = {row["model"].split("@step-")[0]: row["model"] for row in evaluation.shown() if row["model"] not in (evaluation.own or ())}
+        others = {
+            row["model"].split("@step-")[0]: row["model"]
+            for row in evaluation.shown()
+            if row["model"] not in (evaluation.own or ())
+        }
         wanted = mine if evaluation.own is None else mine[-1:] + list(others.values())  # of another run its last
         rows = evaluation.shown(wanted)
         return [
@@ -313,13 +418,19 @@ class Facts:
 
     def family(self, evaluation: Evaluation) -> str:
         """How many pairs of models Holm's correction is over."""
-        sizes = [sum(row["task"] == task for row in evaluation.comparison) for task in dict.fromkeys(row["task"] for row in evaluation.comparison)]
+        sizes = [
+            sum(row["task"] == task for row in evaluation.comparison)
+            for task in dict.fromkeys(row["task"] for row in evaluation.comparison)
+        ]
         return number(max(sizes))
 
     def settings_of(self, evaluation: Evaluation) -> str:
         """Harness, number format and seed, which all rows share."""
-        return "; ".join(", ".join(dict.fromkeys(str(row[key]) for row in evaluation.scores)) for key in ("harness", "dtype")) + (
-            f"; seed {', '.join(dict.fromkeys(str(row['seed']) for row in evaluation.scores))}"
+        return (
+            "; ".join(
+                ", ".join(dict.fromkeys(str(row[key]) for row in evaluation.scores)) for key in ("harness", "dtype")
+            )
+            + f"; seed {', '.join(dict.fromkeys(str(row['seed']) for row in evaluation.scores))}"
         )
 
     def pairs(self, evaluation: Evaluation) -> set[tuple[str, str]]:
@@ -354,7 +465,10 @@ class Facts:
         for row in evaluation.results[kind]:
             if "spread" in row and row["model"] in self.r.mine(evaluation):
                 measures = [blind(row[key], 2) for key in ("mean", "spread", "worst_of_k", "flips", "consistency")]
-                name = f"`{row['task']}`, {row['metric']}, {number(row['n'])} items, {self.called(evaluation, row['model'])}"
+                name = (
+                    f"`{row['task']}`, {row['metric']}, {number(row['n'])} items,"
+                    f" {self.called(evaluation, row['model'])}"
+                )
                 found.setdefault(name, []).append([row["factor"], str(row["k"]), *measures])
         return found
 
@@ -369,7 +483,10 @@ class Facts:
         ]
 
     def contamination(self, evaluation: Evaluation) -> list[list]:
-        return [[row["task"], number(row["judged"]), number(row["contaminated"])] for row in evaluation.results["contamination"]]
+        return [
+            [row["task"], number(row["judged"]), number(row["contaminated"])]
+            for row in evaluation.results["contamination"]
+        ]
 
     def index(self) -> list[EvalResult]:
         """model-index of this run's finished model."""
@@ -397,33 +514,50 @@ class Facts:
         r, said = self.r, []
         if r.step is None and not self.finished:
             how = r.status.get("status", "it goes on, or ended without a word")
-            said.append(f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({how}).")
+            said.append(
+                f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({how})."
+            )
         events = {event["event"]: event for event in reversed(r.events)}
         if found := events.get("saturated"):
             slope = spread({"value": found["slope"], "low": found["low"], "high": found["high"]}, 4, "+")
-            said.append(f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats a doubling of tokens.")
+            said.append(
+                f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats a doubling of tokens."
+            )
         elif len(r.evaluated) >= 5:
             said.append("Validation loss had not saturated when training ended.")
         if found := events.get("overfitting"):
             said.append(
-                f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to {found['eval_loss']:.4f}, at {number(found['tokens'])} tokens."
+                f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to"
+                f" {found['eval_loss']:.4f}, at {number(found['tokens'])} tokens."
             )
         if r.trained and r.kind == "pretrain" and r.trained[-1].get("epoch", 0) > 1:
             said.append(f"The training text was read {r.trained[-1]['epoch']:.2f} times.")
         for evaluation in r.evaluations:
             rows = evaluation.shown(self.r.mine(evaluation)[-1:])
-            level = [row["task"] for row in rows if row.get("chance") and row["low"] is not None and row["low"] <= row["chance"] <= row["high"]]
+            level = [
+                row["task"]
+                for row in rows
+                if row.get("chance") and row["low"] is not None and row["low"] <= row["chance"] <= row["high"]
+            ]
             if level:
                 said.append(f"At the level of chance, which the interval holds: {', '.join(level)}.")
             if cut := [f"{row['task']} ({number(row['truncated'])})" for row in rows if row["truncated"]]:
                 said.append(f"Requests longer than the context, of which the beginning was left out: {', '.join(cut)}.")
-            worse = [row for row in evaluation.comparison if self.r.tuned and self.pairs(evaluation) == {(row["first"], row["second"])}]
-            worse = [row for row in worse if row["metric"] == "bits_per_byte" and row["low"] is not None and row["low"] > 0]
+            worse = [
+                row
+                for row in evaluation.comparison
+                if self.r.tuned and self.pairs(evaluation) == {(row["first"], row["second"])}
+            ]
+            worse = [
+                row for row in worse if row["metric"] == "bits_per_byte" and row["low"] is not None and row["low"] > 0
+            ]
             if worse:
                 raised = ", ".join(f"{row['task']} by {row['difference']:.4f}" for row in worse)
                 said.append(f"Tuning raised the bits per byte of {raised}.")
         if found := r.tuning.get("greedy", {}).get("after"):
-            said.append("Whether answers are right was not measured: only their loss, their form, and whether they stop.")
+            said.append(
+                "Whether answers are right was not measured: only their loss, their form, and whether they stop."
+            )
             said += [f"{found['loops']:.0%} of greedy answers end in a loop."] if found["loops"] else []
         return said
 
@@ -454,7 +588,11 @@ def probability(value: float | None) -> str:
 def spread(row: dict, digits: int, sign: str = "") -> str:
     """A value with its 95 % interval."""
     shown = f"{row['value']:{sign}.{digits}f}"
-    return shown if row.get("low") is None else f"{shown} ({row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f})"
+    return (
+        shown
+        if row.get("low") is None
+        else f"{shown} ({row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f})"
+    )
 
 
 def blind(row: dict, digits: int) -> str:
@@ -488,7 +626,9 @@ def table(rows: list[list], *header: str) -> str:
 def quote(text: str) -> str:
     """A text as a block that markdown leaves alone, whatever is in it."""
     lines = [
-        part for line in text.strip().splitlines() for part in textwrap.wrap(line, WIDTH, replace_whitespace=False, drop_whitespace=False) or [""]
+        part
+        for line in text.strip().splitlines()
+        for part in textwrap.wrap(line, WIDTH, replace_whitespace=False, drop_whitespace=False) or [""]
     ]
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall(r"`+", text)), 3)
     return "\n".join([f"{fence}text", *(line.rstrip() for line in lines), fence])

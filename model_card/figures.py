@@ -28,14 +28,32 @@ def save(figure, path: Path) -> None:
 
 
 def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[int] = ()) -> None:
-    """Training and validation loss, learning rate and gradient norm against tokens, from `log.jsonl`; `resumed`: steps to mark."""
+    """Training and validation loss, learning rate and gradient norm against tokens, from `log.jsonl`; `resumed`: steps
+    to mark.
+    """
     steps = [entry for entry in log if "loss" in entry]
     held = [entry for entry in log if "eval_loss" in entry]
     scale, unit = (1e9, "billion") if log and log[-1]["tokens"] >= 1e9 else (1e6, "million")
     with plt.rc_context(STYLE):
-        figure, (top, middle, bottom) = plt.subplots(3, 1, figsize=(8, 8), sharex=True, height_ratios=[3, 1, 1], layout="constrained")
-        top.plot([e["tokens"] / scale for e in steps], [e["loss"] for e in steps], color=BLUE, alpha=0.45, lw=1, label="training")
-        top.plot([e["tokens"] / scale for e in held], [e["eval_loss"] for e in held], color=ORANGE, marker="o", ms=4, label="validation")
+        figure, (top, middle, bottom) = plt.subplots(
+            3, 1, figsize=(8, 8), sharex=True, height_ratios=[3, 1, 1], layout="constrained"
+        )
+        top.plot(
+            [e["tokens"] / scale for e in steps],
+            [e["loss"] for e in steps],
+            color=BLUE,
+            alpha=0.45,
+            lw=1,
+            label="training",
+        )
+        top.plot(
+            [e["tokens"] / scale for e in held],
+            [e["eval_loss"] for e in held],
+            color=ORANGE,
+            marker="o",
+            ms=4,
+            label="validation",
+        )
         for name, style in (("bigram", "--"), ("unigram", ":")):
             if name in baselines:
                 top.axhline(baselines[name], color=GREY, ls=style, lw=1.2)
@@ -76,7 +94,9 @@ def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[
 def curation(report: dict, path: Path) -> None:
     """What each rule of `curation.json` dropped, in characters and documents, down to what was kept."""
     rows = [("read", report["read"]["characters"], report["read"]["documents"], GREY)]
-    rows += [(f"- {rule['rule']}", rule["characters_dropped"], rule["documents_dropped"], ORANGE) for rule in report["rules"]]
+    rows += [
+        (f"- {rule['rule']}", rule["characters_dropped"], rule["documents_dropped"], ORANGE) for rule in report["rules"]
+    ]
     rows += [("kept", report["kept"]["characters"], report["kept"]["documents"], GREEN)]
     total = max(report["read"]["characters"], 1)
     with plt.rc_context({**STYLE, "axes.grid": False}):
@@ -106,17 +126,33 @@ def curation(report: dict, path: Path) -> None:
 
 
 def before_after(record: dict, path: Path) -> None:
-    """What tuning changed, from `before_after.json`: losses with the interval of their paired difference, and how answers end."""
+    """What tuning changed, from `before_after.json`: losses with the interval of their paired difference, and how
+    answers end.
+    """
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=[2, 3], layout="constrained")
         for index, key in enumerate(("answer_loss", "end_of_text_loss")):
             found = record[key]
             change = found["difference"]
             left.bar(index - 0.2, found["before"], 0.38, color=GREY, label="before" if index == 0 else None)
-            reach = None if change["low"] is None else [[change["value"] - change["low"]], [change["high"] - change["value"]]]
-            left.bar(index + 0.2, found["after"], 0.38, color=BLUE, yerr=reach, capsize=3, label="after" if index == 0 else None)
+            reach = (
+                None
+                if change["low"] is None
+                else [[change["value"] - change["low"]], [change["high"] - change["value"]]]
+            )
+            left.bar(
+                index + 0.2,
+                found["after"],
+                0.38,
+                color=BLUE,
+                yerr=reach,
+                capsize=3,
+                label="after" if index == 0 else None,
+            )
             for x, value in ((index - 0.2, found["before"]), (index + 0.2, found["after"])):
-                left.annotate(f"{value:.2f}", (x, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9)
+                left.annotate(
+                    f"{value:.2f}", (x, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9
+                )
         left.set_xticks([0, 1], ["held-out\nanswers", "end of\nthe answer"])
         left.set_ylabel("loss (nats a token)")
         left.set_title("bar: 95 % of the paired difference", fontsize=9, color=GREY)
@@ -141,7 +177,8 @@ def before_after(record: dict, path: Path) -> None:
 
 
 def trajectory(rows: list[dict], path: Path) -> None:
-    """Score against training tokens, a panel a task: models of one run joined, others as levels; 95 % intervals; chance where there are options.
+    """Score against training tokens, a panel a task: models of one run joined, others as levels; 95 % intervals; chance
+    where there are options.
 
     rows: {task, metric, value, low, high, chance, tokens, model, adapter} of the models in the order asked for.
     """
@@ -151,7 +188,9 @@ def trajectory(rows: list[dict], path: Path) -> None:
     steps = [row for row in rows if row["tokens"] and not row["adapter"]]
     scale, unit = (1e9, "billion") if steps and max(row["tokens"] for row in steps) >= 1e9 else (1e6, "million")
     with plt.rc_context({**STYLE, "font.size": 10}):
-        figure, panels = plt.subplots(lines, columns, figsize=(3.6 * columns, 2.9 * lines), squeeze=False, layout="constrained")
+        figure, panels = plt.subplots(
+            lines, columns, figsize=(3.6 * columns, 2.9 * lines), squeeze=False, layout="constrained"
+        )
         for index, name in enumerate(names):
             panel = panels[index // columns][index % columns]
             group = [row for row in rows if row["task"] == name]
@@ -159,7 +198,9 @@ def trajectory(rows: list[dict], path: Path) -> None:
             x, y = [row["tokens"] / scale for row in line], [row["value"] for row in line]
             panel.plot(x, y, color=BLUE, marker="o", ms=4, lw=1.4)
             if all(row["low"] is not None for row in line) and line:
-                panel.fill_between(x, [row["low"] for row in line], [row["high"] for row in line], color=BLUE, alpha=0.15, lw=0)
+                panel.fill_between(
+                    x, [row["low"] for row in line], [row["high"] for row in line], color=BLUE, alpha=0.15, lw=0
+                )
             others = [row for row in group if row not in line]
             for row, colour in zip(others, (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00") * 9, strict=False):
                 panel.axhline(row["value"], color=colour, lw=1.2, ls="--")
@@ -200,15 +241,20 @@ def _short(name: str) -> str:
 
 
 def variants(rows: list[dict], kind: str, path: Path) -> None:
-    """What variants of the prompt do: change of the score against the prompt as it is, a panel a task, factors below each other.
+    """What variants of the prompt do: change of the score against the prompt as it is, a panel a task, factors below
+    each other.
 
     rows: those of sensitivity.json or robustness.json. Dots are variants with the 95 % interval of their paired change.
     """
     names = list(dict.fromkeys((row["model"], row["task"]) for row in rows))
-    factors = {name: [row for row in rows if (row["model"], row["task"]) == name and row["factor"] != "all"] for name in names}
+    factors = {
+        name: [row for row in rows if (row["model"], row["task"]) == name and row["factor"] != "all"] for name in names
+    }
     height = max(sum(len(row["changes"]) for row in group) + len(group) for group in factors.values())
     with plt.rc_context({**STYLE, "font.size": 9, "axes.grid": False}):
-        figure, panels = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 0.6, 0.2 * height + 1.2), squeeze=False, layout="constrained")
+        figure, panels = plt.subplots(
+            1, len(names), figsize=(4.6 * len(names) + 0.6, 0.2 * height + 1.2), squeeze=False, layout="constrained"
+        )
         for panel, name in zip(panels[0], names, strict=True):
             position, labels = 0, []
             for row in factors[name]:
@@ -233,12 +279,17 @@ def variants(rows: list[dict], kind: str, path: Path) -> None:
                 title += f"\n{flips['value']:.0%} of answers change (drawn blindly {flips['blind']:.0%})"
             panel.set_title(title, fontsize=9)
             panel.set_xlabel(f"change of {together['metric'].replace('_', ' ')} (95 % interval)")
-        figure.suptitle({"sensitivity": "The same items, asked otherwise", "robustness": "The same items, disturbed"}[kind], fontsize=11)
+        figure.suptitle(
+            {"sensitivity": "The same items, asked otherwise", "robustness": "The same items, disturbed"}[kind],
+            fontsize=11,
+        )
         save(figure, path)
 
 
 def generalisation(rows: list[dict], path: Path) -> None:
-    """Bits per byte of each kind of text, a group a kind, a bar a model; 95 % intervals. rows: those of generalisation.json."""
+    """Bits per byte of each kind of text, a group a kind, a bar a model; 95 % intervals. rows: those of
+    generalisation.json.
+    """
     names, models = list(dict.fromkeys(row["task"] for row in rows)), list(dict.fromkeys(row["model"] for row in rows))
     shown = models if len(models) <= 5 else [models[0], models[len(models) // 2], *models[-2:]]
     colours = (GREY, "#56B4E9", BLUE, ORANGE, GREEN)
@@ -249,9 +300,19 @@ def generalisation(rows: list[dict], path: Path) -> None:
             for at, name in enumerate(names):
                 row = next(row for row in rows if row["task"] == name and row["model"] == model)
                 x = at + (index - (len(shown) - 1) / 2) * width
-                reach = None if row["low"] is None else [[row["bits_per_byte"] - row["low"]], [row["high"] - row["bits_per_byte"]]]
+                reach = (
+                    None
+                    if row["low"] is None
+                    else [[row["bits_per_byte"] - row["low"]], [row["high"] - row["bits_per_byte"]]]
+                )
                 axes.bar(
-                    x, row["bits_per_byte"], width * 0.92, color=colour, yerr=reach, error_kw={"lw": 1}, label=_short(model) if at == 0 else None
+                    x,
+                    row["bits_per_byte"],
+                    width * 0.92,
+                    color=colour,
+                    yerr=reach,
+                    error_kw={"lw": 1},
+                    label=_short(model) if at == 0 else None,
                 )
         axes.set_xticks(range(len(names)), [name.removeprefix("embedded_").replace("_", " ") for name in names])
         axes.set_ylabel("bits per byte (lower is better)")

@@ -1,6 +1,8 @@
-"""What is nobody else's business: folders of this machine, tokens of its environment, its user and its name. Found in what is published, kept out of what is written.
+"""What is nobody else's business: folders of this machine, tokens of its environment, its user and its name. Found in
+what is published, kept out of what is written.
 
-Vocabularies and documents are left alone: in them `root` and `/tmp` are words. In our own records and cards they are this machine's.
+Vocabularies and documents are left alone: in them `root` and `/tmp` are words. In our own records and cards they are
+this machine's.
 """
 
 import contextlib
@@ -20,15 +22,19 @@ VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "adde
 DOCUMENTS = ("before.json", "chat_template.jinja")  # answers of a model, and the user's own format
 DOCUMENT_KEYS = ("samples", "prompt", "prompts", "sample_prompts", "answer", "text", "shown", "chat_template")
 OF_LIBRARIES = (  # records in which a value can be called like a person or a machine: `llama`
-    "config.json generation_config.json adapter_config.json tokenizer_config.json special_tokens_map.json model.safetensors.index.json"
+    "config.json generation_config.json adapter_config.json tokenizer_config.json special_tokens_map.json"
+    " model.safetensors.index.json"
 ).split()
 SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|APIKEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 SHORTEST_SECRET, LONG_SECRET = 8, 16  # characters; in vocabularies and documents only long ones are no words
 WORDS = set(  # values of our own records, whoever is called so
-    "train test validation main default model models data user assistant system linux cpu cuda none auto all final shuffled sequential llama gpt2 demo tiny "
-    "paper localhost".split()
+    "train test validation main default model models data user assistant system linux cpu cuda none auto all final"
+    " shuffled sequential llama gpt2 demo tiny paper localhost".split()
 )
-QUOTED = re.compile(r"^(`{3,})(?:text|python)\n.*?^\1$|^\*\*[^\n]*\*\*$|<!-- yours: begin -->.*?<!-- yours: end -->", re.MULTILINE | re.DOTALL)
+QUOTED = re.compile(
+    r"^(`{3,})(?:text|python)\n.*?^\1$|^\*\*[^\n]*\*\*$|<!-- yours: begin -->.*?<!-- yours: end -->",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 @functools.lru_cache(maxsize=8)
@@ -59,7 +65,12 @@ def secrets() -> list[str]:
 
 def names() -> set[str]:
     """The user's and the machine's names, lower case, without those that are words of our records."""
-    found = {os.environ.get("USER", ""), os.environ.get("LOGNAME", ""), socket.gethostname(), socket.gethostname().split(".")[0]}
+    found = {
+        os.environ.get("USER", ""),
+        os.environ.get("LOGNAME", ""),
+        socket.gethostname(),
+        socket.gethostname().split(".")[0],
+    }
     with contextlib.suppress(KeyError, OSError):  # a user without a name, as in containers
         found.add(getpass.getuser())
     return {name.lower() for name in found if len(name) > 1} - WORDS

@@ -1,4 +1,6 @@
-"""What a folder holds, read and held against itself: a run, prepared tokens, or an evaluation. Needs no torch and no network."""
+"""What a folder holds, read and held against itself: a run, prepared tokens, or an evaluation. Needs no torch and no
+network.
+"""
 
 import csv
 import dataclasses
@@ -10,12 +12,21 @@ from pathlib import Path
 
 from .metadata import CardError
 
-PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")  # the metric by which a task is shown and compared
+PREFERRED = (
+    "acc_norm",
+    "acc",
+    "exact_match",
+    "pass@1",
+    "word_f1",
+    "bits_per_byte",
+)  # the metric by which a task is shown and compared
 
 
 @dataclasses.dataclass
 class Evaluation:
-    """The tables of one evaluation. `own`: names of the models in it that are this run's; None in an evaluation's own folder."""
+    """The tables of one evaluation. `own`: names of the models in it that are this run's; None in an evaluation's own
+    folder.
+    """
 
     name: str
     scores: list[dict]
@@ -67,7 +78,11 @@ class Records:
         rows = evaluation.shown()
         if evaluation.own is None:
             return list(dict.fromkeys(row["model"] for row in rows))
-        steps = {row["model"]: row["step"] or 0 for row in rows if row["model"] in evaluation.own and bool(row["adapter"]) == self.tuned}
+        steps = {
+            row["model"]: row["step"] or 0
+            for row in rows
+            if row["model"] in evaluation.own and bool(row["adapter"]) == self.tuned
+        }
         return sorted(steps, key=steps.get)
 
     @property
@@ -105,7 +120,8 @@ def shown_metric(metrics) -> str:
 
 
 def read(folder: Path, step: int | None = None, kind: str | None = None) -> Records:
-    """The records of a folder, up to `step` where one is given. Raises CardError for a folder that is none, or contradicts itself.
+    """The records of a folder, up to `step` where one is given. Raises CardError for a folder that is none, or
+    contradicts itself.
 
     `kind` "merged" asks for the merged model of a tuning run; `RUN/merged` means it, too.
     """
@@ -118,14 +134,23 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
     if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
         raise CardError(
-            f"{folder} is no run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an evaluation (runs/demo-eval)."
+            f"{folder} is no run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an"
+            " evaluation (runs/demo-eval)."
         )
     if run["kind"] == "eval":
         return Records(folder, "evaluation", run, {}, [], [], {}, {}, [_evaluation(run_folder, run)], [])
     if "identity" not in run:
-        raise CardError(f"{folder}/run.json says where the run is from and nothing else: it has not begun. Start it first.")
+        raise CardError(
+            f"{folder}/run.json says where the run is from and nothing else: it has not begun. Start it first."
+        )
     if run["kind"] == "sft":
-        kind = kind or ("merged" if run_folder != folder else "adapter" if run["identity"]["model"]["adapter"]["use_lora"] else "tuned")
+        kind = kind or (
+            "merged"
+            if run_folder != folder
+            else "adapter"
+            if run["identity"]["model"]["adapter"]["use_lora"]
+            else "tuned"
+        )
     records = Records(
         folder,
         kind or run["kind"],
@@ -135,7 +160,11 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         _until(_jsonl(run_folder / "events.jsonl"), step),
         _json(run_folder / "data.json") or {},
         (_json(run_folder / "before_after.json") or {}) if step is None else {},
-        [_evaluation(path.parent, _json(path)) for path in sorted(run_folder.glob("evaluation/*/run.json"))] if step is None else [],
+        (
+            [_evaluation(path.parent, _json(path)) for path in sorted(run_folder.glob("evaluation/*/run.json"))]
+            if step is None
+            else []
+        ),
         _jsonl(run_folder / ("published-merged.jsonl" if kind == "merged" else "published.jsonl")),
         step,
     )
@@ -152,35 +181,45 @@ def check(records: Records) -> None:
     if records.step is None and records.status.get("status") == "finished" and steps:
         last_step, gaps = records.status["step"], [b - a for a, b in itertools.pairwise(sorted({0, *steps}))]
         if steps[-1] > last_step or last_step - steps[-1] >= max(gaps) * 2:
-            raise CardError(f"{where}: status.json says finished at step {last_step}, and log.jsonl ends at step {steps[-1]}.")
+            raise CardError(
+                f"{where}: status.json says finished at step {last_step}, and log.jsonl ends at step {steps[-1]}."
+            )
     wanted = records.settings("data").get("data")
     if records.data and records.data["fingerprint"] != wanted:
         raise CardError(
-            f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, and run.json says that it was trained on {str(wanted)[:12]}."
+            f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, and run.json says that it was"
+            f" trained on {str(wanted)[:12]}."
         )
     tokens = {entry["step"]: entry["tokens"] for entry in records.log if "tokens" in entry}
     for evaluation in records.evaluations:
         of = evaluation.run.get("of", {}).get("id")
         if of != run.get("id"):
             raise CardError(
-                f"{where}/evaluation/{evaluation.name} has the scores of another run ({of}, this is {run.get('id')}): remove that folder."
+                f"{where}/evaluation/{evaluation.name} has the scores of another run ({of}, this is {run.get('id')}):"
+                " remove that folder."
             )
         for row in evaluation.scores:
             mine = row["model"] in evaluation.own and bool(row["adapter"]) == records.tuned
             if mine and row["step"] in tokens and row["tokens"] != tokens[row["step"]]:
                 raise CardError(
-                    f"{where}/evaluation/{evaluation.name}: {row['model']} was evaluated after {row['tokens']:,} tokens, and log.jsonl has "
-                    f"{tokens[row['step']]:,} at step {row['step']:,}: these are scores of another revision; evaluate again."
+                    f"{where}/evaluation/{evaluation.name}: {row['model']} was evaluated after {row['tokens']:,}"
+                    f" tokens, and log.jsonl has {tokens[row['step']]:,} at step {row['step']:,}: these are scores of"
+                    " another revision; evaluate again."
                 )
 
 
 def _evaluation(folder: Path, run: dict) -> Evaluation:
-    results = {name: _json(folder / f"{name}.json") or [] for name in ("sensitivity", "robustness", "generalisation", "contamination")}
+    results = {
+        name: _json(folder / f"{name}.json") or []
+        for name in ("sensitivity", "robustness", "generalisation", "contamination")
+    }
     for name, digest in run.get("of", {}).get("files", {}).items():
         if not (folder / name).exists() or hashlib.sha256((folder / name).read_bytes()).hexdigest() != digest:
             raise CardError(f"{folder / name} was altered since its evaluation: evaluate again, or remove {folder}.")
     own = run.get("of", {}).get("models") if "of" in run else None
-    return Evaluation(folder.name, _json(folder / "scores.json") or [], _csv(folder / "comparison.csv"), results, run, own)
+    return Evaluation(
+        folder.name, _json(folder / "scores.json") or [], _csv(folder / "comparison.csv"), results, run, own
+    )
 
 
 def _until(entries: list[dict], step: int | None) -> list[dict]:

@@ -105,7 +105,9 @@ TINY_SFT = {
 
 @pytest.fixture(scope="session")
 def base(settings, tmp_path_factory) -> Path:
-    """A tiny random LLaMA of 512 positions with a tokenizer learnt from the chat format, as a run's folder would hold it."""
+    """A tiny random LLaMA of 512 positions with a tokenizer learnt from the chat format, as a run's folder would hold
+    it.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -116,7 +118,11 @@ def base(settings, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "tiny"
     tokenizer = train_tokenizer(iter([f"{template.SYSTEM} USER: ASSISTANT: "] * 50 + [Path(__file__).read_text()]), 512)
     config = load_model_config("tiny")
-    config.max_position_embeddings, config.bos_token_id, config.eos_token_id = 512, tokenizer.eos_token_id, tokenizer.eos_token_id
+    config.max_position_embeddings, config.bos_token_id, config.eos_token_id = (
+        512,
+        tokenizer.eos_token_id,
+        tokenizer.eos_token_id,
+    )
     torch.manual_seed(5)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -146,7 +152,10 @@ def sft_settings(base, tmp_path_factory) -> dict:
     """Arguments of a tiny tuning run; every test gives its own output_dir."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"
     rows = [{"instruction": f"Count to {i}.", "output": " ".join(map(str, range(1, i + 1)))} for i in range(1, 26)]
-    rows += [{"instruction": f"Say {word}.", "output": f"{word}, as you like."} for word in "one two three red green blue high low yes no".split()]
+    rows += [
+        {"instruction": f"Say {word}.", "output": f"{word}, as you like."}
+        for word in "one two three red green blue high low yes no".split()
+    ]
     rows += [{"instruction": "Repeat.", "input": f"number {i}", "output": f"number {i}"} for i in range(45)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return {**TINY_SFT, "dataset": str(path), "model_name_or_path": str(base)}

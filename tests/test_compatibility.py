@@ -1,7 +1,9 @@
-"""What users of earlier commits have on disk is still read: prepared tokens, a run, an adapter on it, and an evaluation of both.
+"""What users of earlier commits have on disk is still read: prepared tokens, a run, an adapter on it, and an evaluation
+of both.
 
-`compatibility/COMMIT` was made by the unmodified scripts of that commit (`compatibility/make.py`), of what lies in `compatibility/inputs`. Stored numbers
-come back exactly. Computed ones come back to 1e-5: everything is float32, so that any processor agrees that far.
+`compatibility/COMMIT` was made by the unmodified scripts of that commit (`compatibility/make.py`), of what lies in
+`compatibility/inputs`. Stored numbers come back exactly. Computed ones come back to 1e-5: everything is float32, so
+that any processor agrees that far.
 """
 
 import csv
@@ -21,13 +23,26 @@ from model_card.card import write
 DATA = Path(__file__).parent / "compatibility"
 OLDEST, BEFORE_MOVES = "cb29044", "f587f49"
 TOLERANCE = 1e-5
-MACHINE = ("mfu", "peak_memory_gib", "tokens_per_second")  # of a log: what another machine, or another day, gives otherwise
-TABLES = ("scores.csv", "scores.json", "comparison.csv", "generalisation.json", "sensitivity.json", "contamination.json")
+MACHINE = (
+    "mfu",
+    "peak_memory_gib",
+    "tokens_per_second",
+)  # of a log: what another machine, or another day, gives otherwise
+TABLES = (
+    "scores.csv",
+    "scores.json",
+    "comparison.csv",
+    "generalisation.json",
+    "sensitivity.json",
+    "contamination.json",
+)
 
 
 @pytest.fixture(params=[OLDEST, BEFORE_MOVES])
 def made(request, tmp_path, monkeypatch, handlers) -> Path:
-    """A copy of what a commit made, which is the working folder: its records name everything by relative paths, as its user did."""
+    """A copy of what a commit made, which is the working folder: its records name everything by relative paths, as its
+    user did.
+    """
     for name in ("inputs", request.param):
         shutil.copytree(DATA / name, tmp_path / name)
     monkeypatch.chdir(tmp_path / request.param)
@@ -67,20 +82,28 @@ def close(found, stored, path: str = "") -> None:
 
 def logged(folder: Path) -> list[dict]:
     """log.jsonl without what depends on the machine; of samples, which are drawn, only that there were some."""
-    rows = [{name: value for name, value in row.items() if name not in MACHINE} for row in read_jsonl(folder / "log.jsonl")]
+    rows = [
+        {name: value for name, value in row.items() if name not in MACHINE} for row in read_jsonl(folder / "log.jsonl")
+    ]
     return [{**row, "samples": len(row["samples"])} if "samples" in row else row for row in rows]
 
 
 def check_weights(name: str, folder: Path, stored: Path) -> None:
-    """Assert that the weights of a finished run are those that are stored (with other instruction sets they were 1.5e-8 apart at most)."""
+    """Assert that the weights of a finished run are those that are stored (with other instruction sets they were 1.5e-8
+    apart at most).
+    """
     found, then = tensors_of(folder / name), tensors_of(stored / name)
     assert found.keys() == then.keys()
     assert max(float((found[key] - then[key]).abs().max()) for key in then) <= TOLERANCE
 
 
 def check_changes(folder: Path) -> None:
-    """Assert that a run which went on is the one that is stored, whoever gave its values: only machine, packages and code may be others."""
-    changed = {event["kind"]: event["fields"] for event in read_jsonl(folder / "events.jsonl") if event["event"] == "changed"}
+    """Assert that a run which went on is the one that is stored, whoever gave its values: only machine, packages and
+    code may be others.
+    """
+    changed = {
+        event["kind"]: event["fields"] for event in read_jsonl(folder / "events.jsonl") if event["event"] == "changed"
+    }
     assert changed.keys() <= {"environment", "layout"} and changed.get("layout", {}).keys() <= {"threads"}
     assert changed.get("environment", {}).keys() <= {"code_revision", "hardware", "packages"}
 
@@ -93,7 +116,10 @@ def test_prepared_tokens_are_accepted(made, capsys):
     for split, count in {"train": 13_224, "validation": 2_000}.items():
         ids = [np.load(path) for path in sorted((made / "prepared").glob(f"{split}-*.npy"))]
         assert sum(map(len, ids)) == manifest["splits"][split]["tokens"] == count and max(map(np.max, ids)) < 512
-    assert f"13,224 training and 2,000 validation tokens, vocabulary 512, fingerprint {manifest['fingerprint'][:12]}" in said
+    assert (
+        f"13,224 training and 2,000 validation tokens, vocabulary 512, fingerprint {manifest['fingerprint'][:12]}"
+        in said
+    )
     card = write(made / "prepared").read_text(encoding="utf-8")
     assert "13,224" in card and "2,000" in card and manifest["fingerprint"][:16] in card
     # The fingerprint of the first format counted where the text came from, too; of today's it is of the tokens alone.
@@ -111,7 +137,9 @@ def test_other_prepared_tokens_are_refused(made):
 
 
 def test_a_run_goes_on_from_its_middle(made, undrawn, capsys):
-    """From step 5 of 10, between two logs: what its last checkpoint, which is not kept here, was made of comes again."""
+    """From step 5 of 10, between two logs: what its last checkpoint, which is not kept here, was made of comes
+    again.
+    """
     folder, stored = made / "run", DATA / made.name / "run"
     run("pretrain")
     said = capsys.readouterr().out
@@ -138,7 +166,9 @@ def test_an_adapter_goes_on_from_its_middle(made, undrawn, capsys):
 
 
 def test_a_finished_adapter_is_loaded_over_its_base(made, undrawn, capsys):
-    """It is finished; where its model is lost, it is written again from the last checkpoint, and what it does with held-out rows is measured again."""
+    """It is finished; where its model is lost, it is written again from the last checkpoint, and what it does with
+    held-out rows is measured again.
+    """
     folder, stored = made / "adapter", DATA / made.name / "adapter"
     run("sft")
     assert "adapter is finished (6 steps): nothing to do." in capsys.readouterr().out
@@ -149,11 +179,15 @@ def test_a_finished_adapter_is_loaded_over_its_base(made, undrawn, capsys):
     found, then = (read_json(place / "before_after.json") for place in (folder, stored))
     for name in ("answer_loss", "end_of_text_loss"):
         close(found[name], then[name])
-    assert found["answer_loss"]["after"] == pytest.approx(read_jsonl(stored / "log.jsonl")[-1]["eval_loss"], abs=TOLERANCE)
+    assert found["answer_loss"]["after"] == pytest.approx(
+        read_jsonl(stored / "log.jsonl")[-1]["eval_loss"], abs=TOLERANCE
+    )
 
 
 def table(path: Path) -> list[dict]:
-    """The rows of a table, numbers as numbers, without the day, and without p-values, which a last bit of a difference can move further than itself."""
+    """The rows of a table, numbers as numbers, without the day, and without p-values, which a last bit of a difference
+    can move further than itself.
+    """
 
     def value(text: str):
         try:
@@ -181,14 +215,20 @@ def test_an_evaluation_is_kept_or_made_again(made, undrawn, capsys):
     assert len(records) == 2 * (3 * 3 + 13)
     assert len(table(stored / "scores.csv")) == 3 * (2 + 2 + 1) + 13 * 2
     if made.name == BEFORE_MOVES:
-        assert said.count(", as before") == 3 * 3 and {name for name in after if name.startswith(("results/", "samples/"))} == records.keys()
+        assert (
+            said.count(", as before") == 3 * 3
+            and {name for name in after if name.startswith(("results/", "samples/"))} == records.keys()
+        )
         assert {name: after[name] for name in TABLES} == {name: before[name] for name in TABLES}
         for part in ("results", "samples"):
             shutil.rmtree(folder / part)
         run("eval")
         said = capsys.readouterr().out
-    # By design no record of cb29044 is kept: since 7d176b1 the key counts the model's config, too, and since 45c0ff8 a record is sealed. They stay beside.
-    assert ", as before" not in said and len(list((folder / "results").iterdir())) == (3 * 3 + 13) * (2 if made.name == OLDEST else 1)
+    # By design no record of cb29044 is kept: since 7d176b1 the key counts the model's config, too, and since 45c0ff8 a
+    # record is sealed. They stay beside.
+    assert ", as before" not in said and len(list((folder / "results").iterdir())) == (3 * 3 + 13) * (
+        2 if made.name == OLDEST else 1
+    )
     for name in TABLES:
         close(table(folder / name), table(stored / name), name)
 

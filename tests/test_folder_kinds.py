@@ -12,11 +12,19 @@ from llama_lite.files import write_json
 from llama_lite.folder_kinds import KINDS, check_apart, check_folder, kind_of_folder
 
 MADE = {  # kind: a folder's files
-    "pretrain": {"run.json": {"kind": "pretrain", "id": "x"}, "status.json": {"status": "finished"}, "README.md": "a card"},
+    "pretrain": {
+        "run.json": {"kind": "pretrain", "id": "x"},
+        "status.json": {"status": "finished"},
+        "README.md": "a card",
+    },
     "sft": {"run.json": {"kind": "sft", "id": "x"}, "adapter_config.json": {}},
     "eval": {"run.json": {"kind": "eval"}, "results/a.json": {}},
     "study": {"study.json": {"study": {"title": "T"}}},
-    "prepared": {"manifest.json": {"format": "llama_lite.tokens/2"}, "recipe.json": {"tokenizer": "train"}, "train-00000.npy": "x"},
+    "prepared": {
+        "manifest.json": {"format": "llama_lite.tokens/2"},
+        "recipe.json": {"tokenizer": "train"},
+        "train-00000.npy": "x",
+    },
     "curated": {"recipe.json": {"dataset": "x", "curation": {}}, "kept/00000.jsonl.zst": "x"},
     "checkpoint": {"manifest.json": {"format": "llama_lite.checkpoint/1"}, "model.safetensors": "x"},
     "revision": {"revision.json": {"format": "llama_lite.revision/1"}, "config.json": {}},
@@ -44,14 +52,24 @@ def commands(pretrain, sft, settings, base, tmp_path):
     import run_eval
     import run_study
 
-    study = {"title": "T", "script": "run_pretrain.py", "reference": "a", "seeds": [1], "arms": {"a": {"set": {"max_grad_norm": 1}}}}
+    study = {
+        "title": "T",
+        "script": "run_pretrain.py",
+        "reference": "a",
+        "seeds": [1],
+        "arms": {"a": {"set": {"max_grad_norm": 1}}},
+    }
     (tmp_path / "base.yaml").write_text(yaml.safe_dump(settings))
     (tmp_path / "study.yaml").write_text(yaml.safe_dump({**study, "config": str(tmp_path / "base.yaml")}))
     return {
         "pretrain": pretrain,
         "sft": sft,
-        "eval": lambda folder: run_eval.main(["--models", str(base), "--tasks", "embedded_docs", "--output_dir", str(folder)]),
-        "study": lambda folder: run_study.main(["--config", str(tmp_path / "study.yaml"), "--prepare_only", "--output_dir", str(folder)]),
+        "eval": lambda folder: run_eval.main(
+            ["--models", str(base), "--tasks", "embedded_docs", "--output_dir", str(folder)]
+        ),
+        "study": lambda folder: run_study.main(
+            ["--config", str(tmp_path / "study.yaml"), "--prepare_only", "--output_dir", str(folder)]
+        ),
         "prepare": lambda folder: pretrain(tmp_path / "unused", "--prepare_only", prepared_dir=str(folder)),
     }
 
@@ -75,8 +93,8 @@ def test_what_a_folder_is_is_told(tmp_path):
         with pytest.raises(Refusal) as refusal:
             check_folder("output_dir", folder, "study" if kind != "study" else "eval")
         assert (
-            str(refusal.value)
-            == f"--output_dir {folder} is {words}, and is not to become {KINDS['study' if kind != 'study' else 'eval']}: choose another one."
+            str(refusal.value) == f"--output_dir {folder} is {words}, and is not to become"
+            f" {KINDS['study' if kind != 'study' else 'eval']}: choose another one."
         )
 
 
@@ -89,7 +107,9 @@ def test_an_empty_folder_and_what_a_refused_command_left_can_be_taken(tmp_path):
     with pytest.raises(Refusal, match="holds files and is not the folder of an evaluation"):
         check_folder("output_dir", tmp_path, "eval")
     make(tmp_path / "p" / "curated", "curated")
-    check_folder("prepared_dir", tmp_path / "p", "prepared")  # its curated text lies in it, and nothing else was prepared
+    check_folder(
+        "prepared_dir", tmp_path / "p", "prepared"
+    )  # its curated text lies in it, and nothing else was prepared
     with pytest.raises(Refusal, match="is a file, not a folder"):
         check_folder("output_dir", tmp_path / "status.json", "eval")
 
@@ -142,11 +162,15 @@ def test_an_evaluation_of_a_run_into_its_own_folder_loses_nothing(commands, whol
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     before = content(run)
-    with pytest.raises(Refusal, match=r"run is the folder of a pretraining run, and is not to become the folder of an evaluation"):
+    with pytest.raises(
+        Refusal, match=r"run is the folder of a pretraining run, and is not to become the folder of an evaluation"
+    ):
         commands["eval"](run)
     assert content(run) == before
     write_json(run / "run.json", {"kind": "eval"})
-    with pytest.raises(Refusal, match="is the folder of an evaluation, and is not to become the folder of a pretraining run"):
+    with pytest.raises(
+        Refusal, match="is the folder of an evaluation, and is not to become the folder of a pretraining run"
+    ):
         commands["pretrain"](run)
 
 

@@ -21,8 +21,9 @@ from llama_lite.models import loading, references
 
 TWO = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
 PLAIN = (
-    "{%- for m in messages -%}{%- if m.role == 'user' -%}Q {{ m.content }}{%- else -%}{%- generation -%}{{ ' A ' + m.content + eos_token }}"
-    "{%- endgeneration -%}{%- endif -%}{%- endfor -%}{%- if add_generation_prompt %} A{% endif -%}"
+    "{%- for m in messages -%}{%- if m.role == 'user' -%}Q {{ m.content }}{%- else -%}{%- generation -%}{{ ' A ' +"
+    " m.content + eos_token }}{%- endgeneration -%}{%- endif -%}{%- endfor -%}{%- if add_generation_prompt %} A{%"
+    " endif -%}"
 )
 EVIL = {
     "loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}", "takes longer than 2 s"),
@@ -56,11 +57,21 @@ def test_a_template_that_harms_is_refused(base, monkeypatch, template, message):
 def test_a_template_of_somebody_is_rendered_as_transformers_does(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.chat_template = PLAIN
-    assert lm.render_chat(tokenizer, TWO[:1]) == tokenizer.apply_chat_template(TWO[:1], tokenize=False, add_generation_prompt=True) == "Q a? A"
-    assert lm.render_chat(tokenizer, TWO, False) == tokenizer.apply_chat_template(TWO, tokenize=False, continue_final_message=True) == "Q a? A b."
+    assert (
+        lm.render_chat(tokenizer, TWO[:1])
+        == tokenizer.apply_chat_template(TWO[:1], tokenize=False, add_generation_prompt=True)
+        == "Q a? A"
+    )
+    assert (
+        lm.render_chat(tokenizer, TWO, False)
+        == tokenizer.apply_chat_template(TWO, tokenize=False, continue_final_message=True)
+        == "Q a? A b."
+    )
     found = tokenizer.apply_chat_template(TWO, return_assistant_tokens_mask=True, return_dict=True)
     encoded = encode(tokenizer, TWO)
-    assert encoded.input_ids == found["input_ids"] and [label != -100 for label in encoded.labels] == [bool(one) for one in found["assistant_masks"]]
+    assert encoded.input_ids == found["input_ids"] and [label != -100 for label in encoded.labels] == [
+        bool(one) for one in found["assistant_masks"]
+    ]
     renderer = rendering._renderers[PLAIN]
     lm.render_chat(tokenizer, TWO[:1])
     assert rendering._renderers[PLAIN] is renderer and renderer.process.is_alive()  # one process for all rows
@@ -70,7 +81,9 @@ def test_a_template_of_somebody_is_rendered_as_transformers_does(base):
 
 
 def header(path, change) -> None:
-    """Write a safetensors file's header again, changed; its length says so, unless the change is a number, which is then the length."""
+    """Write a safetensors file's header again, changed; its length says so, unless the change is a number, which is
+    then the length.
+    """
     data = path.read_bytes()
     size = struct.unpack("<Q", data[:8])[0]
     made = change(json.loads(data[8 : 8 + size]))
@@ -207,7 +220,9 @@ def test_a_malformed_training_state_is_refused(whole_run, tmp_path, damage, mess
 def sealed_again(folder) -> None:
     """A manifest whose digests are right: as somebody would make it who wants the rest to be believed."""
     manifest = read_json(folder / "manifest.json")
-    manifest["files"] = {name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in manifest["files"]}
+    manifest["files"] = {
+        name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in manifest["files"]
+    }
     write_json(folder / "manifest.json", {**manifest, "digest": verify.digest_of(manifest)})
 
 

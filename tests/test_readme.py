@@ -13,14 +13,24 @@ from llama_lite.config.sft import parse_sft
 from llama_lite.config.study import parse_study
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [line.split("  #")[0].strip() for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.splitlines() if line.strip()]
+COMMANDS = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+    if line.strip()
+]
 
 
 def test_there_are_commands():
     assert any(command.startswith("make demo") for command in COMMANDS) and len(COMMANDS) >= 5
 
 
-PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval, "run_study.py": parse_study}
+PARSERS = {
+    "run_pretrain.py": parse_pretrain,
+    "run_sft.py": parse_sft,
+    "run_eval.py": parse_eval,
+    "run_study.py": parse_study,
+}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if any(script in c for script in PARSERS)])
@@ -63,6 +73,8 @@ def test_python_snippets_run(whole_run, whole_sft, base):
 def test_the_stated_way_to_stop_and_go_on_works(settings, whole_run, tmp_path):
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), max_steps=4)
     short = launch("--config", str(path))
-    assert short.returncode == 0 and short.stdout.count("WARNING   that is worse than the counts of single tokens") == 1  # 4 steps
+    assert (
+        short.returncode == 0 and short.stdout.count("WARNING   that is worse than the counts of single tokens") == 1
+    )  # 4 steps
     result = launch("--config", str(path), "--max_steps", "6", "--allow_changes", "max_steps")
     assert result.returncode == 0 and "start     step 4" in result.stdout

@@ -23,20 +23,39 @@ def ignored(path: str, patterns: list[str]) -> list[str]:
     return [
         pattern
         for pattern in patterns
-        if any(fnmatch.fnmatch(parent if pattern.startswith("/") else parent.rpartition("/")[2], pattern.strip("/")) for parent in parents)
+        if any(
+            fnmatch.fnmatch(parent if pattern.startswith("/") else parent.rpartition("/")[2], pattern.strip("/"))
+            for parent in parents
+        )
     ]
 
 
 def test_no_source_file_is_ignored():
-    """A folder `data` or `runs` inside the sources is source; only those at the root are a user's. Without git, e.g. unpacked, by the patterns alone."""
-    patterns = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip() and not line.startswith("#")]
-    assert all(pattern.endswith("/") and "!" not in pattern for pattern in patterns), "`ignored` reads patterns of folders"
-    paths = [*sources(), "llama_lite/data/tokens.py", "llama_lite/runs/folder.py", "tests/compatibility/x/run/data.json"]
+    """A folder `data` or `runs` inside the sources is source; only those at the root are a user's. Without git, e.g.
+    unpacked, by the patterns alone.
+    """
+    patterns = [
+        line for line in (ROOT / ".gitignore").read_text().splitlines() if line.strip() and not line.startswith("#")
+    ]
+    assert all(pattern.endswith("/") and "!" not in pattern for pattern in patterns), (
+        "`ignored` reads patterns of folders"
+    )
+    paths = [
+        *sources(),
+        "llama_lite/data/tokens.py",
+        "llama_lite/runs/folder.py",
+        "tests/compatibility/x/run/data.json",
+    ]
     assert len(paths) > 150
     assert {path: found for path in paths if (found := ignored(path, patterns))} == {}
-    if subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True).stdout.strip() == str(ROOT):
+    if subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--show-toplevel"], capture_output=True, text=True
+    ).stdout.strip() == str(ROOT):
         told = subprocess.run(
-            ["git", "-C", str(ROOT), "check-ignore", "--no-index", "--stdin"], input="\n".join(paths), capture_output=True, text=True
+            ["git", "-C", str(ROOT), "check-ignore", "--no-index", "--stdin"],
+            input="\n".join(paths),
+            capture_output=True,
+            text=True,
         )
         assert (told.returncode, told.stdout) == (1, ""), told.stderr
 

@@ -27,7 +27,9 @@ def test_a_cut_last_line_is_skipped(tmp_path):
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     write_json(tmp_path / "a.json", {"b": 1})
-    monkeypatch.setattr("llama_lite.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        "llama_lite.files.os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+    )
     with pytest.raises(OSError):
         write_json(tmp_path / "a.json", {"b": 2})
     assert json.loads((tmp_path / "a.json").read_text()) == {"b": 1}
@@ -35,7 +37,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "error, status, code",
-    [(None, "finished", 0), (Refusal("no"), "refused", 2), (Unhealthy("nan"), "unhealthy", 3), (Interrupted("stop"), "interrupted", 75)],
+    [
+        (None, "finished", 0),
+        (Refusal("no"), "refused", 2),
+        (Unhealthy("nan"), "unhealthy", 3),
+        (Interrupted("stop"), "interrupted", 75),
+    ],
 )
 def test_each_end_is_told(tmp_path, error, status, code):
     try:
@@ -45,7 +52,12 @@ def test_each_end_is_told(tmp_path, error, status, code):
                 raise error
     except type(error or KeyError()):
         pass
-    assert read_json(tmp_path / "run/status.json") == {"status": status, "code": code, "step": 7, "reason": str(error or "")}
+    assert read_json(tmp_path / "run/status.json") == {
+        "status": status,
+        "code": code,
+        "step": 7,
+        "reason": str(error or ""),
+    }
     assert read_jsonl(tmp_path / "run/events.jsonl")[-1]["event"] == status
 
 
@@ -67,8 +79,22 @@ exit.exit_with_status(main)
 @pytest.mark.parametrize("first_word, said", [(30, "refused: no text"), (0, "rank 1, refused: no text")])
 def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path, first_word, said):
     (tmp_path / "refuses.py").write_text(REFUSES)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "refuses.py")]
-    done = subprocess.run([*launch, str(first_word)], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        str(tmp_path / "refuses.py"),
+    ]
+    done = subprocess.run(
+        [*launch, str(first_word)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 1 and re.findall(".*refused: .*", done.stderr) == [said], done.stderr
 
 
@@ -125,23 +151,48 @@ def test_a_pool_that_is_left_while_results_come_in_ends(turn):
 def test_the_time_used_counts_from_the_start_of_the_launcher(tmp_path):
     """`python -u` as well: what Python is told before the script is not taken for the script."""
     own = "time.time() - psutil.Process().create_time()"
-    code = f"import psutil, time; from llama_lite.processes import seconds_since_start; print(seconds_since_start() - ({own}))"
+    code = (
+        "import psutil, time; from llama_lite.processes import seconds_since_start; print(seconds_since_start() -"
+        f" ({own}))"
+    )
     (tmp_path / "script.py").write_text(code)
     launcher = "import subprocess, sys, time; time.sleep(1); subprocess.run([sys.executable, '-u', sys.argv[1]])"
     command = [sys.executable, "-c", launcher, str(tmp_path / "script.py")]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
     assert float(done.stdout) >= 0.9
 
 
 # ---- the environment ----
 
-WHOLE = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
-ONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+WHOLE = {
+    "RANK": "1",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
+ONE = {
+    "RANK": "0",
+    "WORLD_SIZE": "1",
+    "LOCAL_RANK": "0",
+    "LOCAL_WORLD_SIZE": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+}
 
 
-@pytest.mark.parametrize("environ", [{}, WHOLE, ONE, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"SLURM_STEP_NUM_TASKS": "4"}, {"MASTER_ADDR": "127.0.0.1"}])
+@pytest.mark.parametrize(
+    "environ",
+    [{}, WHOLE, ONE, {"RANK": "0"}, {"WORLD_SIZE": "1"}, {"SLURM_STEP_NUM_TASKS": "4"}, {"MASTER_ADDR": "127.0.0.1"}],
+)
 def test_variables_of_a_launcher_that_go_together(environ):
-    assert launcher_problem(environ) is None and distributed._launched(environ) == (int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)))
+    assert launcher_problem(environ) is None and distributed._launched(environ) == (
+        int(environ.get("RANK", 0)),
+        int(environ.get("WORLD_SIZE", 1)),
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +200,10 @@ def test_variables_of_a_launcher_that_go_together(environ):
     [
         ({"RANK": "1"}, "contradicts itself: RANK=1, no WORLD_SIZE, no LOCAL_RANK"),
         ({**WHOLE, "RANK": "4"}, "contradicts itself: RANK=4, WORLD_SIZE=4"),
-        ({**WHOLE, "LOCAL_RANK": "2", "RANK": "2"}, "contradicts itself: RANK=2, WORLD_SIZE=4, LOCAL_RANK=2, LOCAL_WORLD_SIZE=2"),
+        (
+            {**WHOLE, "LOCAL_RANK": "2", "RANK": "2"},
+            "contradicts itself: RANK=2, WORLD_SIZE=4, LOCAL_RANK=2, LOCAL_WORLD_SIZE=2",
+        ),
         ({**WHOLE, "RANK": "0"}, "contradicts itself: RANK=0, WORLD_SIZE=4, LOCAL_RANK=1"),
         ({**WHOLE, "LOCAL_WORLD_SIZE": "8"}, "contradicts itself"),
         ({"WORLD_SIZE": "0"}, "contradicts itself"),
@@ -201,7 +255,10 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     with RunFolder(tmp_path / "run"):
         pass
-    assert f"WARNING   {tmp_path / 'run'} is on a file system without locks (No locks available)" in capsys.readouterr().out
+    assert (
+        f"WARNING   {tmp_path / 'run'} is on a file system without locks (No locks available)"
+        in capsys.readouterr().out
+    )
     assert read_json(tmp_path / "run" / "status.json")["status"] == "finished"
 
     def held(*_):
@@ -266,7 +323,9 @@ FULL = [
     OSError(errno.EDQUOT, "Disk quota exceeded"),
     OSError("16384 requested and 0 written"),  # numpy's tofile
     Exception("Error while serializing: I/O error: No space left on device (os error 28)"),  # safetensors, tokenizers
-    RuntimeError("[enforce fail at inline_container.cc:778] . PytorchStreamWriter failed writing file data/0: file write failed"),
+    RuntimeError(
+        "[enforce fail at inline_container.cc:778] . PytorchStreamWriter failed writing file data/0: file write failed"
+    ),
     _raised(OSError(errno.ENOSPC, "No space left on device")),
 ]
 
@@ -296,15 +355,27 @@ def test_a_full_disk_is_refused_with_its_sizes_whatever_library_met_it(tmp_path,
 def test_a_disk_without_inodes_is_told_from_a_full_one(tmp_path, monkeypatch):
     from types import SimpleNamespace
 
-    monkeypatch.setattr(os, "statvfs", lambda place: SimpleNamespace(f_files=12, f_favail=0, f_bavail=9, f_bfree=9, f_blocks=10, f_frsize=4096))
+    monkeypatch.setattr(
+        os,
+        "statvfs",
+        lambda place: SimpleNamespace(f_files=12, f_favail=0, f_bavail=9, f_bfree=9, f_blocks=10, f_frsize=4096),
+    )
     told = errors.no_space(OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "x")))
     assert told.startswith(f"no file can be made on the disk of {tmp_path}: all of its 12 inodes are in use")
 
 
 def test_other_errors_are_no_full_disks(tmp_path):
-    for error in (OSError(errno.EIO, "Input/output error"), ValueError("3 requested and 0 written"), KeyError("x"), None):
+    for error in (
+        OSError(errno.EIO, "Input/output error"),
+        ValueError("3 requested and 0 written"),
+        KeyError("x"),
+        None,
+    ):
         assert no_space(error) is None
-    with pytest.raises(Refusal, match=rf"no space for the next checkpoint in {tmp_path}: it takes \d+\.\d\d TiB and .* are free\. Make room"):
+    with pytest.raises(
+        Refusal,
+        match=rf"no space for the next checkpoint in {tmp_path}: it takes \d+\.\d\d TiB and .* are free\. Make room",
+    ):
         files.need_space(tmp_path, 2**60, "the next checkpoint", "Make room.")
 
 

@@ -32,7 +32,9 @@ def wait_for(condition, seconds=900.0, process=None):
 def start(path: Path, *argv, launcher=(sys.executable,), script="run_pretrain.py") -> subprocess.Popen:
     """In a process group of its own, as a terminal would start it."""
     command = [*launcher, str(ROOT / script), "--config", str(path), *argv]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
 
 
 def trained(run: Path, step: int):
@@ -41,7 +43,9 @@ def trained(run: Path, step: int):
 
 def running(run: Path) -> list[int]:
     """Processes of a run, by their command line."""
-    found = subprocess.run(["pgrep", "-f", f"run_pretrain.py .*{run.parent}"], capture_output=True, text=True).stdout.split()
+    found = subprocess.run(
+        ["pgrep", "-f", f"run_pretrain.py .*{run.parent}"], capture_output=True, text=True
+    ).stdout.split()
     return [int(pid) for pid in found]
 
 
@@ -50,7 +54,11 @@ LONG = {"max_steps": 100_000, "allow_epochs": True, "logging_steps": 10, "eval_s
 
 def test_help_teaches_and_every_argument_is_explained():
     result = launch("--help")
-    assert result.returncode == 0 and "accelerate launch run_pretrain.py" in result.stdout and "--allow_changes" in result.stdout
+    assert (
+        result.returncode == 0
+        and "accelerate launch run_pretrain.py" in result.stdout
+        and "--allow_changes" in result.stdout
+    )
     assert "exit status: 0 finished, 2 refused, 3 unhealthy" in result.stdout
 
 
@@ -58,15 +66,25 @@ def test_a_refusal_is_one_paragraph_with_status_2():
     result = launch("--learning_rte", "1e-3", "--max_step", "3")
     assert result.returncode == 2
     assert "`--learning_rte` on the command line is not an argument: did you mean `--learning_rate`?" in result.stderr
-    assert "`--max_step`" in result.stderr and "Traceback" not in result.stderr and len(result.stderr.strip().splitlines()) == 1
+    assert (
+        "`--max_step`" in result.stderr
+        and "Traceback" not in result.stderr
+        and len(result.stderr.strip().splitlines()) == 1
+    )
 
 
 @pytest.mark.parametrize("launcher", [ACCELERATE, TORCHRUN], ids=["accelerate", "torchrun 2"])
 def test_a_refusal_under_a_launcher_is_printed_once(settings, tmp_path, launcher):
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), block_size=256, tokens_per_step=4096)
     result = launch("--config", str(path), launcher=launcher)
-    assert result.returncode != 0 and result.stderr.count("refused: --block_size 256 is above the model's context of 128") == 1
-    assert read_json(tmp_path / "run" / "status.json")["status"] == "refused" and read_json(tmp_path / "run" / "status.json")["code"] == 2
+    assert (
+        result.returncode != 0
+        and result.stderr.count("refused: --block_size 256 is above the model's context of 128") == 1
+    )
+    assert (
+        read_json(tmp_path / "run" / "status.json")["status"] == "refused"
+        and read_json(tmp_path / "run" / "status.json")["code"] == 2
+    )
 
 
 def test_dry_run_touches_nothing(settings, whole_run, tmp_path):
@@ -174,10 +192,17 @@ def test_a_relaunch_waits_for_the_run_that_is_stopping_and_two_at_once_are_refus
 @pytest.mark.slow
 def test_a_signal_while_text_is_prepared_keeps_what_is_prepared(settings, tmp_path):
     path = config_file(
-        tmp_path, settings, dataset="installed-docs", prepared_dir=str(tmp_path / "data"), min_characters=200, output_dir=str(tmp_path / "r")
+        tmp_path,
+        settings,
+        dataset="installed-docs",
+        prepared_dir=str(tmp_path / "data"),
+        min_characters=200,
+        output_dir=str(tmp_path / "r"),
     )
     process = start(path)
-    wait_for(lambda: len(glob.glob("curated/*/curation/stages/*/completions/*", root_dir=tmp_path)) > 1, process=process)
+    wait_for(
+        lambda: len(glob.glob("curated/*/curation/stages/*/completions/*", root_dir=tmp_path)) > 1, process=process
+    )
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     wait_for(lambda: not running(tmp_path / "r"), 10)
@@ -228,20 +253,28 @@ def test_one_and_two_processes_are_the_same_run(settings, whole_run, tmp_path):
         assert "start     step 5" in result.stdout
         np.testing.assert_allclose(losses(run), losses(tmp_path / "one"), atol=1e-5)
         for name, tensor in tensors_of(run / "checkpoint-12" / "model.safetensors").items():
-            np.testing.assert_allclose(tensor.numpy(), tensors_of(tmp_path / "one/checkpoint-12/model.safetensors")[name].numpy(), atol=2e-5)
-        assert any(event["event"] == "changed" and event["kind"] == "layout" for event in read_jsonl(run / "events.jsonl"))
+            np.testing.assert_allclose(
+                tensor.numpy(), tensors_of(tmp_path / "one/checkpoint-12/model.safetensors")[name].numpy(), atol=2e-5
+            )
+        assert any(
+            event["event"] == "changed" and event["kind"] == "layout" for event in read_jsonl(run / "events.jsonl")
+        )
 
 
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(settings, whole_run, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for run in (whole, cut):
-        result = launch("--config", str(config_file(tmp_path, settings, output_dir=str(run), save_total_limit=None)), launcher=TWO)
+        result = launch(
+            "--config", str(config_file(tmp_path, settings, output_dir=str(run), save_total_limit=None)), launcher=TWO
+        )
         assert result.returncode == 0, result.stderr
     shutil.rmtree(cut / "checkpoint-12")
     shutil.rmtree(cut / "checkpoint-10")
     (cut / "status.json").unlink()
-    result = launch("--config", str(config_file(tmp_path, settings, output_dir=str(cut), save_total_limit=None)), launcher=TWO)
+    result = launch(
+        "--config", str(config_file(tmp_path, settings, output_dir=str(cut), save_total_limit=None)), launcher=TWO
+    )
     assert result.returncode == 0 and "start     step 5" in result.stdout, result.stderr
     assert log_of(cut) == log_of(whole)
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -253,7 +286,12 @@ def test_tuning_with_two_processes(sft_settings, tmp_path):
     plain = {"bf16": False, "logging_steps": 1, "lora_dropout": 0.0, "save_total_limit": None}
     one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
     for run, launcher in ((one, (sys.executable,)), (two, TWO)):
-        result = launch("--config", str(config_file(tmp_path, sft_settings, output_dir=str(run), **plain)), script="run_sft.py", launcher=launcher)
+        result = launch(
+            "--config",
+            str(config_file(tmp_path, sft_settings, output_dir=str(run), **plain)),
+            script="run_sft.py",
+            launcher=launcher,
+        )
         assert result.returncode == 0, result.stderr
     for key in ("loss", "eval_loss", "tokens"):
         found = [[entry[key] for entry in log_of(run) if key in entry] for run in (one, two)]
@@ -263,7 +301,12 @@ def test_tuning_with_two_processes(sft_settings, tmp_path):
     for step in (6, 8):
         shutil.rmtree(cut / f"checkpoint-{step}")
     (cut / "status.json").unlink()
-    result = launch("--config", str(config_file(tmp_path, sft_settings, output_dir=str(cut), **plain)), script="run_sft.py", launcher=TWO)
+    result = launch(
+        "--config",
+        str(config_file(tmp_path, sft_settings, output_dir=str(cut), **plain)),
+        script="run_sft.py",
+        launcher=TWO,
+    )
     assert result.returncode == 0 and "start     step 3" in result.stdout, result.stderr
     assert log_of(cut) == log_of(two)
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):

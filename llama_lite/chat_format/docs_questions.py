@@ -29,12 +29,15 @@ MARKUP = re.compile(
 def embedded(modules: list[str], most: int, workers: int) -> list[Row]:
     """Questions about documented functions and classes, answered in the words of the documentation.
 
-    Modules come in the corpus's own fixed order. Answers that say what an earlier one said (the same first ten words, or
-    the same words throughout) are left out: boilerplate would make the loss look better than the model is.
+    Modules come in the corpus's own fixed order. Answers that say what an earlier one said (the same first ten words,
+    or the same words throughout) are left out: boilerplate would make the loss look better than the model is.
     """
     found: list[Row] = []
     seen: set[str] = set()
-    with worker_pool(workers, _nothing) as pool, tqdm(total=most, desc="asking about the documentation", unit="row", disable=None) as bar:
+    with (
+        worker_pool(workers, _nothing) as pool,
+        tqdm(total=most, desc="asking about the documentation", unit="row", disable=None) as bar,
+    ):
         first = modules[: 4 * most]
         for module, asked in zip(first, pool.map(_module_rows, first, chunksize=16), strict=True):
             for number, (instruction, given, answer) in enumerate(asked):
@@ -43,7 +46,9 @@ def embedded(modules: list[str], most: int, workers: int) -> list[Row]:
                 if keys & seen or len(found) == most:
                     continue
                 seen |= keys
-                found.append(Row(f"{module}:{number}", module, tuple(template.conversation(instruction, given, answer))))
+                found.append(
+                    Row(f"{module}:{number}", module, tuple(template.conversation(instruction, given, answer)))
+                )
                 bar.update()
             if len(found) == most:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -65,7 +70,9 @@ def _module_rows(name: str) -> list[tuple[str, str, str]]:
     found = []
     for qualified, node in _public(tree, ""):
         documentation = ast.get_docstring(node)
-        for kind, *row in _questions(f"{module}.{qualified}", isinstance(node, ast.ClassDef), documentation) if documentation else ():
+        for kind, *row in (
+            _questions(f"{module}.{qualified}", isinstance(node, ast.ClassDef), documentation) if documentation else ()
+        ):
             if kept.get(kind, 0) < MODULE_ROWS:
                 kept[kind] = kept.get(kind, 0) + 1
                 found.append(tuple(row))
@@ -97,11 +104,18 @@ def _questions(name: str, is_class: bool, documentation: str) -> Iterator[tuple[
     first, _, rest = documentation.partition("\n\n")
     summary, described = _answer(first), _answer(rest, LONGEST_INPUT)
     if summary and described and chance[1] % 2:
-        ask = worded(f"Summarise what is said about `{short}` in a sentence.", "Summarise this description in a sentence.")
+        ask = worded(
+            f"Summarise what is said about `{short}` in a sentence.", "Summarise this description in a sentence."
+        )
         yield "summarise", ask, described, summary
     elif summary:
         what = "class" if is_class else "function"
-        yield "summary", worded(f"What does the {what} `{name}` do?", f"Describe `{name}` in a sentence.", f"What is `{name}` for?"), "", summary
+        yield (
+            "summary",
+            worded(f"What does the {what} `{name}` do?", f"Describe `{name}` in a sentence.", f"What is `{name}` for?"),
+            "",
+            summary,
+        )
     for parameter in parsed.params:
         if parameter.arg_name.isidentifier() and (answer := _answer(parameter.description)):
             ask = worded(
@@ -118,14 +132,18 @@ def _questions(name: str, is_class: bool, documentation: str) -> Iterator[tuple[
 
 
 def _answer(text: str | None, longest: int = LONGEST_ANSWER) -> str | None:
-    """The first paragraph of a description as one line that ends in a full stop, or None where it is none to learn from."""
+    """The first paragraph of a description as one line that ends in a full stop, or None where it is none to learn
+    from.
+    """
     paragraph = " ".join((text or "").strip().split("\n\n")[0].split())
     paragraph = re.sub(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`", r"`\1`", paragraph).replace("``", "`")
     if not SHORTEST_ANSWER <= len(paragraph) <= longest or len(re.findall(r"[A-Za-z]{2,}", paragraph)) < 4:
         return None
     if MARKUP.search(paragraph) or not paragraph[0].isalpha():
         return None
-    if paragraph[-1] in ":,;(" or re.match(r"\w+ ?\(|(Args|Arguments|Parameters|Returns|Raises|Examples?|Inputs?|class):", paragraph):
+    if paragraph[-1] in ":,;(" or re.match(
+        r"\w+ ?\(|(Args|Arguments|Parameters|Returns|Raises|Examples?|Inputs?|class):", paragraph
+    ):
         return None
     if re.fullmatch(r"[a-z][a-z-]*", paragraph.split()[0]):
         paragraph = paragraph[0].upper() + paragraph[1:]

@@ -1,8 +1,9 @@
 """Instruction rows: where they come from, which are kept, which are held out, and what of them is learnt.
 
-Three schemas: alpaca (instruction, input, output), messages, prompt/completion. A system prompt and a history beside them are context; weight 0 and
-train false, of a row or a message, say what is not learnt. The embedded default asks about the documentation inside the installed packages, in the
-words of its authors. Nothing is dropped or cut in silence: rows that are none and columns that are not read are counted and named.
+Three schemas: alpaca (instruction, input, output), messages, prompt/completion. A system prompt and a history beside
+them are context; weight 0 and train false, of a row or a message, say what is not learnt. The embedded default asks
+about the documentation inside the installed packages, in the words of its authors. Nothing is dropped or cut in
+silence: rows that are none and columns that are not read are counted and named.
 """
 
 import collections
@@ -19,7 +20,11 @@ from .docs_questions import EMBEDDED_ROWS, embedded
 
 SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  # alpaca's `input` may be absent
 
-BESIDE = {SCHEMAS[0]: (), SCHEMAS[1]: ("history",), SCHEMAS[2]: ("input", "history")}  # further columns that are read, and these of all three:
+BESIDE = {
+    SCHEMAS[0]: (),
+    SCHEMAS[1]: ("history",),
+    SCHEMAS[2]: ("input", "history"),
+}  # further columns that are read, and these of all three:
 
 BESIDE_ALL = ("system", "weight", "train")
 
@@ -34,12 +39,20 @@ EMPTY = (None, "", [], {})
 
 
 def load(
-    dataset: str, config: str | None, split: str, revision: str | None, most: int | None, workers: int, skip_held_out: bool = False
+    dataset: str,
+    config: str | None,
+    split: str,
+    revision: str | None,
+    most: int | None,
+    workers: int,
+    skip_held_out: bool = False,
 ) -> tuple[list[Row], dict, dict]:
-    """(rows, where they are from, what was skipped and why). Raises Refusal for another schema, and where nothing can be read.
+    """(rows, where they are from, what was skipped and why). Raises Refusal for another schema, and where nothing can
+    be read.
 
-    skip_held_out: of installed-docs, leave out the modules that the embedded evaluation tasks are made of. The record of where they are from says in
-    `columns_not_read` how many rows have something in each column that has no meaning here.
+    skip_held_out: of installed-docs, leave out the modules that the embedded evaluation tasks are made of. The record
+    of where they are from says in `columns_not_read` how many rows have something in each column that has no meaning
+    here.
     """
     skipped, unread = Skipped(), collections.Counter()
     source = resolve(dataset, config, split, revision, only_rows=True)
@@ -53,7 +66,9 @@ def load(
         return embedded(modules, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
     print_main(f"rows      {inventory(source)}")
     if source.kind == "installed-files":
-        raise Refusal("--dataset installed-files holds no conversations: installed-docs makes questions of the documentation.")
+        raise Refusal(
+            "--dataset installed-files holds no conversations: installed-docs makes questions of the documentation."
+        )
     found: list[Row] = []
     for name, record, first in _records(source):
         if most and len(found) == most:
@@ -61,8 +76,8 @@ def load(
         schema = _schema(record)
         if schema is None and first:
             raise Refusal(
-                f"{name} has the columns {', '.join(sorted(record)) or 'none'}. Rows are needed with `instruction`, `output` (and `input`), "
-                "or `messages`, or `prompt` and `completion`."
+                f"{name} has the columns {', '.join(sorted(record)) or 'none'}. Rows are needed with `instruction`,"
+                " `output` (and `input`), or `messages`, or `prompt` and `completion`."
             )
         try:
             found.append(_row(name, record, schema, unread))
@@ -87,11 +102,16 @@ def _records(source) -> Iterator[tuple[str, dict, bool]]:
 def _schema(record: dict) -> tuple[str, ...] | None:
     """The first schema whose columns all hold something, else the first whose columns are there."""
     there = [schema for schema in SCHEMAS if all(column in record for column in schema)]
-    return next((schema for schema in there if all(record[column] is not None for column in schema)), there[0] if there else None)
+    return next(
+        (schema for schema in there if all(record[column] is not None for column in schema)),
+        there[0] if there else None,
+    )
 
 
 def _row(name: str, record: dict, schema: tuple[str, ...] | None, unread: collections.Counter) -> Row:
-    """The Row of a record. Counts in `unread` which of its columns hold something that has no meaning here. Raises NoRow."""
+    """The Row of a record. Counts in `unread` which of its columns hold something that has no meaning here. Raises
+    NoRow.
+    """
     if schema is None:
         raise NoRow("columns of no schema")
     if not _is_learnt(record, "the row's", unread):
@@ -99,10 +119,16 @@ def _row(name: str, record: dict, schema: tuple[str, ...] | None, unread: collec
     for column, value in record.items():
         if column not in (*schema, *BESIDE[schema], *BESIDE_ALL) and not _is_empty(value):
             unread[column] += 1
-    before = _history(record["history"], unread) if "history" in BESIDE[schema] and not _is_empty(record.get("history")) else []
+    before = (
+        _history(record["history"], unread)
+        if "history" in BESIDE[schema] and not _is_empty(record.get("history"))
+        else []
+    )
     given = []
     if schema == SCHEMAS[2]:
-        messages = template.conversation(*(_text(record.get(column), column) for column in ("instruction", "input", "output")))
+        messages = template.conversation(
+            *(_text(record.get(column), column) for column in ("instruction", "input", "output"))
+        )
     elif schema == SCHEMAS[1]:
         given = _as_messages(record["prompt"], "user", unread)
         messages = [*given, *_as_messages(record["completion"], "assistant", unread)]
@@ -118,18 +144,30 @@ def _row(name: str, record: dict, schema: tuple[str, ...] | None, unread: collec
         before, messages = [messages[0], *before], messages[1:]
         given = given[1:]
     messages = [*before, *messages]
-    unlearnt = tuple(number for number, message in enumerate(messages) if message.pop("learnt", True) is False and message["role"] == "assistant")
+    unlearnt = tuple(
+        number
+        for number, message in enumerate(messages)
+        if message.pop("learnt", True) is False and message["role"] == "assistant"
+    )
     turns = [message["role"] for message in messages if message["role"] != "system"]
     if strange := next((role for role in turns if role not in ROLES), None):
         raise NoRow(f"a turn of the role {strange!r}")
-    if turns != ["user", "assistant"] * (len(turns) // 2) or not turns or any(message["role"] == "system" for message in messages[1:]):
+    if (
+        turns != ["user", "assistant"] * (len(turns) // 2)
+        or not turns
+        or any(message["role"] == "system" for message in messages[1:])
+    ):
         raise NoRow("turns are not user and assistant in turn, ended by the assistant")
     if any(not message["content"].strip() for message in messages if message["role"] != "assistant"):
         raise NoRow("empty question")
     if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
         raise NoRow("empty answer")
     learn_from = len(before) + len(given)
-    if all(number < learn_from or number in unlearnt for number, message in enumerate(messages) if message["role"] == "assistant"):
+    if all(
+        number < learn_from or number in unlearnt
+        for number, message in enumerate(messages)
+        if message["role"] == "assistant"
+    ):
         raise NoRow("weight 0 or train false")
     return Row(name, " ".join(asked.lower().split()), tuple(messages), learn_from, unlearnt)
 
@@ -139,11 +177,17 @@ def _is_empty(value) -> bool:
 
 
 def _is_learnt(fields: dict, whose: str, unread: collections.Counter) -> bool:
-    """Whether `weight` (0 or 1, as OpenAI's) and `train` (false or true) of a row or a message let it be learnt; other values are counted."""
+    """Whether `weight` (0 or 1, as OpenAI's) and `train` (false or true) of a row or a message let it be learnt; other
+    values are counted.
+    """
     trained = True
     for name, meanings in (("weight", {0: False, 1: True}), ("train", {False: False, True: True})):
         value = fields.get(name)
-        value = {"0": 0, "1": 1, "false": False, "true": True}.get(value.lower(), value) if isinstance(value, str) else value  # of a CSV file
+        value = (
+            {"0": 0, "1": 1, "false": False, "true": True}.get(value.lower(), value)
+            if isinstance(value, str)
+            else value
+        )  # of a CSV file
         if _is_empty(value):
             continue
         if isinstance(value, bool | int | float) and value in meanings:
@@ -156,16 +200,26 @@ def _is_learnt(fields: dict, whose: str, unread: collections.Counter) -> bool:
 def _history(value, unread: collections.Counter) -> list[dict]:
     """Earlier turns as messages: a list of messages, or of pairs of question and answer. Raises NoRow."""
     if isinstance(value, list | tuple) and all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in value):
-        return [{"role": role, "content": _text(text, "history")} for pair in value for role, text in zip(("user", "assistant"), pair, strict=True)]
+        return [
+            {"role": role, "content": _text(text, "history")}
+            for pair in value
+            for role, text in zip(("user", "assistant"), pair, strict=True)
+        ]
     return _as_messages(value, None, unread, "history is no list of {role, content} or of pairs")
 
 
-def _as_messages(value, role: str | None, unread: collections.Counter, otherwise: str = "messages are no list of {role, content}") -> list[dict]:
-    """A text as one message of `role` (None: a text is none); a list of messages as {role, content, learnt}. Raises NoRow, `otherwise` for neither."""
+def _as_messages(
+    value, role: str | None, unread: collections.Counter, otherwise: str = "messages are no list of {role, content}"
+) -> list[dict]:
+    """A text as one message of `role` (None: a text is none); a list of messages as {role, content, learnt}. Raises
+    NoRow, `otherwise` for neither.
+    """
     if isinstance(value, Unreadable) or (role and isinstance(value, str | bytes)):
         return [{"role": role, "content": _text(value, "a text")}]
     value = () if value is None else value
-    if not isinstance(value, list | tuple) or not all(isinstance(message, dict) and {"role", "content"} <= set(message) for message in value):
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(message, dict) and {"role", "content"} <= set(message) for message in value
+    ):
         raise NoRow(otherwise)
     found = []
     for message in value:
@@ -202,7 +256,11 @@ def _text(value, what: str) -> str:
 def unread_lines(source: dict) -> list[str]:
     """What a person reads of `columns_not_read`, if there are any."""
     counts = source.get("columns_not_read")
-    return [f"columns not read: {', '.join(f'{name} (of {count:,} rows)' for name, count in counts.items())}"] if counts else []
+    return (
+        [f"columns not read: {', '.join(f'{name} (of {count:,} rows)' for name, count in counts.items())}"]
+        if counts
+        else []
+    )
 
 
 def held_documents(found: list[Row], count: int) -> set[str]:

@@ -30,7 +30,9 @@ class Example:
 
 
 def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
-    """Examples of any length; `skipped` counts the rows that hold the text of a special token, or that the chat template refuses."""
+    """Examples of any length; `skipped` counts the rows that hold the text of a special token, or that the chat
+    template refuses.
+    """
     examples, counts = [], Skipped()
     for row in tqdm(found, desc="encoding rows", unit="row", disable=None):
         messages = list(row.messages)
@@ -48,7 +50,9 @@ def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
 
 
 def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dict) -> list[Example]:
-    """Examples of at most `max_length` ids. `long_rows` says whether longer ones are dropped or truncated; `skipped` counts what went."""
+    """Examples of at most `max_length` ids. `long_rows` says whether longer ones are dropped or truncated; `skipped`
+    counts what went.
+    """
     kept, counts = [], Skipped()
     for example in examples:
         if len(example.input_ids) <= max_length:
@@ -64,20 +68,30 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
     return kept
 
 
-def need_rows(train_rows: list[Example], eval_rows: list[Example], least: int, skipped: dict, documents: int | None = None) -> None:
-    """Raise Refusal when nothing is left to learn from, or fewer than `least` held-out rows. `documents`: how many all rows make, once some are held out."""
+def need_rows(
+    train_rows: list[Example], eval_rows: list[Example], least: int, skipped: dict, documents: int | None = None
+) -> None:
+    """Raise Refusal when nothing is left to learn from, or fewer than `least` held-out rows. `documents`: how many all
+    rows make, once some are held out.
+    """
     why = "; ".join(f"{entry['rows']:,} {reason}" for reason, entry in skipped.items()) or "none were skipped"
     if not train_rows and eval_rows and documents:
         count = "one document" if documents == 1 else f"{documents:,} documents"
         raise Refusal(
-            f"no row is left to learn from ({why}): all {len(eval_rows):,} are held out, because they are {count} (rows whose first question is the same), and "
-            f"documents are held out whole. {'Bring rows with other questions' if documents == 1 else 'Lower --eval_rows, or bring more rows'}."
+            f"no row is left to learn from ({why}): all {len(eval_rows):,} are held out, because they are {count} (rows"
+            " whose first question is the same), and documents are held out whole."
+            f" {'Bring rows with other questions' if documents == 1 else 'Lower --eval_rows, or bring more rows'}."
         )
     if not train_rows:
-        long = "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
+        long = (
+            "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
+        )
         raise Refusal(f"no row is left to learn from ({why}): {long}lower --eval_rows, or bring more rows.")
     if len(eval_rows) < max(least, 1):
-        raise Refusal(f"{len(eval_rows)} rows are held out and {max(least, 1)} are needed ({why}): raise --eval_rows, or bring more rows.")
+        raise Refusal(
+            f"{len(eval_rows)} rows are held out and {max(least, 1)} are needed ({why}): raise --eval_rows, or bring"
+            " more rows."
+        )
 
 
 def fingerprint(examples: list[Example]) -> str:
@@ -89,13 +103,17 @@ def fingerprint(examples: list[Example]) -> str:
 
 
 def pack(examples: list[Example], max_length: int, packing: bool):
-    """A `datasets.Dataset` of ids and labels; with `packing`, whole rows side by side up to `max_length` (TRL's best fit decreasing)."""
+    """A `datasets.Dataset` of ids and labels; with `packing`, whole rows side by side up to `max_length` (TRL's best
+    fit decreasing).
+    """
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
     from trl import pack_dataset
 
     disable_progress_bar()
-    data = Dataset.from_dict({name: [getattr(example, name) for example in examples] for name in ("input_ids", "labels")})
+    data = Dataset.from_dict(
+        {name: [getattr(example, name) for example in examples] for name in ("input_ids", "labels")}
+    )
     return pack_dataset(data, max_length, "bfd") if packing else data
 
 

@@ -1,6 +1,8 @@
-"""Chat templates are programs that come with a model or a file: each is rendered in a process of its own, with limits of time and memory.
+"""Chat templates are programs that come with a model or a file: each is rendered in a process of its own, with limits
+of time and memory.
 
-A template that loops, or computes `9**(9**9)`, which no alarm stops, is killed and refused. Our own format is rendered here.
+A template that loops, or computes `9**(9**9)`, which no alarm stops, is killed and refused. Our own format is rendered
+here.
 """
 
 import contextlib
@@ -23,7 +25,10 @@ KNOWN: set[str] = set()  # templates of this project
 
 KEPT = 4  # processes of the templates used last
 
-WAY_OUT = "Mend it, give another one with --chat_template_path (run_sft.py), or leave out --apply_chat_template (run_eval.py)."
+WAY_OUT = (
+    "Mend it, give another one with --chat_template_path (run_sft.py), or leave out --apply_chat_template"
+    " (run_eval.py)."
+)
 
 
 class NotRendered(Refusal):
@@ -34,7 +39,9 @@ _renderers: dict[str, "_Renderer"] = {}
 
 
 def render_jinja_template(conversations: list[list[dict]], chat_template: str, **how) -> tuple[list[str], list]:
-    """As transformers' function of this name: texts, and where in each the answers stand. Raises Refusal for a template that cannot be rendered."""
+    """As transformers' function of this name: texts, and where in each the answers stand. Raises Refusal for a template
+    that cannot be rendered.
+    """
     from transformers.utils import chat_template_utils
 
     if chat_template in KNOWN:
@@ -52,11 +59,19 @@ def render_jinja_template(conversations: list[list[dict]], chat_template: str, *
 
 
 def apply_chat_template(tokenizer, messages: list[dict], **how) -> str:
-    """As `tokenizer.apply_chat_template(messages, tokenize=False, **how)`. Raises Refusal for a template that cannot be rendered."""
+    """As `tokenizer.apply_chat_template(messages, tokenize=False, **how)`. Raises Refusal for a template that cannot be
+    rendered.
+    """
     try:
         template = tokenizer.get_chat_template()
-    except (ValueError, TypeError, AttributeError) as error:  # several without a default, or something that is no template
-        raise Refusal(f"the tokenizer has no chat template to render ({' '.join(str(error).split())[:200]}). {WAY_OUT}") from None
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:  # several without a default, or something that is no template
+        raise Refusal(
+            f"the tokenizer has no chat template to render ({' '.join(str(error).split())[:200]}). {WAY_OUT}"
+        ) from None
     return render_jinja_template([messages], template, **{**tokenizer.special_tokens_map, **how})[0][0]
 
 
@@ -81,7 +96,8 @@ class _Renderer:
             found = json.loads(self.connection.recv_bytes(LONGEST))
         except (EOFError, OSError):
             raise Refusal(
-                f"the chat template makes a text of more than {LONGEST / 2**20:.0f} MiB of one conversation, or its process was killed. {WAY_OUT}"
+                f"the chat template makes a text of more than {LONGEST / 2**20:.0f} MiB of one conversation, or its"
+                f" process was killed. {WAY_OUT}"
             ) from None
         if "error" in found:
             raise NotRendered(f"the chat template cannot be rendered ({found['error']}). {WAY_OUT}")

@@ -22,7 +22,8 @@ VICUNA = (
     "{{- ' ' -}}"
     "{%- for message in turns -%}"
     "{%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] | trim + ' ASSISTANT:' -}}"
-    "{%- else -%}{%- generation -%}{{- ' ' + message['content'] | trim + eos_token -}}{%- endgeneration -%}{%- endif -%}"
+    "{%- else -%}{%- generation -%}{{- ' ' + message['content'] | trim + eos_token -}}{%- endgeneration -%}{%-"
+    " endif -%}"
     "{%- endfor -%}"
 )
 
@@ -36,7 +37,11 @@ MARKERS = ("USER:", "ASSISTANT:")  # an answer that holds one has gone on with t
 def begins_with_bos(tokenizer) -> bool:
     """Whether texts begin with a begin token of their own: never where begin and end are one token, as in GPT-2."""
     ids = tokenizer("a")["input_ids"]
-    return tokenizer.bos_token_id is not None and tokenizer.bos_token_id != tokenizer.eos_token_id and ids[0] == tokenizer.bos_token_id
+    return (
+        tokenizer.bos_token_id is not None
+        and tokenizer.bos_token_id != tokenizer.eos_token_id
+        and ids[0] == tokenizer.bos_token_id
+    )
 
 
 def vicuna_template(tokenizer) -> str:
@@ -45,8 +50,9 @@ def vicuna_template(tokenizer) -> str:
 
 
 def set_chat_template(tokenizer, path: str | None = None) -> None:
-    """Give a tokenizer the chat template: Vicuna's, or that of a .jinja file. Raises Refusal for one that does not say what is learnt, for one
-    whose answers do not end with the end-of-text, inside what is learnt, and for one whose generation prompt is not what stands before an answer.
+    """Give a tokenizer the chat template: Vicuna's, or that of a .jinja file. Raises Refusal for one that does not say
+    what is learnt, for one whose answers do not end with the end-of-text, inside what is learnt, and for one whose
+    generation prompt is not what stands before an answer.
     """
     if path is None:
         tokenizer.chat_template = vicuna_template(tokenizer)
@@ -58,12 +64,14 @@ def set_chat_template(tokenizer, path: str | None = None) -> None:
         raise Refusal(f"--chat_template_path {path} is not a readable .jinja file: {error}.") from None
     if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
         raise Refusal(
-            f"--chat_template_path {path} has no {{% generation %}} ... {{% endgeneration %}} around the answer, so nobody can tell what is to be "
-            "learnt. Put them there, the end token included, or leave the argument out (Vicuna 1.1)."
+            f"--chat_template_path {path} has no {{% generation %}} ... {{% endgeneration %}} around the answer, so"
+            " nobody can tell what is to be learnt. Put them there, the end token included, or leave the argument out"
+            " (Vicuna 1.1)."
         )
     if "strftime_now" in template:
         raise Refusal(
-            f"--chat_template_path {path} asks for the time (strftime_now), so no two runs would learn the same text: write the date there."
+            f"--chat_template_path {path} asks for the time (strftime_now), so no two runs would learn the same text:"
+            " write the date there."
         )
     tokenizer.chat_template = template
     try:
@@ -79,18 +87,22 @@ def _check_generation_prompt(tokenizer) -> None:
     rendered, spans = _rendered(tokenizer, PROBE)
     trained = rendered[: spans[-1][0]]
     if asked != trained:
-        at = next((i for i, (a, b) in enumerate(zip(asked, trained, strict=False)) if a != b), min(len(asked), len(trained)))
+        at = next(
+            (i for i, (a, b) in enumerate(zip(asked, trained, strict=False)) if a != b), min(len(asked), len(trained))
+        )
         raise Refusal(
-            f"an answer is asked for behind {asked[at:]!r} and learnt behind {trained[at:]!r} (after the same "
-            f"{asked[max(0, at - 20) : at]!r}): with add_generation_prompt the template must write what stands between the question and {{% generation %}}, "
-            "no more and no less."
+            f"an answer is asked for behind {asked[at:]!r} and learnt behind {trained[at:]!r} (after the same"
+            f" {asked[max(0, at - 20) : at]!r}): with add_generation_prompt the template must write what stands between"
+            " the question and {% generation %}, no more and no less."
         )
 
 
 def _rendered(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[int, int]]]:
     """The text of a conversation, and where its answers begin and end in it."""
     names = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    texts, spans = render_jinja_template([messages], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **names)
+    texts, spans = render_jinja_template(
+        [messages], chat_template=tokenizer.chat_template, return_assistant_tokens_mask=True, **names
+    )
     return texts[0], spans[0]
 
 
@@ -101,7 +113,10 @@ def conversation(instruction: str, input: str = "", output: str | None = None) -
     return messages if output is None else [*messages, {"role": "assistant", "content": output.strip()}]
 
 
-PROBE = [*conversation("Name a city.", "", "Paris."), *conversation("Another?", "", "Tokyo.")]  # with which a template is tried
+PROBE = [
+    *conversation("Name a city.", "", "Paris."),
+    *conversation("Another?", "", "Tokyo."),
+]  # with which a template is tried
 
 
 @dataclasses.dataclass
@@ -113,23 +128,26 @@ class Encoded:
 
 
 def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple[int, ...] = ()) -> Encoded:
-    """A whole conversation. Answers before message `learn_from`, and those of the messages `unlearnt`, are context and not learnt.
+    """A whole conversation. Answers before message `learn_from`, and those of the messages `unlearnt`, are context and
+    not learnt.
 
-    The last label of an answer that is learnt is the tokenizer's end-of-text. Raises Refusal where the template makes it otherwise.
+    The last label of an answer that is learnt is the tokenizer's end-of-text. Raises Refusal where the template makes
+    it otherwise.
     """
     rendered, spans = _rendered(tokenizer, messages)
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if len(spans) != len(answers):
         raise Refusal(
-            f"the chat template marks {len(spans)} passages for {len(answers)} answers: put {{% generation %}} ... {{% endgeneration %}} around each "
-            "answer, and around nothing else."
+            f"the chat template marks {len(spans)} passages for {len(answers)} answers: put {{% generation %}} ... {{%"
+            " endgeneration %} around each answer, and around nothing else."
         )
     place_of = dict(zip(answers, spans, strict=True))
     for number, message in enumerate(messages):
         begin, end = place_of.get(number, (0, len(rendered)))
         if message["content"].strip() not in rendered[begin:end]:
             raise NotRendered(
-                f"the chat template leaves out what a turn of the {message['role']} says, or a part of it. Let it print the whole `content`."
+                f"the chat template leaves out what a turn of the {message['role']} says, or a part of it. Let it print"
+                " the whole `content`."
             )
     answer_spans = [span for number, span in place_of.items() if number >= learn_from and number not in unlearnt]
     ids = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
@@ -154,9 +172,13 @@ def _no_end(end: str, answer: str, behind: str) -> str:
     elif end in answer:
         how = f"{answer.rpartition(end)[2]!r} follows it there: move that behind {{% endgeneration %}}."
     else:
-        how = "write {{ eos_token }} in front of {% endgeneration %}, or name a tokenizer whose end-of-text the template writes (--tokenizer_name)."
+        how = (
+            "write {{ eos_token }} in front of {% endgeneration %}, or name a tokenizer whose end-of-text the template"
+            " writes (--tokenizer_name)."
+        )
     return (
-        f"the chat template does not end each answer with the tokenizer's end-of-text {end!r} inside {marks}, so no answer would learn to end: {how}"
+        f"the chat template does not end each answer with the tokenizer's end-of-text {end!r} inside {marks}, so no"
+        f" answer would learn to end: {how}"
     )
 
 

@@ -1,1 +1,3 @@
-"""Writing, verifying and comparing checkpoints. May import: foundations, machine, config, data, chat_format, kernels."""
+"""Writing, verifying and comparing checkpoints. May import: foundations, machine, config, data, chat_format,
+kernels.
+"""

@@ -15,8 +15,12 @@ IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
-def build_identity(config: dict, training: dict, data: dict, layout: dict, environment: dict, more: Iterable[str] = ()) -> dict:
-    """What makes two stretches of training one run, as a manifest records it. `more`: further hyperparameters that count."""
+def build_identity(
+    config: dict, training: dict, data: dict, layout: dict, environment: dict, more: Iterable[str] = ()
+) -> dict:
+    """What makes two stretches of training one run, as a manifest records it. `more`: further hyperparameters that
+    count.
+    """
     model = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
     return _comparable(
         {
@@ -30,7 +34,9 @@ def build_identity(config: dict, training: dict, data: dict, layout: dict, envir
 
 
 def _comparable(identity: dict) -> dict:
-    """An identity as it is written today: what older manifests lack as the default that it was, threads beside the processes, not in the hardware."""
+    """An identity as it is written today: what older manifests lack as the default that it was, threads beside the
+    processes, not in the hardware.
+    """
     threads = identity["environment"].get("hardware", {}).get("threads")
     hardware = {name: value for name, value in identity["environment"].get("hardware", {}).items() if name != "threads"}
     hyperparameters = {**HYPERPARAMETERS, **identity["hyperparameters"]}
@@ -63,7 +69,9 @@ def differences(saved: dict, now: dict) -> dict[str, dict[str, tuple]]:
 
 
 def changed_arithmetic(changed: dict[str, dict[str, tuple]]) -> list[str]:
-    """What of `differences` lets the same mathematics end in other last bits; empty where a result must be the same bit for bit."""
+    """What of `differences` lets the same mathematics end in other last bits; empty where a result must be the same bit
+    for bit.
+    """
     threads = ["number of threads"] if "threads" in changed["layout"] else []
     return [*(name for name in ("hardware", "packages", "switches") if name in changed["environment"]), *threads]
 
@@ -75,7 +83,10 @@ def check_changes(saved: dict, now: dict, step: int, allow: str) -> dict[str, di
     for name in allowed:
         if name not in possible:
             near = difflib.get_close_matches(name, possible, 1, 0.4)
-            raise Refusal(f"--allow_changes {name}: no such field of a run's identity{f'; did you mean {near[0]}?' if near else '.'}")
+            raise Refusal(
+                f"--allow_changes {name}: no such field of a run's"
+                f" identity{f'; did you mean {near[0]}?' if near else '.'}"
+            )
     found = differences(saved, now)
     rows = {**found["hyperparameters"], **found["data"]}
     refused = [name for name in rows if name not in allowed]
@@ -87,8 +98,8 @@ def check_changes(saved: dict, now: dict, step: int, allow: str) -> dict[str, di
             for name, (then, new) in rows.items()
         )
         raise Refusal(
-            f"this is not the run of the checkpoint at step {step}:\n{table}\nGive back the old values, choose another --output_dir, or "
-            f"accept them, really applied from step {step + 1} on: --allow_changes {','.join(rows)}"
+            f"this is not the run of the checkpoint at step {step}:\n{table}\nGive back the old values, choose another"
+            f" --output_dir, or accept them, really applied from step {step + 1} on: --allow_changes {','.join(rows)}"
         )
     return found
 
@@ -101,7 +112,11 @@ def _short(value) -> str:
 def position_cost(name: str, saved: dict, now: dict, step: int) -> str:
     """What a change of data, order or step size repeats or skips, in tokens."""
     if "tokens_per_step" not in saved["data"]:
-        return "rows come in another order" if name in ("data", "data_seed", "packing", "max_length", "sequences_per_step") else ""
+        return (
+            "rows come in another order"
+            if name in ("data", "data_seed", "packing", "max_length", "sequences_per_step")
+            else ""
+        )
     done = step * saved["data"]["tokens_per_step"]
     if name in ("tokens_per_step", "block_size"):
         position = step * now["data"]["tokens_per_step"]

@@ -1,7 +1,7 @@
 """What a stranger's files say of themselves is held against what they are, before anything is built of them.
 
-sha256 shows that a revision is as its author published it, not that it is one. Here: JSON of the right types, whole safetensors files, no
-pickle that holds more than numbers, and no model larger than its files.
+sha256 shows that a revision is as its author published it, not that it is one. Here: JSON of the right types, whole
+safetensors files, no pickle that holds more than numbers, and no model larger than its files.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from pathlib import Path
 from ..errors import Refusal
 
 OBJECTS = (
-    "config.json generation_config.json adapter_config.json base.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json "
-    "model.safetensors.index.json"
+    "config.json generation_config.json adapter_config.json base.json tokenizer.json tokenizer_config.json"
+    " special_tokens_map.json added_tokens.json model.safetensors.index.json"
 ).split()  # files that hold one JSON object each
 
 LAYERS = "num_hidden_layers n_layer n_layers num_layers num_decoder_layers decoder_layers".split()
@@ -38,21 +38,27 @@ def read_object(path: Path, what: str) -> dict:
 
 
 def shapes_of(path: Path, what: str) -> dict[str, list[int]]:
-    """{tensor: shape} by the header of a safetensors file, which the library holds against the file's size. Raises Refusal."""
+    """{tensor: shape} by the header of a safetensors file, which the library holds against the file's size. Raises
+    Refusal.
+    """
     from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
     except Exception as error:  # the library's own, OSError, and whatever a malformed header leads to
-        raise Refusal(f"{what} is no whole safetensors file ({' '.join(str(error).split())[:200]}). {ELSEWHERE}") from None
+        raise Refusal(
+            f"{what} is no whole safetensors file ({' '.join(str(error).split())[:200]}). {ELSEWHERE}"
+        ) from None
 
 
 def check_model(name: str, folder: Path) -> None:
     """Raise Refusal where the files of a model or adapter are none, or describe a model that they do not hold."""
     objects = {file: read_object(folder / file, f"{file} of {name}") for file in OBJECTS if (folder / file).is_file()}
     index = objects.get("model.safetensors.index.json", {}).get("weight_map", {})
-    if not isinstance(index, dict) or not all(isinstance(file, str) and "/" not in file and (folder / file).is_file() for file in index.values()):
+    if not isinstance(index, dict) or not all(
+        isinstance(file, str) and "/" not in file and (folder / file).is_file() for file in index.values()
+    ):
         raise Refusal(f"model.safetensors.index.json of {name} names files that are not there. {ELSEWHERE}")
     adapter = "adapter_config.json" in objects
     paths = sorted(folder.glob("adapter_model.safetensors" if adapter else "model*.safetensors"))
@@ -67,7 +73,10 @@ def check_model(name: str, folder: Path) -> None:
 
 def _check_adapter(name: str, objects: dict, shapes: dict) -> None:
     config, base = objects["adapter_config.json"], objects.get("base.json", {})
-    for file, record, keys in (("adapter_config.json", config, ("base_model_name_or_path", "revision")), ("base.json", base, ("hub_id", "revision"))):
+    for file, record, keys in (
+        ("adapter_config.json", config, ("base_model_name_or_path", "revision")),
+        ("base.json", base, ("hub_id", "revision")),
+    ):
         for key in keys:
             if not isinstance(record.get(key), str | None):
                 raise Refusal(f"{file} of {name} has {key} {record[key]!r}, which is no text. {ELSEWHERE}")
@@ -79,19 +88,30 @@ def _check_adapter(name: str, objects: dict, shapes: dict) -> None:
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     for rank in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])):
         if rank is not None and not (isinstance(rank, int) and 0 < rank <= max(largest, 1)):
-            raise Refusal(f"adapter_config.json of {name} says rank {rank!r}, and the largest dimension in its weights is {largest}. {ELSEWHERE}")
+            raise Refusal(
+                f"adapter_config.json of {name} says rank {rank!r}, and the largest dimension in its weights is"
+                f" {largest}. {ELSEWHERE}"
+            )
 
 
 def _check_sizes(name: str, folder: Path, config: dict, shapes: dict[str, list[int]]) -> None:
-    """Every layer has a tensor, every expert one or a row of one; and a large model is counted, without memory, before it is made."""
+    """Every layer has a tensor, every expert one or a row of one; and a large model is counted, without memory, before
+    it is made.
+    """
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     numbers: list[int] = []
     for key, value in _fields(config):
         most = len(shapes) if key in LAYERS else max(len(shapes), largest) if key in EXPERTS else None
-        if most is not None and value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+        if (
+            most is not None
+            and value is not None
+            and (not isinstance(value, int) or isinstance(value, bool) or value < 0)
+        ):
             raise Refusal(f"config.json of {name} has {key} {value!r}, which is no number of them. {ELSEWHERE}")
         if most is not None and value is not None and value > most:
-            raise Refusal(f"config.json of {name} has {key} {value:,}, and its weights are {len(shapes):,} tensors. {ELSEWHERE}")
+            raise Refusal(
+                f"config.json of {name} has {key} {value:,}, and its weights are {len(shapes):,} tensors. {ELSEWHERE}"
+            )
         if isinstance(value, int):
             numbers.append(value)
     there = sum(math.prod(shape) for shape in shapes.values())
@@ -102,7 +122,10 @@ def _check_sizes(name: str, folder: Path, config: dict, shapes: dict[str, list[i
     with contextlib.suppress(Exception):  # a config that makes no model is refused where it is loaded, with the reason
         expected = _described(folder)
     if expected > 2 * there + SMALL:
-        raise Refusal(f"config.json of {name} describes a model of {expected:,} weights, and its files hold {there:,}. {ELSEWHERE}")
+        raise Refusal(
+            f"config.json of {name} describes a model of {expected:,} weights, and its files hold {there:,}."
+            f" {ELSEWHERE}"
+        )
 
 
 def _fields(value) -> Iterator[tuple[str, object]]:
@@ -125,7 +148,8 @@ def _described(folder: Path) -> int:
 
 
 def check_state(folder: Path, what: str, left_out: tuple[str, ...] = ()) -> None:
-    """Raise Refusal where the training state of a verified checkpoint is none: safetensors, JSON and pickles of numbers, of the right types.
+    """Raise Refusal where the training state of a verified checkpoint is none: safetensors, JSON and pickles of
+    numbers, of the right types.
 
     Files whose names begin with one of `left_out` are not looked at.
     """
@@ -153,7 +177,10 @@ def check_state(folder: Path, what: str, left_out: tuple[str, ...] = ()) -> None
             with safe_globals():
                 value = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # of pickle, zip and torch
-            raise Refusal(f"{path.name} of {what} is no state of numbers ({type(error).__name__}); code in it is not run. {ELSEWHERE}") from None
+            raise Refusal(
+                f"{path.name} of {what} is no state of numbers ({type(error).__name__}); code in it is not run."
+                f" {ELSEWHERE}"
+            ) from None
         if not isinstance(value, dict):
             raise Refusal(f"{path.name} of {what} holds a {type(value).__name__} where a state belongs. {ELSEWHERE}")
 

@@ -1,7 +1,7 @@
 """Optimiser state (and float32 weights) by parameter name: one form from every layout, and into every layout.
 
-One process, DDP and FSDP2 by torch's own distributed state dicts; DeepSpeed ZeRO-2, which flattens parameters and cuts the result, by
-DeepSpeed's accessors. Every function is called on all ranks.
+One process, DDP and FSDP2 by torch's own distributed state dicts; DeepSpeed ZeRO-2, which flattens parameters and cuts
+the result, by DeepSpeed's accessors. Every function is called on all ranks.
 """
 
 import json
@@ -20,15 +20,25 @@ def is_zero(optimizer) -> bool:
 
 
 def save_optimizer(model, optimizer, path: str, sharded: bool, writes: bool) -> None:
-    """Gather the state and write it to one safetensors file: tensors `parameter|field`, groups in the metadata; only where `writes`."""
+    """Gather the state and write it to one safetensors file: tensors `parameter|field`, groups in the metadata; only
+    where `writes`.
+    """
     if is_zero(optimizer):
         tensors, groups = _zero_state(model, optimizer, writes)
     else:
-        state = get_optimizer_state_dict(model, optimizer, options=StateDictOptions(full_state_dict=sharded, cpu_offload=sharded))
-        tensors = {f"{name}|{key}": torch.as_tensor(value) for name, values in state.get("state", {}).items() for key, value in values.items()}
+        state = get_optimizer_state_dict(
+            model, optimizer, options=StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
+        )
+        tensors = {
+            f"{name}|{key}": torch.as_tensor(value)
+            for name, values in state.get("state", {}).items()
+            for key, value in values.items()
+        }
         groups = state.get("param_groups")
     if writes:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"param_groups": json.dumps(groups)})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"param_groups": json.dumps(groups)}
+        )
 
 
 def load_optimizer(model, optimizer, path: str, sharded: bool) -> None:
@@ -67,7 +77,9 @@ def _zero_state(model, optimizer, writes: bool) -> tuple[dict, list[dict]]:
 
     _link(optimizer)
     inner, names, tensors, groups = optimizer.optimizer, {id(p): name for name, p in model.named_parameters()}, {}, []
-    for group, parameters, flat in zip(inner.param_groups, optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+    for group, parameters, flat in zip(
+        inner.param_groups, optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
+    ):
         for parameter in parameters:
             for key in MOMENTS:
                 moment = safe_get_full_optimizer_state(parameter, key)
@@ -93,6 +105,8 @@ def _load_zero_state(model, optimizer, state: dict) -> None:
 
 
 def _link(optimizer) -> None:
-    """Let DeepSpeed's accessors find the moments of all groups: by itself it links them after the first group's first step, when others have none."""
+    """Let DeepSpeed's accessors find the moments of all groups: by itself it links them after the first group's first
+    step, when others have none.
+    """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()

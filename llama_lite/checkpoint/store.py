@@ -48,7 +48,10 @@ def flush_and_hash(folder: Path) -> dict[str, dict]:
         digests = list(pool.map(sha256, paths))
         for done in flushes:
             done.result()
-    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest} for path, digest in zip(paths, digests, strict=True)}
+    return {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
+        for path, digest in zip(paths, digests, strict=True)
+    }
 
 
 def commit_checkpoint(staging: Path, run: Path, step: int, manifest: dict) -> Path:
@@ -129,14 +132,16 @@ def resolve(run: Path, mode: str, without: tuple[str, ...], report) -> Path | No
     if mode == "never":
         if there := checkpoints(run):
             raise Refusal(
-                f"--resume_from_checkpoint never: {run} holds {len(there)} checkpoint(s), the newest at step {there[0][0]}. "
-                "Choose another --output_dir, or `auto` to go on."
+                f"--resume_from_checkpoint never: {run} holds {len(there)} checkpoint(s), the newest at step"
+                f" {there[0][0]}. Choose another --output_dir, or `auto` to go on."
             )
         return None
     if mode in ("auto", "must"):
         found = newest_verified(run, without, report)
         if found is None and mode == "must":
-            raise Refusal(f"--resume_from_checkpoint must: {run} holds no verified checkpoint. `auto` would start a new run.")
+            raise Refusal(
+                f"--resume_from_checkpoint must: {run} holds no verified checkpoint. `auto` would start a new run."
+            )
         return found
     folder = Path(mode)
     if not folder.is_dir():
@@ -144,11 +149,13 @@ def resolve(run: Path, mode: str, without: tuple[str, ...], report) -> Path | No
     if not (folder / MANIFEST).exists():
         refuse_sharded(folder)
         raise Refusal(
-            f"--resume_from_checkpoint {mode}: no {MANIFEST}, so nothing in it can be verified. To start a new run from its weights "
-            f"alone: --init_from {mode}."
+            f"--resume_from_checkpoint {mode}: no {MANIFEST}, so nothing in it can be verified. To start a new run from"
+            f" its weights alone: --init_from {mode}."
         )
     if wrong := find_corruption(folder, without):
-        raise Refusal(f"--resume_from_checkpoint {mode} is damaged: {'; '.join(wrong)}. Use another checkpoint, or `auto`.")
+        raise Refusal(
+            f"--resume_from_checkpoint {mode} is damaged: {'; '.join(wrong)}. Use another checkpoint, or `auto`."
+        )
     return folder
 
 

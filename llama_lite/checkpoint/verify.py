@@ -14,7 +14,12 @@ FORMAT = "llama_lite.checkpoint/1"
 
 MANIFEST = "manifest.json"
 
-STATE_FILES = {"optimizer": ("optimizer.safetensors",), "scheduler": ("scheduler.pt",), "rng": ("rng_state",), "data": ()}
+STATE_FILES = {
+    "optimizer": ("optimizer.safetensors",),
+    "scheduler": ("scheduler.pt",),
+    "rng": ("rng_state",),
+    "data": (),
+}
 
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")  # tensors with a row a token
 
@@ -25,7 +30,9 @@ PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
 
 def digest_of(manifest: dict) -> str:
     """sha256 of a record, as it is kept in the record itself under `digest`."""
-    return hashlib.sha256(json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict | None:
@@ -38,7 +45,8 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def is_well_formed(record) -> bool:
-    """Whether JSON says of a checkpoint what every record of one says, in the right types: its step, tokens, identity and files.
+    """Whether JSON says of a checkpoint what every record of one says, in the right types: its step, tokens, identity
+    and files.
 
     A digest shows that a record is as somebody wrote it, not that it is one. Names of files stay inside its folder.
     """
@@ -58,7 +66,10 @@ def is_well_formed_files(files) -> bool:
         return bool(name) and not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
 
     return isinstance(files, dict) and all(
-        inside(name) and isinstance(file, dict) and _whole(file.get("size")) and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
+        inside(name)
+        and isinstance(file, dict)
+        and _whole(file.get("size"))
+        and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
         for name, file in files.items()
     )
 
@@ -96,13 +107,15 @@ def refuse_sharded(folder: Path) -> None:
     """Raise Refusal for a checkpoint that another program saved in shards, which only its own layout can read."""
     if any(Path(folder).glob("pytorch_model_fsdp_*")):
         raise Refusal(
-            f"{folder} holds weights in shards, which only FSDP over as many processes reads. Make a model of them, `accelerate merge-weights "
-            f"{folder}/pytorch_model_fsdp_0 MODEL`, and start a new run from it: --init_from MODEL --resume_from_checkpoint never."
+            f"{folder} holds weights in shards, which only FSDP over as many processes reads. Make a model of them,"
+            f" `accelerate merge-weights {folder}/pytorch_model_fsdp_0 MODEL`, and start a new run from it: --init_from"
+            " MODEL --resume_from_checkpoint never."
         )
     if any(Path(folder).glob("global_step*")):
         raise Refusal(
-            f"{folder} holds weights in DeepSpeed's shards, which only DeepSpeed over as many processes reads. Make a model of them, `python "
-            f"{folder}/zero_to_fp32.py {folder} MODEL --safe_serialization`, and start a new run from it: --init_from MODEL --resume_from_checkpoint never."
+            f"{folder} holds weights in DeepSpeed's shards, which only DeepSpeed over as many processes reads. Make a"
+            f" model of them, `python {folder}/zero_to_fp32.py {folder} MODEL --safe_serialization`, and start a new"
+            " run from it: --init_from MODEL --resume_from_checkpoint never."
         )
 
 

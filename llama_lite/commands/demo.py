@@ -1,4 +1,5 @@
-"""`make demo`: prepare text, pretrain, tune, evaluate. Says what will be done and about how long it takes here, and in the end how long it took.
+"""`make demo`: prepare text, pretrain, tune, evaluate. Says what will be done and about how long it takes here, and in
+the end how long it took.
 
     python -m llama_lite.commands.demo           # ten minutes on two AVX2 cores, six with bfloat16 instructions
     python -m llama_lite.commands.demo --long    # the larger run, on which the studies rest
@@ -21,7 +22,9 @@ from ..processes import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MEASURED = ROOT / "benchmarks" / "demo.json"  # seconds of each stage, on the machines that were at hand, and of `work_seconds` there
+MEASURED = (
+    ROOT / "benchmarks" / "demo.json"
+)  # seconds of each stage, on the machines that were at hand, and of `work_seconds` there
 
 
 def stages(name: str) -> list[tuple[str, list[str]]]:
@@ -29,14 +32,19 @@ def stages(name: str) -> list[tuple[str, list[str]]]:
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # accelerate's defaults, which it would warn of
     return [
-        ("prepare the text and pretrain", [*accelerate, "run_pretrain.py", "--config", f"configs/pretrain/{name}.yaml"]),
+        (
+            "prepare the text and pretrain",
+            [*accelerate, "run_pretrain.py", "--config", f"configs/pretrain/{name}.yaml"],
+        ),
         ("tune on instructions", [*accelerate, "run_sft.py", "--config", f"configs/sft/{name}.yaml"]),
         ("evaluate", [sys.executable, "run_eval.py", "--config", f"configs/eval/{name}.yaml"]),
     ]
 
 
 def work_seconds() -> float:
-    """Seconds for a fixed piece of work like a small model's training step, in the format that a run here would compute in; the best of some."""
+    """Seconds for a fixed piece of work like a small model's training step, in the format that a run here would compute
+    in; the best of some.
+    """
     import torch
 
     from ..machine.hardware import native_bfloat16
@@ -46,7 +54,8 @@ def work_seconds() -> float:
     half = native_bfloat16(torch.device("cpu"))[0]
     torch.manual_seed(0)
     layers = torch.nn.Sequential(
-        *(layer for _ in range(8) for layer in (torch.nn.Linear(96, 256), torch.nn.SiLU(), torch.nn.Linear(256, 96))), torch.nn.Linear(96, 4096)
+        *(layer for _ in range(8) for layer in (torch.nn.Linear(96, 256), torch.nn.SiLU(), torch.nn.Linear(256, 96))),
+        torch.nn.Linear(96, 4096),
     )
     inputs, best, began = torch.randn(2048, 96), 60.0, time.perf_counter()
     while time.perf_counter() - began < 2.0:
@@ -59,7 +68,9 @@ def work_seconds() -> float:
 
 
 def expected(name: str, count: int) -> list[float] | None:
-    """Seconds that each stage is expected to take here, by the nearest machine that was measured; None where none was."""
+    """Seconds that each stage is expected to take here, by the nearest machine that was measured; None where none
+    was.
+    """
     known = (read_json(MEASURED) or {}).get(name, {})
     if not known:
         return None
@@ -69,7 +80,9 @@ def expected(name: str, count: int) -> list[float] | None:
 
 
 def run(command: list[str]) -> int:
-    """A command's exit status. A Ctrl-C is the command's own, which finishes its step and saves; a SIGTERM is handed on; it does not outlive this."""
+    """A command's exit status. A Ctrl-C is the command's own, which finishes its step and saves; a SIGTERM is handed
+    on; it does not outlive this.
+    """
     process = subprocess.Popen(command, preexec_fn=functools.partial(die_with_parent, signal.SIGTERM))
     signal.signal(signal.SIGINT, lambda number, frame: None)
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
@@ -83,7 +96,9 @@ def in_minutes(seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="the larger run")
-    parser.add_argument("--record", help="write the seconds of each stage under this name of the machine to benchmarks/demo.json")
+    parser.add_argument(
+        "--record", help="write the seconds of each stage under this name of the machine to benchmarks/demo.json"
+    )
     arguments = parser.parse_args()
     os.chdir(ROOT)
     name = "demo-long" if arguments.long else "demo"
@@ -91,7 +106,11 @@ def main() -> None:
     about = expected(name, len(todo))
     estimates = [""] * len(todo) if about is None else [f", about {in_minutes(seconds)}" for seconds in about]
     whole = "" if about is None else f"; about {in_minutes(sum(about))} on this machine, if it has nothing else to do"
-    print(f"demo      {', then '.join(f'{what}{share}' for (what, _), share in zip(todo, estimates, strict=True))}{whole}", flush=True)
+    print(
+        "demo     "
+        f" {', then '.join(f'{what}{share}' for (what, _), share in zip(todo, estimates, strict=True))}{whole}",
+        flush=True,
+    )
     for number, ((what, command), share) in enumerate(zip(todo, estimates, strict=True), 1):
         of_all = "" if about is None else f" ({about[number - 1] / sum(about):.0%} of the demo)"
         print(f"\nstage     {number} of {len(todo)}: {what}{share}{of_all}", flush=True)
@@ -100,7 +119,11 @@ def main() -> None:
             sys.exit(code)
         took.append(time.time() - began)
         if number == 1:
-            started = [event["time"] for event in read_jsonl(Path("runs") / name / "events.jsonl") if event["event"] == "started"]
+            started = [
+                event["time"]
+                for event in read_jsonl(Path("runs") / name / "events.jsonl")
+                if event["event"] == "started"
+            ]
             prepared = datetime.fromisoformat(started[-1]).timestamp() - began if started else 0.0
     parts = [
         ("start and prepare", prepared),
@@ -109,8 +132,14 @@ def main() -> None:
     ]
     if prepared <= 0:
         parts = [(what, seconds) for (what, _), seconds in zip(todo, took, strict=True)]
-    print(f"\ntook      {', '.join(f'{what} {in_minutes(seconds)}' for what, seconds in parts)}; in all {in_minutes(sum(took))}")
-    print(f"          look at runs/{name}/README.md, runs/{name}-sft/README.md and runs/{name}-eval/README.md, the cards of what was made")
+    print(
+        f"\ntook      {', '.join(f'{what} {in_minutes(seconds)}' for what, seconds in parts)}; in all"
+        f" {in_minutes(sum(took))}"
+    )
+    print(
+        f"          look at runs/{name}/README.md, runs/{name}-sft/README.md and runs/{name}-eval/README.md, the cards"
+        " of what was made"
+    )
     if arguments.record:
         record = read_json(MEASURED) or {}
         entry = {

@@ -1,1 +1,3 @@
-"""Arguments as dataclasses, their parser, and every rule by which they are refused. May import: foundations, machine."""
+"""Arguments as dataclasses, their parser, and every rule by which they are refused. May import: foundations,
+machine.
+"""

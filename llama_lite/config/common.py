@@ -30,14 +30,24 @@ class HubArguments:
 
     _argument_group_name = "Hub"
 
-    publish_steps: int | None = arg(None, "Publish the checkpoints of every so many steps (default: every one), and always the last.")
+    publish_steps: int | None = arg(
+        None, "Publish the checkpoints of every so many steps (default: every one), and always the last."
+    )
     publish_training_state: Literal["all", "final", "none"] = arg(
-        "all", "Which revisions carry optimiser and random state, so that anyone can resume from them (6 times the size of the model)."
+        "all",
+        "Which revisions carry optimiser and random state, so that anyone can resume from them (6 times the size of the"
+        " model).",
     )
     publish_only: bool = arg(False, "Publish what waits in the run folder's queue, and stop.")
-    hub_required: bool = arg(False, "Refuse to train when the Hub would not take the revisions (default: train, and publish later).")
-    hub_drain_timeout: float = arg(600, "Seconds that a finished run, or --publish_only, waits for its last revisions to be published.")
-    card_license: str | None = arg(None, "Licence of the model on its card, in the Hub's words (apache-2.0, mit, other ...).")
+    hub_required: bool = arg(
+        False, "Refuse to train when the Hub would not take the revisions (default: train, and publish later)."
+    )
+    hub_drain_timeout: float = arg(
+        600, "Seconds that a finished run, or --publish_only, waits for its last revisions to be published."
+    )
+    card_license: str | None = arg(
+        None, "Licence of the model on its card, in the Hub's words (apache-2.0, mit, other ...)."
+    )
     card_language: str | None = arg(None, "Language of the model on its card, as ISO 639 (en).")
 
 
@@ -49,26 +59,42 @@ class CommonRunArguments:
 
     precision: Literal["auto", *PRECISIONS] = arg(
         "auto",
-        "auto: bfloat16 (autocast over float32 weights) where this device computes it natively, and faster than float32, else float32; a resumed "
-        "run keeps its own. --bf16, --no_bf16 and --fp16 say the same.",
+        "auto: bfloat16 (autocast over float32 weights) where this device computes it natively, and faster than"
+        " float32, else float32; a resumed run keeps its own. --bf16, --no_bf16 and --fp16 say the same.",
     )
-    hours: float | None = arg(None, "Hours that the whole run may take here, preparing to evaluating; what is not given follows from it.")
-    suggest: str | None = arg(None, "Write what the text, the machine and --hours suggest to this YAML file, each value with its reason, and stop.")
+    hours: float | None = arg(
+        None, "Hours that the whole run may take here, preparing to evaluating; what is not given follows from it."
+    )
+    suggest: str | None = arg(
+        None,
+        "Write what the text, the machine and --hours suggest to this YAML file, each value with its reason, and stop.",
+    )
     cpu_threads: int | None = arg(
         None,
-        "Threads a process computes with on a CPU (default: this machine's cores shared between its processes). OMP_NUM_THREADS is ignored: "
-        "accelerate launch sets it to 1.",
+        "Threads a process computes with on a CPU (default: this machine's cores shared between its processes)."
+        " OMP_NUM_THREADS is ignored: accelerate launch sets it to 1.",
     )
-    keep_memory: bool = arg(True, "On a CPU, keep freed memory for the next step (a step faults no pages in again; up to an eighth more memory).")
-    dry_run: bool = arg(False, "Print the plan and touch nothing: of the run that is in the folder, or with --hours of a new one.")
-    allow_changes: str = arg("", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table.")
-    resume_without: str = arg("", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated.")
+    keep_memory: bool = arg(
+        True,
+        "On a CPU, keep freed memory for the next step (a step faults no pages in again; up to an eighth more memory).",
+    )
+    dry_run: bool = arg(
+        False, "Print the plan and touch nothing: of the run that is in the folder, or with --hours of a new one."
+    )
+    allow_changes: str = arg(
+        "", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table."
+    )
+    resume_without: str = arg(
+        "", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated."
+    )
     given: dict = dataclasses.field(init=False, default_factory=dict)  # what YAML and command line said, by argument
     typed: frozenset = dataclasses.field(init=False, default=frozenset())  # the arguments of the command line
 
 
 def before_transformers(training: TrainingArguments) -> None:
-    """What follows from other arguments, before transformers looks at them: the floor of the schedule, the CPU where there is no GPU."""
+    """What follows from other arguments, before transformers looks at them: the floor of the schedule, the CPU where
+    there is no GPU.
+    """
     if training.lr_scheduler_kwargs is None:
         training.lr_scheduler_kwargs = default_kwargs(training.lr_scheduler_type)
     use_cpu_without_gpu(training)
@@ -85,8 +111,12 @@ def use_cpu_without_gpu(training: TrainingArguments) -> None:
 RESUMABLE_PARTS = ("optimizer", "scheduler", "rng", "data")
 
 
-def check_training(run: CommonRunArguments, hub: HubArguments, training: TrainingArguments, kept: dict, publishes: bool = True) -> Problems:
-    """What is wrong in the arguments that every verified run has. Settles `resume_from_checkpoint` (true is must, false never)."""
+def check_training(
+    run: CommonRunArguments, hub: HubArguments, training: TrainingArguments, kept: dict, publishes: bool = True
+) -> Problems:
+    """What is wrong in the arguments that every verified run has. Settles `resume_from_checkpoint` (true is must, false
+    never).
+    """
     resume = str(training.resume_from_checkpoint).lower()
     training.resume_from_checkpoint = {"true": "must", "false": "never", "none": "auto"}.get(
         resume, resume if resume in ("auto", "must", "never") else training.resume_from_checkpoint
@@ -95,18 +125,27 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
     for name in ("dataloader_multiprocessing_context", "dataloader_persistent_workers"):
         value = getattr(training, name)
         problems.add_if(
-            value and not training.dataloader_num_workers, f"--{name} {value} needs --dataloader_num_workers of at least 1, or leave it out."
+            value and not training.dataloader_num_workers,
+            f"--{name} {value} needs --dataloader_num_workers of at least 1, or leave it out.",
         )
     unknown = [part for part in names(run.resume_without) if part not in RESUMABLE_PARTS]
-    problems.add_if(unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out.")
+    problems.add_if(
+        unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out."
+    )
     kept = {**KEPT, **kept}
     for name, (value, why) in kept.items():
         problems.add_if(name in run.given and getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
     for name in unknown_fields(training, kept):
-        problems.append(f"--{name} is new in the installed transformers or TRL, and what it does to a verified run is not known here: leave it out.")
-    problems += accelerator_problems(training.accelerator_config) + schedule_problems(training) + optimizer_problems(training)
+        problems.append(
+            f"--{name} is new in the installed transformers or TRL, and what it does to a verified run is not known"
+            " here: leave it out."
+        )
+    problems += (
+        accelerator_problems(training.accelerator_config) + schedule_problems(training) + optimizer_problems(training)
+    )
     problems.add_if(
-        run.given.get("do_train") is False, "--do_train false: this script trains; --dry_run plans, run_eval.py measures a finished model."
+        run.given.get("do_train") is False,
+        "--do_train false: this script trains; --dry_run plans, run_eval.py measures a finished model.",
     )
     problems.add_if(
         training.push_to_hub and publishes and not REPOSITORY.fullmatch(training.hub_model_id or ""),
@@ -116,15 +155,28 @@ def check_training(run: CommonRunArguments, hub: HubArguments, training: Trainin
         check_metadata({"license": hub.card_license, "language": hub.card_language})
     except CardError as error:
         problems.append(str(error))
-    problems.add_if(hub.publish_only and not training.push_to_hub, "--publish_only needs --push_to_hub and the --hub_model_id of the run.")
     problems.add_if(
-        hub.publish_steps is not None and "save_steps" in run.given and training.save_steps >= 1 and hub.publish_steps % training.save_steps,
-        f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved checkpoints can be published.",
+        hub.publish_only and not training.push_to_hub,
+        "--publish_only needs --push_to_hub and the --hub_model_id of the run.",
     )
     problems.add_if(
-        run.suggest and Path(run.suggest).exists(), f"--suggest {run.suggest}: that file is there already, and is not written over: name another."
+        hub.publish_steps is not None
+        and "save_steps" in run.given
+        and training.save_steps >= 1
+        and hub.publish_steps % training.save_steps,
+        f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved"
+        " checkpoints can be published.",
     )
-    problems.add_if(str(training.save_strategy.value) not in ("steps", "no"), "--save_strategy must be steps (or no): epochs are not whole steps.")
+    problems.add_if(
+        run.suggest and Path(run.suggest).exists(),
+        f"--suggest {run.suggest}: that file is there already, and is not written over: name another.",
+    )
+    problems.add_if(
+        str(training.save_strategy.value) not in ("steps", "no"),
+        "--save_strategy must be steps (or no): epochs are not whole steps.",
+    )
     for name in ("eval_strategy", "logging_strategy"):
-        problems.add_if(getattr(training, name).value == "epoch", f"--{name} must be steps (or no): epochs are not whole steps.")
+        problems.add_if(
+            getattr(training, name).value == "epoch", f"--{name} must be steps (or no): epochs are not whole steps."
+        )
     return problems

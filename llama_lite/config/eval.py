@@ -20,11 +20,13 @@ class ModelsArguments:
 
     models: list[str] = arg(
         ["runs/demo@step-*", "runs/demo+runs/demo-sft"],
-        "References: the folder of a run, FOLDER@step-N (a checkpoint), owner/name, owner/name@revision, ...@step-* (every step), each with "
-        "+ADAPTER (a folder or owner/name@revision) for a tuned one.",
+        "References: the folder of a run, FOLDER@step-N (a checkpoint), owner/name, owner/name@revision, ...@step-*"
+        " (every step), each with +ADAPTER (a folder or owner/name@revision) for a tuned one.",
     )
     tokenizer_name: str | None = arg(None, "Tokenizer of models that have none: gpt2, a folder or a Hub id.")
-    dtype: Literal["float32", "bfloat16"] = arg("float32", "Number format of the weights; log-probabilities are float32 either way.")
+    dtype: Literal["float32", "bfloat16"] = arg(
+        "float32", "Number format of the weights; log-probabilities are float32 either way."
+    )
     cpu_threads: int | None = arg(None, "Threads to compute with on a CPU (default: all cores).")
 
 
@@ -35,31 +37,60 @@ class TasksArguments:
     _argument_group_name = "Tasks"
 
     tasks: list[str] = arg(
-        ["embedded_mmlu", "embedded_mmlu_cloze", "embedded_next_sentence", "embedded_docs", "embedded_code", "embedded_web", "embedded_science"],
-        "Tasks and groups of lm-eval (hellaswag, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa, boolq, truthfulqa_mc2 ...) and the "
-        "embedded ones, which need no network: embedded_mmlu, embedded_mmlu_cloze, embedded_next_sentence, embedded_docs, embedded_code, "
-        "embedded_web, embedded_science, embedded_instructions, embedded_humaneval.",
+        [
+            "embedded_mmlu",
+            "embedded_mmlu_cloze",
+            "embedded_next_sentence",
+            "embedded_docs",
+            "embedded_code",
+            "embedded_web",
+            "embedded_science",
+        ],
+        "Tasks and groups of lm-eval (hellaswag, mmlu, arc_easy, arc_challenge, piqa, winogrande, openbookqa, boolq,"
+        " truthfulqa_mc2 ...) and the embedded ones, which need no network: embedded_mmlu, embedded_mmlu_cloze,"
+        " embedded_next_sentence, embedded_docs, embedded_code, embedded_web, embedded_science, embedded_instructions,"
+        " embedded_humaneval.",
     )
-    task_data: list[str] = arg([], "TASK=FOLDER: a local copy of a built-in task's data (SPLIT.jsonl or SPLIT.parquet, or a dataset's own layout).")
-    texts: list[str] = arg([], "NAME=PATH or NAME=HUB_ID: further text whose bits per byte are measured (parquet, jsonl, txt; a `text` column).")
+    task_data: list[str] = arg(
+        [],
+        "TASK=FOLDER: a local copy of a built-in task's data (SPLIT.jsonl or SPLIT.parquet, or a dataset's own"
+        " layout).",
+    )
+    texts: list[str] = arg(
+        [],
+        "NAME=PATH or NAME=HUB_ID: further text whose bits per byte are measured (parquet, jsonl, txt; a `text`"
+        " column).",
+    )
     num_fewshot: list[str] = arg([], "Few-shot examples: N for all tasks, or TASK=N (default: each task's own number).")
     limit: int | None = arg(None, "Ask a seeded sample of so many items of each task, the same for every model.")
     apply_chat_template: bool = arg(False, "Ask in the model's chat format.")
     sensitivity: list[str] = arg([], "Tasks that are asked in systematic variants of the prompt, too.")
-    robustness: list[str] = arg([], "Tasks whose questions are asked with typing errors, other case and spacing, and distracting sentences, too.")
+    robustness: list[str] = arg(
+        [],
+        "Tasks whose questions are asked with typing errors, other case and spacing, and distracting sentences, too.",
+    )
     variant_limit: int | None = arg(None, "Items of each variant (default: as --limit).")
     variant_models: list[str] = arg([], "Models that are asked variants (default: the last one).")
     contamination: str | None = arg(
-        None, "Prepared folder of training tokens: how many items share 13 words in a row with it, scores with and without."
+        None,
+        "Prepared folder of training tokens: how many items share 13 words in a row with it, scores with and without.",
     )
     inside: str = arg("embedded_docs", "Text task of the training text's own kind; the others are compared with it.")
-    reference_model: str | None = arg(None, "One of the models, against which the likelihood of other kinds of text is judged.")
+    reference_model: str | None = arg(
+        None, "One of the models, against which the likelihood of other kinds of text is judged."
+    )
     confirm_run_unsafe_code: bool = arg(False, "Run the code that models write (embedded_humaneval), in a sandbox.")
     seed: int = arg(1234, "Seed of samples, few-shot examples, option orders and disturbances.")
     batch_tokens: int | None = arg(None, "Tokens in a forward pass (default: 2,048 on a CPU, 32,768 on a GPU).")
 
 
-LISTS = ("tasks", "num_fewshot", "sensitivity", "robustness", "variant_models")  # of TasksArguments, in which nothing comes twice
+LISTS = (
+    "tasks",
+    "num_fewshot",
+    "sensitivity",
+    "robustness",
+    "variant_models",
+)  # of TasksArguments, in which nothing comes twice
 
 
 @dataclasses.dataclass
@@ -68,7 +99,9 @@ class OutputArguments:
 
     _argument_group_name = "Output"
 
-    output_dir: str | None = arg(None, "Folder of the evaluation; what is in it is not computed again (default: runs/MODEL-eval).")
+    output_dir: str | None = arg(
+        None, "Folder of the evaluation; what is in it is not computed again (default: runs/MODEL-eval)."
+    )
     push_to_hub: bool = arg(False, "Put the scores of each model that is on the Hub on main of its repository.")
     dry_run: bool = arg(False, "Print models, tasks and items; evaluate nothing.")
 
@@ -108,20 +141,28 @@ def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArgume
     """Raise one Refusal that names every argument that cannot be right."""
     problems = Problems()
     for name in what.sensitivity + what.robustness:
-        problems.add_if(name not in what.tasks, f"--sensitivity and --robustness vary tasks of --tasks, and {name} is not among them.")
+        problems.add_if(
+            name not in what.tasks,
+            f"--sensitivity and --robustness vary tasks of --tasks, and {name} is not among them.",
+        )
     problems.add_if(not which.models, "--models: at least one is needed.")
     problems.add_if(
         "embedded_humaneval" in what.tasks and not what.confirm_run_unsafe_code,
-        "--tasks embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox; the log says what holds).",
+        "--tasks embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox;"
+        " the log says what holds).",
     )
     for name in ("task_data", "texts"):
         for text in getattr(what, name):
             problems.add_if("=" not in text, f"--{name} {text}: NAME=PLACE is wanted.")
-    named = {name: [text.rpartition("=")[0] for text in what.num_fewshot] if name == "num_fewshot" else getattr(what, name) for name in LISTS}
+    named = {
+        name: [text.rpartition("=")[0] for text in what.num_fewshot] if name == "num_fewshot" else getattr(what, name)
+        for name in LISTS
+    }
     named |= {name: [text.partition("=")[0] for text in getattr(what, name)] for name in ("task_data", "texts")}
     for name in named["texts"]:
         problems.add_if(
-            name in what.tasks, f"--tasks {name} names a text of --texts, which is measured without being a task: leave it out of --tasks."
+            name in what.tasks,
+            f"--tasks {name} names a text of --texts, which is measured without being a task: leave it out of --tasks.",
         )
     for name, items in {**named, "models": which.models}.items():
         twice = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})

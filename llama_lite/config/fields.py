@@ -1,8 +1,9 @@
 """What becomes of every field of transformers' TrainingArguments and TRL's SFTConfig.
 
-A field decides what is computed, and then a run's identity holds it (HYPERPARAMETERS, ELSEWHERE); or nothing that is computed depends on it (FREE, with
-the reason); or it cannot be honoured here and is refused (KEPT here and in sft_arguments.py). A test walks all fields, so that one of a later release
-is noticed; until then it is refused where it is given.
+A field decides what is computed, and then a run's identity holds it (HYPERPARAMETERS, ELSEWHERE); or nothing that is
+computed depends on it (FREE, with the reason); or it cannot be honoured here and is refused (KEPT here and in
+sft_arguments.py). A test walks all fields, so that one of a later release is noticed; until then it is refused where it
+is given.
 """
 
 import dataclasses
@@ -15,8 +16,9 @@ def names(comma_separated: str) -> list[str]:
 
 HYPERPARAMETERS = {  # of the identity: what a manifest that lacks the field was made with
     **dict.fromkeys(
-        "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm optim max_steps "
-        "precision".split()  # always recorded; `precision` is what bf16 and fp16 come to
+        "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2"
+        # always recorded; `precision` is what bf16 and fp16 come to
+        " adam_epsilon max_grad_norm optim max_steps precision".split()
     ),
     "optim_args": None,
     "neftune_noise_alpha": None,
@@ -48,15 +50,22 @@ ELSEWHERE = {  # fields that other parts of the identity hold
 FREE = {  # fields that are honoured and change nothing that is computed, so that they may change when a run goes on
     **dict.fromkeys(("output_dir", "resume_from_checkpoint"), "where the run is, and how it begins"),
     **dict.fromkeys(
-        ("do_train", "do_eval"), "a run trains (false is refused), and evaluates unless --eval_strategy is no: transformers sets do_eval by it"
+        ("do_train", "do_eval"),
+        "a run trains (false is refused), and evaluates unless --eval_strategy is no: transformers sets do_eval by it",
     ),
     **dict.fromkeys(
-        "logging_strategy logging_steps logging_first_step log_on_each_node include_num_input_tokens_seen log_level log_level_replica disable_tqdm "
-        "debug".split(),
+        "logging_strategy logging_steps logging_first_step log_on_each_node include_num_input_tokens_seen log_level"
+        " log_level_replica disable_tqdm debug".split(),
         "what is logged and shown",
     ),
-    **dict.fromkeys("report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id".split(), "where it is shown, too"),
-    **dict.fromkeys(("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"), "when is evaluated: it draws no random number and moves no rate"),
+    **dict.fromkeys(
+        "report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id".split(),
+        "where it is shown, too",
+    ),
+    **dict.fromkeys(
+        ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+        "when is evaluated: it draws no random number and moves no rate",
+    ),
     "per_device_eval_batch_size": "how many rows are measured at once, not which",
     "prediction_loss_only": "nothing but losses is kept either way",
     **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit"), "when is saved, and what stays"),
@@ -71,7 +80,8 @@ FREE = {  # fields that are honoured and change nothing that is computed, so tha
         "who reads rows whose order is a function of seed and step",
     ),
     **dict.fromkeys(
-        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout local_rank".split(),
+        "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
+        " local_rank".split(),
         "how processes speak with each other; that there are several is in the layout",
     ),
     "accelerator_config": "non_blocking: how batches travel; every other entry is refused unless it is the default",
@@ -84,11 +94,17 @@ KEPT = {  # fields that a verified run cannot do without, or with, and why
     "dataloader_drop_last": (True, "a ragged last batch would give 1 and 2 processes different steps"),
     "dataloader_in_order": (True, "the order of the data is a function of seed and step"),
     "train_sampling_strategy": ("sequential", "the order of the data is a function of seed and step"),
-    "length_column_name": ("length", "rows are not grouped by length: the order of the data is a function of seed and step"),
+    "length_column_name": (
+        "length",
+        "rows are not grouped by length: the order of the data is a function of seed and step",
+    ),
     "label_names": (None, "the labels are this script's own"),
     "label_smoothing_factor": (
         0.0,
-        "the loss is that of the tokens themselves, and Trainer's smoothing would shift targets that are shifted already",
+        (
+            "the loss is that of the tokens themselves, and Trainer's smoothing would shift targets that are shifted"
+            " already"
+        ),
     ),
     "average_tokens_across_devices": (True, "the loss would depend on the number of processes"),
     "optim_target_modules": (None, "no optimizer that trains here takes it"),
@@ -114,7 +130,10 @@ KEPT = {  # fields that a verified run cannot do without, or with, and why
     "fsdp": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/fsdp2.yaml"),
     "fsdp_config": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/fsdp2.yaml"),
     "deepspeed": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml"),
-    "parallelism_config": (None, "a run goes over processes that hold the model or a share of it, as configs/accelerate says"),
+    "parallelism_config": (
+        None,
+        "a run goes over processes that hold the model or a share of it, as configs/accelerate says",
+    ),
     "logging_nan_inf_filter": (False, "it logs NaN as 0 and trains on"),
     "skip_memory_metrics": (True, "every log entry has the peak memory"),
     "do_predict": (False, "run_eval.py asks a finished model"),
@@ -137,10 +156,16 @@ ACCELERATOR = {  # entries of accelerator_config, and why they stay as they are
 
 
 def unknown_fields(training, kept: dict) -> list[str]:
-    """Fields, of a later release than this table, that are not as the library has them by default. `kept`: those that the script refuses."""
+    """Fields, of a later release than this table, that are not as the library has them by default. `kept`: those that
+    the script refuses.
+    """
     library = next(kind for kind in type(training).__mro__ if not kind.__module__.startswith(__package__))
     known = {*HYPERPARAMETERS, *SFT_HYPERPARAMETERS, *ELSEWHERE, *FREE, *kept}
-    plain = {field.name: field for field in dataclasses.fields(library) if field.name not in known and field.default is not dataclasses.MISSING}
+    plain = {
+        field.name: field
+        for field in dataclasses.fields(library)
+        if field.name not in known and field.default is not dataclasses.MISSING
+    }
     return [name for name, field in plain.items() if getattr(training, name) != field.default]
 
 

@@ -1,7 +1,8 @@
 """TRL's `TrlParser`, strict: what it lets through is refused here.
 
-YAML gives the defaults and the command line wins. Refused: misspelt keys of both (all at once, each with the nearest right one), values of the wrong type or
-outside their choices in YAML, abbreviations, an argument that is given twice."""
+YAML gives the defaults and the command line wins. Refused: misspelt keys of both (all at once, each with the nearest
+right one), values of the wrong type or outside their choices in YAML, abbreviations, an argument that is given
+twice."""
 
 import dataclasses
 import difflib
@@ -54,9 +55,11 @@ SHORT_NAMES = {  # what other programs call an argument
 }
 
 
-PATHS = frozenset(  # arguments whose `~` is the home folder, in YAML and on the command line alike; a list's also behind `=`, `+` or at its beginning
-    "output_dir prepared_dir curated_dir dataset tokenizer model_config init_from resume_from_checkpoint suggest plan_launch model_name_or_path "
-    "tokenizer_name chat_template_path models task_data texts contamination".split()
+# arguments whose `~` is the home folder, in YAML and on the command line alike; a list's also behind `=`, `+` or at its
+# beginning
+PATHS = frozenset(
+    "output_dir prepared_dir curated_dir dataset tokenizer model_config init_from resume_from_checkpoint suggest"
+    " plan_launch model_name_or_path tokenizer_name chat_template_path models task_data texts contamination".split()
 )
 
 NONE_COUNTS = {
@@ -67,17 +70,27 @@ NONE_COUNTS = {
 BLANKS_COUNT = {"document_separator"}  # blanks and line breaks alone are a value here; elsewhere they are nothing
 
 
-SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}  # words for a switch in YAML
+SWITCHES = {
+    "yes": True,
+    "on": True,
+    "true": True,
+    "no": False,
+    "off": False,
+    "false": False,
+}  # words for a switch in YAML
 
 
 def repeated(argv: list[str], dest_of: dict[str, str]) -> list[str]:
-    """What a command line says more than once, one sentence each: argparse would let the last one win. dest_of: {option: argument that it sets}."""
+    """What a command line says more than once, one sentence each: argparse would let the last one win. dest_of:
+    {option: argument that it sets}.
+    """
     found: dict[str, list[str]] = {}
     for word in argv:
         if (option := word.split("=")[0]) in dest_of:
             found.setdefault(dest_of[option], []).append(option)
     return [
-        f"`{'` and `'.join(dict.fromkeys(options))}`: one argument, given {len(options)} times: give it once (a list: with all its values)."
+        f"`{'` and `'.join(dict.fromkeys(options))}`: one argument, given {len(options)} times: give it once (a list:"
+        " with all its values)."
         for options in found.values()
         if len(options) > 1
     ]
@@ -88,7 +101,11 @@ class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
 
     def _get_help_string(self, action):
         follows = getattr(action, "follows_from", None)
-        return f"{action.help} (default: {follows})" if follows and "(default" not in action.help else super()._get_help_string(action)
+        return (
+            f"{action.help} (default: {follows})"
+            if follows and "(default" not in action.help
+            else super()._get_help_string(action)
+        )
 
 
 class Parser(TrlParser):
@@ -96,7 +113,9 @@ class Parser(TrlParser):
 
     def __init__(self, dataclass_types, follows_from: dict[str, str], **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, formatter_class=HelpFormatter, **kwargs)
-        self.add_argument("--config", help="YAML file whose values become the defaults; the command line wins. One file.")
+        self.add_argument(
+            "--config", help="YAML file whose values become the defaults; the command line wins. One file."
+        )
         self.hints = {name: hint for group in dataclass_types for name, hint in get_type_hints(group).items()}
         self.preset = {field.name: field.default for group in dataclass_types for field in dataclasses.fields(group)}
         for action in self._actions:
@@ -139,7 +158,11 @@ class Parser(TrlParser):
         given -= {name for name in given if self._is_absent(name, values[name])}
         values |= {name: expand_home(value) for name, value in values.items() if name in PATHS}
         if "precision" in values:
-            values |= {"precision": requested_precision(values, [typed & given, set(config) & given]), "bf16": False, "fp16": False}
+            values |= {
+                "precision": requested_precision(values, [typed & given, set(config) & given]),
+                "bf16": False,
+                "fp16": False,
+            }
             given = given - {"bf16", "fp16"} | ({"precision"} if values["precision"] != "auto" else set())
         if problems := range_problems(values):
             raise Refusal(" ".join(problems))
@@ -157,7 +180,9 @@ class Parser(TrlParser):
     def _unknown(self, word: str, known, where: str) -> str:
         names = {name.lstrip("-").replace("-", "_"): name.replace("-", "_").replace("__", "--", 1) for name in known}
         plain = word.lstrip("-").replace("-", "_")
-        near = [SHORT_NAMES[plain]] if SHORT_NAMES.get(plain) in names else difflib.get_close_matches(plain, names, 1, 0.5)
+        near = (
+            [SHORT_NAMES[plain]] if SHORT_NAMES.get(plain) in names else difflib.get_close_matches(plain, names, 1, 0.5)
+        )
         hint = f"did you mean `{names[near[0]]}`?" if near else f"`{self.prog} --help` lists what there is."
         return f"`{word}` {where} is not an argument: {hint}"
 
@@ -203,7 +228,9 @@ class Parser(TrlParser):
         return value is None and type(None) in get_args(self.hints.get(name)) and name not in NONE_COUNTS
 
     def _checked(self, name: str, value):
-        """A value of YAML or of the command line, with None for the word. Raises ValueError where it is empty and may not be."""
+        """A value of YAML or of the command line, with None for the word. Raises ValueError where it is empty and may
+        not be.
+        """
         optional, default = type(None) in get_args(self.hints[name]), self.preset[name]
         if value is None and not optional:
             raise ValueError("empty; give a value ([] for an empty list), or leave it out for the default")
@@ -211,14 +238,20 @@ class Parser(TrlParser):
             raise ValueError("an item of the list is empty; leave it out, or put a text into quotes")
         if isinstance(value, str) and not (value if name in BLANKS_COUNT else value.strip()) and default != "":
             raise ValueError("empty; give a value, or leave it out for the default")
-        return None if isinstance(value, str) and value.lower() in ("none", "null") and optional and default is None else value
+        return (
+            None
+            if isinstance(value, str) and value.lower() in ("none", "null") and optional and default is None
+            else value
+        )
 
 
 def requested_precision(values: dict, sources: list[set[str]]) -> str:
-    """The precision that a command asks for, `auto` where it asks for none. Raises Refusal for two that contradict each other.
+    """The precision that a command asks for, `auto` where it asks for none. Raises Refusal for two that contradict each
+    other.
 
-    values: `precision`, `bf16` and `fp16` as parsed. sources: which arguments each source gives, the one that wins first. The launcher's own request
-    (`accelerate launch --mixed_precision`, or its config file) counts, too: accelerate would follow it in silence.
+    values: `precision`, `bf16` and `fp16` as parsed. sources: which arguments each source gives, the one that wins
+    first. The launcher's own request (`accelerate launch --mixed_precision`, or its config file) counts, too:
+    accelerate would follow it in silence.
     """
     asked = "auto"
     for given in sources:
@@ -237,18 +270,27 @@ def requested_precision(values: dict, sources: list[set[str]]) -> str:
             break
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launcher not in LAUNCHER_PRECISIONS:
-        raise Refusal(f"the launcher asks for --mixed_precision {launcher}, in which no run of this project trains: use no, bf16 or fp16.")
+        raise Refusal(
+            f"the launcher asks for --mixed_precision {launcher}, in which no run of this project trains: use no, bf16"
+            " or fp16."
+        )
     if launcher != "no" and asked not in ("auto", LAUNCHER_PRECISIONS[launcher]):
         raise Refusal(
-            f"the launcher asks for --mixed_precision {launcher} and the command for --precision {asked}: leave it out of the launcher's config (`no`), "
-            "or give the same to both."
+            f"the launcher asks for --mixed_precision {launcher} and the command for --precision {asked}: leave it out"
+            " of the launcher's config (`no`), or give the same to both."
         )
     return LAUNCHER_PRECISIONS[launcher] if launcher != "no" else asked
 
 
 def _as_typed(action, hint, value):
-    """A YAML value as the command line would have parsed it: 1e4 for an int is 10000, 64.5 is refused. hint: the field's type."""
-    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not type(None)] if get_origin(hint) in (Union, UnionType) else [hint]
+    """A YAML value as the command line would have parsed it: 1e4 for an int is 10000, 64.5 is refused. hint: the
+    field's type.
+    """
+    kinds = (
+        [kind for kind in get_args(hint) or (hint,) if kind is not type(None)]
+        if get_origin(hint) in (Union, UnionType)
+        else [hint]
+    )
     if isinstance(value, dict):
         if dict not in [get_origin(kind) or kind for kind in kinds]:
             raise ValueError("a single value is wanted, not a mapping")

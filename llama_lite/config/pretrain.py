@@ -19,12 +19,18 @@ class ModelArguments:
     _argument_group_name = "Model"
 
     model_config: str | None = arg(
-        None, "A preset of configs/model (tiny, 1m, demo, 124m, 978m, 1.7b ...), LAYERSxWIDTH (6x256), or a folder that holds a config.json."
+        None,
+        "A preset of configs/model (tiny, 1m, demo, 124m, 978m, 1.7b ...), LAYERSxWIDTH (6x256), or a folder that holds"
+        " a config.json.",
     )
     init_from: str | None = arg(
-        None, "Model whose weights start a NEW run (no optimiser, no step, no data position): a folder, or owner/name@revision on the Hub."
+        None,
+        "Model whose weights start a NEW run (no optimiser, no step, no data position): a folder, or"
+        " owner/name@revision on the Hub.",
     )
-    publish_dtype: Literal["bfloat16", "float32", "float16"] = arg("bfloat16", "Number format of the finished model's weights.")
+    publish_dtype: Literal["bfloat16", "float32", "float16"] = arg(
+        "bfloat16", "Number format of the finished model's weights."
+    )
 
 
 @dataclasses.dataclass
@@ -35,45 +41,65 @@ class DataArguments:
 
     dataset: str = arg(
         "installed-docs",
-        "Text: `installed-docs` (English documentation inside the installed packages, no download), `installed-files` (all their text files, raw), "
-        "a Hub dataset id, or a file, folder or glob: parquet, jsonl, csv (.gz, .zst ...), and every other file that is text, a document each.",
+        "Text: `installed-docs` (English documentation inside the installed packages, no download), `installed-files`"
+        " (all their text files, raw), a Hub dataset id, or a file, folder or glob: parquet, jsonl, csv (.gz, .zst"
+        " ...), and every other file that is text, a document each.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
     dataset_split: str = arg(
-        "train", "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every one)."
+        "train",
+        "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every"
+        " one).",
     )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
-    text_column: str | None = arg(None, "Column that holds the text of rows (default: `text`, another usual name, or the longest column).")
+    text_column: str | None = arg(
+        None, "Column that holds the text of rows (default: `text`, another usual name, or the longest column)."
+    )
     encoding: str | None = arg(None, "Encoding of files that are not UTF-8, e.g. cp1252 or gb18030.")
     document_separator: str = arg(
         "auto",
-        "What divides a plain text file into documents: auto (the tokenizer's end-of-text, where a file holds it), none (every such file is one document), "
-        "or a text, \\n for a line break.",
+        "What divides a plain text file into documents: auto (the tokenizer's end-of-text, where a file holds it), none"
+        " (every such file is one document), or a text, \\n for a line break.",
     )
-    file_types: list[str] = arg([], "Endings of the files of a folder that are read, e.g. .md .py (default: whatever is text).")
+    file_types: list[str] = arg(
+        [], "Endings of the files of a folder that are read, e.g. .md .py (default: whatever is text)."
+    )
     max_bytes: int | None = arg(None, "Read only the first files, in their order, of so many bytes in all.")
     prepared_dir: str | None = arg(
-        None, "Folder for the prepared token shards; made once, then only read (default: data/NAME-HASH, by what they are made from)."
+        None,
+        "Folder for the prepared token shards; made once, then only read (default: data/NAME-HASH, by what they are"
+        " made from).",
     )
-    curated_dir: str | None = arg(None, "Folder for curated text (default: curated/NAME-HASH beside the prepared folder, by what it is made from).")
+    curated_dir: str | None = arg(
+        None,
+        "Folder for curated text (default: curated/NAME-HASH beside the prepared folder, by what it is made from).",
+    )
     tokenizer: str | None = arg(
         None,
-        "`train` (byte-level BPE learnt from the text; the default), `gpt2` (the paper's, from an installed package), a folder or a Hub id.",
+        "`train` (byte-level BPE learnt from the text; the default), `gpt2` (the paper's, from an installed package), a"
+        " folder or a Hub id.",
     )
     vocab_size: int | None = arg(None, "Size of the vocabulary that `--tokenizer train` learns.")
     shard_tokens: int = arg(100_000_000, "Tokens in a shard (the paper: 100M, 200 MB of uint16).")
-    validation_tokens: int | None = arg(None, "The first so many tokens are for validation and never trained on (the paper: one shard of 100M).")
-    max_tokens: int | None = arg(None, "Stop preparing after so many tokens, validation included (the paper: 20e9 of 100e9).")
+    validation_tokens: int | None = arg(
+        None, "The first so many tokens are for validation and never trained on (the paper: one shard of 100M)."
+    )
+    max_tokens: int | None = arg(
+        None, "Stop preparing after so many tokens, validation included (the paper: 20e9 of 100e9)."
+    )
     prepared_hub_id: str | None = arg(
         None,
-        "Prepared tokens as a Hub dataset (owner/name, @revision): pulled into an empty --prepared_dir, or pushed by --prepare_only --push_to_hub.",
+        "Prepared tokens as a Hub dataset (owner/name, @revision): pulled into an empty --prepared_dir, or pushed by"
+        " --prepare_only --push_to_hub.",
     )
-    prepare_workers: int = arg(os.cpu_count() or 1, "Processes that curate and tokenise; the bytes do not depend on it.")
+    prepare_workers: int = arg(
+        os.cpu_count() or 1, "Processes that curate and tokenise; the bytes do not depend on it."
+    )
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
         "auto",
-        "Check shards before the first step by size, or by sha256 too (auto: sha256 up to 1 GiB). hashes: text above 1 GiB is hashed again, too, instead of "
-        "trusting the sizes and times of its files.",
+        "Check shards before the first step by size, or by sha256 too (auto: sha256 up to 1 GiB). hashes: text above 1"
+        " GiB is hashed again, too, instead of trusting the sizes and times of its files.",
     )
 
 
@@ -83,7 +109,9 @@ class CurationArguments:
 
     _argument_group_name = "Curation"
 
-    min_score: float | None = arg(None, "Least educational score (FineWeb-Edu's classifier: 0 to 5; FineWeb-Edu itself keeps 3).")
+    min_score: float | None = arg(
+        None, "Least educational score (FineWeb-Edu's classifier: 0 to 5; FineWeb-Edu itself keeps 3)."
+    )
     score_column: str = arg("score", "Column that holds the educational score.")
     language: str | None = arg(None, "Only documents whose `language` column has this value, e.g. en.")
     min_language_score: float | None = arg(None, "Least value of the `language_score` column (FineWeb: 0.65).")
@@ -102,24 +130,50 @@ class RunArguments(CommonRunArguments):
     """What a verified pretraining run needs beside transformers' TrainingArguments."""
 
     block_size: int | None = arg(None, "Predictions in a window (the model's context at most).")
-    tokens_per_step: int | None = arg(None, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it.")
-    order: Literal["sequential", "shuffled"] = arg("shuffled", "Order of the windows: as prepared (the paper's), or a seeded permutation.")
-    allow_epochs: bool = arg(False, "Let a run read the training tokens more than once, however often (default: as often as it is known to help).")
+    tokens_per_step: int | None = arg(
+        None, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it."
+    )
+    order: Literal["sequential", "shuffled"] = arg(
+        "shuffled", "Order of the windows: as prepared (the paper's), or a seeded permutation."
+    )
+    allow_epochs: bool = arg(
+        False,
+        "Let a run read the training tokens more than once, however often (default: as often as it is known to help).",
+    )
     eval_windows: int | None = arg(None, "Validation windows in an evaluation.")
     probe_windows: int = arg(8, "Validation windows whose loss is a checkpoint's proof; resuming computes it again.")
-    eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are asked at each evaluation, too (the paper watches hellaswag).")
-    eval_task_limit: int = arg(200, "Items of each of them: a seeded sample, always the same.")
-    sample_prompts: list[str] = arg([], "Prompts continued at each evaluation (default: how some held-out documents begin; [] in YAML: none).")
-    sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
-    fused_loss: bool = arg(True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, the same loss).")
-    block_attention: bool = arg(True, "On a CPU, attend in blocks of queries, as large matrix products (the same mathematics).")
-    compile_layers: bool = arg(
-        True, "Compile the decoder layers (some 25 s more at the first start, then cached; faster steps, less memory). Evaluations are not compiled."
+    eval_tasks: list[str] = arg(
+        [], "Tasks of run_eval.py that are asked at each evaluation, too (the paper watches hellaswag)."
     )
-    plan_launch: str | None = arg(None, "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.")
-    plan_mfu: float = arg(40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted.")
-    strict_plan: bool = arg(False, "Refuse a run that by its plan does not fit in memory or on the disk (default: a warning in --dry_run).")
-    peak_flops: float | None = arg(None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured).")
+    eval_task_limit: int = arg(200, "Items of each of them: a seeded sample, always the same.")
+    sample_prompts: list[str] = arg(
+        [], "Prompts continued at each evaluation (default: how some held-out documents begin; [] in YAML: none)."
+    )
+    sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
+    fused_loss: bool = arg(
+        True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, the same loss)."
+    )
+    block_attention: bool = arg(
+        True, "On a CPU, attend in blocks of queries, as large matrix products (the same mathematics)."
+    )
+    compile_layers: bool = arg(
+        True,
+        "Compile the decoder layers (some 25 s more at the first start, then cached; faster steps, less memory)."
+        " Evaluations are not compiled.",
+    )
+    plan_launch: str | None = arg(
+        None,
+        "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.",
+    )
+    plan_mfu: float = arg(
+        40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted."
+    )
+    strict_plan: bool = arg(
+        False, "Refuse a run that by its plan does not fit in memory or on the disk (default: a warning in --dry_run)."
+    )
+    peak_flops: float | None = arg(
+        None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured)."
+    )
 
 
 @dataclasses.dataclass
@@ -131,13 +185,16 @@ class PretrainArguments(TrainingArguments):
     output_dir: str | None = arg(None, "Folder of the run.")
     resume_from_checkpoint: str | None = arg(
         "auto",
-        "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true): refused without one. "
-        "never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the Hub.",
+        "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true):"
+        " refused without one. never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the"
+        " Hub.",
     )
     learning_rate: float = arg(6e-4, "Peak learning rate.")
     lr_scheduler_type: str = arg("cosine_warmup_with_min_lr", "Schedule.")
     lr_scheduler_kwargs: dict | str | None = arg(
-        None, 'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that have a floor).'
+        None,
+        'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that'
+        " have a floor).",
     )
     warmup_steps: float = arg(715, "Steps of linear warm-up (below 1: a share of all steps).")
     adam_beta1: float = arg(0.9, "AdamW's beta1.")
@@ -146,7 +203,9 @@ class PretrainArguments(TrainingArguments):
     weight_decay: float = arg(0.1, "Weight decay of matrices and embeddings; norms have none.")
     max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
     max_steps: int = arg(-1, "Optimiser steps.")
-    num_train_epochs: float = arg(1.0, "Passes over the training tokens, cut to whole steps, where max_steps is not given.")
+    num_train_epochs: float = arg(
+        1.0, "Passes over the training tokens, cut to whole steps, where max_steps is not given."
+    )
     bf16: bool = arg(True, "--precision bfloat16; --no_bf16: --precision float32.")
     fp16: bool = arg(False, "--precision float16, on a GPU.")
     seed: int = arg(1337, "Seed of the initial weights, the order and the samples.")
@@ -171,7 +230,8 @@ PRETRAIN_FOLLOWS = {  # arguments that nobody has to give, and what they follow 
     **dict.fromkeys(("model_config", "max_steps"), "by the text, the time there is, and the speed of this machine"),
     **dict.fromkeys(("vocab_size", "validation_tokens", "block_size"), "by the size of the text"),
     **dict.fromkeys(
-        ("tokens_per_step", "per_device_train_batch_size", "warmup_steps", "logging_steps", "eval_steps", "save_steps"), "by the length of the run"
+        ("tokens_per_step", "per_device_train_batch_size", "warmup_steps", "logging_steps", "eval_steps", "save_steps"),
+        "by the length of the run",
     ),
     **dict.fromkeys(("learning_rate", "save_total_limit"), "by the size of the model"),
     **dict.fromkeys(("fused_loss", "block_attention", "compile_layers"), "by the machine"),
@@ -199,7 +259,9 @@ exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a ver
 
 
 def parse_pretrain(argv: list[str] | None = None):
-    """(ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments). Raises Refusal."""
+    """(ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments). Raises
+    Refusal.
+    """
     groups = (ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments)
     usage = "run_pretrain.py [--config FILE.yaml] [--dry_run | --prepare_only | --publish_only] [--field value ...]"
     parser = Parser(groups, PRETRAIN_FOLLOWS, prog="run_pretrain.py", usage=usage, description=PRETRAIN_HELP)
@@ -211,20 +273,35 @@ def parse_pretrain(argv: list[str] | None = None):
 PRETRAIN_KEPT = {"remove_unused_columns": (False, "windows of tokens have no columns")}
 
 
-def check_pretrain(model: ModelArguments, data: DataArguments, curation, hub: HubArguments, run: RunArguments, training: PretrainArguments) -> None:
+def check_pretrain(
+    model: ModelArguments,
+    data: DataArguments,
+    curation,
+    hub: HubArguments,
+    run: RunArguments,
+    training: PretrainArguments,
+) -> None:
     """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
     problems = check_training(run, hub, training, PRETRAIN_KEPT, publishes=not data.prepare_only)
-    lengths = [name for name in ("max_steps", "hours", "num_train_epochs") if name in run.given and (name != "max_steps" or training.max_steps > 0)]
+    lengths = [
+        name
+        for name in ("max_steps", "hours", "num_train_epochs")
+        if name in run.given and (name != "max_steps" or training.max_steps > 0)
+    ]
     problems.add_if(
-        "hours" in lengths and len(lengths) > 1, f"{' and '.join(f'--{name}' for name in lengths)} are two lengths of one run: give one of them."
+        "hours" in lengths and len(lengths) > 1,
+        f"{' and '.join(f'--{name}' for name in lengths)} are two lengths of one run: give one of them.",
     )
     problems.add_if(
-        None not in (curation.min_characters, curation.max_characters) and curation.min_characters > curation.max_characters,
-        f"--min_characters {curation.min_characters} is above --max_characters {curation.max_characters}: no document is both.",
+        None not in (curation.min_characters, curation.max_characters)
+        and curation.min_characters > curation.max_characters,
+        f"--min_characters {curation.min_characters} is above --max_characters {curation.max_characters}: no document"
+        " is both.",
     )
     problems.add_if(
         None not in (data.validation_tokens, data.max_tokens) and data.validation_tokens >= data.max_tokens,
-        f"--validation_tokens {data.validation_tokens} leaves nothing to train on of --max_tokens {data.max_tokens}, which counts them, too.",
+        f"--validation_tokens {data.validation_tokens} leaves nothing to train on of --max_tokens {data.max_tokens},"
+        " which counts them, too.",
     )
     problems.add_if(run.plan_launch and not run.dry_run, "--plan_launch plans another launch: it goes with --dry_run.")
     problems.add_if(

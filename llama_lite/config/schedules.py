@@ -13,7 +13,8 @@ CONSTANT = ("constant", "constant_with_warmup")  # transformers passes over what
 
 SCHEDULE_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
-OPTIMIZERS = {  # those that were tried: started, saved, resumed bit for bit; and the --optim_args that transformers reads for each
+# those that were tried: started, saved, resumed bit for bit; and the --optim_args that transformers reads for each
+OPTIMIZERS = {
     "adamw_torch": (),
     "adamw_torch_fused": (),
     "adafactor": (),
@@ -38,7 +39,10 @@ def schedule_problems(training) -> list[str]:
 
     name, given = training.lr_scheduler_type.value, training.lr_scheduler_kwargs or {}
     if name in BY_EVALUATIONS:
-        return [f"--lr_scheduler_type {name}: its rate follows the evaluations, so that --eval_steps would decide what is learnt. Use another one."]
+        return [
+            f"--lr_scheduler_type {name}: its rate follows the evaluations, so that --eval_steps would decide what is"
+            " learnt. Use another one."
+        ]
     if not isinstance(given, dict):
         return [f"--lr_scheduler_kwargs {given}: a mapping is wanted, such as '{{\"min_lr_rate\": 0.1}}'."]
     taken = dict(inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[training.lr_scheduler_type]).parameters)
@@ -46,11 +50,17 @@ def schedule_problems(training) -> list[str]:
     problems = []
     if other := [key for key in given if key not in taken]:
         there = f"it takes {', '.join(taken)}" if taken else "it takes none: --lr_scheduler_kwargs '{}'"
-        problems.append(f"--lr_scheduler_kwargs {', '.join(other)}: --lr_scheduler_type {name} has no such argument; {there}.")
+        problems.append(
+            f"--lr_scheduler_kwargs {', '.join(other)}: --lr_scheduler_type {name} has no such argument; {there}."
+        )
     for key in given.keys() & taken.keys():
         value, words = given[key], "from 0 to 1: a share of the peak rate" if key in SHARES else "a number from 0 on"
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        fits = value is None or isinstance(taken[key].default, str) or (number and 0 <= value <= (1 if key in SHARES else math.inf))
+        fits = (
+            value is None
+            or isinstance(taken[key].default, str)
+            or (number and 0 <= value <= (1 if key in SHARES else math.inf))
+        )
         if not fits:
             problems.append(f"--lr_scheduler_kwargs {key} {value} must be {words}.")
     needed = [key for key, value in taken.items() if value.default is inspect.Parameter.empty and key not in given]
@@ -85,7 +95,9 @@ def _tried(training) -> list[str]:
         make, kwargs = Trainer.get_optimizer_cls_and_kwargs(training)
         make([torch.zeros(1, requires_grad=True)], **kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
-        return [f"--optim {training.optim.value} with --optim_args {training.optim_args}: {' '.join(str(error).split())}."]
+        return [
+            f"--optim {training.optim.value} with --optim_args {training.optim_args}: {' '.join(str(error).split())}."
+        ]
     return []
 
 
@@ -99,7 +111,8 @@ def _is_value(key: str, value: str) -> bool:
 
 
 def plan_problems(training, steps: int, cut_short: bool = False) -> list[str]:
-    """What is wrong with the schedule of a run of so many steps: a warm-up longer than the run (unless that was `cut_short`), a rate that is none.
+    """What is wrong with the schedule of a run of so many steps: a warm-up longer than the run (unless that was
+    `cut_short`), a rate that is none.
 
     It is computed.
     """
@@ -109,14 +122,26 @@ def plan_problems(training, steps: int, cut_short: bool = False) -> list[str]:
     warmup = training.get_warmup_steps(steps)
     if warmup > steps and not cut_short:
         return [
-            f"--warmup_steps {warmup:,} is longer than the run of {steps:,} steps, which would end before the peak rate: give fewer, or a share below 1."
+            f"--warmup_steps {warmup:,} is longer than the run of {steps:,} steps, which would end before the peak"
+            " rate: give fewer, or a share below 1."
         ]
-    asked = f"--lr_scheduler_type {training.lr_scheduler_type.value} with --lr_scheduler_kwargs {training.lr_scheduler_kwargs}"
+    asked = (
+        f"--lr_scheduler_type {training.lr_scheduler_type.value} with --lr_scheduler_kwargs"
+        f" {training.lr_scheduler_kwargs}"
+    )
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
     try:
-        schedule = get_scheduler(training.lr_scheduler_type, optimizer, warmup, steps, dict(training.lr_scheduler_kwargs or {}))
-        rates = {step: schedule.lr_lambdas[0](step) for step in [*range(0, steps, max(1, steps // TRIED_POINTS)), steps - 1]}
+        schedule = get_scheduler(
+            training.lr_scheduler_type, optimizer, warmup, steps, dict(training.lr_scheduler_kwargs or {})
+        )
+        rates = {
+            step: schedule.lr_lambdas[0](step) for step in [*range(0, steps, max(1, steps // TRIED_POINTS)), steps - 1]
+        }
     except (TypeError, ValueError, ArithmeticError) as error:
         return [f"{asked}, over {steps:,} steps of which {warmup:,} are warm-up: {' '.join(str(error).split())}."]
     wrong = next((step for step, rate in rates.items() if isinstance(rate, complex) or not 0 <= rate <= 1 + 1e-6), None)
-    return [] if wrong is None else [f"{asked} gives {rates[wrong]} of the peak rate at step {wrong + 1}: a rate is from 0 to the peak."]
+    return (
+        []
+        if wrong is None
+        else [f"{asked} gives {rates[wrong]} of the peak rate at step {wrong + 1}: a rate is from 0 to the peak."]
+    )

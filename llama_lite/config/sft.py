@@ -1,4 +1,6 @@
-"""The arguments of run_sft.py: which base, which rows, which adapter, and TRL's SFTConfig with this project's defaults."""
+"""The arguments of run_sft.py: which base, which rows, which adapter, and TRL's SFTConfig with this project's
+defaults.
+"""
 
 import dataclasses
 import os
@@ -19,7 +21,9 @@ class BaseArguments:
     _argument_group_name = "Model"
 
     model_name_or_path: str = arg("runs/demo", "Base model: the folder of a run, a Hub id, or owner/name@revision.")
-    model_revision: str | None = arg(None, "Revision of a base on the Hub, e.g. step-040000; the commit that it means is recorded.")
+    model_revision: str | None = arg(
+        None, "Revision of a base on the Hub, e.g. step-040000; the commit that it means is recorded."
+    )
     tokenizer_name: str | None = arg(None, "Another tokenizer than the base's own: gpt2, a folder or a Hub id.")
     publish_dtype: Literal["bfloat16", "float32", "float16"] = arg(
         "bfloat16", "Number format of a merged, or fully tuned, model's weights (an adapter's are float32)."
@@ -36,10 +40,14 @@ class AdapterArguments:
     r: int = arg(16, "Rank.")
     lora_alpha: int = arg(32, "Scale: the adapter's output is multiplied by lora_alpha / r.")
     lora_dropout: float = arg(0.05, "Dropout before the adapter.")
-    target_modules: list[str] = arg(["all-linear"], "Modules that get an adapter: their names, or all-linear (every linear one but the head).")
+    target_modules: list[str] = arg(
+        ["all-linear"], "Modules that get an adapter: their names, or all-linear (every linear one but the head)."
+    )
     use_rslora: bool = arg(False, "Rank-stabilised LoRA: multiply by lora_alpha / sqrt(r).")
     use_dora: bool = arg(False, "DoRA: weights as magnitude and direction.")
-    merge_adapter: bool = arg(False, "In the end write base and adapter as one model, in merged/ of the run folder, and publish it too.")
+    merge_adapter: bool = arg(
+        False, "In the end write base and adapter as one model, in merged/ of the run folder, and publish it too."
+    )
 
 
 @dataclasses.dataclass
@@ -50,21 +58,32 @@ class RowArguments:
 
     dataset: str = arg(
         "installed-docs",
-        "Rows of instruction/input/output, messages, or prompt/completion (system and history are context; weight 0 and train false are not learnt): a Hub dataset id, or json, jsonl(.gz, .zst) or parquet by path or "
-        "glob. `installed-docs`: questions about the documentation inside the installed packages, no download.",
+        "Rows of instruction/input/output, messages, or prompt/completion (system and history are context; weight 0 and"
+        " train false are not learnt): a Hub dataset id, or json, jsonl(.gz, .zst) or parquet by path or glob."
+        " `installed-docs`: questions about the documentation inside the installed packages, no download.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset.")
     dataset_split: str = arg(
-        "train", "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every one)."
+        "train",
+        "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every"
+        " one).",
     )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
     max_rows: int | None = arg(None, "Read so many rows (default: all; of installed-docs 6,000).")
-    eval_rows: int | None = arg(None, "Rows held out, by whole documents, so that none shares its document with training.")
-    skip_held_out: bool = arg(True, "Of installed-docs, leave out the modules whose text the embedded evaluation tasks are made of.")
-    long_rows: Literal["drop", "truncate"] = arg(
-        "drop", "Rows longer than max_length: dropped, or cut at its end (then without end-of-text); counted and named either way."
+    eval_rows: int | None = arg(
+        None, "Rows held out, by whole documents, so that none shares its document with training."
     )
-    prepare_workers: int = arg(os.cpu_count() or 1, "Processes that read the documentation; the rows do not depend on it.")
+    skip_held_out: bool = arg(
+        True, "Of installed-docs, leave out the modules whose text the embedded evaluation tasks are made of."
+    )
+    long_rows: Literal["drop", "truncate"] = arg(
+        "drop",
+        "Rows longer than max_length: dropped, or cut at its end (then without end-of-text); counted and named either"
+        " way.",
+    )
+    prepare_workers: int = arg(
+        os.cpu_count() or 1, "Processes that read the documentation; the rows do not depend on it."
+    )
     show_example: bool = arg(False, "Print one row as the model sees it, what is learnt in colour, and stop.")
 
 
@@ -73,7 +92,9 @@ class TunedHubArguments(HubArguments):
     """What is published, and which base an adapter names."""
 
     base_hub_id: str | None = arg(
-        None, "owner/name@revision under which a base in a local folder is on the Hub (found by itself when the run published it)."
+        None,
+        "owner/name@revision under which a base in a local folder is on the Hub (found by itself when the run published"
+        " it).",
     )
 
 
@@ -81,11 +102,15 @@ class TunedHubArguments(HubArguments):
 class TuningArguments(CommonRunArguments):
     """What a verified tuning run needs beside TRL's SFTConfig."""
 
-    sequences_per_step: int = arg(16, "Rows, or packs of rows, in an optimiser step, on any hardware; accumulation follows from it.")
+    sequences_per_step: int = arg(
+        16, "Rows, or packs of rows, in an optimiser step, on any hardware; accumulation follows from it."
+    )
     probe_rows: int = arg(8, "Held-out rows whose loss is a checkpoint's proof; resuming computes it again.")
     prompts: list[str] = arg([], "Further prompts that base and tuned model answer side by side.")
     compared_prompts: int = arg(8, "Held-out prompts answered greedily by base and tuned model, side by side.")
-    sampled_answers: int = arg(64, "Held-out prompts answered to measure whether answers stop and keep the format (temperature 0.7, top-k 50).")
+    sampled_answers: int = arg(
+        64, "Held-out prompts answered to measure whether answers stop and keep the format (temperature 0.7, top-k 50)."
+    )
     answer_tokens: int = arg(96, "Tokens within which an answer should stop.")
 
 
@@ -98,20 +123,27 @@ class SftArguments(SFTConfig):
     output_dir: str | None = arg(None, "Folder of the run.")
     resume_from_checkpoint: str | None = arg(
         "auto",
-        "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true): refused without one. "
-        "never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the Hub.",
+        "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true):"
+        " refused without one. never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the"
+        " Hub.",
     )
     learning_rate: float = arg(2e-4, "Peak learning rate.")
     lr_scheduler_type: str = arg("cosine_warmup_with_min_lr", "Schedule.")
     lr_scheduler_kwargs: dict | str | None = arg(
-        None, 'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that have a floor).'
+        None,
+        'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that'
+        " have a floor).",
     )
     warmup_steps: float = arg(0.03, "Steps of linear warm-up (below 1: a share of all steps).")
     weight_decay: float = arg(0.0, "Weight decay.")
     max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
     num_train_epochs: float = arg(3.0, "Passes over the rows, each cut to whole steps, where max_steps is not given.")
     max_length: int | None = arg(1024, "Ids in a row, and in a pack of rows.")
-    packing: bool = arg(True, "Several rows side by side in a pack of max_length ids, none of which sees another; --no_packing for a row each.")
+    packing: bool = arg(
+        True,
+        "Several rows side by side in a pack of max_length ids, none of which sees another; --no_packing for a row"
+        " each.",
+    )
     bf16: bool | None = arg(True, "--precision bfloat16; --no_bf16: --precision float32.")
     fp16: bool = arg(False, "--precision float16, on a GPU.")
     activation_checkpointing: bool | None = arg(False, "Compute activations twice to save memory.")
@@ -159,7 +191,9 @@ SFT_FOLLOWS = {  # arguments that nobody has to give, and what they follow from 
     **dict.fromkeys(("max_length", "long_rows"), "by the length of the rows, within the base's context"),
     **dict.fromkeys(("eval_rows", "sequences_per_step"), "by the number of rows"),
     **dict.fromkeys(("probe_rows", "compared_prompts", "sampled_answers"), "as many as are held out, up to {}"),
-    **dict.fromkeys(("per_device_train_batch_size", "logging_steps", "eval_steps", "save_steps"), "by the length of the run"),
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "logging_steps", "eval_steps", "save_steps"), "by the length of the run"
+    ),
     "learning_rate": "by the width of the base",
     "answer_tokens": "96, within the base's context",
     "max_steps": "three epochs, or about ten minutes if that is less",
@@ -183,7 +217,9 @@ exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a ver
 
 
 def parse_sft(argv: list[str] | None = None):
-    """(BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments). Raises Refusal."""
+    """(BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments). Raises
+    Refusal.
+    """
     groups = (BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments)
     usage = "run_sft.py [--config FILE.yaml] [--dry_run | --show_example | --publish_only] [--field value ...]"
     parser = Parser(groups, SFT_FOLLOWS, prog="run_sft.py", usage=usage, description=SFT_HELP)
@@ -192,22 +228,37 @@ def parse_sft(argv: list[str] | None = None):
     return parsed
 
 
-def check_sft(base, adapter: AdapterArguments, rows: RowArguments, hub: TunedHubArguments, run: TuningArguments, training: SftArguments) -> None:
+def check_sft(
+    base,
+    adapter: AdapterArguments,
+    rows: RowArguments,
+    hub: TunedHubArguments,
+    run: TuningArguments,
+    training: SftArguments,
+) -> None:
     """Raise one Refusal that names every argument that cannot be right, whatever the model."""
     problems = check_training(run, hub, training, KEPT)
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
         asked, held = getattr(run, name), rows.eval_rows
-        problems.add_if(name in run.given and held is not None and asked > held, f"--{name} {asked} is more than --eval_rows {held}.")
+        problems.add_if(
+            name in run.given and held is not None and asked > held,
+            f"--{name} {asked} is more than --eval_rows {held}.",
+        )
     problems.add_if(
         any(name.split(".")[-1] == "lm_head" for name in adapter.target_modules),
-        "--target_modules lm_head: TRL reads the head's weight directly, so an adapter on it would never be learnt. Leave it out.",
+        "--target_modules lm_head: TRL reads the head's weight directly, so an adapter on it would never be learnt."
+        " Leave it out.",
     )
     problems.add_if(
         training.activation_offloading and training.device.type == "cpu",
         "--activation_offloading moves activations from a GPU to the CPU, and this run is on the CPU: leave it out.",
     )
-    problems.add_if(not adapter.use_lora and adapter.merge_adapter, "--merge_adapter with --no_use_lora: there is no adapter to merge.")
     problems.add_if(
-        hub.base_hub_id and not REPOSITORY.fullmatch(hub.base_hub_id.split("@")[0]), f"--base_hub_id {hub.base_hub_id} is not owner/name@revision."
+        not adapter.use_lora and adapter.merge_adapter,
+        "--merge_adapter with --no_use_lora: there is no adapter to merge.",
+    )
+    problems.add_if(
+        hub.base_hub_id and not REPOSITORY.fullmatch(hub.base_hub_id.split("@")[0]),
+        f"--base_hub_id {hub.base_hub_id} is not owner/name@revision.",
     )
     problems.end()

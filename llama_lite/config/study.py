@@ -32,8 +32,14 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", help="Folder of the study (default: runs/NAME-study).")
     parser.add_argument("--arm", help="Only this arm.")
     parser.add_argument("--seed", type=int, help="Only this seed.")
-    parser.add_argument("--prepare_only", action="store_true", help="Make what all runs need, before several tasks share them out; run nothing.")
-    parser.add_argument("--push_to_hub", action="store_true", help="Publish report, results and figures as a dataset repository.")
+    parser.add_argument(
+        "--prepare_only",
+        action="store_true",
+        help="Make what all runs need, before several tasks share them out; run nothing.",
+    )
+    parser.add_argument(
+        "--push_to_hub", action="store_true", help="Publish report, results and figures as a dataset repository."
+    )
     parser.add_argument("--hub_model_id", help="owner/name of that repository.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would be run; run nothing.")
     argv = sys.argv[1:] if argv is None else argv

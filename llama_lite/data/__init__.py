@@ -1,1 +1,3 @@
-"""From text to windows of tokens: sources, curation, tokenizer, shards, dataset. May import: foundations, machine, config."""
+"""From text to windows of tokens: sources, curation, tokenizer, shards, dataset. May import: foundations, machine,
+config.
+"""

@@ -28,17 +28,28 @@ from .sources import Source, size_of
 
 TASK_BYTES, MOST_TASKS = 4_000_000, 512
 
-INSTALLED_TASKS = 16  # of equally many files each; which of several near-duplicates is kept depends on the division, and the studies rest on this one
+# of equally many files each; which of several near-duplicates is kept depends on the division, and the studies rest on
+# this one
+INSTALLED_TASKS = 16
 
 EXAMPLE_CHARACTERS = 200
 
 
 class Reader(PipelineStep):
-    """datatrove block: this task's share of a source's files, in order, and a record of the rows without text, or without a number in `scores`."""
+    """datatrove block: this task's share of a source's files, in order, and a record of the rows without text, or
+    without a number in `scores`.
+    """
 
     name = "source"
 
-    def __init__(self, source: Source, shares: list[int], report: Path, columns: tuple[str, ...] = (), scores: tuple[str, ...] = ()):
+    def __init__(
+        self,
+        source: Source,
+        shares: list[int],
+        report: Path,
+        columns: tuple[str, ...] = (),
+        scores: tuple[str, ...] = (),
+    ):
         super().__init__()
         self.source, self.shares, self.report, self.columns, self.scores = source, shares, report, columns, scores
 
@@ -46,12 +57,16 @@ class Reader(PipelineStep):
         skipped, count = Skipped(), {"documents": 0, "characters": 0}
         for file in self.source.files[self.shares[rank] : self.shares[rank + 1]]:
             for document in read(file, skipped, self.columns, self.source.encoding):
-                if column := next((column for column in self.scores if not _is_score(document.metadata.get(column))), None):
+                if column := next(
+                    (column for column in self.scores if not _is_score(document.metadata.get(column))), None
+                ):
                     skipped.add(f"{column} is no number", document.id)
                     continue
                 for column in self.scores:
                     value = document.metadata.get(column)
-                    if isinstance(value, Decimal) or (isinstance(value, int) and abs(value) >= 2**63):  # which datatrove's JSON does not hold
+                    if isinstance(value, Decimal) or (
+                        isinstance(value, int) and abs(value) >= 2**63
+                    ):  # which datatrove's JSON does not hold
                         document.metadata[column] = score_of(value)
                 count["documents"] += 1
                 count["characters"] += len(document.text)
@@ -69,7 +84,9 @@ def _is_score(value) -> bool:
 
 
 def shares(source: Source) -> list[int]:
-    """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a function of the source alone."""
+    """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a
+    function of the source alone.
+    """
     if source.kind in INSTALLED:
         return sorted({task * len(source.files) // INSTALLED_TASKS for task in range(INSTALLED_TASKS + 1)})
     sizes = [TASK_BYTES if (size := size_of(file)) is None else size for file in source.files]
@@ -122,7 +139,9 @@ def score_of(value) -> float:
     """The number in a column of scores, minus infinity where there is none. Raises ValueError for what is no number."""
     if value is None or value == "":
         return -math.inf
-    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value):  # which Python's float passes over
+    if (
+        isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value)
+    ):  # which Python's float passes over
         raise ValueError(f"{value!r} is no number")
     try:
         return float(value)
@@ -131,23 +150,53 @@ def score_of(value) -> float:
 
 
 def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
-    """(name, datatrove filter) of the active rules that judge a document alone. `rules`: CurationArguments as a dict."""
-    from datatrove.pipeline.filters import C4QualityFilter, FineWebQualityFilter, GopherQualityFilter, GopherRepetitionFilter, LambdaFilter
+    """(name, datatrove filter) of the active rules that judge a document alone. `rules`: CurationArguments as a
+    dict.
+    """
+    from datatrove.pipeline.filters import (
+        C4QualityFilter,
+        FineWebQualityFilter,
+        GopherQualityFilter,
+        GopherRepetitionFilter,
+        LambdaFilter,
+    )
 
     def at_least(column, least):
         return LambdaFilter(lambda document: score_of(document.metadata.get(column)) >= least)
 
     chosen = []
     if rules["language"] is not None:
-        chosen.append((f"language = {rules['language']}", LambdaFilter(lambda d, want=rules["language"]: d.metadata.get("language") == want)))
+        chosen.append(
+            (
+                f"language = {rules['language']}",
+                LambdaFilter(lambda d, want=rules["language"]: d.metadata.get("language") == want),
+            )
+        )
     if rules["min_language_score"] is not None:
-        chosen.append((f"language_score >= {rules['min_language_score']}", at_least("language_score", rules["min_language_score"])))
+        chosen.append(
+            (
+                f"language_score >= {rules['min_language_score']}",
+                at_least("language_score", rules["min_language_score"]),
+            )
+        )
     if rules["min_score"] is not None:
-        chosen.append((f"{rules['score_column']} >= {rules['min_score']}", at_least(rules["score_column"], rules["min_score"])))
+        chosen.append(
+            (f"{rules['score_column']} >= {rules['min_score']}", at_least(rules["score_column"], rules["min_score"]))
+        )
     if rules["min_characters"] is not None:
-        chosen.append((f"at least {rules['min_characters']} characters", LambdaFilter(lambda d, n=rules["min_characters"]: len(d.text) >= n)))
+        chosen.append(
+            (
+                f"at least {rules['min_characters']} characters",
+                LambdaFilter(lambda d, n=rules["min_characters"]: len(d.text) >= n),
+            )
+        )
     if rules["max_characters"] is not None:
-        chosen.append((f"at most {rules['max_characters']} characters", LambdaFilter(lambda d, n=rules["max_characters"]: len(d.text) <= n)))
+        chosen.append(
+            (
+                f"at most {rules['max_characters']} characters",
+                LambdaFilter(lambda d, n=rules["max_characters"]: len(d.text) <= n),
+            )
+        )
     web = {
         "gopher_repetition": GopherRepetitionFilter,
         "gopher_quality": GopherQualityFilter,
@@ -159,7 +208,11 @@ def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
 
 def active(rules: dict) -> dict:
     """The rules that are on."""
-    return {name: value for name, value in rules.items() if value is not None and value is not False and name != "score_column"}
+    return {
+        name: value
+        for name, value in rules.items()
+        if value is not None and value is not False and name != "score_column"
+    }
 
 
 def _text_of(document: Document) -> str:
@@ -169,8 +222,9 @@ def _text_of(document: Document) -> str:
 def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[PipelineStep], int]]:
     """(name, pipeline, number of tasks) of each curation stage, to be run in order by any datatrove executor.
 
-    The kept documents end in `folder/kept/*.jsonl.zst`, all else in `folder/curation`. Near-duplicates: MinHash over 5-grams of the words that are
-    left after lower-casing and dropping punctuation, 14 buckets x 8 hashes (FineWeb's), in two passes over the disk.
+    The kept documents end in `folder/kept/*.jsonl.zst`, all else in `folder/curation`. Near-duplicates: MinHash over
+    5-grams of the words that are left after lower-casing and dropping punctuation, 14 buckets x 8 hashes (FineWeb's),
+    in two passes over the disk.
     """
     from datatrove.pipeline.dedup import ExactDedupFilter, ExactDedupSignature, ExactFindDedups
     from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
@@ -189,7 +243,11 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
     tasks = len(bounds) - 1
     work = folder / "curation"
     reports, aside = work / "reports", work / "duplicates"
-    wanted = {"language": rules["language"], "language_score": rules["min_language_score"], rules["score_column"]: rules["min_score"]}
+    wanted = {
+        "language": rules["language"],
+        "language_score": rules["min_language_score"],
+        rules["score_column"]: rules["min_score"],
+    }
     columns = tuple(column for column, setting in wanted.items() if setting is not None)
     scores = tuple(column for column in columns if column != "language")
 
@@ -214,7 +272,11 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
         config = ExactDedupConfig(_text_of, hash_config=hashes)
         plan += [("judge", [*chain, ExactDedupSignature(str(aside / "exact-signatures"), config)], tasks)]
         plan += [("find-exact", [ExactFindDedups(str(aside / "exact-signatures"), str(aside / "exact"), config)], 1)]
-        chain = [reader(last), rule(90, "exact duplicates", ExactDedupFilter(str(aside / "exact"), config)), writer(outputs["exact"])]
+        chain = [
+            reader(last),
+            rule(90, "exact duplicates", ExactDedupFilter(str(aside / "exact"), config)),
+            writer(outputs["exact"]),
+        ]
         last = outputs["exact"]
     if rules["minhash_dedup"]:
         config, words = MinhashConfig(hash_config=hashes), _blank_separated_words()
@@ -229,8 +291,8 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
 def _own_file_reader(folder: str) -> PipelineStep:
     """Reads what the same task of an earlier stage wrote, which is nothing where it kept nothing.
 
-    datatrove's reader shares the files that are there out by their number: after a task without a file every task would read its neighbour's, and
-    drop what a rule found in another's documents.
+    datatrove's reader shares the files that are there out by their number: after a task without a file every task would
+    read its neighbour's, and drop what a rule found in another's documents.
     """
     from datatrove.pipeline.readers import JsonlReader
 
@@ -286,19 +348,32 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     for line in skipped_lines(report["read"]["skipped"]):
         print_main(f"not read  {line}")
     if not report["read"]["documents"]:
-        raise Refusal(f"curation has no document to judge: {'; '.join(skipped_lines(report['read']['skipped'])) or 'there is no text'}.")
+        raise Refusal(
+            "curation has no document to judge:"
+            f" {'; '.join(skipped_lines(report['read']['skipped'])) or 'there is no text'}."
+        )
     if not report["kept"]["documents"]:
         worst = max(report["rules"], key=lambda rule: rule["documents_dropped"], default={"rule": "no rule"})
         raise Refusal(
             f"curation keeps nothing of {report['read']['documents']} documents; {worst['rule']!r} drops most "
             f"({folder / 'curation.json'} has examples). Loosen it, or start from other text."
         )
-    counts = [f"{report[name]['documents']:,} documents, {report[name]['characters']:,} characters" for name in ("read", "kept")]
-    print_main(f"curated   {counts[0]} -> {counts[1]} kept, in {time.monotonic() - began:.0f} s (why: {folder / 'curation.json'})")
+    counts = [
+        f"{report[name]['documents']:,} documents, {report[name]['characters']:,} characters"
+        for name in ("read", "kept")
+    ]
+    print_main(
+        f"curated   {counts[0]} -> {counts[1]} kept, in {time.monotonic() - began:.0f} s (why:"
+        f" {folder / 'curation.json'})"
+    )
     for name in ("judged", "exact", "duplicates"):
         shutil.rmtree(folder / "curation" / name, ignore_errors=True)
     kept = sorted((folder / "kept").glob("*.jsonl.zst"))
-    return Source("files", tuple(TextFile(str(path), path.name, "jsonl", path.stat().st_size, "text") for path in kept), source.record)
+    return Source(
+        "files",
+        tuple(TextFile(str(path), path.name, "jsonl", path.stat().st_size, "text") for path in kept),
+        source.record,
+    )
 
 
 _worker: dict = {}
@@ -318,9 +393,9 @@ def _report(source: Source, rules: dict, folder: Path) -> dict:
     records = {}
     for report_folder in sorted((folder / "curation" / "reports").iterdir()):
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(report_folder.glob("*.json"))]
-        records[report_folder.name[3:]] = {key: sum(part[key] for part in parts) for key in parts[0] if isinstance(parts[0][key], int)} | {
-            "examples": [example for part in parts for example in part.get("examples", [])][:EXAMPLES]
-        }
+        records[report_folder.name[3:]] = {
+            key: sum(part[key] for part in parts) for key in parts[0] if isinstance(parts[0][key], int)
+        } | {"examples": [example for part in parts for example in part.get("examples", [])][:EXAMPLES]}
         if report_folder.name == "00 read":
             skipped = merge_skipped(part["skipped"] for part in parts)
     read_record = records.pop("read")

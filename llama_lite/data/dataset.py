@@ -11,7 +11,8 @@ class TokenWindows:
 
     `row_order` says which windows the run reads: item k of the dataset is what position k of the whole run reads, over
     `length` items; epochs are cut to `epoch_windows` (whole steps) and each has its own seeded permutation where
-    `row_order` is "shuffled". So the order is a function of (seed, position) alone, and nothing of that size is in memory.
+    `row_order` is "shuffled". So the order is a function of (seed, position) alone, and nothing of that size is in
+    memory.
     """
 
     def __init__(
@@ -117,5 +118,7 @@ def row_order(count: int, steps: int, per_step: int, seed: int, start: int = 0) 
     pass  # REMOVED
 
     epoch = count // per_step * per_step
-    positions = (position - start * per_step if position >= start * per_step else 0 for position in range(steps * per_step))
+    positions = (
+        position - start * per_step if position >= start * per_step else 0 for position in range(steps * per_step)
+    )
     return [permuted(index % epoch, epoch, seed + index // epoch) for index in positions]

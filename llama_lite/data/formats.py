@@ -1,7 +1,9 @@
-"""From a file to documents: rows of parquet, JSON and CSV, pages of HTML, mails, notebooks, and everything else that is text, as it is.
+"""From a file to documents: rows of parquet, JSON and CSV, pages of HTML, mails, notebooks, and everything else that is
+text, as it is.
 
-Reading has two halves: `parts` cuts a file, which is cheap, and `documents` parses what was cut, which is not, so one process can cut for
-many. One bad document never stops a run (it is counted and named); a file that is damaged does, because nobody could say what it would have held.
+Reading has two halves: `parts` cuts a file, which is cheap, and `documents` parses what was cut, which is not, so one
+process can cut for many. One bad document never stops a run (it is counted and named); a file that is damaged does,
+because nobody could say what it would have held.
 """
 
 import ast
@@ -53,17 +55,21 @@ LARGEST_FILE = 2_000_000  # bytes of an installed file that is read as text
 
 EXAMPLES = 3  # of what was skipped or dropped, for a reader of the records
 
-PART_BYTES, PART_ROWS = 1_000_000, 256  # what is cut out of a file at once: whole lines of jsonl, rows of parquet and CSV
+PART_BYTES, PART_ROWS = (
+    1_000_000,
+    256,
+)  # what is cut out of a file at once: whole lines of jsonl, rows of parquet and CSV
 
 DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, csv.Error)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """A file of a source. `name`: relative to the source; `size`: bytes on disk, None where nobody knows; `column`: which holds the text of its rows.
+    """A file of a source. `name`: relative to the source; `size`: bytes on disk, None where nobody knows; `column`:
+    which holds the text of its rows.
 
-    `limit`: only so many bytes of it are read, to the end of the line or row (None: all of it). `separator`: what divides a file of plain text into
-    documents (None: it is one).
+    `limit`: only so many bytes of it are read, to the end of the line or row (None: all of it). `separator`: what
+    divides a file of plain text into documents (None: it is one).
     """
 
     path: str
@@ -77,8 +83,8 @@ class TextFile:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some of a file, cut out and not yet parsed: whole lines, a batch of rows, documents, or all that it holds. Where the cuts are depends on the file
-    alone. `first_row`: the number of its first row, or document, from 1.
+    """Some of a file, cut out and not yet parsed: whole lines, a batch of rows, documents, or all that it holds. Where
+    the cuts are depends on the file alone. `first_row`: the number of its first row, or document, from 1.
     """
 
     kind: str
@@ -90,7 +96,9 @@ class Part:
 
 
 class Unreadable(str):
-    """Why a value of a row cannot be read. It stands in the value's place, so that only who needs the value counts the row."""
+    """Why a value of a row cannot be read. It stands in the value's place, so that only who needs the value counts the
+    row.
+    """
 
 
 class Skipped:
@@ -125,7 +133,8 @@ def merge_skipped(parts) -> dict:
 def skipped_lines(skipped: dict) -> list[str]:
     """What a person reads of `Skipped.reasons`: how many rows or files, why, and the first of them by name."""
     return [
-        f"{entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > EXAMPLES else ''})" for reason, entry in skipped.items()
+        f"{entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > EXAMPLES else ''})"
+        for reason, entry in skipped.items()
     ]
 
 
@@ -144,7 +153,9 @@ def ending_of(path: str) -> str:
 
 
 def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
-    """A file in parts, in order; `columns`: further columns of its rows that are needed. Raises Refusal on a damaged file."""
+    """A file in parts, in order; `columns`: further columns of its rows that are needed. Raises Refusal on a damaged
+    file.
+    """
     if file.kind in ("installed-docs", "installed-files"):
         yield Part(file.kind, file.path, 1, None)
     elif file.kind in ARROW_KINDS:
@@ -186,14 +197,20 @@ def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
 
 
 def separator_in(separator: str, head: bytes) -> str:
-    """A separator with the line breaks of the file that begins with `head`, which are those of its first line: LF, or CRLF as Windows writes them."""
+    """A separator with the line breaks of the file that begins with `head`, which are those of its first line: LF, or
+    CRLF as Windows writes them.
+    """
     plain = separator.replace("\r\n", "\n")
     return plain.replace("\n", "\r\n") if head[: head.find(b"\n") + 1].endswith(b"\r\n") else plain
 
 
 def _utf8_handle(file: TextFile, handle):
-    """The bytes of a file of JSON as UTF-8; of one whose byte order mark says UTF-16 or UTF-32, as Windows writes it, held in memory."""
-    mark = next((mark for mark in BYTE_ORDER_MARKS if mark != codecs.BOM_UTF8 and handle.peek(4).startswith(mark)), None)
+    """The bytes of a file of JSON as UTF-8; of one whose byte order mark says UTF-16 or UTF-32, as Windows writes it,
+    held in memory.
+    """
+    mark = next(
+        (mark for mark in BYTE_ORDER_MARKS if mark != codecs.BOM_UTF8 and handle.peek(4).startswith(mark)), None
+    )
     if mark is None:
         return handle
     if (text := decode(handle.read())) is None:
@@ -206,7 +223,9 @@ def _is_array(handle) -> bool:
 
 
 def _to_line_end(handle, limit: int) -> bytes:
-    """The first `limit` bytes of a file and the rest of the line that they end in; without a line break near, to the end of a word."""
+    """The first `limit` bytes of a file and the rest of the line that they end in; without a line break near, to the
+    end of a word.
+    """
     raw = handle.read(limit)
     rest = handle.read(2**16)
     cut = rest.find(b"\n") if b"\n" in rest else rest.find(b" ")
@@ -214,7 +233,9 @@ def _to_line_end(handle, limit: int) -> bytes:
 
 
 def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
-    """A file in blocks that end behind the first `end` after PART_BYTES, however it comes in; no further block after `limit` bytes."""
+    """A file in blocks that end behind the first `end` after PART_BYTES, however it comes in; no further block after
+    `limit` bytes.
+    """
     block, done, searched = bytearray(), 0, 0
     while limit is None or done < limit:
         index = block.find(end, max(searched, PART_BYTES - len(end), 0))
@@ -234,10 +255,11 @@ def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
 
 
 def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Iterator[Part]:
-    """Batches of (row number, {column: text}) of a table with a heading; bytes that are no UTF-8 stay half surrogates, and are counted later.
+    """Batches of (row number, {column: text}) of a table with a heading; bytes that are no UTF-8 stay half surrogates,
+    and are counted later.
 
-    So are rows of more fields than the heading. Raises Refusal where quotes do not pair; in a file of tabs, which by its usual definition has no
-    quoting, they are characters then.
+    So are rows of more fields than the heading. Raises Refusal where quotes do not pair; in a file of tabs, which by
+    its usual definition has no quoting, they are characters then.
     """
     csv.field_size_limit(sys.maxsize)
     head = handle.peek(2**16)
@@ -267,7 +289,11 @@ def _quotes_pair(file: TextFile, encoding: str) -> bool:
     """Whether every quote that opens a field of a file of tabs is closed, right before a tab or the end of a row."""
     with open_file(file.path) as handle:
         try:
-            for _ in csv.reader(io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline=""), delimiter="\t", strict=True):
+            for _ in csv.reader(
+                io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline=""),
+                delimiter="\t",
+                strict=True,
+            ):
                 pass
         except csv.Error:
             return False
@@ -275,7 +301,9 @@ def _quotes_pair(file: TextFile, encoding: str) -> bool:
 
 
 def _paired(reader: csv.DictReader, name: str) -> Iterator[dict]:
-    """The rows of a table. Raises Refusal at the first whose quotes do not pair: it could have swallowed those behind it."""
+    """The rows of a table. Raises Refusal at the first whose quotes do not pair: it could have swallowed those behind
+    it.
+    """
     row = 2
     try:
         for record in reader:
@@ -283,7 +311,8 @@ def _paired(reader: csv.DictReader, name: str) -> Iterator[dict]:
             yield record
     except csv.Error as error:
         raise Refusal(
-            f"{name}, row {row}: its quotes do not pair ({error}); put a field that holds a quote into quotes, and double each quote within it."
+            f"{name}, row {row}: its quotes do not pair ({error}); put a field that holds a quote into quotes, and"
+            " double each quote within it."
         ) from None
 
 
@@ -303,7 +332,9 @@ def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Pa
                 if file.limit is not None and read >= file.limit:
                     break
     except (pyarrow.ArrowException, OSError) as error:
-        raise Refusal(f"{file.name} is not a whole {file.kind} file (damaged after row {row - 1}): {' '.join(str(error).split())}") from None
+        raise Refusal(
+            f"{file.name} is not a whole {file.kind} file (damaged after row {row - 1}): {' '.join(str(error).split())}"
+        ) from None
 
 
 def _parquet_batches(handle):
@@ -345,14 +376,19 @@ def _mbox_parts(file: TextFile) -> Iterator[Part]:
 # ---- parsing ----
 
 
-def read(file: TextFile, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None) -> Iterator[Document]:
+def read(
+    file: TextFile, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None
+) -> Iterator[Document]:
     """The documents of a file in order, each with the metadata `columns`. Raises Refusal on a damaged file."""
     for part in parts(file, columns):
         yield from documents(part, skipped, columns, encoding)
 
 
-def documents(part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None) -> Iterator[Document]:
-    """The documents of a part; rows and files that hold none are counted in `skipped`. Raises Refusal where a row is no row.
+def documents(
+    part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None
+) -> Iterator[Document]:
+    """The documents of a part; rows and files that hold none are counted in `skipped`. Raises Refusal where a row is no
+    row.
 
     encoding: of text that is not UTF-8; without one it is counted as such.
     """
@@ -374,12 +410,16 @@ def documents(part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encod
             text = {"html": _html_text, "notebook": _notebook_text}.get(part.kind, str)(text)
             if text and not text.isspace():
                 yield Document(text=text, id=f"{part.name}:{number}")
-            elif len(pieces) == part.first_row == 1:  # nothing between two separators, or behind the last, is no document that somebody misses
+            elif (
+                len(pieces) == part.first_row == 1
+            ):  # nothing between two separators, or behind the last, is no document that somebody misses
                 skipped.add("empty" if part.kind == "text" else f"{part.kind} without text", f"{part.name}:{number}")
 
 
 def _divided(part: Part, encoding: str | None) -> list[bytes]:
-    """The documents of a part of plain text, between its separators, each less the line break beside a separator. Does not depend on where it was cut."""
+    """The documents of a part of plain text, between its separators, each less the line break beside a separator. Does
+    not depend on where it was cut.
+    """
     raw, end = part.raw, part.separator.encode()
     if encoding is not None or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raw = raw if (text := decode(raw, encoding)) is None else text.encode()
@@ -394,7 +434,9 @@ def _divided(part: Part, encoding: str | None) -> list[bytes]:
     return pieces
 
 
-def _document(name: str, part: Part, row: int, record, skipped: Skipped, columns: tuple[str, ...], encoding: str | None) -> Iterator[Document]:
+def _document(
+    name: str, part: Part, row: int, record, skipped: Skipped, columns: tuple[str, ...], encoding: str | None
+) -> Iterator[Document]:
     """The document of a row, or none, counted."""
     text = record.get(part.column)
     if text is None:
@@ -416,7 +458,9 @@ def _document(name: str, part: Part, row: int, record, skipped: Skipped, columns
 
 
 def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:
-    """Text of a row as it can be written as UTF-8, by `encoding` where its bytes are not; None where it is none: other bytes, half a surrogate pair."""
+    """Text of a row as it can be written as UTF-8, by `encoding` where its bytes are not; None where it is none: other
+    bytes, half a surrogate pair.
+    """
     try:
         if isinstance(value, bytes):
             return value.decode("utf-8")
@@ -449,7 +493,8 @@ def decode(raw: bytes, encoding: str | None = None) -> str | None:
 def rows(part: Part, columns: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
     """(row number, row) of a part. Raises Refusal where a row is no row or lacks a column.
 
-    A value that is not UTF-8 is bytes, or text with surrogates in their place (`utf8_text` tells); one that has no form in Python is `Unreadable`.
+    A value that is not UTF-8 is bytes, or text with surrogates in their place (`utf8_text` tells); one that has no form
+    in Python is `Unreadable`.
     """
     if part.kind not in ROWS:
         raise Refusal(f"{part.name} is no file of rows: json, jsonl, parquet, csv or tsv is wanted.")
@@ -463,12 +508,16 @@ def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
             continue
         try:
             record = orjson.loads(line)
-        except ValueError:  # orjson refuses half surrogates and other bytes too, and does not tell one reason from another
+        except (
+            ValueError
+        ):  # orjson refuses half surrogates and other bytes too, and does not tell one reason from another
             try:
                 record = json.loads(line.decode("utf-8", "surrogateescape"))
             except ValueError as error:
                 mend = (
-                    "its rows end with carriage returns, convert them with `tr '\\r' '\\n'`" if b"\r" in line.strip() else "mend or remove that row"
+                    "its rows end with carriage returns, convert them with `tr '\\r' '\\n'`"
+                    if b"\r" in line.strip()
+                    else "mend or remove that row"
                 )
                 raise Refusal(f"{part.name}, row {row} is not JSON ({error}): {mend}.") from None
         if not isinstance(record, dict):
@@ -481,7 +530,10 @@ def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
 
 
 def _no_object(part: Part, row: int, columns: tuple[str, ...]) -> Refusal:
-    return Refusal(f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}: mend or remove that row.")
+    return Refusal(
+        f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}: mend or"
+        " remove that row."
+    )
 
 
 def _array_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dict]]:
@@ -504,7 +556,9 @@ def _parquet_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, d
 
 
 def _python_values(column) -> list:
-    """Values of an arrow column; strings that are not UTF-8 stay bytes, and what has no form in Python is `Unreadable`: both are counted later."""
+    """Values of an arrow column; strings that are not UTF-8 stay bytes, and what has no form in Python is `Unreadable`:
+    both are counted later.
+    """
     import pyarrow
 
     try:
@@ -512,7 +566,9 @@ def _python_values(column) -> list:
     except UnicodeDecodeError:
         if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
             return column.cast(pyarrow.large_binary()).to_pylist()
-    except Exception:  # a date after the year 9999, an unknown zone ...: pyarrow raises whatever datetime and zoneinfo raise
+    except (
+        Exception
+    ):  # a date after the year 9999, an unknown zone ...: pyarrow raises whatever datetime and zoneinfo raise
         pass
     return [_python_value(value) for value in column]
 
@@ -531,24 +587,34 @@ def _table_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
     yield from enumerate(part.raw, part.first_row)
 
 
-ROWS = {"parquet": _parquet_rows, "arrow": _parquet_rows, "jsonl": _jsonl_rows, "array": _array_rows, "table": _table_rows}
+ROWS = {
+    "parquet": _parquet_rows,
+    "arrow": _parquet_rows,
+    "jsonl": _jsonl_rows,
+    "array": _array_rows,
+    "table": _table_rows,
+}
 
 
 def _need_columns(wanted, there, name: str) -> None:
     missing = [column for column in wanted if column not in there]
     if missing:
         raise Refusal(
-            f"{name} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(map(repr, there)) or 'none (plain text)'}. "
-            "Name the text with --text_column, and use only curation rules whose columns are there."
+            f"{name} has no column {', '.join(map(repr, missing))}; its columns are"
+            f" {', '.join(map(repr, there)) or 'none (plain text)'}. Name the text with --text_column, and use only"
+            " curation rules whose columns are there."
         )
 
 
 def _refuse_doubled(there: list[str], wanted: tuple[str, ...] | None, name: str) -> None:
-    """Raise Refusal for a column that a file holds twice, one of which would win unsaid. `wanted`: the columns that are read (None: all)."""
+    """Raise Refusal for a column that a file holds twice, one of which would win unsaid. `wanted`: the columns that are
+    read (None: all).
+    """
     doubled = sorted({column for column in there if there.count(column) > 1 and (wanted is None or column in wanted)})
     if doubled:
         raise Refusal(
-            f"{name} holds the column {', '.join(map(repr, doubled))} twice, and nobody can say which is meant: rename or remove one of them."
+            f"{name} holds the column {', '.join(map(repr, doubled))} twice, and nobody can say which is meant: rename"
+            " or remove one of them."
         )
 
 
@@ -556,7 +622,9 @@ def _refuse_doubled(there: list[str], wanted: tuple[str, ...] | None, name: str)
 
 
 def _html_text(html: str) -> str | None:
-    """The main text of a page, by trafilatura; without its memory of other pages, so that a page gives the same text wherever it stands."""
+    """The main text of a page, by trafilatura; without its memory of other pages, so that a page gives the same text
+    wherever it stands.
+    """
     from datatrove.pipeline.extractors import Trafilatura
 
     with warnings.catch_warnings():
@@ -565,7 +633,9 @@ def _html_text(html: str) -> str | None:
 
 
 def _mail_text(raw: bytes) -> str | None:
-    """Subject and text of a mail; attachments are left out. None where Python's own parser cannot make sense of its headers or character set."""
+    """Subject and text of a mail; attachments are left out. None where Python's own parser cannot make sense of its
+    headers or character set.
+    """
     import email
     import email.policy
 
@@ -593,13 +663,17 @@ def _docstrings(name: str) -> Iterator[Document]:
     level = [tree] if (tree := module_tree(name, ('"""', "'''"))) else []
     while level:
         for node in level:
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (text := ast.get_docstring(node)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and (
+                text := ast.get_docstring(node)
+            ):
                 yield Document(text=text, id=f"{name}:{getattr(node, 'lineno', 1)}")
         level = [inner for node in level for inner in _inner_statements(node)]
 
 
 def _inner_statements(node: ast.AST) -> Iterator[ast.AST]:
-    """What stands directly in a statement; `ast.walk` would go through every expression, too, and take as long as parsing."""
+    """What stands directly in a statement; `ast.walk` would go through every expression, too, and take as long as
+    parsing.
+    """
     for field in ("body", "handlers", "orelse", "finalbody", "cases"):
         inner = getattr(node, field, None)
         if isinstance(inner, list):
@@ -607,9 +681,11 @@ def _inner_statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def module_tree(name: str, quotes: tuple[str, ...]) -> ast.Module | None:
-    """The syntax tree of an installed file `package/file`; None where it has none of `quotes`, or cannot be parsed (templates, broken on purpose).
+    """The syntax tree of an installed file `package/file`; None where it has none of `quotes`, or cannot be parsed
+    (templates, broken on purpose).
 
-    The garbage collector rests meanwhile: it would look through millions of new nodes, none of which is garbage, for half of the time.
+    The garbage collector rests meanwhile: it would look through millions of new nodes, none of which is garbage, for
+    half of the time.
     """
     package, _, inner = name.partition("/")
     collecting = gc.isenabled()
@@ -645,7 +721,9 @@ def _installed_file(name: str, skipped: Skipped) -> Iterator[Document]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """All frames of a zstd file. The package's own reader ends after the first, and says nothing when the last is cut short."""
+    """All frames of a zstd file. The package's own reader ends after the first, and says nothing when the last is cut
+    short.
+    """
 
     def __init__(self, file):
         self.file, self.frame, self.compressed, self.text = file, None, b"", memoryview(b"")

@@ -8,7 +8,8 @@ import sysconfig
 from importlib.metadata import version
 
 DOCUMENTED_PACKAGES = (
-    "transformers scipy torch sympy sklearn pandas networkx numpy nltk matplotlib huggingface_hub trl datasets peft accelerate"
+    "transformers scipy torch sympy sklearn pandas networkx numpy nltk matplotlib huggingface_hub trl datasets peft"
+    " accelerate"
 ).split()
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
@@ -22,7 +23,8 @@ INSTALLED = {
 
 
 def installed_files(dataset: str) -> tuple[list[str], dict[str, str]]:
-    """(`package/file` of each documented package in a fixed pseudo-random order, versions). `dataset`: one of INSTALLED.
+    """(`package/file` of each documented package in a fixed pseudo-random order, versions). `dataset`: one of
+    INSTALLED.
 
     The order is that of a hash of the name, so that the validation slice is a sample of all packages.
     """
@@ -32,7 +34,9 @@ def installed_files(dataset: str) -> tuple[list[str], dict[str, str]]:
         root = package_root(package)
         if root is None:
             continue
-        versions[package] = sysconfig.get_python_version() if package == "python" else version(DISTRIBUTIONS.get(package, package))
+        versions[package] = (
+            sysconfig.get_python_version() if package == "python" else version(DISTRIBUTIONS.get(package, package))
+        )
         for folder, folders, names in os.walk(root):
             folders[:] = sorted(set(folders) - skipped)
             inner = os.path.relpath(folder, root)

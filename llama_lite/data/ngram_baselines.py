@@ -15,7 +15,9 @@ def baselines(folder: Path, manifest: dict) -> dict:
     """
     vocab = manifest["tokenizer"]["vocab_size"]
     # Pairs are numbers below vocab**2; the unseen ones need no counter, so memory follows the validation slice.
-    held = np.concatenate([np.load(folder / s["name"]) for s in manifest["splits"]["validation"]["shards"]])[:BASELINE_TOKENS].astype(np.int64)
+    held = np.concatenate([np.load(folder / s["name"]) for s in manifest["splits"]["validation"]["shards"]])[
+        :BASELINE_TOKENS
+    ].astype(np.int64)
     pairs, pair_of = np.unique(held[:-1] * vocab + held[1:], return_inverse=True)
     unigrams, bigrams, counted = np.zeros(vocab, np.int64), np.zeros(len(pairs), np.int64), 0
     for shard in manifest["splits"]["train"]["shards"]:

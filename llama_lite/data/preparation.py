@@ -1,7 +1,8 @@
 """From text to a prepared folder: curated once, tokenised once, each kept by what it was made from.
 
-`data/NAME-HASH` holds tokens, `data/curated/NAME-HASH` the curated text they were made of: another vocabulary, or another validation slice, makes
-other tokens of the same curated text. A command that is refused leaves nothing that would refuse the corrected one.
+`data/NAME-HASH` holds tokens, `data/curated/NAME-HASH` the curated text they were made of: another vocabulary, or
+another validation slice, makes other tokens of the same curated text. A command that is refused leaves nothing that
+would refuse the corrected one.
 """
 
 import dataclasses
@@ -73,16 +74,22 @@ class Text:
         """Its files; says how many of which endings are read. Raises Refusal."""
         data = self.data
         where = (data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision)
-        found = sources.resolve(*where, data.text_column, data.encoding, data.file_types, data.max_bytes, separator=self.separator)
+        found = sources.resolve(
+            *where, data.text_column, data.encoding, data.file_types, data.max_bytes, separator=self.separator
+        )
         print_main(f"text      {sources.inventory(found)}")
         none_holds_it = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
         if data.document_separator != "auto" and self.separator is not None and none_holds_it:
-            print_main(f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided")
+            print_main(
+                f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided"
+            )
         return found
 
     @functools.cached_property
     def separator(self) -> str | None:
-        """What divides a file of plain text into documents: what somebody asked for, else the tokenizer's end-of-text; None for nothing. Raises Refusal."""
+        """What divides a file of plain text into documents: what somebody asked for, else the tokenizer's end-of-text;
+        None for nothing. Raises Refusal.
+        """
         asked, tokenizer = self.data.document_separator, self.data.tokenizer
         if asked != "auto":
             return None if asked == "none" else asked.replace("\\n", "\n").replace("\\t", "\t")
@@ -93,7 +100,9 @@ class Text:
 
     def undivided(self) -> None:
         """Read every file of plain text as one document, as earlier versions did."""
-        self.source = dataclasses.replace(self.source, files=tuple(dataclasses.replace(file, separator=None) for file in self.source.files))
+        self.source = dataclasses.replace(
+            self.source, files=tuple(dataclasses.replace(file, separator=None) for file in self.source.files)
+        )
 
     def cut(self, max_bytes: int) -> None:
         """Read no more than the first files of so many bytes."""
@@ -120,7 +129,9 @@ class Text:
     @property
     def has_content(self) -> bool:
         """Whether `content` is to be had without reading more than CACHE_ABOVE bytes."""
-        return self.source.bytes <= sources.CACHE_ABOVE or (not self._hashes and sources.has_digests(self.source, DIGESTS))
+        return self.source.bytes <= sources.CACHE_ABOVE or (
+            not self._hashes and sources.has_digests(self.source, DIGESTS)
+        )
 
     @property
     def is_local(self) -> bool:
@@ -155,7 +166,9 @@ def build_recipe(data, rules: dict, content: str | None) -> dict:
     recipe = recipe_of_text(data, rules, content) | {key: getattr(data, key) for key in OF_TOKENS}
     if data.tokenizer not in (None, "train", "gpt2") and os.path.exists(os.path.expanduser(data.tokenizer)):
         recipe["tokenizer"] = Path(data.tokenizer).name
-        recipe["tokenizer_record"] = tokenizer_record(load_tokenizer(os.path.expanduser(data.tokenizer)))  # other content may have the same name
+        recipe["tokenizer_record"] = tokenizer_record(
+            load_tokenizer(os.path.expanduser(data.tokenizer))
+        )  # other content may have the same name
     if data.tokenizer != "train":
         recipe["vocab_size"] = None
     return recipe
@@ -171,23 +184,35 @@ def _short(recipe: dict) -> str:
 
 
 def differences(there: dict, recipe: dict, claimed: set[str]) -> list[str]:
-    """What of a folder's recipe is not what was asked for, one phrase each. Only what somebody `claimed` counts, and what a folder's recipe tells."""
+    """What of a folder's recipe is not what was asked for, one phrase each. Only what somebody `claimed` counts, and
+    what a folder's recipe tells.
+    """
     there = {"document_separator": "auto", **there}
-    claimed = claimed | ({"curation"} if claimed & set(recipe["curation"]) else set()) | ({"tokenizer_record"} if "tokenizer" in claimed else set())
+    claimed = (
+        claimed
+        | ({"curation"} if claimed & set(recipe["curation"]) else set())
+        | ({"tokenizer_record"} if "tokenizer" in claimed else set())
+    )
     keys = {key for key in recipe if key in there and key in claimed}
-    return [f"{key} was {there[key]!r}, now {recipe[key]!r}" for key in recipe if key in keys and there[key] != recipe[key]]
+    return [
+        f"{key} was {there[key]!r}, now {recipe[key]!r}" for key in recipe if key in keys and there[key] != recipe[key]
+    ]
 
 
 def check_recipe(folder: Path, there: dict | None, recipe: dict, claimed) -> None:
-    """Raise Refusal when a folder was prepared from other text, by other rules, or with another tokenizer than somebody asked for."""
+    """Raise Refusal when a folder was prepared from other text, by other rules, or with another tokenizer than somebody
+    asked for.
+    """
     if there is None:
         if (folder / "manifest.json").exists():
-            raise Refusal(f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project.")
+            raise Refusal(
+                f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project."
+            )
         return
     if found := differences(there, recipe, set(claimed)):
         raise Refusal(
-            f"--prepared_dir {folder} was prepared otherwise: {'; '.join(found)}. Choose another --prepared_dir, ask for what is there, or delete the "
-            "folder to prepare it again."
+            f"--prepared_dir {folder} was prepared otherwise: {'; '.join(found)}. Choose another --prepared_dir, ask"
+            " for what is there, or delete the folder to prepare it again."
         )
 
 
@@ -201,17 +226,18 @@ def check_content(folder: Path, there: dict, text: Text) -> None:
             else "then and now"
         )
         raise Refusal(
-            f"the text in {text.data.dataset} is not what {folder} was prepared from ({message}; or the same size and other words). Bring it back, leave out "
-            f"--dataset to go on with the prepared tokens (--prepared_dir {folder}), or begin another run: another --output_dir, without --prepared_dir."
+            f"the text in {text.data.dataset} is not what {folder} was prepared from ({message}; or the same size and"
+            " other words). Bring it back, leave out --dataset to go on with the prepared tokens (--prepared_dir"
+            f" {folder}), or begin another run: another --output_dir, without --prepared_dir."
         )
 
 
 def prepare(data, rules: dict, text: Text, claimed, repair: bool = False) -> dict:
     """Make the prepared folder, or go on with it from its last whole shard; returns its manifest.
 
-    claimed: names of the arguments that somebody gave, which a folder that is there must agree with. repair: verify every byte of it, and make what is
-    damaged again, or say that it is beyond repair. Memory does not grow with the corpus, and the bytes do not depend on the number of workers. Raises
-    Refusal, also for a full disk.
+    claimed: names of the arguments that somebody gave, which a folder that is there must agree with. repair: verify
+    every byte of it, and make what is damaged again, or say that it is beyond repair. Memory does not grow with the
+    corpus, and the bytes do not depend on the number of workers. Raises Refusal, also for a full disk.
     """
     folder = Path(data.prepared_dir)
     check_folder("prepared_dir", folder, "prepared")
@@ -230,14 +256,25 @@ def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair:
         there = _recipe_of_repair(folder, data, rules, text)
     if manifest or problems:
         problems += find_damage(folder, manifest, hashes=True) if manifest and repair else []
-        lost = [problem for problem in problems if not problem.startswith("recipe.json ")]  # the recipe is in the manifest
+        lost = [
+            problem for problem in problems if not problem.startswith("recipe.json ")
+        ]  # the recipe is in the manifest
         if problems:
             print_main(f"repairing {folder}: {'; '.join(problems)}")
         if problems and manifest:
             write_json(folder / "recipe.json", there)
-        by_content = bool((there or {}).get("content")) and (text.is_local or bool(lost))  # the same text may lie elsewhere, or have another name
-        recorded = there and manifest and {"tokenizer_record": manifest["tokenizer"], **there}  # which recipes of earlier versions do not hold
-        check_recipe(folder, recorded or there, build_recipe(data, rules, None), set(claimed) - ({"dataset"} if by_content else set()))
+        by_content = bool((there or {}).get("content")) and (
+            text.is_local or bool(lost)
+        )  # the same text may lie elsewhere, or have another name
+        recorded = (
+            there and manifest and {"tokenizer_record": manifest["tokenizer"], **there}
+        )  # which recipes of earlier versions do not hold
+        check_recipe(
+            folder,
+            recorded or there,
+            build_recipe(data, rules, None),
+            set(claimed) - ({"dataset"} if by_content else set()),
+        )
         if lost:
             return _repair(folder, data, rules, text, there, manifest, lost)
         if by_content and "dataset" in claimed:
@@ -245,8 +282,8 @@ def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair:
             divided = text.source.record.get("divided", {"files": 0})
             if divided["files"] and "divided" not in manifest["source"]:
                 print_main(
-                    f"WARNING   {folder} was prepared before files were divided: {divided['files']:,} that hold {divided['separator']!r} are one document each. "
-                    "Delete it to prepare it again."
+                    f"WARNING   {folder} was prepared before files were divided: {divided['files']:,} that hold"
+                    f" {divided['separator']!r} are one document each. Delete it to prepare it again."
                 )
         return manifest
     recipe = build_recipe(data, rules, text.content)
@@ -271,20 +308,27 @@ def _read_recipe(folder: Path) -> dict | None:
 
 
 def _recipe_of_repair(folder: Path, data, rules: dict, text: Text) -> dict:
-    """What a folder without a whole manifest was made from: its recipe.json, if that is what was written, else what is asked for now, if it is the same."""
+    """What a folder without a whole manifest was made from: its recipe.json, if that is what was written, else what is
+    asked for now, if it is the same.
+    """
     there, stamp = _read_recipe(folder), read_progress(folder).get("stamp")
     if there and (stamp is None or digest_of(there) == stamp["recipe"]):
         return there
     if stamp and digest_of(asked := build_recipe(data, rules, text.content)) == stamp["recipe"]:
         return asked
     raise Refusal(
-        f"prepared tokens in {folder} are beyond repair: neither manifest.json nor recipe.json is what was written, so nobody can say what they were made "
-        "from. Delete the folder to prepare it again, or ask for exactly what it was made from."
+        f"prepared tokens in {folder} are beyond repair: neither manifest.json nor recipe.json is what was written, so"
+        " nobody can say what they were made from. Delete the folder to prepare it again, or ask for exactly what it"
+        " was made from."
     )
 
 
-def _repair(folder: Path, data, rules: dict, text: Text, recipe: dict, manifest: dict | None, problems: list[str]) -> dict:
-    """Make what is damaged again, of the same text by the same recipe; what comes out must be what was there. Raises Refusal where it cannot be."""
+def _repair(
+    folder: Path, data, rules: dict, text: Text, recipe: dict, manifest: dict | None, problems: list[str]
+) -> dict:
+    """Make what is damaged again, of the same text by the same recipe; what comes out must be what was there. Raises
+    Refusal where it cannot be.
+    """
     lock = FolderLock(folder, "prepare")
     lock.acquire()
     try:
@@ -292,12 +336,14 @@ def _repair(folder: Path, data, rules: dict, text: Text, recipe: dict, manifest:
             if recipe.get("content"):
                 check_content(folder, recipe, text)
             text.source  # noqa: B018 (raises where there is none)
-            if manifest and "divided" not in manifest["source"]:  # made by a version that divided no file, or of a text that has none
+            if (
+                manifest and "divided" not in manifest["source"]
+            ):  # made by a version that divided no file, or of a text that has none
                 text.undivided()
         except Refusal as refusal:
             raise Refusal(
-                f"prepared tokens in {folder} are damaged ({'; '.join(problems)}) and cannot be repaired without the text that they were made from. "
-                f"{refusal} Or delete the folder, and prepare or pull it anew."
+                f"prepared tokens in {folder} are damaged ({'; '.join(problems)}) and cannot be repaired without the"
+                f" text that they were made from. {refusal} Or delete the folder, and prepare or pull it anew."
             ) from None
         if any(problem.startswith("tokenizer/") for problem in problems):
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)
@@ -316,27 +362,42 @@ def _withdraw(folder: Path) -> None:
     shutil.rmtree(folder / "tokenizer", ignore_errors=True)
 
 
-def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: bool, before: dict | None = None) -> dict:
-    """Tokens of a text, from where a ShardWriter left off. before: the manifest of a folder that is repaired, whose tokens must come out again."""
+def _prepare(
+    folder: Path, data, rules: dict, text: Text, recipe: dict, exact: bool, before: dict | None = None
+) -> dict:
+    """Tokens of a text, from where a ShardWriter left off. before: the manifest of a folder that is repaired, whose
+    tokens must come out again.
+    """
     source = text.source
     if active(rules):
-        source = _curated(Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir))
+        source = _curated(
+            Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir)
+        )
         shutil.copyfile(Path(source.files[0].path).parent.parent / "curation.json", folder / "curation.json")
     known = before["tokenizer"] if before else read_progress(folder).get("stamp", {}).get("tokenizer")
     tokenizer = _tokenizer_for(folder, data, source, exact, known)
     if before and tokenizer_record(tokenizer) != known:
         raise _beyond_repair(folder, "its tokenizer comes out as another one")
-    identified = tokenizer_record(tokenizer)  # before it is used: a call forgets the truncation that a tokenizer.json asks for
+    identified = tokenizer_record(
+        tokenizer
+    )  # before it is used: a call forgets the truncation that a tokenizer.json asks for
     began = time.monotonic()
     stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
-    writer = ShardWriter(folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
-    with tqdm(total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None) as bar:
+    writer = ShardWriter(
+        folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
+    )
+    with tqdm(
+        total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None
+    ) as bar:
         for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
             bar.update(writer.add(batch))
             if writer.full:
                 break
     writer.finish(len(source.files))
-    print_main(f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in {time.monotonic() - began:.0f} s")
+    print_main(
+        f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in"
+        f" {time.monotonic() - began:.0f} s"
+    )
     for line in skipped_lines(writer.skipped):
         print_main(f"not read  {line}")
     if line := special_line(writer.counts):
@@ -346,8 +407,8 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
     if not writer.splits["train"]:
         _withdraw(folder)
         raise Refusal(
-            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}: nothing is left to "
-            "train on. Make it smaller, leave it out, or bring more text."
+            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}:"
+            " nothing is left to train on. Make it smaller, leave it out, or bring more text."
         )
     manifest = {
         "format": FORMAT,
@@ -356,7 +417,11 @@ def _prepare(folder: Path, data, rules: dict, text: Text, recipe: dict, exact: b
         "tokenizer": identified,
         "dtype": writer.dtype.name,
         "splits": {
-            name: {"tokens": sum(s["tokens"] for s in shards), "bytes": sum(s["text_bytes"] for s in shards), "shards": shards}
+            name: {
+                "tokens": sum(s["tokens"] for s in shards),
+                "bytes": sum(s["text_bytes"] for s in shards),
+                "shards": shards,
+            }
             for name, shards in writer.splits.items()
         },
         **writer.counts,
@@ -375,16 +440,22 @@ def special_line(counts: dict) -> str | None:
     spelled, as_ids = counts["special_text_documents"], counts["special_id_documents"]
     if as_ids:
         return (
-            f"WARNING   {as_ids:,} of {counts['documents']:,} documents spell out a special token, and this tokenizer gives it the special id itself: to the "
-            "model it is a real one. Take it out of the text, or choose another tokenizer."
+            f"WARNING   {as_ids:,} of {counts['documents']:,} documents spell out a special token, and this tokenizer"
+            " gives it the special id itself: to the model it is a real one. Take it out of the text, or choose"
+            " another tokenizer."
         )
-    return f"special   {spelled:,} of {counts['documents']:,} documents spell out a special token: it is read as ordinary text" if spelled else None
+    return (
+        f"special   {spelled:,} of {counts['documents']:,} documents spell out a special token: it is read as ordinary"
+        " text"
+        if spelled
+        else None
+    )
 
 
 def _beyond_repair(folder: Path, why: str) -> Refusal:
     return Refusal(
-        f"prepared tokens in {folder} are beyond repair: {why} (another version of a library, or another source of the tokenizer). Delete the folder to "
-        "prepare it again; runs that were trained on it will not go on with it."
+        f"prepared tokens in {folder} are beyond repair: {why} (another version of a library, or another source of the"
+        " tokenizer). Delete the folder to prepare it again; runs that were trained on it will not go on with it."
     )
 
 
@@ -396,7 +467,9 @@ def _refuse_empty(folder: Path, data, skipped: dict) -> None:
 def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
     """The curated text of a source, made once for all that is tokenised of it."""
     recipe = recipe_of_text(data, rules, text.content)
-    if data.document_separator == "auto" and any(file.separator not in (None, END_OF_TEXT) for file in text.source.files):
+    if data.document_separator == "auto" and any(
+        file.separator not in (None, END_OF_TEXT) for file in text.source.files
+    ):
         recipe["document_separator"] = text.separator  # a tokenizer's, of which curated text knows nothing else
     folder = path if explicit else path / f"{name_of(data.dataset)}-{_short(recipe)}"
     check_folder("curated_dir", folder, "curated")
@@ -406,7 +479,9 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Sourc
         there = read_json(folder / "recipe.json")
         if there not in (None, recipe):
             found = differences(there, recipe, set(recipe)) or ["its text was another"]
-            raise Refusal(f"--curated_dir {folder} holds another curated text: {'; '.join(found)}. Choose another, or delete it.")
+            raise Refusal(
+                f"--curated_dir {folder} holds another curated text: {'; '.join(found)}. Choose another, or delete it."
+            )
         write_json(folder / "recipe.json", recipe)
         with disk_full_as_refusal(folder):
             return curate(text.source, rules, folder, data.prepare_workers)
@@ -415,7 +490,8 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Sourc
 
 
 def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict | None):
-    """The tokenizer saved in the prepared folder; where there is none, or not the `known` one, it is loaded or learnt, and saved.
+    """The tokenizer saved in the prepared folder; where there is none, or not the `known` one, it is loaded or learnt,
+    and saved.
 
     `exact`: with as many ids as was asked for. known: its `tokenizer_record`, None where nothing was made with it yet.
     """
@@ -434,11 +510,14 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
         first = next(documents, None)
         if first is None:
             _refuse_empty(folder, data, skipped.reasons)
-        tokenizer = train_tokenizer((document.text for document in itertools.chain([first], documents)), data.vocab_size)
+        tokenizer = train_tokenizer(
+            (document.text for document in itertools.chain([first], documents)), data.vocab_size
+        )
         if exact and len(tokenizer) != data.vocab_size:
             _withdraw(folder)
             raise Refusal(
-                f"--vocab_size {data.vocab_size}: this text gives a vocabulary of {len(tokenizer)}. Leave it out, ask for that, or bring more text."
+                f"--vocab_size {data.vocab_size}: this text gives a vocabulary of {len(tokenizer)}. Leave it out, ask"
+                " for that, or bring more text."
             )
     else:
         tokenizer = load_tokenizer(data.tokenizer)

@@ -1,8 +1,8 @@
 """Token shards: written once, restartable, verified.
 
-A prepared folder (preparing.py makes it) holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above 65,535 ids, for
-`numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream is the source's
-documents in order, each preceded by end-of-text; its first `validation_tokens` are for validation.
+A prepared folder (preparing.py makes it) holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above
+65,535 ids, for `numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream is
+the source's documents in order, each preceded by end-of-text; its first `validation_tokens` are for validation.
 """
 
 import dataclasses
@@ -41,9 +41,9 @@ HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the
 class EncodedPart:
     """The documents of one part of a file: document i is ids[ends[i - 1] : ends[i]], which begin with end-of-text.
 
-    `sizes` are their UTF-8 bytes, `slow` is true where the tokenizer itself had to encode one, `special` is `Encoder.spells_special` of each.
-    `skipped` holds, for some i, the counts of rows without text before document i; behind the last document stands an
-    empty one where such rows end the part.
+    `sizes` are their UTF-8 bytes, `slow` is true where the tokenizer itself had to encode one, `special` is
+    `Encoder.spells_special` of each. `skipped` holds, for some i, the counts of rows without text before document i;
+    behind the last document stands an empty one where such rows end the part.
     """
 
     file: int
@@ -107,7 +107,14 @@ def _encode_part(part: Part):
     if skipped.reasons:
         before[len(texts)] = skipped.take()
         ends, sizes, slow, special = [*ends, len(ids)], [*sizes, 0], [*slow, False], [*special, 0]
-    return ids.astype(_worker["dtype"]), np.array(ends, np.int64), np.array(sizes, np.int64), np.array(slow, bool), np.array(special, np.int8), before
+    return (
+        ids.astype(_worker["dtype"]),
+        np.array(ends, np.int64),
+        np.array(sizes, np.int64),
+        np.array(slow, bool),
+        np.array(special, np.int8),
+        before,
+    )
 
 
 class ShardWriter:
@@ -116,7 +123,15 @@ class ShardWriter:
     `position` says which document comes next; a stopped writer goes on from its last whole shard.
     """
 
-    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int, validation_tokens: int, max_tokens: int | None, stamp: dict | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        vocab_size: int,
+        shard_tokens: int,
+        validation_tokens: int,
+        max_tokens: int | None,
+        stamp: dict | None = None,
+    ):
         self.stamp = stamp or {}
         self.folder, self.shard_tokens, self.validation_tokens = folder, shard_tokens, validation_tokens
         self.max_tokens = max_tokens
@@ -130,7 +145,9 @@ class ShardWriter:
         self.skipped = saved.get("skipped", {})
         self._start_at_first_damaged(saved.get("marks", []))
         self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
-        self.behind = dict(self.position)  # what lies before it is in whole shards already, and comes again with the rest of its part
+        self.behind = dict(
+            self.position
+        )  # what lies before it is in whole shards already, and comes again with the rest of its part
         self.buffer, self.filled, self.text_bytes = None, 0, 0.0
         self._record()
 
@@ -140,7 +157,9 @@ class ShardWriter:
 
     def _record(self) -> None:
         """Write how far it is, with a digest."""
-        progress = {"splits": self.splits, "marks": self.marks, **self._state} | ({"stamp": self.stamp} if self.stamp else {})
+        progress = {"splits": self.splits, "marks": self.marks, **self._state} | (
+            {"stamp": self.stamp} if self.stamp else {}
+        )
         write_json(self.folder / "progress.json", {**progress, "digest": digest_of(progress)})
 
     def _start_at_first_damaged(self, marks: list[dict]) -> None:
@@ -174,7 +193,9 @@ class ShardWriter:
         return end - self.filled
 
     def add(self, batch: EncodedPart) -> int:
-        """Append a part; returns the tokens taken. One that fits into the shard goes in whole, else by its documents."""
+        """Append a part; returns the tokens taken. One that fits into the shard goes in whole, else by its
+        documents.
+        """
         first, at = 0, 0
         if (batch.file, batch.part) == (self.behind["file"], self.behind["part"]):
             first, at = self.behind["document"], self.behind["tokens"]
@@ -219,11 +240,18 @@ class ShardWriter:
             at += len(taken)
             if self._room == 0:
                 whole = at == len(ids)
-                self.position = {"file": batch.file, "part": batch.part, "document": number + whole, "tokens": 0 if whole else at}
+                self.position = {
+                    "file": batch.file,
+                    "part": batch.part,
+                    "document": number + whole,
+                    "tokens": 0 if whole else at,
+                }
                 self._flush()
 
     def _flush(self) -> None:
-        split = "validation" if sum(s["tokens"] for s in self.splits["validation"]) < self.validation_tokens else "train"
+        split = (
+            "validation" if sum(s["tokens"] for s in self.splits["validation"]) < self.validation_tokens else "train"
+        )
         name = f"{split}-{len(self.splits[split]):05d}.npy"
         aside = self.folder / f".{name}.tmp"
         with open(aside, "wb") as file:
@@ -273,7 +301,11 @@ def read_progress(folder: Path) -> dict:
 def file_records(folder: Path) -> dict[str, dict]:
     """{path: {size, sha256}} of the small files that a manifest vouches for: the tokenizer's, and curation.json."""
     paths = [*sorted((folder / "tokenizer").rglob("*")), folder / "curation.json"]
-    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)} for path in paths if path.is_file()}
+    return {
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)}
+        for path in paths
+        if path.is_file()
+    }
 
 
 def _file_problem(folder: Path, name: str, size: int, digest: str | None) -> str | None:
@@ -297,7 +329,8 @@ def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
 
 
 def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
-    """What is wrong with a prepared folder by its manifest, which is whole, one sentence each: recipe, tokenizer, shards, curation.json.
+    """What is wrong with a prepared folder by its manifest, which is whole, one sentence each: recipe, tokenizer,
+    shards, curation.json.
 
     hashes: whether shards are hashed, too; the small files always are.
     """
@@ -307,9 +340,15 @@ def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
         problems.append("recipe.json was altered (it is not the manifest's)" if there else "recipe.json is missing")
     for name, expected in manifest.get("files", {}).items():
         problems += filter(None, [_file_problem(folder, name, expected["size"], expected["sha256"])])
-    if "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]:  # of an earlier version
+    if (
+        "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]
+    ):  # of an earlier version
         whole = (folder / "tokenizer" / "tokenizer.json").exists()
-        problems.append("tokenizer/ is not the one that the tokens were made with" if whole else "tokenizer/tokenizer.json is missing")
+        problems.append(
+            "tokenizer/ is not the one that the tokens were made with"
+            if whole
+            else "tokenizer/tokenizer.json is missing"
+        )
     return problems + damaged_shards(folder, manifest, hashes)
 
 
@@ -330,10 +369,16 @@ def read_manifest(folder: Path) -> dict | None:
 
 
 def is_whole(manifest) -> bool:
-    """Whether a manifest is what was written, by its fingerprint and its digest (of which the first versions had none)."""
+    """Whether a manifest is what was written, by its fingerprint and its digest (of which the first versions had
+    none).
+    """
     try:
         sealed = manifest["digest"] if "files" in manifest else manifest.get("digest", digest_of(manifest))
-        return manifest["format"] in (FORMAT, FORMAT_1) and fingerprint(manifest) == manifest["fingerprint"] and sealed == digest_of(manifest)
+        return (
+            manifest["format"] in (FORMAT, FORMAT_1)
+            and fingerprint(manifest) == manifest["fingerprint"]
+            and sealed == digest_of(manifest)
+        )
     except (KeyError, TypeError, AttributeError):
         return False
 
@@ -341,8 +386,8 @@ def is_whole(manifest) -> bool:
 def altered(folder: Path) -> Refusal:
     """The refusal of a folder whose manifest is not what was written."""
     return Refusal(
-        f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Run the same command with --prepare_only: it repairs it, "
-        "or says that it cannot."
+        f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Run the same command with"
+        " --prepare_only: it repairs it, or says that it cannot."
     )
 
 
@@ -351,7 +396,10 @@ def fingerprint(manifest: dict) -> str:
     if manifest["format"] == FORMAT_1:
         content = {key: value for key, value in manifest.items() if key != "fingerprint"}
     else:
-        shards = {name: [[shard["tokens"], shard["sha256"]] for shard in split["shards"]] for name, split in manifest["splits"].items()}
+        shards = {
+            name: [[shard["tokens"], shard["sha256"]] for shard in split["shards"]]
+            for name, split in manifest["splits"].items()
+        }
         content = {"dtype": manifest["dtype"], "tokenizer": manifest["tokenizer"], "shards": shards}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -364,16 +412,23 @@ def add_fingerprint(manifest: dict) -> dict:
 
 def digest_of(record: dict) -> str:
     """sha256 over a record without its own `digest`."""
-    return hashlib.sha256(json.dumps({key: value for key, value in record.items() if key != "digest"}, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps({key: value for key, value in record.items() if key != "digest"}, sort_keys=True).encode()
+    ).hexdigest()
 
 
 def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
-    """Raise Refusal, naming each damaged file, before a run reads any. `mode` is of the shards: auto, sizes or hashes."""
+    """Raise Refusal, naming each damaged file, before a run reads any. `mode` is of the shards: auto, sizes or
+    hashes.
+    """
     if not is_whole(manifest):
         raise altered(folder)
     total = sum(shard["size"] for split in manifest["splits"].values() for shard in split["shards"])
     if problems := find_damage(folder, manifest, mode == "hashes" or (mode == "auto" and total <= HASH_BELOW)):
-        raise Refusal(f"prepared tokens in {folder} are damaged: {'; '.join(problems)}. Run the same command with --prepare_only: it repairs them.")
+        raise Refusal(
+            f"prepared tokens in {folder} are damaged: {'; '.join(problems)}. Run the same command with --prepare_only:"
+            " it repairs them."
+        )
 
 
 def describe(manifest: dict) -> str:
@@ -381,9 +436,13 @@ def describe(manifest: dict) -> str:
     train, held = (manifest["splits"][name] for name in ("train", "validation"))
     if "estimated" in manifest:
         about = "" if manifest["exact"] else "about "
-        return f"{about}{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary {manifest['tokenizer']['vocab_size']:,}; not prepared yet"
+        return (
+            f"{about}{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary"
+            f" {manifest['tokenizer']['vocab_size']:,}; not prepared yet"
+        )
     bases = manifest["baselines"]
     return (
-        f"{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary {manifest['tokenizer']['vocab_size']:,}, "
-        f"fingerprint {manifest['fingerprint'][:12]}; baselines: unigram {bases['unigram']:.3f}, bigram {bases['bigram']:.3f} nats"
+        f"{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary"
+        f" {manifest['tokenizer']['vocab_size']:,}, fingerprint {manifest['fingerprint'][:12]}; baselines: unigram"
+        f" {bases['unigram']:.3f}, bigram {bases['bigram']:.3f} nats"
     )

@@ -1,7 +1,8 @@
 """Which files a `--dataset` means, which of them are read, and what tells their content from any other's.
 
-A dataset is a file, a folder, a glob, a dataset of the Hub, or the text inside the installed packages. Of a folder every file that is text is
-read; hidden ones are passed over, and what is no text is counted and named, with what makes text of it.
+A dataset is a file, a folder, a glob, a dataset of the Hub, or the text inside the installed packages. Of a folder
+every file that is text is read; hidden ones are passed over, and what is no text is counted and named, with what makes
+text of it.
 """
 
 import codecs
@@ -46,7 +47,16 @@ from .formats import (
 )
 from .installed import INSTALLED, installed_files, package_root
 
-WRITTEN = ("pretrain", "sft", "eval", "study", "prepared", "curated", "begun", "unknown run")  # kinds of folders that are no text of anybody's
+WRITTEN = (
+    "pretrain",
+    "sft",
+    "eval",
+    "study",
+    "prepared",
+    "curated",
+    "begun",
+    "unknown run",
+)  # kinds of folders that are no text of anybody's
 
 PASSED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
 
@@ -59,15 +69,26 @@ HUB_PATHS = 500  # of which sizes are asked for at once
 CACHE_ABOVE = 2**30  # bytes of text from which on digests are kept by size and time
 
 POINTERS = {  # how a small file begins that says where another's content is, and what brings it
-    b"version https://git-lfs.github.com/spec/": "a pointer to a file that Git LFS has not fetched: `git lfs pull` fetches it",
+    b"version https://git-lfs.github.com/spec/": (
+        "a pointer to a file that Git LFS has not fetched: `git lfs pull` fetches it"
+    ),
     b"/annex/objects/": "a pointer to a file that git-annex has not fetched: `git annex get` fetches it",
 }
 
 POINTER_BYTES = 1024  # a pointer is smaller: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
-RECORDS_OF_ARROW = {"dataset_info.json", "state.json", "dataset_dict.json"}  # what `save_to_disk` of `datasets` writes beside the rows
+RECORDS_OF_ARROW = {
+    "dataset_info.json",
+    "state.json",
+    "dataset_dict.json",
+}  # what `save_to_disk` of `datasets` writes beside the rows
 
-SPLIT_ENDINGS = (".txt", ".text", ".raw", ".tokens")  # of files that are splits when they are named so, beside rows; train.py is a program
+SPLIT_ENDINGS = (
+    ".txt",
+    ".text",
+    ".raw",
+    ".tokens",
+)  # of files that are splits when they are named so, beside rows; train.py is a program
 
 ALL_SPLITS = "all"
 
@@ -76,13 +97,17 @@ MAKES_TEXT = {
     **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".epub", ".pptx"), "`pandoc -t plain` makes text of them"),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "save them as .csv"),
     **dict.fromkeys((".zip", ".tar", ".tgz", ".7z", ".rar"), "unpack them first"),
-    **dict.fromkeys((".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff"), "images; `tesseract` reads text in them"),
+    **dict.fromkeys(
+        (".png", ".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff"), "images; `tesseract` reads text in them"
+    ),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Text as a list of files. `record` says where it is from, what was read and what was not, with no path of this machine."""
+    """Text as a list of files. `record` says where it is from, what was read and what was not, with no path of this
+    machine.
+    """
 
     kind: str
     files: tuple[TextFile, ...]
@@ -95,7 +120,9 @@ class Source:
         sizes = [size_of(file) for file in self.files]
         if None in sizes:
             return 0
-        return sum(size if file.limit is None else min(size, file.limit) for file, size in zip(self.files, sizes, strict=True))
+        return sum(
+            size if file.limit is None else min(size, file.limit) for file, size in zip(self.files, sizes, strict=True)
+        )
 
     def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()):
         """Every document, in order."""
@@ -117,9 +144,9 @@ def resolve(
 ) -> Source:
     """The files that a `--dataset` means. Raises Refusal where there are none, or the Hub does not answer.
 
-    text_column: None for the likeliest column of each file. file_types: endings that are read (none: all). max_bytes: the first files, in their
-    order, of so many bytes; the last of them is cut. only_rows: files of rows alone, with all their columns. separator: what divides a file of plain
-    text into documents.
+    text_column: None for the likeliest column of each file. file_types: endings that are read (none: all). max_bytes:
+    the first files, in their order, of so many bytes; the last of them is cut. only_rows: files of rows alone, with all
+    their columns. separator: what divides a file of plain text into documents.
     """
     if encoding is not None:
         _check_encoding(encoding)
@@ -129,14 +156,18 @@ def resolve(
         source = Source(dataset, tuple(files), {"dataset": dataset, "packages": versions})
     else:
         source = _local_source(dataset, split, text_column, encoding, file_types, only_rows, separator)
-        source = source or _hub_source(dataset, config, split, revision, None if only_rows else text_column or "text", separator)
+        source = source or _hub_source(
+            dataset, config, split, revision, None if only_rows else text_column or "text", separator
+        )
     return source if max_bytes is None else cut(source, max_bytes)
 
 
 # ---- files of this machine ----
 
 
-def _local_source(dataset: str, split: str, text_column, encoding, file_types, only_rows: bool, separator: str | None) -> Source | None:
+def _local_source(
+    dataset: str, split: str, text_column, encoding, file_types, only_rows: bool, separator: str | None
+) -> Source | None:
     """The files that are meant, in their order, or None where the name can only be the Hub's. Raises Refusal."""
     path = os.path.expanduser(dataset)
     explicit = False
@@ -147,17 +178,27 @@ def _local_source(dataset: str, split: str, text_column, encoding, file_types, o
     else:
         found = _matches(path)
     if not found:
-        looks_local = dataset.startswith((".", "/", "~")) or any(c in dataset for c in "*?[") or ending_of(dataset) in (*KINDS, ".txt", ".md")
+        looks_local = (
+            dataset.startswith((".", "/", "~"))
+            or any(c in dataset for c in "*?[")
+            or ending_of(dataset) in (*KINDS, ".txt", ".md")
+        )
         if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
-            what = "that folder holds no file that is not hidden" if os.path.isdir(path) else "nothing is there by that name"
+            what = (
+                "that folder holds no file that is not hidden"
+                if os.path.isdir(path)
+                else "nothing is there by that name"
+            )
             raise Refusal(
-                f"--dataset {dataset}: {what}. Give a file, a folder, a glob in quotes, a Hub dataset id such as HuggingFaceFW/fineweb-edu, "
-                "installed-docs or installed-files."
+                f"--dataset {dataset}: {what}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"
+                " HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
             )
         return None
     root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(name) or "." for name in found])
     wanted = {f".{ending.lstrip('.')}".lower() for ending in file_types}
-    of_other_splits = {} if explicit else _of_other_splits(dataset, split, [os.path.relpath(name, root) for name in found])
+    of_other_splits = (
+        {} if explicit else _of_other_splits(dataset, split, [os.path.relpath(name, root) for name in found])
+    )
     saved = any(ending_of(name) == ".arrow" for name in found)
     files, passed, gone = [], [], []  # passed, gone: (file, why)
     for name in found:
@@ -165,7 +206,15 @@ def _local_source(dataset: str, split: str, text_column, encoding, file_types, o
         if wanted and ending_of(name) not in wanted:
             passed.append((name, "not among --file_types"))
         elif other := of_other_splits.get(relative):
-            passed.append((name, f"of the split {other}, which --dataset_split {other} reads; --dataset_split {ALL_SPLITS} reads every file"))
+            passed.append(
+                (
+                    name,
+                    (
+                        f"of the split {other}, which --dataset_split {other} reads; --dataset_split {ALL_SPLITS} reads"
+                        " every file"
+                    ),
+                )
+            )
         elif saved and os.path.basename(name) in RECORDS_OF_ARROW:
             passed.append((name, "a record of `save_to_disk`"))
         elif os.path.exists(name) and not os.path.isfile(name):
@@ -179,20 +228,38 @@ def _local_source(dataset: str, split: str, text_column, encoding, file_types, o
                 passed.append((name, why))
             else:
                 files.append(
-                    TextFile(name, printable(relative), kind, os.path.getsize(name), column, separator=separator if kind == "text" else None)
+                    TextFile(
+                        name,
+                        printable(relative),
+                        kind,
+                        os.path.getsize(name),
+                        column,
+                        separator=separator if kind == "text" else None,
+                    )
                 )
     if gone:
-        missing = "; ".join(f"{name} is {why}" for name, why in gone[:EXAMPLES]) + (f"; and {len(gone) - EXAMPLES:,} more" if gone[EXAMPLES:] else "")
-        raise Refusal(f"--dataset {dataset}: {missing}. Bring the content, remove them, or choose other files with --file_types.")
+        missing = "; ".join(f"{name} is {why}" for name, why in gone[:EXAMPLES]) + (
+            f"; and {len(gone) - EXAMPLES:,} more" if gone[EXAMPLES:] else ""
+        )
+        raise Refusal(
+            f"--dataset {dataset}: {missing}. Bring the content, remove them, or choose other files with --file_types."
+        )
     if not files:
         raise Refusal(f"--dataset {dataset} holds no {'rows' if only_rows else 'text'}: {_passed_line(passed)}.")
-    if any(file.kind not in ROW_KINDS for file in files):  # so that the validation slice is a sample of all documents, not the first by name
+    if any(
+        file.kind not in ROW_KINDS for file in files
+    ):  # so that the validation slice is a sample of all documents, not the first by name
         files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
     endings: dict[str, dict] = {}
     for file in files:
         entry = endings.setdefault(ending_of(file.name) or "without ending", {"files": 0, "bytes": 0})
         entry["files"], entry["bytes"] = entry["files"] + 1, entry["bytes"] + file.size
-    record = {"dataset": os.path.basename(os.path.abspath(path)), "files": len(files), "bytes": sum(file.size for file in files), "endings": endings}
+    record = {
+        "dataset": os.path.basename(os.path.abspath(path)),
+        "files": len(files),
+        "bytes": sum(file.size for file in files),
+        "endings": endings,
+    }
     columns = sorted({file.column for file in files if file.column})
     record |= {"text_columns": columns} if columns else {}
     record |= {"not_read": {"files": len(passed), "why": _passed_line(passed)}} if passed else {}
@@ -203,7 +270,9 @@ def _local_source(dataset: str, split: str, text_column, encoding, file_types, o
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files that a glob means, of its folders where it means no file; as much of its beginning as exists by that name is no glob."""
+    """The files that a glob means, of its folders where it means no file; as much of its beginning as exists by that
+    name is no glob.
+    """
     known, rest = Path(), list(Path(pattern).parts)
     while rest and os.path.lexists(known / rest[0]):
         known /= rest.pop(0)
@@ -215,8 +284,9 @@ def _matches(pattern: str) -> list[str]:
 def _of_other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
     """{file: its split} of those that `--dataset_split` leaves out.
 
-    Files and folders are splits where one for training stands beside one for validation or test, by the words of their names that `datasets` goes by.
-    What belongs to no split is read with the split for training. Raises Refusal for a split that is not there.
+    Files and folders are splits where one for training stands beside one for validation or test, by the words of their
+    names that `datasets` goes by. What belongs to no split is read with the split for training. Raises Refusal for a
+    split that is not there.
     """
     if split in ("train", ALL_SPLITS) and not any("train" in name.lower() for name in names):
         return {}
@@ -241,14 +311,23 @@ def _of_other_splits(dataset: str, split: str, names: list[str]) -> dict[str, st
     def tells_apart(folder) -> bool:
         return "train" in there[tuple(folder)] and bool(there[tuple(folder)] & {"validation", "test"})
 
-    splits = {name: next((found for folder, found in entries(name) if found and tells_apart(folder)), None) for name in names}
+    splits = {
+        name: next((found for folder, found in entries(name) if found and tells_apart(folder)), None) for name in names
+    }
     known = sorted({found for found in splits.values() if found})
     chosen = split_of(split) or split
     if split == ALL_SPLITS or (chosen == "train" and not known):
         return {}
     if chosen not in known:
-        what = f"its splits are {', '.join(known)}" if known else "its files are not divided into splits (train beside validation or test)"
-        raise Refusal(f"--dataset_split {split}: {dataset} is here, and {what}. Leave it out, or choose {ALL_SPLITS} for every file.")
+        what = (
+            f"its splits are {', '.join(known)}"
+            if known
+            else "its files are not divided into splits (train beside validation or test)"
+        )
+        raise Refusal(
+            f"--dataset_split {split}: {dataset} is here, and {what}. Leave it out, or choose {ALL_SPLITS} for every"
+            " file."
+        )
     return {name: found or "train" for name, found in splits.items() if (found or "train") != chosen}
 
 
@@ -301,13 +380,17 @@ def _is_written(path: str) -> bool:
 
 
 def _walk(folder: str) -> list[str]:
-    """Every file of a folder that is not hidden, by name, and every folder that cannot be read or that this project writes to; links are followed,
-    each folder once.
+    """Every file of a folder that is not hidden, by name, and every folder that cannot be read or that this project
+    writes to; links are followed, each folder once.
     """
     found, closed, seen = [], [], set()
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=lambda error: closed.append(error.filename)):
+    for parent, folders, names in os.walk(
+        folder, followlinks=True, onerror=lambda error: closed.append(error.filename)
+    ):
         real = os.path.realpath(parent)
-        folders[:] = [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in PASSED_FOLDERS)
+        folders[:] = (
+            [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in PASSED_FOLDERS)
+        )
         written = [name for name in folders if _is_written(os.path.join(parent, name))]
         folders[:] = [name for name in folders if name not in written]
         closed.extend(os.path.join(parent, name) for name in written)
@@ -335,7 +418,9 @@ def _judge(
             return kind, None, "empty"
         if not marked and b"\0" in head:
             return kind, None, "binary"
-        divided = kind == "text" and separator is not None and separator_in(separator, head).encode() in head  # then each document is judged alone
+        divided = (
+            kind == "text" and separator is not None and separator_in(separator, head).encode() in head
+        )  # then each document is judged alone
         judged = kind in ("text", "html", "notebook") and encoding is None and not marked and not divided
         if judged and not _is_utf8(head, len(head) == os.path.getsize(path)):
             return kind, None, "not UTF-8"
@@ -352,13 +437,19 @@ def _judge(
     if column is None and samples == [] and kind == "json":
         return kind, None, "neither an array of JSON objects nor one a line"
     if column is None and samples is not None:
-        return kind, None, f"rows without a column of text ({', '.join(map(repr, samples[0])) if samples else 'no rows'})"
+        return (
+            kind,
+            None,
+            f"rows without a column of text ({', '.join(map(repr, samples[0])) if samples else 'no rows'})",
+        )
     return kind, column or "text", None
 
 
 def _is_utf8(head: bytes, whole: bool) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)  # the head of a longer file may end within a character
+        codecs.getincrementaldecoder("utf-8")().decode(
+            head, final=whole
+        )  # the head of a longer file may end within a character
     except UnicodeDecodeError:
         return False
     return True
@@ -369,7 +460,8 @@ def _check_encoding(encoding: str) -> None:
         codecs.lookup(encoding)
     except LookupError:
         raise Refusal(
-            f"--encoding {encoding}: Python knows no such encoding. Common ones are cp1252, latin-1, gb18030, big5, shift_jis, koi8-r."
+            f"--encoding {encoding}: Python knows no such encoding. Common ones are cp1252, latin-1, gb18030, big5,"
+            " shift_jis, koi8-r."
         ) from None
 
 
@@ -385,10 +477,14 @@ def _first_rows(path: str, kind: str) -> list[dict] | None:
 
 
 def _json_rows(path: str) -> list[dict] | None:
-    """The first object of a .json file that is an array of them, or holds one a line; [] where it is something else. Reads no more than its beginning."""
+    """The first object of a .json file that is an array of them, or holds one a line; [] where it is something else.
+    Reads no more than its beginning.
+    """
     with open_file(path) as handle:
         raw = handle.read(16 * HEAD)
-    head = raw.decode(next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8"), "replace").lstrip()
+    head = raw.decode(
+        next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if raw.startswith(mark)), "utf-8"), "replace"
+    ).lstrip()
     try:
         if head.startswith("["):
             row = json.JSONDecoder().raw_decode(head[1:].lstrip())[0]
@@ -409,7 +505,9 @@ def _likeliest_column(samples: list[dict] | None) -> str | None:
     lengths: dict[str, int] = {}
     for row in samples:
         for name, value in row.items():
-            if (isinstance(value, str | bytes) and not isinstance(value, Unreadable)) or (value is None and name in TEXT_COLUMNS):
+            if (isinstance(value, str | bytes) and not isinstance(value, Unreadable)) or (
+                value is None and name in TEXT_COLUMNS
+            ):
                 lengths[name] = lengths.get(name, 0) + len(value or "")
     usual = [name for name in TEXT_COLUMNS if name in lengths]
     return usual[0] if usual else max(lengths, key=lengths.get) if lengths else None
@@ -420,7 +518,9 @@ def _passed_line(passed: list[tuple[str, str]]) -> str:
     groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in passed)
     parts = []
     for (ending, why), count in sorted(groups.items(), key=lambda item: (-item[1], item[0])):
-        names = [name for name, reason in passed if (ending_of(name) or os.path.basename(name), reason) == (ending, why)]
+        names = [
+            name for name, reason in passed if (ending_of(name) or os.path.basename(name), reason) == (ending, why)
+        ]
         if why == "binary" and ending in MAKES_TEXT:
             why = MAKES_TEXT[ending]
         elif why == "not UTF-8":
@@ -447,7 +547,12 @@ def inventory(source: Source) -> str:
         return f"{len(source.files):,} {what} in {len(record['packages'])} installed packages" + _limit_line(record)
     if "endings" not in record:
         divided = next((file.separator for file in source.files if file.separator), None)
-        told = f"; those of plain text are divided into documents at {divided!r}, where they hold it (--document_separator)" if divided else ""
+        told = (
+            f"; those of plain text are divided into documents at {divided!r}, where they hold it"
+            " (--document_separator)"
+            if divided
+            else ""
+        )
         return f"{len(source.files):,} files of {record['dataset']} on the Hub" + told + _limit_line(record)
     kinds = sorted(record["endings"].items(), key=lambda item: -item[1]["files"])
     told = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
@@ -455,13 +560,24 @@ def inventory(source: Source) -> str:
     )
     columns = [name for name in record.get("text_columns", ()) if name != "text"]
     line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {told}"
-    line += f", the text of rows from column {', '.join(map(repr, columns))} (another: --text_column)" if columns else ""
+    line += (
+        f", the text of rows from column {', '.join(map(repr, columns))} (another: --text_column)" if columns else ""
+    )
     divided = record.get("divided", {"files": 0})
     if divided["files"]:
-        line += f"; {divided['files']:,} divided into documents at {divided['separator']!r} (--document_separator; none: not divided)"
+        line += (
+            f"; {divided['files']:,} divided into documents at {divided['separator']!r} (--document_separator; none:"
+            " not divided)"
+        )
         without = sum(file.separator is not None for file in source.files) - divided["files"]
         line += f", {without:,} of plain text without it" * (without > 0)
-    line += f"; not read: {record['not_read']['why']}" if "not_read" in record else "; all of them read" if record["files"] > 1 else ""
+    line += (
+        f"; not read: {record['not_read']['why']}"
+        if "not_read" in record
+        else "; all of them read"
+        if record["files"] > 1
+        else ""
+    )
     return line + _limit_line(record)
 
 
@@ -510,7 +626,8 @@ def _hub_source(dataset, config, split, revision, text_column, separator) -> Sou
     except Exception as error:  # the Hub's clients raise a dozen kinds, from three packages
         reason = "the Hub cannot be reached from here" if unreachable(error) else " ".join(str(error).split())
         raise Refusal(
-            f"--dataset {dataset} is neither a file or folder here nor a dataset that the Hub gives (revision {revision or 'main'}): {reason}"
+            f"--dataset {dataset} is neither a file or folder here nor a dataset that the Hub gives (revision"
+            f" {revision or 'main'}): {reason}"
         ) from None
     commits = {str(file).split("@")[1].split("/")[0] for file in files if "@" in str(file)}
     commit = commits.pop() if len(commits) == 1 else None
@@ -519,7 +636,16 @@ def _hub_source(dataset, config, split, revision, text_column, separator) -> Sou
     found = []
     for path in map(str, files):
         kind = kind_of(path)
-        found.append(TextFile(path, os.path.basename(path), kind, sizes.get(path), text_column, separator=separator if kind == "text" else None))
+        found.append(
+            TextFile(
+                path,
+                os.path.basename(path),
+                kind,
+                sizes.get(path),
+                text_column,
+                separator=separator if kind == "text" else None,
+            )
+        )
     return Source("files", tuple(found), record)
 
 
@@ -531,9 +657,13 @@ def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
     names, sizes = list(paths), {}
     try:
         for begin in range(0, len(names), HUB_PATHS):
-            for entry in HfApi().get_paths_info(dataset, names[begin : begin + HUB_PATHS], repo_type="dataset", revision=commit):
+            for entry in HfApi().get_paths_info(
+                dataset, names[begin : begin + HUB_PATHS], repo_type="dataset", revision=commit
+            ):
                 sizes[paths[entry.path]] = entry.size
-    except Exception:  # the client raises a dozen kinds, from three packages: a size that is not known is none that is needed
+    except (
+        Exception
+    ):  # the client raises a dozen kinds, from three packages: a size that is not known is none that is needed
         return {}
     return sizes
 
@@ -544,8 +674,8 @@ def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
 def content(source: Source, cache: Path, trust: bool = True) -> str:
     """sha256 over the names and the content of what is read: the same text gives the same, wherever it lies.
 
-    Above CACHE_ABOVE bytes, and with `trust`, the digest of a file that has kept its size and time is taken from `cache`, and that is said. Packages
-    count by their versions, datasets of the Hub by their revision.
+    Above CACHE_ABOVE bytes, and with `trust`, the digest of a file that has kept its size and time is taken from
+    `cache`, and that is said. Packages count by their versions, datasets of the Hub by their revision.
     """
     if source.kind in INSTALLED or "endings" not in source.record:
         return _hash([source.record, [file.name for file in source.files]])
@@ -553,8 +683,9 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
     trusted = [name for name, state in map(_state, source.files) if trust and known.get(name, [])[:2] == state]
     if trusted:
         print_main(
-            f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and time of change, which are as when they were hashed: "
-            "what was changed and given its old time is not seen (--verify_data hashes: hash them again)"
+            f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and time of change, which"
+            " are as when they were hashed: what was changed and given its old time is not seen (--verify_data hashes:"
+            " hash them again)"
         )
     digests: dict[str, list] = {}
 
@@ -565,14 +696,22 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
         return digests[key][2]
 
     with (
-        tqdm(total=source.bytes, desc="reading text", unit="B", unit_scale=True, disable=None if source.bytes > CACHE_ABOVE else True) as bar,
+        tqdm(
+            total=source.bytes,
+            desc="reading text",
+            unit="B",
+            unit_scale=True,
+            disable=None if source.bytes > CACHE_ABOVE else True,
+        ) as bar,
         ThreadPoolExecutor(4) as pool,
     ):
         found = list(pool.map(digest, source.files))
     if source.bytes > CACHE_ABOVE:
         cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(cache, known | digests)
-    return _hash([[file.name, file.column, file.limit, digest] for file, digest in zip(source.files, found, strict=True)])
+    return _hash(
+        [[file.name, file.column, file.limit, digest] for file, digest in zip(source.files, found, strict=True)]
+    )
 
 
 def has_digests(source: Source, cache: Path) -> bool:

@@ -8,7 +8,11 @@ from .formats import Skipped, TextFile, read, skipped_lines
 from .installed import INSTALLED
 from .sources import Source, size_of
 
-SAMPLE_BYTES, SAMPLE_FILES, FILE_BYTES = 2_000_000, 64, 200_000  # of text in all, of files that are looked into, of each of them
+SAMPLE_BYTES, SAMPLE_FILES, FILE_BYTES = (
+    2_000_000,
+    64,
+    200_000,
+)  # of text in all, of files that are looked into, of each of them
 
 COMPRESSION = 3.5  # bytes of text in a byte of compressed file, where it is not measured
 
@@ -17,9 +21,11 @@ UNKNOWN = 10**12  # bytes that a dataset of the Hub is taken to have: more than 
 
 @dataclasses.dataclass
 class TextFacts:
-    """Of a text: `bytes` of UTF-8 and `documents`, both estimated from `sample`, some documents of it; `exact` where the sample is all of it.
+    """Of a text: `bytes` of UTF-8 and `documents`, both estimated from `sample`, some documents of it; `exact` where
+    the sample is all of it.
 
-    `read_seconds`: what reading the sample took. `bytes_per_second`: that one core reads and encodes, once tokens were counted.
+    `read_seconds`: what reading the sample took. `bytes_per_second`: that one core reads and encodes, once tokens were
+    counted.
     """
 
     bytes: int
@@ -31,7 +37,9 @@ class TextFacts:
     counted: dict = dataclasses.field(default_factory=dict)
 
     def tokens_per_byte(self, tokenizer: str, vocab_size: int | None) -> float:
-        """By the tokenizer that was asked for, or by one learnt from the sample. End-of-text is counted. Measures `bytes_per_second`."""
+        """By the tokenizer that was asked for, or by one learnt from the sample. End-of-text is counted. Measures
+        `bytes_per_second`.
+        """
         from .tokenizer import Encoder, load_tokenizer, train_tokenizer
 
         if (tokenizer, vocab_size) in self.counted:
@@ -46,12 +54,20 @@ class TextFacts:
 
 
 def look(source: Source) -> TextFacts:
-    """Reads some of the files from end to end of the list, the beginning of each. Raises Refusal on a damaged file, and where there is no text."""
+    """Reads some of the files from end to end of the list, the beginning of each. Raises Refusal on a damaged file, and
+    where there is no text.
+    """
     began = time.perf_counter()
     sizes = [size_of(file) or 0 for file in source.files]
     total = source.bytes
     whole = 0 < total <= SAMPLE_BYTES
-    chosen = range(len(sizes)) if whole else sorted({i * len(sizes) // SAMPLE_FILES for i in range(SAMPLE_FILES)}) if total else [0]
+    chosen = (
+        range(len(sizes))
+        if whole
+        else sorted({i * len(sizes) // SAMPLE_FILES for i in range(SAMPLE_FILES)})
+        if total
+        else [0]
+    )
     sample, documents, text_bytes, disk_bytes, skipped = [], 0, 0, 0.0, Skipped()
     for index in chosen:
         file = source.files[index]
@@ -64,7 +80,10 @@ def look(source: Source) -> TextFacts:
         if text_bytes > SAMPLE_BYTES and not whole:
             break
     if whole and not sample:
-        raise Refusal(f"--dataset {source.record['dataset']} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}.")
+        raise Refusal(
+            f"--dataset {source.record['dataset']} holds no text:"
+            f" {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}."
+        )
     seconds = time.perf_counter() - began
     if not total:
         return TextFacts(UNKNOWN, UNKNOWN // max(1, text_bytes // max(1, documents)), tuple(sample), False, seconds)

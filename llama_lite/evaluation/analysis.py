@@ -13,18 +13,24 @@ from .tasks.definition import EvalTask
 
 # ---- pairs ----
 
-PAIRS = ("task variant metric first second difference stderr low high p p_holm detectable n only_first only_second").split()
+PAIRS = (
+    "task variant metric first second difference stderr low high p p_holm detectable n only_first only_second"
+).split()
 
 
 def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, str]) -> dict:
-    """The paired difference second - first of two sample lists, a row of `comparison.csv`. Raises Refusal where they are not of the same items."""
+    """The paired difference second - first of two sample lists, a row of `comparison.csv`. Raises Refusal where they
+    are not of the same items.
+    """
 
     def keyed(samples):
         return {(sample["leaf"], sample["doc_id"], sample["filter"]): sample for sample in samples}
 
     a, b = keyed(first), keyed(second)
     if a.keys() != b.keys() or any(a[key]["item"] != b[key]["item"] for key in a):
-        raise Refusal(f"{names[0]} and {names[1]} were not asked the same items, so nothing can be said of their difference.")
+        raise Refusal(
+            f"{names[0]} and {names[1]} were not asked the same items, so nothing can be said of their difference."
+        )
     keys = sorted(a)
     strata, clusters = [key[0] for key in keys], [a[key]["cluster"] for key in keys]
     values = [(a[key]["metrics"][metric], b[key]["metrics"][metric]) for key in keys]
@@ -40,7 +46,10 @@ def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, s
         **{k: found[k] for k in ("stderr", "low", "high", "n")},
     }
     row |= {"p": _p_of(found), "detectable": statistics.detectable(found["stderr"])}
-    if all(value in (0, 1) for both in values for value in both if not isinstance(value, list)) and metric != "bits_per_byte":
+    if (
+        all(value in (0, 1) for both in values for value in both if not isinstance(value, list))
+        and metric != "bits_per_byte"
+    ):
         test = statistics.mcnemar([x == 1 for x, _ in values], [y == 1 for _, y in values])
         row |= {"p": test["p"], "only_first": test["only_first"], "only_second": test["only_second"]}
     return row
@@ -56,7 +65,8 @@ def _p_of(found: dict) -> float | None:
 
 
 def compare(records: list[dict], samples_of_key, most: int = 12) -> list[dict]:
-    """Rows of `comparison.csv`: for each task all pairs of models, or, of more than `most`, neighbours and each against the first.
+    """Rows of `comparison.csv`: for each task all pairs of models, or, of more than `most`, neighbours and each against
+    the first.
 
     Holm's adjustment is over the pairs of one task.
     """
@@ -81,11 +91,12 @@ def compare(records: list[dict], samples_of_key, most: int = 12) -> list[dict]:
 
 
 def generalisation(records: list[dict], samples_of_key, inside: str, reference_model: str | None) -> list[dict]:
-    """How each model does on each kind of text against its own kind, `inside`: the gap in bits per byte, and whether likelihood tells them apart.
+    """How each model does on each kind of text against its own kind, `inside`: the gap in bits per byte, and whether
+    likelihood tells them apart.
 
-    auroc: the probability that a text of the other kind has more bits per byte (0.5: not told apart; below: it is easier);
-    auroc_two_sided: by the distance from the mean of its own kind; auroc_ratio: by the bits per byte that the model needs more than
-    `reference_model`, which takes out how hard a text is in itself. Rows are JSON.
+    auroc: the probability that a text of the other kind has more bits per byte (0.5: not told apart; below: it is
+    easier); auroc_two_sided: by the distance from the mean of its own kind; auroc_ratio: by the bits per byte that the
+    model needs more than `reference_model`, which takes out how hard a text is in itself. Rows are JSON.
     """
     texts = [record for record in records if "bits_per_byte" in record["metrics"] and not record["factor"]]
     per_text = {(r["model"], r["task"]): _bits_of_texts(samples_of_key(r["key"])) for r in texts}
@@ -93,7 +104,14 @@ def generalisation(records: list[dict], samples_of_key, inside: str, reference_m
     for record in texts:
         model, task = record["model"], record["task"]
         found = record["metrics"]["bits_per_byte"]
-        row = {"model": model, "task": task, "bits_per_byte": found["value"], "low": found["low"], "high": found["high"], "texts": found["n"]}
+        row = {
+            "model": model,
+            "task": task,
+            "bits_per_byte": found["value"],
+            "low": found["low"],
+            "high": found["high"],
+            "texts": found["n"],
+        }
         if task != inside and (model, inside) in per_text:
             own, other = per_text[model, inside], per_text[model, task]
             centre = float(np.mean(own))
@@ -102,8 +120,16 @@ def generalisation(records: list[dict], samples_of_key, inside: str, reference_m
                 "auroc": statistics.auroc(own, other),
                 "auroc_two_sided": statistics.auroc([abs(x - centre) for x in own], [abs(x - centre) for x in other]),
             }
-            if reference_model and reference_model != model and (reference_model, task) in per_text and (reference_model, inside) in per_text:
-                less = [[x - y for x, y in zip(per_text[model, t], per_text[reference_model, t], strict=True)] for t in (inside, task)]
+            if (
+                reference_model
+                and reference_model != model
+                and (reference_model, task) in per_text
+                and (reference_model, inside) in per_text
+            ):
+                less = [
+                    [x - y for x, y in zip(per_text[model, t], per_text[reference_model, t], strict=True)]
+                    for t in (inside, task)
+                ]
                 row["auroc_ratio"] = statistics.auroc(*less)
         rows.append(row)
     return rows
@@ -121,7 +147,9 @@ def _bits_of_texts(samples: list[dict]) -> list[float]:
 
 
 def variant_sensitivity(records: list[dict], samples_of_key, names: set[str]) -> list[dict]:
-    """What the variants of these names do to each model, factor by factor and all together: rows of `scores.sensitivity`. JSON."""
+    """What the variants of these names do to each model, factor by factor and all together: rows of
+    `scores.sensitivity`. JSON.
+    """
     groups: dict[tuple, list[dict]] = {}
     for record in records:
         if record["task"] in names:
@@ -132,13 +160,26 @@ def variant_sensitivity(records: list[dict], samples_of_key, names: set[str]) ->
         first = next(record for record in group if record["factor"] == "reference")
         metric = shown_metric(first["metrics"])
         for factor in ["all", *dict.fromkeys(record["factor"] for record in group if record is not first)]:
-            chosen_ones = [first] + [record for record in group if record is not first and factor in ("all", record["factor"])]
+            chosen_ones = [first] + [
+                record for record in group if record is not first and factor in ("all", record["factor"])
+            ]
             lists = [loaded[record["key"]] for record in chosen_ones]
-            if any([(s["doc_id"], s["item"]) for s in one] != [(s["doc_id"], s["item"]) for s in lists[0]] for one in lists):
+            if any(
+                [(s["doc_id"], s["item"]) for s in one] != [(s["doc_id"], s["item"]) for s in lists[0]] for one in lists
+            ):
                 raise Refusal(f"the variants of {task} were not asked the same items.")
             correct = [[s["metrics"][metric] for s in one] for one in lists]
-            row = {"model": model, "task": task, "factor": factor, "metric": metric, "variants": [record["variant"] for record in chosen_ones]}
-            row["changes"] = [statistics.ratio(np.subtract(one, correct[0]), None, [s["cluster"] for s in lists[0]]) for one in correct[1:]]
+            row = {
+                "model": model,
+                "task": task,
+                "factor": factor,
+                "metric": metric,
+                "variants": [record["variant"] for record in chosen_ones],
+            }
+            row["changes"] = [
+                statistics.ratio(np.subtract(one, correct[0]), None, [s["cluster"] for s in lists[0]])
+                for one in correct[1:]
+            ]
             if all("meant" in s for one in lists for s in one):
                 targets, options = [[s["meant"] for s in one] for one in lists], [s["options"] for s in lists[0]]
                 row |= statistics.sensitivity(correct, targets, options, [s["cluster"] for s in lists[0]])
@@ -156,15 +197,21 @@ def _flips_of_correct(correct: np.ndarray) -> float | None:
 # ---- contamination ----
 
 
-def contaminated(asked: list[EvalTask], records: list[dict], store: Store, prepared: str, limit: int | None, seed: int) -> list[dict]:
-    """For each task the share of items that the training text holds in part, and each model's score with and without them. JSON."""
+def contaminated(
+    asked: list[EvalTask], records: list[dict], store: Store, prepared: str, limit: int | None, seed: int
+) -> list[dict]:
+    """For each task the share of items that the training text holds in part, and each model's score with and without
+    them. JSON.
+    """
     from . import contamination
 
     places = {}
     for task in asked:
         for leaf, numbers in chosen(task, limit, seed).items():
             for number in numbers:
-                places[f"{task.name}|{leaf}|{number}"] = _text_of(task.leaves[leaf], task.leaves[leaf].eval_docs[number])
+                places[f"{task.name}|{leaf}|{number}"] = _text_of(
+                    task.leaves[leaf], task.leaves[leaf].eval_docs[number]
+                )
     found = contamination.overlap(places, contamination.prepared_documents(prepared))
     rows = []
     for task in asked:
@@ -173,7 +220,9 @@ def contaminated(asked: list[EvalTask], records: list[dict], store: Store, prepa
         for record in records:
             if record["task"] == task.name:
                 metric = shown_metric(record["metrics"])
-                values = {f"{task.name}|{s['leaf']}|{s['doc_id']}": s["metrics"][metric] for s in store.samples(record["key"])}
+                values = {
+                    f"{task.name}|{s['leaf']}|{s['doc_id']}": s["metrics"][metric] for s in store.samples(record["key"])
+                }
                 if metric == "bits_per_byte":
                     values = {name: -nats / np.log(2) / count for name, (nats, count) in values.items()}
                 row["models"][record["model"]] = {"metric": metric, **contamination.split_scores(values, overlaps)}

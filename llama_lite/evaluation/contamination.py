@@ -1,8 +1,8 @@
 """Contamination: which evaluation items share runs of 13 words with the training text.
 
-Words are the runs of letters and digits of the lower-cased text; case, punctuation and line breaks do not count. Only hashes of
-the items' n-grams are held while the documents stream by, so memory follows the items. It finds what is copied word for
-word; a paraphrase or a translation counts as clean.
+Words are the runs of letters and digits of the lower-cased text; case, punctuation and line breaks do not count. Only
+hashes of the items' n-grams are held while the documents stream by, so memory follows the items. It finds what is
+copied word for word; a paraphrase or a translation counts as clean.
 """
 
 import functools
@@ -20,7 +20,10 @@ from ..data.tokenizer import Encoder
 from ..errors import Refusal
 from ..files import read_json
 
-BLOCK_BYTES, BLOCK_TOKENS = 2**17, 2**20  # looked at together: bounds memory; such a block fits into the processor's cache
+BLOCK_BYTES, BLOCK_TOKENS = (
+    2**17,
+    2**20,
+)  # looked at together: bounds memory; such a block fits into the processor's cache
 
 SLOTS = 32  # of a first, coarse table for each n-gram of the items: of the text's others at most 1 in 32 gets past it
 
@@ -43,13 +46,18 @@ def ngrams(text: str, n: int = 13, shortest: int = 8) -> np.ndarray:
 
 
 def overlap(items: dict[str, str], documents: Iterator[str], n: int = 13, shortest: int = 8) -> dict[str, float | None]:
-    """The share (0 to 1) of each item's n-grams that stand within a document, any; None for an item too short to be judged.
+    """The share (0 to 1) of each item's n-grams that stand within a document, any; None for an item too short to be
+    judged.
 
     Two different n-grams pass for the same with a chance of about 2**-60. The bar counts the text's bytes.
     """
     grams = {name: _grams(text, n, shortest) for name, text in items.items()}
-    lengths = {length for length, hashes, _ in grams.values() if len(hashes)}  # a short item is looked for at its own length
-    wanted, heads = (np.sort(np.concatenate([np.empty(0, np.uint64), *(each[part] for each in grams.values())])) for part in (1, 2))
+    lengths = {
+        length for length, hashes, _ in grams.values() if len(hashes)
+    }  # a short item is looked for at its own length
+    wanted, heads = (
+        np.sort(np.concatenate([np.empty(0, np.uint64), *(each[part] for each in grams.values())])) for part in (1, 2)
+    )
     seen, head = np.zeros(len(wanted), bool), min(n, shortest)
     shift = np.uint64(64 - (SLOTS * len(heads) + 1).bit_length())
     coarse = np.zeros(2 ** (64 - int(shift)), bool)
@@ -68,11 +76,16 @@ def overlap(items: dict[str, str], documents: Iterator[str], n: int = 13, shorte
                 seen[index[there]] = True
             rest = words[bounds[-n:][0] :].tobytes()  # the n-grams, and perhaps a word, that go on in the next block
             bar.update(len(block))
-    return {name: float(seen[_find(wanted, hashes)[0]].mean()) if len(hashes) else None for name, (_, hashes, _) in grams.items()}
+    return {
+        name: float(seen[_find(wanted, hashes)[0]].mean()) if len(hashes) else None
+        for name, (_, hashes, _) in grams.items()
+    }
 
 
 def _grams(text: str, n: int, shortest: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """(words in an n-gram, the n-grams' hashes, those of the words that each begins with, as many as the shortest n-gram has)."""
+    """(words in an n-gram, the n-grams' hashes, those of the words that each begins with, as many as the shortest
+    n-gram has).
+    """
     sums, inverses = _sums(*_words(_plain(text) + b" "))
     count, head = len(sums) - 1, min(n, shortest)
     if count < head:
@@ -124,7 +137,9 @@ def _powers(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sums(words: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At each of the bounds: the sum of byte i times BASE**(i + 1) over the bytes before it, and BASE**-bound, modulo 2**64."""
+    """At each of the bounds: the sum of byte i times BASE**(i + 1) over the bytes before it, and BASE**-bound, modulo
+    2**64.
+    """
     powers, inverses = _powers(1 << len(words).bit_length())
     terms = np.append(np.uint64(0), words)
     terms[1:] *= powers[: len(words)]
@@ -132,7 +147,9 @@ def _sums(words: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _windows(sums: np.ndarray, inverses: np.ndarray, n: int) -> np.ndarray:
-    """The hash of every n whole words: the polynomial in BASE of their bytes, a blank behind each, wherever they stand."""
+    """The hash of every n whole words: the polynomial in BASE of their bytes, a blank behind each, wherever they
+    stand.
+    """
     return (sums[n:] - sums[:-n]) * inverses[:-n]
 
 
@@ -151,8 +168,8 @@ def source_documents(source: Source) -> Iterator[str]:
 def prepared_documents(folder: str | Path) -> Iterator[str]:
     """The training documents of a prepared folder in order, decoded; memory follows the longest of them.
 
-    Where the validation or `max_tokens` cut went through a document, what was left to train on is one. Raises Refusal, at the call, for
-    a folder that is not a prepared one or is damaged.
+    Where the validation or `max_tokens` cut went through a document, what was left to train on is one. Raises Refusal,
+    at the call, for a folder that is not a prepared one or is damaged.
     """
     from transformers import AutoTokenizer
 
@@ -160,8 +177,8 @@ def prepared_documents(folder: str | Path) -> Iterator[str]:
     manifest = read_json(folder / "manifest.json")
     if not isinstance(manifest, dict) or manifest.get("format") not in (FORMAT, FORMAT_1):
         raise Refusal(
-            f"{folder} is not a prepared folder: it has no manifest.json of the format {FORMAT}. Give the --prepared_dir of a run "
-            "(the demo's is data/demo), or make one with run_pretrain.py --prepare_only."
+            f"{folder} is not a prepared folder: it has no manifest.json of the format {FORMAT}. Give the"
+            " --prepared_dir of a run (the demo's is data/demo), or make one with run_pretrain.py --prepare_only."
         )
     verify_prepared(folder, manifest, "sizes")
     return _decoded(folder, manifest, AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False))
@@ -186,7 +203,8 @@ def _decoded(folder: Path, manifest: dict, tokenizer) -> Iterator[str]:
 
 
 def report(found: dict[str, float | None], threshold: float = 0.0) -> dict:
-    """What `overlap` found, as JSON: an item is contaminated where more than `threshold` of its n-grams (default: any) was found.
+    """What `overlap` found, as JSON: an item is contaminated where more than `threshold` of its n-grams (default: any)
+    was found.
 
     Shares are of the judged items, None where there are none.
     """
@@ -205,15 +223,21 @@ def report(found: dict[str, float | None], threshold: float = 0.0) -> dict:
 
 
 def split_scores(scores: dict[str, float], found: dict[str, float | None], threshold: float = 0.0) -> dict[str, dict]:
-    """Mean score (None without items) and number of all, clean, contaminated and too short items, those that have a score.
+    """Mean score (None without items) and number of all, clean, contaminated and too short items, those that have a
+    score.
 
     Raises ValueError for a scored item that was not looked for.
     """
     missing = [name for name in scores if name not in found]
     if missing:
-        raise ValueError(f"{len(missing)} scored items were not looked for in the training text, the first is {missing[0]!r}")
+        raise ValueError(
+            f"{len(missing)} scored items were not looked for in the training text, the first is {missing[0]!r}"
+        )
     kinds: dict[str, list[float]] = {"all": list(scores.values()), "clean": [], "contaminated": [], "too_short": []}
     for name, value in scores.items():
         share = found[name]
         kinds["too_short" if share is None else "contaminated" if share > threshold else "clean"].append(value)
-    return {kind: {"value": sum(values) / len(values) if values else None, "n": len(values)} for kind, values in kinds.items()}
+    return {
+        kind: {"value": sum(values) / len(values) if values else None, "n": len(values)}
+        for kind, values in kinds.items()
+    }

@@ -1,9 +1,11 @@
-"""Seeded perturbations of a question's text, for robustness: one seed, item and strength give every model the same text.
+"""Seeded perturbations of a question's text, for robustness: one seed, item and strength give every model the same
+text.
 
-A word is what stands between blanks, without the quotes, parentheses and sentence marks around it. It can be edited if it is
-four or more Latin letters in lower, upper or title case: one with a digit, apostrophe, hyphen, underscore, dot or capital inside
-is left alone. So is text in backticks, a call with its arguments, and a label such as "Question:" at the start of a line; no line
-break is moved or lost. A program without backticks is read as prose, and answer options are the caller's to keep away.
+A word is what stands between blanks, without the quotes, parentheses and sentence marks around it. It can be edited if
+it is four or more Latin letters in lower, upper or title case: one with a digit, apostrophe, hyphen, underscore, dot or
+capital inside is left alone. So is text in backticks, a call with its arguments, and a label such as "Question:" at the
+start of a line; no line break is moved or lost. A program without backticks is read as prose, and answer options are
+the caller's to keep away.
 """
 
 import hashlib
@@ -12,7 +14,9 @@ import re
 
 OPERATIONS = ("swap", "keyboard", "drop", "double", "case", "spacing", "distractor")
 
-SHORTEST_WORD = 4  # letters; below, most edits give another word, and `us` and `US`, or the names of variables, are not one word
+SHORTEST_WORD = (
+    4  # letters; below, most edits give another word, and `us` and `US`, or the names of variables, are not one word
+)
 
 DISTRACTORS = (  # true anywhere and at any time, without numbers, and no help with any question
     "Many umbrellas can be folded.",
@@ -35,7 +39,10 @@ ROWS = (("qwertyuiop", 0), ("asdfghjkl", 0.25), ("zxcvbnm", 0.75))
 
 KEYS = {key: (column + shift, row) for row, (keys, shift) in enumerate(ROWS) for column, key in enumerate(keys)}
 
-NEAR = {a: "".join(b for b, (u, v) in KEYS.items() if b != a and abs(x - u) <= 1 and abs(y - v) <= 1) for a, (x, y) in KEYS.items()}
+NEAR = {
+    a: "".join(b for b, (u, v) in KEYS.items() if b != a and abs(x - u) <= 1 and abs(y - v) <= 1)
+    for a, (x, y) in KEYS.items()
+}
 
 NEAR |= {key.upper(): near.upper() for key, near in NEAR.items()}
 
@@ -48,7 +55,8 @@ CALL = r"(?<![^\s(])[^\s()]+\((?:[^()\n]|\([^()\n]*\))*\)"
 
 LABEL = r"^[ \t]*(?:#+ *)?[A-Z][A-Za-z0-9]*(?: [A-Za-z0-9]+)?:(?!\S)"
 
-# Letters are listed (ASCII, Latin-1, Latin Extended-A), since what counts as one in Unicode grows with Python's version.
+# Letters are listed (ASCII, Latin-1, Latin Extended-A), since what counts as one in Unicode grows with Python's
+# version.
 WORD = r"(?<!\S)[\"'(\u201c\u2018]*(?P<word>[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f]+)[.,;:!?\"')\u2026\u201d\u2019]*(?!\S)"
 
 TOKEN = re.compile("|".join((FENCED, QUOTED, CALL, LABEL, WORD)), re.MULTILINE)
@@ -59,7 +67,9 @@ SENTENCE_END = re.compile(r"[.?!][\"')\u201d\u2019]*$")
 
 
 def perturb(text: str, operation: str, strength: float, seed: int, key: str) -> str:
-    """The text after `edits`. `key` names the item (its hash, say); strength 0 gives the text itself. Raises ValueError as `edits`."""
+    """The text after `edits`. `key` names the item (its hash, say); strength 0 gives the text itself. Raises ValueError
+    as `edits`.
+    """
     pieces, position = [], 0
     for start, end, new in edits(text, operation, strength, seed, key):
         pieces += [text[position:start], new]
@@ -70,9 +80,10 @@ def perturb(text: str, operation: str, strength: float, seed: int, key: str) -> 
 def edits(text: str, operation: str, strength: float, seed: int, key: str) -> list[tuple[int, int, str]]:
     """What `perturb` does: (start, end, new) for each text[start:end] that becomes `new`, in order and without overlap.
 
-    `strength` is the share of the words open to the operation that get their one edit, 0 to 1 (rounded to whole words, at least one
-    above 0), and for `distractor` the number of sentences. It takes no part in the draws, so a lower strength has a subset of the
-    edits of a higher one. Raises ValueError for an unknown operation and for a strength out of its range.
+    `strength` is the share of the words open to the operation that get their one edit, 0 to 1 (rounded to whole words,
+    at least one above 0), and for `distractor` the number of sentences. It takes no part in the draws, so a lower
+    strength has a subset of the edits of a higher one. Raises ValueError for an unknown operation and for a strength
+    out of its range.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation {operation!r} is not one of {', '.join(OPERATIONS)}")
@@ -88,11 +99,15 @@ def edits(text: str, operation: str, strength: float, seed: int, key: str) -> li
     draws = [(draw(), draw()) for _ in spans]  # who is edited first, and how
     count = max(1, round(strength * len(spans))) if strength > 0 else 0
     chosen = set(sorted(range(len(spans)), key=draws.__getitem__)[:count])
-    return [(start, end, forms[int(draws[i][1] * len(forms))]) for i, (start, end, forms) in enumerate(spans) if i in chosen]
+    return [
+        (start, end, forms[int(draws[i][1] * len(forms))]) for i, (start, end, forms) in enumerate(spans) if i in chosen
+    ]
 
 
 def _places(text: str, operation: str) -> list[tuple[int, int, list[str]]]:
-    """(start, end, what may stand there instead) of each word that is open to the operation; for `spacing` with the blank before it."""
+    """(start, end, what may stand there instead) of each word that is open to the operation; for `spacing` with the
+    blank before it.
+    """
     spans, last = [], len(text)
     for match in TOKEN.finditer(text):
         if not (word := match["word"]):
@@ -100,13 +115,19 @@ def _places(text: str, operation: str) -> list[tuple[int, int, list[str]]]:
         start = match.start("word")
         gap = " " if operation == "spacing" and text[last:start] == " " else ""  # one blank, after another plain word
         last = match.end()
-        if len(word) >= SHORTEST_WORD and word in (word.lower(), word.upper(), word.title()) and (forms := _forms(operation, word, gap)):
+        if (
+            len(word) >= SHORTEST_WORD
+            and word in (word.lower(), word.upper(), word.title())
+            and (forms := _forms(operation, word, gap))
+        ):
             spans.append((start - len(gap), start + len(word), forms))
     return spans
 
 
 def _forms(operation: str, word: str, gap: str) -> list[str]:
-    """Every result of one edit of a word, first letter kept. A blank doubled, dropped, or put inside are equally many."""
+    """Every result of one edit of a word, first letter kept. A blank doubled, dropped, or put inside are equally
+    many.
+    """
     inner = range(1, len(word))
     if operation == "swap":
         return [word[:i] + word[i + 1] + word[i] + word[i + 2 :] for i in inner[:-1] if word[i] != word[i + 1]]
@@ -123,11 +144,12 @@ def _forms(operation: str, word: str, gap: str) -> list[str]:
 
 
 def _sentences(text: str, draw) -> list[tuple[int, int, str]]:
-    """Every distractor as an insertion, in the order in which they are taken. None if there is no question between the labels.
+    """Every distractor as an insertion, in the order in which they are taken. None if there is no question between the
+    labels.
 
-    Before the question is after its label (on a line of its own where the question begins with code, a list or a quotation); after
-    it (before a last label such as "Answer:") is only where it ends as a sentence does, for a text that is to be continued must stay
-    the last thing said.
+    Before the question is after its label (on a line of its own where the question begins with code, a list or a
+    quotation); after it (before a last label such as "Answer:") is only where it ends as a sentence does, for a text
+    that is to be continued must stay the last thing said.
     """
     lead, body, _ = FRAME.fullmatch(text).groups()
     before = (len(lead), len(lead), "{}\n" if body.startswith(tuple("`#-*>|")) else "{} ")
@@ -140,8 +162,8 @@ def _sentences(text: str, draw) -> list[tuple[int, int, str]]:
 def edit_distance(a: str, b: str) -> int:
     """Levenshtein distance in characters: the fewest insertions, deletions and replacements that turn `a` into `b`.
 
-    A column of the table is two integers, of the bits where it rises and where it falls (Myers, "A fast bit-vector algorithm for
-    approximate string matching based on dynamic programming", 1999): milliseconds for 2,000 characters.
+    A column of the table is two integers, of the bits where it rises and where it falls (Myers, "A fast bit-vector
+    algorithm for approximate string matching based on dynamic programming", 1999): milliseconds for 2,000 characters.
     """
     if not a:
         return len(b)

@@ -1,7 +1,9 @@
-"""Scores on the Hub: on main of the model's repository, each row naming the revision and commit that it was computed on.
+"""Scores on the Hub: on main of the model's repository, each row naming the revision and commit that it was computed
+on.
 
-Published tags never move, so scores of a revision go to main: `scores.csv` for all of them, `.eval_results/*.yaml` and the card's
-model-index for main's own model only. A value that differs from an older one is added, and the older one stays.
+Published tags never move, so scores of a revision go to main: `scores.csv` for all of them, `.eval_results/*.yaml` and
+the card's model-index for main's own model only. A value that differs from an older one is added, and the older one
+stays.
 """
 
 import csv
@@ -16,7 +18,17 @@ from model_card.records import shown_metric
 from ..distributed import print_main
 from ..errors import Refusal
 from ..files import csv_text, read_json, write_text
-from ..hub.client import HubPermissionError, HubUnavailable, Reference, commit_of, fetch, files_of, nothing_private, token, translated
+from ..hub.client import (
+    HubPermissionError,
+    HubUnavailable,
+    Reference,
+    commit_of,
+    fetch,
+    files_of,
+    nothing_private,
+    token,
+    translated,
+)
 from ..hub.revision import REVISION, as_record
 from .resolve import Model
 from .store import COLUMNS, rows_of
@@ -42,7 +54,9 @@ def push_scores(model: Model, records: list[dict]) -> None:
             if _push(located, model, records):
                 return
     except (HubUnavailable, HubPermissionError) as error:
-        raise Refusal(f"--push_to_hub {located.repo}: {error}. The scores are kept here; run the same command again.") from None
+        raise Refusal(
+            f"--push_to_hub {located.repo}: {error}. The scores are kept here; run the same command again."
+        ) from None
     raise Refusal(f"--push_to_hub {located.repo}: main kept changing. Run the same command again.")
 
 
@@ -55,8 +69,14 @@ def _push(located, model: Model, records: list[dict]) -> bool:
     _of_what_is_published(located, records, head, there)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        old = fetch(Reference(located.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8", errors="replace") if TABLE in there else ""
-        named = {"model": str(located.repo)} | ({"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {})
+        old = (
+            fetch(Reference(located.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8", errors="replace")
+            if TABLE in there
+            else ""
+        )
+        named = {"model": str(located.repo)} | (
+            {"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {}
+        )
         files = {TABLE: merged(old, [row for record in records for row in rows_of({**record, **named})])}
         if _is_mains(located, head, there, folder):
             files |= eval_results(records, located.repo)
@@ -66,7 +86,8 @@ def _push(located, model: Model, records: list[dict]) -> bool:
                     files["README.md"] = with_index(card, located.repo, records)
                 except (ValueError, yaml.YAMLError) as error:
                     print_main(
-                        f"WARNING   the card of {located.repo} stays without scores: its metadata cannot be read ({' '.join(str(error).split())[:200]})"
+                        f"WARNING   the card of {located.repo} stays without scores: its metadata cannot be read"
+                        f" ({' '.join(str(error).split())[:200]})"
                     )
         written = {name: folder / "new" / name for name in files}
         for name, text in files.items():
@@ -89,10 +110,12 @@ def _of_what_is_published(located, records: list[dict], head: str, there: dict) 
     """Raise Refusal when the scores are of other files than the revision has now."""
     now = commit_of(Reference(located.repo, located.revision)) if located.revision else head
     for record in records:
-        if record["commit"] is None or (located.revision and located.revision.startswith("step-") and record["commit"] != now):
+        if record["commit"] is None or (
+            located.revision and located.revision.startswith("step-") and record["commit"] != now
+        ):
             raise Refusal(
-                f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit {record['commit']}, and {located.repo}@{located.revision} is "
-                f"{now} now: evaluate again in another --output_dir."
+                f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit {record['commit']},"
+                f" and {located.repo}@{located.revision} is {now} now: evaluate again in another --output_dir."
             )
 
 
@@ -137,11 +160,19 @@ def eval_results(records: list[dict], repo: str) -> dict[str, str]:
             metric = shown_metric(record["metrics"])
             value = record["metrics"][metric]
             notes = (
-                f"{metric}, {record['n_shot']} examples, n {value['n']}, standard error {value['stderr']}, {record['dtype']}, {record['harness']}, "
-                f"commit {record['commit']}"
+                f"{metric}, {record['n_shot']} examples, n {value['n']}, standard error {value['stderr']},"
+                f" {record['dtype']}, {record['harness']}, commit {record['commit']}"
             )
-            entry = EvalResultEntry(dataset_id=record["dataset"], task_id=record["task"], value=value["value"], date=record["date"], notes=notes)
-            files[f"{RESULTS}/{record['task']}.yaml"] = yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False)
+            entry = EvalResultEntry(
+                dataset_id=record["dataset"],
+                task_id=record["task"],
+                value=value["value"],
+                date=record["date"],
+                notes=notes,
+            )
+            files[f"{RESULTS}/{record['task']}.yaml"] = yaml.safe_dump(
+                eval_result_entries_to_yaml([entry]), sort_keys=False
+            )
     return files
 
 
@@ -167,5 +198,7 @@ def with_index(card: str, repo: str, records: list[dict]) -> str:
             )
         )
     names = {result.dataset_name for result in new}
-    parsed.data.eval_results = [result for result in parsed.data.eval_results or [] if result.dataset_name not in names] + new
+    parsed.data.eval_results = [
+        result for result in parsed.data.eval_results or [] if result.dataset_name not in names
+    ] + new
     return str(parsed)

@@ -16,7 +16,9 @@ from ..models import references
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One model of an evaluation: base, adapter on it or none, and where in its run it stands, as far as a record says so."""
+    """One model of an evaluation: base, adapter on it or none, and where in its run it stands, as far as a record says
+    so.
+    """
 
     name: str
     base: references.Located
@@ -31,11 +33,15 @@ class Model:
     @functools.cached_property
     def weights(self) -> tuple[str, str | None]:
         """sha256 of the base's weights and config, and of the adapter's; read once."""
-        return references.model_digest(self.base.folder), references.model_digest(self.adapter.folder) if self.adapter else None
+        return references.model_digest(self.base.folder), (
+            references.model_digest(self.adapter.folder) if self.adapter else None
+        )
 
 
 def resolve_models(asked: list[str]) -> list[Model]:
-    """Models of references: `path`, `org/name@revision`, `...@step-*` (all of them, in order), each `+adapter`. Raises Refusal."""
+    """Models of references: `path`, `org/name@revision`, `...@step-*` (all of them, in order), each `+adapter`. Raises
+    Refusal.
+    """
     found = []
     for text in asked:
         base, plus, adapter = text.partition("+")
@@ -57,20 +63,28 @@ def _steps(text: str) -> list[str]:
     """`place@step-*` as one reference a step, oldest first."""
     name = text.removesuffix("@step-*")
     if Path(name).is_dir():
-        steps = sorted(int(path.name.removeprefix("checkpoint-")) for path in Path(name).glob("checkpoint-*") if path.name[11:].isdigit())
+        steps = sorted(
+            int(path.name.removeprefix("checkpoint-"))
+            for path in Path(name).glob("checkpoint-*")
+            if path.name[11:].isdigit()
+        )
         names = [f"{name}@step-{step}" for step in steps]
     else:
         from ..hub.revision import newest_first, step_of
 
         try:
             tags = refs_of(name)[1]
-            steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))}  # of step-N and step-N-2 the last is the run's
-            steps = steps or {int(tag[5:]): tag for tag in tags if re.fullmatch("step-[0-9]+", tag)}  # of another project
+            steps = {
+                step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))
+            }  # of step-N and step-N-2 the last is the run's
+            steps = steps or {
+                int(tag[5:]): tag for tag in tags if re.fullmatch("step-[0-9]+", tag)
+            }  # of another project
             names = [f"{name}@{steps[step]}" for step in sorted(steps)]
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(
-                f"--models {text}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
-                "again when the Hub answers."
+                f"--models {text}: no folder here has this name, and the Hub says: {error}. Make it first, give another"
+                " name, or run the same command again when the Hub answers."
             ) from None
     if not names:
         raise Refusal(f"--models {text}: {name} has no steps, neither checkpoints in a folder nor tags on the Hub.")

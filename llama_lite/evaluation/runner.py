@@ -1,9 +1,9 @@
 """Evaluations as records: each (model, task) is kept as it ends, is never computed twice, and never mixed with another.
 
-`results/KEY.json` holds the scores of one pair and what they are of, `samples/KEY.jsonl` what each item was answered. KEY is a
-digest of everything that decides the numbers: weights, tokenizer, prompts and data, number format, seed and harness. Both are sealed
-by sha256: a pair that was altered or cut since is computed again.
-`scores.csv`, `comparison.csv` and the rest are made from these files alone.
+`results/KEY.json` holds the scores of one pair and what they are of, `samples/KEY.jsonl` what each item was answered.
+KEY is a digest of everything that decides the numbers: weights, tokenizer, prompts and data, number format, seed and
+harness. Both are sealed by sha256: a pair that was altered or cut since is computed again. `scores.csv`,
+`comparison.csv` and the rest are made from these files alone.
 """
 
 import dataclasses
@@ -36,8 +36,11 @@ class Settings:
     unsafe: bool
 
 
-def evaluate_model(store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], settings: Settings, done) -> list[dict]:
-    """The records of a model for (task, limit) pairs: those that are there, and the others computed. `done(record, fresh)` after each.
+def evaluate_model(
+    store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], settings: Settings, done
+) -> list[dict]:
+    """The records of a model for (task, limit) pairs: those that are there, and the others computed. `done(record,
+    fresh)` after each.
 
     The model is loaded only if something is to be computed, and let go of afterwards. Raises Refusal.
     """
@@ -45,14 +48,27 @@ def evaluate_model(store: Store, model: Model, tasks: list[tuple[EvalTask, int |
     from .tasks import sandbox
 
     digests = store.digests
-    tokenizer = loading.load_tokenizer(model.adapter if model.adapter and _has_tokenizer(model.adapter) else model.base, settings.tokenizer_name)
-    sha, prefix = tokenizer_record(tokenizer)["sha256"], tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    tokenizer = loading.load_tokenizer(
+        model.adapter if model.adapter and _has_tokenizer(model.adapter) else model.base, settings.tokenizer_name
+    )
+    sha, prefix = (
+        tokenizer_record(tokenizer)["sha256"],
+        (tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id),
+    )
     lm, records = None, []
     for task, limit in tasks:
         if task.chat and not tokenizer.chat_template:
-            raise Refusal(f"{model.name} has no chat format (its tokenizer has no chat template): leave out --apply_chat_template.")
+            raise Refusal(
+                f"{model.name} has no chat format (its tokenizer has no chat template): leave out"
+                " --apply_chat_template."
+            )
         items = chosen(task, limit, settings.seed)
-        prompts = (task.name, limit, settings.seed, sha if task.chat else None)  # the same for every model, but for a chat format
+        prompts = (
+            task.name,
+            limit,
+            settings.seed,
+            sha if task.chat else None,
+        )  # the same for every model, but for a chat format
         if prompts not in digests:
             digests[prompts] = prompts_digest(task, items, tokenizer, settings.seed)
         key = key_of(model, sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix)
@@ -60,12 +76,17 @@ def evaluate_model(store: Store, model: Model, tasks: list[tuple[EvalTask, int |
         if fresh := record is None:
             lm = lm or _load(model, tokenizer, settings)
             before = lm.truncated
-            found = evaluation_lm.run(lm, {leaf: task.leaves[leaf] for leaf in items}, items, settings.seed, task.chat, settings.unsafe)
+            found = evaluation_lm.run(
+                lm, {leaf: task.leaves[leaf] for leaf in items}, items, settings.seed, task.chat, settings.unsafe
+            )
             samples = samples_of(task, found)
             metrics = metrics_of(samples)
             wanted = {name for leaf in items for name in task.leaves[leaf].aggregation()}
             if missing := sorted(wanted - {name for sample in samples for name in sample["metrics"]}):
-                raise Refusal(f"{task.name}: lm-eval returned no {', '.join(missing)}. Its metric needs the network, or a package that is not here.")
+                raise Refusal(
+                    f"{task.name}: lm-eval returned no {', '.join(missing)}. Its metric needs the network, or a package"
+                    " that is not here."
+                )
             record = {
                 **{name: getattr(model, name) for name in ("step", "tokens")},
                 "key": key,
@@ -87,7 +108,11 @@ def evaluate_model(store: Store, model: Model, tasks: list[tuple[EvalTask, int |
                 "harness": harness_version(),
                 "sandbox": ", ".join(sandbox.protections()) if task.unsafe else None,
                 "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                "chance": float(np.mean([1 / sample["options"] for sample in samples])) if all("options" in sample for sample in samples) else None,
+                "chance": (
+                    float(np.mean([1 / sample["options"] for sample in samples]))
+                    if all("options" in sample for sample in samples)
+                    else None
+                ),
                 "metrics": metrics,
             }
             store.save(key, record, samples)
@@ -118,7 +143,9 @@ def _load(model: Model, tokenizer, settings: Settings):
 
 
 def runs_of(found: list[Model]) -> dict[Path, list[str]]:
-    """{run folder: names of its models} of those that are in folders of this machine: the run's own, its checkpoints', and adapters on them."""
+    """{run folder: names of its models} of those that are in folders of this machine: the run's own, its checkpoints',
+    and adapters on them.
+    """
     runs: dict[Path, list[str]] = {}
     for model in found:
         for located in (model.base, model.adapter):
@@ -130,12 +157,24 @@ def runs_of(found: list[Model]) -> dict[Path, list[str]]:
 
 
 def copy_to_run(out: Path, run: Path, own: list[str]) -> None:
-    """Put an evaluation's tables into `RUN/evaluation/NAME`, where the run's card finds them; `own`: which of its models are the run's."""
+    """Put an evaluation's tables into `RUN/evaluation/NAME`, where the run's card finds them; `own`: which of its
+    models are the run's.
+    """
     place = run / "evaluation" / out.resolve().name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    for name in ("scores.json", "comparison.csv", "sensitivity.json", "robustness.json", "generalisation.json", "contamination.json"):
+    for name in (
+        "scores.json",
+        "comparison.csv",
+        "sensitivity.json",
+        "robustness.json",
+        "generalisation.json",
+        "contamination.json",
+    ):
         if (out / name).exists():
             shutil.copyfile(out / name, place / name)
     files = {path.name: sha256(path) for path in sorted(place.iterdir())}
-    write_json(place / "run.json", {**read_json(out / "run.json"), "of": {"id": read_json(run / "run.json")["id"], "models": own, "files": files}})
+    write_json(
+        place / "run.json",
+        {**read_json(out / "run.json"), "of": {"id": read_json(run / "run.json")["id"], "models": own, "files": files}},
+    )

@@ -1,4 +1,5 @@
-"""Statistics of evaluations, from the items alone: errors that know of groups and shared sources, pairs, families of tests, variants.
+"""Statistics of evaluations, from the items alone: errors that know of groups and shared sources, pairs, families of
+tests, variants.
 
 All of it takes plain lists, one value an item, and gives JSON. Sources: Miller, "Adding Error Bars to Evals" (2024) for
 clustered and paired errors; McNemar's exact test; Holm (1979) for families.
@@ -14,12 +15,14 @@ DRAWS = 1000  # of a bootstrap
 
 
 def ratio(values, weights=None, clusters=None, strata=None) -> dict:
-    """Sum of values over sum of weights with its standard error and 95 % interval: {value, stderr, low, high, n, clusters}.
+    """Sum of values over sum of weights with its standard error and 95 % interval: {value, stderr, low, high, n,
+    clusters}.
 
-    Without weights it is the mean. Items of one cluster (a document, a passage) are not independent of each other; strata
-    (the subjects of a group) are fixed parts, not a sample. The error is that of the linearised ratio, corrected by G / (G - 1)
-    in each stratum of G clusters, as in statsmodels' clustered OLS; the interval takes Student's t with as many degrees of
-    freedom as clusters beyond strata. With one cluster, or where no value differs from another, there is no interval (None).
+    Without weights it is the mean. Items of one cluster (a document, a passage) are not independent of each other;
+    strata (the subjects of a group) are fixed parts, not a sample. The error is that of the linearised ratio, corrected
+    by G / (G - 1) in each stratum of G clusters, as in statsmodels' clustered OLS; the interval takes Student's t with
+    as many degrees of freedom as clusters beyond strata. With one cluster, or where no value differs from another,
+    there is no interval (None).
     """
     from scipy import stats
 
@@ -28,7 +31,14 @@ def ratio(values, weights=None, clusters=None, strata=None) -> dict:
     strata = np.unique(np.asarray(strata if strata is not None else [""] * len(values)), return_inverse=True)[1]
     names = [f"{i}" if clusters is None or clusters[i] is None else f"of {clusters[i]}" for i in range(len(values))]
     total, value = weights.sum(), values.sum() / weights.sum()
-    found = {"value": float(value), "stderr": None, "low": None, "high": None, "n": len(values), "clusters": len(set(names))}
+    found = {
+        "value": float(value),
+        "stderr": None,
+        "low": None,
+        "high": None,
+        "n": len(values),
+        "clusters": len(set(names)),
+    }
     variance, freedom = 0.0, 0
     for stratum in range(strata.max() + 1):
         inside = strata == stratum
@@ -49,13 +59,19 @@ def ratio(values, weights=None, clusters=None, strata=None) -> dict:
 
 
 def mcnemar(first: list[bool], second: list[bool]) -> dict:
-    """Exact two-sided McNemar test of paired yes/no answers: {only_first, only_second, p}. Below 6 disagreements p cannot reach 0.05."""
+    """Exact two-sided McNemar test of paired yes/no answers: {only_first, only_second, p}. Below 6 disagreements p
+    cannot reach 0.05.
+    """
     from scipy import stats
 
     a, b = np.asarray(first, bool), np.asarray(second, bool)
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
     both = only_first + only_second
-    return {"only_first": only_first, "only_second": only_second, "p": float(stats.binomtest(only_first, both, 0.5).pvalue) if both else 1.0}
+    return {
+        "only_first": only_first,
+        "only_second": only_second,
+        "p": float(stats.binomtest(only_first, both, 0.5).pvalue) if both else 1.0,
+    }
 
 
 def holm(values: list[float]) -> list[float]:
@@ -82,13 +98,19 @@ def auroc(inside: list[float], outside: list[float]) -> float:
 def bootstrap(
     count: int, statistics: Callable[[np.ndarray], list[float]], clusters: list[str] | None = None, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """95 % interval of each of `statistics(numbers of items)` over draws of items, or of whole clusters, with replacement."""
+    """95 % interval of each of `statistics(numbers of items)` over draws of items, or of whole clusters, with
+    replacement.
+    """
     names = np.unique(
-        [f"alone {i}" if clusters[i] is None else clusters[i] for i in range(count)] if clusters else np.arange(count), return_inverse=True
+        [f"alone {i}" if clusters[i] is None else clusters[i] for i in range(count)] if clusters else np.arange(count),
+        return_inverse=True,
     )[1]
     members = [np.flatnonzero(names == name) for name in range(names.max() + 1)]
     chance = np.random.default_rng(seed)
-    draws = [statistics(np.concatenate([members[i] for i in chance.integers(0, len(members), len(members))])) for _ in range(DRAWS)]
+    draws = [
+        statistics(np.concatenate([members[i] for i in chance.integers(0, len(members), len(members))]))
+        for _ in range(DRAWS)
+    ]
     low, high = np.quantile(np.array(draws, float), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return list(zip(low.tolist(), high.tolist(), strict=True))
 
@@ -97,10 +119,11 @@ def bootstrap(
 
 
 def spread(correct: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """What K variants do to n items. correct, meant: (K, n), whether right, and which option was meant; variant 0 is the reference.
+    """What K variants do to n items. correct, meant: (K, n), whether right, and which option was meant; variant 0 is
+    the reference.
 
-    spread: best less worst variant (it grows with K); worst_of_k: share of items right in every variant; flips: share of
-    answers that differ from the reference's; consistency: mean agreement of two variants' answers.
+    spread: best less worst variant (it grows with K); worst_of_k: share of items right in every variant; flips: share
+    of answers that differ from the reference's; consistency: mean agreement of two variants' answers.
     """
     means, count = correct.mean(1), len(targets)
     agreeing = (targets[:, None] == targets[None]).mean(2).sum() - count  # of all ordered pairs of two variants
@@ -116,7 +139,8 @@ def spread(correct: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 
 def sensitivity(correct, targets, options: list[int], clusters: list[str] | None, seed: int = 0) -> dict:
-    """`spread` with a 95 % bootstrap interval over items (variants are fixed), and beside it what answers drawn blindly would give.
+    """`spread` with a 95 % bootstrap interval over items (variants are fixed), and beside it what answers drawn blindly
+    would give.
 
     options: the number of options of each item. JSON: {k, n, measure: {value, low, high, blind}}.
     """
@@ -127,7 +151,14 @@ def sensitivity(correct, targets, options: list[int], clusters: list[str] | None
         blind.append(spread((drawn == 0).astype(float), drawn))
     found: dict = {"k": len(targets), "n": targets.shape[1]}
     value = spread(correct, targets)
-    intervals = bootstrap(targets.shape[1], lambda items: list(spread(correct[:, items], targets[:, items]).values()), clusters, seed)
+    intervals = bootstrap(
+        targets.shape[1], lambda items: list(spread(correct[:, items], targets[:, items]).values()), clusters, seed
+    )
     for (name, one), (low, high) in zip(value.items(), intervals, strict=True):
-        found[name] = {"value": one, "low": low, "high": high, "blind": float(np.mean([drawn[name] for drawn in blind]))}
+        found[name] = {
+            "value": one,
+            "low": low,
+            "high": high,
+            "blind": float(np.mean([drawn[name] for drawn in blind])),
+        }
     return found

@@ -1,4 +1,6 @@
-"""Records of an evaluation: one per model and task, kept as it ends, never mixed with another's; the tables made of them."""
+"""Records of an evaluation: one per model and task, kept as it ends, never mixed with another's; the tables made of
+them.
+"""
 
 import hashlib
 import json
@@ -18,8 +20,8 @@ from .resolve import Model
 from .tasks.definition import EvalTask, clusters_of
 
 COLUMNS = (
-    "model revision commit adapter base_model base_revision base_commit step tokens task variant factor version n_shot metric value stderr low high chance n limit chat_template dtype seed prefix_id "
-    "truncated harness sandbox date"
+    "model revision commit adapter base_model base_revision base_commit step tokens task variant factor version n_shot"
+    " metric value stderr low high chance n limit chat_template dtype seed prefix_id truncated harness sandbox date"
 ).split()
 
 
@@ -27,7 +29,9 @@ COLUMNS = (
 
 
 def chosen(task: EvalTask, limit: int | None, seed: int) -> dict[str, list[int]]:
-    """Numbers of the items of each leaf: all, or a seeded sample of `limit` over the whole task, which any variant of it shares."""
+    """Numbers of the items of each leaf: all, or a seeded sample of `limit` over the whole task, which any variant of
+    it shares.
+    """
     sizes = {leaf: len(task.items(leaf)) for leaf in task.leaves}
     items = [(leaf_index, number) for leaf_index, size in enumerate(sizes.values()) for number in range(size)]
     if limit is not None and limit < len(items):
@@ -65,7 +69,9 @@ class Store:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
 
     def result(self, key: str) -> dict | None:
-        """The record of a pair that is there and as it was written, samples and all; else None, and why is said, for it is computed again."""
+        """The record of a pair that is there and as it was written, samples and all; else None, and why is said, for it
+        is computed again.
+        """
         path, samples = self.folder / "results" / f"{key}.json", self.folder / "samples" / f"{key}.jsonl"
         if not path.exists():
             return None
@@ -89,14 +95,25 @@ class Store:
         return read_jsonl(self.folder / "samples" / f"{key}.jsonl")
 
     def save(self, key: str, record: dict, samples: list[dict]) -> None:
-        """Samples first: a result is there only when they are, and it is sealed like a checkpoint, by their sha256 and its own."""
+        """Samples first: a result is there only when they are, and it is sealed like a checkpoint, by their sha256 and
+        its own.
+        """
         path = self.folder / "samples" / f"{key}.jsonl"
         write_text(path, "".join(json.dumps(sample, sort_keys=True, default=str) + "\n" for sample in samples))
         record = {**record, "samples": {"size": path.stat().st_size, "sha256": sha256(path)}}
         write_json(self.folder / "results" / f"{key}.json", {**record, "digest": digest_of(record)})
 
 
-def key_of(model: Model, tokenizer_sha: str, dtype: str, task: EvalTask, prompts: str, seed: int, limit: int | None, prefix: int) -> str:
+def key_of(
+    model: Model,
+    tokenizer_sha: str,
+    dtype: str,
+    task: EvalTask,
+    prompts: str,
+    seed: int,
+    limit: int | None,
+    prefix: int,
+) -> str:
     """What two evaluations must agree in to be one: 16 hex digits and a readable beginning."""
     parts = [
         *model.weights,
@@ -114,9 +131,18 @@ def key_of(model: Model, tokenizer_sha: str, dtype: str, task: EvalTask, prompts
 
 
 def where_from(model: Model) -> dict:
-    """Which files a model is: revision and commit of what was asked for, an adapter where there is one, and of its base in columns of their own."""
+    """Which files a model is: revision and commit of what was asked for, an adapter where there is one, and of its base
+    in columns of their own.
+    """
     own = model.adapter or model.base
-    found = {"revision": own.revision, "commit": own.commit, "adapter": None, "base_model": None, "base_revision": None, "base_commit": None}
+    found = {
+        "revision": own.revision,
+        "commit": own.commit,
+        "adapter": None,
+        "base_model": None,
+        "base_revision": None,
+        "base_commit": None,
+    }
     if model.adapter:
         found |= {
             "adapter": model.adapter.name,
@@ -133,7 +159,9 @@ def harness_version() -> str:
 
 
 def samples_of(task: EvalTask, found: dict) -> list[dict]:
-    """lm-eval's samples as records: one an item, what it was answered and what that is worth, and what it shares with others."""
+    """lm-eval's samples as records: one an item, what it was answered and what that is worth, and what it shares with
+    others.
+    """
     kept = []
     for leaf, rows in found["samples"].items():
         asked = task.leaves[leaf]
@@ -146,30 +174,42 @@ def samples_of(task: EvalTask, found: dict) -> list[dict]:
                 "prompt": row["prompt_hash"],
                 "filter": row["filter"],
                 "cluster": clusters_of(row["doc"]),
-                "metrics": {name: list(value) if isinstance(value, tuple) else value for name, value in metrics.items()},
+                "metrics": {
+                    name: list(value) if isinstance(value, tuple) else value for name, value in metrics.items()
+                },
             }
             if asked.OUTPUT_TYPE == "multiple_choice":
                 nats = [answer[0] for answer in row["filtered_resps"]]
                 options = list(asked.doc_to_choice(row["doc"])) if not asked.multiple_input else [" "] * len(nats)
-                placed = asked.meant(row["doc"]) if hasattr(asked, "meant") else list(range(len(options)))  # lm-eval's own tasks have none
+                placed = (
+                    asked.meant(row["doc"]) if hasattr(asked, "meant") else list(range(len(options)))
+                )  # lm-eval's own tasks have none
                 lengths = [len(option) for option in options] if "acc_norm" in metrics else [1] * len(options)
                 best = int(np.argmax(np.array(nats[: len(options)]) / np.array(lengths)))
                 record |= {"nats": nats, "meant": placed[best], "options": len(options)}
             elif asked.OUTPUT_TYPE == "generate_until":
-                record["answer"] = row["filtered_resps"][0] if isinstance(row["filtered_resps"][0], str) else row["filtered_resps"][0][0]
+                record["answer"] = (
+                    row["filtered_resps"][0]
+                    if isinstance(row["filtered_resps"][0], str)
+                    else row["filtered_resps"][0][0]
+                )
             kept.append(record)
     return kept
 
 
 def metrics_of(samples: list[dict]) -> dict[str, dict]:
-    """{metric: value, error, interval, n} of samples: means, and bits per byte as a ratio of sums; others have no per-item value."""
+    """{metric: value, error, interval, n} of samples: means, and bits per byte as a ratio of sums; others have no
+    per-item value.
+    """
     found = {}
     strata = [sample["leaf"] for sample in samples]
     clusters = [sample["cluster"] for sample in samples]
     for name in {metric for sample in samples for metric in sample["metrics"]}:
         values = [sample["metrics"][name] for sample in samples]
         if name == "bits_per_byte":
-            found[name] = statistics.ratio([-nats / np.log(2) for nats, _ in values], [count for _, count in values], clusters)
+            found[name] = statistics.ratio(
+                [-nats / np.log(2) for nats, _ in values], [count for _, count in values], clusters
+            )
         elif all(isinstance(value, int | float) for value in values):
             found[name] = statistics.ratio(values, None, clusters, strata)
     return dict(sorted(found.items()))
@@ -180,7 +220,10 @@ def metrics_of(samples: list[dict]) -> dict[str, dict]:
 
 def rows_of(record: dict) -> list[dict]:
     """Rows of `scores.csv` of one result."""
-    return [{**{name: record.get(name) for name in COLUMNS}, "metric": metric, **found} for metric, found in record["metrics"].items()]
+    return [
+        {**{name: record.get(name) for name in COLUMNS}, "metric": metric, **found}
+        for metric, found in record["metrics"].items()
+    ]
 
 
 def write_scores(folder: Path, records: list[dict]) -> None:

@@ -71,11 +71,14 @@ def reason(error: BaseException, *secret: str | Path | None) -> str:
 
 
 def nothing_private(files: dict[str, str | Path]) -> None:
-    """Raise Refusal when one of `files` ({path in the repository: file}), which are to be published, holds a path, token or name of this machine."""
+    """Raise Refusal when one of `files` ({path in the repository: file}), which are to be published, holds a path,
+    token or name of this machine.
+    """
     for name, path in files.items():
         if found := found_in(name, Path(path)):
             raise Refusal(
-                f"{name} holds {found}, and is not published. Give paths relative to the working folder, leave tokens out of arguments, and start a new run."
+                f"{name} holds {found}, and is not published. Give paths relative to the working folder, leave tokens"
+                " out of arguments, and start a new run."
             )
 
 
@@ -84,7 +87,13 @@ def _first_word(cause: BaseException) -> str:
     text = str(cause)
     if "Errno -2]" in text or "Errno -3]" in text or "Name or service" in text:
         return "no network, or no such host"
-    return "connection refused" if "refused" in text.lower() else "no answer in time" if "time" in text.lower() else type(cause).__name__
+    return (
+        "connection refused"
+        if "refused" in text.lower()
+        else "no answer in time"
+        if "time" in text.lower()
+        else type(cause).__name__
+    )
 
 
 def translated(error: Exception) -> Exception:
@@ -98,7 +107,9 @@ def translated(error: Exception) -> Exception:
 
 
 def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
-    """({branch: commit}, {tag: commit}) of a model repository; both empty where there is none. Raises HubPermissionError or HubUnavailable."""
+    """({branch: commit}, {tag: commit}) of a model repository; both empty where there is none. Raises
+    HubPermissionError or HubUnavailable.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -119,30 +130,46 @@ def commit_of(where: Reference, repo_type: str = "model") -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    if repo_type == "model" and where.revision and STEP.fullmatch(where.revision) and (tagged := refs_of(where.repo)[1].get(where.revision)):
+    if (
+        repo_type == "model"
+        and where.revision
+        and STEP.fullmatch(where.revision)
+        and (tagged := refs_of(where.repo)[1].get(where.revision))
+    ):
         return tagged
     try:
         return HfApi().repo_info(where.repo, revision=where.revision, repo_type=repo_type).sha
     except RevisionNotFoundError:
         raise Refusal(f"{where.repo} on the Hub has no revision {where.revision}.") from None
     except RepositoryNotFoundError:
-        raise Refusal(f"{where.repo} is neither a folder here nor on the Hub, or it is private and this token may not see it.") from None
+        raise Refusal(
+            f"{where.repo} is neither a folder here nor on the Hub, or it is private and this token may not see it."
+        ) from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise translated(error) from None
 
 
 def files_of(repo: str, commit: str) -> dict:
-    """{path: huggingface_hub's RepoFile} of all files of a commit of a model repository. Raises HubPermissionError or HubUnavailable."""
+    """{path: huggingface_hub's RepoFile} of all files of a commit of a model repository. Raises HubPermissionError or
+    HubUnavailable.
+    """
     from huggingface_hub import HfApi, RepoFile
 
     try:
-        return {entry.path: entry for entry in HfApi().list_repo_tree(repo, recursive=True, revision=commit) if isinstance(entry, RepoFile)}
+        return {
+            entry.path: entry
+            for entry in HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+            if isinstance(entry, RepoFile)
+        }
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise translated(error) from None
 
 
-def download(where: Reference, commit: str, files: dict[str, dict], folder: Path | None, repo_type: str = "model") -> None:
-    """Download `files` ({path: {size, sha256}}) of a commit into `folder`, or into the Hub's own cache; what is there and whole is kept.
+def download(
+    where: Reference, commit: str, files: dict[str, dict], folder: Path | None, repo_type: str = "model"
+) -> None:
+    """Download `files` ({path: {size, sha256}}) of a commit into `folder`, or into the Hub's own cache; what is there
+    and whole is kept.
 
     A file whose sha256 is not the expected one is fetched once more, then refused. Raises Refusal or HubUnavailable.
     """
@@ -154,9 +181,16 @@ def download(where: Reference, commit: str, files: dict[str, dict], folder: Path
 
     cached = (lambda name: Path(folder) / name) if folder else lambda name: _in_cache(where, commit, name, repo_type)
     missing = sum(
-        expected["size"] for name, expected in files.items() if not (path := cached(name)).is_file() or path.stat().st_size != expected["size"]
+        expected["size"]
+        for name, expected in files.items()
+        if not (path := cached(name)).is_file() or path.stat().st_size != expected["size"]
     )
-    need_space(Path(folder or HF_HUB_CACHE), missing, str(where), "Make room, and run the same command again: what was downloaded stays.")
+    need_space(
+        Path(folder or HF_HUB_CACHE),
+        missing,
+        str(where),
+        "Make room, and run the same command again: what was downloaded stays.",
+    )
     for name, expected in sorted(files.items()):
         if folder and whole(Path(folder) / name, expected):
             continue
@@ -165,7 +199,10 @@ def download(where: Reference, commit: str, files: dict[str, dict], folder: Path
             target = fetch(where, commit, name, folder, repo_type, again=True)
             if not whole(target, expected):
                 target.unlink()
-                raise Damaged(f"{name} of {where} is damaged: twice its sha256 was not the one that was published. Use another revision.")
+                raise Damaged(
+                    f"{name} of {where} is damaged: twice its sha256 was not the one that was published. Use another"
+                    " revision."
+                )
     if folder:
         shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
 
@@ -178,14 +215,22 @@ def _in_cache(where: Reference, commit: str, name: str, repo_type: str) -> Path:
     return Path(found) if isinstance(found, str) else Path(os.devnull, "none")
 
 
-def fetch(where: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", again: bool = False) -> Path:
-    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where there is no such commit or it has none, HubUnavailable where nobody answers."""
+def fetch(
+    where: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", again: bool = False
+) -> Path:
+    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where there is no such
+    commit or it has none, HubUnavailable where nobody answers.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
 
     try:
-        return Path(hf_hub_download(where.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=again))
+        return Path(
+            hf_hub_download(
+                where.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=again
+            )
+        )
     except LocalEntryNotFoundError as error:
         raise HubUnavailable(reason(error, folder or "")) from None
     except (EntryNotFoundError, RevisionNotFoundError):

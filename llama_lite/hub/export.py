@@ -12,7 +12,11 @@ from ..checkpoint import verify
 from ..data.tokenizer import read_tokenizer, vocabulary_size
 from ..files import flush_folder, sha256
 
-ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "base.json")  # of a checkpoint, as they are in its revision
+ADAPTER = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "base.json",
+)  # of a checkpoint, as they are in its revision
 
 
 # ---- what a revision holds ----
@@ -60,7 +64,9 @@ def _cast(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def export_adapter(checkpoint: Path, folder: Path) -> None:
-    """Write the adapter of a checkpoint: its weights (float32), config, base record and tokenizer. Same checkpoint, same bytes."""
+    """Write the adapter of a checkpoint: its weights (float32), config, base record and tokenizer. Same checkpoint,
+    same bytes.
+    """
     checkpoint, folder = Path(checkpoint), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name in ADAPTER:
@@ -70,9 +76,11 @@ def export_adapter(checkpoint: Path, folder: Path) -> None:
 
 
 def is_export(checkpoint: Path, folder: Path) -> bool:
-    """Whether the weights of a whole model or adapter in `folder` are what `export_model` or `export_adapter` makes of a verified checkpoint.
+    """Whether the weights of a whole model or adapter in `folder` are what `export_model` or `export_adapter` makes of
+    a verified checkpoint.
 
-    Of an adapter and its records by the manifest's sha256, of a model tensor by tensor, in the dtype and with the vocabulary that it has there.
+    Of an adapter and its records by the manifest's sha256, of a model tensor by tensor, in the dtype and with the
+    vocabulary that it has there.
     """
     files = verify.read_manifest(checkpoint)["files"]
     if "adapter_model.safetensors" in files:

@@ -43,7 +43,9 @@ class Publisher:
         self.wake, self.ending, self.thread = threading.Event(), False, None
 
     def check(self, required: bool) -> None:
-        """Tell before the first step what will keep revisions from the Hub. Raises Refusal, too, when the Hub is `required`."""
+        """Tell before the first step what will keep revisions from the Hub. Raises Refusal, too, when the Hub is
+        `required`.
+        """
         try:
             with tempfile.TemporaryDirectory() as folder:  # what every revision says of the run, before there is one
                 write_json(Path(folder) / REVISION, (read_json(self.run.path / "run.json") or {}).get("identity") or {})
@@ -52,8 +54,13 @@ class Publisher:
         except (Refusal, HubPermissionError, HubUnavailable) as error:
             what = f"--push_to_hub {self.repository.repo}: {error}"
             if required:
-                raise Refusal(f"{what}. Mend it, or train without --hub_required and publish later with --publish_only.") from None
-            print_main(f"WARNING   {what}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes them.")
+                raise Refusal(
+                    f"{what}. Mend it, or train without --hub_required and publish later with --publish_only."
+                ) from None
+            print_main(
+                f"WARNING   {what}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes"
+                " them."
+            )
             self.run.event("hub", reason=str(error))
 
     def add(self, checkpoint: Path) -> None:
@@ -76,10 +83,12 @@ class Publisher:
         self.wake.set()
 
     def _compare(self, tags: dict[str, str]) -> None:
-        """Hold the record of what was published against the repository's tags, and correct it where others changed something there. Raises as `claim`.
+        """Hold the record of what was published against the repository's tags, and correct it where others changed
+        something there. Raises as `claim`.
 
-        A revision whose tag was deleted or moved is tagged again. One that is gone is recorded no longer, and so is published again where its
-        checkpoint is here. Of a run that published elsewhere before, what is here too (the repository was renamed) counts as published here.
+        A revision whose tag was deleted or moved is tagged again. One that is gone is recorded no longer, and so is
+        published again where its checkpoint is here. Of a run that published elsewhere before, what is here too (the
+        repository was renamed) counts as published here.
         """
         repo, rows = self.repository.repo, read_jsonl(self.published)
         there = dict(store.checkpoints(self.run.path)) | dict(queued(self.folder))
@@ -97,21 +106,32 @@ class Publisher:
                 if tag not in tags:
                     print_main(f"hub       {repo}@{tag} was deleted, and is there again")
                 elif found[0] != tag:
-                    print_main(f"hub       {repo}@{tag} is somebody else's tag now, and stays: this run's revision is {found[0]}")
+                    print_main(
+                        f"hub       {repo}@{tag} is somebody else's tag now, and stays: this run's revision is"
+                        f" {found[0]}"
+                    )
             else:
                 gone.append(step)
         if gone:
             self.lost = [step for step in gone if step not in there]
             again = _named([step for step in gone if step in there])
-            ways = [f"{again} will be published again" if again else "", f"{_named(self.lost)} cannot be: no checkpoint here" if self.lost else ""]
-            text = f"{_named(gone)} of {repo} was published, and is gone from there (deleted, or the repository made anew): {'; '.join(filter(None, ways))}"
+            ways = [
+                f"{again} will be published again" if again else "",
+                f"{_named(self.lost)} cannot be: no checkpoint here" if self.lost else "",
+            ]
+            text = (
+                f"{_named(gone)} of {repo} was published, and is gone from there (deleted, or the repository made"
+                f" anew): {'; '.join(filter(None, ways))}"
+            )
             print_main(f"WARNING   {text}")
             self.run.event("hub", reason=text)
         if kept != rows:
             write_text(self.published, "".join(json.dumps(row) + "\n" for row in kept))
 
     def catch_up(self) -> None:
-        """Queue the checkpoints that are neither queued nor published: a crash came between, or publishing is new, there or at all."""
+        """Queue the checkpoints that are neither queued nor published: a crash came between, or publishing is new,
+        there or at all.
+        """
         done = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
         for leftover in self.folder.glob(".*") if self.folder.exists() else ():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -157,7 +177,9 @@ class Publisher:
         row = {"step": step, "repo": self.repository.repo, "revision": tag, "state": state}
         files = write_revision(entry, self.repository.run, self.export_to, state, self._card(row, step))
         write_text(entry / "cover.md", self._card(row))
-        commit, is_main = self.repository.publish(files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"})
+        commit, is_main = self.repository.publish(
+            files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"}
+        )
         append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
         self.run.event("published", revision=tag, repo=self.repository.repo, commit=commit)
@@ -183,15 +205,23 @@ class Publisher:
             return
         try:
             path = card.write(self.place, self.repository.repo)
-            cover = {"README.md": path} | {f"figures/{one.name}": one for one in sorted((self.place / "figures").glob("*.png"))}
+            cover = {"README.md": path} | {
+                f"figures/{one.name}": one for one in sorted((self.place / "figures").glob("*.png"))
+            }
             if self.repository.publish_cover(cover):
                 print_main(f"hub       the card of {self.repository.repo} is on main")
         except (card.CardError, Refusal, HubPermissionError, HubUnavailable) as error:
-            print_main(f"WARNING   the card of {self.repository.repo} is not on main: {error}. --publish_only tries again.")
+            print_main(
+                f"WARNING   the card of {self.repository.repo} is not on main: {error}. --publish_only tries again."
+            )
 
     def _failed(self, error: Exception, step: int) -> None:
         """Say a failure once, not once a try."""
-        text = str(error) if isinstance(error, Refusal | HubUnavailable | HubPermissionError) else reason(error, self.run.path.resolve())
+        text = (
+            str(error)
+            if isinstance(error, Refusal | HubUnavailable | HubPermissionError)
+            else reason(error, self.run.path.resolve())
+        )
         self.blocked = isinstance(error, Refusal | HubPermissionError)
         if text != self.failure:
             self.failure = text
@@ -206,7 +236,8 @@ class Publisher:
             if announced != len(waiting):
                 announced = len(waiting)
                 print_main(
-                    f"hub       waiting for {announced} revision{'s' if announced > 1 else ''} (for {timeout:.0f} s at most; --publish_only goes on later)"
+                    f"hub       waiting for {announced} revision{'s' if announced > 1 else ''} (for {timeout:.0f} s at"
+                    " most; --publish_only goes on later)"
                 )
             self.wake.set()
             time.sleep(0.1)
@@ -228,7 +259,11 @@ class Publisher:
 
 def queued(folder: Path) -> list[tuple[int, Path]]:
     """(step, entry) of what waits in a queue, oldest first."""
-    found = [(step_of(path.name)[0], path) for path in folder.glob("step-*") if step_of(path.name)] if folder.exists() else []
+    found = (
+        [(step_of(path.name)[0], path) for path in folder.glob("step-*") if step_of(path.name)]
+        if folder.exists()
+        else []
+    )
     return sorted(found)
 
 
@@ -239,8 +274,14 @@ def queue_lines(folder: Path) -> list[str]:
         return []
     size = sum(path.stat().st_size for _, entry in waiting for path in (entry / "checkpoint").iterdir())
     failure = read_json(folder / "last_failure.json")
-    first = f"{len(waiting)} revisions wait to be published ({formatting.size(size)}): {', '.join(entry.name for _, entry in waiting[:5])}"
-    return [first + (" ..." if len(waiting) > 5 else ""), *([f"last failure ({failure['revision']}): {failure['reason']}"] if failure else [])]
+    first = (
+        f"{len(waiting)} revisions wait to be published ({formatting.size(size)}):"
+        f" {', '.join(entry.name for _, entry in waiting[:5])}"
+    )
+    return [
+        first + (" ..." if len(waiting) > 5 else ""),
+        *([f"last failure ({failure['revision']}): {failure['reason']}"] if failure else []),
+    ]
 
 
 def _named(steps: list[int]) -> str:
@@ -266,5 +307,7 @@ def losses_at(checkpoint: Path) -> dict:
 
 
 def is_published(step: int, every: int | None, last: bool) -> bool:
-    """Whether the checkpoint of a step becomes a revision. `every`: --publish_steps; last: whether it ends the run, which always is."""
+    """Whether the checkpoint of a step becomes a revision. `every`: --publish_steps; last: whether it ends the run,
+    which always is.
+    """
     return last or every is None or step % every == 0

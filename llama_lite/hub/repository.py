@@ -13,8 +13,30 @@ from model_card.card import YOURS, renew
 from ..distributed import print_main
 from ..errors import Refusal
 from ..files import csv_text, read_json, sha256, write_json, write_text
-from .client import HubPermissionError, HubUnavailable, Reference, fetch, files_of, nothing_private, refs_of, token, translated
-from .revision import BRANCH, INDEX, REVISION, STATE, TITLE, as_record, has_content_of, newest_first, same_content, step_of, tag_of
+from .client import (
+    HubPermissionError,
+    HubUnavailable,
+    Reference,
+    fetch,
+    files_of,
+    nothing_private,
+    refs_of,
+    token,
+    translated,
+)
+from .revision import (
+    BRANCH,
+    INDEX,
+    REVISION,
+    STATE,
+    TITLE,
+    as_record,
+    has_content_of,
+    newest_first,
+    same_content,
+    step_of,
+    tag_of,
+)
 
 COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
 
@@ -31,11 +53,14 @@ MOST_TAGS = 100  # of a repository, newest first, whose records are looked at
 
 
 class Repository:
-    """One run's model repository. Its methods raise Refusal, HubPermissionError or HubUnavailable, and can be called again."""
+    """One run's model repository. Its methods raise Refusal, HubPermissionError or HubUnavailable, and can be called
+    again.
+    """
 
     def __init__(self, repo: str, private: bool | None, run: str):
         self.repo, self.private, self.run = repo, private, run
-        self.owned = False  # whether a revision of this run is there: from then on nothing that others do takes the repository away
+        # whether a revision of this run is there: from then on nothing that others do takes the repository away
+        self.owned = False
         self.records: dict[str, dict | None] = {}  # revision.json of commits, which do not change
         self.own: dict[tuple[str, int], bool] = {}  # whether a commit is this run's revision of a step
         self.said: set[str] = set()
@@ -60,7 +85,9 @@ class Repository:
         return self._open()[1]
 
     def _open(self) -> tuple[dict[str, str], dict[str, str]]:
-        """({branch: commit}, {tag: commit}) of the repository, made if it is not there. Raises Refusal where it is another run's."""
+        """({branch: commit}, {tag: commit}) of the repository, made if it is not there. Raises Refusal where it is
+        another run's.
+        """
         self._call("create_repo", self.repo, private=self.private, exist_ok=True)
         heads, tags = refs_of(self.repo)
         if not self.owned:
@@ -68,14 +95,15 @@ class Repository:
             if owner not in (None, self.run):
                 newest = next((tag for tag, _ in newest_first(tags)), "main")
                 raise Refusal(
-                    f"{self.repo} belongs to another run ({owner}, this is {self.run}): choose another --hub_model_id, or go on with that run by "
-                    f"--resume_from_checkpoint {self.repo}@{newest}."
+                    f"{self.repo} belongs to another run ({owner}, this is {self.run}): choose another --hub_model_id,"
+                    f" or go on with that run by --resume_from_checkpoint {self.repo}@{newest}."
                 )
             self.owned = owner is not None
         return heads, tags
 
     def owner(self, heads: dict[str, str], tags: dict[str, str]) -> str | None:
-        """Id of the run that publishes here, None where none has: whose checkpoint the branch got first, else whose the newest tag or main is.
+        """Id of the run that publishes here, None where none has: whose checkpoint the branch got first, else whose the
+        newest tag or main is.
 
         Judged by the records of revisions alone; what people add beside them says nothing.
         """
@@ -83,7 +111,9 @@ class Repository:
             for commit in reversed(self._call("list_repo_commits", self.repo, revision=heads[BRANCH])):
                 if commit.title.startswith(TITLE) and (record := self.record(commit.commit_id)):
                     return record["run"]
-        for commit in [commit for _, commit in newest_first(tags)][:MOST_TAGS] + [heads[name] for name in ("main",) if name in heads]:
+        for commit in [commit for _, commit in newest_first(tags)][:MOST_TAGS] + [
+            heads[name] for name in ("main",) if name in heads
+        ]:
             if record := self.record(commit):
                 return record["run"]
         return None
@@ -93,13 +123,17 @@ class Repository:
         if commit not in self.records:
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    self.records[commit] = as_record(read_json(fetch(Reference(self.repo, commit), commit, REVISION, Path(folder))))
+                    self.records[commit] = as_record(
+                        read_json(fetch(Reference(self.repo, commit), commit, REVISION, Path(folder)))
+                    )
                 except Refusal:
                     self.records[commit] = None
         return self.records[commit]
 
     def claim(self, step: int) -> str:
-        """The tag of this run's revision of a step: the first name that is free, or ours already; another's on other content stays. Raises as `_open`."""
+        """The tag of this run's revision of a step: the first name that is free, or ours already; another's on other
+        content stays. Raises as `_open`.
+        """
         return self._name(step, self._open()[1])
 
     def _name(self, step: int, tags: dict[str, str]) -> str:
@@ -109,9 +143,11 @@ class Repository:
         return tag
 
     def find(self, step: int, commit: str | None, tags: dict[str, str]) -> tuple[str, str] | None:
-        """(tag, commit) of this run's revision of a step that was published as `commit` (None: in another repository), None where there is none.
+        """(tag, commit) of this run's revision of a step that was published as `commit` (None: in another repository),
+        None where there is none.
 
-        Where its tag was deleted, or is on somebody else's commit now, the commit is tagged again, and main's index says so.
+        Where its tag was deleted, or is on somebody else's commit now, the commit is tagged again, and main's index
+        says so.
         """
         if not self.owned:
             return None
@@ -132,8 +168,11 @@ class Repository:
             self.own[commit, step] = named and not self._wrong(commit, record, {})
         return self.own[commit, step]
 
-    def publish(self, files: dict[str, Path], tag: str, final: bool, losses: dict, cover: dict[str, Path]) -> tuple[str, bool]:
-        """Put one revision on the Hub as `tag` (see `claim`): commit, read back, tag, then main with `cover` (the card).
+    def publish(
+        self, files: dict[str, Path], tag: str, final: bool, losses: dict, cover: dict[str, Path]
+    ) -> tuple[str, bool]:
+        """Put one revision on the Hub as `tag` (see `claim`): commit, read back, tag, then main with `cover` (the
+        card).
 
         Returns (its commit, whether it is main's model now). Doing it again changes nothing.
         """
@@ -144,7 +183,10 @@ class Repository:
             if self._faults(commit, files, ours):
                 if not self._is_own(commit, ours["step"]):
                     raise HubUnavailable(TAKEN.format(tag=tag))
-                raise Refusal(f"{self.repo}@{tag} is there with other content, and no revision is written over. Choose another --hub_model_id.")
+                raise Refusal(
+                    f"{self.repo}@{tag} is there with other content, and no revision is written over. Choose another"
+                    " --hub_model_id."
+                )
         else:
             commit = self._commit(files, ours, heads, tags)
             if wrong := self._faults(commit, files, ours):
@@ -153,7 +195,8 @@ class Repository:
         return commit, self._update_main(files, ours, (tag, commit), final, losses, cover)
 
     def publish_cover(self, cover: dict[str, Path]) -> bool:
-        """Put a card and its figures on main, where they are not what is there; whether something was sent. Raises CardError, too.
+        """Put a card and its figures on main, where they are not what is there; whether something was sent. Raises
+        CardError, too.
 
         A figure whose last commit is not one of ours is somebody else's, and stays.
         """
@@ -161,20 +204,27 @@ class Repository:
         entries = files_of(self.repo, head)
         with tempfile.TemporaryDirectory() as folder:
             wanted = self._renewed(cover, head, Path(folder))
-            new = {name: path for name, path in wanted.items() if name not in entries or not has_content_of(entries[name], path)}
+            new = {
+                name: path
+                for name, path in wanted.items()
+                if name not in entries or not has_content_of(entries[name], path)
+            }
             if drawn := [name for name in new if name in entries and name != "README.md"]:
                 for entry in self._call("get_paths_info", self.repo, drawn, expand=True, revision=head):
                     if entry.last_commit is None or entry.last_commit.title != COVER:
                         del new[entry.path]
                         self._say_once(
-                            f"{entry.path} on main of {self.repo} is somebody else's and stays: move it away, and --publish_only puts this run's there"
+                            f"{entry.path} on main of {self.repo} is somebody else's and stays: move it away, and"
+                            " --publish_only puts this run's there"
                         )
             if new:
                 self._replace("main", head, new, COVER, set())
         return bool(new)
 
     def _renewed(self, cover: dict[str, Path], head: str, folder: Path) -> dict[str, Path]:
-        """A cover whose card keeps what main's card has from others: a person's words, and scores. Raises CardError where that cannot be told."""
+        """A cover whose card keeps what main's card has from others: a person's words, and scores. Raises CardError
+        where that cannot be told.
+        """
         old = self._text(head, "README.md", folder) if "README.md" in cover else None
         if old is None:
             return cover
@@ -184,31 +234,41 @@ class Repository:
     def _text(self, commit: str, name: str, folder: Path) -> str | None:
         """A text of a commit, None where it has none; what is not UTF-8 in it is replaced."""
         try:
-            return fetch(Reference(self.repo, commit), commit, name, folder / "old").read_text(encoding="utf-8", errors="replace")
+            return fetch(Reference(self.repo, commit), commit, name, folder / "old").read_text(
+                encoding="utf-8", errors="replace"
+            )
         except Refusal:
             return None
 
     def _commit(self, files: dict[str, Path], ours: dict, heads: dict[str, str], tags: dict[str, str]) -> str:
-        """The commit whose files are exactly ours: one that a crash left without a tag, wherever in the branch it is, else a new one."""
+        """The commit whose files are exactly ours: one that a crash left without a tag, wherever in the branch it is,
+        else a new one.
+        """
         if BRANCH not in heads:
             root = self._call("list_repo_commits", self.repo)[-1].commit_id
             self._call("create_branch", self.repo, branch=BRANCH, revision=root, exist_ok=True)
             heads = refs_of(self.repo)[0]
         head, title = heads[BRANCH], f"{TITLE}{ours['step']:,} ({ours['tokens']:,} tokens)"
-        if head not in tags.values():  # behind the last tag there is a commit of ours that has none yet, or one of others
+        if (
+            head not in tags.values()
+        ):  # behind the last tag there is a commit of ours that has none yet, or one of others
             for commit in self._call("list_repo_commits", self.repo, revision=head):
                 if commit.title == title and not self._faults(commit.commit_id, files, ours):
                     return commit.commit_id
         return self._replace(BRANCH, head, files, title, set(files_of(self.repo, head)))
 
     def _replace(self, branch: str, head: str, files: dict[str, Path], title: str, there: set[str]) -> str:
-        """One commit that adds `files` and deletes the rest of `there`; returns its id. HubUnavailable when the branch has moved from `head`."""
+        """One commit that adds `files` and deletes the rest of `there`; returns its id. HubUnavailable when the branch
+        has moved from `head`.
+        """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
         nothing_private(files)
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(there - set(files) - {".gitattributes"})]
-        return self._call("create_commit", self.repo, operations, commit_message=title, revision=branch, parent_commit=head).oid
+        return self._call(
+            "create_commit", self.repo, operations, commit_message=title, revision=branch, parent_commit=head
+        ).oid
 
     def _faults(self, commit: str, files: dict[str, Path], ours: dict) -> list[str]:
         """What keeps a commit from being this revision and nothing else: names of files, none where it is."""
@@ -218,7 +278,9 @@ class Repository:
         return self._wrong(commit, record, files)
 
     def _wrong(self, commit: str, record: dict, files: dict[str, Path]) -> list[str]:
-        """Files of a commit that are missing, too many, or not as its record says. `files`: those of this disk, which save downloads."""
+        """Files of a commit that are missing, too many, or not as its record says. `files`: those of this disk, which
+        save downloads.
+        """
         entries = files_of(self.repo, commit)
 
         def same(name: str, expected: dict) -> bool:
@@ -231,15 +293,20 @@ class Repository:
                 return sha256(fetch(Reference(self.repo, commit), commit, name, Path(folder))) == expected["sha256"]
 
         wanted = {*record["files"], REVISION, ".gitattributes"}
-        return sorted(set(entries) - wanted) + [name for name, expected in record["files"].items() if name not in entries or not same(name, expected)]
+        return sorted(set(entries) - wanted) + [
+            name for name, expected in record["files"].items() if name not in entries or not same(name, expected)
+        ]
 
     def _tag(self, tag: str, commit: str) -> None:
         self._call("create_tag", self.repo, tag=tag, revision=commit, exist_ok=True)
         if refs_of(self.repo)[1].get(tag) != commit:
             raise HubUnavailable(TAKEN.format(tag=tag))
 
-    def _update_main(self, files: dict[str, Path], ours: dict, at: tuple[str, str], final: bool, losses: dict, cover: dict[str, Path]) -> bool:
-        """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model; what others put there stays.
+    def _update_main(
+        self, files: dict[str, Path], ours: dict, at: tuple[str, str], final: bool, losses: dict, cover: dict[str, Path]
+    ) -> bool:
+        """The row of this revision in checkpoints.csv, the card, and, of a finished run only, the model; what others
+        put there stays.
 
         Whether the model is on main now.
         """
@@ -247,7 +314,11 @@ class Repository:
         head, (tag, commit) = heads["main"], at
         with tempfile.TemporaryDirectory() as folder:
             text = self._text(head, INDEX, Path(folder)) or ""
-            table = self._index(text, tags, {"step": ours["step"], "tokens": ours["tokens"], **losses, "revision": tag, "commit": commit})
+            table = self._index(
+                text,
+                tags,
+                {"step": ours["step"], "tokens": ours["tokens"], **losses, "revision": tag, "commit": commit},
+            )
             index = Path(folder) / "new.csv"
             index.write_text(table, encoding="utf-8")
             try:
@@ -257,31 +328,52 @@ class Repository:
                 cover = {name: path for name, path in cover.items() if name != "README.md"}
             wanted, stale, title, is_main = {INDEX: index, **cover}, set(), f"Index: {tag}", False
             if final:
-                record = {**ours, "files": {name: file for name, file in ours["files"].items() if not name.startswith((f"{STATE}/", "README.md"))}}
+                record = {
+                    **ours,
+                    "files": {
+                        name: file
+                        for name, file in ours["files"].items()
+                        if not name.startswith((f"{STATE}/", "README.md"))
+                    },
+                }
                 write_json(Path(folder) / REVISION, record)
                 model = {name: files[name] for name in record["files"]} | {REVISION: Path(folder) / REVISION}
                 there, own = files_of(self.repo, head), self._mains_own(head, model)
-                theirs = [name for name in model if name in there and name not in own and not has_content_of(there[name], model[name])]
+                theirs = [
+                    name
+                    for name in model
+                    if name in there and name not in own and not has_content_of(there[name], model[name])
+                ]
                 if theirs:
                     self._say_once(
-                        f"{', '.join(theirs[:3])} on main of {self.repo} is somebody else's and stays: the finished model is {self.repo}@{tag} "
-                        f"(revision={tag!r}). To have it on main, take that away and upload the files of the revision (hf download, hf upload)."
+                        f"{', '.join(theirs[:3])} on main of {self.repo} is somebody else's and stays: the finished"
+                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, take that away and upload"
+                        " the files of the revision (hf download, hf upload)."
                     )
                 else:
-                    is_main, wanted, stale, title = True, wanted | model, own, f"The finished model, step {ours['step']:,}"
+                    is_main, wanted, stale, title = (
+                        True,
+                        wanted | model,
+                        own,
+                        f"The finished model, step {ours['step']:,}",
+                    )
             if final or table != text:
                 self._replace("main", head, wanted, title, stale)
         return is_main
 
     def _mains_own(self, head: str, files: dict[str, Path]) -> set[str]:
-        """Files on main that are this run's: what its record there names, as it names them. What was altered since is somebody else's. `files`: see `_wrong`."""
+        """Files on main that are this run's: what its record there names, as it names them. What was altered since is
+        somebody else's. `files`: see `_wrong`.
+        """
         record = self.record(head)
         if record is None or record["run"] != self.run:
             return set()
         return {*record["files"], REVISION} - set(self._wrong(head, record, files))
 
     def _index(self, text: str, tags: dict[str, str], row: dict) -> str:
-        """`checkpoints.csv` with the row of a revision, in the order of steps. Rows of ours that somebody took out come back, a person's stay, last."""
+        """`checkpoints.csv` with the row of a revision, in the order of steps. Rows of ours that somebody took out come
+        back, a person's stay, last.
+        """
         kept = {}
         with contextlib.suppress(csv.Error):  # a text that is no table
             for line in csv.DictReader(io.StringIO(text)):
@@ -307,7 +399,9 @@ class Repository:
 
 
 def with_words(card_text: str, old: str) -> str:
-    """A card with what people wrote into the one that is there: between its marks, or, of a README without any, all of it. Raises CardError."""
+    """A card with what people wrote into the one that is there: between its marks, or, of a README without any, all of
+    it. Raises CardError.
+    """
     if YOURS[0] not in old and YOURS[1] not in old and not old.startswith(NO_CARD):
         words = re.sub(r"\A---\n.*?\n---\n", "", old, flags=re.DOTALL).strip()
         old = "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])

@@ -13,7 +13,11 @@ FORMAT = "llama_lite.revision/1"
 
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
 
-RECORDS = ("README.md", f"{STATE}/{verify.MANIFEST}", f"{STATE}/trainer_state.json")  # hold times: two equal runs differ in them
+RECORDS = (
+    "README.md",
+    f"{STATE}/{verify.MANIFEST}",
+    f"{STATE}/trainer_state.json",
+)  # hold times: two equal runs differ in them
 
 TITLE = "Checkpoint of step "  # of our commits on the branch
 
@@ -36,7 +40,9 @@ def run_id(identity: dict) -> str:
 
 
 def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> dict[str, Path]:
-    """Export the queued checkpoint `entry` by `export_to(checkpoint, folder)`, write its card `text` and `revision.json`; returns {path in the revision: file}."""
+    """Export the queued checkpoint `entry` by `export_to(checkpoint, folder)`, write its card `text` and
+    `revision.json`; returns {path in the revision: file}.
+    """
     checkpoint, export = entry / "checkpoint", entry / "export"
     shutil.rmtree(export, ignore_errors=True)
     manifest = verify.read_manifest(checkpoint)
@@ -52,7 +58,10 @@ def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> 
         "step": manifest["step"],
         "tokens": manifest["tokens"],
         "identity": manifest["identity"],
-        "files": {name: known.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)} for name, path in files.items()},
+        "files": {
+            name: known.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)}
+            for name, path in files.items()
+        },
     }
     write_json(export / REVISION, record)
     return {**files, REVISION: export / REVISION}
@@ -80,7 +89,9 @@ def same_content(first: dict, second: dict) -> bool:
 
 def newest_first(tags: dict[str, str]) -> list[tuple[str, str]]:
     """(tag, commit) of the tags of this project's form, by their numbers; others are people's."""
-    return sorted(((tag, commit) for tag, commit in tags.items() if step_of(tag)), key=lambda one: step_of(one[0]), reverse=True)
+    return sorted(
+        ((tag, commit) for tag, commit in tags.items() if step_of(tag)), key=lambda one: step_of(one[0]), reverse=True
+    )
 
 
 def has_content_of(entry, path: Path) -> bool:

@@ -1,1 +1,3 @@
-"""Faster ways to compute the same numbers; each is tried on the model before it is used. May import: foundations, machine, config, data."""
+"""Faster ways to compute the same numbers; each is tried on the model before it is used. May import: foundations,
+machine, config, data.
+"""

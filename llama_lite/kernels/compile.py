@@ -8,15 +8,21 @@ from ..distributed import print_main
 from ..machine.hardware import missing_compiler
 from . import probe
 
-COMPILES = ("llama",)  # kinds whose compiled layers the tests hold against plain ones; others are tried at the start, which takes as long again
+COMPILES = (
+    "llama",
+    # kinds whose compiled layers the tests hold against plain ones; others are tried at the start, which takes as long
+    # again
+)
 
 COMPILED_PROBE = 1e-4  # of the largest logit, in float32: what fused operations round otherwise
 
 
 def compile_layers(model, device) -> bool:
-    """Compile each decoder layer of a causal language model in place, alike ones once, for fixed shapes. True if it could.
+    """Compile each decoder layer of a causal language model in place, alike ones once, for fixed shapes. True if it
+    could.
 
-    Parameter names stay, and hooks of DDP and FSDP2 run. What compiled before is read from torch's cache (TORCHINDUCTOR_CACHE_DIR).
+    Parameter names stay, and hooks of DDP and FSDP2 run. What compiled before is read from torch's cache
+    (TORCHINDUCTOR_CACHE_DIR).
     """
     if missing := missing_compiler(device):
         print_main(f"WARNING   --compile_layers: {missing}: layers run uncompiled, with the same result")
@@ -24,12 +30,16 @@ def compile_layers(model, device) -> bool:
     if device.type == "cpu":
         from torch._inductor import config, cpu_vec_isa
 
-        # torch's cache of compiled graphs does not know for which vectors their code was written: from another kind of processor, or under another
+        # torch's cache of compiled graphs does not know for which vectors their code was written: from another kind of
+        # processor, or under another
         # ATEN_CPU_CAPABILITY, it would write beyond its buffers. This setting is part of the cache's key.
         config.cpp.simdlen = cpu_vec_isa.pick_vec_isa().bit_width() or None
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        print_main("WARNING   --compile_layers: this model has no layers that transformers can tell apart: it runs uncompiled, with the same result")
+        print_main(
+            "WARNING   --compile_layers: this model has no layers that transformers can tell apart: it runs uncompiled,"
+            " with the same result"
+        )
         return False
     tried = model.config.model_type in COMPILES
     plain = None if tried else _probed(model)

@@ -1,7 +1,8 @@
-"""The output layer and its cross-entropy in one: logits are held for some rows at a time, once, and in half precision under autocast.
+"""The output layer and its cross-entropy in one: logits are held for some rows at a time, once, and in half precision
+under autocast.
 
-The gradient is made beside the loss, in the forward pass, and in the place of the logits. It is the same mathematics as the plain
-path, in another order of additions. For the CPU; on a GPU `--use_liger_kernel` does the like.
+The gradient is made beside the loss, in the forward pass, and in the place of the logits. It is the same mathematics as
+the plain path, in another order of additions. For the CPU; on a GPU `--use_liger_kernel` does the like.
 """
 
 import torch
@@ -17,19 +18,29 @@ MAX_CHUNKS = None  # where a step is only followed for its memory (memory.py): a
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """(hidden [rows, width], weight [vocabulary, width], labels [rows], count) -> sum of the losses of labels other than -100, over count."""
+    """(hidden [rows, width], weight [vocabulary, width], labels [rows], count) -> sum of the losses of labels other
+    than -100, over count.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, count):
-        dtype = torch.get_autocast_dtype(hidden.device.type) if torch.is_autocast_enabled(hidden.device.type) else hidden.dtype
+        dtype = (
+            torch.get_autocast_dtype(hidden.device.type)
+            if torch.is_autocast_enabled(hidden.device.type)
+            else hidden.dtype
+        )
         inputs, outputs = hidden.to(dtype), weight.to(dtype)
         needs_grad = any(ctx.needs_input_grad[:2])
         losses = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = None
-        for hidden_chunk, labels_chunk, grad_chunk in _chunks(LOGITS_CHUNK // weight.shape[0], inputs, labels, grad_hidden):
+        for hidden_chunk, labels_chunk, grad_chunk in _chunks(
+            LOGITS_CHUNK // weight.shape[0], inputs, labels, grad_hidden
+        ):
             logits_chunk = hidden_chunk @ outputs.T  # (chunk, vocabulary)
-            for rows, target in _chunks(FP32_CHUNK // weight.shape[0], logits_chunk, labels_chunk):  # fewer rows, which stay in the cache in float32
+            for rows, target in _chunks(
+                FP32_CHUNK // weight.shape[0], logits_chunk, labels_chunk
+            ):  # fewer rows, which stay in the cache in float32
                 is_target, target = target != -100, target.clamp(min=0)[:, None]  # (rows), (rows, 1)
                 logits = rows.float()  # (rows, vocabulary)
                 target_logit, row_max = logits.gather(1, target), logits.amax(1, keepdim=True)  # (rows, 1)
@@ -37,7 +48,9 @@ class LinearCrossEntropy(torch.autograd.Function):
                 losses += ((sum_exp.log() + row_max - target_logit).squeeze(1) * is_target).sum()
                 if needs_grad:
                     scale = (is_target.float() / count)[:, None]  # (rows, 1)
-                    rows.copy_(logits.mul_(scale / sum_exp).scatter_add_(1, target, -scale))  # probs - one_hot: the gradient, in the logits' place
+                    rows.copy_(
+                        logits.mul_(scale / sum_exp).scatter_add_(1, target, -scale)
+                    )  # probs - one_hot: the gradient, in the logits' place
             if needs_grad:
                 grad_chunk.copy_(logits_chunk @ outputs)
                 dw = logits_chunk.T @ hidden_chunk  # (vocabulary, width)
@@ -53,16 +66,19 @@ class LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunks(count: int, *tensors):
-    """Slices of at most `count` rows, at least one, of tensors of as many rows (None stays None). MOST_SLICES of them, where that is set."""
+    """Slices of at most `count` rows, at least one, of tensors of as many rows (None stays None). MOST_SLICES of them,
+    where that is set.
+    """
     for begin in range(0, len(tensors[0]), max(1, count))[:MAX_CHUNKS]:
         yield tuple(None if tensor is None else tensor[begin : begin + max(1, count)] for tensor in tensors)
 
 
 def apply_fused_cross_entropy(model) -> None:
-    """Let a causal language model compute the loss of `shift_labels` that way, inside its forward; without them it is as it was.
+    """Let a causal language model compute the loss of `shift_labels` that way, inside its forward; without them it is
+    as it was.
 
-    For models of which `why_unsupported` says nothing. The loss is made by calling the output layer as a module, so that FSDP gathers its weight as for
-    the plain path.
+    For models of which `why_unsupported` says nothing. The loss is made by calling the output layer as a module, so
+    that FSDP gathers its weight as for the plain path.
     """
     plain, head = model.forward, model.get_output_embeddings()
     plain_head = head.forward
@@ -85,7 +101,9 @@ def apply_fused_cross_entropy(model) -> None:
 
 @torch.no_grad()
 def why_unsupported(model) -> str | None:
-    """Why the loss of a model cannot be computed that way, tried on itself in float32; None where it can. The model is left as it was."""
+    """Why the loss of a model cannot be computed that way, tried on itself in float32; None where it can. The model is
+    left as it was.
+    """
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None:
         return "its output layer is more than a matrix"

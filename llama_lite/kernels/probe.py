@@ -12,21 +12,32 @@ def probe_ids(model):
     """Two rows of 24 ids to try a model on."""
     import torch
 
-    return torch.arange(1, 49, device=next(model.parameters()).device).reshape(2, 24) * 7 % model.config.get_text_config().vocab_size
+    return (
+        torch.arange(1, 49, device=next(model.parameters()).device).reshape(2, 24)
+        * 7
+        % model.config.get_text_config().vocab_size
+    )
 
 
 def close(ours, theirs, tolerance: float = PROBED) -> bool:
-    """Whether two results of a probe are one, but for the order of additions; `tolerance` is relative to the largest number."""
+    """Whether two results of a probe are one, but for the order of additions; `tolerance` is relative to the largest
+    number.
+    """
     return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
 
 
 @contextlib.contextmanager
 def evaluating(model):
-    """A model in evaluation mode and without autocast; its mode and the global random state are as before afterwards."""
+    """A model in evaluation mode and without autocast; its mode and the global random state are as before
+    afterwards.
+    """
     import torch
 
     training, device = model.training, next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.autocast(device.type, enabled=False):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        torch.autocast(device.type, enabled=False),
+    ):
         model.eval()
         try:
             yield
@@ -36,7 +47,9 @@ def evaluating(model):
 
 @contextlib.contextmanager
 def without_router_loss(model):
-    """A mixture of experts without the loss of its router, which transformers cannot compute while tokens are generated one by one."""
+    """A mixture of experts without the loss of its router, which transformers cannot compute while tokens are generated
+    one by one.
+    """
     config = model.config.get_text_config()
     asked = getattr(config, "output_router_logits", None)
     try:

@@ -20,14 +20,18 @@ def configure_cpu(device: torch.device, threads: int | None, keep: bool) -> None
 
 
 def keep_memory() -> bool:
-    """Let glibc keep what a training step frees for the next one: no page is returned, faulted in and zeroed again. True if it could.
+    """Let glibc keep what a training step frees for the next one: no page is returned, faulted in and zeroed again.
+    True if it could.
 
-    The package also asks torch for huge pages (THP_MEM_ALLOC_ENABLE, read when torch is imported; set it to 0 for none).
+    The package also asks torch for huge pages (THP_MEM_ALLOC_ENABLE, read when torch is imported; set it to 0 for
+    none).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        print_main("WARNING   --keep_memory: this system's C library has no mallopt: freed memory is returned as it was")
+        print_main(
+            "WARNING   --keep_memory: this system's C library has no mallopt: freed memory is returned as it was"
+        )
         return False
     return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, 2**31 - 1), mallopt(TOP_PAD, 64 * 2**20)])
 
@@ -46,7 +50,11 @@ def missing_compiler(device) -> str | None:
         return "torch finds no C++ compiler (g++ or clang++)"
 
 
-PRODUCT, ROUND, ROUNDS = 256, 12, 20  # size of the products that are timed, how many at once, and how often at most: .1 s in all
+PRODUCT, ROUND, ROUNDS = (
+    256,
+    12,
+    20,
+)  # size of the products that are timed, how many at once, and how often at most: .1 s in all
 
 CLEAR = 1.25  # a ratio beyond which no further products are timed
 
@@ -55,7 +63,8 @@ CLEAR = 1.25  # a ratio beyond which no further products are timed
 def native_bfloat16(device: torch.device) -> tuple[bool, str]:
     """(whether a device computes bfloat16 in hardware, and faster than float32; why).
 
-    The device is asked first, then a product of 256 x 256 matrices is timed in both: an emulation and a virtual machine can say yes.
+    The device is asked first, then a product of 256 x 256 matrices is timed in both: an emulation and a virtual machine
+    can say yes.
     """
     if device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -63,7 +72,9 @@ def native_bfloat16(device: torch.device) -> tuple[bool, str]:
         return _timed(device)
     if device.type != "cpu":
         return False, f"bfloat16 has not been tried on {device.type}"
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # honours ONEDNN_MAX_CPU_ISA; says yes to AVX512 without bfloat16
+    if (
+        not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):  # honours ONEDNN_MAX_CPU_ISA; says yes to AVX512 without bfloat16
         return False, "this processor has no bfloat16 instructions"
     return _timed(device)
 
@@ -84,7 +95,9 @@ def _timed(device: torch.device) -> tuple[bool, str]:
 def product_seconds(device: torch.device, size: int, repeats: int) -> dict[str, float]:
     """The shortest of some times of a size^3 matrix product in float32 and bfloat16, taken in turn."""
     best = {}
-    inputs = {name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in ("float32", "bfloat16")}
+    inputs = {
+        name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in ("float32", "bfloat16")
+    }
     for _ in range(repeats):
         for name, matrix in inputs.items():
             if device.type == "cuda":
@@ -100,7 +113,8 @@ def product_seconds(device: torch.device, size: int, repeats: int) -> dict[str, 
 
 
 def peak_flops(precision: str, device: torch.device) -> float | None:
-    """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU what 1024^3 products reach here, in the format that is really computed.
+    """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU what 1024^3 products reach here, in the format
+    that is really computed.
 
     Where bfloat16 is emulated most of a step is computed in float32, whose peak then counts.
     """

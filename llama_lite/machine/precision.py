@@ -1,4 +1,6 @@
-"""Which number format a run computes in: what was asked for, what its checkpoint has, or what this device computes natively."""
+"""Which number format a run computes in: what was asked for, what its checkpoint has, or what this device computes
+natively.
+"""
 
 import torch
 
@@ -11,7 +13,9 @@ LAUNCHER_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  
 
 
 def choose(asked: str, recorded: str | None, device: torch.device) -> tuple[str, str]:
-    """(float32, bfloat16 or float16; why): what was asked for (not `auto`), what the run's checkpoint was made in, or what the device is good at."""
+    """(float32, bfloat16 or float16; why): what was asked for (not `auto`), what the run's checkpoint was made in, or
+    what the device is good at.
+    """
     if asked != "auto":
         return asked, "as asked for"
     native, why = native_bfloat16(device)
@@ -34,4 +38,6 @@ def check_device(precision: str, device: torch.device) -> None:
     if precision == "float16" and device.type == "cpu":
         raise Refusal("--precision float16: a CPU does not train in it. Use auto, float32 or bfloat16.")
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise Refusal(f"--precision bfloat16: {torch.cuda.get_device_name(device)} has none. Use auto, float32 or float16.")
+        raise Refusal(
+            f"--precision bfloat16: {torch.cuda.get_device_name(device)} has none. Use auto, float32 or float16."
+        )

@@ -1,4 +1,6 @@
-"""How rows of a model go together in one batch: side by side without padding where the model keeps them apart, else padded."""
+"""How rows of a model go together in one batch: side by side without padding where the model keeps them apart, else
+padded.
+"""
 
 import dataclasses
 
@@ -7,12 +9,16 @@ import torch
 from ..chat_format.packing import Example
 from ..kernels import probe
 
-MIXED = 1e-4  # of the largest logit: clean bases differ by 1.1e-6 at most, those whose rows see each other by 2.7e-3 at least (measured, 20 kinds)
+# of the largest logit: clean bases differ by 1.1e-6 at most, those whose rows see each other by 2.7e-3 at least
+# (measured, 20 kinds)
+MIXED = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """How rows of a base go together: side by side in one row without seeing each other, and padded on the left for answers."""
+    """How rows of a base go together: side by side in one row without seeing each other, and padded on the left for
+    answers.
+    """
 
     packs: bool = True
     pads: bool = True
@@ -29,13 +35,18 @@ class Batches:
 
 @torch.no_grad()
 def batches_of(model) -> Batches:
-    """How rows go together in a base, by its own logits, in float32: a row's behind another one, and behind padding, against its own alone."""
+    """How rows go together in a base, by its own logits, in float32: a row's behind another one, and behind padding,
+    against its own alone.
+    """
     first, second = probe.probe_ids(model)
     positions = torch.arange(len(first), device=first.device)
     filled = torch.ones(len(first) + 8, dtype=torch.long, device=first.device)
     filled[:8] = 0
     ways = {
-        "packs": {"input_ids": torch.cat([first, second])[None], "position_ids": torch.cat([positions, positions])[None]},
+        "packs": {
+            "input_ids": torch.cat([first, second])[None],
+            "position_ids": torch.cat([positions, positions])[None],
+        },
         "pads": {"input_ids": torch.cat([first[:8], second])[None], "attention_mask": filled[None]},
     }
     found = {}

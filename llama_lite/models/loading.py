@@ -1,8 +1,9 @@
-"""From a reference to a model: a folder, a revision on the Hub, one of the authors' checkpoints; with an adapter or without.
+"""From a reference to a model: a folder, a revision on the Hub, one of the authors' checkpoints; with an adapter or
+without.
 
-Files of the Hub are verified before anything is loaded, and only safetensors and JSON are ever read; code that comes with a model is
-never run and never asked about. Weights must fill the model: what is missing, unknown or of another shape is refused by name. A model's
-begin, end and padding ids are made those of its tokenizer, and that is said.
+Files of the Hub are verified before anything is loaded, and only safetensors and JSON are ever read; code that comes
+with a model is never run and never asked about. Weights must fill the model: what is missing, unknown or of another
+shape is refused by name. A model's begin, end and padding ids are made those of its tokenizer, and that is said.
 """
 
 import os
@@ -40,21 +41,31 @@ def load_tokenizer(located: Located, other: str | None = None):
         tokenizer = data_tokenizer.read_tokenizer(located.folder)
     except Exception as error:  # the tokenizers library raises bare ones
         check_native(located, "tokenizer_config.json")
-        raise Refusal(f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name, e.g. gpt2.") from None
+        raise Refusal(
+            f"{located.name} has no tokenizer ({' '.join(str(error).split())[:200]}): name one with --tokenizer_name,"
+            " e.g. gpt2."
+        ) from None
     if tokenizer.eos_token_id is None:
-        raise Refusal(f"the tokenizer of {located.name} has no end-of-text token, so no answer could ever end: name another with --tokenizer_name.")
+        raise Refusal(
+            f"the tokenizer of {located.name} has no end-of-text token, so no answer could ever end: name another with"
+            " --tokenizer_name."
+        )
     data_tokenizer.check_usable(f"the tokenizer of {located.name}", tokenizer)
     return tokenizer
 
 
 def load_model(located: Located, dtype: str = "float32"):
-    """The causal language model of a folder, its weights in `dtype`, every one of them from its files. Raises Refusal."""
+    """The causal language model of a folder, its weights in `dtype`, every one of them from its files. Raises
+    Refusal.
+    """
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     if located.adapter:
-        raise Refusal(f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first.")
+        raise Refusal(
+            f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first."
+        )
     config = load_config(located)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of keys that do not fit: they are refused below
@@ -96,22 +107,34 @@ def _unlike_files(folder: Path, config) -> tuple[set[str], set[str]]:
 
 
 def check_filled(name: str, missing, unexpected, mismatched=()) -> None:
-    """Raise Refusal unless weights fill their model: names that are missing, that the model does not know, or of another shape (name, theirs, its)."""
+    """Raise Refusal unless weights fill their model: names that are missing, that the model does not know, or of
+    another shape (name, theirs, its).
+    """
     found = {"missing": sorted(missing), "unknown": sorted(unexpected)}
     found["of another shape"] = [f"{key} {list(theirs)} for {list(own)}" for key, theirs, own in sorted(mismatched)]
-    problems = [f"{len(keys):,} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})" for what, keys in found.items() if keys]
+    problems = [
+        f"{len(keys):,} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
+        for what, keys in found.items()
+        if keys
+    ]
     if problems:
-        raise Refusal(f"the weights of {name} do not fill the model: {'; '.join(problems)}. Nothing is computed with weights that nobody trained.")
+        raise Refusal(
+            f"the weights of {name} do not fill the model: {'; '.join(problems)}. Nothing is computed with weights that"
+            " nobody trained."
+        )
 
 
 def check_language_model(name: str, model) -> None:
-    """Raise Refusal unless a model's weights are finite, it predicts each token from those before it, and its loss of `shift_labels` is what these logits give."""
+    """Raise Refusal unless a model's weights are finite, it predicts each token from those before it, and its loss of
+    `shift_labels` is what these logits give.
+    """
     import torch
 
     if wrong := [key for key, value in model.named_parameters() if not torch.isfinite(value).all()]:
         raise Refusal(
-            f"{name}: {len(wrong):,} of its tensors hold NaN or infinity ({', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}): no loss of it is a "
-            "number. Give an earlier step, or whole weights."
+            f"{name}: {len(wrong):,} of its tensors hold NaN or infinity"
+            f" ({', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}): no loss of it is a number. Give an earlier"
+            " step, or whole weights."
         )
     ids, labels = probe_ids(model), probe_ids(model).flip(1)
     other = ids.clone()
@@ -125,9 +148,15 @@ def check_language_model(name: str, model) -> None:
         raise Refusal(f"{name} cannot be run as a causal language model of transformers: {shortened(error)}") from None
     kind = model.config.model_type
     if not close(after, before):
-        raise Refusal(f"{name} ({kind}) sees the tokens that it is to predict: it is no decoder-only language model. Give one that is.")
+        raise Refusal(
+            f"{name} ({kind}) sees the tokens that it is to predict: it is no decoder-only language model. Give one"
+            " that is."
+        )
     if getattr(outputs, "aux_loss", None) is None and not close(outputs.loss.float(), loss):
-        raise Refusal(f"{name} ({kind}) takes no shifted labels: its loss is {float(outputs.loss):.4f} where its logits give {float(loss):.4f}.")
+        raise Refusal(
+            f"{name} ({kind}) takes no shifted labels: its loss is {float(outputs.loss):.4f} where its logits give"
+            f" {float(loss):.4f}."
+        )
 
 
 def check_vocabulary(name: str, rows: int, tokenizer) -> None:
@@ -135,12 +164,15 @@ def check_vocabulary(name: str, rows: int, tokenizer) -> None:
     ids = vocabulary_size(tokenizer)
     if not ids <= rows <= ids + UNUSED_ROWS:
         raise Refusal(
-            f"{name} has {rows:,} embeddings and its tokenizer {ids:,} ids: they do not belong together. Name the right one with --tokenizer_name."
+            f"{name} has {rows:,} embeddings and its tokenizer {ids:,} ids: they do not belong together. Name the right"
+            " one with --tokenizer_name."
         )
 
 
 def align_special_tokens(model, tokenizer) -> str | None:
-    """Give config and generation config the tokenizer's begin, end and padding ids; says what was wrong, None if nothing was."""
+    """Give config and generation config the tokenizer's begin, end and padding ids; says what was wrong, None if
+    nothing was.
+    """
     end = tokenizer.eos_token_id
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -152,13 +184,19 @@ def align_special_tokens(model, tokenizer) -> str | None:
 
 
 def describe_mismatch(config, begin: int, end: int) -> str | None:
-    """What to say when the ids of a config are not its tokenizer's, as in the authors' checkpoints (1 and 2 instead of 50256)."""
+    """What to say when the ids of a config are not its tokenizer's, as in the authors' checkpoints (1 and 2 instead of
+    50256).
+    """
     before = (config.bos_token_id, config.eos_token_id)
-    return None if before == (begin, end) else f"begin and end ids {before} are mended to {(begin, end)}, the tokenizer's"
+    return (
+        None if before == (begin, end) else f"begin and end ids {before} are mended to {(begin, end)}, the tokenizer's"
+    )
 
 
 def attach(model, adapter: Located):
-    """The model with an adapter on it (`peft.PeftModel`), not trainable, each of its weights from the adapter's file. Raises Refusal."""
+    """The model with an adapter on it (`peft.PeftModel`), not trainable, each of its weights from the adapter's file.
+    Raises Refusal.
+    """
     from peft import PeftModel
 
     if not (adapter.folder / ADAPTER_FILE).is_file():
@@ -174,7 +212,8 @@ def attach(model, adapter: Located):
 
 
 def check_adapter(model, name: str, folder: Path) -> None:
-    """Raise Refusal unless the adapter's file in `folder` holds every weight of a PeftModel's adapter, in its shape, and no other.
+    """Raise Refusal unless the adapter's file in `folder` holds every weight of a PeftModel's adapter, in its shape,
+    and no other.
 
     Embeddings of the base, which PEFT can store beside an adapter, are no other.
     """
@@ -183,7 +222,9 @@ def check_adapter(model, name: str, folder: Path) -> None:
 
     with safe_open(folder / ADAPTER_FILE, "pt") as file:
         theirs = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
-    own = {key: list(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    own = {
+        key: list(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
+    }
     ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
     base = {f"{key}.weight" for key, module in model.named_modules() if any(module is layer for layer in ends)}
     other = [(key, theirs[key], own[key]) for key in own.keys() & theirs.keys() if theirs[key] != own[key]]
@@ -191,10 +232,11 @@ def check_adapter(model, name: str, folder: Path) -> None:
 
 
 def load_weights(model, folder: Path) -> dict[str, torch.Tensor]:
-    """Load the `model*.safetensors` of a folder into a model, and return them; Refusal where a tensor is missing, unknown or of another shape.
+    """Load the `model*.safetensors` of a folder into a model, and return them; Refusal where a tensor is missing,
+    unknown or of another shape.
 
-    A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are. Where the model ties two tensors,
-    one of them is enough, and two must be equal.
+    A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are. Where
+    the model ties two tensors, one of them is enough, and two must be equal.
     """
     tensors = read_weights(folder)
     if get_model_conversion_mapping(
@@ -204,29 +246,45 @@ def load_weights(model, folder: Path) -> dict[str, torch.Tensor]:
             tensors = load_model(references.Located(str(folder), folder)).state_dict()
     own, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
     for name, tensor in tensors.items():
-        if name in verify.VOCABULARY and name in own and tensor.shape[0] < own[name].shape[0] and tensor.shape[1:] == own[name].shape[1:]:
+        if (
+            name in verify.VOCABULARY
+            and name in own
+            and tensor.shape[0] < own[name].shape[0]
+            and tensor.shape[1:] == own[name].shape[1:]
+        ):
             tensors[name] = torch.cat([tensor.to(own[name]), own[name][len(tensor) :]])
     for first, second in tied.items():
         if first in tensors and second in tensors and not torch.equal(tensors[first], tensors[second]):
-            raise Refusal(f"the weights in {folder} are not this model's: {first} and {second} are tied here (tie_word_embeddings) and differ there.")
+            raise Refusal(
+                f"the weights in {folder} are not this model's: {first} and {second} are tied here"
+                " (tie_word_embeddings) and differ there."
+            )
     there = {
         *tensors,
         *(first for first, second in tied.items() if second in tensors),
         *(second for first, second in tied.items() if first in tensors),
     }
-    other = [(name, tensor.shape, own[name].shape) for name, tensor in tensors.items() if name in own and tensor.shape != own[name].shape]
+    other = [
+        (name, tensor.shape, own[name].shape)
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
     check_filled(str(folder), own.keys() - there, tensors.keys() - own.keys(), other)
     set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
     return tensors
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder as its files name them: of model.safetensors, or of the files that its index names, as transformers chooses. Raises Refusal."""
+    """The tensors of a folder as its files name them: of model.safetensors, or of the files that its index names, as
+    transformers chooses. Raises Refusal.
+    """
     whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if not whole.is_file() and not index.is_file():
         verify.refuse_sharded(folder)
         raise Refusal(f"{folder} holds no {SAFE_WEIGHTS_NAME}.")
-    names = [SAFE_WEIGHTS_NAME] if whole.is_file() else sorted(set((read_json(index) or {}).get("weight_map", {}).values()))
+    names = (
+        [SAFE_WEIGHTS_NAME] if whole.is_file() else sorted(set((read_json(index) or {}).get("weight_map", {}).values()))
+    )
     tensors = {}
     for name in names:
         try:

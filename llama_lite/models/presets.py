@@ -16,18 +16,26 @@ def load_model_config(name: str):
     folder = PRESETS / name if (PRESETS / name / "config.json").exists() else Path(name)
     if not (folder / "config.json").is_file():
         presets = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/config.json")))
-        raise Refusal(f"--model_config {name}: neither a preset ({presets}), nor LAYERSxWIDTH such as 6x256, nor a folder with a config.json.")
+        raise Refusal(
+            f"--model_config {name}: neither a preset ({presets}), nor LAYERSxWIDTH such as 6x256, nor a folder with a"
+            " config.json."
+        )
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # malformed values lead to errors of every kind
         from . import references
 
         references.check_native(references.Located(f"--model_config {name}", folder))
-        raise Refusal(f"--model_config {name}: {folder / 'config.json'} is no model configuration ({' '.join(str(error).split())}).") from None
+        raise Refusal(
+            f"--model_config {name}: {folder / 'config.json'} is no model configuration"
+            f" ({' '.join(str(error).split())})."
+        ) from None
 
 
 def model_config_of(name: str, vocab_size: int, context: int | None):
-    """The config of `--model_config`: LAYERSxWIDTH with that vocabulary and context, or as `load_model_config`. Raises Refusal."""
+    """The config of `--model_config`: LAYERSxWIDTH with that vocabulary and context, or as `load_model_config`. Raises
+    Refusal.
+    """
     if shapes.is_shape(name):
         return shapes.config(shapes.parse(name), vocab_size, context or shapes.context_of(shapes.parse(name)[1]))
     return load_model_config(name)
@@ -52,8 +60,9 @@ def context_of(config) -> int | None:
 
 
 def flops_per_token(config, context: int) -> int:
-    """FLOPs of training on a token, attention included: TRL's formula, or, for configs that it does not know (GPT-2's, most mixtures of experts), 6 for each
-    parameter but those of the embedding, as Kaplan et al. (arXiv 2001.08361) count, and 12 x layers x width x context for attention scores.
+    """FLOPs of training on a token, attention included: TRL's formula, or, for configs that it does not know (GPT-2's,
+    most mixtures of experts), 6 for each parameter but those of the embedding, as Kaplan et al. (arXiv 2001.08361)
+    count, and 12 x layers x width x context for attention scores.
     """
     from trl.trainer.utils import compute_flops_per_token
 
@@ -62,5 +71,6 @@ def flops_per_token(config, context: int) -> int:
     except AttributeError:
         config = config.get_text_config()
         return (
-            6 * (count_parameters(config)[0] - config.vocab_size * config.hidden_size) + 12 * config.num_hidden_layers * config.hidden_size * context
+            6 * (count_parameters(config)[0] - config.vocab_size * config.hidden_size)
+            + 12 * config.num_hidden_layers * config.hidden_size * context
         )

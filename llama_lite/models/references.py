@@ -16,11 +16,18 @@ from ..hub.client import HubPermissionError, HubUnavailable, Reference, referenc
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-VOLATILE_ADAPTER = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")  # of adapter_config.json: its place
+VOLATILE_ADAPTER = (
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+    "inference_mode",
+    "auto_mapping",
+)  # of adapter_config.json: its place
 
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to, and what their config makes of them
 
-# Fields of a config that weights do not depend on: the length of the vocabulary (padding, held against the tensors) and of the context, ids, what only
+# Fields of a config that weights do not depend on: the length of the vocabulary (padding, held against the tensors) and
+# of the context, ids, what only
 # training uses (dropout, initial values, router losses), and how it is computed.
 FREE_FIELDS = re.compile(
     r"^(vocab_size|n_positions|max_position_embeddings|max_seq_len|n_ctx|\w+_token_id|\w*(dropout|pdrop|drop|initializer\w*|init_std)|router_aux_loss_coef|output_\w+|"
@@ -52,7 +59,9 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
         if revision:
             raise Refusal(f"--model_revision {revision}: {name} is a folder, and folders have no revisions.")
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
-            raise Refusal(f"{argument} {name}: no folder with a config.json or adapter_config.json, and no Hub id (owner/name).")
+            raise Refusal(
+                f"{argument} {name}: no folder with a config.json or adapter_config.json, and no Hub id (owner/name)."
+            )
         integrity.check_model(name, folder)
         return Located(name, folder)
     where = Reference(where.repo, where.revision or revision)
@@ -60,8 +69,8 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
         commit, folder = download.pull_model(where)
     except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(
-            f"{argument} {where}: no folder here has this name, and the Hub says: {error}. Make it first, give another name, or run the same command "
-            "again when the Hub answers."
+            f"{argument} {where}: no folder here has this name, and the Hub says: {error}. Make it first, give another"
+            " name, or run the same command again when the Hub answers."
         ) from None
     integrity.check_model(str(where), folder)
     return Located(str(where), folder, where.repo, where.revision, commit)
@@ -69,16 +78,23 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
 
 def weights_digest(folder: Path) -> str:
     """sha256 over the names and sha256 of the weight files of a model or adapter."""
-    files = sorted(path for pattern in ("model*.safetensors", "adapter_model.safetensors") for path in Path(folder).glob(pattern))
+    files = sorted(
+        path for pattern in ("model*.safetensors", "adapter_model.safetensors") for path in Path(folder).glob(pattern)
+    )
     if not files:
         raise Refusal(f"{folder} holds no model.safetensors: only safetensors are read.")
     return hashlib.sha256(json.dumps([[path.name, sha256(path)] for path in files]).encode()).hexdigest()
 
 
 def model_digest(folder: Path) -> str:
-    """sha256 over the weights of a model or adapter and what of its config decides what they compute (epsilons, rotations, LoRA's alpha)."""
+    """sha256 over the weights of a model or adapter and what of its config decides what they compute (epsilons,
+    rotations, LoRA's alpha).
+    """
     configs = [read_json(Path(folder) / name) for name in ("config.json", ADAPTER_CONFIG)]
-    counted = [config and {key: value for key, value in config.items() if key not in (*VOLATILE_CONFIG, *VOLATILE_ADAPTER)} for config in configs]
+    counted = [
+        config and {key: value for key, value in config.items() if key not in (*VOLATILE_CONFIG, *VOLATILE_ADAPTER)}
+        for config in configs
+    ]
     return hashlib.sha256(json.dumps([weights_digest(folder), counted], sort_keys=True).encode()).hexdigest()
 
 
@@ -92,50 +108,76 @@ def load_config(located: Located):
         check_native(located)
         raise Refusal(f"{located.name} has no config that transformers can read: {shortened(error)}") from None
     if quantization := getattr(config, "quantization_config", None):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else getattr(quantization, "quant_method", None)
+        method = (
+            quantization.get("quant_method")
+            if isinstance(quantization, dict)
+            else getattr(quantization, "quant_method", None)
+        )
         raise Refusal(
-            f"{located.name} is quantised ({getattr(method, 'value', method)}, quantization_config in its config.json): only whole weights are read. "
-            "Give the model that it was made from, or a dequantised copy."
+            f"{located.name} is quantised ({getattr(method, 'value', method)}, quantization_config in its config.json):"
+            " only whole weights are read. Give the model that it was made from, or a dequantised copy."
         )
     return config
 
 
 def check_native(located: Located, file: str = "config.json") -> None:
-    """Raise Refusal where a model or tokenizer needs code of its own, as its `auto_map` says: such code is never run."""
+    """Raise Refusal where a model or tokenizer needs code of its own, as its `auto_map` says: such code is never
+    run.
+    """
     record = read_json(located.folder / file)
     if isinstance(record, dict) and record.get("auto_map"):
         kind = record.get("model_type") or record.get("tokenizer_class") or "unknown"
         raise Refusal(
-            f"{located.name} needs code of its own (auto_map in its {file}; {kind} is no class of transformers), and code that comes with a model is never run "
-            "here. Give a model of a class that transformers has, or a copy that was converted to one."
+            f"{located.name} needs code of its own (auto_map in its {file}; {kind} is no class of transformers), and"
+            " code that comes with a model is never run here. Give a model of a class that transformers has, or a copy"
+            " that was converted to one."
         )
 
 
 def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict:
-    """`base.json` of an adapter: the digest of its base's weights, what of its config they depend on, and where on the Hub they are."""
-    return {"sha256": weights_digest(base.folder), "config": counted_fields(base), "hub_id": hub_id, "revision": revision}
+    """`base.json` of an adapter: the digest of its base's weights, what of its config they depend on, and where on the
+    Hub they are.
+    """
+    return {
+        "sha256": weights_digest(base.folder),
+        "config": counted_fields(base),
+        "hub_id": hub_id,
+        "revision": revision,
+    }
 
 
 def counted_fields(located: Located) -> dict:
-    """The fields of a model's config that decide what its weights compute (rotations, epsilons, heads), as JSON has them. Raises Refusal."""
+    """The fields of a model's config that decide what its weights compute (rotations, epsilons, heads), as JSON has
+    them. Raises Refusal.
+    """
     fields = load_config(located).to_dict()
-    return json.loads(json.dumps({name: value for name, value in fields.items() if not FREE_FIELDS.search(name)}, default=str))
+    return json.loads(
+        json.dumps({name: value for name, value in fields.items() if not FREE_FIELDS.search(name)}, default=str)
+    )
 
 
 def check_base(adapter: Located, base: Located) -> None:
-    """Raise Refusal when an adapter was made for other weights than `base`'s, or for the same with another config, where its record says that."""
+    """Raise Refusal when an adapter was made for other weights than `base`'s, or for the same with another config,
+    where its record says that.
+    """
     record = read_json(adapter.folder / BASE_RECORD)
     if record:
         if record["sha256"] != weights_digest(base.folder):
             made_for = f"{record['hub_id']}@{record['revision']}" if record["hub_id"] else "other weights"
-            raise Refusal(f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256 differ).")
+            raise Refusal(
+                f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256 differ)."
+            )
         then = record.get("config", {})  # which the first versions did not record
         now = counted_fields(base) if then else {}
-        other = [f"{name} was {then[name]} and is {now[name]}" for name in sorted(then.keys() & now.keys()) if then[name] != now[name]]
+        other = [
+            f"{name} was {then[name]} and is {now[name]}"
+            for name in sorted(then.keys() & now.keys())
+            if then[name] != now[name]
+        ]
         if other:
             raise Refusal(
-                f"the adapter {adapter.name} was made for the weights of {base.name} with another config ({'; '.join(other)}): give the base with the "
-                "config that it had."
+                f"the adapter {adapter.name} was made for the weights of {base.name} with another config"
+                f" ({'; '.join(other)}): give the base with the config that it had."
             )
         return
     named = (read_json(adapter.folder / "adapter_config.json") or {}).get("base_model_name_or_path")

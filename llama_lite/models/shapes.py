@@ -1,8 +1,9 @@
-"""A model's size as LAYERSxWIDTH: the LLaMA that it means, and which size, vocabulary, step and rate fit a text and the compute there is.
+"""A model's size as LAYERSxWIDTH: the LLaMA that it means, and which size, vocabulary, step and rate fit a text and the
+compute there is.
 
-The constants are chosen by our own runs on a CPU (benchmarks/shapes.py; those of benchmarks/shapes.json, and earlier ones of up to 8M tokens whose records
-are not kept) and reach, where it says so, to the paper's 1.7B model; what repeated text is worth is Muennighoff et al.'s, "Scaling Data-Constrained
-Language Models" (arXiv 2305.16264).
+The constants are chosen by our own runs on a CPU (benchmarks/shapes.py; those of benchmarks/shapes.json, and earlier
+ones of up to 8M tokens whose records are not kept) and reach, where it says so, to the paper's 1.7B model; what
+repeated text is worth is Muennighoff et al.'s, "Scaling Data-Constrained Language Models" (arXiv 2305.16264).
 """
 
 import math
@@ -13,13 +14,33 @@ from ..errors import Refusal
 SHAPE = re.compile(r"(\d+)x(\d+)")
 
 LADDER = (
-    *((2, 64), (3, 64), (3, 96), (4, 96), (4, 128), (5, 160), (6, 192), (6, 256), (8, 256), (8, 320), (8, 384), (10, 448), (10, 512), (12, 640)),
+    *(
+        (2, 64),
+        (3, 64),
+        (3, 96),
+        (4, 96),
+        (4, 128),
+        (5, 160),
+        (6, 192),
+        (6, 256),
+        (8, 256),
+        (8, 320),
+        (8, 384),
+        (10, 448),
+        (10, 512),
+        (12, 640),
+    ),
     *((12, 768), (16, 896), (18, 1024), (20, 1280), (24, 1536), (28, 1792), (36, 2048)),
 )  # (layers, width), from smallest to largest
 
 NARROW = 384  # widths below have heads of 32, the others of 64
 
-FIT = {"E": 1.0, "B": 131.0, "beta": 0.348, "K": 110.0}  # of `expected_loss`; fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens
+FIT = {
+    "E": 1.0,
+    "B": 131.0,
+    "beta": 0.348,
+    "K": 110.0,
+}  # of `expected_loss`; fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens
 
 REPEATS = 15.4  # Muennighoff et al.: after so many repetitions, another one is worth 1/e of new text
 
@@ -34,13 +55,16 @@ def parse(name: str) -> tuple[int, int]:
     if layers < 1 or width < 32 or width % 32:
         below, above = max(32, width // 32 * 32), (width // 32 + 1) * 32
         raise Refusal(
-            f"--model_config {name}: the width must be a multiple of 32 and the layers at least 1, e.g. {max(1, layers)}x{below} or {max(1, layers)}x{above}."
+            f"--model_config {name}: the width must be a multiple of 32 and the layers at least 1, e.g."
+            f" {max(1, layers)}x{below} or {max(1, layers)}x{above}."
         )
     return layers, width
 
 
 def config(shape: tuple[int, int], vocab_size: int, context: int):
-    """The LlamaConfig of (layers, width). Its initial weights are drawn as narrowly as the paper's from a width of 625 on, more widely below."""
+    """The LlamaConfig of (layers, width). Its initial weights are drawn as narrowly as the paper's from a width of 625
+    on, more widely below.
+    """
     from transformers import LlamaConfig
 
     layers, width = shape
@@ -90,7 +114,9 @@ def vocabulary_for(size: float) -> int:
 
 
 def affordable_tokens(flops: float) -> float:
-    """Tokens that a model of the right size reads with so much compute: 20 a weight (Hoffmann et al., arXiv 2203.15556)."""
+    """Tokens that a model of the right size reads with so much compute: 20 a weight (Hoffmann et al., arXiv
+    2203.15556).
+    """
     return math.sqrt(flops * 20 / 6)
 
 
@@ -105,16 +131,20 @@ def learning_rate(width: int) -> float:
 
 
 def most_epochs(unique: float) -> float:
-    """How often a text of so many tokens can be read before the validation loss rises: 4 times for 100,000 of them (measured: of 2, 4 and 8
-    times), and the more the longer it is: 7 for a million, 16 at most (not measured; Muennighoff et al. found gains up to there)."""
+    """How often a text of so many tokens can be read before the validation loss rises: 4 times for 100,000 of them
+    (measured: of 2, 4 and 8 times), and the more the longer it is: 7 for a million, 16 at most (not measured;
+    Muennighoff et al. found gains up to there).
+    """
     return min(16.0, max(4.0, 4 * (unique / 1e5) ** 0.25))
 
 
 def expected_loss(shape: tuple[int, int], reads: float, unique: float) -> float:
-    """Bits a byte that a shape is expected to reach on our documentation text after `reads` tokens of a text of `unique` ones.
+    """Bits a byte that a shape is expected to reach on our documentation text after `reads` tokens of a text of
+    `unique` ones.
 
-    By FIT: more tokens help by a power of their number, and a model that is small for them loses by the square of the tokens that a weight has read.
-    The runs of benchmarks/shapes.json over new text lie within 0.11 of it; a short text that is read eight times ends up to 0.5 above.
+    By FIT: more tokens help by a power of their number, and a model that is small for them loses by the square of the
+    tokens that a weight has read. The runs of benchmarks/shapes.json over new text lie within 0.11 of it; a short text
+    that is read eight times ends up to 0.5 above.
     """
     repeated = max(0.0, reads / unique - 1)
     worth = unique * (1 + REPEATS * (1 - math.exp(-repeated / REPEATS))) if repeated else reads

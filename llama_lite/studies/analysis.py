@@ -23,7 +23,9 @@ RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
 
 AFTER = 10  # logged losses after a resume in which its spike is looked for, and over which recovery is averaged
 
-REPORT_HEAD = "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"  # a dataset card's
+REPORT_HEAD = (  # a dataset card's
+    "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"
+)
 
 BACK = 0.005  # nats: closer than that to the reference, on average, is back
 
@@ -45,10 +47,11 @@ def last_manifest(folder: Path) -> dict:
 
 
 def check_controlled_variables(study: Study, made: list[StudyRun]) -> dict:
-    """What the finished runs share, {kind: {name: value}}, from their manifests. Raises Refusal where runs of one seed differ in what no arm sets.
+    """What the finished runs share, {kind: {name: value}}, from their manifests. Raises Refusal where runs of one seed
+    differ in what no arm sets.
 
-    Arms that set where text comes from may differ in the data's fingerprint, those that set the model or adapter, in the model; the tokenizer and
-    the number of tokens are equal unless they are named themselves.
+    Arms that set where text comes from may differ in the data's fingerprint, those that set the model or adapter, in
+    the model; the tokenizer and the number of tokens are equal unless they are named themselves.
     """
     shared: dict | None = None
     for seed in study.seeds:
@@ -59,28 +62,45 @@ def check_controlled_variables(study: Study, made: list[StudyRun]) -> dict:
             named = set(first.arm.set) | set(one.arm.set)
             found = differences(then, now)
             rows = {name: row for kind in found.values() for name, row in kind.items()}
-            free = named | ({"data", "held_out"} if named & OF_DATA else set()) | ({"tokens"} if named & OF_LENGTH else set())
+            free = (
+                named
+                | ({"data", "held_out"} if named & OF_DATA else set())
+                | ({"tokens"} if named & OF_LENGTH else set())
+            )
             free |= {"weights"} if "models" in named else set()
-            wrong = sorted(name for name in rows if name not in free and not (name.startswith("model.") and named & OF_MODEL))
+            wrong = sorted(
+                name for name in rows if name not in free and not (name.startswith("model.") and named & OF_MODEL)
+            )
             if wrong:
                 raise Refusal(
-                    f"{one.folder.name} differs from {first.folder.name} in what the study does not name: "
-                    f"{'; '.join(f'{name} {rows[name][0]} -> {rows[name][1]}' for name in wrong)}. Run the arms again under equal conditions, or name it."
+                    f"{one.folder.name} differs from {first.folder.name} in what the study does not name:"
+                    f" {'; '.join(f'{name} {rows[name][0]} -> {rows[name][1]}' for name in wrong)}. Run the arms again"
+                    " under equal conditions, or name it."
                 )
             same = {kind: now[kind] for kind in ("data", "hyperparameters", "environment", "layout")}
-            shared = same if shared is None else {k: {n: v for n, v in kept.items() if same[k].get(n) == v} for k, kept in shared.items()}
+            shared = (
+                same
+                if shared is None
+                else {k: {n: v for n, v in kept.items() if same[k].get(n) == v} for k, kept in shared.items()}
+            )
     return shared
 
 
 def _conditions(study: Study, folder: Path) -> dict:
-    """A run's identity, with the tokens that it learnt from and the tokenizer, as further facts of its data; of an evaluation, its arguments, and the
-    models' weights.
+    """A run's identity, with the tokens that it learnt from and the tokenizer, as further facts of its data; of an
+    evaluation, its arguments, and the models' weights.
     """
     if study.script == "run_eval.py":
         run = read_json(folder / "run.json")
         arguments = {name: value for group in run["arguments"] for name, value in group.items()}
         environment = {name: run[name] for name in ("code_revision", "hardware", "packages")}
-        return {"model": {}, "hyperparameters": arguments, "data": {"weights": run["weights"]}, "layout": {}, "environment": environment}
+        return {
+            "model": {},
+            "hyperparameters": arguments,
+            "data": {"weights": run["weights"]},
+            "layout": {},
+            "environment": environment,
+        }
     manifest = last_manifest(folder)
     tokenizer = (read_json(folder / "data.json") or {}).get("tokenizer", {}).get("sha256")
     further = {"tokens": manifest["tokens"], **({"tokenizer": tokenizer} if tokenizer else {})}
@@ -91,7 +111,8 @@ def _conditions(study: Study, folder: Path) -> dict:
 
 
 def collect(study: Study, made: list[StudyRun]) -> list[dict]:
-    """Logged losses and evaluations of the runs, and what a tuning measured before (step 0) and after: rows of RUN_COLUMNS.
+    """Logged losses and evaluations of the runs, and what a tuning measured before (step 0) and after: rows of
+    RUN_COLUMNS.
 
     Of an evaluation its scores, with the model's name before the task's where there are several.
     """
@@ -100,7 +121,10 @@ def collect(study: Study, made: list[StudyRun]) -> list[dict]:
         if study.script == "run_eval.py":
             table = _scores(one.folder)
             for model, values in table.items():
-                rows += [_row(one, 0, 0, f"{model} {metric}" if len(table) > 1 else metric, value) for metric, value in values]
+                rows += [
+                    _row(one, 0, 0, f"{model} {metric}" if len(table) > 1 else metric, value)
+                    for metric, value in values
+                ]
             continue
         log = read_jsonl(one.folder / "log.jsonl")
         for entry in log:
@@ -118,15 +142,24 @@ def _row(one: StudyRun, step: int, tokens: int, metric: str, value: float) -> di
 
 def _before_after(folder: Path) -> list[tuple[str, float, float]]:
     record = read_json(folder / "before_after.json") or {}
-    found = [(name, record[name]["before"], record[name]["after"]) for name in ("answer_loss", "end_of_text_loss") if name in record]
+    found = [
+        (name, record[name]["before"], record[name]["after"])
+        for name in ("answer_loss", "end_of_text_loss")
+        if name in record
+    ]
     for how in ("greedy", "sampled"):
         if how in record:
-            found += [(f"{how}_{share}", record[how]["before"][share], record[how]["after"][share]) for share in ("stopped", "kept_format", "loops")]
+            found += [
+                (f"{how}_{share}", record[how]["before"][share], record[how]["after"][share])
+                for share in ("stopped", "kept_format", "loops")
+            ]
     return found
 
 
 def evaluate(study: Study, made: list[StudyRun], out: Path) -> list[dict]:
-    """What run_eval.py says of every finished run, and of the base that it was tuned from (step 0): rows of RUN_COLUMNS. Raises Refusal, Interrupted."""
+    """What run_eval.py says of every finished run, and of the base that it was tuned from (step 0): rows of
+    RUN_COLUMNS. Raises Refusal, Interrupted.
+    """
     if not study.evaluate:
         return []
     argv = evaluation_argv(study, made, out)
@@ -144,12 +177,15 @@ def evaluate(study: Study, made: list[StudyRun], out: Path) -> list[dict]:
 
 
 def _scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
-    """{model: [(`task metric`, value)]} of an evaluation, as the tasks ask, without variants. Raises Refusal for a table that was altered since."""
+    """{model: [(`task metric`, value)]} of an evaluation, as the tasks ask, without variants. Raises Refusal for a
+    table that was altered since.
+    """
     found: dict[str, list[tuple[str, float]]] = {}
     sealed = (read_json(folder / "status.json") or {}).get("files", {}).get("scores.csv")
     if sealed not in (None, sha256(folder / "scores.csv")):
         raise Refusal(
-            f"{folder}/scores.csv was altered since its evaluation: remove {folder}/status.json and {folder.parent}/evaluation.json, and run again."
+            f"{folder}/scores.csv was altered since its evaluation: remove {folder}/status.json and"
+            f" {folder.parent}/evaluation.json, and run again."
         )
     with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
@@ -159,26 +195,37 @@ def _scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
 
 
 def check_measures(study: Study, one: StudyRun) -> None:
-    """Raise Refusal where the study measures what its runs do not log; of one finished run, so that not all are made in vain."""
+    """Raise Refusal where the study measures what its runs do not log; of one finished run, so that not all are made in
+    vain.
+    """
     logged = {row["metric"] for row in collect(study, [one])}
     for measure in study.measures:
         if measure not in logged and (" " not in measure or study.script == "run_eval.py"):
-            raise Refusal(f"measure {measure} was not logged by {one.folder.name}; there is {', '.join(sorted(logged))}. What is finished stays.")
+            raise Refusal(
+                f"measure {measure} was not logged by {one.folder.name}; there is {', '.join(sorted(logged))}. What is"
+                " finished stays."
+            )
 
 
 def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float]:
     """{step: value} of one run."""
-    return {r["step"]: r["value"] for r in rows if (r["arm"], r["at"] or None, r["seed"], r["metric"]) == (arm.name, arm.at, seed, metric)}
+    return {
+        r["step"]: r["value"]
+        for r in rows
+        if (r["arm"], r["at"] or None, r["seed"], r["metric"]) == (arm.name, arm.at, seed, metric)
+    }
 
 
 # ---- differences ----
 
 
 def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
-    """Differences in pairs of one seed: each arm's measures at the end less those of the arm that it is compared with; what tuning changed of its
-    base; and for arms that begin from a checkpoint and read the same windows, spike and recovery.
+    """Differences in pairs of one seed: each arm's measures at the end less those of the arm that it is compared with;
+    what tuning changed of its base; and for arms that begin from a checkpoint and read the same windows, spike and
+    recovery.
 
-    A row: {arm, at, against, what, unit, value, low, high, n, seeds: [...], equal: finished weights that are the other's, bit for bit}.
+    A row: {arm, at, against, what, unit, value, low, high, n, seeds: [...], equal: finished weights that are the
+    other's, bit for bit}.
     """
     found = []
     tokens_at = {row["step"]: row["tokens"] for row in rows}
@@ -194,7 +241,9 @@ def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
                 if study.script == "run_sft.py" and 0 in ours:
                     pairs.setdefault(("its base", measure, unit(measure)), []).append(ours[max(ours)] - ours[0])
                 if arm is not other:
-                    pairs.setdefault((other.name, measure, unit(measure)), []).append(ours[max(ours)] - theirs[max(theirs)])
+                    pairs.setdefault((other.name, measure, unit(measure)), []).append(
+                        ours[max(ours)] - theirs[max(theirs)]
+                    )
             if arm.source and same_windows(arm.set):
                 excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
                 pairs.setdefault((other.name, "highest excess of the training loss after the stop", "nats"), []).append(
@@ -210,21 +259,33 @@ def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
             equal = sum(weights[arm.name, arm.at, seed] == weights[other.name, other.at, seed] for seed in study.seeds)
         for (against, what, name), values in pairs.items():
             whole = [value for value in values if math.isfinite(value)]
-            stated = statistics.ratio(whole) if len(whole) == len(values) else {"value": None, "low": None, "high": None}
+            stated = (
+                statistics.ratio(whole) if len(whole) == len(values) else {"value": None, "low": None, "high": None}
+            )
             row = {"arm": arm.name, "at": arm.at, "against": against, "what": what, "unit": name}
             row |= {key: stated[key] for key in ("value", "low", "high")} | {"n": len(values)}
-            found.append({**row, "seeds": [value if math.isfinite(value) else None for value in values], "equal": equal})
+            found.append(
+                {**row, "seeds": [value if math.isfinite(value) else None for value in values], "equal": equal}
+            )
     return found
 
 
 def same_windows(settings: dict) -> bool:
-    """Whether an arm with these settings reads the windows of the run that it goes on with; of others, the training loss says nothing of it."""
+    """Whether an arm with these settings reads the windows of the run that it goes on with; of others, the training
+    loss says nothing of it.
+    """
     return "data" not in names(str(settings.get("resume_without", "")))
 
 
 def unit(measure: str) -> str:
     """Of a measure's values: nats, bits a byte, or a share ("")."""
-    return "bits a byte" if measure.endswith(("bits_per_byte", "bits_per_token")) else "nats" if measure.endswith("loss") else ""
+    return (
+        "bits a byte"
+        if measure.endswith(("bits_per_byte", "bits_per_token"))
+        else "nats"
+        if measure.endswith("loss")
+        else ""
+    )
 
 
 def after_resume(ours: dict[int, float], theirs: dict[int, float], at: int) -> dict[int, float]:
@@ -233,8 +294,8 @@ def after_resume(ours: dict[int, float], theirs: dict[int, float], at: int) -> d
 
 
 def recovery(excess: dict[int, float], at: int) -> int | None:
-    """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK: `at` itself where it is so at once,
-    None where it never is.
+    """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK: `at` itself
+    where it is so at once, None where it never is.
     """
     steps, values = list(excess), list(excess.values())
     means = [sum(values[i : i + AFTER]) / len(values[i : i + AFTER]) for i in range(len(values))]
@@ -266,12 +327,20 @@ def push(out: Path, repo: str) -> None:
     from huggingface_hub import CommitOperationAdd, HfApi
 
     report = REPORT_HEAD + (out / "report.md").read_text(encoding="utf-8")
-    there = {str(path.relative_to(out)): path for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))}
+    there = {
+        str(path.relative_to(out)): path
+        for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))
+    }
     nothing_private({"README.md": out / "report.md", **there})
-    files = [CommitOperationAdd("README.md", report.encode()), *(CommitOperationAdd(name, str(path)) for name, path in there.items())]
+    files = [
+        CommitOperationAdd("README.md", report.encode()),
+        *(CommitOperationAdd(name, str(path)) for name, path in there.items()),
+    ]
     try:
         HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
         HfApi().create_commit(repo, files, commit_message="Report of a study", repo_type="dataset")
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise Refusal(f"--hub_model_id {repo}: {translated(error)}. The report stays; run the same command again.") from None
+        raise Refusal(
+            f"--hub_model_id {repo}: {translated(error)}. The report stays; run the same command again."
+        ) from None
     print_main(f"hub       {repo} holds the report")

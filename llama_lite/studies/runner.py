@@ -29,7 +29,9 @@ def _command(one: StudyRun) -> dict:
 
 
 def is_done(one: StudyRun) -> bool:
-    """Whether a run is finished, by the very command that the study now means. A run of another command is not of this study."""
+    """Whether a run is finished, by the very command that the study now means. A run of another command is not of this
+    study.
+    """
     status = read_json(one.folder / "status.json")
     return read_json(_command_file(one)) == _command(one) and bool(status) and status["status"] == "finished"
 
@@ -40,7 +42,9 @@ def is_other(one: StudyRun) -> bool:
 
 
 def prepare(study: Study, out: Path) -> None:
-    """Run what comes before the runs, each command once, in order; from one that was changed on, again. Raises Refusal, Interrupted."""
+    """Run what comes before the runs, each command once, in order; from one that was changed on, again. Raises Refusal,
+    Interrupted.
+    """
     lock = FolderLock(out / "prepare", "prepare")
     lock.acquire()
     try:
@@ -87,7 +91,9 @@ def forget(one: StudyRun) -> None:
 
 
 def launch(script: str, argv: list[str], log: Path) -> None:
-    """A script of this repository with this Python; all that it says goes to `log`. Raises Interrupted, and Refusal when it fails."""
+    """A script of this repository with this Python; all that it says goes to `log`. Raises Interrupted, and Refusal
+    when it fails.
+    """
     code = run_logged([sys.executable, str(ROOT / script), *argv], log)
     if code == EXIT_CODES["interrupted"]:
         raise Interrupted(f"{log.stem} was interrupted. Run the same command again.")
@@ -99,10 +105,14 @@ def launch(script: str, argv: list[str], log: Path) -> None:
 def run_logged(command: list[str], log: Path) -> int:
     """The exit status of a command whose output is added to `log`.
 
-    Asked to stop, it asks the command, waits until that has saved, and raises Interrupted; killed, it takes the command along.
+    Asked to stop, it asks the command, waits until that has saved, and raises Interrupted; killed, it takes the command
+    along.
     """
     goes_along = functools.partial(die_with_parent, signal.SIGTERM)
-    with open(log, "a", encoding="utf-8") as file, subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=goes_along) as process:
+    with (
+        open(log, "a", encoding="utf-8") as file,
+        subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=goes_along) as process,
+    ):
         try:
             return process.wait()
         except Interrupted:

@@ -18,14 +18,27 @@ from ..training.plan import saved_steps
 
 PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval}
 
-FIELDS = {"title", "question", "script", "config", "seeds", "prepare", "set", "reference", "measure", "evaluate", "arms"}
+FIELDS = {
+    "title",
+    "question",
+    "script",
+    "config",
+    "seeds",
+    "prepare",
+    "set",
+    "reference",
+    "measure",
+    "evaluate",
+    "arms",
+}
 
 ARM_FIELDS = {"set", "from", "at", "against", "about"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Arguments over the shared ones; `source`, `at`: the arm and the step of the checkpoint that it begins from (None: from nothing).
+    """Arguments over the shared ones; `source`, `at`: the arm and the step of the checkpoint that it begins from (None:
+    from nothing).
 
     against: the arm that it is compared with.
     """
@@ -43,7 +56,8 @@ class Study:
     """A study file as it is meant. `arms`: the reference first, then what begins from other arms after those.
 
     prepare: command lines that come before the runs. evaluate: arguments of run_eval.py over all of them ({}: none).
-    measures: what is compared, by the names of the log, of the evaluation (`task metric`) and of a tuning's before and after.
+    measures: what is compared, by the names of the log, of the evaluation (`task metric`) and of a tuning's before and
+    after.
     """
 
     title: str
@@ -61,7 +75,9 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class StudyRun:
-    """One arm with one seed: its folder, its command's arguments, and what it rests on: the command of the run that it begins from, and `prepare`."""
+    """One arm with one seed: its folder, its command's arguments, and what it rests on: the command of the run that it
+    begins from, and `prepare`.
+    """
 
     arm: Arm
     seed: int
@@ -82,8 +98,14 @@ def load(path: str) -> Study:
     except yaml.YAMLError as error:
         raise Refusal(f"--config {path}: {' '.join(str(error).split())}.") from None
     problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
-    problems += [f"`{name}` is missing." for name in ("title", "script", "config", "seeds", "reference", "arms") if name not in raw]
-    problems += [f"`{name}` is empty: give a value, or leave it out." for name in raw if raw[name] is None and name != "question"]
+    problems += [
+        f"`{name}` is missing."
+        for name in ("title", "script", "config", "seeds", "reference", "arms")
+        if name not in raw
+    ]
+    problems += [
+        f"`{name}` is empty: give a value, or leave it out." for name in raw if raw[name] is None and name != "question"
+    ]
     for name, kind in (("seeds", list), ("set", dict), ("arms", dict), ("prepare", list), ("evaluate", dict)):
         if raw.get(name) is not None and not isinstance(raw[name], kind):
             problems.append(f"`{name}` must be a {'list' if kind is list else 'mapping'}, not {raw[name]!r}.")
@@ -95,36 +117,59 @@ def load(path: str) -> Study:
     raw["arms"], raw["reference"] = {str(name): fields for name, fields in raw["arms"].items()}, str(raw["reference"])
     for name, fields in raw["arms"].items():
         fields = {} if fields is None else fields
-        if not isinstance(fields, dict) or not isinstance(fields.get("set") or {}, dict) or not isinstance(fields.get("at") or [], list):
+        if (
+            not isinstance(fields, dict)
+            or not isinstance(fields.get("set") or {}, dict)
+            or not isinstance(fields.get("at") or [], list)
+        ):
             problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
             continue
         fields |= {field: str(fields[field]) for field in ("from", "against") if fields.get(field) is not None}
         where, values = f"`set` of arm {name}", fields.get("set") or {}
         problems += _empty(where, values) + _own(where, values, fields.get("from") is not None)
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or sum(name.lower() == str(other).lower() for other in raw["arms"]) > 1:
+        if (
+            not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)
+            or sum(name.lower() == str(other).lower() for other in raw["arms"]) > 1
+        ):
             problems.append(
-                f"arm {name!r}: a name is of letters, digits, dots, dashes and underscores, another one whatever the case, since folders are called so."
+                f"arm {name!r}: a name is of letters, digits, dots, dashes and underscores, another one whatever the"
+                " case, since folders are called so."
             )
         if (fields.get("from") is None) != (not fields.get("at")):
             problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
-        problems += [f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}." for field in fields if field not in ARM_FIELDS]
+        problems += [
+            f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}."
+            for field in fields
+            if field not in ARM_FIELDS
+        ]
         if fields.get("from") is not None and fields["from"] not in raw["arms"]:
             problems.append(f"arm {name} begins from {fields['from']}, which is no arm.")
         elif fields.get("from") is not None and (raw["arms"][fields["from"]] or {}).get("from") is not None:
-            problems.append(f"arm {name} begins from {fields['from']}, which itself begins from another: begin from an arm that begins from nothing.")
+            problems.append(
+                f"arm {name} begins from {fields['from']}, which itself begins from another: begin from an arm that"
+                " begins from nothing."
+            )
         against = raw["reference"] if fields.get("against") is None else fields["against"]
         if against not in raw["arms"]:
-            problems.append(f"arm {name} is to be compared with {against}, which is no arm: {', '.join(map(str, raw['arms']))}.")
-        problems += [f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if type(at) is not int or at < 1]
+            problems.append(
+                f"arm {name} is to be compared with {against}, which is no arm: {', '.join(map(str, raw['arms']))}."
+            )
+        problems += [
+            f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if type(at) is not int or at < 1
+        ]
         for at in fields.get("at") or [None]:
-            arms.append(Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about") or "", str(against)))
+            arms.append(
+                Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about") or "", str(against))
+            )
     if raw["reference"] not in raw["arms"]:
         problems.append(f"reference {raw['reference']} is no arm: {', '.join(map(str, raw['arms']))}.")
     elif any(arm.source for arm in arms if arm.name == str(raw["reference"])):
         problems.append(f"reference {raw['reference']} begins from another arm: take one that begins from nothing.")
     for command in raw.get("prepare") or []:
         if not (ROOT / str(command).partition(" ")[0]).is_file():
-            problems.append(f"`prepare` {command!r}: a command begins with a script of this repository, such as run_pretrain.py.")
+            problems.append(
+                f"`prepare` {command!r}: a command begins with a script of this repository, such as run_pretrain.py."
+            )
     if raw["script"] not in PARSERS:
         problems.append(f"script {raw['script']}: one of {', '.join(PARSERS)} is wanted.")
     if raw["script"] == "run_eval.py" and (raw.get("evaluate") or any(arm.source for arm in arms)):
@@ -157,7 +202,12 @@ def load(path: str) -> Study:
     every = runs(study, Path("unused"))
     for one in every:
         PARSERS[study.script](one.argv)  # an unknown key, a wrong value: refused before anything is run
-    if problems := [problem for one in every if one.seed == study.seeds[0] and one.source for problem in _beginning(one, study.script)]:
+    if problems := [
+        problem
+        for one in every
+        if one.seed == study.seeds[0] and one.source
+        for problem in _beginning(one, study.script)
+    ]:
         raise Refusal(f"{path}: {' '.join(problems)}")
     if study.evaluate:
         parse_eval(evaluation_argv(study, every, Path("unused")))
@@ -171,19 +221,34 @@ def load(path: str) -> Study:
 
 
 def _beginning(one: StudyRun, script: str) -> list[str]:
-    """What keeps a run from the checkpoint that it begins from, by the arguments of both: a step without one, rotated away, or not before the end."""
+    """What keeps a run from the checkpoint that it begins from, by the arguments of both: a step without one, rotated
+    away, or not before the end.
+    """
     (*_, source_args, source), (*_, training) = PARSERS[script](one.source), PARSERS[script](one.argv)
     name, at, found = one.arm.name, one.arm.at, []
     if 0 < training.max_steps <= at:
-        found.append(f"arm {name}: at {at} is not before its own end (max_steps {training.max_steps}), so it would train nothing.")
+        found.append(
+            f"arm {name}: at {at} is not before its own end (max_steps {training.max_steps}), so it would train"
+            " nothing."
+        )
     if source.max_steps < 1 or ("save_steps" not in source_args.given and source.save_strategy == "steps"):
         if 0 < source.max_steps < at:
-            found.append(f"arm {name}: at {at} is beyond the end of arm {one.arm.source} (max_steps {source.max_steps}).")
+            found.append(
+                f"arm {name}: at {at} is beyond the end of arm {one.arm.source} (max_steps {source.max_steps})."
+            )
         return found  # how often it saves is derived when it begins
     saved = saved_steps(source, source.max_steps)
-    kept = saved if source.save_total_limit is None or "save_total_limit" not in source_args.given else saved[-max(source.save_total_limit, 1) :]
+    kept = (
+        saved
+        if source.save_total_limit is None or "save_total_limit" not in source_args.given
+        else saved[-max(source.save_total_limit, 1) :]
+    )
     if at not in kept:
-        why = f"keeps none of step {at} (save_total_limit {source.save_total_limit})" if at in saved else f"saves none at step {at}"
+        why = (
+            f"keeps none of step {at} (save_total_limit {source.save_total_limit})"
+            if at in saved
+            else f"saves none at step {at}"
+        )
         there = [step for step in kept if step < training.max_steps or training.max_steps < 1]
         shown = ", ".join(map(str, there[:8] + (["..."] if len(there) > 8 else []))) or "none"
         found.append(f"arm {name}: at {at}: arm {one.arm.source} {why}; checkpoints to begin from: {shown}.")
@@ -192,7 +257,9 @@ def _beginning(one: StudyRun, script: str) -> list[str]:
 
 def _empty(where: str, values: dict) -> list[str]:
     """What of an arm's, or the evaluation's, arguments is left empty: a command line cannot say so."""
-    return [f"{where}: `{name}` is empty: give a value, or leave it out." for name, value in values.items() if value is None]
+    return [
+        f"{where}: `{name}` is empty: give a value, or leave it out." for name, value in values.items() if value is None
+    ]
 
 
 def _near(name: str, known) -> str:
@@ -202,7 +269,9 @@ def _near(name: str, known) -> str:
 
 
 def _own(where: str, values: dict, begins: bool = False) -> list[str]:
-    """What of the settings the study gives itself, one sentence each. begins: whether the runs begin from another arm's checkpoint."""
+    """What of the settings the study gives itself, one sentence each. begins: whether the runs begin from another arm's
+    checkpoint.
+    """
     own = {"seed": "the seeds are `seeds`", "output_dir": "runs lie in the study's folder"}
     own |= {"resume_from_checkpoint": "`from` and `at` say where it begins"} if begins else {}
     return [f"{where}: `{name}` is the study's own: {why}." for name, why in own.items() if name in values]
@@ -217,13 +286,17 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
             folder = out / "runs" / f"{arm.name}{'' if arm.at is None else f'-at-{arm.at}'}-seed-{seed}"
             values = {**study.shared, **arm.set, "seed": seed, "output_dir": str(folder)}
             if arm.source is not None:
-                values["resume_from_checkpoint"] = str(out / "runs" / f"{arm.source}-seed-{seed}" / f"checkpoint-{arm.at}")
+                values["resume_from_checkpoint"] = str(
+                    out / "runs" / f"{arm.source}-seed-{seed}" / f"checkpoint-{arm.at}"
+                )
             argv = ["--config", study.config]
             for name, value in values.items():
                 argv += _words(name, value)
             if arm.source is None:
                 commands[arm.name] = argv
-            found.append(StudyRun(arm, seed, folder, argv, [] if arm.source is None else commands[arm.source], study.prepare))
+            found.append(
+                StudyRun(arm, seed, folder, argv, [] if arm.source is None else commands[arm.source], study.prepare)
+            )
     return found
 
 

@@ -31,14 +31,22 @@ class Decisions:
 
 def lines(values: dict, reasons: dict) -> list[str]:
     """What was decided and why, as a person reads it; what has no reason needs none."""
-    shown = [(name, _format_value(values[name]), reason) for name, reason in reasons.items() if reason and name in values]
+    shown = [
+        (name, _format_value(values[name]), reason) for name, reason in reasons.items() if reason and name in values
+    ]
     width = max((len(name) for name, _, _ in shown), default=0)
     wide = min(24, max((len(value) for _, value, _ in shown), default=0))
     return [f"{name:<{width}}  {value:<{wide}}  {reason}".rstrip() for name, value, reason in shown]
 
 
 def _format_value(value) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else f"{value:.3g}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:,}"
+        if isinstance(value, int) and not isinstance(value, bool)
+        else f"{value:.3g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def set_values(groups, values: dict) -> None:
@@ -58,8 +66,13 @@ def nice(value: float) -> int:
 
 
 def save_interval(every: int, publish_steps: int | None) -> tuple[int, str]:
-    """(steps between checkpoints, why): those between evaluations, or the nearest of which --publish_steps is a multiple."""
+    """(steps between checkpoints, why): those between evaluations, or the nearest of which --publish_steps is a
+    multiple.
+    """
     if publish_steps is None or publish_steps % every == 0:
         return every, "as often as evaluations"
     divisors = [number for number in range(1, publish_steps + 1) if publish_steps % number == 0]
-    return min(divisors, key=lambda number: abs(math.log(number / every))), f"{publish_steps} steps, between revisions, are a multiple of it"
+    return (
+        min(divisors, key=lambda number: abs(math.log(number / every))),
+        f"{publish_steps} steps, between revisions, are a multiple of it",
+    )

@@ -1,6 +1,8 @@
-"""What a pretraining run takes where nobody said it: from the run's record, the prepared folder, the text and the machine, in this order.
+"""What a pretraining run takes where nobody said it: from the run's record, the prepared folder, the text and the
+machine, in this order.
 
-Each value comes with its reason. Given values always win, and those that cannot go together are refused before anything is prepared.
+Each value comes with its reason. Given values always win, and those that cannot go together are refused before anything
+is prepared.
 """
 
 import dataclasses
@@ -30,7 +32,10 @@ from .plan import intervals, run_steps
 
 HOURS = 1 / 6  # of a run that nobody gave a length
 
-READY, FINISH = 4.0, 10.0  # seconds: from here to the first step, beside preparing; and from the last step to the end (export, card, figures)
+READY, FINISH = (
+    4.0,
+    10.0,
+)  # seconds: from here to the first step, beside preparing; and from the last step to the end (export, card, figures)
 
 SAVE_BYTES, SAVE = 100e6, 0.8  # bytes of a checkpoint that are written, flushed and hashed in a second; seconds of any
 
@@ -38,7 +43,10 @@ CURATE = 1e6  # bytes of text per second and core that are curated, near-duplica
 
 LEARN_VOCABULARY = 4e6  # bytes of text per second from which a vocabulary is learnt
 
-NOMINAL_FLOPS = {"cpu": 5e10, "cuda": 3e14}  # per core or GPU: a guess that is the same every time, for what decides the prepared folder
+NOMINAL_FLOPS = {
+    "cpu": 5e10,
+    "cuda": 3e14,
+}  # per core or GPU: a guess that is the same every time, for what decides the prepared folder
 
 BYTES_OF_TOKEN = 4  # a guess, before there is a vocabulary
 
@@ -54,11 +62,14 @@ VALIDATION_SHARE = 0.05
 
 MOST_VALIDATION, LEAST_VALIDATION = 100_000_000, 4097  # tokens: the paper's, one shard; 16 windows of 256
 
-UNCERTAIN = 1.5  # how far a number of tokens that was counted on a sample may be off before it is believed enough to refuse
+UNCERTAIN = (
+    1.5  # how far a number of tokens that was counted on a sample may be off before it is believed enough to refuse
+)
 
 OF_RUN = (
-    "model_config block_size tokens_per_step order allow_epochs eval_windows probe_windows sample_prompts hours max_steps learning_rate warmup_steps "
-    "logging_steps eval_steps save_steps save_total_limit per_device_train_batch_size prepared_dir curated_dir"
+    "model_config block_size tokens_per_step order allow_epochs eval_windows probe_windows sample_prompts hours"
+    " max_steps learning_rate warmup_steps logging_steps eval_steps save_steps save_total_limit"
+    " per_device_train_batch_size prepared_dir curated_dir"
 ).split()
 
 OF_CURATION = [field.name for field in dataclasses.fields(CurationArguments)]
@@ -78,7 +89,9 @@ def settings(groups) -> dict:
 
 
 def at_most(tokens: dict) -> dict:
-    """An estimate made so large that no text which fits is refused for it; a manifest, and an exact count, as they are."""
+    """An estimate made so large that no text which fits is refused for it; a manifest, and an exact count, as they
+    are.
+    """
     if "estimated" not in tokens or tokens["exact"]:
         return tokens
     splits = {name: {**split, "tokens": int(UNCERTAIN * split["tokens"])} for name, split in tokens["splits"].items()}
@@ -86,10 +99,11 @@ def at_most(tokens: dict) -> dict:
 
 
 class Derivation:
-    """A command's values, in the order in which they follow from each other (rank 0). `settle` may be called again when the text is prepared.
+    """A command's values, in the order in which they follow from each other (rank 0). `settle` may be called again when
+    the text is prepared.
 
-    groups: what `parse_pretrain` returned, in which the values are set, too. planned: the layout that is planned. recorded: what the record of the run
-    that goes on says of RECORDED (`starting.recorded`).
+    groups: what `parse_pretrain` returned, in which the values are set, too. planned: the layout that is planned.
+    recorded: what the record of the run that goes on says of RECORDED (`starting.recorded`).
     """
 
     def __init__(self, groups, text: Text, planned, given: dict, recorded: dict):
@@ -103,7 +117,8 @@ class Derivation:
         if recorded:
             folder = training.output_dir
             print_main(
-                f"record    what the command does not give is as the run in {folder} has it ({len([n for n in recorded if n not in given])} values)"
+                f"record    what the command does not give is as the run in {folder} has it"
+                f" ({len([n for n in recorded if n not in given])} values)"
             )
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict, dict]:
@@ -126,7 +141,9 @@ class Derivation:
         return self.d.values(), self.d.reasons, self.manifest or self.estimate()
 
     def settle_machine(self) -> None:
-        """Precision and fused loss, by what computes. Whether layers are compiled, and so how they attend, follows from the length."""
+        """Precision and fused loss, by what computes. Whether layers are compiled, and so how they attend, follows from
+        the length.
+        """
         d = self.d
         if self.device.type == "cuda" and not torch.cuda.is_available():
             d.decide("precision", self.recorded.get("precision", "bfloat16"), "planned for GPUs")
@@ -138,7 +155,10 @@ class Derivation:
             if name in self.recorded:
                 d.decide(name, self.recorded[name], "as this run began")
         d.decide("fused_loss", *choose_fused_loss(self.device))
-        switches = {"fused_loss": d["fused_loss"], "block_attention": d.settled("block_attention") and d["block_attention"]}
+        switches = {
+            "fused_loss": d["fused_loss"],
+            "block_attention": d.settled("block_attention") and d["block_attention"],
+        }
         self.machine = self.machine or timing.Machine(self.device, d["precision"], switches, self.processes)
 
     def drop_unfit_micro_batch(self) -> None:
@@ -177,7 +197,11 @@ class Derivation:
         recipe = found if isinstance(found, dict) else {}
         for name in (*OF_TEXT, *OF_TOKENS):
             if name in recipe:
-                self.d.decide(name, recipe[name], f"as {folder} was prepared" if name in ("tokenizer", "vocab_size", "validation_tokens") else "")
+                self.d.decide(
+                    name,
+                    recipe[name],
+                    f"as {folder} was prepared" if name in ("tokenizer", "vocab_size", "validation_tokens") else "",
+                )
         return manifest
 
     @property
@@ -186,7 +210,9 @@ class Derivation:
 
     @property
     def counted(self) -> bool:
-        """Whether the text has to be looked at: not where --max_tokens of a dataset of the Hub say how many tokens there will be."""
+        """Whether the text has to be looked at: not where --max_tokens of a dataset of the Hub say how many tokens
+        there will be.
+        """
         return not self.d["max_tokens"] or self.text.is_local or self.d["dataset"] in INSTALLED
 
     @property
@@ -218,17 +244,29 @@ class Derivation:
         kept = 3 if active_rules(d) else 1  # times as much text as curation keeps
         most, size = 2 ** math.ceil(math.log2(TEXT_MARGIN * kept * self.reach * BYTES_OF_TOKEN)), self.text.source.bytes
         if not size:
-            d.decide("max_tokens", 2 ** math.ceil(math.log2(TEXT_MARGIN * self.reach)), "more than a run of this length reads")
+            d.decide(
+                "max_tokens",
+                2 ** math.ceil(math.log2(TEXT_MARGIN * self.reach)),
+                "more than a run of this length reads",
+            )
         elif size > max(2 * most, ALL_BELOW):
             d.decide("max_bytes", most, f"of {amount(size)}: more than a run of this length reads")
             self.text.cut(most)
 
     def settle_vocabulary(self) -> None:
         d = self.d
-        config = load_model_config(d["model_config"]) if d.settled("model_config") and not shapes.is_shape(d["model_config"]) else None
+        config = (
+            load_model_config(d["model_config"])
+            if d.settled("model_config") and not shapes.is_shape(d["model_config"])
+            else None
+        )
         size = min(self.facts.bytes if self.counted else math.inf, BYTES_OF_TOKEN * self.reach)
         within = f", within {d['model_config']}" if config else ""
-        d.decide("vocab_size", min(shapes.vocabulary_for(size), config.vocab_size if config else 2**20), f"for {amount(size)} of text{within}")
+        d.decide(
+            "vocab_size",
+            min(shapes.vocabulary_for(size), config.vocab_size if config else 2**20),
+            f"for {amount(size)} of text{within}",
+        )
 
     def validation_tokens(self) -> int:
         """A share of the text, the paper's slice at most, and some windows at least."""
@@ -247,7 +285,9 @@ class Derivation:
         return 1.0 if self.given.get("allow_epochs") is False else shapes.most_epochs(self.available)
 
     def estimate(self) -> dict:
-        """As much of a manifest as can be known before anything is prepared; `estimated`: bytes of disk that preparing takes."""
+        """As much of a manifest as can be known before anything is prepared; `estimated`: bytes of disk that preparing
+        takes.
+        """
         d, held = self.d, self.d["validation_tokens"]
         text = min(self.facts.bytes, 4 * BYTES_OF_TOKEN * (d["max_tokens"] or self.facts.bytes)) if self.counted else 0
         size = 2 * self.tokens + (2 * text if active_rules(d) else 0)
@@ -293,22 +333,33 @@ class Derivation:
             self.d.decide("model_config", *self.best_shape())
 
     def best_shape(self) -> tuple[str, str]:
-        """The shape that is expected to end with the lowest loss in this time, and why: guessed by FLOPs, then timed, until the guess stays."""
+        """The shape that is expected to end with the lowest loss in this time, and why: guessed by FLOPs, then timed,
+        until the guess stays.
+        """
         rate, speeds = self.machine.flops_per_second * self.processes, {}
 
         def reads(shape) -> float:
-            tokens_per_second = speeds.get(shape) or rate / shapes.flops_per_token(shape, self.vocabulary(), shapes.context_of(shape[1]))
-            return self.reads_given() or min(tokens_per_second * (1 - EVALUATION_SHARE) * self.seconds, self.most_epochs * self.available)
+            tokens_per_second = speeds.get(shape) or rate / shapes.flops_per_token(
+                shape, self.vocabulary(), shapes.context_of(shape[1])
+            )
+            return self.reads_given() or min(
+                tokens_per_second * (1 - EVALUATION_SHARE) * self.seconds, self.most_epochs * self.available
+            )
 
         for _ in range(4):
             best = min(shapes.LADDER, key=lambda shape: shapes.expected_loss(shape, reads(shape), self.available))
             if best in speeds:
                 break
             block = self.d["block_size"] or shapes.context_of(best[1])
-            speeds[best] = self.machine.tokens_per_second(model_config_of(f"{best[0]}x{best[1]}", self.vocabulary(), block), block)
+            speeds[best] = self.machine.tokens_per_second(
+                model_config_of(f"{best[0]}x{best[1]}", self.vocabulary(), block), block
+            )
             rate = speeds[best] * shapes.flops_per_token(best, self.vocabulary(), shapes.context_of(best[1]))
         size = shapes.parameters(best, self.vocabulary())
-        why = f"{size / 1e6:.1f}M parameters: for {reads(best) / 1e6:.1f}M tokens, at {speeds[best]:,.0f} tokens per second here"
+        why = (
+            f"{size / 1e6:.1f}M parameters: for {reads(best) / 1e6:.1f}M tokens, at {speeds[best]:,.0f} tokens per"
+            " second here"
+        )
         return f"{best[0]}x{best[1]}", why
 
     def reads_given(self) -> float:
@@ -328,15 +379,25 @@ class Derivation:
             wanted, context = shapes.context_of(config.hidden_size), context_of(config)
             limit = 2**30 if shapes.is_shape(d["model_config"]) else context or 2**30
             block = min(wanted, limit)
-            while block > 32 and (self.available < 400 * block or d["validation_tokens"] < 8 * block + 1):  # some hundred windows at least
+            while block > 32 and (
+                self.available < 400 * block or d["validation_tokens"] < 8 * block + 1
+            ):  # some hundred windows at least
                 block //= 2
             why = (
-                f"for {self.tokens:,} tokens of text" if block < min(wanted, limit) else "the model's context" if block == limit else "for its width"
+                f"for {self.tokens:,} tokens of text"
+                if block < min(wanted, limit)
+                else "the model's context"
+                if block == limit
+                else "for its width"
             )
             d.decide("block_size", block, why)
         if not d.settled("tokens_per_step"):
             reads = self.reads_given() or min(self.seconds * self.speed(), self.most_epochs * self.available)
-            unit = d["block_size"] * self.processes * (d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1)
+            unit = (
+                d["block_size"]
+                * self.processes
+                * (d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1)
+            )
             step = max(unit, round(shapes.tokens_per_step(reads) / unit) * unit)
             while step > unit and self.available < 8 * step:
                 step -= unit
@@ -361,7 +422,10 @@ class Derivation:
             d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
         if not d.settled("compile_layers") and self.device.type == "cpu":
             pace = self.step_pace()
-            d.decide("compile_layers", *choose_compile(self.steps * pace.step(self.accumulation), d["precision"], self.device))
+            d.decide(
+                "compile_layers",
+                *choose_compile(self.steps * pace.step(self.accumulation), d["precision"], self.device),
+            )
         d.decide("block_attention", *choose_block_attention(d["precision"], d["compile_layers"], self.device))
 
     @property
@@ -373,27 +437,40 @@ class Derivation:
         return self.machine.pace(self.config(), self.d["per_device_train_batch_size"], self.d["block_size"])
 
     def settle_steps(self) -> None:
-        """As many as the hours hold, evaluations and saves included; no more passes over the text than teach something."""
+        """As many as the hours hold, evaluations and saves included; no more passes over the text than teach
+        something.
+        """
         d, pace = self.d, self.step_pace()
         windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])
         evaluation = (
-            d["eval_windows"] if d.settled("eval_windows") else min(windows, max(8, int(EVALUATION_SHARE * self.seconds / EVALUATIONS / pace.window)))
+            d["eval_windows"]
+            if d.settled("eval_windows")
+            else min(windows, max(8, int(EVALUATION_SHARE * self.seconds / EVALUATIONS / pace.window)))
         )
         samples = (len(d["sample_prompts"]) or SAMPLES) * d["sample_tokens"] * pace.token
         saves = SAVE + 12 * count_parameters(self.config())[0] / SAVE_BYTES + 8 * pace.window
         seconds = max(0.5 * self.seconds, self.seconds - EVALUATIONS * (evaluation * pace.window + samples + saves))
         step = pace.step(self.accumulation)
-        compiled, _ = (d["compile_layers"], "") if d.settled("compile_layers") else choose_compile(seconds, d["precision"], self.device)
+        compiled, _ = (
+            (d["compile_layers"], "")
+            if d.settled("compile_layers")
+            else choose_compile(seconds, d["precision"], self.device)
+        )
         if compiled and self.device.type == "cpu":
             seconds, step = seconds - COMPILING, step / COMPILED[d["precision"]]
         most = self.most_epochs * self.available / d["tokens_per_step"]
         steps = max(1, int(min(seconds / step, most)))
         length = (
-            in_words(d["hours"]) if "hours" in self.given else "about ten minutes, since no length is given (another: --hours 2, or --max_steps N),"
+            in_words(d["hours"])
+            if "hours" in self.given
+            else "about ten minutes, since no length is given (another: --hours 2, or --max_steps N),"
         )
         reason = f"{length} at {d['tokens_per_step'] / step:,.0f} tokens per second, with evaluations and saves"
         if steps >= int(most):
-            reason = f"the text is read {self.most_epochs:.0f} times, in {in_words(steps * step / 3600)}; more would teach next to nothing (or: --max_steps N)"
+            reason = (
+                f"the text is read {self.most_epochs:.0f} times, in {in_words(steps * step / 3600)}; more would teach"
+                " next to nothing (or: --max_steps N)"
+            )
         d.decide("max_steps", steps, reason)
 
     @property
@@ -415,8 +492,13 @@ class Derivation:
         d.decide("logging_steps", nice(steps / 100), "some hundred lines")
         windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])
         if not d.settled("eval_windows"):
-            trained = steps * d["tokens_per_step"] / d["block_size"]  # windows; one that is evaluated is a third of the work
-            most = max(8, int(3 * EVALUATION_SHARE * trained / max(1, steps // intervals(d.owner["eval_steps"], steps)["eval"])))
+            trained = (
+                steps * d["tokens_per_step"] / d["block_size"]
+            )  # windows; one that is evaluated is a third of the work
+            most = max(
+                8,
+                int(3 * EVALUATION_SHARE * trained / max(1, steps // intervals(d.owner["eval_steps"], steps)["eval"])),
+            )
             d.decide(
                 "eval_windows",
                 min(windows, most),
@@ -426,7 +508,11 @@ class Derivation:
         if not d.settled("save_total_limit"):
             size = 12 * count_parameters(self.config())[0]
             limit = checkpoints_kept(size)
-            d.decide("save_total_limit", limit, "all of them, for their evaluation" if limit > EVALUATIONS else f"{size * 4 / 1e9:.1f} GB of disk")
+            d.decide(
+                "save_total_limit",
+                limit,
+                "all of them, for their evaluation" if limit > EVALUATIONS else f"{size * 4 / 1e9:.1f} GB of disk",
+            )
 
 
 def checkpoints_kept(size: int) -> int:

@@ -1,4 +1,6 @@
-"""What a tuning run takes where nobody said it: from the run's record, the rows, the base model and the machine, in this order."""
+"""What a tuning run takes where nobody said it: from the run's record, the rows, the base model and the machine, in
+this order.
+"""
 
 import dataclasses
 
@@ -27,14 +29,19 @@ LORA_SHARE = 2 / 3  # of a training step's work: the frozen weights have no grad
 ANSWERS_AT_ONCE = 16
 
 RECORDED = (
-    "dataset dataset_config dataset_split dataset_revision max_rows skip_held_out eval_rows max_length long_rows sequences_per_step "
-    "per_device_train_batch_size learning_rate max_steps hours logging_steps eval_steps save_steps save_total_limit probe_rows compared_prompts sampled_answers answer_tokens precision"
+    "dataset dataset_config dataset_split dataset_revision max_rows skip_held_out eval_rows max_length long_rows"
+    " sequences_per_step per_device_train_batch_size learning_rate max_steps hours logging_steps eval_steps save_steps"
+    " save_total_limit probe_rows compared_prompts sampled_answers answer_tokens precision"
 ).split()
 
 
 def output_dir(base: str) -> str:
     """The folder of a tuning run that nobody named: beside its base, where that is a run."""
-    return f"{base.rstrip('/')}-sft" if base.rstrip("/").startswith("runs/") else f"runs/{name_of(base.partition('@')[0])}-sft"
+    return (
+        f"{base.rstrip('/')}-sft"
+        if base.rstrip("/").startswith("runs/")
+        else f"runs/{name_of(base.partition('@')[0])}-sft"
+    )
 
 
 def machine(groups, given: dict, recorded: dict) -> tuple[dict, dict]:
@@ -69,12 +76,18 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
     if not d.settled("max_length"):
         needed = -(-lengths[int(0.98 * (len(lengths) - 1))] // 32) * 32
         length = min(context, max(needed, 256))
-        d.decide("max_length", length, "the base's context" if length == context else f"98 % of the rows have at most {needed} tokens")
+        d.decide(
+            "max_length",
+            length,
+            "the base's context" if length == context else f"98 % of the rows have at most {needed} tokens",
+        )
     longer = sum(length > d["max_length"] for length in lengths) / len(lengths)
     if longer > 0.2:
         d.decide("long_rows", "truncate", f"{longer:.0%} of the rows are longer than that")
     held = max(1, min(MOST_HELD, round(HELD_SHARE * len(examples)), len(examples) - 1))
-    d.decide("eval_rows", held, f"a tenth of {len(examples):,} rows" if held < MOST_HELD else f"of {len(examples):,} rows")
+    d.decide(
+        "eval_rows", held, f"a tenth of {len(examples):,} rows" if held < MOST_HELD else f"of {len(examples):,} rows"
+    )
     for name, most in (("probe_rows", 8), ("compared_prompts", 8), ("sampled_answers", 64)):
         d.decide(name, min(most, d["eval_rows"]), "")
     d.decide("answer_tokens", min(96, max(8, context // 2)), "")
@@ -86,13 +99,21 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
         micro = d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1
         unit = micro * processes
         wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
-        d.decide("sequences_per_step", max(unit, wanted // unit * unit), f"of about {sequences:,} {'packs' if training.packing else 'rows'}")
+        d.decide(
+            "sequences_per_step",
+            max(unit, wanted // unit * unit),
+            f"of about {sequences:,} {'packs' if training.packing else 'rows'}",
+        )
     if not d.settled("per_device_train_batch_size"):
         most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
         share = max(1, d["sequences_per_step"] // processes)
         d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
     rate = float(f"{min(3e-3, 2e-4 * (2048 / config.hidden_size) ** 0.97) * (1 if adapter.use_lora else 0.25):.2g}")
-    d.decide("learning_rate", rate, f"for {'LoRA' if adapter.use_lora else 'all weights'} at a width of {config.hidden_size:,}")
+    d.decide(
+        "learning_rate",
+        rate,
+        f"for {'LoRA' if adapter.use_lora else 'all weights'} at a width of {config.hidden_size:,}",
+    )
     if not d.settled("max_steps") and not d.settled("num_train_epochs"):
         _length(d, config, sequences, adapter.use_lora)
     steps = max(1, run_steps(training, sequences / d["sequences_per_step"]))
@@ -106,7 +127,9 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
 def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
     """Steps: three epochs, or what the time allows; with --hours as many as fit, ten epochs at most."""
     training = d.owner["max_length"]
-    machine = timing.Machine(training.device, d["precision"], {"fused_loss": False, "block_attention": False}, training.world_size)
+    machine = timing.Machine(
+        training.device, d["precision"], {"fused_loss": False, "block_attention": False}, training.world_size
+    )
     pace = machine.pace(config, d["per_device_train_batch_size"], d["max_length"])
     share = LORA_SHARE if lora else 1
     micro_batches = d["sequences_per_step"] / (d["per_device_train_batch_size"] * training.world_size)
@@ -114,7 +137,9 @@ def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
     answers = 2 * d["answer_tokens"] * pace.token * 1.5 * (2 * -(-d["sampled_answers"] // ANSWERS_AT_ONCE) + 1)
     evaluations = 10 * d["eval_rows"] * pace.window
     given = d.settled("hours")
-    seconds = max(10.0, (d["hours"] if given else HOURS) * 3600 - seconds_since_start() - FINISH - answers - evaluations)
+    seconds = max(
+        10.0, (d["hours"] if given else HOURS) * 3600 - seconds_since_start() - FINISH - answers - evaluations
+    )
     per_epoch = sequences / d["sequences_per_step"]
     most = (MOST_EPOCHS if given else EPOCHS) * per_epoch
     steps = max(1, int(min(most, seconds / step)))
@@ -122,7 +147,8 @@ def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
         reason = f"{MOST_EPOCHS if given else EPOCHS} epochs; another length: --hours 1, or --num_train_epochs 5"
     else:
         reason = (
-            f"{in_words(d['hours'] if given else HOURS)} here, {steps / per_epoch:.1f} epochs; another length: --hours 1, or --num_train_epochs 3"
+            f"{in_words(d['hours'] if given else HOURS)} here, {steps / per_epoch:.1f} epochs; another length: --hours"
+            " 1, or --num_train_epochs 3"
         )
     d.decide("max_steps", steps, reason)
 
@@ -137,4 +163,9 @@ def fit(groups, given: dict, held: int) -> None:
 
 def settings(groups) -> dict:
     """The arguments that decide what a run is, as they were settled, for its record."""
-    return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group) if field.name in RECORDED}
+    return {
+        field.name: getattr(group, field.name)
+        for group in groups
+        for field in dataclasses.fields(group)
+        if field.name in RECORDED
+    }

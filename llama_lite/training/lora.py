@@ -17,14 +17,27 @@ from ..models import loading, references
 
 
 def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None = None):
-    """The model with a fresh LoRA adapter (`peft.PeftModel`) that names its base. Raises Refusal for targets that match no linear module."""
+    """The model with a fresh LoRA adapter (`peft.PeftModel`) that names its base. Raises Refusal for targets that match
+    no linear module.
+    """
     head = model.get_output_embeddings()
-    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear | Conv1D) and module is not head]
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    ]
     targets = "all-linear" if adapter.target_modules == ["all-linear"] else list(adapter.target_modules)
-    unmatched = [t for t in adapter.target_modules if t != "all-linear" and not any(n == t or n.endswith(f".{t}") for n in linear)]
+    unmatched = [
+        t
+        for t in adapter.target_modules
+        if t != "all-linear" and not any(n == t or n.endswith(f".{t}") for n in linear)
+    ]
     if unmatched:
         there = ", ".join(sorted({name.split(".")[-1] for name in linear}))
-        raise Refusal(f"--target_modules {' '.join(unmatched)}: no linear module of {base} has that name. There are {there} (or all-linear).")
+        raise Refusal(
+            f"--target_modules {' '.join(unmatched)}: no linear module of {base} has that name. There are {there} (or"
+            " all-linear)."
+        )
     config = LoraConfig(
         r=adapter.r,
         lora_alpha=adapter.lora_alpha,
@@ -38,15 +51,18 @@ def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None
         tuned = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise Refusal(
-            f"LoRA cannot be put on {base} ({model.config.model_type}) like this: {formatting.shortened(error)} Choose other --target_modules (there are "
-            f"{', '.join(sorted({name.split('.')[-1] for name in linear}))}), --lora_dropout 0, or tune all weights with --no_use_lora."
+            f"LoRA cannot be put on {base} ({model.config.model_type}) like this: {formatting.shortened(error)} Choose"
+            f" other --target_modules (there are {', '.join(sorted({name.split('.')[-1] for name in linear}))}),"
+            " --lora_dropout 0, or tune all weights with --no_use_lora."
         ) from None
     config.base_model_name_or_path, config.revision = base, revision
     return tuned
 
 
 def merge(base: references.Located, adapter: Path, tokenizer, dtype: str, folder: Path) -> None:
-    """Base and adapter as one model in `folder`, its weights in `dtype`; added in float32. Raises Refusal for a base that the adapter was not made for."""
+    """Base and adapter as one model in `folder`, its weights in `dtype`; added in float32. Raises Refusal for a base
+    that the adapter was not made for.
+    """
     tuned = references.Located(str(adapter), adapter)
     references.check_base(tuned, base)
     model = loading.load_model(base)
@@ -64,4 +80,6 @@ def load_adapter(model, folder: Path) -> None:
 
 def lora_record(adapter) -> dict:
     """The adapter's settings, as a run's identity keeps them."""
-    return json.loads(json.dumps({name: value for name, value in vars(adapter).items() if name not in ("merge_adapter",)}))
+    return json.loads(
+        json.dumps({name: value for name, value in vars(adapter).items() if name not in ("merge_adapter",)})
+    )

@@ -1,7 +1,8 @@
 """Two questions to a loss curve: does more training still help (saturation), and does it begin to harm (overfitting)?
 
-One definition of each, for runs, cards and studies. Both look at the last doubling of tokens, at least 6 evaluations in it, and at the slope of
-a straight line against log2(tokens) there, with its interval (Student's t). How often they err: tests/training/test_loss_trends.py.
+One definition of each, for runs, cards and studies. Both look at the last doubling of tokens, at least 6 evaluations in
+it, and at the slope of a straight line against log2(tokens) there, with its interval (Student's t). How often they err:
+tests/training/test_loss_trends.py.
 """
 
 import dataclasses
@@ -11,7 +12,9 @@ SATURATED = 0.02  # nats a doubling of tokens: a slower gain counts as none
 
 LEAST = 6  # evaluations in the last doubling
 
-CONFIDENCE = 0.998  # of the interval that decides: a run asks again at each evaluation; the one that is reported is of 95 %
+CONFIDENCE = (
+    0.998  # of the interval that decides: a run asks again at each evaluation; the one that is reported is of 95 %
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +38,9 @@ def last_slope(tokens: list[float], losses: list[float]) -> Slope | None:
     fit = stats.linregress(*zip(*points, strict=True))
     reach = stats.t.ppf(0.975, len(points) - 2) * fit.stderr
     wide = stats.t.ppf(0.5 + CONFIDENCE / 2, len(points) - 2) * fit.stderr
-    return Slope(float(fit.slope), float(fit.slope - reach), float(fit.slope + reach), float(fit.slope - wide), len(points))
+    return Slope(
+        float(fit.slope), float(fit.slope - reach), float(fit.slope + reach), float(fit.slope - wide), len(points)
+    )
 
 
 def saturation(tokens: list[float], validation: list[float]) -> Slope | None:
@@ -45,7 +50,8 @@ def saturation(tokens: list[float], validation: list[float]) -> Slope | None:
 
 
 def overfitting(tokens: list[float], training: list[float], validation: list[float]) -> Slope | None:
-    """The slope of the gap between validation and training loss where validation loss surely rises and the gap surely grows, else None.
+    """The slope of the gap between validation and training loss where validation loss surely rises and the gap surely
+    grows, else None.
 
     `training`: the mean training loss since the evaluation before.
     """

@@ -21,8 +21,9 @@ def accumulation_steps(tokens_per_step: int, block_size: int, micro_batch: int, 
     steps = " or ".join(f"{size:,}" for size in (below, above) if size)
     batches = f"--per_device_train_batch_size {' or '.join(map(str, nearest))}, or " if nearest else ""
     raise Refusal(
-        f"--tokens_per_step {tokens_per_step:,} is not a whole number of micro-batches of {micro_tokens:,} tokens "
-        f"({processes} process(es) x {micro_batch} windows x {block_size}). Nearest that divide: {batches}--tokens_per_step {steps}."
+        f"--tokens_per_step {tokens_per_step:,} is not a whole number of micro-batches of {micro_tokens:,} tokens"
+        f" ({processes} process(es) x {micro_batch} windows x {block_size}). Nearest that divide:"
+        f" {batches}--tokens_per_step {steps}."
     )
 
 
@@ -32,15 +33,20 @@ def run_steps(training, per_epoch: int) -> int:
 
 
 def intervals(training, steps: int) -> dict[str, int]:
-    """Steps between logged losses, evaluations and checkpoints (`logging`, `eval`, `save`) of a run of `steps`, as Trainer counts them.
+    """Steps between logged losses, evaluations and checkpoints (`logging`, `eval`, `save`) of a run of `steps`, as
+    Trainer counts them.
 
-    A share (below 1) is of all steps, rounded up. What only comes at the run's end (strategy `no`, or an interval of 0) has `steps`.
+    A share (below 1) is of all steps, rounded up. What only comes at the run's end (strategy `no`, or an interval of 0)
+    has `steps`.
     """
     from transformers import TrainerState
 
     state = TrainerState()
     state.compute_steps(training, steps)
-    asked = {kind: getattr(training, f"{kind}_strategy") == "steps" and getattr(state, f"{kind}_steps") for kind in ("logging", "eval", "save")}
+    asked = {
+        kind: getattr(training, f"{kind}_strategy") == "steps" and getattr(state, f"{kind}_steps")
+        for kind in ("logging", "eval", "save")
+    }
     return {kind: int(every) if every else steps for kind, every in asked.items()}
 
 
@@ -54,8 +60,8 @@ def check_publish_steps(training, steps: int, every: int | None) -> None:
     save = intervals(training, steps)["save"]
     if every is not None and every % save and save < steps:
         raise Refusal(
-            f"--publish_steps {every} is no multiple of the {save} steps between checkpoints (--save_steps {training.save_steps:g}): only saved "
-            "checkpoints can be published."
+            f"--publish_steps {every} is no multiple of the {save} steps between checkpoints (--save_steps"
+            f" {training.save_steps:g}): only saved checkpoints can be published."
         )
 
 
@@ -65,18 +71,26 @@ def at_once(plan) -> int:
 
 
 def plan_warmup(run, training, steps: int) -> int:
-    """Steps of warm-up of a run of so many steps, whose schedule is computed. Raises Refusal for one that cannot be right.
+    """Steps of warm-up of a run of so many steps, whose schedule is computed. Raises Refusal for one that cannot be
+    right.
 
-    A run that --max_steps on the command line cuts shorter than the warm-up of its YAML file is a trial: its plan tells so.
+    A run that --max_steps on the command line cuts shorter than the warm-up of its YAML file is a trial: its plan tells
+    so.
     """
-    if problems := schedules.plan_problems(training, steps, "max_steps" in run.typed and "warmup_steps" not in run.typed):
+    if problems := schedules.plan_problems(
+        training, steps, "max_steps" in run.typed and "warmup_steps" not in run.typed
+    ):
         raise Refusal(" ".join(problems))
     return training.get_warmup_steps(steps)
 
 
 def warmup_lines(warmup: int, steps: int) -> list[str]:
     """The line of a plan whose warm-up is longer than the run."""
-    return [f"WARNING             {warmup:,} steps of warm-up: the run ends before its peak learning rate"] if warmup > steps else []
+    return (
+        [f"WARNING             {warmup:,} steps of warm-up: the run ends before its peak learning rate"]
+        if warmup > steps
+        else []
+    )
 
 
 @dataclasses.dataclass
@@ -109,56 +123,83 @@ class Plan:
         """The plan as a person reads it."""
         unused = self.windows - self.epoch_windows
         return [
-            f"parameters          {self.parameters:,} ({self.parameters - self.embedding_parameters:,} in the layers, {self.embedding_parameters:,} in the embeddings)",
-            f"tokens a step       {self.tokens_per_step:,} = {self.processes} process(es) x {self.micro_batch} windows x {self.accumulation} accumulated x {self.tokens_per_step // self.windows_per_step} tokens",
-            f"one epoch           {self.steps_per_epoch:,} steps, {self.epoch_windows * self.tokens_per_step // self.windows_per_step:,} tokens"
+            (
+                f"parameters          {self.parameters:,} ({self.parameters - self.embedding_parameters:,} in the"
+                f" layers, {self.embedding_parameters:,} in the embeddings)"
+            ),
+            (
+                f"tokens a step       {self.tokens_per_step:,} = {self.processes} process(es) x {self.micro_batch}"
+                f" windows x {self.accumulation} accumulated x {self.tokens_per_step // self.windows_per_step} tokens"
+            ),
+            f"one epoch           {self.steps_per_epoch:,} steps,"
+            f" {self.epoch_windows * self.tokens_per_step // self.windows_per_step:,} tokens"
             + (f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)" if unused else ""),
-            f"the run             {self.steps:,} steps, {self.tokens:,} tokens, {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a parameter",
-            f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token, {self.flops_per_token * self.tokens:.3e} FLOP in all",
+            (
+                f"the run             {self.steps:,} steps, {self.tokens:,} tokens,"
+                f" {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a"
+                " parameter"
+            ),
+            (
+                f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token,"
+                f" {self.flops_per_token * self.tokens:.3e} FLOP in all"
+            ),
             *warmup_lines(self.warmup, self.steps),
-            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}",
+            (
+                f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once:"
+                f" {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}"
+            ),
         ]
 
 
 def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, processes: int | None = None) -> Plan:
-    """Plan of a pretraining run over a prepared folder, by as many processes as run now, or by `processes`. Raises Refusal for what cannot work."""
+    """Plan of a pretraining run over a prepared folder, by as many processes as run now, or by `processes`. Raises
+    Refusal for what cannot work.
+    """
     problems, processes = [], processes or training.world_size
     vocab = manifest["tokenizer"]["vocab_size"]
     if vocab > config.vocab_size:
         problems.append(
-            f"the tokenizer has {vocab:,} ids and the model's vocabulary is {config.vocab_size:,}: choose a model_config with vocab_size "
-            f"of at least {vocab:,}, or a smaller tokenizer."
+            f"the tokenizer has {vocab:,} ids and the model's vocabulary is {config.vocab_size:,}: choose a"
+            f" model_config with vocab_size of at least {vocab:,}, or a smaller tokenizer."
         )
     if (context := context_of(config)) and run.block_size > context:
-        problems.append(f"--block_size {run.block_size} is above the model's context of {context} (max_position_embeddings): make it smaller.")
+        problems.append(
+            f"--block_size {run.block_size} is above the model's context of {context} (max_position_embeddings): make"
+            " it smaller."
+        )
     try:
-        accumulation = accumulation_steps(run.tokens_per_step, run.block_size, training.per_device_train_batch_size, processes)
+        accumulation = accumulation_steps(
+            run.tokens_per_step, run.block_size, training.per_device_train_batch_size, processes
+        )
     except Refusal as refusal:
         problems.append(str(refusal))
     if problems:
         raise Refusal(" ".join(problems))
     if training.gradient_accumulation_steps not in (1, accumulation):
         raise Refusal(
-            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --tokens_per_step {run.tokens_per_step:,}, which "
-            f"gives {accumulation} here: leave it out."
+            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --tokens_per_step"
+            f" {run.tokens_per_step:,}, which gives {accumulation} here: leave it out."
         )
     windows = count_windows(manifest, "train", run.block_size)
     per_step = run.tokens_per_step // run.block_size
     epoch_windows = windows // per_step * per_step
     if not epoch_windows:
         raise Refusal(
-            f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes {per_step:,}: lower --tokens_per_step to "
-            f"{windows * run.block_size:,} or less, or bring more text."
+            f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes {per_step:,}:"
+            f" lower --tokens_per_step to {windows * run.block_size:,} or less, or bring more text."
         )
     per_epoch = epoch_windows // per_step
     steps = run_steps(training, per_epoch)
     if steps > per_epoch and not run.allow_epochs:
         raise Refusal(
-            f"{steps:,} steps need {steps * per_step:,} windows and the training text has {epoch_windows:,} ({per_epoch:,} whole steps): lower "
-            f"--max_steps to {per_epoch:,}, bring more text, or read it again with --allow_epochs."
+            f"{steps:,} steps need {steps * per_step:,} windows and the training text has {epoch_windows:,}"
+            f" ({per_epoch:,} whole steps): lower --max_steps to {per_epoch:,}, bring more text, or read it again with"
+            " --allow_epochs."
         )
     if steps < 1:
-        raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
+        raise Refusal(
+            f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs)."
+        )
     warmup = plan_warmup(run, training, steps)
     held = count_windows(manifest, "validation", run.block_size)
     wanted = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
@@ -215,13 +256,26 @@ class TuningPlan:
         """The plan as a person reads it."""
         unused = self.sequences - self.steps_per_epoch * self.sequences_per_step
         return [
-            f"parameters          {self.parameters:,}, of which {self.trained:,} are tuned ({self.trained / self.parameters:.2%})",
-            f"rows                {self.rows:,} in {self.sequences:,} sequences, {self.tokens:,} tokens, of which {self.learnt_tokens:,} are learnt; {self.held_rows:,} held out",
-            f"sequences a step    {self.sequences_per_step} = {self.processes} process(es) x {self.micro_batch} x {self.accumulation} accumulated",
-            f"the run             {self.steps:,} steps, {self.steps / self.steps_per_epoch:.2f} epochs of {self.steps_per_epoch:,} steps"
+            (
+                f"parameters          {self.parameters:,}, of which {self.trained:,} are tuned"
+                f" ({self.trained / self.parameters:.2%})"
+            ),
+            (
+                f"rows                {self.rows:,} in {self.sequences:,} sequences, {self.tokens:,} tokens, of which"
+                f" {self.learnt_tokens:,} are learnt; {self.held_rows:,} held out"
+            ),
+            (
+                f"sequences a step    {self.sequences_per_step} = {self.processes} process(es) x {self.micro_batch} x"
+                f" {self.accumulation} accumulated"
+            ),
+            f"the run             {self.steps:,} steps, {self.steps / self.steps_per_epoch:.2f} epochs of"
+            f" {self.steps_per_epoch:,} steps"
             + (f" (cut to whole steps: {unused} of {self.sequences:,} sequences are left out)" if unused else ""),
             *warmup_lines(self.warmup, self.steps),
-            f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once: {size(self.checkpoint_bytes * at_once(self))}",
+            (
+                f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once:"
+                f" {size(self.checkpoint_bytes * at_once(self))}"
+            ),
         ]
 
 
@@ -232,22 +286,26 @@ def plan_tuning(model, train_rows: list, eval_rows: list, sequences: int, run, t
     if per_step % micro:
         below, above = per_step // micro * micro, (per_step // micro + 1) * micro
         raise Refusal(
-            f"--sequences_per_step {per_step} is not a whole number of micro-batches of {micro} ({training.world_size} process(es) x "
-            f"{training.per_device_train_batch_size}): {' or '.join(str(n) for n in (below, above) if n)} is, or another --per_device_train_batch_size."
+            f"--sequences_per_step {per_step} is not a whole number of micro-batches of {micro} ({training.world_size}"
+            f" process(es) x {training.per_device_train_batch_size}):"
+            f" {' or '.join(str(n) for n in (below, above) if n)} is, or another --per_device_train_batch_size."
         )
     if training.gradient_accumulation_steps not in (1, per_step // micro):
         raise Refusal(
-            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --sequences_per_step {per_step}, which gives "
-            f"{per_step // micro} here: leave it out."
+            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --sequences_per_step"
+            f" {per_step}, which gives {per_step // micro} here: leave it out."
         )
     per_epoch = sequences // per_step
     if not per_epoch:
         raise Refusal(
-            f"{len(train_rows)} rows make {sequences} sequences, and a step takes {per_step}: lower --sequences_per_step, or bring more rows."
+            f"{len(train_rows)} rows make {sequences} sequences, and a step takes {per_step}: lower"
+            " --sequences_per_step, or bring more rows."
         )
     steps = run_steps(training, per_epoch)
     if steps < 1:
-        raise Refusal(f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs).")
+        raise Refusal(
+            f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs)."
+        )
     warmup = plan_warmup(run, training, steps)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return TuningPlan(

@@ -27,7 +27,9 @@ from . import trainer
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """What the command line says about going on: the arguments of these names; `repo`: where the run publishes, if it does."""
+    """What the command line says about going on: the arguments of these names; `repo`: where the run publishes, if it
+    does.
+    """
 
     resume_from_checkpoint: str
     resume_without: str
@@ -37,11 +39,14 @@ class ResumeOptions:
     hub_drain_timeout: float
 
 
-def prepare_run(run: RunFolder, record: dict, steps: int, asked: ResumeOptions, publishers) -> tuple[trainer.ResumePoint | None, list]:
-    """(where the run begins, its publishers on rank 0), with `run.json`, the events of changes and the Hub settled. Raises Refusal.
+def prepare_run(
+    run: RunFolder, record: dict, steps: int, asked: ResumeOptions, publishers
+) -> tuple[trainer.ResumePoint | None, list]:
+    """(where the run begins, its publishers on rank 0), with `run.json`, the events of changes and the Hub settled.
+    Raises Refusal.
 
-    `record` (kind, identity, ...) becomes `run.json`; `publishers(run's id)` makes the Publishers. The Start is None for a run
-    that is finished: what it still has to publish is published, and it stays as it is.
+    `record` (kind, identity, ...) becomes `run.json`; `publishers(run's id)` makes the Publishers. The Start is None
+    for a run that is finished: what it still has to publish is published, and it stays as it is.
     """
     start = run_on_main(_find_start, run, record["kind"], record["identity"], asked)
     run_on_main(_check_initial, run, record, start)
@@ -49,10 +54,18 @@ def prepare_run(run: RunFolder, record: dict, steps: int, asked: ResumeOptions, 
     there = read_json(run.path / "run.json") or {"id": revision.run_id(record["identity"])}
     opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
     if start.step > steps:
-        raise Refusal(f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or another --output_dir.")
-    if start.step >= steps and run.is_finished() and run_on_main(has_model, run.path, run.path / f"checkpoint-{start.step}"):
+        raise Refusal(
+            f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or"
+            " another --output_dir."
+        )
+    if (
+        start.step >= steps
+        and run.is_finished()
+        and run_on_main(has_model, run.path, run.path / f"checkpoint-{start.step}")
+    ):
         print_main(
-            f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with --allow_changes max_steps to go on."
+            f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with"
+            " --allow_changes max_steps to go on."
         )
         run.record_end = False
         run_on_main(_drain, [one for one in opened if publish_queue.queued(one.folder)], asked.hub_drain_timeout)
@@ -61,21 +74,30 @@ def prepare_run(run: RunFolder, record: dict, steps: int, asked: ResumeOptions, 
     for kind in ("hyperparameters", "data", "layout", "environment"):
         if start.changed.get(kind):
             run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
-    print_main(f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in {run.path}")
+    print_main(
+        f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in"
+        f" {run.path}"
+    )
     run_on_main(_open, opened[:1], asked.hub_required)
     return start, opened
 
 
 def has_model(folder: Path, checkpoint: Path) -> bool:
-    """Whether a finished run's model or adapter is there; says it where one is not, is damaged, or is not its last checkpoint's, and is written again."""
+    """Whether a finished run's model or adapter is there; says it where one is not, is damaged, or is not its last
+    checkpoint's, and is written again.
+    """
     weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model*.safetensors"
     try:
-        if not any(folder.glob(weights)) or not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
+        if not any(folder.glob(weights)) or not any(
+            (folder / name).is_file() for name in ("config.json", "adapter_config.json")
+        ):
             raise Refusal("its files are not there")
         integrity.check_model(str(folder), folder)
         if checkpoint.is_dir() and not export.is_export(checkpoint, folder):
             problem = f"it is not that of {checkpoint.name}"
-        elif (checkpoint / "config.json").is_file() and (other := other_fields(*map(load_model_config, map(str, (folder, checkpoint))))):
+        elif (checkpoint / "config.json").is_file() and (
+            other := other_fields(*map(load_model_config, map(str, (folder, checkpoint))))
+        ):
             name, (there, was) = next(iter(other.items()))
             problem = f"{name} in its config.json is {there}, and {was} in {checkpoint.name}"
         else:
@@ -90,10 +112,15 @@ def _check_initial(run: RunFolder, record: dict, start: trainer.ResumePoint) -> 
     """Raise Refusal for an --init_from that a run which goes on did not begin from: its checkpoint's weights count."""
     there, asked = read_json(run.path / "run.json") or {}, record["given"].get("init_from")
     before = there.get("given", {}).get("init_from")
-    if start.checkpoint and "given" in there and asked not in (None, before) and not (before and Path(asked).resolve() == Path(before).resolve()):
+    if (
+        start.checkpoint
+        and "given" in there
+        and asked not in (None, before)
+        and not (before and Path(asked).resolve() == Path(before).resolve())
+    ):
         raise Refusal(
-            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and goes on with its checkpoint at step {start.step}. Leave it "
-            "out, or give another --output_dir."
+            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and goes on with its"
+            f" checkpoint at step {start.step}. Leave it out, or give another --output_dir."
         )
 
 
@@ -110,7 +137,9 @@ def _drain(publishers: list, timeout: float) -> None:
         publisher.drain(timeout)
 
 
-OLD_DEFAULTS = {  # by kind: arguments that a run without `settings` in its record did not give were these, before they followed from text and machine
+# by kind: arguments that a run without `settings` in its record did not give were these, before they followed from text
+# and machine
+OLD_DEFAULTS = {
     "pretrain": {
         "model_config": "demo",
         "tokenizer": "gpt2",
@@ -151,13 +180,19 @@ SWITCHES = ("compile_layers", "fused_loss")
 
 
 def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
-    """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new one.
+    """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new
+    one.
 
-    mode: --resume_from_checkpoint; repo: where the run publishes, asked where nothing is here. What the newest checkpoint says wins over what the run
-    began with. Never refuses: what is wrong with the run is said when it is resumed.
+    mode: --resume_from_checkpoint; repo: where the run publishes, asked where nothing is here. What the newest
+    checkpoint says wins over what the run began with. Never refuses: what is wrong with the run is said when it is
+    resumed.
     """
     where = reference(mode)
-    if where and (read_json(Path(output_dir) / "run.json") or {}).get("resumed_from") == str(where) and store.checkpoints(Path(output_dir)):
+    if (
+        where
+        and (read_json(Path(output_dir) / "run.json") or {}).get("resumed_from") == str(where)
+        and store.checkpoints(Path(output_dir))
+    ):
         mode, where = "auto", None  # the same command again: it goes on from where it got to
     folder = Path(mode if mode not in ("auto", "must", "never") else output_dir)
     if mode == "never":
@@ -165,14 +200,18 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     run, identity = {}, None
     if where is None and folder.is_dir():
         steps = store.checkpoints(folder)
-        manifests = [verify.read_manifest(path) for path in ([path for _, path in steps] or [folder])]
+        manifests = [verify.read_manifest(path) for path in [path for _, path in steps] or [folder]]
         identity = next((manifest["identity"] for manifest in manifests if manifest), None)
-        of_a_run = identity is not None and not steps and not (folder / "run.json").exists()  # a checkpoint, whose record lies beside it
+        of_a_run = (
+            identity is not None and not steps and not (folder / "run.json").exists()
+        )  # a checkpoint, whose record lies beside it
         run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):
         with contextlib.suppress(Refusal, HubUnavailable, HubPermissionError):
-            identity = (download.read_revision(where) if where else next(download.resumable(repo), (None, {})))[1].get("identity")
+            identity = (download.read_revision(where) if where else next(download.resumable(repo), (None, {})))[1].get(
+                "identity"
+            )
     if identity is None:
         return {}
     values = run.get("settings") or ({**OLD_DEFAULTS.get(run["kind"], {}), **run["given"]} if "given" in run else {})
@@ -180,14 +219,21 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     values = {
         **values,
         **hyperparameters,
-        **{name: identity["data"][name] for name in identity["data"] if name in ("order", "block_size", "tokens_per_step")},
+        **{
+            name: identity["data"][name]
+            for name in identity["data"]
+            if name in ("order", "block_size", "tokens_per_step")
+        },
     }
-    values |= {name: switches[name] for name in SWITCHES if name in switches} | {"block_attention": switches.get("attention") == block_attention.NAME}
+    values |= {name: switches[name] for name in SWITCHES if name in switches} | {
+        "block_attention": switches.get("attention") == block_attention.NAME
+    }
     return {name: values[name] for name in names if name in values}
 
 
 def going_on(run, training, repo: str | None, names) -> dict:
-    """As `recorded`, for what a command asks: nothing for a suggestion, or a plan of so many hours, which are about a new run.
+    """As `recorded`, for what a command asks: nothing for a suggestion, or a plan of so many hours, which are about a
+    new run.
 
     run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
     """
@@ -197,8 +243,9 @@ def going_on(run, training, repo: str | None, names) -> dict:
     if found and "hours" in run.given and run.hours != found.get("hours"):
         began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
         raise Refusal(
-            f"--hours {run.hours:g}: the run in {training.output_dir} was begun with {began}, and its {found.get('max_steps', 0):,} steps stay. Leave --hours "
-            "out to go on with it; give another --output_dir for another run, or --max_steps N --allow_changes max_steps to make this one longer."
+            f"--hours {run.hours:g}: the run in {training.output_dir} was begun with {began}, and its"
+            f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to go on with it; give another --output_dir"
+            " for another run, or --max_steps N --allow_changes max_steps to make this one longer."
         )
     return found
 
@@ -221,7 +268,8 @@ def publish_only(folder: str, publishers, timeout: float) -> None:
         if left:
             raise Interrupted("; ".join(left))
         print_main(
-            f"everything in {run.path} is published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
+            f"everything in {run.path} is"
+            f" published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
         )
 
     with RunFolder(folder) as run:
@@ -243,7 +291,9 @@ def _find_start(run, kind: str, identity: dict, asked: ResumeOptions) -> trainer
     mode = _from_hub(run, kind, identity, asked)
     folder = store.resolve(run.path, mode, without, report)
     if folder and folder.parent.resolve() != run.path.resolve():
-        integrity.check_state(folder, str(folder), tuple(prefix for part in without for prefix in verify.STATE_FILES[part]))
+        integrity.check_state(
+            folder, str(folder), tuple(prefix for part in without for prefix in verify.STATE_FILES[part])
+        )
     start = trainer.read_resume_point(folder, without)
     if folder is None:
         run.rewind_log([])
@@ -252,7 +302,10 @@ def _find_start(run, kind: str, identity: dict, asked: ResumeOptions) -> trainer
     if "optimizer" not in without:
         _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):
-        print_main(f"WARNING   another {', '.join(other)} than when {folder.name} was saved: equal within tolerance, not bit for bit")
+        print_main(
+            f"WARNING   another {', '.join(other)} than when {folder.name} was saved: equal within tolerance, not bit"
+            " for bit"
+        )
     if mode not in ("auto", "must"):
         store.supersede_newer(run.path, folder, start.step, report)
     run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])
@@ -265,19 +318,24 @@ def _check_optimizer(changed: dict[str, tuple]) -> None:
         then, now = changed.get(name, (None, None))
         if then != now and not {then, now} <= {*ADAMW}:
             raise Refusal(
-                f"--{name} {now}: the saved state of {then} is not what it goes on with. Add --resume_without optimizer, and it begins without state, "
-                "or give back the old value."
+                f"--{name} {now}: the saved state of {then} is not what it goes on with. Add --resume_without"
+                " optimizer, and it begins without state, or give back the old value."
             )
 
 
 def _from_hub(run, kind: str, identity: dict, asked: ResumeOptions) -> str:
-    """Bring a checkpoint from the Hub into the run folder where `resume_from_checkpoint` means one; returns the mode that is left."""
+    """Bring a checkpoint from the Hub into the run folder where `resume_from_checkpoint` means one; returns the mode
+    that is left.
+    """
     mode = asked.resume_from_checkpoint
     record, where = read_json(run.path / "run.json") or {}, reference(mode)
     if where and record.get("resumed_from") == str(where) and store.checkpoints(run.path):
         return "auto"  # the same command again: it goes on from where it got to
     if where and "identity" in record:
-        raise Refusal(f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another --output_dir.")
+        raise Refusal(
+            f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another"
+            " --output_dir."
+        )
     if where:
         _pull(run, kind, where)
         return "must"
@@ -289,7 +347,10 @@ def _from_hub(run, kind: str, identity: dict, asked: ResumeOptions) -> str:
         try:
             check_changes(theirs["identity"], identity, theirs["step"], asked.allow_changes)
         except Refusal as refusal:
-            raise Refusal(f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one: {refusal}") from None
+            raise Refusal(
+                f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one:"
+                f" {refusal}"
+            ) from None
         try:
             _pull(run, kind, where)
             return "must"
@@ -303,7 +364,9 @@ def _from_hub(run, kind: str, identity: dict, asked: ResumeOptions) -> str:
 
 
 def _next(found, asked: ResumeOptions, refused: Refusal | None):
-    """The next of the revisions `found` on the Hub, None where there is no more, or where nobody answers, which is said, or refused."""
+    """The next of the revisions `found` on the Hub, None where there is no more, or where nobody answers, which is
+    said, or refused.
+    """
     try:
         return next(found, None)
     except (HubUnavailable, HubPermissionError) as error:
@@ -314,16 +377,24 @@ def _next(found, asked: ResumeOptions, refused: Refusal | None):
 
 
 def _pull(run, kind: str, where) -> None:
-    """The training state of a revision as a checkpoint of the run folder, whose `run.json` says where it is from. Raises Refusal."""
+    """The training state of a revision as a checkpoint of the run folder, whose `run.json` says where it is from.
+    Raises Refusal.
+    """
     try:
-        write_json(run.path / "run.json", {"kind": kind, "id": download.read_revision(where)[1]["run"], "resumed_from": str(where)})
+        write_json(
+            run.path / "run.json",
+            {"kind": kind, "id": download.read_revision(where)[1]["run"], "resumed_from": str(where)},
+        )
         download.pull_checkpoint(where, run.path)
     except (HubUnavailable, HubPermissionError) as error:
-        raise Refusal(f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers.") from None
+        raise Refusal(
+            f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers."
+        ) from None
 
 
 def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
-    """The folder of the weights that `--init_from` means, downloaded where it is a revision. Raises Refusal where they need another model.
+    """The folder of the weights that `--init_from` means, downloaded where it is a revision. Raises Refusal where they
+    need another model.
 
     ids: of the tokenizer. Each must have a row in the weights; only rows beyond, which are padding, may be missing.
     """
@@ -339,12 +410,13 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
         if other := other_fields(theirs, config):
             shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
             raise Refusal(
-                f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Give its config.json as --model_config."
+                f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Give"
+                " its config.json as --model_config."
             )
         if theirs.get_text_config().vocab_size < ids:
             raise Refusal(
-                f"--init_from {init_from} knows {theirs.get_text_config().vocab_size:,} tokens and this run's tokenizer has {ids:,}: prepare the text with the "
-                "tokenizer of those weights (--tokenizer FOLDER)."
+                f"--init_from {init_from} knows {theirs.get_text_config().vocab_size:,} tokens and this run's tokenizer"
+                f" has {ids:,}: prepare the text with the tokenizer of those weights (--tokenizer FOLDER)."
             )
         if said := describe_mismatch(theirs, config.bos_token_id, config.eos_token_id):
             print_main(f"init      {init_from}: {said}")
@@ -352,15 +424,23 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
 
 
 def other_fields(theirs, config) -> dict[str, tuple]:
-    """{field: (theirs, this one's)} of what must be equal for the weights of one config to be those of the other: the kind and tying first."""
+    """{field: (theirs, this one's)} of what must be equal for the weights of one config to be those of the other: the
+    kind and tying first.
+    """
     found = [{**one.to_dict(), "tie_word_embeddings": one.tie_word_embeddings} for one in (theirs, config)]
-    names = ["model_type", "tie_word_embeddings", *sorted({*found[0], *found[1]} - {"model_type", "tie_word_embeddings"})]
+    names = [
+        "model_type",
+        "tie_word_embeddings",
+        *sorted({*found[0], *found[1]} - {"model_type", "tie_word_embeddings"}),
+    ]
     other = {name: (found[0].get(name), found[1].get(name)) for name in names if not FREE_FIELDS.search(name)}
     return {name: both for name, both in other.items() if both[0] != both[1]}
 
 
 def _new_run(run, record: dict) -> None:
-    """`run.json` of a run's first start; one that began on the Hub keeps its id. The `status.json` of an end before this start goes."""
+    """`run.json` of a run's first start; one that began on the Hub keeps its id. The `status.json` of an end before
+    this start goes.
+    """
     (run.path / "status.json").unlink(missing_ok=True)
     there = read_json(run.path / "run.json") or {}
     if "identity" not in there:

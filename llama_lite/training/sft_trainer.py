@@ -1,7 +1,7 @@
 """Instruction tuning: TRL's SFTTrainer with this project's checkpoints, and what it changed, measured before and after.
 
-Rows lie side by side without padding and do not see each other, in bases that show on their own logits that they can; else they are padded. Only answers are learnt, so only their positions go
-through the head.
+Rows lie side by side without padding and do not see each other, in bases that show on their own logits that they can;
+else they are padded. Only answers are learnt, so only their positions go through the head.
 """
 
 import math
@@ -28,7 +28,9 @@ HEAD_TOLERANCE = 1e-3  # of the largest loss: TRL's kernel on a GPU multiplies i
 
 
 class TuningTrainer(VerifiedTraining, SFTTrainer):
-    """SFTTrainer over rows that are encoded, packed and ordered already; `held` are the held-out rows, `batches` how rows go together."""
+    """SFTTrainer over rows that are encoded, packed and ordered already; `held` are the held-out rows, `batches` how
+    rows go together.
+    """
 
     def __init__(self, *args, held: list[Example], before: dict, base: dict, batches: Batches = Batches(), **kwargs):
         super().__init__(*args, **kwargs)
@@ -37,11 +39,15 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
 
     @torch.no_grad()
     def _head_fits(self) -> bool:
-        """Whether TRL's fused head gives the losses that the model's logits give, tried on the probe; says so where it does not."""
+        """Whether TRL's fused head gives the losses that the model's logits give, tried on the probe; says so where it
+        does not.
+        """
         batch = {name: value.to(self.args.device) for name, value in self.probe[0].items()}
         try:
             with probe.evaluating(self.model):
-                plain, ours = (answer_losses(self.model, {**batch, "use_cache": False}, fused)[0] for fused in (False, True))
+                plain, ours = (
+                    answer_losses(self.model, {**batch, "use_cache": False}, fused)[0] for fused in (False, True)
+                )
             why = (
                 None
                 if probe.close(ours, plain, HEAD_TOLERANCE)
@@ -56,7 +62,8 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Sum of the losses of all answer tokens over `num_items_in_batch` (their number in the step, on all ranks).
 
-        On a GPU TRL's fused head gives them; on a CPU, where that is slower, the head is applied to answer positions only.
+        On a GPU TRL's fused head gives them; on a CPU, where that is slower, the head is applied to answer positions
+        only.
         """
         auxiliary = {"output_router_logits": True} if self.aux_loss_enabled else {}
         losses, _, router = answer_losses(model, {**inputs, "use_cache": False, **auxiliary}, self.fused)
@@ -72,7 +79,9 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         )  # as TRL's
 
     def held_out_metrics(self) -> dict[str, float]:
-        """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the likeliest; ranks share the rows out."""
+        """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the
+        likeliest; ranks share the rows out.
+        """
         model = self.accelerator.unwrap_model(self.model)
         mine = measure_losses(
             model,
@@ -82,7 +91,11 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         )
         sums = [math.fsum(row[key] for row in mine) for key in ("loss", "tokens", "end_loss", "ends", "top")]
         loss, tokens, end_loss, ends, top = self.sum_of_ranks(sums)
-        return {"eval_loss": loss / tokens, "eval_end_loss": end_loss / max(ends, 1), "eval_mean_token_accuracy": top / tokens}
+        return {
+            "eval_loss": loss / tokens,
+            "eval_end_loss": end_loss / max(ends, 1),
+            "eval_mean_token_accuracy": top / tokens,
+        }
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         logs["num_tokens"] = self.tokens

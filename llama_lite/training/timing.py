@@ -11,13 +11,19 @@ from ..distributed import print_main
 from ..machine import hardware
 from ..models.presets import flops_per_token
 
-ENOUGH, MOST_STEPS = 1.0, 30  # seconds and steps that are timed after the first one, which allocates and chooses kernels
+ENOUGH, MOST_STEPS = (
+    1.0,
+    30,
+)  # seconds and steps that are timed after the first one, which allocates and chooses kernels
 
 LIMIT = 4.0  # seconds after which a slow, or busy, machine has to do with what was timed
 
 LONGEST = 1.5  # seconds of a micro-batch that is still timed
 
-LOOK, BUSY = 0.2, 50  # seconds in which this process does nothing, and the share of the cores in percent that others may use meanwhile
+LOOK, BUSY = (
+    0.2,
+    50,
+)  # seconds in which this process does nothing, and the share of the cores in percent that others may use meanwhile
 
 MFU = {"cpu": 0.3, "cuda": 0.35}  # share of the peak at which a model is counted that is not timed
 
@@ -28,7 +34,9 @@ MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}  # tokens of a micro-batch: a CPU's c
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Seconds: of a micro-batch trained on, forward and backward; of the optimizer; of a window without gradients; of one generated token."""
+    """Seconds: of a micro-batch trained on, forward and backward; of the optimizer; of a window without gradients; of
+    one generated token.
+    """
 
     micro_batch: float
     optimizer: float
@@ -40,7 +48,9 @@ class Pace:
 
 
 class Machine:
-    """How fast models train here. `precision`, `switches`: as the run will have them; `processes`: which share its steps."""
+    """How fast models train here. `precision`, `switches`: as the run will have them; `processes`: which share its
+    steps.
+    """
 
     def __init__(self, device: torch.device, precision: str, switches: dict, processes: int):
         self.device, self.precision, self.switches, self.processes = device, precision, switches, processes
@@ -56,7 +66,9 @@ class Machine:
         return MFU[self.device.type] * (hardware.peak_flops(self.precision, self.device) or 1e13)
 
     def pace(self, config, micro: int, block_size: int) -> Pace:
-        """Timed, once; guessed by FLOPs where a micro-batch would take too long for that, or the planned device is not here."""
+        """Timed, once; guessed by FLOPs where a micro-batch would take too long for that, or the planned device is not
+        here.
+        """
         key = (str(config.to_dict()), micro, block_size)
         if key not in self.timed:
             guess = flops_per_token(config, block_size) * micro * block_size / self.flops_per_second
@@ -79,9 +91,11 @@ class Machine:
 
 
 def pace(config, micro_batch: int, block_size: int, precision: str, switches: dict, device: torch.device) -> Pace:
-    """Times a model of a config (vocabulary included) with `micro_batch` windows of `block_size` tokens: 1 to 3 s on a CPU. Draws no global random number.
+    """Times a model of a config (vocabulary included) with `micro_batch` windows of `block_size` tokens: 1 to 3 s on a
+    CPU. Draws no global random number.
 
-    switches: fused_loss and block_attention, applied as in a run; layers are not compiled, which takes longer than this.
+    switches: fused_loss and block_attention, applied as in a run; layers are not compiled, which takes longer than
+    this.
     """
     from transformers import AutoModelForCausalLM
 
@@ -104,7 +118,9 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
         autocast = torch.autocast(device.type, dtype) if precision != "float32" else contextlib.nullcontext()
         times, updates = [], []
         start = time.perf_counter()
-        while len(times) < 2 or (sum(times[1:]) < ENOUGH and len(times) <= MOST_STEPS and time.perf_counter() - start < LIMIT):
+        while len(times) < 2 or (
+            sum(times[1:]) < ENOUGH and len(times) <= MOST_STEPS and time.perf_counter() - start < LIMIT
+        ):
             began = synchronize()
             with autocast:
                 loss = model(input_ids=ids, labels=ids, **shifted).loss
@@ -145,4 +161,7 @@ def warn_if_busy() -> None:
 
     busy = psutil.cpu_percent(LOOK)
     if busy > BUSY:
-        print_main(f"WARNING   other programs keep {busy:.0f} % of this machine's cores busy: what is timed now takes longer than on a quiet machine")
+        print_main(
+            f"WARNING   other programs keep {busy:.0f} % of this machine's cores busy: what is timed now takes longer"
+            " than on a quiet machine"
+        )

@@ -92,19 +92,25 @@ class VerifiedTraining:
     # ---- stepping ----
 
     def training_step(self, model, inputs, *args, **kwargs):
-        mask = inputs.get("attention_mask")  # of padded rows, which are learnt where a base cannot have them side by side
+        mask = inputs.get(
+            "attention_mask"
+        )  # of padded rows, which are learnt where a base cannot have them side by side
         self.step_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.step_loss = loss if self.step_loss is None else self.step_loss + loss
         return loss
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device):
-        """Trainer's count of labels, as whole numbers: it makes a float32 tensor of it, which FSDP2 would round to bfloat16 with a model's inputs."""
+        """Trainer's count of labels, as whole numbers: it makes a float32 tensor of it, which FSDP2 would round to
+        bfloat16 with a model's inputs.
+        """
         count = super()._get_num_items_in_batch(batch_samples, device)
         return count.round().long() if torch.is_tensor(count) else count
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Called once a step, before the optimiser: the ranks agree on loss, tokens and stopping in one small reduction."""
+        """Called once a step, before the optimiser: the ranks agree on loss, tokens and stopping in one small
+        reduction.
+        """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         asked = self.signals.asked is not None or (self.is_world_process_zero() and (self.run.path / "stop").exists())
         counted = torch.tensor([float(asked), float(self.step_tokens)], device=self.step_loss.device)
@@ -120,7 +126,9 @@ class VerifiedTraining:
         step = self.state.global_step + 1
         norm = float(grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step))
+            self.run.event(
+                "not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step)
+            )
             raise Unhealthy(
                 f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the last checkpoint is "
                 "untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
@@ -147,7 +155,9 @@ class VerifiedTraining:
         self.run.log(self.state.log_history[-1])
 
     def _throughput(self) -> dict:
-        """Tokens a second and MFU since the last log, without evaluations and saves; peak memory of this process, GiB."""
+        """Tokens a second and MFU since the last log, without evaluations and saves; peak memory of this process,
+        GiB.
+        """
         now = time.perf_counter()
         since, first = self.window_start or (now, self.tokens)
         seconds = now - since - self.outside
@@ -161,9 +171,13 @@ class VerifiedTraining:
         return found
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-        """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what processes repeat, too much."""
+        """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what
+        processes repeat, too much.
+        """
         began, training = time.perf_counter(), self.model.training
-        with torch.compiler.set_stance("force_eager"):  # other shapes, samples and tasks: only training steps are worth compiling
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # other shapes, samples and tasks: only training steps are worth compiling
             self.model.eval()
             metrics = self.held_out_metrics()
             self.model.train(training)
@@ -185,7 +199,9 @@ class VerifiedTraining:
     # ---- saving ----
 
     def _save(self, output_dir=None, state_dict=None):
-        """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths. Under ZeRO, the float32 weights."""
+        """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths. Under ZeRO, the float32
+        weights.
+        """
         if self.is_deepspeed_enabled:
             state_dict = optimizer_state.zero_weights(self.model, self.args.should_save)
         if self.args.should_save:
@@ -253,7 +269,11 @@ class VerifiedTraining:
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Optimiser state by parameter name, gathered from every layout into one safetensors file."""
         optimizer_state.save_optimizer(
-            self.model, self._raw_optimizer(), os.path.join(output_dir, OPTIMIZER_FILE), self.is_fsdp_enabled, self.args.should_save
+            self.model,
+            self._raw_optimizer(),
+            os.path.join(output_dir, OPTIMIZER_FILE),
+            self.is_fsdp_enabled,
+            self.args.should_save,
         )
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
@@ -281,7 +301,9 @@ class VerifiedTraining:
         optimizer, without = self._raw_optimizer(), self.start.without
         asked = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
         if "optimizer" not in without:
-            optimizer_state.load_optimizer(self.model, optimizer, os.path.join(checkpoint, OPTIMIZER_FILE), self.is_fsdp_enabled)
+            optimizer_state.load_optimizer(
+                self.model, optimizer, os.path.join(checkpoint, OPTIMIZER_FILE), self.is_fsdp_enabled
+            )
         for group, values in zip(optimizer.param_groups, asked, strict=True):
             group.update(values)  # what was asked for counts, not what the checkpoint was made with
         self._place_on_schedule(self.start.step - self.start.schedule_start, checkpoint)
@@ -347,12 +369,14 @@ class VerifiedTraining:
         error = None
         if not abs(found - recorded) <= tolerance:
             error = Refusal(
-                f"the weights of {self.start.checkpoint.name} give a loss of {found!r} on the probe; {recorded!r} was recorded when they were saved "
-                f"(allowed difference here: {tolerance}). Wrong weights, number format or kernels: resume where it was saved, or from another checkpoint."
+                f"the weights of {self.start.checkpoint.name} give a loss of {found!r} on the probe; {recorded!r} was"
+                f" recorded when they were saved (allowed difference here: {tolerance}). Wrong weights, number format"
+                " or kernels: resume where it was saved, or from another checkpoint."
             )
         raise_on_all_ranks(error)
         print_main(
-            f"verified: probe loss {found:.6f}, {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}"
+            f"verified: probe loss {found:.6f},"
+            f" {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}"
         )
 
 
@@ -388,8 +412,8 @@ def finish_or_raise(trainer: VerifiedTraining) -> None:
     if trainer.state.global_step < trainer.state.max_steps:
         (trainer.run.path / "stop").unlink(missing_ok=True)
         raise Interrupted(
-            f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps}; checkpoint-{trainer.state.global_step} is "
-            "verified. Run the same command again to go on."
+            f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps};"
+            f" checkpoint-{trainer.state.global_step} is verified. Run the same command again to go on."
         )
 
 
@@ -414,14 +438,17 @@ class PretrainTrainer(VerifiedTraining, Trainer):
     def held_out_metrics(self) -> dict[str, float]:
         """Mean loss in nats over the tokens of all validation windows, each measured once; ranks share the windows out.
 
-        Every rank makes as many forward passes (a sharded model needs them): one that has run out of windows repeats the first, and does not count it.
+        Every rank makes as many forward passes (a sharded model needs them): one that has run out of windows repeats
+        the first, and does not count it.
         """
         held, size = self.eval_dataset, self.args.per_device_eval_batch_size
         begins, losses, counted = range(0, len(held), size), [], []
         for first in range(0, len(begins), WORLD_SIZE):
             own = first + self.args.process_index
             begin = begins[own] if own < len(begins) else 0
-            batch = self._prepare_inputs(self.data_collator([held[i] for i in range(begin, min(begin + size, len(held)))]))
+            batch = self._prepare_inputs(
+                self.data_collator([held[i] for i in range(begin, min(begin + size, len(held)))])
+            )
             loss = self.compute_loss(self.model, dict(batch)).item()
             if own < len(begins):
                 counted.append(int((batch["labels"] != -100).sum()))

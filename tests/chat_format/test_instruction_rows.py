@@ -1,4 +1,6 @@
-"""Rows of every schema, nothing dropped or cut in silence, and a held-out part that shares no document with training."""
+"""Rows of every schema, nothing dropped or cut in silence, and a held-out part that shares no document with
+training.
+"""
 
 import json
 
@@ -11,8 +13,13 @@ from llama_lite.chat_format.conversation import Row
 from llama_lite.data.tokenizer import gpt2_tokenizer
 from llama_lite.errors import Refusal
 
-ALPACA = [{"instruction": f"Count to {i}.", "input": "" if i % 2 else "slowly", "output": f"1 to {i}"} for i in range(1, 9)]
-CHAT = [{"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": f"Hello {i}"}]} for i in range(8)]
+ALPACA = [
+    {"instruction": f"Count to {i}.", "input": "" if i % 2 else "slowly", "output": f"1 to {i}"} for i in range(1, 9)
+]
+CHAT = [
+    {"messages": [{"role": "user", "content": f"Hi {i}"}, {"role": "assistant", "content": f"Hello {i}"}]}
+    for i in range(8)
+]
 PAIRS = [{"prompt": f"Hi {i}", "completion": f"Hello {i}"} for i in range(8)]
 
 
@@ -54,11 +61,16 @@ def test_each_schema_from_each_format(tmp_path, rows, kind):
 
 def test_alpacas_input_follows_the_instruction(tmp_path):
     found = load(jsonl(tmp_path / "rows.jsonl", ALPACA))[0]
-    assert found[0].messages[0]["content"] == "Count to 1." and found[1].messages[0]["content"] == "Count to 2.\n\nslowly"
+    assert (
+        found[0].messages[0]["content"] == "Count to 1." and found[1].messages[0]["content"] == "Count to 2.\n\nslowly"
+    )
 
 
 def test_only_a_completion_is_learnt(tmp_path, tokenizer):
-    row = {"prompt": [*CHAT[0]["messages"], {"role": "user", "content": "And?"}], "completion": [{"role": "assistant", "content": "Well."}]}
+    row = {
+        "prompt": [*CHAT[0]["messages"], {"role": "user", "content": "And?"}],
+        "completion": [{"role": "assistant", "content": "Well."}],
+    }
     found = load(jsonl(tmp_path / "rows.jsonl", [row]))[0]
     example = encode(found, tokenizer, 1024, "drop", {})[0]
     assert tokenizer.decode([label for label in example.labels if label != -100]) == " Well.<|endoftext|>"
@@ -73,7 +85,11 @@ def test_rows_that_are_none_are_counted_and_named(tmp_path):
     ]
     found, _, skipped = load(jsonl(tmp_path / "rows.jsonl", [*ALPACA, *bad]))
     turns = "turns are not user and assistant in turn, ended by the assistant"
-    assert len(found) == 8 and {reason: entry["rows"] for reason, entry in skipped.items()} == {"empty answer": 1, "empty question": 1, turns: 2}
+    assert len(found) == 8 and {reason: entry["rows"] for reason, entry in skipped.items()} == {
+        "empty answer": 1,
+        "empty question": 1,
+        turns: 2,
+    }
     assert skipped["empty answer"]["first"] == ["rows.jsonl:9"]
 
 
@@ -97,7 +113,12 @@ PIRATE = {"role": "system", "content": "You answer like a pirate."}
             ["Yes."],
         ),
         (
-            {"prompt": "And now?", "completion": "Yes.", "system": PIRATE["content"], "history": [ask("What?"), say("That.")]},
+            {
+                "prompt": "And now?",
+                "completion": "Yes.",
+                "system": PIRATE["content"],
+                "history": [ask("What?"), say("That.")],
+            },
             [PIRATE, ask("What?"), say("That."), ask("And now?"), say("Yes.")],
             ["Yes."],
         ),
@@ -107,23 +128,40 @@ PIRATE = {"role": "system", "content": "You answer like a pirate."}
             ["Yes."],
         ),
         ({"messages": [ask("Hi"), say("Arr")], "system": PIRATE["content"]}, [PIRATE, ask("Hi"), say("Arr")], ["Arr"]),
-        ({"messages": [ask("Hi"), say("No", weight=0), ask("So?"), say("Yes", weight=1)]}, [ask("Hi"), say("No"), ask("So?"), say("Yes")], ["Yes"]),
+        (
+            {"messages": [ask("Hi"), say("No", weight=0), ask("So?"), say("Yes", weight=1)]},
+            [ask("Hi"), say("No"), ask("So?"), say("Yes")],
+            ["Yes"],
+        ),
         (
             {"messages": [ask("Hi"), say("Yes", train=True), ask("So?"), say("No", train=False)]},
             [ask("Hi"), say("Yes"), ask("So?"), say("No")],
             ["Yes"],
         ),
         ({"messages": None, "instruction": "Hi", "output": "Yes"}, [ask("Hi"), say("Yes")], ["Yes"]),
-        ({"messages": [ask([{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]), say("Yes")]}, [ask("Hi you"), say("Yes")], ["Yes"]),
-        ({"instruction": "Hi", "output": "Yes", "weight": 1, "train": True, "system": None, "history": []}, [ask("Hi"), say("Yes")], ["Yes"]),
+        (
+            {"messages": [ask([{"type": "text", "text": "Hi "}, {"type": "text", "text": "you"}]), say("Yes")]},
+            [ask("Hi you"), say("Yes")],
+            ["Yes"],
+        ),
+        (
+            {"instruction": "Hi", "output": "Yes", "weight": 1, "train": True, "system": None, "history": []},
+            [ask("Hi"), say("Yes")],
+            ["Yes"],
+        ),
     ],
 )
 def test_fields_with_a_meaning_are_used(tmp_path, tokenizer, row, messages, learnt):
     (found,), record, skipped = load(jsonl(tmp_path / "rows.jsonl", [row]))
     assert list(found.messages) == messages and not skipped and "columns_not_read" not in record
-    assert found.document == next(m["content"] for m in reversed(messages) if m["role"] == "user").lower() or "messages" in row
+    assert (
+        found.document == next(m["content"] for m in reversed(messages) if m["role"] == "user").lower()
+        or "messages" in row
+    )
     (example,) = encode([found], tokenizer, 1024, "drop", {})
-    assert tokenizer.decode([label for label in example.labels if label != -100]) == "".join(f" {text}<|endoftext|>" for text in learnt)
+    assert tokenizer.decode([label for label in example.labels if label != -100]) == "".join(
+        f" {text}<|endoftext|>" for text in learnt
+    )
     assert PIRATE not in messages or tokenizer.decode(example.input_ids).startswith("You answer like a pirate. USER:")
 
 
@@ -131,7 +169,11 @@ def test_columns_without_a_meaning_are_counted_by_name(tmp_path):
     rows = [
         {"instruction": "Hi", "output": "Yes", "context": "The number is odd.", "id": "", "rejected": None},
         {"prompt": "Hi", "completion": "Yes", "label": False, "rejected": "No", "input": "more"},
-        {"messages": [ask("Hi"), say("Yes", tool_calls=[{"id": 1}], reasoning_content="Hm", name=None)], "tools": [{}], "history": [["a", "b"]]},
+        {
+            "messages": [ask("Hi"), say("Yes", tool_calls=[{"id": 1}], reasoning_content="Hm", name=None)],
+            "tools": [{}],
+            "history": [["a", "b"]],
+        },
         {"messages": [PIRATE, ask("Hi"), say("Yes", weight=0.5)], "system": "Be brief.", "weight": 3, "train": "later"},
     ]
     found, record, skipped = load(jsonl(tmp_path / "rows.jsonl", rows))
@@ -153,7 +195,9 @@ def test_columns_without_a_meaning_are_counted_by_name(tmp_path):
         ],
         1,
     )
-    assert instruction_rows.unread_lines({"columns_not_read": {"a": 1200, "b": 1}}) == ["columns not read: a (of 1,200 rows), b (of 1 rows)"]
+    assert instruction_rows.unread_lines({"columns_not_read": {"a": 1200, "b": 1}}) == [
+        "columns not read: a (of 1,200 rows), b (of 1 rows)"
+    ]
     assert instruction_rows.unread_lines({}) == []
 
 
@@ -163,58 +207,88 @@ def test_odd_rows_are_counted_and_named_and_end_nothing(tmp_path):
         "input is int instead of text": {"instruction": "Is it?", "input": 5, "output": "Yes"},
         "output is list instead of text": {"instruction": "List", "output": ["a"]},
         "content is int instead of text": {"messages": [ask("1+1"), say(2)]},
-        "content with a part of the type 'image'": {"messages": [ask([{"type": "image"}, {"type": "text", "text": "What?"}]), say("A cat.")]},
+        "content with a part of the type 'image'": {
+            "messages": [ask([{"type": "image"}, {"type": "text", "text": "What?"}]), say("A cat.")]
+        },
         "messages are no list of {role, content}": {"messages": [{"from": "human", "value": "Hi"}]},
-        "a turn of the role 'tool'": {"messages": [ask("Hi"), say("I look."), {"role": "tool", "content": "rain"}, say("Rain.")]},
+        "a turn of the role 'tool'": {
+            "messages": [ask("Hi"), say("I look."), {"role": "tool", "content": "rain"}, say("Rain.")]
+        },
         "weight 0 or train false": {"instruction": "Hi", "output": "Bad", "weight": 0},
         "columns of no schema": {"question": "Hi", "answer": "Yes"},
         "empty answer": {"messages": [ask("Weather?"), say(None, tool_calls=[{"id": 1}])]},
     }
     strange = {"instruction": "Hi", "output": "Yes", "history": "before"}
-    path = jsonl(tmp_path / "rows.jsonl", [ALPACA[0], *odd.values(), {"messages": [ask("Hi"), say("Bad", weight=0)]}, strange, ALPACA[1]])
-    path.write_bytes(path.read_bytes() + b'{"instruction": "Say", "output": "a smile \\ud83d"}\n{"instruction": "Say", "output": "caf\xe9"}\n')
+    path = jsonl(
+        tmp_path / "rows.jsonl",
+        [ALPACA[0], *odd.values(), {"messages": [ask("Hi"), say("Bad", weight=0)]}, strange, ALPACA[1]],
+    )
+    path.write_bytes(
+        path.read_bytes()
+        + b'{"instruction": "Say", "output": "a smile \\ud83d"}\n{"instruction": "Say", "output": "caf\xe9"}\n'
+    )
     found, _record, skipped = load(path)
     assert [row.name for row in found] == ["rows.jsonl:1", "rows.jsonl:14"]
-    expected = {reason: [f"rows.jsonl:{number}"] for number, reason in enumerate(odd, 2)} | {"not UTF-8": ["rows.jsonl:15", "rows.jsonl:16"]}
+    expected = {reason: [f"rows.jsonl:{number}"] for number, reason in enumerate(odd, 2)} | {
+        "not UTF-8": ["rows.jsonl:15", "rows.jsonl:16"]
+    }
     expected["weight 0 or train false"].append("rows.jsonl:12")
     expected["history is no list of {role, content} or of pairs"] = ["rows.jsonl:13"]
     assert {reason: entry["first"] for reason, entry in skipped.items()} == expected
     with pytest.raises(
-        Refusal, match=r"none of its rows is a conversation to learn from: 2 output is int instead of text \(none.jsonl:1, none.jsonl:2\)"
+        Refusal,
+        match=(
+            r"none of its rows is a conversation to learn from: 2 output is int instead of text \(none.jsonl:1,"
+            r" none.jsonl:2\)"
+        ),
     ):
         load(jsonl(tmp_path / "none.jsonl", [{"instruction": "Is it?", "output": 1}] * 2))
 
 
 def test_parquet_rows_whose_text_or_dates_cannot_be_read(tmp_path):
     def raw(values):
-        return pyarrow.Array.from_buffers(pyarrow.string(), len(values), pyarrow.array(values, pyarrow.binary()).buffers())
+        return pyarrow.Array.from_buffers(
+            pyarrow.string(), len(values), pyarrow.array(values, pyarrow.binary()).buffers()
+        )
 
     given = pyarrow.array([f"Say {i}" for i in range(4)])
     dates = pyarrow.array([316516204800] * 4, pyarrow.timestamp("s"))  # the year 12000
-    table = pyarrow.table({"instruction": given, "output": raw([b"one", b"caf\xe9", b"three", b"four"]), "created": dates})
+    table = pyarrow.table(
+        {"instruction": given, "output": raw([b"one", b"caf\xe9", b"three", b"four"]), "created": dates}
+    )
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     found, record, skipped = load(tmp_path / "rows.parquet")
-    assert [row.messages[1]["content"] for row in found] == ["one", "three", "four"] and record["columns_not_read"] == {"created": 4}
+    assert [row.messages[1]["content"] for row in found] == ["one", "three", "four"] and record["columns_not_read"] == {
+        "created": 4
+    }
     assert skipped == {"not UTF-8": {"rows": 1, "first": ["rows.parquet:2"]}}
     inner = pyarrow.StructArray.from_arrays(
         [pyarrow.array(["user", "assistant"] * 3), raw([b"a", b"b", b"c", b"caf\xe9", b"e", b"f"])], ["role", "content"]
     )
     pyarrow.parquet.write_table(
-        pyarrow.table({"messages": pyarrow.ListArray.from_arrays(pyarrow.array([0, 2, 4, 6], pyarrow.int32()), inner)}), tmp_path / "m.parquet"
+        pyarrow.table({"messages": pyarrow.ListArray.from_arrays(pyarrow.array([0, 2, 4, 6], pyarrow.int32()), inner)}),
+        tmp_path / "m.parquet",
     )
     found, _, skipped = load(tmp_path / "m.parquet")
-    assert [row.messages[1]["content"] for row in found] == ["b", "f"] and skipped == {"not UTF-8": {"rows": 1, "first": ["m.parquet:2"]}}
+    assert [row.messages[1]["content"] for row in found] == ["b", "f"] and skipped == {
+        "not UTF-8": {"rows": 1, "first": ["m.parquet:2"]}
+    }
 
 
 def test_weights_of_a_csv_file_are_text(tmp_path):
     (tmp_path / "rows.csv").write_text("instruction,output,weight,train\na,yes,1,true\nb,no,0,\nc,no,,False\nd,yes,,\n")
     found, _, skipped = load(tmp_path / "rows.csv")
-    assert [row.messages[0]["content"] for row in found] == ["a", "d"] and skipped["weight 0 or train false"]["rows"] == 2
+    assert [row.messages[0]["content"] for row in found] == ["a", "d"] and skipped["weight 0 or train false"][
+        "rows"
+    ] == 2
 
 
 @pytest.mark.parametrize("row", [{"text": "plain"}, {"question": "a", "answer": "b"}, {"instruction": "a"}])
 def test_another_schema_is_refused_with_what_there_is(tmp_path, row):
-    with pytest.raises(Refusal, match=rf"rows.jsonl:1 has the columns {', '.join(sorted(row))}. Rows are needed with `instruction`, `output`"):
+    with pytest.raises(
+        Refusal,
+        match=rf"rows.jsonl:1 has the columns {', '.join(sorted(row))}. Rows are needed with `instruction`, `output`",
+    ):
         load(jsonl(tmp_path / "rows.jsonl", [row]))
 
 
@@ -222,10 +296,16 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
     def row(name, question, answer):
         return Row(name, name, tuple(template.conversation(question, "", answer)))
 
-    rows = [row("short", "Hi", "Hello"), row("long answer", "Hi", "very " * 100), row("long question", "why " * 100, "So.")]
+    rows = [
+        row("short", "Hi", "Hello"),
+        row("long answer", "Hi", "very " * 100),
+        row("long question", "why " * 100, "So."),
+    ]
     skipped: dict = {}
     assert [e.row.name for e in encode(rows, tokenizer, 64, "drop", skipped)] == ["short"]
-    assert {reason: entry["first"] for reason, entry in skipped.items()} == {"longer than 64 tokens: dropped": ["long answer", "long question"]}
+    assert {reason: entry["first"] for reason, entry in skipped.items()} == {
+        "longer than 64 tokens: dropped": ["long answer", "long question"]
+    }
     skipped = {}
     short, cut = encode(rows, tokenizer, 64, "truncate", skipped)
     assert not short.cut and short.labels[-1] == tokenizer.eos_token_id
@@ -240,12 +320,16 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
 def test_a_row_that_the_template_refuses_is_counted(tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(
-        "{% for m in messages %}{% if 'Hi' in m['content'] %}{{ raise_exception('no greetings') }}{% elif m['role'] == 'user' %}Q {{ m['content'] }} A"
-        "{% else %}{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if 'Hi' in m['content'] %}{{ raise_exception('no greetings') }}{% elif m['role'] =="
+        " 'user' %}Q {{ m['content'] }} A{% else %}{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration"
+        " %}{% endif %}{% endfor %}"
     )
     tokenizer, skipped = gpt2_tokenizer(), {}
     template.set_chat_template(tokenizer, str(path))
-    rows = [Row(str(i), str(i), tuple(template.conversation(question, "", "Yes."))) for i, question in enumerate(("One?", "Hi", "Two?"))]
+    rows = [
+        Row(str(i), str(i), tuple(template.conversation(question, "", "Yes.")))
+        for i, question in enumerate(("One?", "Hi", "Two?"))
+    ]
     assert [example.row.name for example in packing.encode(rows, tokenizer, skipped)] == ["0", "2"]
     ((reason, entry),) = skipped.items()
     assert "no greetings" in reason and entry == {"rows": 1, "first": ["1"]}
@@ -262,7 +346,11 @@ def test_nothing_to_learn_from_is_refused(tokenizer):
     with pytest.raises(Refusal, match=r"1 rows are held out and 3 are needed \(none were skipped\)"):
         packing.need_rows([1], [1], 3, {})
     with pytest.raises(
-        Refusal, match=r"\(none were skipped\): all 2 are held out, because they are one document .*Bring rows with other questions\.$"
+        Refusal,
+        match=(
+            r"\(none were skipped\): all 2 are held out, because they are one document .*Bring rows with other"
+            r" questions\.$"
+        ),
     ) as refusal:
         packing.need_rows([], [1, 2], 1, {}, 1)
     assert "max_length" not in str(refusal.value)
@@ -279,7 +367,10 @@ def test_held_out_rows_share_no_document_with_training():
 
 
 def test_packs_hold_whole_rows(tokenizer):
-    rows = [Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(30)]
+    rows = [
+        Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1))))
+        for i in range(30)
+    ]
     examples = encode(rows, tokenizer, 256, "drop", {})
     packed = packing.pack(examples, 256, True)
     assert len(packed) < 15 and sum(map(len, packed["seq_lengths"])) == 30
@@ -293,7 +384,9 @@ def test_packs_hold_whole_rows(tokenizer):
 
 
 def test_an_example_is_shown_with_what_is_learnt(tokenizer):
-    example = encode([Row("a", "a", tuple(template.conversation("Hi", "", "Hello there")))], tokenizer, 256, "drop", {})[0]
+    example = encode(
+        [Row("a", "a", tuple(template.conversation("Hi", "", "Hello there")))], tokenizer, 256, "drop", {}
+    )[0]
     assert packing.show(tokenizer, example, False).endswith("USER: Hi ASSISTANT:» Hello there<|endoftext|>«")
     assert packing.show(tokenizer, example, True).endswith("ASSISTANT:\x1b[1;32m Hello there<|endoftext|>\x1b[0m")
 

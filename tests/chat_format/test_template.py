@@ -19,13 +19,17 @@ def tokenizer(request):
     else:
         from llama_lite.data.tokenizer import train_tokenizer
 
-        tokenizer = train_tokenizer(iter([chat_format_template.SYSTEM + " USER: ASSISTANT: Paris is a city and so is Tokyo."] * 3), 300)
+        tokenizer = train_tokenizer(
+            iter([chat_format_template.SYSTEM + " USER: ASSISTANT: Paris is a city and so is Tokyo."] * 3), 300
+        )
     if request.param == "with begin":  # one whose texts begin with a token of their own, as Llama 2's do
         from tokenizers.processors import TemplateProcessing
 
         tokenizer.add_special_tokens({"bos_token": "<s>"})
         place = tokenizer.convert_tokens_to_ids("<s>")
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", place)])
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", place)]
+        )
     chat_format_template.set_chat_template(tokenizer)
     return tokenizer
 
@@ -41,7 +45,11 @@ def tokenizer(request):
 )
 def test_exactly_the_answers_and_their_end_are_learnt(tokenizer, messages, learnt):
     encoded = chat_format_template.encode(tokenizer, messages)
-    expected = [id for answer in learnt for id in [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
+    expected = [
+        id
+        for answer in learnt
+        for id in [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
     assert [label for label in encoded.labels if label != -100] == expected
     assert all(label in (-100, id) for id, label in zip(encoded.input_ids, encoded.labels, strict=True))
 
@@ -61,7 +69,9 @@ def test_the_saved_template_gives_transformers_the_same_ids_and_mask(tokenizer, 
     from transformers import AutoTokenizer
 
     tokenizer.save_pretrained(tmp_path)
-    found = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
+    found = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(
+        messages, return_assistant_tokens_mask=True, return_dict=True
+    )
     encoded = chat_format_template.encode(tokenizer, messages)
     assert found["input_ids"] == encoded.input_ids
     assert [bool(mask) for mask in found["assistant_masks"]] == [label != -100 for label in encoded.labels]
@@ -78,9 +88,11 @@ def test_a_begin_token_stands_first_where_a_tokenizer_has_one_and_nowhere_else(t
 def test_vicuna_word_for_word(tokenizer):
     tokenizer = gpt2_tokenizer()
     chat_format_template.set_chat_template(tokenizer)
-    assert tokenizer.apply_chat_template(TWO, tokenize=False) == (
-        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
-        "user's questions. USER: Name a city. ASSISTANT: Paris is one.<|endoftext|>USER: Another? ASSISTANT: Tokyo: it is large!<|endoftext|>"
+    assert (
+        tokenizer.apply_chat_template(TWO, tokenize=False)
+        == "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful,"
+        " detailed, and polite answers to the user's questions. USER: Name a city. ASSISTANT: Paris is"
+        " one.<|endoftext|>USER: Another? ASSISTANT: Tokyo: it is large!<|endoftext|>"
     )
 
 
@@ -92,7 +104,10 @@ def test_an_empty_input_adds_nothing(empty):
 
 def test_earlier_answers_can_be_context(tokenizer):
     encoded = chat_format_template.encode(tokenizer, TWO, learn_from=2)
-    assert tokenizer.decode([label for label in encoded.labels if label != -100]) == " Tokyo: it is large!" + tokenizer.eos_token
+    assert (
+        tokenizer.decode([label for label in encoded.labels if label != -100])
+        == " Tokyo: it is large!" + tokenizer.eos_token
+    )
 
 
 def test_a_template_without_generation_marks_is_refused(tmp_path):
@@ -104,8 +119,8 @@ def test_a_template_without_generation_marks_is_refused(tmp_path):
         chat_format_template.set_chat_template(gpt2_tokenizer(), str(tmp_path / "nothing.jinja"))
     marked = tmp_path / "marked.jinja"
     marked.write_text(
-        "{% for m in messages %}{% if m['role'] == 'user' %}Q {{ m['content'] }} A{% else %}{% generation %} {{ m['content'] }}"
-        "{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}Q {{ m['content'] }} A{% else %}{% generation %} {{"
+        " m['content'] }}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
     )
     tokenizer = gpt2_tokenizer()
     chat_format_template.set_chat_template(tokenizer, str(marked))
@@ -115,9 +130,8 @@ def test_a_template_without_generation_marks_is_refused(tmp_path):
 
 def template(ending: str) -> str:
     return (
-        "{% for m in messages %}{% if m['role'] == 'user' %}Q {{ m['content'] }} A{% else %}{% generation %} {{ m['content'] }}"
-        + ending
-        + "{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}Q {{ m['content'] }} A{% else %}{% generation %} {{"
+        " m['content'] }}" + ending + "{% endif %}{% endfor %}"
     )
 
 
@@ -125,11 +139,17 @@ def template(ending: str) -> str:
     "ending, how",
     [
         ("{% endgeneration %}", r"write \{\{ eos_token \}\} in front of \{% endgeneration %\}"),
-        ("{% endgeneration %}{{ eos_token }}", r"it stands behind .*: move \{\{ eos_token \}\} in front of \{% endgeneration %\}"),
+        (
+            "{% endgeneration %}{{ eos_token }}",
+            r"it stands behind .*: move \{\{ eos_token \}\} in front of \{% endgeneration %\}",
+        ),
         ("{% endgeneration %}\n{{ eos_token }}\n", r"it stands behind"),
         ("{{ eos_token }}\n{% endgeneration %}", r"'\\n' follows it there: move that behind \{% endgeneration %\}"),
         ("{{ eos_token }} {% endgeneration %}", r"' ' follows it there"),
-        ("<|im_end|>{% endgeneration %}", r"or name a tokenizer whose end-of-text the template writes \(--tokenizer_name\)"),
+        (
+            "<|im_end|>{% endgeneration %}",
+            r"or name a tokenizer whose end-of-text the template writes \(--tokenizer_name\)",
+        ),
         ("{% if loop.last %}{{ eos_token }}{% endif %}{% endgeneration %}", r"write \{\{ eos_token \}\}"),
         ("{% if not loop.last %}{{ eos_token }}{% endif %}{% endgeneration %}", r"write \{\{ eos_token \}\}"),
     ],
@@ -138,7 +158,11 @@ def test_a_template_whose_answers_do_not_end_is_refused_with_how_to_mend_it(tmp_
     path = tmp_path / "own.jinja"
     path.write_text(template(ending))
     with pytest.raises(
-        Refusal, match=rf"own.jinja: the chat template does not end each answer with the tokenizer's end-of-text '<\|endoftext\|>' inside .*{how}"
+        Refusal,
+        match=(
+            r"own.jinja: the chat template does not end each answer with the tokenizer's end-of-text '<\|endoftext\|>'"
+            rf" inside .*{how}"
+        ),
     ):
         chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
 
@@ -159,7 +183,9 @@ def test_a_template_whose_answers_end_is_used(tmp_path, ending):
     "text, message",
     [
         (
-            template("{{ eos_token }}{% endgeneration %}").replace("{% generation %}", "{% generation %}{% endgeneration %}{% generation %}"),
+            template("{{ eos_token }}{% endgeneration %}").replace(
+                "{% generation %}", "{% generation %}{% endgeneration %}{% generation %}"
+            ),
             r"marks 4 passages for 2 answers",
         ),
         ("{% generation %}{{ raise_exception('no ' + 'room') }}{% endgeneration %}", r"cannot be rendered .*no room"),
@@ -178,11 +204,16 @@ def test_special_tokens_in_the_text_are_seen():
     tokenizer = gpt2_tokenizer()
     assert chat_format_template.special_text(tokenizer, ONE) is None
     assert (
-        chat_format_template.special_text(tokenizer, chat_format_template.conversation("What is <|endoftext|>?", "", "A token.")) == "<|endoftext|>"
+        chat_format_template.special_text(
+            tokenizer, chat_format_template.conversation("What is <|endoftext|>?", "", "A token.")
+        )
+        == "<|endoftext|>"
     )
 
 
-@pytest.mark.parametrize("answer, kept", [("Fine.", True), ("  ", False), ("Fine. USER: and?", False), ("ASSISTANT: no", False)])
+@pytest.mark.parametrize(
+    "answer, kept", [("Fine.", True), ("  ", False), ("Fine. USER: and?", False), ("ASSISTANT: no", False)]
+)
 def test_the_format_of_an_answer(answer, kept):
     assert chat_format_template.kept_format(answer) is kept
 
@@ -212,13 +243,23 @@ def test_an_answer_is_asked_for_with_what_stands_before_it_in_training(tmp_path,
 
 def test_what_a_template_leaves_out_or_takes_from_the_clock_is_refused(tmp_path):
     path = tmp_path / "own.jinja"
-    path.write_text(template("{{ eos_token }}{% endgeneration %}").replace("{{ m['content'] }}{{ eos", "{{ m['content'].split('<sep>')[-1] }}{{ eos"))
+    path.write_text(
+        template("{{ eos_token }}{% endgeneration %}").replace(
+            "{{ m['content'] }}{{ eos", "{{ m['content'].split('<sep>')[-1] }}{{ eos"
+        )
+    )
     tokenizer = gpt2_tokenizer()
     chat_format_template.set_chat_template(tokenizer, str(path))
-    with pytest.raises(Refusal, match="the chat template leaves out what a turn of the assistant says, or a part of it"):
+    with pytest.raises(
+        Refusal, match="the chat template leaves out what a turn of the assistant says, or a part of it"
+    ):
         chat_format_template.encode(tokenizer, chat_format_template.conversation("Name two.", "", "First<sep>second"))
     with pytest.raises(Refusal, match="the chat template leaves out what a turn of the system says"):
-        path.write_text(path.read_text().replace("{% if m['role'] == 'user' %}", "{% if m['role'] == 'system' %}{% elif m['role'] == 'user' %}"))
+        path.write_text(
+            path.read_text().replace(
+                "{% if m['role'] == 'user' %}", "{% if m['role'] == 'system' %}{% elif m['role'] == 'user' %}"
+            )
+        )
         chat_format_template.set_chat_template(tokenizer, str(path))
         chat_format_template.encode(tokenizer, [{"role": "system", "content": "In verse."}, *ONE])
     path.write_text("{{ strftime_now('%H') }}" + template("{{ eos_token }}{% endgeneration %}"))

@@ -12,8 +12,8 @@ from llama_lite.errors import Refusal
 from llama_lite.files import read_jsonl
 
 FILES = (
-    "config.json generation_config.json manifest.json model.safetensors optimizer.safetensors progress.json rng_state.pth "
-    "scheduler.pt tokenizer.json tokenizer_config.json trainer_state.json"
+    "config.json generation_config.json manifest.json model.safetensors optimizer.safetensors progress.json"
+    " rng_state.pth scheduler.pt tokenizer.json tokenizer_config.json trainer_state.json"
 ).split()
 
 
@@ -142,7 +142,14 @@ def test_resume_without_does_not_look_at_what_it_leaves_out(whole_run, tmp_path)
 IDENTITY = {
     "model": {"hidden_size": 64},
     "hyperparameters": dict.fromkeys(fields.HYPERPARAMETERS, 1),
-    "data": {"data": "f" * 64, "order": "shuffled", "data_seed": 1, "seed": 1, "block_size": 64, "tokens_per_step": 1024},
+    "data": {
+        "data": "f" * 64,
+        "order": "shuffled",
+        "data_seed": 1,
+        "seed": 1,
+        "block_size": 64,
+        "tokens_per_step": 1024,
+    },
     "layout": {"processes": 1, "micro_batch": 8, "accumulation": 2},
     "environment": {"packages": {"torch": "1"}, "hardware": {}, "switches": {}, "code_revision": "a"},
 }
@@ -154,19 +161,25 @@ def changed(kind, name, value):
 
 @pytest.mark.parametrize("kind, name", [("layout", "processes"), ("layout", "micro_batch"), ("layout", "accumulation")])
 def test_layout_may_change(kind, name):
-    assert identity.check_changes(IDENTITY, changed(kind, name, 4), 10, "")["layout"] == {name: (IDENTITY[kind][name], 4)}
+    assert identity.check_changes(IDENTITY, changed(kind, name, 4), 10, "")["layout"] == {
+        name: (IDENTITY[kind][name], 4)
+    }
 
 
 @pytest.mark.parametrize("name", ["packages", "hardware", "code_revision", "switches"])
 def test_environment_may_change_and_is_told(name):
-    assert name in identity.check_changes(IDENTITY, changed("environment", name, {"device": "new"}), 10, "")["environment"]
+    assert (
+        name in identity.check_changes(IDENTITY, changed("environment", name, {"device": "new"}), 10, "")["environment"]
+    )
 
 
 @pytest.mark.parametrize("name", fields.HYPERPARAMETERS)
 def test_each_hyperparameter_is_refused_until_it_is_allowed(name):
     with pytest.raises(Refusal, match=rf"{name} +1 -> 2"):
         identity.check_changes(IDENTITY, changed("hyperparameters", name, 2), 10, "")
-    assert identity.check_changes(IDENTITY, changed("hyperparameters", name, 2), 10, name)["hyperparameters"] == {name: (1, 2)}
+    assert identity.check_changes(IDENTITY, changed("hyperparameters", name, 2), 10, name)["hyperparameters"] == {
+        name: (1, 2)
+    }
 
 
 @pytest.mark.parametrize(
@@ -193,7 +206,9 @@ def test_all_differences_are_in_one_table_and_misspelt_names_get_a_hint():
     now["data"] = {**now["data"], "order": "sequential"}
     with pytest.raises(Refusal) as refusal:
         identity.check_changes(IDENTITY, now, 10, "learning_rate")
-    assert "learning_rate  1 -> 2  (allowed)" in str(refusal.value) and "--allow_changes learning_rate,order" in str(refusal.value)
+    assert "learning_rate  1 -> 2  (allowed)" in str(refusal.value) and "--allow_changes learning_rate,order" in str(
+        refusal.value
+    )
     with pytest.raises(Refusal, match=r"learning_rte: no such field .* did you mean learning_rate"):
         identity.check_changes(IDENTITY, now, 10, "learning_rte")
 

@@ -2,8 +2,9 @@
 
     python tests/compatibility/make.py REPOSITORY OUTPUT
 
-REPOSITORY: a checkout of the commit, whose scripts run unmodified; OUTPUT: a new folder beside `inputs/`, named after the commit. Everything
-lies in relative places, so that copies of both folders work anywhere. float32, one thread, nothing that depends on the installed packages' text.
+REPOSITORY: a checkout of the commit, whose scripts run unmodified; OUTPUT: a new folder beside `inputs/`, named after
+the commit. Everything lies in relative places, so that copies of both folders work anywhere. float32, one thread,
+nothing that depends on the installed packages' text.
 """
 
 import os
@@ -92,7 +93,12 @@ def main(repository: Path, output: Path) -> None:
     for script, settings in (("pretrain", PRETRAIN), ("sft", SFT), ("eval", EVAL)):
         (output / f"{script}.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), encoding="utf-8")
         command = [sys.executable, str(repository.resolve() / f"run_{script}.py"), "--config", f"{script}.yaml"]
-        subprocess.run(command, cwd=output, check=True, env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"})
+        subprocess.run(
+            command,
+            cwd=output,
+            check=True,
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
+        )
     for pattern in DROPPED:
         for path in output.glob(pattern):
             shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -17,7 +17,10 @@ def test_pretraining_configs_parse_and_plan(path):
     model, data, *_, run, training = parse_pretrain(["--config", str(path)])
     vocabulary = data.vocab_size if data.tokenizer == "train" else 50257
     train = (data.max_tokens or 10_500_000_000) - data.validation_tokens
-    manifest = {"tokenizer": {"vocab_size": vocabulary}, "splits": {"train": {"tokens": train}, "validation": {"tokens": data.validation_tokens}}}
+    manifest = {
+        "tokenizer": {"vocab_size": vocabulary},
+        "splits": {"train": {"tokens": train}, "validation": {"tokens": data.validation_tokens}},
+    }
     plan = make_plan(load_model_config(model.model_config), manifest, run, training)
     assert plan.steps > 0 and plan.tokens_per_step == run.tokens_per_step
 
@@ -25,14 +28,27 @@ def test_pretraining_configs_parse_and_plan(path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/sft").glob("*.yaml")), ids=lambda p: p.stem)
 def test_tuning_configs_parse(path):
     base, adapter, rows, _, run, training = parse_sft(["--config", str(path)])
-    assert adapter.use_lora and rows.eval_rows >= run.sampled_answers and run.sequences_per_step % training.per_device_train_batch_size == 0
+    assert (
+        adapter.use_lora
+        and rows.eval_rows >= run.sampled_answers
+        and run.sequences_per_step % training.per_device_train_batch_size == 0
+    )
     assert base.model_name_or_path == training.output_dir.removesuffix("-sft")
 
 
 def test_the_papers_config_says_the_papers_values():
     config = yaml.safe_load((ROOT / "configs/pretrain/paper.yaml").read_text())
-    expected = {"model_config": "1.7b", "block_size": 1024, "tokens_per_step": 524_288, "learning_rate": 6e-4, "warmup_steps": 715, "eval_steps": 250}
-    assert {key: config[key] for key in expected} == expected and config["shard_tokens"] == config["validation_tokens"] == 100_000_000
+    expected = {
+        "model_config": "1.7b",
+        "block_size": 1024,
+        "tokens_per_step": 524_288,
+        "learning_rate": 6e-4,
+        "warmup_steps": 715,
+        "eval_steps": 250,
+    }
+    assert {key: config[key] for key in expected} == expected and config["shard_tokens"] == config[
+        "validation_tokens"
+    ] == 100_000_000
 
 
 @pytest.mark.parametrize("preset", ["1.7b", "978m", "124m", "demo", "tiny"])

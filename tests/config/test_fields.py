@@ -1,4 +1,6 @@
-"""Every field of transformers' and TRL's arguments is recorded, refused, or free for a reason; what decides a run cannot change unsaid."""
+"""Every field of transformers' and TRL's arguments is recorded, refused, or free for a reason; what decides a run
+cannot change unsaid.
+"""
 
 import dataclasses
 
@@ -31,13 +33,27 @@ def test_every_field_is_in_one_table(kind, kept):
     """A field of a later release fails here, until somebody has said what becomes of it."""
     recorded = {*fields.HYPERPARAMETERS, *fields.ELSEWHERE, *(fields.SFT_HYPERPARAMETERS if kind is SFTConfig else ())}
     for field in dataclasses.fields(kind):
-        found = [name for name, table in (("recorded", recorded), ("free", fields.FREE), ("kept", kept)) if field.name in table]
-        assert len(found) == 1 or (found, kind) == (["recorded", "kept"], SFTConfig), f"{field.name} of {kind.__name__} is {found or 'in no table'}"
+        found = [
+            name
+            for name, table in (("recorded", recorded), ("free", fields.FREE), ("kept", kept))
+            if field.name in table
+        ]
+        assert len(found) == 1 or (found, kind) == (
+            ["recorded", "kept"],
+            SFTConfig,
+        ), f"{field.name} of {kind.__name__} is {found or 'in no table'}"
 
 
 def test_no_table_names_a_field_that_is_gone():
     there = {field.name for field in dataclasses.fields(SFTConfig)} | {"precision"}
-    assert {*fields.HYPERPARAMETERS, *fields.SFT_HYPERPARAMETERS, *fields.ELSEWHERE, *fields.FREE, *PRETRAIN_KEPT, *SFT_KEPT} <= there
+    assert {
+        *fields.HYPERPARAMETERS,
+        *fields.SFT_HYPERPARAMETERS,
+        *fields.ELSEWHERE,
+        *fields.FREE,
+        *PRETRAIN_KEPT,
+        *SFT_KEPT,
+    } <= there
 
 
 @pytest.mark.parametrize("parse, kept", [(parse_pretrain, PRETRAIN_KEPT), (parse_sft, SFT_KEPT)])
@@ -86,7 +102,9 @@ RECORDED = {  # what a command can ask for, and the row of the table in which a 
     "--neftune_noise_alpha 5": r"neftune_noise_alpha +None -> 5\.0",
     "--optim sgd --optim_args momentum=0.9": r"optim_args +None -> momentum=0\.9",
     "--lr_scheduler_type linear": r"lr_scheduler_kwargs +\{'min_lr_rate': 0\.1\} -> None",
-    '--activation_checkpointing_kwargs {"use_reentrant":true}': r"activation_checkpointing_kwargs +None -> \{'use_reentrant': True\}",
+    '--activation_checkpointing_kwargs {"use_reentrant":true}': (
+        r"activation_checkpointing_kwargs +None -> \{'use_reentrant': True\}"
+    ),
     "--tf32 False": r"tf32 +None -> False",
     "--adam_beta2 0.9": r"adam_beta2 +0\.95 -> 0\.9",
 }
@@ -99,15 +117,27 @@ def identity_of(*argv: str, hardware: dict = HARDWARE) -> dict:
         {**training.to_dict(), "precision": run.precision},
         {"data": "f", "tokens_per_step": 1024, "block_size": 64},
         {"processes": 1, "micro_batch": 8, "accumulation": 2, "sharding": "none"},
-        {"hardware": hardware, "packages": {"torch": "1"}, "switches": {"fused_loss": True, **fields.switches(training)}, "code_revision": "a"},
+        {
+            "hardware": hardware,
+            "packages": {"torch": "1"},
+            "switches": {"fused_loss": True, **fields.switches(training)},
+            "code_revision": "a",
+        },
     )
 
 
 def older(identity: dict) -> dict:
     """As a manifest of the time before these fields: without them, threads in the hardware."""
-    told = {name: value for name, value in identity["hyperparameters"].items() if name in [*fields.HYPERPARAMETERS][:13]}
+    told = {
+        name: value for name, value in identity["hyperparameters"].items() if name in [*fields.HYPERPARAMETERS][:13]
+    }
     layout = {name: value for name, value in identity["layout"].items() if name != "threads"}
-    return {**identity, "hyperparameters": told, "layout": layout, "environment": {**identity["environment"], "hardware": HARDWARE}}
+    return {
+        **identity,
+        "hyperparameters": told,
+        "layout": layout,
+        "environment": {**identity["environment"], "hardware": HARDWARE},
+    }
 
 
 @pytest.mark.parametrize("argv", RECORDED)
@@ -115,7 +145,9 @@ def older(identity: dict) -> dict:
 def test_what_decides_a_run_is_refused_on_resume(argv, age):
     with pytest.raises(Refusal, match=RECORDED[argv]):
         checkpoint_identity.check_changes(age(identity_of()), identity_of(*argv.split()), 10, "")
-    assert not any(checkpoint_identity.check_changes(identity_of(*argv.split()), identity_of(*argv.split()), 10, "").values())
+    assert not any(
+        checkpoint_identity.check_changes(identity_of(*argv.split()), identity_of(*argv.split()), 10, "").values()
+    )
 
 
 def test_a_run_of_today_goes_on():
@@ -123,12 +155,15 @@ def test_a_run_of_today_goes_on():
     assert not any(checkpoint_identity.check_changes(older(identity_of()), identity_of(), 10, "").values())
     constant = older(identity_of("--lr_scheduler_type", "constant"))
     constant["hyperparameters"]["lr_scheduler_kwargs"] = {"min_lr_rate": 0.1}  # which transformers passed over
-    assert not any(checkpoint_identity.check_changes(constant, identity_of("--lr_scheduler_type", "constant"), 10, "").values())
+    assert not any(
+        checkpoint_identity.check_changes(constant, identity_of("--lr_scheduler_type", "constant"), 10, "").values()
+    )
 
 
 def test_what_is_free_may_change():
     free = (
-        "--logging_steps 3 --eval_steps 7 --save_steps 9 --per_device_eval_batch_size 3 --dataloader_num_workers 2 --report_to none --ddp_timeout 60"
+        "--logging_steps 3 --eval_steps 7 --save_steps 9 --per_device_eval_batch_size 3 --dataloader_num_workers 2"
+        " --report_to none --ddp_timeout 60"
     )
     assert not any(checkpoint_identity.check_changes(identity_of(), identity_of(*free.split()), 10, "").values())
 
@@ -138,8 +173,13 @@ def test_another_number_of_threads_is_no_other_hardware(age):
     now = identity_of(hardware={**HARDWARE, "threads": 1})
     changed = checkpoint_identity.check_changes(age(identity_of()), now, 10, "")
     assert changed["environment"] == {} and changed["layout"] == {"threads": (2, 1)}
-    assert checkpoint_identity.changed_arithmetic(changed) == ["number of threads"]  # the same mathematics, other last bits
-    assert now["environment"]["hardware"] == {"device": "a processor", "capability": "AVX2"} and now["layout"]["threads"] == 1
+    assert checkpoint_identity.changed_arithmetic(changed) == [
+        "number of threads"
+    ]  # the same mathematics, other last bits
+    assert (
+        now["environment"]["hardware"] == {"device": "a processor", "capability": "AVX2"}
+        and now["layout"]["threads"] == 1
+    )
 
 
 def test_another_processor_and_other_kernels_are_told():
@@ -167,24 +207,49 @@ def test_noise_is_learnt_with_resumes_and_cannot_change_unsaid(pretrain, tmp_pat
 
     plain = pretrain(tmp_path / "plain", **{**QUICK, "max_steps": 1})
     whole = pretrain(tmp_path / "whole", **QUICK, neftune_noise_alpha=5)
-    again = pretrain(tmp_path / "again", **QUICK, neftune_noise_alpha=5, resume_from_checkpoint=str(whole / "checkpoint-2"))
+    again = pretrain(
+        tmp_path / "again", **QUICK, neftune_noise_alpha=5, resume_from_checkpoint=str(whole / "checkpoint-2")
+    )
     assert log_of(again) == log_of(whole) and log_of(whole)[0]["loss"] != log_of(plain)[0]["loss"]
     assert same_tensors(whole / "checkpoint-4" / "model.safetensors", again / "checkpoint-4" / "model.safetensors")
     with pytest.raises(Refusal, match=r"neftune_noise_alpha +5(\.0)? -> None"):
         pretrain(tmp_path / "other", **QUICK, resume_from_checkpoint=str(whole / "checkpoint-2"))
     capsys.readouterr()
-    pretrain(tmp_path / "threads", **QUICK, neftune_noise_alpha=5, resume_from_checkpoint=str(whole / "checkpoint-2"), cpu_threads=2)
+    pretrain(
+        tmp_path / "threads",
+        **QUICK,
+        neftune_noise_alpha=5,
+        resume_from_checkpoint=str(whole / "checkpoint-2"),
+        cpu_threads=2,
+    )
     torch.set_num_threads(1)
     told = capsys.readouterr().out
-    assert "WARNING   another number of threads than when checkpoint-2 was saved: equal within tolerance, not bit for bit" in told
+    assert (
+        "WARNING   another number of threads than when checkpoint-2 was saved: equal within tolerance, not bit for bit"
+        in told
+    )
     assert "verified: probe loss" in told and "within 0.0001 of the recorded" in told
 
 
 def test_another_adapter_is_refused(sft, tmp_path):
-    quick = {"max_steps": 2, "save_steps": 1, "eval_strategy": "no", "sampled_answers": 1, "compared_prompts": 0, "save_total_limit": 9}
+    quick = {
+        "max_steps": 2,
+        "save_steps": 1,
+        "eval_strategy": "no",
+        "sampled_answers": 1,
+        "compared_prompts": 0,
+        "save_total_limit": 9,
+    }
     whole = sft(tmp_path / "whole", **quick)
     with pytest.raises(Refusal) as refusal:
-        changed = {"lora_alpha": 64, "lora_dropout": 0.0, "use_rslora": True, "neftune_noise_alpha": 5, "loss_type": "dft", "optim": "sgd"}
+        changed = {
+            "lora_alpha": 64,
+            "lora_dropout": 0.0,
+            "use_rslora": True,
+            "neftune_noise_alpha": 5,
+            "loss_type": "dft",
+            "optim": "sgd",
+        }
         sft(tmp_path / "other", **quick, **changed, resume_from_checkpoint=str(whole / "checkpoint-1"))
     for name in ("model.adapter", "neftune_noise_alpha", "loss_type", "optim"):
         assert f"  {name} " in str(refusal.value)

@@ -12,8 +12,23 @@ from helpers import config_file
 from llama_lite.config.common import HubArguments
 from llama_lite.config.eval import ModelsArguments, OutputArguments, TasksArguments, parse_eval
 from llama_lite.config.parser import NONE_COUNTS
-from llama_lite.config.pretrain import CurationArguments, DataArguments, ModelArguments, PretrainArguments, RunArguments, parse_pretrain
-from llama_lite.config.sft import AdapterArguments, BaseArguments, RowArguments, SftArguments, TunedHubArguments, TuningArguments, parse_sft
+from llama_lite.config.pretrain import (
+    CurationArguments,
+    DataArguments,
+    ModelArguments,
+    PretrainArguments,
+    RunArguments,
+    parse_pretrain,
+)
+from llama_lite.config.sft import (
+    AdapterArguments,
+    BaseArguments,
+    RowArguments,
+    SftArguments,
+    TunedHubArguments,
+    TuningArguments,
+    parse_sft,
+)
 from llama_lite.config.study import parse_study
 from llama_lite.errors import Refusal
 from llama_lite.files import read_yaml
@@ -26,7 +41,12 @@ def parsed(*argv):
 
 def test_without_arguments_the_demo(tmp_path):
     model, data, *_, run, training = parsed()
-    assert (model.model_config, data.dataset, run.block_size, training.output_dir) == ("1m", "installed-docs", 256, "runs/demo")
+    assert (model.model_config, data.dataset, run.block_size, training.output_dir) == (
+        "1m",
+        "installed-docs",
+        256,
+        "runs/demo",
+    )
 
 
 def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path):
@@ -38,15 +58,37 @@ def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path):
 
 def test_the_papers_values_are_the_defaults(tmp_path):
     *_, run, training = parsed("--config", str(config_file(tmp_path, {"model_config": "1.7b"})))
-    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon, training.weight_decay) == (0.9, 0.95, 1e-8, 0.1)
-    assert (training.max_grad_norm, run.precision, training.seed, training.lr_scheduler_kwargs) == (1.0, "auto", 1337, {"min_lr_rate": 0.1})
+    assert (training.adam_beta1, training.adam_beta2, training.adam_epsilon, training.weight_decay) == (
+        0.9,
+        0.95,
+        1e-8,
+        0.1,
+    )
+    assert (training.max_grad_norm, run.precision, training.seed, training.lr_scheduler_kwargs) == (
+        1.0,
+        "auto",
+        1337,
+        {"min_lr_rate": 0.1},
+    )
 
 
 def test_the_papers_config_leaves_nothing_to_be_derived():
     model, data, *_, run, training = parsed("--config", "configs/pretrain/paper.yaml")
-    assert (run.block_size, run.tokens_per_step, training.learning_rate, training.warmup_steps) == (1024, 524_288, 6e-4, 715)
+    assert (run.block_size, run.tokens_per_step, training.learning_rate, training.warmup_steps) == (
+        1024,
+        524_288,
+        6e-4,
+        715,
+    )
     assert (run.order, run.precision, model.model_config, data.tokenizer) == ("sequential", "bfloat16", "1.7b", "gpt2")
-    assert {"num_train_epochs", "eval_steps", "save_steps", "logging_steps", "eval_windows", "per_device_train_batch_size"} <= set(run.given)
+    assert {
+        "num_train_epochs",
+        "eval_steps",
+        "save_steps",
+        "logging_steps",
+        "eval_windows",
+        "per_device_train_batch_size",
+    } <= set(run.given)
 
 
 @pytest.mark.parametrize(
@@ -69,14 +111,18 @@ def test_precision_has_three_states(argv, precision):
 
 def test_precision_on_the_command_line_wins_over_yaml(tmp_path):
     path = str(config_file(tmp_path, {"bf16": False}))
-    assert [parsed("--config", path, *argv)[-2].precision for argv in ([], ["--bf16"], ["--precision", "bfloat16"])] == [
+    assert [
+        parsed("--config", path, *argv)[-2].precision for argv in ([], ["--bf16"], ["--precision", "bfloat16"])
+    ] == [
         "float32",
         "bfloat16",
         "bfloat16",
     ]
 
 
-@pytest.mark.parametrize("argv", [["--precision", "float32", "--bf16"], ["--fp16", "--bf16"], ["--precision", "bfloat16", "--fp16"]])
+@pytest.mark.parametrize(
+    "argv", [["--precision", "float32", "--bf16"], ["--fp16", "--bf16"], ["--precision", "bfloat16", "--fp16"]]
+)
 def test_two_precisions_are_refused(argv):
     with pytest.raises(Refusal, match="contradict each other: give --precision alone"):
         parsed("--block_size", "256", *argv)
@@ -84,8 +130,14 @@ def test_two_precisions_are_refused(argv):
 
 def test_the_launchers_precision_counts_and_a_contradiction_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    assert parsed("--block_size", "256")[-2].precision == "bfloat16" == parsed("--block_size", "256", "--bf16")[-2].precision
-    with pytest.raises(Refusal, match="the launcher asks for --mixed_precision bf16 and the command for --precision float32"):
+    assert (
+        parsed("--block_size", "256")[-2].precision
+        == "bfloat16"
+        == parsed("--block_size", "256", "--bf16")[-2].precision
+    )
+    with pytest.raises(
+        Refusal, match="the launcher asks for --mixed_precision bf16 and the command for --precision float32"
+    ):
         parsed("--block_size", "256", "--no_bf16")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
     with pytest.raises(Refusal, match="--mixed_precision fp8, in which no run of this project trains"):
@@ -93,7 +145,9 @@ def test_the_launchers_precision_counts_and_a_contradiction_is_refused(monkeypat
 
 
 def test_names_of_other_programs_are_known():
-    with pytest.raises(Refusal, match=r"`--lr` on the command line is not an argument: did you mean `--learning_rate`\?"):
+    with pytest.raises(
+        Refusal, match=r"`--lr` on the command line is not an argument: did you mean `--learning_rate`\?"
+    ):
         parsed("--lr", "1e-3")
 
 
@@ -121,7 +175,9 @@ def test_wrong_values_in_yaml_are_refused_with_the_rule(tmp_path, key, value, ru
         parsed("--config", str(config_file(tmp_path, {key: value})))
 
 
-@pytest.mark.parametrize("content, message", [("- a\n- b\n", "must hold `key: value` lines"), ("a: [1", "is not readable YAML")])
+@pytest.mark.parametrize(
+    "content, message", [("- a\n- b\n", "must hold `key: value` lines"), ("a: [1", "is not readable YAML")]
+)
 def test_a_config_that_is_no_mapping(tmp_path, content, message):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(Refusal, match=message):
@@ -139,19 +195,34 @@ def test_a_config_that_is_not_there():
     "argv, message",
     [
         (["--max_steps", "0"], "--max_steps 0 must be at least 1"),
-        (["--save_total_limit", "0"], "--save_total_limit 0 must be at least 1: the last checkpoint always stays .or `none`, to keep all of them."),
+        (
+            ["--save_total_limit", "0"],
+            (
+                "--save_total_limit 0 must be at least 1: the last checkpoint always stays .or `none`, to keep all of"
+                " them."
+            ),
+        ),
         (["--block_size", "0"], "--block_size 0 must be at least 1"),
         (["--cpu_threads", "0"], "--cpu_threads 0 must be at least 1"),
-        (["--plan_launch", "configs/accelerate/ddp.yaml"], "--plan_launch plans another launch: it goes with --dry_run"),
+        (
+            ["--plan_launch", "configs/accelerate/ddp.yaml"],
+            "--plan_launch plans another launch: it goes with --dry_run",
+        ),
         (["--plan_mfu", "0"], "--plan_mfu 0 must be above 0"),
         (["--torch_compile"], "--torch_compile must stay False: --compile_layers"),
         (["--fsdp", "full_shard"], "--fsdp must stay None: the launcher shards"),
         (["--validation_tokens", "10"], "--validation_tokens 10 does not fill one window"),
         (["--resume_without", "optimiser"], "--resume_without optimiser: only optimizer, scheduler, rng, data"),
-        (["--init_from", "x", "--resume_from_checkpoint", "must"], "--init_from starts a new run and --resume_from_checkpoint continues one"),
+        (
+            ["--init_from", "x", "--resume_from_checkpoint", "must"],
+            "--init_from starts a new run and --resume_from_checkpoint continues one",
+        ),
         (["--save_only_model"], "--save_only_model must stay False: a checkpoint without its optimiser"),
         (["--ignore_data_skip"], "--ignore_data_skip must stay False"),
-        (["--train_sampling_strategy", "random"], "--train_sampling_strategy must stay sequential: the order of the data"),
+        (
+            ["--train_sampling_strategy", "random"],
+            "--train_sampling_strategy must stay sequential: the order of the data",
+        ),
         (
             ["--accelerator_config", '{"split_batches": true}'],
             "accelerator_config.split_batches must stay False: it divides each batch .* shrinks the step",
@@ -166,7 +237,10 @@ def test_a_config_that_is_not_there():
             ["--dataloader_multiprocessing_context", "spawn"],
             "--dataloader_multiprocessing_context spawn needs --dataloader_num_workers of at least 1",
         ),
-        (["--dataloader_persistent_workers"], "--dataloader_persistent_workers True needs --dataloader_num_workers of at least 1"),
+        (
+            ["--dataloader_persistent_workers"],
+            "--dataloader_persistent_workers True needs --dataloader_num_workers of at least 1",
+        ),
         (["--learn", "1"], "`--learn` on the command line is not an argument"),
         (["--order", "random"], "invalid choice"),
         (["--seed", "x"], "invalid int value"),
@@ -178,7 +252,14 @@ def test_what_cannot_be_right_is_refused(argv, message):
 
 
 @pytest.mark.parametrize(
-    "given, mode", [("true", "must"), ("false", "never"), ("auto", "auto"), ("Never", "never"), ("runs/x/checkpoint-5", "runs/x/checkpoint-5")]
+    "given, mode",
+    [
+        ("true", "must"),
+        ("false", "never"),
+        ("auto", "auto"),
+        ("Never", "never"),
+        ("runs/x/checkpoint-5", "runs/x/checkpoint-5"),
+    ],
 )
 def test_resume_modes(given, mode):
     assert parsed("--block_size", "256", "--resume_from_checkpoint", given)[-1].resume_from_checkpoint == mode
@@ -197,12 +278,15 @@ PARSERS = (
 def test_an_empty_yaml_value_is_as_if_nothing_was_given_or_refused_by_name(tmp_path, parse, groups):
     """Every field of every group: where None is allowed the key counts for nothing, elsewhere it is named."""
     hints = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
-    fields = [field for group in groups for field in dataclasses.fields(group) if field.init and field.name not in NONE_COUNTS]
+    fields = [
+        field for group in groups for field in dataclasses.fields(group) if field.init and field.name not in NONE_COUNTS
+    ]
     absent = [field.name for field in fields if type(None) in get_args(hints[field.name])]
     path = tmp_path / "c.yaml"
     path.write_text("seed: 7\n" + "".join(f"{name}:\n" for name in absent))
     values, expected = (
-        {name: value for part in parse(argv) for name, value in vars(part).items()} for argv in (["--config", str(path)], ["--seed", "7"])
+        {name: value for part in parse(argv) for name, value in vars(part).items()}
+        for argv in (["--config", str(path)], ["--seed", "7"])
     )
     assert {name: values[name] for name in absent} == {name: expected[name] for name in absent} and len(absent) > 5
     assert set(values.get("given", {})) == set(expected.get("given", {}))
@@ -216,7 +300,10 @@ def test_an_empty_yaml_value_is_as_if_nothing_was_given_or_refused_by_name(tmp_p
 def test_an_empty_limit_of_checkpoints_keeps_all_of_them(tmp_path):
     path = str(config_file(tmp_path, {"block_size": 128, "max_steps": 5}))
     Path(path).write_text(Path(path).read_text() + "save_total_limit:\n")
-    assert parsed("--config", path)[-1].save_total_limit is None and parsed("--config", path)[-2].given["save_total_limit"] is None
+    assert (
+        parsed("--config", path)[-1].save_total_limit is None
+        and parsed("--config", path)[-2].given["save_total_limit"] is None
+    )
     assert parsed("--block_size", "64", "--save_total_limit", "none")[-1].save_total_limit is None
 
 
@@ -234,8 +321,15 @@ def test_an_empty_word_is_no_folder(argv, message):
 
 
 def test_none_on_the_command_line_is_no_folder_of_that_name():
-    _, data, *_, run, _ = parsed("--prepared_dir", "None", "--text_column", "null", "--max_tokens", "none", "--allow_changes", "")
-    assert (data.prepared_dir, data.text_column, data.max_tokens, run.given) == (None, None, None, {"allow_changes": ""})
+    _, data, *_, run, _ = parsed(
+        "--prepared_dir", "None", "--text_column", "null", "--max_tokens", "none", "--allow_changes", ""
+    )
+    assert (data.prepared_dir, data.text_column, data.max_tokens, run.given) == (
+        None,
+        None,
+        None,
+        {"allow_changes": ""},
+    )
 
 
 @pytest.mark.parametrize(
@@ -253,9 +347,15 @@ def test_values_of_arguments_that_may_be_absent_are_checked_too(tmp_path, line, 
     (tmp_path / "c.yaml").write_text(line + "\n")
     with pytest.raises(Refusal, match=rule):
         parsed("--config", str(tmp_path / "c.yaml"))
-    (tmp_path / "c.yaml").write_text("vocab_size: 1e3\nmax_bytes: 9007199254740993\nlr_scheduler_kwargs: {min_lr_rate: 0.2}\n")
+    (tmp_path / "c.yaml").write_text(
+        "vocab_size: 1e3\nmax_bytes: 9007199254740993\nlr_scheduler_kwargs: {min_lr_rate: 0.2}\n"
+    )
     _, data, *_, training = parsed("--config", str(tmp_path / "c.yaml"))
-    assert (data.vocab_size, data.max_bytes, training.lr_scheduler_kwargs) == (1000, 9007199254740993, {"min_lr_rate": 0.2})
+    assert (data.vocab_size, data.max_bytes, training.lr_scheduler_kwargs) == (
+        1000,
+        9007199254740993,
+        {"min_lr_rate": 0.2},
+    )
 
 
 # ---- said twice ----
@@ -281,7 +381,11 @@ def test_an_argument_that_comes_twice_is_refused(argv, named):
         parsed(*argv)
 
 
-@pytest.mark.parametrize("parse", [parse_pretrain, parse_sft, parse_eval, lambda argv: spec.load(argv[1])], ids=["pretrain", "sft", "eval", "study"])
+@pytest.mark.parametrize(
+    "parse",
+    [parse_pretrain, parse_sft, parse_eval, lambda argv: spec.load(argv[1])],
+    ids=["pretrain", "sft", "eval", "study"],
+)
 @pytest.mark.parametrize("content", ["seed: 1\ntitle: a\nseed: 2\n", "title: {a: 1, b: 2, a: 3}\n"])
 def test_a_key_that_comes_twice_in_yaml_is_refused(tmp_path, parse, content):
     (tmp_path / "c.yaml").write_text(content)
@@ -290,14 +394,17 @@ def test_a_key_that_comes_twice_in_yaml_is_refused(tmp_path, parse, content):
 
 
 def test_anchors_and_merges_of_yaml_are_no_second_key(tmp_path):
-    (tmp_path / "c.yaml").write_text("lr_scheduler_kwargs: &a {min_lr_rate: 0.2}\naccelerator_config: {<<: *a, min_lr_rate: 0.3}\n")
+    (tmp_path / "c.yaml").write_text(
+        "lr_scheduler_kwargs: &a {min_lr_rate: 0.2}\naccelerator_config: {<<: *a, min_lr_rate: 0.3}\n"
+    )
     assert read_yaml(str(tmp_path / "c.yaml"))["accelerator_config"] == {"min_lr_rate": 0.3}
 
 
 def test_numbers_in_yaml_are_what_they_look_like(tmp_path):
     """YAML 1.1 reads 010 as 8 and 1:30 as 90."""
     (tmp_path / "c.yaml").write_text(
-        "max_steps: 010\noutput_dir: 010\nsample_prompts: [No, 010, 1:30]\nseed: 0x10\nvocab_size: 1_000\nlearning_rate: 00.5\n"
+        "max_steps: 010\noutput_dir: 010\nsample_prompts: [No, 010, 1:30]\nseed: 0x10\nvocab_size:"
+        " 1_000\nlearning_rate: 00.5\n"
     )
     _, data, *_, run, training = parse_pretrain(["--config", str(tmp_path / "c.yaml"), "--dataset", "x"])
     assert (training.max_steps, training.output_dir, training.seed, data.vocab_size) == (10, "010", 16, 1000)
@@ -310,7 +417,9 @@ def test_numbers_in_yaml_are_what_they_look_like(tmp_path):
 @pytest.mark.parametrize("word", ["no", "off", "NO"])
 def test_no_in_yaml_is_a_word_where_a_word_is_wanted_and_false_for_a_switch(tmp_path, word):
     """Norwegian text, a strategy, a switch: YAML 1.1 makes false of all of them."""
-    (tmp_path / "c.yaml").write_text(f"language: {word}\neval_strategy: no\nbf16: {word}\ncompile_layers: {word}\nfused_loss: true\n")
+    (tmp_path / "c.yaml").write_text(
+        f"language: {word}\neval_strategy: no\nbf16: {word}\ncompile_layers: {word}\nfused_loss: true\n"
+    )
     *_, curation, _, run, training = parse_pretrain(["--config", str(tmp_path / "c.yaml"), "--dataset", "x"])
     assert (curation.language, training.eval_strategy.value) == (word, "no")
     assert (run.precision, run.compile_layers, run.fused_loss) == ("float32", False, True)
@@ -354,7 +463,18 @@ def test_the_home_folder_in_yaml_and_on_the_command_line(tmp_path, monkeypatch):
     assert (data.dataset, model.init_from, run.sample_prompts) == (f"{home}/t.jsonl", f"{home}/m", ["~/x is home"])
     assert parsed("--prepared_dir", "~/p")[1].prepared_dir == f"{home}/p"
     which, what, where = parse_eval(
-        ["--models", "~/a@step-*", "b/c+~/d", "x~/y", "--task_data", "t=~/e", "--output_dir", "~/o", "--contamination", "~/p"]
+        [
+            "--models",
+            "~/a@step-*",
+            "b/c+~/d",
+            "x~/y",
+            "--task_data",
+            "t=~/e",
+            "--output_dir",
+            "~/o",
+            "--contamination",
+            "~/p",
+        ]
     )
     assert which.models == [f"{home}/a@step-*", f"b/c+{home}/d", "x~/y"]
     assert (what.task_data, where.output_dir, what.contamination) == ([f"t={home}/e"], f"{home}/o", f"{home}/p")
@@ -372,5 +492,22 @@ def test_blanks_and_line_breaks_are_a_document_separator_and_nothing_is_none(tmp
 
 
 def test_the_name_of_a_text_is_no_task():
-    with pytest.raises(Refusal, match=r"^--tasks short names a text of --texts, which is measured without being a task: leave it out of --tasks"):
-        parse_eval(["--models", "runs/b", "--tasks", "short", "embedded_arithmetic", "--texts", "short=a.txt", "--output_dir", "out"])
+    with pytest.raises(
+        Refusal,
+        match=(
+            r"^--tasks short names a text of --texts, which is measured without being a task: leave it out of --tasks"
+        ),
+    ):
+        parse_eval(
+            [
+                "--models",
+                "runs/b",
+                "--tasks",
+                "short",
+                "embedded_arithmetic",
+                "--texts",
+                "short=a.txt",
+                "--output_dir",
+                "out",
+            ]
+        )

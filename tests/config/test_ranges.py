@@ -1,4 +1,6 @@
-"""Every number that a command takes has a range; what is outside is refused before anything is done, all of it at once."""
+"""Every number that a command takes has a range; what is outside is refused before anything is done, all of it at
+once.
+"""
 
 import dataclasses
 import re
@@ -23,7 +25,11 @@ def numbers_of(parse, argv) -> set[str]:
     kept = {**fields.KEPT, **config_sft.KEPT}
     hints = {name: str(kind) for group in parse(argv) for name, kind in get_type_hints(type(group)).items()}
     own = {field.name for group in parse(argv) for field in dataclasses.fields(group) if field.init}
-    return {name for name in own - kept.keys() if re.search(r"\b(int|float)\b", hints[name]) and not re.search("bool|list|dict|str", hints[name])}
+    return {
+        name
+        for name in own - kept.keys()
+        if re.search(r"\b(int|float)\b", hints[name]) and not re.search("bool|list|dict|str", hints[name])
+    }
 
 
 @pytest.mark.parametrize("parse, argv", [(parse_pretrain, BASE), (parse_sft, BASE), (parse_eval, ["--models", "x"])])
@@ -37,14 +43,22 @@ def test_no_range_is_of_an_argument_that_is_gone():
 
 
 WRONG = {  # what an argument must not be, by command; the last word of each is the value
-    parse_pretrain: "seed -1,seed 5000000000,data_seed -3,data_seed 99999999999999999999999,eval_windows 0,eval_windows -1,probe_windows 0,sample_tokens -1,"
-    "per_device_train_batch_size 0,per_device_eval_batch_size 0,learning_rate nan,learning_rate inf,learning_rate 0,learning_rate -1e-3,adam_beta1 1,"
-    "adam_beta2 1.0,adam_beta2 -0.1,adam_epsilon 0,weight_decay -0.1,weight_decay nan,max_grad_norm nan,max_grad_norm -1,warmup_steps -5,warmup_steps 2.5,"
-    "max_steps 0,max_steps -2,num_train_epochs 0,num_train_epochs inf,logging_steps 0,save_steps -1,eval_steps 0,eval_steps -1,save_steps 1.5,save_total_limit 0,"
-    "plan_mfu 101,hours nan,peak_flops 0,min_score nan,min_characters -1,vocab_size 256,shard_tokens 0,publish_steps 0,hub_drain_timeout -1,"
-    "gradient_accumulation_steps 0,dataloader_num_workers -1,eval_delay -1,neftune_noise_alpha 0,ddp_timeout 0,block_size -64,tokens_per_step 0",
-    parse_sft: "seed -1,r 0,lora_alpha 0,lora_dropout 1.0,lora_dropout nan,eval_rows 0,max_rows 1,max_length 7,sequences_per_step 0,probe_rows 0,"
-    "compared_prompts -1,sampled_answers 0,answer_tokens 0,prepare_workers 0,cpu_threads 0,learning_rate nan,max_steps 0",
+    parse_pretrain: (
+        "seed -1,seed 5000000000,data_seed -3,data_seed 99999999999999999999999,eval_windows 0,eval_windows"
+        " -1,probe_windows 0,sample_tokens -1,per_device_train_batch_size 0,per_device_eval_batch_size 0,learning_rate"
+        " nan,learning_rate inf,learning_rate 0,learning_rate -1e-3,adam_beta1 1,adam_beta2 1.0,adam_beta2"
+        " -0.1,adam_epsilon 0,weight_decay -0.1,weight_decay nan,max_grad_norm nan,max_grad_norm -1,warmup_steps"
+        " -5,warmup_steps 2.5,max_steps 0,max_steps -2,num_train_epochs 0,num_train_epochs inf,logging_steps"
+        " 0,save_steps -1,eval_steps 0,eval_steps -1,save_steps 1.5,save_total_limit 0,plan_mfu 101,hours"
+        " nan,peak_flops 0,min_score nan,min_characters -1,vocab_size 256,shard_tokens 0,publish_steps"
+        " 0,hub_drain_timeout -1,gradient_accumulation_steps 0,dataloader_num_workers -1,eval_delay"
+        " -1,neftune_noise_alpha 0,ddp_timeout 0,block_size -64,tokens_per_step 0"
+    ),
+    parse_sft: (
+        "seed -1,r 0,lora_alpha 0,lora_dropout 1.0,lora_dropout nan,eval_rows 0,max_rows 1,max_length"
+        " 7,sequences_per_step 0,probe_rows 0,compared_prompts -1,sampled_answers 0,answer_tokens 0,prepare_workers"
+        " 0,cpu_threads 0,learning_rate nan,max_steps 0"
+    ),
     parse_eval: "seed -1,seed 4294967296,limit 0,variant_limit -1,batch_tokens 0,cpu_threads 0",
     parse_study: "seed -1,seed 4294967296",
 }
@@ -59,7 +73,11 @@ def test_a_number_outside_its_range_is_refused_with_the_rule(parse, words):
 
 def test_all_of_them_are_refused_together_from_yaml_and_command_line(tmp_path):
     path = tmp_path / "c.yaml"
-    path.write_text(yaml.safe_dump({"seed": -1, "eval_windows": 0, "learning_rate": float("nan"), "warmup_steps": -2, "logging_steps": 0}))
+    path.write_text(
+        yaml.safe_dump(
+            {"seed": -1, "eval_windows": 0, "learning_rate": float("nan"), "warmup_steps": -2, "logging_steps": 0}
+        )
+    )
     with pytest.raises(Refusal) as refusal:
         parse_pretrain(["--config", str(path), "--adam_beta2", "1.0"])
     for told in (
@@ -76,8 +94,14 @@ def test_all_of_them_are_refused_together_from_yaml_and_command_line(tmp_path):
 @pytest.mark.parametrize(
     "argv",
     [
-        "--seed 0 --data_seed 4294967295 --max_steps -1 --warmup_steps 0 --save_total_limit none --max_grad_norm 0 --sample_tokens 0 --save_steps 0.4",
-        "--max_steps 1 --warmup_steps 0.5 --weight_decay 0 --logging_steps 1 --eval_windows 1 --adam_beta1 0 --dataloader_num_workers 0",
+        (
+            "--seed 0 --data_seed 4294967295 --max_steps -1 --warmup_steps 0 --save_total_limit none --max_grad_norm 0"
+            " --sample_tokens 0 --save_steps 0.4"
+        ),
+        (
+            "--max_steps 1 --warmup_steps 0.5 --weight_decay 0 --logging_steps 1 --eval_windows 1 --adam_beta1 0"
+            " --dataloader_num_workers 0"
+        ),
     ],
 )
 def test_the_ends_of_ranges_are_in_them(argv):
@@ -88,7 +112,10 @@ def test_the_ends_of_ranges_are_in_them(argv):
     "argv, message",
     [
         ("--min_characters 9 --max_characters 8", "--min_characters 9 is above --max_characters 8"),
-        ("--validation_tokens 900 --max_tokens 900", "--validation_tokens 900 leaves nothing to train on of --max_tokens 900"),
+        (
+            "--validation_tokens 900 --max_tokens 900",
+            "--validation_tokens 900 leaves nothing to train on of --max_tokens 900",
+        ),
     ],
 )
 def test_two_numbers_that_exclude_each_other(argv, message):
@@ -103,7 +130,10 @@ def test_two_numbers_that_exclude_each_other(argv, message):
     "changes, message",
     [
         ({"sample_prompts": [""]}, r"--sample_prompts '': 0 tokens, and a prompt for this model has from 1 to 127"),
-        ({"sample_prompts": ["The", "The tokens of a prompt " * 90]}, r"--sample_prompts 'The tokens of a prompt .*\.\.\.': [\d,]+ tokens"),
+        (
+            {"sample_prompts": ["The", "The tokens of a prompt " * 90]},
+            r"--sample_prompts 'The tokens of a prompt .*\.\.\.': [\d,]+ tokens",
+        ),
         ({"warmup_steps": 13}, "--warmup_steps 13 is longer than the run of 12 steps"),
         ({"eval_windows": 100_000}, "the validation slice has 156 windows of 64 tokens, and 100000 are asked"),
     ],
@@ -120,7 +150,10 @@ def test_a_pretraining_number_that_does_not_fit_text_or_model(pretrain, tmp_path
         ({"prompts": ["Hello", " "]}, r"--prompts ' ': \d+ tokens in the chat format"),
         (
             {"prompts": ["Count " * 600]},
-            r"--prompts 'Count .*\.\.\.': .* tokens in the chat format, and with --answer_tokens 8 the base has 512 positions",
+            (
+                r"--prompts 'Count .*\.\.\.': .* tokens in the chat format, and with --answer_tokens 8 the base has 512"
+                r" positions"
+            ),
         ),
         ({"answer_tokens": 512}, "--answer_tokens 512: the base has 512 positions, for prompt and answer together"),
         ({"warmup_steps": 9}, "--warmup_steps 9 is longer than the run of 8 steps"),

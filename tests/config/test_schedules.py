@@ -1,4 +1,6 @@
-"""Each schedule and optimizer that transformers offers starts, saves and resumes, or is refused before anything is done."""
+"""Each schedule and optimizer that transformers offers starts, saves and resumes, or is refused before anything is
+done.
+"""
 
 import re
 import types
@@ -28,7 +30,9 @@ def training_of(*argv: str, parse=parse_pretrain):
 
 def scheduled(training):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
-    return optimizer, get_scheduler(training.lr_scheduler_type, optimizer, training.get_warmup_steps(STEPS), STEPS, training.lr_scheduler_kwargs)
+    return optimizer, get_scheduler(
+        training.lr_scheduler_type, optimizer, training.get_warmup_steps(STEPS), STEPS, training.lr_scheduler_kwargs
+    )
 
 
 @pytest.mark.parametrize("parse", [parse_pretrain, parse_sft])
@@ -58,9 +62,14 @@ def test_each_schedule_begins_and_goes_on_or_is_refused(name, parse):
 
 def test_the_floor_is_the_papers_schedules():
     floors = {
-        name: training_of("--lr_scheduler_type", name).lr_scheduler_kwargs for name in ("cosine_warmup_with_min_lr", "cosine_with_min_lr", "linear")
+        name: training_of("--lr_scheduler_type", name).lr_scheduler_kwargs
+        for name in ("cosine_warmup_with_min_lr", "cosine_with_min_lr", "linear")
     }
-    assert floors == {"cosine_warmup_with_min_lr": {"min_lr_rate": 0.1}, "cosine_with_min_lr": {"min_lr_rate": 0.1}, "linear": None}
+    assert floors == {
+        "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+        "cosine_with_min_lr": {"min_lr_rate": 0.1},
+        "linear": None,
+    }
     assert training_of("--lr_scheduler_kwargs", '{"min_lr_rate": 0.2}').lr_scheduler_kwargs == {"min_lr_rate": 0.2}
 
 
@@ -69,12 +78,18 @@ def test_the_floor_is_the_papers_schedules():
     [
         (
             ["linear", '{"min_lr_rate": 0.1}'],
-            r"min_lr_rate: --lr_scheduler_type linear has no such argument; it takes none: --lr_scheduler_kwargs '\{\}'",
+            (
+                r"min_lr_rate: --lr_scheduler_type linear has no such argument; it takes none: --lr_scheduler_kwargs"
+                r" '\{\}'"
+            ),
         ),
         (["constant", '{"min_lr_rate": 0.1}'], "min_lr_rate: --lr_scheduler_type constant has no such argument"),
         (["cosine", '{"cycles": 2}'], "cycles: --lr_scheduler_type cosine has no such argument; it takes num_cycles"),
         (["cosine_warmup_with_min_lr", '{"nonsense": 1}'], "nonsense: .* it takes num_cycles, min_lr, min_lr_rate"),
-        (["cosine_warmup_with_min_lr", '{"min_lr_rate": -3}'], "min_lr_rate -3 must be from 0 to 1: a share of the peak rate"),
+        (
+            ["cosine_warmup_with_min_lr", '{"min_lr_rate": -3}'],
+            "min_lr_rate -3 must be from 0 to 1: a share of the peak rate",
+        ),
         (["cosine_warmup_with_min_lr", '{"min_lr_rate": "a"}'], "min_lr_rate a must be from 0 to 1"),
         (["inverse_sqrt", '{"timescale": -1}'], "timescale -1 must be a number from 0 on"),
         (["warmup_stable_decay", "{}"], r"needs --lr_scheduler_kwargs '\{\"num_decay_steps\": N\}'"),
@@ -89,8 +104,14 @@ def test_arguments_of_another_schedule_are_refused(argv, message):
     "argv, message",
     [
         (["--warmup_steps", "13"], "--warmup_steps 13 is longer than the run of 12 steps"),
-        (["--lr_scheduler_kwargs", '{"min_lr": 0.5}'], "gives .* of the peak rate at step 5: a rate is from 0 to the peak"),
-        (["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"lr_end": 1.0}'], "lr_end .* must be smaller than initial lr"),
+        (
+            ["--lr_scheduler_kwargs", '{"min_lr": 0.5}'],
+            "gives .* of the peak rate at step 5: a rate is from 0 to the peak",
+        ),
+        (
+            ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"lr_end": 1.0}'],
+            "lr_end .* must be smaller than initial lr",
+        ),
         (
             ["--lr_scheduler_kwargs", '{"min_lr_rate": 0.1, "min_lr": 0.0001}'],
             "over 12 steps of which 4 are warm-up: Only one of min_lr or min_lr_rate",
@@ -107,7 +128,9 @@ def test_each_optimizer_is_one_that_resumes_or_is_refused(name):
     if name in schedules.OPTIMIZERS:
         assert training_of("--optim", name).optim.value == name
         return
-    with pytest.raises(Refusal, match=rf"--optim {name}: that it resumes is not known here\. Those that do: adamw_torch, .*rmsprop"):
+    with pytest.raises(
+        Refusal, match=rf"--optim {name}: that it resumes is not known here\. Those that do: adamw_torch, .*rmsprop"
+    ):
         training_of("--optim", name)
 
 
@@ -138,7 +161,15 @@ TRIED = {
 
 @pytest.mark.parametrize("name", TRIED)
 def test_an_optimizer_resumes_bit_for_bit(name, pretrain, tmp_path):
-    quick = {"max_steps": 4, "save_steps": 2, "logging_steps": 1, "eval_strategy": "no", "eval_windows": 4, "sample_tokens": 0, "save_total_limit": 9}
+    quick = {
+        "max_steps": 4,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "eval_strategy": "no",
+        "eval_windows": 4,
+        "sample_tokens": 0,
+        "save_total_limit": 9,
+    }
     asked = {"optim": name, **TRIED[name], **quick, "lr_scheduler_type": "linear", "precision": "float32"}
     whole = pretrain(tmp_path / "whole", **asked)
     again = pretrain(tmp_path / "again", **asked, resume_from_checkpoint=str(whole / "checkpoint-2"))
@@ -151,7 +182,9 @@ def test_another_optimizer_begins_without_state_or_is_refused(pretrain, whole_ru
     """Its state is not the other's: neither a KeyError nor silently nothing."""
     asked = {"resume_from_checkpoint": str(whole_run / "checkpoint-10"), "eval_strategy": "no"}
     for other in ("adafactor", "sgd"):
-        with pytest.raises(Refusal, match=f"--optim {other}: the saved state of adamw_torch_fused .* --resume_without optimizer"):
+        with pytest.raises(
+            Refusal, match=f"--optim {other}: the saved state of adamw_torch_fused .* --resume_without optimizer"
+        ):
             pretrain(tmp_path / "run", "--allow_changes", "optim", optim=other, **asked)
     assert pretrain(tmp_path / "plain", "--allow_changes", "optim", optim="adamw_torch", **asked)
     assert pretrain(tmp_path / "without", "--allow_changes", "optim", optim="sgd", resume_without="optimizer", **asked)

@@ -29,21 +29,27 @@ def curated(tmp_path, rows, workers=2, **rules):
 
 def test_each_rule_on_columns_and_length(tmp_path):
     texts, report = curated(tmp_path, ROWS, min_score=3, language="en", min_characters=70)
-    assert texts == [row["text"] for row in ROWS if row["score"] >= 3 and row["language"] == "en" and len(row["text"]) >= 70]
+    assert texts == [
+        row["text"] for row in ROWS if row["score"] >= 3 and row["language"] == "en" and len(row["text"]) >= 70
+    ]
     rules = {rule["rule"]: rule for rule in report["rules"]}
     assert list(rules) == ["language = en", "score >= 3", "at least 70 characters"]
     assert rules["language = en"]["documents_seen"] == 200 and rules["language = en"]["documents_dropped"] == 29
     assert rules["score >= 3"]["documents_seen"] == 171
     dropped = [row for row in ROWS if row["language"] == "fr"]
     assert rules["language = en"]["characters_dropped"] == sum(len(row["text"]) for row in dropped)
-    assert rules["language = en"]["examples"][0]["text"] == dropped[0]["text"] and len(rules["language = en"]["examples"]) == 3
+    assert (
+        rules["language = en"]["examples"][0]["text"] == dropped[0]["text"]
+        and len(rules["language = en"]["examples"]) == 3
+    )
     assert report["kept"] == {"documents": len(texts), "characters": sum(map(len, texts))}
 
 
 PROSE = (
-    "The least squares method finds the line that lies closest to all of the measured points at once. It adds up the squares of "
-    "the vertical distances and looks for the slope and the intercept that make this sum as small as it can be. Large errors count "
-    "more than small ones, so that a single outlier is able to pull the whole line towards itself and spoil the fit. "
+    "The least squares method finds the line that lies closest to all of the measured points at once. It adds up the"
+    " squares of the vertical distances and looks for the slope and the intercept that make this sum as small as it can"
+    " be. Large errors count more than small ones, so that a single outlier is able to pull the whole line towards"
+    " itself and spoil the fit. "
 )
 
 
@@ -58,10 +64,20 @@ def test_exact_and_near_duplicates(tmp_path):
 
 
 def test_web_filters_drop_web_rubbish_and_keep_prose(tmp_path):
-    rubbish = ["buy now " * 60, "| | |\n" * 50, "lorem ipsum dolor sit amet " * 10 + "{", "Home\nAbout\nContact\nLogin\n" * 8]
+    rubbish = [
+        "buy now " * 60,
+        "| | |\n" * 50,
+        "lorem ipsum dolor sit amet " * 10 + "{",
+        "Home\nAbout\nContact\nLogin\n" * 8,
+    ]
     good = PROSE + "Nobody would call the result robust. A median of the slopes is. " * 1
     texts, report = curated(
-        tmp_path, [{"text": text} for text in (*rubbish, good)], gopher_repetition=True, gopher_quality=True, c4_quality=True, fineweb_quality=True
+        tmp_path,
+        [{"text": text} for text in (*rubbish, good)],
+        gopher_repetition=True,
+        gopher_quality=True,
+        c4_quality=True,
+        fineweb_quality=True,
     )
     assert len(texts) == 1 and texts[0].startswith(PROSE[:60])
     assert len(report["rules"]) == 4 and sum(rule["documents_dropped"] for rule in report["rules"]) == 4
@@ -88,16 +104,24 @@ def test_curation_does_not_depend_on_workers_and_goes_on_after_a_stop(tmp_path, 
 
 
 def test_a_task_that_keeps_nothing_moves_no_other(tmp_path, monkeypatch):
-    """Of three tasks the second keeps no document: what a rule finds in the third one's must not be dropped from another's."""
+    """Of three tasks the second keeps no document: what a rule finds in the third one's must not be dropped from
+    another's.
+    """
     monkeypatch.setattr(curation, "TASK_BYTES", 100)
-    long = ["the first text of all of them " * 4, "another text with other words in it " * 4, "a third text which comes twice " * 4]
+    long = [
+        "the first text of all of them " * 4,
+        "another text with other words in it " * 4,
+        "a third text which comes twice " * 4,
+    ]
     folder = tmp_path / "in"
     folder.mkdir()
     for name, texts in (("a", [long[0], long[2]]), ("b", ["short"] * 30), ("c", [long[1], long[2], long[1]])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = source_of(folder)
     assert len(curation.shares(source)) == 4
-    kept = curation.curate(source, {**RULES, "min_characters": 50, "exact_dedup": True, "minhash_dedup": True}, tmp_path / "out", 1)
+    kept = curation.curate(
+        source, {**RULES, "min_characters": 50, "exact_dedup": True, "minhash_dedup": True}, tmp_path / "out", 1
+    )
     assert sorted(texts_of(kept)) == sorted(long)
 
 
@@ -111,8 +135,13 @@ def test_a_score_of_zero_is_a_score_and_what_is_none_is_counted_and_named(tmp_pa
     assert report["rules"][0]["documents_dropped"] == 4 and report["settings"] == {"min_score": -1}
     assert "not read  4 score is no number (0.jsonl:5, 1.jsonl:3, 1.jsonl:4 ...)" in capsys.readouterr().out
     assert curated(tmp_path / "zero", rows, min_score=0.0)[0] == ["row 0", "row 2", "row 3"]
-    assert curation.active({**RULES, "min_score": 0, "min_language_score": 0.0}) == {"min_score": 0, "min_language_score": 0.0}
-    with pytest.raises(Refusal, match=r"curation has no document to judge: 2 score is no number \(0.jsonl:1, 1.jsonl:1\)"):
+    assert curation.active({**RULES, "min_score": 0, "min_language_score": 0.0}) == {
+        "min_score": 0,
+        "min_language_score": 0.0,
+    }
+    with pytest.raises(
+        Refusal, match=r"curation has no document to judge: 2 score is no number \(0.jsonl:1, 1.jsonl:1\)"
+    ):
         curated(tmp_path / "none", [{"text": "a", "score": "N/A"}, {"text": "b", "score": "3,5"}], min_score=1)
 
 
@@ -126,11 +155,17 @@ def test_scores_of_an_export_are_numbers(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     scores = pyarrow.array([decimal.Decimal(n) for n in (1, 3, 5)], pyarrow.decimal128(5, 2))
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["one", "three", "five"], "score": scores}), folder / "a.parquet")
-    (folder / "b.jsonl").write_text(json.dumps({"text": "large", "score": 10**400}) + "\n" + json.dumps({"text": "odd", "score": "3_0"}) + "\n")
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": ["one", "three", "five"], "score": scores}), folder / "a.parquet"
+    )
+    (folder / "b.jsonl").write_text(
+        json.dumps({"text": "large", "score": 10**400}) + "\n" + json.dumps({"text": "odd", "score": "3_0"}) + "\n"
+    )
     kept = curation.curate(source_of(folder), {**RULES, "min_score": 3, "score_column": "score"}, tmp_path / "out", 1)
     assert texts_of(kept) == ["three", "five", "large"]
-    assert json.loads((tmp_path / "out" / "curation.json").read_text())["read"]["skipped"]["score is no number"]["first"] == ["b.jsonl:2"]
+    assert json.loads((tmp_path / "out" / "curation.json").read_text())["read"]["skipped"]["score is no number"][
+        "first"
+    ] == ["b.jsonl:2"]
 
 
 def test_text_without_scores_is_dropped_and_ends_nothing(tmp_path):
@@ -150,13 +185,22 @@ def test_a_rule_whose_column_is_missing(tmp_path):
 
 
 def test_two_kinds_of_text_share_what_is_held_out(tmp_path, monkeypatch):
-    """The corpora of the study `curation`: they begin alike, and no place of which something is held out is learnt from, of either kind."""
+    """The corpora of the study `curation`: they begin alike, and no place of which something is held out is learnt
+    from, of either kind.
+    """
     from benchmarks import curation_text
 
     for kind, size in (("curated", 300), ("raw", 700)):
         rows = [{"text": f"{kind} {i} " + "x" * size, "id": f"package/module{i // 2}.py:{i}"} for i in range(2000)]
         (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = ["--curated", str(tmp_path / "curated.jsonl"), "--raw", str(tmp_path / "raw.jsonl"), "--output", str(tmp_path / "out")]
+    argv = [
+        "--curated",
+        str(tmp_path / "curated.jsonl"),
+        "--raw",
+        str(tmp_path / "raw.jsonl"),
+        "--output",
+        str(tmp_path / "out"),
+    ]
 
     def made(*more):
         monkeypatch.setattr(sys, "argv", ["curation_text.py", *argv, *more])
@@ -170,9 +214,14 @@ def test_two_kinds_of_text_share_what_is_held_out(tmp_path, monkeypatch):
     held = rows_of("held-out-curated") + rows_of("held-out-raw")
     corpora = {name: rows_of(name) for name in ("curated", "raw", "half")}
     for rows in corpora.values():
-        assert rows[: len(held)] == corpora["curated"][: len(held)] and sorted(map(str, rows[: len(held)])) == sorted(map(str, held))
+        assert rows[: len(held)] == corpora["curated"][: len(held)] and sorted(map(str, rows[: len(held)])) == sorted(
+            map(str, held)
+        )
         assert not {row["id"].split(":")[0] for row in rows[len(held) :]} & {row["id"].split(":")[0] for row in held}
-    share = {kind: sum(len(row["text"]) for row in corpora["half"][len(held) :] if row["text"].startswith(kind)) for kind in ("curated", "raw")}
+    share = {
+        kind: sum(len(row["text"]) for row in corpora["half"][len(held) :] if row["text"].startswith(kind))
+        for kind in ("curated", "raw")
+    }
     assert abs(share["curated"] - share["raw"]) < 1500 and share["curated"] > 99_000
     with pytest.raises(SystemExit, match=r"there are only [\d,]+ characters of text, and 9,000,000 are wanted"):
         made("--characters", "9000000", "--held_out", "6000")

@@ -20,11 +20,15 @@ from llama_lite.files import read_json, write_json
 
 def stream(folder: Path) -> np.ndarray:
     manifest = read_json(folder / "manifest.json")
-    return np.concatenate([np.load(folder / s["name"]) for split in ("validation", "train") for s in manifest["splits"][split]["shards"]])
+    return np.concatenate(
+        [np.load(folder / s["name"]) for split in ("validation", "train") for s in manifest["splits"][split]["shards"]]
+    )
 
 
 def digest(folder: Path) -> dict:
-    return {path.name: files.sha256(path) for path in folder.glob("*.npy")} | {"manifest": files.sha256(folder / "manifest.json")}
+    return {path.name: files.sha256(path) for path in folder.glob("*.npy")} | {
+        "manifest": files.sha256(folder / "manifest.json")
+    }
 
 
 def test_end_of_text_stands_before_each_document_and_nowhere_else(tmp_path):
@@ -38,7 +42,13 @@ def test_end_of_text_stands_before_each_document_and_nowhere_else(tmp_path):
     assert "says <|endoftext|> in the middle" in text
 
 
-SPELT = ["It ends with <|endoftext|>, twice: <|endoftext|>.", "<|im_start|>user", "<|im_start|>user <|endoftext|>", "Nothing | special <|>.", "</s>"]
+SPELT = [
+    "It ends with <|endoftext|>, twice: <|endoftext|>.",
+    "<|im_start|>user",
+    "<|im_start|>user <|endoftext|>",
+    "Nothing | special <|>.",
+    "</s>",
+]
 
 
 def with_chat_markers(folder: Path) -> str:
@@ -57,33 +67,57 @@ def unigram(folder: Path) -> str:
 
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=300, special_tokens=["<unk>", "</s>"], unk_token="<unk>", show_progress=False
+    )
     tokenizer.train_from_iterator([*SPELT, Path(__file__).read_text()], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(folder / "tokenizer")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>").save_pretrained(
+        folder / "tokenizer"
+    )
     return str(folder / "tokenizer")
 
 
 @pytest.mark.parametrize(
     ("tokenizer", "spelled", "as_ids", "said"),
     [
-        (lambda folder: "gpt2", 2, 0, "special   2 of 305 documents spell out a special token: it is read as ordinary text"),
+        (
+            lambda folder: "gpt2",
+            2,
+            0,
+            "special   2 of 305 documents spell out a special token: it is read as ordinary text",
+        ),
         (lambda folder: "train", 2, 0, "special   2 of 305 documents"),
         (with_chat_markers, 3, 0, "special   3 of 305 documents"),
-        (unigram, 1, 1, "WARNING   1 of 305 documents spell out a special token, and this tokenizer gives it the special id itself"),
+        (
+            unigram,
+            1,
+            1,
+            "WARNING   1 of 305 documents spell out a special token, and this tokenizer gives it the special id itself",
+        ),
     ],
     ids=["gpt2", "learnt", "chat markers", "unigram"],
 )
-def test_documents_that_spell_out_a_special_token_are_counted_and_told(tokenizer, spelled, as_ids, said, tmp_path, capsys):
+def test_documents_that_spell_out_a_special_token_are_counted_and_told(
+    tokenizer, spelled, as_ids, said, tmp_path, capsys
+):
     """Over several shards and parts that are taken whole or by their documents."""
     source = jsonl(tmp_path / "spelt.jsonl", [*SPELT, *(f"Document number {i} is about {i * i}." for i in range(300))])
     shape = {"vocab_size": 300, "shard_tokens": 1000, "validation_tokens": 100, "prepare_workers": 1}
     shape["tokenizer"] = tokenizer(tmp_path)
     manifest = prepare(tmp_path, dataset=str(source), **shape)
-    assert (manifest["special_text_documents"], manifest["special_id_documents"], manifest["documents"]) == (spelled, as_ids, 305)
+    assert (manifest["special_text_documents"], manifest["special_id_documents"], manifest["documents"]) == (
+        spelled,
+        as_ids,
+        305,
+    )
     assert capsys.readouterr().out.count(said) == 1
     ends = int((stream(tmp_path / "tokens") == manifest["tokenizer"]["end_of_text_id"]).sum())
     assert ends == 305 + as_ids
-    earlier = {key: value for key, value in manifest.items() if key not in ("special_text_documents", "special_id_documents", "digest")}
+    earlier = {
+        key: value
+        for key, value in manifest.items()
+        if key not in ("special_text_documents", "special_id_documents", "digest")
+    }
     write_json(tmp_path / "tokens/manifest.json", shards.add_fingerprint(earlier))
     again = prepare(tmp_path, dataset=str(source), **shape)
     assert again["fingerprint"] == manifest["fingerprint"] and "special_text_documents" not in again
@@ -148,10 +182,16 @@ def test_odd_rows_are_counted_and_named_and_stop_nothing(tmp_path):
     good = [json.dumps({"text": f"A good row, number {i}, with some words in it."}) for i in range(2000)]
     odd = ['{"text": null}', '{"text": ""}', '{"text": "   "}', '{"text": "\\ud800 half a pair"}']
     lines = [*good[:3], *odd, *good[3:], '{"text": null}']
-    path.write_bytes("\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n' + json.dumps({"text": "long " * 30_000}).encode() + b"\n")
+    path.write_bytes(
+        "\n".join(lines).encode() + b'\n{"text": "caf\xe9"}\n' + json.dumps({"text": "long " * 30_000}).encode() + b"\n"
+    )
     manifest = prepare(tmp_path, dataset=str(path))
     assert manifest["documents"] == 2001
-    assert {reason: entry["rows"] for reason, entry in manifest["skipped"].items()} == {"null text": 2, "empty": 2, "not UTF-8": 2}
+    assert {reason: entry["rows"] for reason, entry in manifest["skipped"].items()} == {
+        "null text": 2,
+        "empty": 2,
+        "not UTF-8": 2,
+    }
     assert manifest["skipped"]["null text"]["first"] == ["odd.jsonl:4", "odd.jsonl:2005"]
 
 
@@ -201,11 +241,23 @@ def test_a_folder_prepared_otherwise_is_refused(tmp_path, text, changes, message
 def test_nothing_to_train_on_is_refused(tmp_path, text):
     with pytest.raises(Refusal, match=r"takes all .* tokens of .*nothing is left"):
         prepare(tmp_path, dataset=str(text), validation_tokens=10_000_000)
-    assert prepare(tmp_path, dataset=str(text))["splits"]["train"]["tokens"] > 0  # what was refused leaves nothing that refuses
+    assert (
+        prepare(tmp_path, dataset=str(text))["splits"]["train"]["tokens"] > 0
+    )  # what was refused leaves nothing that refuses
     with pytest.raises(Refusal, match=r"holds no text: .*null text"):
-        prepare(tmp_path, dataset=str(jsonl(tmp_path / "null.jsonl", [None])), tokenizer="gpt2", prepared_dir=str(tmp_path / "other"))
+        prepare(
+            tmp_path,
+            dataset=str(jsonl(tmp_path / "null.jsonl", [None])),
+            tokenizer="gpt2",
+            prepared_dir=str(tmp_path / "other"),
+        )
     with pytest.raises(Refusal, match=r"--vocab_size 5000: this text gives a vocabulary of \d+"):
-        prepare(tmp_path, dataset=str(jsonl(tmp_path / "few.jsonl", ["few words"])), vocab_size=5000, prepared_dir=str(tmp_path / "third"))
+        prepare(
+            tmp_path,
+            dataset=str(jsonl(tmp_path / "few.jsonl", ["few words"])),
+            vocab_size=5000,
+            prepared_dir=str(tmp_path / "third"),
+        )
     assert not list((tmp_path / "third").glob("[!.]*"))
 
 
@@ -224,7 +276,10 @@ def rewrite(folder: Path, change) -> None:
     manifest = read_json(folder / "manifest.json")
     change(manifest)
     files.write_json(folder / "recipe.json", manifest["recipe"])
-    files.write_json(folder / "manifest.json", shards.add_fingerprint({name: value for name, value in manifest.items() if name != "digest"}))
+    files.write_json(
+        folder / "manifest.json",
+        shards.add_fingerprint({name: value for name, value in manifest.items() if name != "digest"}),
+    )
 
 
 STORIES = [f"Story {i}: a dog of {i} years ran {i * i} times around the house." for i in range(300)]
@@ -237,12 +292,21 @@ def test_the_documents_of_a_file_are_those_between_its_end_of_text_tokens(tmp_pa
     common = {"dataset": str(path), "validation_tokens": 1000, "shard_tokens": 3000}
     manifest = prepare(tmp_path, **common, tokenizer="gpt2", prepare_workers=2)
     ids, tokenizer = stream(tmp_path / "tokens"), gpt2_tokenizer()
-    assert [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(ids == 50256)[1:])] == [f"<|endoftext|>{story}" for story in STORIES]
+    assert [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(ids == 50256)[1:])] == [
+        f"<|endoftext|>{story}" for story in STORIES
+    ]
     assert manifest["documents"] == 300 and manifest["source"]["divided"] == {"separator": "<|endoftext|>", "files": 1}
     assert "1 divided into documents at '<|endoftext|>'" in capsys.readouterr().out
     whole = prepare(tmp_path, **common, document_separator="none", prepared_dir=str(tmp_path / "whole"))
-    assert whole["documents"] == 1 and whole["recipe"]["document_separator"] == "none" and "document_separator" not in manifest["recipe"]
-    assert prepare(tmp_path, **common, document_separator="\\nStory ", prepared_dir=str(tmp_path / "own"))["documents"] == 300
+    assert (
+        whole["documents"] == 1
+        and whole["recipe"]["document_separator"] == "none"
+        and "document_separator" not in manifest["recipe"]
+    )
+    assert (
+        prepare(tmp_path, **common, document_separator="\\nStory ", prepared_dir=str(tmp_path / "own"))["documents"]
+        == 300
+    )
     capsys.readouterr()
     assert prepare(tmp_path, **common, document_separator="###", prepared_dir=str(tmp_path / "none"))["documents"] == 1
     assert "no file of plain text holds '###' (--document_separator): nothing is divided" in capsys.readouterr().out
@@ -251,7 +315,10 @@ def test_the_documents_of_a_file_are_those_between_its_end_of_text_tokens(tmp_pa
     rewrite(tmp_path / "tokens", lambda manifest: manifest["source"].pop("divided"))
     capsys.readouterr()
     prepare(tmp_path, **common, tokenizer="gpt2")
-    assert "was prepared before files were divided: 1 that hold '<|endoftext|>' are one document each" in capsys.readouterr().out
+    assert (
+        "was prepared before files were divided: 1 that hold '<|endoftext|>' are one document each"
+        in capsys.readouterr().out
+    )
     with pytest.raises(Refusal, match="document_separator was 'auto', now 'none'"):
         prepare(tmp_path, **common, tokenizer="gpt2", document_separator="none")
     with pytest.raises(Refusal, match=r"document_separator: .* empty; give a value"):
@@ -280,7 +347,9 @@ def test_a_file_is_divided_at_its_tokenizers_own_end_of_text(tmp_path):
     tokenizer.save_pretrained(tmp_path / "other")
     path = tmp_path / "stories.txt"
     path.write_text("</s>".join(STORIES) + "<|endoftext|>")
-    manifest = prepare(tmp_path, dataset=str(path), validation_tokens=1000, tokenizer=str(tmp_path / "other"), min_characters=1)
+    manifest = prepare(
+        tmp_path, dataset=str(path), validation_tokens=1000, tokenizer=str(tmp_path / "other"), min_characters=1
+    )
     assert manifest["documents"] == 300 and int((stream(tmp_path / "tokens") == tokenizer.eos_token_id).sum()) == 300
 
 
@@ -300,7 +369,9 @@ def test_a_tokenizer_folder_of_the_same_name_with_other_content_is_refused(tmp_p
     for record in (True, False):
         if not record:
             rewrite(tmp_path / "tokens", lambda manifest: manifest["recipe"].pop("tokenizer_record"))
-        with pytest.raises(Refusal, match=r"prepared otherwise: tokenizer_record was .*'vocab_size': 280.*, now .*'vocab_size': 270"):
+        with pytest.raises(
+            Refusal, match=r"prepared otherwise: tokenizer_record was .*'vocab_size': 280.*, now .*'vocab_size': 270"
+        ):
             prepare(tmp_path, **common)
 
 
@@ -322,7 +393,9 @@ def test_a_tokenizer_that_truncates_is_the_one_that_is_saved(tmp_path, text):
 
     definition = train_tokenizer(iter(["some words " * 30]), 300).backend_tokenizer
     definition.enable_truncation(16)
-    PreTrainedTokenizerFast(tokenizer_object=definition, eos_token="<|endoftext|>", model_max_length=16).save_pretrained(tmp_path / "short")
+    PreTrainedTokenizerFast(
+        tokenizer_object=definition, eos_token="<|endoftext|>", model_max_length=16
+    ).save_pretrained(tmp_path / "short")
     manifest = prepare(tmp_path, dataset=str(text), tokenizer=str(tmp_path / "short"))
     assert tokenizer_record(AutoTokenizer.from_pretrained(tmp_path / "tokens" / "tokenizer")) == manifest["tokenizer"]
     assert prepare(tmp_path, dataset=str(text), tokenizer=str(tmp_path / "short")) == manifest
@@ -376,8 +449,13 @@ def test_two_preparations_of_one_folder(tmp_path, text):
     import subprocess
     import sys
 
-    code = f"import time; from llama_lite.files import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare'); lock.acquire(); print('held', flush=True); time.sleep(60)"
-    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parent.parent)
+    code = (
+        f"import time; from llama_lite.files import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare');"
+        " lock.acquire(); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parent.parent
+    )
     try:
         other.stdout.readline()
         with pytest.raises(Refusal, match=r"is in use by process \d+"):
@@ -397,7 +475,9 @@ def test_a_disk_that_is_full_while_text_is_prepared(tmp_path, text, monkeypatch,
 
     with monkeypatch.context() as patch:
         patch.setattr(shards.np if which == "np.save" else os, which.split(".")[1], full)
-        with pytest.raises(Refusal, match=rf"no space left on the disk of {tmp_path}.*: [\d.]+ \w+ of [\d.]+ \w+ are free"):
+        with pytest.raises(
+            Refusal, match=rf"no space left on the disk of {tmp_path}.*: [\d.]+ \w+ of [\d.]+ \w+ are free"
+        ):
             prepare(tmp_path, dataset=str(text))
     assert prepare(tmp_path, dataset=str(text))["documents"] > 100
 
@@ -406,7 +486,11 @@ def test_a_disk_that_is_full_while_text_is_prepared(tmp_path, text, monkeypatch,
 
 
 def everything(folder: Path) -> dict:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name[0] != "."
+    }
 
 
 @pytest.fixture(scope="module")
@@ -419,10 +503,13 @@ def whole(text, tmp_path_factory) -> Path:
 
 def older(folder: Path) -> None:
     """Make a prepared folder one of an earlier version: no digests of small files, none of the progress."""
-    manifest = {name: value for name, value in read_json(folder / "manifest.json").items() if name not in ("files", "digest")}
+    manifest = {
+        name: value for name, value in read_json(folder / "manifest.json").items() if name not in ("files", "digest")
+    }
     write_json(folder / "manifest.json", shards.add_fingerprint(manifest))
     write_json(
-        folder / "progress.json", {name: value for name, value in read_json(folder / "progress.json").items() if name not in ("stamp", "digest")}
+        folder / "progress.json",
+        {name: value for name, value in read_json(folder / "progress.json").items() if name not in ("stamp", "digest")},
     )
 
 
@@ -437,16 +524,30 @@ DAMAGE = {
     "recipe missing": ("recipe.json", Path.unlink, "recipe.json is missing"),
     "recipe cut": ("recipe.json", cut, "recipe.json was altered"),
     "recipe of another form": ("recipe.json", lambda path: path.write_text("[1]"), "recipe.json was altered"),
-    "recipe altered": ("recipe.json", lambda path: path.write_text(path.read_text().replace("512", "513")), "recipe.json was altered"),
+    "recipe altered": (
+        "recipe.json",
+        lambda path: path.write_text(path.read_text().replace("512", "513")),
+        "recipe.json was altered",
+    ),
     "tokenizer missing": ("tokenizer/tokenizer.json", Path.unlink, "tokenizer/tokenizer.json is missing"),
     "tokenizer cut": ("tokenizer/tokenizer.json", cut, "tokenizer/tokenizer.json has "),
-    "tokenizer altered": ("tokenizer/tokenizer.json", lambda path: flip(path, 0.999), "tokenizer/tokenizer.json was altered"),
-    "configuration missing": ("tokenizer/tokenizer_config.json", Path.unlink, "tokenizer/tokenizer_config.json is missing"),
+    "tokenizer altered": (
+        "tokenizer/tokenizer.json",
+        lambda path: flip(path, 0.999),
+        "tokenizer/tokenizer.json was altered",
+    ),
+    "configuration missing": (
+        "tokenizer/tokenizer_config.json",
+        Path.unlink,
+        "tokenizer/tokenizer_config.json is missing",
+    ),
     "configuration cut": ("tokenizer/tokenizer_config.json", cut, "tokenizer/tokenizer_config.json has "),
     "record of curation altered": ("curation.json", flip, "curation.json was altered"),
     "shard": ("train-00001.npy", flip, "train-00001.npy was altered"),
 }
-OLDER = [name for name in DAMAGE if "configuration missing" not in name and "curation" not in name]  # what an older manifest can tell
+OLDER = [
+    name for name in DAMAGE if "configuration missing" not in name and "curation" not in name
+]  # what an older manifest can tell
 
 
 @pytest.mark.parametrize("version, damage", [*(("now", name) for name in DAMAGE), *(("older", name) for name in OLDER)])
@@ -496,26 +597,40 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
     changes = {"dataset": str(text), "min_characters": 100}
     for name in ("manifest.json", "recipe.json"):
         cut(tmp_path / "a" / "tokens" / name)
-    with pytest.raises(Refusal, match=r"are beyond repair: neither manifest\.json nor recipe\.json is what was written"):
+    with pytest.raises(
+        Refusal, match=r"are beyond repair: neither manifest\.json nor recipe\.json is what was written"
+    ):
         prepare(tmp_path / "a", repair=True, **changes, vocab_size=300)
-    assert prepare(tmp_path / "a", repair=True, **changes) == read_json(whole / "tokens" / "manifest.json")  # exactly what it was made from
+    assert prepare(tmp_path / "a", repair=True, **changes) == read_json(
+        whole / "tokens" / "manifest.json"
+    )  # exactly what it was made from
     flip(tmp_path / "b" / "tokens" / "train-00001.npy")
-    gone = r"are damaged \(train-00001.npy was altered .*\) and cannot be repaired without the text .*nowhere.jsonl: nothing is there by that name"
+    gone = (
+        r"are damaged \(train-00001.npy was altered .*\) and cannot be repaired without the text .*nowhere.jsonl:"
+        r" nothing is there by that name"
+    )
     with pytest.raises(Refusal, match=gone):
         prepare(tmp_path / "b", repair=True, dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)
-    other = jsonl(tmp_path / "other.jsonl", ["Another text, which is long enough to be kept by the rule for characters, and not the one. " * 9] * 300)
+    other = jsonl(
+        tmp_path / "other.jsonl",
+        ["Another text, which is long enough to be kept by the rule for characters, and not the one. " * 9] * 300,
+    )
     with pytest.raises(Refusal, match=r"cannot be repaired without the text .*is not what .* was prepared from"):
         prepare(tmp_path / "b", repair=True, dataset=str(other), min_characters=100)
     manifest = read_json(tmp_path / "c" / "tokens" / "manifest.json")
     write_json(
-        tmp_path / "c" / "tokens" / "manifest.json", shards.add_fingerprint({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}})
+        tmp_path / "c" / "tokens" / "manifest.json",
+        shards.add_fingerprint({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}}),
     )
     (tmp_path / "c" / "tokens" / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(Refusal, match=r"are beyond repair: its tokenizer comes out as another one"):
         prepare(tmp_path / "c", repair=True, **changes)
     (tmp_path / "d" / "tokens" / "recipe.json").unlink()  # the manifest holds it: no text is needed
     data, rules, claimed = data_args(tmp_path / "d", dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)
-    assert preparation.prepare(data, rules, preparation.Text(data), claimed - {"dataset"}, True)["fingerprint"] == manifest["fingerprint"]
+    assert (
+        preparation.prepare(data, rules, preparation.Text(data), claimed - {"dataset"}, True)["fingerprint"]
+        == manifest["fingerprint"]
+    )
     assert read_json(tmp_path / "d" / "tokens" / "recipe.json") == manifest["recipe"]
 
 
@@ -551,13 +666,19 @@ def test_damage_before_the_manifest_is_written(text, tmp_path, monkeypatch, name
     elif name == "progress.json":
         path.write_text(path.read_text().replace('"documents": ', '"documents": 7', 1))
     else:
-        path.write_text(path.read_text().replace("512", "513", 1) if name == "recipe.json" else path.read_text().replace("the", "eht"))
+        path.write_text(
+            path.read_text().replace("512", "513", 1)
+            if name == "recipe.json"
+            else path.read_text().replace("the", "eht")
+        )
     prepare(tmp_path / "stopped", dataset=str(text))
     assert digest(tmp_path / "stopped" / "tokens") == digest(tmp_path / "whole" / "tokens")
 
 
 def test_prepare_only_repairs_what_a_run_refuses(pretrain, settings, text, tmp_path):
-    """Through the script, which decides what nobody gave by the folder: recipe and manifest both of another form, then a run."""
+    """Through the script, which decides what nobody gave by the folder: recipe and manifest both of another form, then
+    a run.
+    """
     folder = tmp_path / "tokens"
     given = {"prepared_dir": str(folder), "vocab_size": None, "validation_tokens": None, "shard_tokens": 60_000}
     pretrain(tmp_path / "run", "--prepare_only", **given)

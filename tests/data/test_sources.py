@@ -19,7 +19,12 @@ from helpers import ROWS, source_of, texts_of
 from llama_lite.data import formats, installed, sources
 from llama_lite.errors import Refusal
 
-COMPRESSORS = {"jsonl.gz": gzip.compress, "jsonl.zst": zstandard.compress, "jsonl.bz2": bz2.compress, "jsonl.xz": lzma.compress}
+COMPRESSORS = {
+    "jsonl.gz": gzip.compress,
+    "jsonl.zst": zstandard.compress,
+    "jsonl.bz2": bz2.compress,
+    "jsonl.xz": lzma.compress,
+}
 
 
 def write(folder, kind, rows=ROWS):
@@ -60,13 +65,21 @@ def test_folders_globs_and_txt(tmp_path):
 
 
 def test_installed_files_are_every_text_file_as_it_is():
-    names, documented = ([file.name for file in sources.resolve(dataset).files] for dataset in ("installed-files", "installed-docs"))
+    names, documented = (
+        [file.name for file in sources.resolve(dataset).files] for dataset in ("installed-files", "installed-docs")
+    )
     assert set(documented) < set(names) and any(not name.endswith(".py") for name in names)
-    assert [name for name in names if name in set(documented)] == list(documented)  # one order: what is held out of both is the same
+    assert [name for name in names if name in set(documented)] == list(
+        documented
+    )  # one order: what is held out of both is the same
     module = installed.package_root("numpy") + "/linalg/__init__.py"
     library = next(name for name in names if name.startswith("numpy/") and name.endswith(".so"))
     skipped = formats.Skipped()
-    found = [d for name in ("numpy/linalg/__init__.py", library) for d in formats.read(formats.TextFile(name, name, "installed-files"), skipped)]
+    found = [
+        d
+        for name in ("numpy/linalg/__init__.py", library)
+        for d in formats.read(formats.TextFile(name, name, "installed-files"), skipped)
+    ]
     assert [(d.id, d.text) for d in found] == [("numpy/linalg/__init__.py:1", Path(module).read_text())]
     assert skipped.reasons == {"no text, or too large": {"rows": 1, "first": [library]}}
 
@@ -78,7 +91,11 @@ def test_installed_docs_is_a_large_english_text_in_a_fixed_order():
     module = formats.TextFile("python/json/__init__.py", "python/json/__init__.py", "installed-docs")
     found = list(formats.read(module, formats.Skipped()))
     tree = ast.parse(Path(json.__file__).read_text())
-    named = [node for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)]
+    named = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+    ]
     assert [d.text for d in found] == [ast.get_docstring(node) for node in named]
 
 
@@ -122,12 +139,20 @@ def test_a_missing_column_is_refused_with_those_there_are(tmp_path, kind):
 def test_a_dataset_that_is_not_there(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(Refusal, match=r"--dataset .*(nothing is there by that name|holds no file that is not hidden).*Give a file, a folder, a glob"):
+    with pytest.raises(
+        Refusal,
+        match=(
+            r"--dataset .*(nothing is there by that name|holds no file that is not hidden).*Give a file, a folder, a"
+            r" glob"
+        ),
+    ):
         source_of(name)
 
 
 def test_a_hub_that_does_not_answer_is_one_paragraph():
-    with pytest.raises(Refusal, match=r"neither a file or folder here nor a dataset that the Hub gives \(revision main\)") as refusal:
+    with pytest.raises(
+        Refusal, match=r"neither a file or folder here nor a dataset that the Hub gives \(revision main\)"
+    ) as refusal:
         source_of("someone/some-dataset")
     assert "\n" not in str(refusal.value)
 
@@ -143,8 +168,14 @@ def fill(folder: Path, files: dict) -> Path:
     return folder
 
 
-PAGE = "<html><head><title>t</title><script>var x = 1;</script></head><body><nav>Home | About</nav><article><h1>Rivers</h1><p>{}</p></article></body></html>"
-LONG = "The river rises in the hills and flows for a hundred miles through fields and small towns until it reaches the sea. " * 4
+PAGE = (
+    "<html><head><title>t</title><script>var x = 1;</script></head><body><nav>Home |"
+    " About</nav><article><h1>Rivers</h1><p>{}</p></article></body></html>"
+)
+LONG = (
+    "The river rises in the hills and flows for a hundred miles through fields and small towns until it reaches the"
+    " sea. " * 4
+)
 
 
 def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
@@ -160,10 +191,18 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
             "old.txt.gz": gzip.compress(b"packed text"),
             "settings.json": json.dumps({"indent": 2, "name": "no row of text"}, indent=2),
             "book.ipynb": json.dumps(
-                {"cells": [{"cell_type": "markdown", "source": ["# Title\n", "words"]}, {"cell_type": "code", "source": "1 + 1"}]}
+                {
+                    "cells": [
+                        {"cell_type": "markdown", "source": ["# Title\n", "words"]},
+                        {"cell_type": "code", "source": "1 + 1"},
+                    ]
+                }
             ),
             "letter.eml": "Subject: Greetings\nContent-Type: text/plain; charset=utf-8\n\nDear reader,\nall is well.\n",
-            "box.mbox": "From a@b Thu Jan  1 00:00:00 2026\nSubject: One\n\nFirst mail.\n\nFrom a@b Thu Jan  1 00:00:00 2026\nSubject: Two\n\nSecond mail.\n",
+            "box.mbox": (
+                "From a@b Thu Jan  1 00:00:00 2026\nSubject: One\n\nFirst mail.\n\nFrom a@b Thu Jan  1 00:00:00"
+                " 2026\nSubject: Two\n\nSecond mail.\n"
+            ),
             "mark.txt": "\ufeffwith a mark",
             "windows.txt": "sixteen bits".encode("utf-16"),
             "latin.txt": "caf\xe9 na\xefve".encode("latin-1"),
@@ -207,17 +246,30 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
 
 
 def test_an_encoding_is_for_files_that_are_not_utf8(tmp_path):
-    folder = fill(tmp_path / "t", {"a.txt": "caf\xe9".encode("latin-1"), "b.txt": "caf\xe9".encode(), "c.csv": "text\ncaf\xe9\n".encode("latin-1")})
+    folder = fill(
+        tmp_path / "t",
+        {
+            "a.txt": "caf\xe9".encode("latin-1"),
+            "b.txt": "caf\xe9".encode(),
+            "c.csv": "text\ncaf\xe9\n".encode("latin-1"),
+        },
+    )
     assert texts_of(source_of(folder, None, encoding="latin-1")) == ["caf\xe9"] * 3
     skipped = formats.Skipped()
-    assert [d.text for d in source_of(folder, None).documents(skipped)] == ["caf\xe9"] and skipped.reasons["not UTF-8"]["first"] == ["c.csv:2"]
+    assert [d.text for d in source_of(folder, None).documents(skipped)] == ["caf\xe9"] and skipped.reasons["not UTF-8"][
+        "first"
+    ] == ["c.csv:2"]
     with pytest.raises(Refusal, match="--encoding latin1000: Python knows no such encoding"):
         source_of(folder, None, encoding="latin1000")
 
 
 def test_file_types_choose_and_an_unreadable_choice_is_refused(tmp_path):
     folder = fill(tmp_path / "t", {"a.md": "one", "b.py": "two", "c.pdf": b"%PDF\0"})
-    assert texts_of(source_of(folder, None, file_types=["md"])) == texts_of(source_of(folder, None, file_types=[".md"])) == ["one"]
+    assert (
+        texts_of(source_of(folder, None, file_types=["md"]))
+        == texts_of(source_of(folder, None, file_types=[".md"]))
+        == ["one"]
+    )
     assert "1 .py (not among --file_types)" in sources.inventory(source_of(folder, None, file_types=["md"]))
     with pytest.raises(Refusal, match=r"c\.pdf holds no text: 1 \.pdf \(`pdftotext` makes text of them\)"):
         source_of(folder / "c.pdf", None)
@@ -242,7 +294,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12
 def test_what_stands_in_place_of_a_file_is_refused_by_name(tmp_path, name, as_glob):
     whole = {"other.txt": "real text", "lfs.md": POINTER + b"is how a pointer begins. " * 50}
     folder = fill(tmp_path / "lfs", {**whole, name: POINTER})
-    with pytest.raises(Refusal, match=rf"^--dataset .*: {re.escape(name)} is a pointer to a file that Git LFS has not fetched: `git lfs pull`"):
+    with pytest.raises(
+        Refusal,
+        match=rf"^--dataset .*: {re.escape(name)} is a pointer to a file that Git LFS has not fetched: `git lfs pull`",
+    ):
         source_of(folder / "*" if as_glob else folder, None)
     (folder / name).unlink()
     assert len(texts_of(source_of(folder, None))) == 2  # a text about pointers is one
@@ -267,7 +322,10 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", scandir)  # the tests may run as root, who may read everything
     source = source_of(folder, None)
-    assert {file.name for file in source.files} == {"a.txt", r"caf\xe9.txt"} and sorted(texts_of(source)) == ["one", "three"]
+    assert {file.name for file in source.files} == {"a.txt", r"caf\xe9.txt"} and sorted(texts_of(source)) == [
+        "one",
+        "three",
+    ]
     line = sources.inventory(source)
     assert "1 closed (this user may not read it)" in line and "1 .txt (a pipe, a socket or a device)" in line
     assert sources.content(source, tmp_path / "cache.json")
@@ -288,7 +346,11 @@ def row(text):
             {"a/train-00000-of-00002.jsonl", "a/train-00001-of-00002.jsonl"},
             {"a/test-00000-of-00001.jsonl"},
         ),
-        (("train/1.jsonl", "Test/1.jsonl", "valid/1.jsonl", "LICENSE.txt"), {"train/1.jsonl", "LICENSE.txt"}, {"Test/1.jsonl"}),
+        (
+            ("train/1.jsonl", "Test/1.jsonl", "valid/1.jsonl", "LICENSE.txt"),
+            {"train/1.jsonl", "LICENSE.txt"},
+            {"Test/1.jsonl"},
+        ),
         (("wiki.train.raw", "wiki.test.raw", "wiki.valid.raw"), {"wiki.train.raw"}, {"wiki.test.raw"}),
         (
             ("en/training.txt", "en/eval.txt", "de/training.txt", "de/eval.txt"),
@@ -305,14 +367,20 @@ def test_splits_are_told_apart(tmp_path, files, train, test, as_glob):
         source = sources.resolve(str(folder / "**") if as_glob else str(folder), split=split)
         return {os.path.relpath(file.path, folder) for file in source.files}, sources.inventory(source)
 
-    assert names()[0] == train and "(of the split test, which --dataset_split test reads; --dataset_split all reads every file)" in names()[1]
+    assert (
+        names()[0] == train
+        and "(of the split test, which --dataset_split test reads; --dataset_split all reads every file)" in names()[1]
+    )
     assert names("test")[0] == test
     assert names("all")[0] == set(files)
     with pytest.raises(Refusal, match=r"--dataset_split other: .* is here, and its splits are test, train"):
         names("other")
 
 
-@pytest.mark.parametrize("files", [("train.py", "test.py"), ("train.txt", "notes.txt"), ("test.txt", "notes.txt"), ("train_test.txt", "test.txt")])
+@pytest.mark.parametrize(
+    "files",
+    [("train.py", "test.py"), ("train.txt", "notes.txt"), ("test.txt", "notes.txt"), ("train_test.txt", "test.txt")],
+)
 def test_what_is_not_divided_into_splits_is_read_whole(tmp_path, files):
     folder = fill(tmp_path / "t", dict.fromkeys(files, "words"))
     assert {file.name for file in source_of(folder, None).files} == set(files)
@@ -364,11 +432,17 @@ def test_only_plain_text_is_divided_and_what_is_not_utf8_costs_one_document(tmp_
             "b.txt": ("\ufefffour" + end + "five").encode(),
             "c.jsonl": row("six" + end),
         }
-        | {"d.txt": ("seven" + end + "eight").encode("utf-16"), "e.txt.gz": gzip.compress(f"nine{end}ten".encode()), "f.txt": "eleven"},
+        | {
+            "d.txt": ("seven" + end + "eight").encode("utf-16"),
+            "e.txt.gz": gzip.compress(f"nine{end}ten".encode()),
+            "f.txt": "eleven",
+        },
     )
     skipped = formats.Skipped()
     found = {document.id: document.text for document in source_of(folder, None, separator=end).documents(skipped)}
-    assert sorted(found.values()) == sorted(["one", "three", "four", "five", "six" + end, "seven", "eight", "nine", "ten", "eleven"])
+    assert sorted(found.values()) == sorted(
+        ["one", "three", "four", "five", "six" + end, "seven", "eight", "nine", "ten", "eleven"]
+    )
     assert found["a.txt:3"] == "three" and skipped.reasons == {"not UTF-8": {"rows": 1, "first": ["a.txt:2"]}}
     assert "caf\xe9" in texts_of(source_of(folder, None, separator=end, encoding="latin-1"))
 
@@ -377,19 +451,27 @@ def test_only_plain_text_is_divided_and_what_is_not_utf8_costs_one_document(tmp_
 
 
 def test_a_column_twice_is_refused_where_it_is_read(tmp_path):
-    table = pyarrow.table([pyarrow.array(["right"]), pyarrow.array(["wrong"]), pyarrow.array(["x"])], names=["text", "text", "id"])
+    table = pyarrow.table(
+        [pyarrow.array(["right"]), pyarrow.array(["wrong"]), pyarrow.array(["x"])], names=["text", "text", "id"]
+    )
     pyarrow.parquet.write_table(table, tmp_path / "two.parquet")
     fill(tmp_path, {"two.jsonl": '{"text": "a", "text": "b"}\n', "two.csv": "text,id,text\na,1,b\n"})
     for kind in ("parquet", "jsonl", "csv"):
-        with pytest.raises(Refusal, match=rf"two\.{kind} holds the column 'text' twice, and nobody can say which is meant"):
+        with pytest.raises(
+            Refusal, match=rf"two\.{kind} holds the column 'text' twice, and nobody can say which is meant"
+        ):
             texts_of(source_of(tmp_path / f"two.{kind}", None))
-    pyarrow.parquet.write_table(table.select([0]).append_column("id", table["id"]).append_column("id", table["id"]), tmp_path / "other.parquet")
+    pyarrow.parquet.write_table(
+        table.select([0]).append_column("id", table["id"]).append_column("id", table["id"]), tmp_path / "other.parquet"
+    )
     assert texts_of(source_of(tmp_path / "other.parquet")) == ["right"]
 
 
 def test_values_that_cannot_be_read_cost_their_row_and_only_where_they_are_wanted(tmp_path):
     def raw(values):
-        return pyarrow.Array.from_buffers(pyarrow.string(), len(values), pyarrow.array(values, pyarrow.binary()).buffers())
+        return pyarrow.Array.from_buffers(
+            pyarrow.string(), len(values), pyarrow.array(values, pyarrow.binary()).buffers()
+        )
 
     texts = raw([b"good", b"caf\xe9", b"fine"])
     columns = {
@@ -419,10 +501,21 @@ def test_rows_with_a_byte_order_mark(tmp_path, kind, encoding):
 
 
 def test_what_is_wrong_with_a_file_of_json_is_its_cause(tmp_path):
-    fill(tmp_path, {"cr.jsonl": '{"text": "a"}\r{"text": "b"}\r', "object.json": json.dumps({"data": [{"text": "a"}]}), "cut.jsonl": b"\xff\xfea"})
-    with pytest.raises(Refusal, match=r"cr.jsonl, row 1 is not JSON .* its rows end with carriage returns, convert them with `tr"):
+    fill(
+        tmp_path,
+        {
+            "cr.jsonl": '{"text": "a"}\r{"text": "b"}\r',
+            "object.json": json.dumps({"data": [{"text": "a"}]}),
+            "cut.jsonl": b"\xff\xfea",
+        },
+    )
+    with pytest.raises(
+        Refusal, match=r"cr.jsonl, row 1 is not JSON .* its rows end with carriage returns, convert them with `tr"
+    ):
         texts_of(source_of(tmp_path / "cr.jsonl"))
-    with pytest.raises(Refusal, match=r"object.json holds no text: 1 .json \(neither an array of JSON objects nor one a line\)"):
+    with pytest.raises(
+        Refusal, match=r"object.json holds no text: 1 .json \(neither an array of JSON objects nor one a line\)"
+    ):
         source_of(tmp_path / "object.json", None)
     with pytest.raises(Refusal, match=r"cut.jsonl begins as utf-16 and is not: mend it"):
         texts_of(source_of(tmp_path / "cut.jsonl"))
@@ -449,7 +542,11 @@ def test_rows_of_another_type_or_encoding_are_counted_and_named(tmp_path):
     assert texts_of(source_of(path, encoding="latin-1")) == ["one", "caf\xe9", "six"]  # and not the whole line
     path = tmp_path / "t.json"
     path.write_bytes(b"[" + b",\n".join(lines) + b"]")
-    assert texts_of(source_of(path)) == ["one", "six"] and texts_of(source_of(path, encoding="latin-1")) == ["one", "caf\xe9", "six"]
+    assert texts_of(source_of(path)) == ["one", "six"] and texts_of(source_of(path, encoding="latin-1")) == [
+        "one",
+        "caf\xe9",
+        "six",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -482,13 +579,18 @@ def test_a_table_with_quotes_line_breaks_and_semicolons(tmp_path):
 def test_documents_come_in_an_order_that_mixes_folders_and_rows_in_theirs(tmp_path):
     folder = fill(tmp_path / "t", {f"{a}/{i}.txt": f"{a}{i}" for a in "abc" for i in range(20)})
     texts = texts_of(source_of(folder, None))
-    assert sorted(texts) == sorted(f"{a}{i}" for a in "abc" for i in range(20)) and {text[0] for text in texts[:12]} == set("abc")
+    assert sorted(texts) == sorted(f"{a}{i}" for a in "abc" for i in range(20)) and {
+        text[0] for text in texts[:12]
+    } == set("abc")
     rows = fill(tmp_path / "r", {f"{i}.jsonl": json.dumps({"text": str(i)}) for i in range(9)})
     assert texts_of(source_of(rows)) == [str(i) for i in range(9)]
 
 
 def test_max_bytes_reads_the_first_files_and_the_last_of_them_to_there(tmp_path):
-    folder = fill(tmp_path / "t", {f"{i}.jsonl": "".join(json.dumps({"text": f"{i} {j}"}) + "\n" for j in range(1000)) for i in range(3)})
+    folder = fill(
+        tmp_path / "t",
+        {f"{i}.jsonl": "".join(json.dumps({"text": f"{i} {j}"}) + "\n" for j in range(1000)) for i in range(3)},
+    )
     size = (folder / "0.jsonl").stat().st_size
     assert len(texts_of(source_of(folder, max_bytes=10 * size))) == 3000
     assert texts_of(source_of(folder, max_bytes=size)) == [f"0 {j}" for j in range(1000)]
@@ -536,14 +638,18 @@ def test_a_page_gives_the_same_text_wherever_it_stands(tmp_path):
 
 
 def test_quotes_that_do_not_pair_swallow_no_row(tmp_path):
-    texts = [('"starts with a quote {}', '"Quoted" word {}', "plain {}")[number % 3].format(number) for number in range(30)]
+    texts = [
+        ('"starts with a quote {}', '"Quoted" word {}', "plain {}")[number % 3].format(number) for number in range(30)
+    ]
     (tmp_path / "a.tsv").write_text("id\ttext\n" + "".join(f"{number}\t{text}\n" for number, text in enumerate(texts)))
     assert texts_of(sources.resolve(str(tmp_path / "a.tsv"))) == texts
     (tmp_path / "b.tsv").write_text('id\ttext\n1\t"two\nlines"\n2\t"a ""word"""\n')
     assert texts_of(sources.resolve(str(tmp_path / "b.tsv"))) == ["two\nlines", 'a "word"']
     for rows in ('7,"UNCLOSED quote here,1\n8,after,1\n', '7,"Quoted" word,1\n8,after,1\n'):
         (tmp_path / "c.csv").write_text("id,text,score\n6,before,1\n" + rows)
-        with pytest.raises(Refusal, match=r"^c.csv, row 3: its quotes do not pair \(.*\); put a field that holds a quote into quotes"):
+        with pytest.raises(
+            Refusal, match=r"^c.csv, row 3: its quotes do not pair \(.*\); put a field that holds a quote into quotes"
+        ):
             texts_of(sources.resolve(str(tmp_path / "c.csv")))
 
 
@@ -557,18 +663,25 @@ def test_rows_with_more_fields_than_the_heading_are_counted(tmp_path):
 
 def test_a_json_array_of_lists_is_refused_with_a_way_out(tmp_path):
     (tmp_path / "rows.json").write_text('[{"text": "fine"}, [1, 2]]')
-    with pytest.raises(Refusal, match=r"rows\.json, row 2 is not a JSON object with a column 'text': mend or remove that row\.$"):
+    with pytest.raises(
+        Refusal, match=r"rows\.json, row 2 is not a JSON object with a column 'text': mend or remove that row\.$"
+    ):
         texts_of(source_of(tmp_path / "rows.json"))
 
 
 def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
     text = "one\nline\n---\ntwo\n---\nthree"
-    files = {"a": text.encode(), "b": text.replace("\n", "\r\n").encode(), "c": text.replace("\n", "\r\n").encode("utf-16")}
+    files = {
+        "a": text.encode(),
+        "b": text.replace("\n", "\r\n").encode(),
+        "c": text.replace("\n", "\r\n").encode("utf-16"),
+    }
     for name, raw in {**files, "d": b"no such line\n"}.items():
         (tmp_path / f"{name}.txt").write_bytes(raw)
     source = sources.resolve(str(tmp_path), separator="\n---\n")
     found = sorted(text.replace("\r\n", "\n") for text in texts_of(source))
     assert found == sorted(3 * ["one\nline", "two", "three"] + ["no such line\n"])
-    assert "; 3 divided into documents at '\\n---\\n' (--document_separator; none: not divided), 1 of plain text without it;" in sources.inventory(
-        source
+    assert (
+        "; 3 divided into documents at '\\n---\\n' (--document_separator; none: not divided), 1 of plain text"
+        " without it;" in sources.inventory(source)
     )

@@ -31,12 +31,16 @@ def test_fast_encoder_gives_the_tokenizers_ids(gpt2, text):
     assert gpt2.eos_token_id not in found
 
 
-@pytest.mark.parametrize("extra", ["", data_tokenizer.Encoder.BETWEEN, HARD[2]], ids=["plain", "the separator", "million blanks"])
+@pytest.mark.parametrize(
+    "extra", ["", data_tokenizer.Encoder.BETWEEN, HARD[2]], ids=["plain", "the separator", "million blanks"]
+)
 def test_a_batch_is_its_documents_one_by_one(gpt2, extra):
     encode, texts = data_tokenizer.Encoder(gpt2), ["Two words  ", "", extra, " and\n\n", "more" + END]
     ids, ends, slow = encode.batch(texts)
     found = [part.tolist() for part in np.split(ids, ends[:-1])]
-    assert found == [[50256, *gpt2(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]] for text in texts]
+    assert found == [
+        [50256, *gpt2(text, split_special_tokens=True, add_special_tokens=False)["input_ids"]] for text in texts
+    ]
     assert ends[-1] == len(ids) and slow == [text == HARD[2] for text in texts]
     assert encode.slow_documents == sum(slow)
 
@@ -47,11 +51,16 @@ def test_fast_encoder_on_real_text_with_a_learnt_vocabulary(text):
     encode = data_tokenizer.Encoder(tokenizer)
     assert encode.fast is not None
     for document in documents:
-        assert encode(document).tolist() == tokenizer(document, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+        assert (
+            encode(document).tolist()
+            == tokenizer(document, split_special_tokens=True, add_special_tokens=False)["input_ids"]
+        )
 
 
 def test_a_very_long_word_is_learnt_from_in_pieces_and_encoded_whole():
-    """The trainer's work on a word grows with the square of its length: it gets none above LONGEST_WORD. A pair across two pieces is none that it sees."""
+    """The trainer's work on a word grows with the square of its length: it gets none above LONGEST_WORD. A pair across
+    two pieces is none that it sees.
+    """
     piece = "z" + "x" * (data_tokenizer.LONGEST_WORD - 2) + "q"
     long = piece * 20
     learnt, of_pieces = (data_tokenizer.train_tokenizer(iter(texts), 290) for texts in ([long], [piece] * 20))
@@ -80,7 +89,9 @@ def test_added_tokens_have_the_tokenizers_ids(gpt2, token, special):
     assert [encode(text).tolist() for text in texts] == [own_ids(tokenizer, text) for text in texts]
     assert special or tokenizer.convert_tokens_to_ids(token) in encode(texts[0])
     ids, ends, _ = encode.batch(texts)
-    assert [part.tolist() for part in np.split(ids, ends[:-1])] == [[50256, *own_ids(tokenizer, text)] for text in texts]
+    assert [part.tolist() for part in np.split(ids, ends[:-1])] == [
+        [50256, *own_ids(tokenizer, text)] for text in texts
+    ]
 
 
 def test_ids_with_holes_keep_their_number(tmp_path):
@@ -118,8 +129,18 @@ def test_learning_a_tokenizer_twice_gives_the_same(text):
 
 
 PROBE = "It's 1,234 o'clock; I'LL say 007\r\n\n\n  don't\tNAÏVE cafe\u0301 ½ 中文字 עברית 🙂🙂‍↔️ a_b(c)->[d]"
-ROWS = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 64}
-KINDS = {kind: {**ROWS, "head_dim": 16, "max_position_embeddings": 64} for kind in ("llama", "gemma", "qwen3", "mistral", "qwen2")}
+ROWS = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 64,
+}
+KINDS = {
+    kind: {**ROWS, "head_dim": 16, "max_position_embeddings": 64}
+    for kind in ("llama", "gemma", "qwen3", "mistral", "qwen2")
+}
 KINDS["gpt2"] = {"vocab_size": 512, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
 
 
@@ -144,7 +165,9 @@ def ids_of(folder) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "qwen2"])
-def test_a_trained_model_of_any_kind_is_loaded_with_the_ids_that_it_learnt(kind, pretrain, settings, config_of, tmp_path):
+def test_a_trained_model_of_any_kind_is_loaded_with_the_ids_that_it_learnt(
+    kind, pretrain, settings, config_of, tmp_path
+):
     from transformers import AutoTokenizer
 
     run = pretrain(tmp_path / "run", model_config=config_of(kind), max_steps=2, sample_tokens=0)
@@ -155,13 +178,18 @@ def test_a_trained_model_of_any_kind_is_loaded_with_the_ids_that_it_learnt(kind,
 
 
 @pytest.mark.parametrize("switch", [[], ["--dry_run"]], ids=["run", "dry run"])
-def test_a_kind_whose_models_others_load_with_another_tokenizer_is_refused_before_anything_is_prepared(switch, pretrain, config_of, tmp_path):
+def test_a_kind_whose_models_others_load_with_another_tokenizer_is_refused_before_anything_is_prepared(
+    switch, pretrain, config_of, tmp_path
+):
     with pytest.raises(Refusal) as refused:
         pretrain(tmp_path / "run", *switch, model_config=config_of("qwen2"), prepared_dir=str(tmp_path / "tokens"))
-    assert "qwen2-config (qwen2): beside a qwen2 model, AutoTokenizer of transformers makes every tokenizer Qwen2Tokenizer, with other ids" in str(
+    assert (
+        "qwen2-config (qwen2): beside a qwen2 model, AutoTokenizer of transformers makes every tokenizer"
+        " Qwen2Tokenizer, with other ids" in str(refused.value)
+    )
+    assert "another kind (llama, mistral, qwen3), or --tokenizer FOLDER with the tokenizer of a qwen2 model." in str(
         refused.value
     )
-    assert "another kind (llama, mistral, qwen3), or --tokenizer FOLDER with the tokenizer of a qwen2 model." in str(refused.value)
     assert not (tmp_path / "tokens" / "manifest.json").exists() and not (tmp_path / "run" / "run.json").exists()
 
 
@@ -186,7 +214,10 @@ def test_such_a_run_of_an_earlier_version_goes_on_with_a_warning_and_is_exported
     learnt = ids_of(Path(settings["prepared_dir"]) / "tokenizer")
     assert ids_of(run) == learnt
     pretrain(run, model_config=config, max_steps=4, sample_tokens=0, allow_changes="max_steps")
-    assert "WARNING   --model_config" in (said := capsys.readouterr().out) and "PreTrainedTokenizerFast.from_pretrained reads the model's own" in said
+    assert (
+        "WARNING   --model_config" in (said := capsys.readouterr().out)
+        and "PreTrainedTokenizerFast.from_pretrained reads the model's own" in said
+    )
     assert ids_of(run) == learnt
     loaded = loading.load_tokenizer(references.locate(str(run)))
     assert loaded(PROBE, add_special_tokens=False)["input_ids"] == learnt and loaded.eos_token == END

@@ -12,7 +12,14 @@ from helpers import HARD, ROOT, jsonl, prepare
 from llama_lite.data import sources
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import contamination
-from llama_lite.evaluation.contamination import ngrams, overlap, prepared_documents, report, source_documents, split_scores
+from llama_lite.evaluation.contamination import (
+    ngrams,
+    overlap,
+    prepared_documents,
+    report,
+    source_documents,
+    split_scores,
+)
 
 
 @pytest.fixture
@@ -32,7 +39,12 @@ def tuples(text: str, n: int, shortest: int) -> list[tuple]:
 
 def plainly(items: dict, documents: list[str], n: int, shortest: int) -> dict:
     """What `overlap` is to give, by sets of words."""
-    there = {tuple(words[i : i + k]) for words in map(words_of, documents) for k in range(1, n + 1) for i in range(len(words) - k + 1)}
+    there = {
+        tuple(words[i : i + k])
+        for words in map(words_of, documents)
+        for k in range(1, n + 1)
+        for i in range(len(words) - k + 1)
+    }
     grams = {name: tuples(text, n, shortest) for name, text in items.items()}
     return {name: sum(gram in there for gram in found) / len(found) if found else None for name, found in grams.items()}
 
@@ -45,7 +57,9 @@ def strange(count: int, start: int = 0) -> str:
 def test_hashes_are_the_polynomial_that_is_documented():
     text = "The Quick (brown) fox -- it's the naïve_one!"
     spelt = [b"".join(word.encode() + b" " for word in gram) for gram in tuples(text, 3, 2)]
-    expected = [sum(byte * pow(contamination.BASE, i + 1, 2**64) for i, byte in enumerate(gram)) % 2**64 for gram in spelt]
+    expected = [
+        sum(byte * pow(contamination.BASE, i + 1, 2**64) for i, byte in enumerate(gram)) % 2**64 for gram in spelt
+    ]
     assert ngrams(text, 3, 2).tolist() == expected and ngrams(text, 3).dtype == np.uint64
     assert len(expected) == 7
     assert ngrams("one two", 3, 2).tolist() == ngrams("One, two.", 2).tolist()
@@ -60,7 +74,10 @@ def test_the_same_as_sets_of_words_wherever_the_stream_is_cut(monkeypatch, block
     marks = [" ", "\n\n\t ", ", ", "_", "\u2019", " — “", "\0", "\ud800", "é́ "]
 
     def made(count):
-        return "".join(rng.choice(["a", "Aa", "b7", "ÉTÉ", "été", "straße", "数", "²", ""]) + rng.choice(marks) for _ in range(count))
+        return "".join(
+            rng.choice(["a", "Aa", "b7", "ÉTÉ", "été", "straße", "数", "²", ""]) + rng.choice(marks)
+            for _ in range(count)
+        )
 
     texts = [made(rng.randrange(25)) for _ in range(80)]
     items = {str(i): made(rng.randrange(12)) for i in range(150)}
@@ -102,7 +119,9 @@ def test_short_items_are_one_ngram_or_too_short(documents):
     found = overlap(items, iter(documents))
     assert found == {"7": None, "8": 1.0, "12": 1.0, "13": 1.0, "8 others": 0.0, "7 and another": 0.0}
     assert overlap({"7": items["7"]}, iter(documents), shortest=7) == {"7": 1.0}
-    assert overlap({"7": items["7"]}, iter(documents), n=5) == {"7": 1.0}  # of n words or more, whatever `shortest` says
+    assert overlap({"7": items["7"]}, iter(documents), n=5) == {
+        "7": 1.0
+    }  # of n words or more, whatever `shortest` says
 
 
 def test_no_ngram_spans_two_documents():
@@ -134,14 +153,24 @@ def test_a_prepared_folder_gives_what_its_text_gives(tmp_path, text, documents, 
         monkeypatch.setattr(contamination, "Encoder", lambda tokenizer: SimpleNamespace(fast=None))
     shards = [np.load(tmp_path / "tokens" / shard["name"]) for shard in manifest["splits"]["train"]["shards"]]
     end = manifest["tokenizer"]["end_of_text_id"]
-    assert len(shards) > 2 and all(len(shard) > 3000 and shard[0] != end for shard in shards[1:])  # each begins within a document
+    assert len(shards) > 2 and all(
+        len(shard) > 3000 and shard[0] != end for shard in shards[1:]
+    )  # each begins within a document
 
     begun, *others = prepared_documents(tmp_path / "tokens")
     trained = texts[-len(others) - 1 :]
-    assert others == trained[1:] and trained[0].endswith(begun.lstrip("\ufffd")) and len(begun) < len(trained[0])  # validation ends within it
+    assert (
+        others == trained[1:] and trained[0].endswith(begun.lstrip("\ufffd")) and len(begun) < len(trained[0])
+    )  # validation ends within it
 
-    crossing = [sum(int((part == end).sum()) for part in shards[:i]) for i in range(1, len(shards))]  # documents cut by the end of a shard
-    items = {f"{i} {at}": " ".join(text.split()[at : at + 40]) for i, text in enumerate(texts) for at in range(0, len(text.split()), 40)}
+    crossing = [
+        sum(int((part == end).sum()) for part in shards[:i]) for i in range(1, len(shards))
+    ]  # documents cut by the end of a shard
+    items = {
+        f"{i} {at}": " ".join(text.split()[at : at + 40])
+        for i, text in enumerate(texts)
+        for at in range(0, len(text.split()), 40)
+    }
     items |= {f"cut {i}": [begun, *others][i] for i in crossing}
     found = overlap(items, prepared_documents(tmp_path / "tokens"))
     assert found == overlap(items, iter([begun, *trained[1:]]))
@@ -153,7 +182,9 @@ def test_a_folder_that_is_not_a_prepared_one_is_refused_at_once(tmp_path, text):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"format": "other"}))
     for name in ("nowhere", "run"):
-        with pytest.raises(Refusal, match=rf"{name} is not a prepared folder: .*--prepared_dir of a run .*--prepare_only"):
+        with pytest.raises(
+            Refusal, match=rf"{name} is not a prepared folder: .*--prepared_dir of a run .*--prepare_only"
+        ):
             prepared_documents(tmp_path / name)
     prepare(tmp_path, dataset=str(text))
     (tmp_path / "tokens" / "train-00001.npy").unlink()
@@ -177,7 +208,13 @@ def test_report():
     }
     assert report(FOUND, threshold=0.5)["contaminated"] == 1
     nothing = report({"c": None})
-    assert (nothing["n"], nothing["judged"], nothing["share"], nothing["mean_share"], nothing["first"]) == (1, 0, None, None, [])
+    assert (nothing["n"], nothing["judged"], nothing["share"], nothing["mean_share"], nothing["first"]) == (
+        1,
+        0,
+        None,
+        None,
+        [],
+    )
 
 
 def test_scores_of_clean_and_contaminated_items():

@@ -43,7 +43,10 @@ def pairs(words):
 
 
 def both(folder, **how):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
     return SharedContextLM(model, tokenizer, **how), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
 
 
@@ -52,14 +55,18 @@ def test_likelihoods_are_lm_evals(base, pairs, batch_tokens):
     ours, theirs = both(base, batch_tokens=batch_tokens)
     found, expected = (lm.loglikelihood(requests_of(pairs), disable_tqdm=True) for lm in (ours, theirs))
     assert [a for a, _ in found] == pytest.approx([a for a, _ in expected], abs=1e-4)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected] and not ours.whole and ours.truncated == 0
+    assert (
+        [greedy for _, greedy in found] == [greedy for _, greedy in expected] and not ours.whole and ours.truncated == 0
+    )
 
 
 def test_greedy_answers_are_known(base):
     """A continuation that the model itself would choose."""
     ours, theirs = both(base)
     ids = ours.tok_encode("Count to")
-    end = theirs.model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False, eos_token_id=-1)[0, len(ids) :].tolist()
+    end = theirs.model.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False, eos_token_id=-1)[
+        0, len(ids) :
+    ].tolist()
     asked = [(("", ""), ids, end), (("", ""), ids, [*end[:2], (end[2] + 1) % 512])]
     assert [greedy for _, greedy in ours._loglikelihood_tokens(asked)] == [True, False]
 
@@ -79,13 +86,19 @@ def test_rolling_likelihoods_are_lm_evals(base, words):
     ours, theirs = both(base, max_length=50)
     theirs._max_length = 50
     texts = [(" ".join(words[i * 40 : i * 40 + 10 + 30 * i]),) for i in range(1, 5)]
-    found, expected = (lm.loglikelihood_rolling(requests_of(texts, "loglikelihood_rolling"), disable_tqdm=True) for lm in (ours, theirs))
+    found, expected = (
+        lm.loglikelihood_rolling(requests_of(texts, "loglikelihood_rolling"), disable_tqdm=True)
+        for lm in (ours, theirs)
+    )
     assert found == pytest.approx(expected, abs=2e-3, rel=1e-6)
 
 
 def test_a_model_whose_head_does_more_is_asked_whole(base, pairs):
     """One that scales its logits, as some do: the body's output times the head would be wrong."""
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(base)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(),
+        AutoTokenizer.from_pretrained(base),
+    )
     plain = model.forward
 
     def scaled(*args, **kwargs):
@@ -101,10 +114,15 @@ def test_a_model_whose_head_does_more_is_asked_whole(base, pairs):
 
 
 def test_bfloat16_weights_have_float32_probabilities(base, pairs):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval(), AutoTokenizer.from_pretrained(base)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).eval(),
+        AutoTokenizer.from_pretrained(base),
+    )
     found = [nats for nats, _ in SharedContextLM(model, tokenizer).loglikelihood(requests_of(pairs), disable_tqdm=True)]
     exact = [nats for nats, _ in both(base)[0].loglikelihood(requests_of(pairs), disable_tqdm=True)]
-    assert found == pytest.approx(exact, rel=5e-3) and sum(nats == round(nats * 2) / 2 for nats in found) < 5  # not rounded to half a nat
+    assert (
+        found == pytest.approx(exact, rel=5e-3) and sum(nats == round(nats * 2) / 2 for nats in found) < 5
+    )  # not rounded to half a nat
 
 
 def test_the_callers_random_state_is_kept(base):
@@ -147,7 +165,8 @@ def command_results(folder, data, place):
     source = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks/hellaswag/hellaswag.yaml"
     (place / "tasks").mkdir()
     (place / "tasks/local.yaml").write_text(
-        f"include: {source}\ntask: hellaswag_local\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    validation: {data}/validation.jsonl\n    train: {data}/train.jsonl\n"
+        f"include: {source}\ntask: hellaswag_local\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    validation:"
+        f" {data}/validation.jsonl\n    train: {data}/train.jsonl\n"
     )
     command = [
         sys.executable,
@@ -161,7 +180,17 @@ def command_results(folder, data, place):
         "--tasks",
         "hellaswag_local",
     ]
-    command += ["--include_path", str(place / "tasks"), "--device", "cpu", "--batch_size", "4", "--output_path", str(place / "out"), "--log_samples"]
+    command += [
+        "--include_path",
+        str(place / "tasks"),
+        "--device",
+        "cpu",
+        "--batch_size",
+        "4",
+        "--output_path",
+        str(place / "out"),
+        "--log_samples",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=300)
     assert result.returncode == 0, result.stderr
     results = json.loads(next((place / "out").rglob("results_*.json")).read_text())["results"]["hellaswag_local"]

@@ -28,10 +28,13 @@ GOLDEN = {
     ("drop", 0.5): "Question: Which planet in our Solr System has the larget number of knwn mons?\nAnswer:",
     ("double", 0.5): "Question: Whichh pllanet in our Solar Systemm has the largest number of known moonss?\nAnswer:",
     ("case", 0.5): "Question: Which PLANET in our Solar system has the largest NUMBER of known MOONS?\nAnswer:",
-    ("spacing", 1): "Question: Wh ich pl anet in our  Solar  System has the la rgest num ber of  known mo ons?\nAnswer:",
+    (
+        "spacing",
+        1,
+    ): "Question: Wh ich pl anet in our  Solar  System has the la rgest num ber of  known mo ons?\nAnswer:",
     ("distractor", 2): (
-        "Question: A chair can stand next to a table. Which planet in our Solar System has the largest number of known moons? "
-        "Libraries lend books to their readers.\nAnswer:"
+        "Question: A chair can stand next to a table. Which planet in our Solar System has the largest number of known"
+        " moons? Libraries lend books to their readers.\nAnswer:"
     ),
 }
 
@@ -41,7 +44,12 @@ def documents() -> list[str]:
     found = set()
     for module in (argparse, collections, json, os, random, re, statistics, subprocess, textwrap):
         owners = [module, *(member for member in vars(module).values() if isinstance(member, type))]
-        found.update(member.__doc__ for owner in owners for member in vars(owner).values() if isinstance(getattr(member, "__doc__", None), str))
+        found.update(
+            member.__doc__
+            for owner in owners
+            for member in vars(owner).values()
+            if isinstance(getattr(member, "__doc__", None), str)
+        )
     return sorted(text for text in found if 100 < len(text) < 1500)
 
 
@@ -66,7 +74,10 @@ def test_the_text_is_the_one_written_here():
 
 
 def test_another_process_with_another_hash_seed_gives_the_same():
-    program = "import json, sys; from llama_lite.evaluation.perturbations import perturb; json.dump([perturb(*a) for a in json.load(sys.stdin)], sys.stdout)"
+    program = (
+        "import json, sys; from llama_lite.evaluation.perturbations import perturb; json.dump([perturb(*a) for a in"
+        " json.load(sys.stdin)], sys.stdout)"
+    )
     asked = [(text, operation, 1, 3, str(i)) for i, text in enumerate(TEXTS[:20]) for operation in OPERATIONS]
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -93,19 +104,33 @@ def test_exactly_the_share_is_edited(operation):
     for number, text in enumerate(TEXTS):
         eligible = len(edits(text, operation, 1, 0, str(number)))
         for strength in (0.001, 0.05, 0.1, 0.2, 0.5, 0.9):
-            assert len(edits(text, operation, strength, 0, str(number))) == (max(1, round(strength * eligible)) if eligible else 0)
+            assert len(edits(text, operation, strength, 0, str(number))) == (
+                max(1, round(strength * eligible)) if eligible else 0
+            )
 
 
 @pytest.mark.parametrize("operation", WORDS)
 def test_the_words_that_can_be_edited(operation):
-    text = 'The "largest" city (of 1200 towns) is well-known: `some code`, x_name, a.name, max(some, values), don\'t, myName, Paris; see\nNote: CAPITAL words.'
+    text = (
+        'The "largest" city (of 1200 towns) is well-known: `some code`, x_name, a.name, max(some, values), don\'t,'
+        " myName, Paris; see\nNote: CAPITAL words."
+    )
     spans = [text[start:end].strip() for start, end, _ in edits(text, operation, 1, 5, "k")]
     assert spans == ["largest", "city", "towns", "Paris", "CAPITAL", "words"]
 
 
 @pytest.mark.parametrize("operation", WORDS)
 @pytest.mark.parametrize(
-    "text", ["", "  \n", "It is a big old cat.", "1234 a1b2 x_name", "`every word here`", "Question:\nAnswer:", "```\nsome code\n```"]
+    "text",
+    [
+        "",
+        "  \n",
+        "It is a big old cat.",
+        "1234 a1b2 x_name",
+        "`every word here`",
+        "Question:\nAnswer:",
+        "```\nsome code\n```",
+    ],
 )
 def test_nothing_to_edit_leaves_the_text(operation, text):
     assert perturb(text, operation, 1, 0, "k") == text
@@ -113,7 +138,9 @@ def test_nothing_to_edit_leaves_the_text(operation, text):
 
 @pytest.mark.parametrize("operation", [*CHARACTERS, "case"])
 def test_one_edit_a_word_and_nothing_else(operation):
-    """The number of changed pieces is the number of edits; each is a plain word; the first letter, blanks and lines stay."""
+    """The number of changed pieces is the number of edits; each is a plain word; the first letter, blanks and lines
+    stay.
+    """
     for number, text in enumerate(TEXTS):
         for strength in (0.2, 1):
             found = perturb(text, operation, strength, 0, str(number))
@@ -123,7 +150,9 @@ def test_one_edit_a_word_and_nothing_else(operation):
             assert TICKS.findall(found) == TICKS.findall(text)
             for before, after in pairs:
                 assert core(before).isalpha() and len(core(before)) >= 4
-                assert core(before)[0].lower() == core(after)[0].lower() and before.replace(core(before), "") == after.replace(core(after), "")
+                assert core(before)[0].lower() == core(after)[0].lower() and before.replace(
+                    core(before), ""
+                ) == after.replace(core(after), "")
             if operation != "case":
                 assert edit_distance(text, found) <= (2 if operation == "swap" else 1) * len(pairs)
 
@@ -145,7 +174,12 @@ def test_each_operation_does_what_it_says():
 
 
 def test_the_keys_near_a_key():
-    assert {key: "".join(sorted(perturbations.NEAR[key])) for key in "qgmP"} == {"q": "aw", "g": "bfhtvy", "m": "jkn", "P": "LO"}
+    assert {key: "".join(sorted(perturbations.NEAR[key])) for key in "qgmP"} == {
+        "q": "aw",
+        "g": "bfhtvy",
+        "m": "jkn",
+        "P": "LO",
+    }
     assert all(key in perturbations.NEAR[near] for key, nears in perturbations.NEAR.items() for near in nears)
 
 
@@ -154,9 +188,17 @@ def test_all_positions_and_all_forms_come_up():
     assert {perturb("word", "drop", 1, seed, "k") for seed in range(99)} == {"wrd", "wod", "wor"}
     assert {perturb("word", "double", 1, seed, "k") for seed in range(99)} == {"woord", "worrd", "wordd"}
     assert {perturb("Word", "case", 1, seed, "k") for seed in range(99)} == {"word", "WORD"}
-    assert {perturb("a word", "spacing", 1, seed, "k") for seed in range(99)} == {"a  word", "aword", "a w ord", "a wo rd", "a wor d"}
+    assert {perturb("a word", "spacing", 1, seed, "k") for seed in range(99)} == {
+        "a  word",
+        "aword",
+        "a w ord",
+        "a wo rd",
+        "a wor d",
+    }
     first = [perturb("some words stand here", "swap", 0.1, seed, "k") for seed in range(99)]
-    assert {next(i for i, piece in enumerate(text.split()) if piece != "some words stand here".split()[i]) for text in first} == {0, 1, 2, 3}
+    assert {
+        next(i for i, piece in enumerate(text.split()) if piece != "some words stand here".split()[i]) for text in first
+    } == {0, 1, 2, 3}
 
 
 def test_spacing_changes_only_blanks_within_lines():
@@ -164,10 +206,14 @@ def test_spacing_changes_only_blanks_within_lines():
     for number, text in enumerate(TEXTS):
         found = perturb(text, "spacing", 1, 0, str(number))
         assert found.replace(" ", "") == text.replace(" ", "")
-        assert [len(line) - len(line.lstrip()) for line in found.split("\n")] == [len(line) - len(line.lstrip()) for line in text.split("\n")]
+        assert [len(line) - len(line.lstrip()) for line in found.split("\n")] == [
+            len(line) - len(line.lstrip()) for line in text.split("\n")
+        ]
         made = edits(text, "spacing", 1, 0, str(number))
         assert edit_distance(text, found) <= len(made)
-        kinds.update((text[start:end].count(" "), new.count(" "), "  " in new) for start, end, new in made if text[start] == " ")
+        kinds.update(
+            (text[start:end].count(" "), new.count(" "), "  " in new) for start, end, new in made if text[start] == " "
+        )
     assert set(kinds) == {(1, 2, True), (1, 0, False), (1, 2, False)}
     assert all(0.25 < count / kinds.total() < 0.42 for count in kinds.values())  # doubled, dropped, inside
 
@@ -176,7 +222,9 @@ def test_labels_and_code_keep_their_blanks():
     text = "Question: Paris `some code` Paris x_name Paris f(some, code) Paris\nAnswer: Paris"
     for seed in range(50):
         found = perturb(text, "spacing", 1, seed, "k")
-        assert all(part in found for part in ("Question: P", " `some code` P", " x_name P", " f(some, code) P", "\nAnswer: P"))
+        assert all(
+            part in found for part in ("Question: P", " `some code` P", " x_name P", " f(some, code) P", "\nAnswer: P")
+        )
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -202,13 +250,19 @@ def test_distractors_stand_around_a_text_that_is_left_as_it_is():
 
 def test_where_a_distractor_may_stand():
     labelled, open_end, fenced = (
-        [perturb(text, "distractor", 1, seed, "k") for seed in range(40)] for text in (QUESTION, "The capital is", "```\na\n```")
+        [perturb(text, "distractor", 1, seed, "k") for seed in range(40)]
+        for text in (QUESTION, "The capital is", "```\na\n```")
     )
-    assert all(text.startswith("Question: ") and text.endswith("\nAnswer:") and QUESTION[10:-8] in text for text in labelled)
+    assert all(
+        text.startswith("Question: ") and text.endswith("\nAnswer:") and QUESTION[10:-8] in text for text in labelled
+    )
     assert {text.endswith("moons?\nAnswer:") for text in labelled} == {True, False}
     assert all(text.endswith(". The capital is") for text in open_end)
     assert all(text.endswith(".\n```\na\n```") for text in fenced)
-    assert perturb("Question:\nAnswer:", "distractor", 3, 0, "k") == "Question:\nAnswer:" and perturb("", "distractor", 3, 0, "k") == ""
+    assert (
+        perturb("Question:\nAnswer:", "distractor", 3, 0, "k") == "Question:\nAnswer:"
+        and perturb("", "distractor", 3, 0, "k") == ""
+    )
 
 
 @pytest.mark.parametrize(

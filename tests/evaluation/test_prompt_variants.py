@@ -1,4 +1,6 @@
-"""Variants ask the same items otherwise: the identity is the task itself, order means what it meant, disturbance spares the options."""
+"""Variants ask the same items otherwise: the identity is the task itself, order means what it meant, disturbance spares
+the options.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,9 @@ from llama_lite.evaluation.tasks import registry
 
 @pytest.fixture(scope="module")
 def lm(base):
-    return SharedContextLM(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(base))
+    return SharedContextLM(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), AutoTokenizer.from_pretrained(base)
+    )
 
 
 @pytest.fixture(scope="module", params=["embedded_mmlu", "embedded_mmlu_cloze"])
@@ -39,13 +43,18 @@ def test_the_identity_is_the_task_bit_for_bit(lm, task):
 
 def test_a_task_keeps_the_examples_and_the_sampler_that_are_its_own():
     """ARC's come from its training split, by lm-eval's own configuration of few-shot examples."""
-    (arc,) = registry.build(["arc_easy"], {"arc_easy": str(ROOT / "tests/compatibility/inputs/arc_easy")}, {"arc_easy": 2}, False)
+    (arc,) = registry.build(
+        ["arc_easy"], {"arc_easy": str(ROOT / "tests/compatibility/inputs/arc_easy")}, {"arc_easy": 2}, False
+    )
     (leaf,) = arc.leaves.values()
     for found in (prompt_variants.sensitivity(arc, 0, False), prompt_variants.robustness(arc, 0)):
         assert len(found) > 5
         for one in found:
             derived = next(iter(one.leaves.values()))
-            assert derived.fewshot_cfg.sampler == leaf.fewshot_cfg.sampler and len(list(derived.fewshot_docs())) == len(leaf.fewshot_docs()) > 2
+            assert (
+                derived.fewshot_cfg.sampler == leaf.fewshot_cfg.sampler
+                and len(list(derived.fewshot_docs())) == len(leaf.fewshot_docs()) > 2
+            )
 
 
 def test_variants_differ_in_one_thing_and_keep_the_items(lm, task):
@@ -72,13 +81,17 @@ def test_order_changes_nothing_where_options_are_judged_by_their_text(lm):
     plain = answers(lm, task)
     for one in [one for one in prompt_variants.robustness(task, 0) if one.factor == "option order"]:
         shuffled = answers(lm, one)
-        assert [s["meant"] for s in shuffled] == [s["meant"] for s in plain] and [s["metrics"] for s in shuffled] == [s["metrics"] for s in plain]
+        assert [s["meant"] for s in shuffled] == [s["meant"] for s in plain] and [s["metrics"] for s in shuffled] == [
+            s["metrics"] for s in plain
+        ]
         assert any(s["nats"] != p["nats"] for s, p in zip(shuffled, plain, strict=True))
 
 
 def test_a_lettered_answer_means_its_option():
     (task,) = registry.build(["embedded_mmlu"], {}, {}, False)
-    for one in [one for one in prompt_variants.sensitivity(task, 3, False) if one.factor in ("option order", "enumerators")]:
+    for one in [
+        one for one in prompt_variants.sensitivity(task, 3, False) if one.factor in ("option order", "enumerators")
+    ]:
         leaf = next(iter(one.leaves.values()))
         for item in list(leaf.eval_docs)[:20]:
             lines = leaf.doc_to_text(item).split("\n")[-5:-1]
@@ -88,14 +101,28 @@ def test_a_lettered_answer_means_its_option():
 
 
 def test_disturbed_questions_are_equal_for_every_model_and_spare_the_options(task):
-    first, second = prompt_variants.robustness(task, 5), prompt_variants.robustness(registry.build([task.name], {}, {}, False)[0], 5)
+    first, second = (
+        prompt_variants.robustness(task, 5),
+        prompt_variants.robustness(registry.build([task.name], {}, {}, False)[0], 5),
+    )
     for one, other in zip(first, second, strict=True):
         leaf, again = (next(iter(t.leaves.values())) for t in (one, other))
         item = leaf.eval_docs[7]
-        assert leaf.doc_to_text(item) == again.doc_to_text(item) and leaf.doc_to_choice(item) == again.doc_to_choice(item)
+        assert leaf.doc_to_text(item) == again.doc_to_text(item) and leaf.doc_to_choice(item) == again.doc_to_choice(
+            item
+        )
         if one.factor not in ("option order", "labels", "reference") and "cloze" not in task.name:
             assert all(f". {choice}\n" in leaf.doc_to_text(item) for choice in item["choices"])
-    assert {one.factor for one in first} >= {"swap", "keyboard", "drop", "double", "case", "spacing", "distractor", "option order"}
+    assert {one.factor for one in first} >= {
+        "swap",
+        "keyboard",
+        "drop",
+        "double",
+        "case",
+        "spacing",
+        "distractor",
+        "option order",
+    }
 
 
 def test_instructions_are_paraphrased():
@@ -125,7 +152,13 @@ def test_the_blank_before_an_answer_is_scored_with_it(base):
     run(lm, task.leaves, {task.name: [0]}, 0, True, False)
     item = task.items(task.name)[0]
     whole = template.encode(
-        tokenizer, [{"role": "user", "content": item["question"] + "\nAnswer:"}, {"role": "assistant", "content": item["choices"][0]}]
+        tokenizer,
+        [
+            {"role": "user", "content": item["question"] + "\nAnswer:"},
+            {"role": "assistant", "content": item["choices"][0]},
+        ],
     )
     _, context, continuation = seen[0]
-    assert [*context, *continuation] == whole.input_ids[:-1] and continuation == [label for label in whole.labels if label != -100][:-1]
+    assert [*context, *continuation] == whole.input_ids[:-1] and continuation == [
+        label for label in whole.labels if label != -100
+    ][:-1]

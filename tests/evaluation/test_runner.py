@@ -31,7 +31,13 @@ def evaluate(base, tmp_path):
     from run_eval import main
 
     def call(folder, *argv, **changes):
-        main(["--config", str(config_file(tmp_path, {**FEW, "models": [str(base)]}, output_dir=str(folder), **changes)), *argv])
+        main(
+            [
+                "--config",
+                str(config_file(tmp_path, {**FEW, "models": [str(base)]}, output_dir=str(folder), **changes)),
+                *argv,
+            ]
+        )
         return folder
 
     return call
@@ -61,9 +67,16 @@ def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
     assert [(row["model"], row["task"], row["metric"]) for row in rows] == [
         (str(model), task, metric)
         for model in (base, second)
-        for task, metric in (("embedded_mmlu_cloze", "acc"), ("embedded_mmlu_cloze", "acc_norm"), ("embedded_docs", "bits_per_byte"))
+        for task, metric in (
+            ("embedded_mmlu_cloze", "acc"),
+            ("embedded_mmlu_cloze", "acc_norm"),
+            ("embedded_docs", "bits_per_byte"),
+        )
     ]
-    assert all(row["n"] == "6" and row["harness"] == "lm-eval 0.4.13" and row["dtype"] == "float32" and row["prefix_id"] == "0" for row in rows)
+    assert all(
+        row["n"] == "6" and row["harness"] == "lm-eval 0.4.13" and row["dtype"] == "float32" and row["prefix_id"] == "0"
+        for row in rows
+    )
     assert json.loads((out / "scores.json").read_text())[0]["limit"] == 6
     record = read_json(next((out / "results").glob("*mmlu*.json")))
     samples = read_jsonl(out / "samples" / f"{record['key']}.jsonl")
@@ -71,7 +84,9 @@ def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
     assert sum(s["metrics"]["acc"] for s in samples) / 6 == pytest.approx(record["metrics"]["acc"]["value"])
     (pair,) = [row for row in table(out, "comparison.csv") if row["task"] == "embedded_docs"]
     values = [float(row["value"]) for row in rows if row["metric"] == "bits_per_byte"]
-    assert float(pair["difference"]) == pytest.approx(values[1] - values[0]) and float(pair["low"]) < float(pair["difference"]) < float(pair["high"])
+    assert float(pair["difference"]) == pytest.approx(values[1] - values[0]) and float(pair["low"]) < float(
+        pair["difference"]
+    ) < float(pair["high"])
     assert {path.name for path in (out / "figures").iterdir()} == {"trajectory.png", "generalisation.png"}
     assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in (out / "samples").iterdir())
 
@@ -102,15 +117,27 @@ def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, 
 
 
 DAMAGES = {  # what happens to (result, samples) of a pair, and what is said of it
-    "value": (lambda result, samples: result.write_text(result.read_text().replace('"value": ', '"value": 1')), "its record was altered"),
-    "seal": (lambda result, samples: write_json(result, {k: v for k, v in read_json(result).items() if k != "digest"}), "kept without a seal"),
+    "value": (
+        lambda result, samples: result.write_text(result.read_text().replace('"value": ', '"value": 1')),
+        "its record was altered",
+    ),
+    "seal": (
+        lambda result, samples: write_json(result, {k: v for k, v in read_json(result).items() if k != "digest"}),
+        "kept without a seal",
+    ),
     "json": (lambda result, samples: result.write_text(result.read_text()[:-40]), "no whole JSON"),
-    "another": (lambda result, samples: shutil.copy(next(p for p in result.parent.iterdir() if p != result), result), "its record was altered"),
+    "another": (
+        lambda result, samples: shutil.copy(next(p for p in result.parent.iterdir() if p != result), result),
+        "its record was altered",
+    ),
     "answer": (
         lambda result, samples: samples.write_text(samples.read_text().replace("1.0", "0.0").replace("-", "-1", 1)),
         "its samples were altered",
     ),
-    "cut": (lambda result, samples: samples.write_text("".join(samples.read_text().splitlines(True)[:-1])), "its samples were altered"),
+    "cut": (
+        lambda result, samples: samples.write_text("".join(samples.read_text().splitlines(True)[:-1])),
+        "its samples were altered",
+    ),
     "gone": (lambda result, samples: samples.unlink(), "its samples are missing"),
 }
 
@@ -127,7 +154,12 @@ def test_a_kept_result_that_was_altered_is_computed_again(evaluate, tmp_path, ca
         capsys.readouterr()
         evaluate(out)
         told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
-        assert len(told) == 1 and f"results/{result.stem}: " in told[0] and f"{said}" in told[0] and told[0].endswith("so it is computed again"), name
+        assert (
+            len(told) == 1
+            and f"results/{result.stem}: " in told[0]
+            and f"{said}" in told[0]
+            and told[0].endswith("so it is computed again")
+        ), name
         assert {name: (out / name).read_text() for name in tables} == tables and samples.read_text() == whole[1], name
     evaluate(out)
     assert "computed again" not in capsys.readouterr().out
@@ -152,7 +184,8 @@ def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_pa
 
 def test_an_adapters_row_names_its_own_revision_and_its_bases(tmp_path):
     located = [
-        references.Located(f"org/{n}@{r}", tmp_path, f"org/{n}", r, c) for n, r, c in (("base", "step-000040", "b0"), ("tuned", "step-000008", "a0"))
+        references.Located(f"org/{n}@{r}", tmp_path, f"org/{n}", r, c)
+        for n, r, c in (("base", "step-000040", "b0"), ("tuned", "step-000008", "a0"))
     ]
     for adapter, expected in (
         (located[1], ("step-000008", "a0", "org/tuned@step-000008", "org/base@step-000040", "step-000040", "b0")),
@@ -160,10 +193,16 @@ def test_an_adapters_row_names_its_own_revision_and_its_bases(tmp_path):
     ):
         record = store.where_from(resolve.Model("m", located[0], adapter)) | {"metrics": {"acc": {"value": 0.5}}}
         (row,) = store.rows_of(record)
-        assert tuple(row[name] for name in "revision commit adapter base_model base_revision base_commit".split()) == expected
+        assert (
+            tuple(row[name] for name in "revision commit adapter base_model base_revision base_commit".split())
+            == expected
+        )
     old = "model,revision,commit,adapter,metric,value\nm,r,c,,acc,0.25\n"  # as tables of earlier versions are
     rows = list(csv.DictReader(io.StringIO(push_scores.merged(old, [row, row]))))
-    assert [(row["revision"], row["value"], row["base_model"]) for row in rows] == [("r", "0.25", ""), ("step-000040", "0.5", "")]
+    assert [(row["revision"], row["value"], row["base_model"]) for row in rows] == [
+        ("r", "0.25", ""),
+        ("step-000040", "0.5", ""),
+    ]
 
 
 def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second, base, tmp_path):
@@ -175,7 +214,9 @@ def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second,
     changed = [row["value"] for row in table(out)]
     assert [row["value"] for row in before] != changed
     config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.5, "transformers_version": "0"}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({**config, "rms_norm_eps": 0.5, "transformers_version": "0"})
+    )
     evaluate(out, models=[str(tmp_path / "model")])
     assert (
         changed
@@ -200,7 +241,9 @@ def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
         process.kill()
         assert process.wait() == -signal.SIGKILL
         for path in (tmp_path / "cut" / "results").glob("*.json"):
-            assert kept.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns  # what was done was not done again
+            assert (
+                kept.setdefault(path, path.stat().st_mtime_ns) == path.stat().st_mtime_ns
+            )  # what was done was not done again
     assert launch("--config", str(cut), script="run_eval.py").returncode == 0
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items()) and len(kept) >= results - 1 >= 3
     for name in ("scores.csv", "comparison.csv", "sensitivity.json"):
@@ -208,14 +251,24 @@ def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
 
 
 def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sft, base, tmp_path):
-    models = [*resolve.resolve_models([f"{whole_run}@step-*", f"{base}+{whole_sft}"]), *resolve.resolve_models([str(whole_sft)])]
-    assert [(model.step, model.tokens) for model in models] == [(10, 10240), (12, 12288), (8, models[2].tokens), (8, models[2].tokens)]
+    models = [
+        *resolve.resolve_models([f"{whole_run}@step-*", f"{base}+{whole_sft}"]),
+        *resolve.resolve_models([str(whole_sft)]),
+    ]
+    assert [(model.step, model.tokens) for model in models] == [
+        (10, 10240),
+        (12, 12288),
+        (8, models[2].tokens),
+        (8, models[2].tokens),
+    ]
     assert models[2].tokens > 1000 and models[2].adapter.folder == whole_sft and models[3].base.folder == base
     with pytest.raises(Refusal, match="is one model, given twice"):
         resolve.resolve_models([f"{base}+{whole_sft}", str(whole_sft)])
     out = evaluate(tmp_path / "out", models=[f"{base}", f"{base}+{whole_sft}"], apply_chat_template=False)
     rows = {row["model"]: row for row in table(out) if row["metric"] == "bits_per_byte"}
-    assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"]["adapter"] == str(whole_sft)
+    assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"][
+        "adapter"
+    ] == str(whole_sft)
 
 
 def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_path):
@@ -229,14 +282,19 @@ def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_pat
         contamination=settings["prepared_dir"],
     )
     rows = read_json(out / "sensitivity.json")
-    assert rows[0]["factor"] == "all" and rows[0]["n"] == 4 and rows[0]["k"] == 1 + sum(len(row["variants"]) - 1 for row in rows[1:])
+    assert (
+        rows[0]["factor"] == "all"
+        and rows[0]["n"] == 4
+        and rows[0]["k"] == 1 + sum(len(row["variants"]) - 1 for row in rows[1:])
+    )
     order = next(row for row in rows if row["factor"] == "option order")
     assert order["flips"]["value"] == 0 and all(change["value"] == 0 for change in order["changes"])
     assert {row["factor"] for row in read_json(out / "robustness.json")} >= {"all", "swap", "keyboard", "distractor"}
     found = {row["task"]: row for row in read_json(out / "contamination.json")}
     model = found["embedded_docs"]["models"][str(base)]
     assert (
-        found["embedded_docs"]["judged"] == 8 and model["all"]["n"] == 8 == model["clean"]["n"] + model["contaminated"]["n"] + model["too_short"]["n"]
+        found["embedded_docs"]["judged"] == 8
+        and model["all"]["n"] == 8 == model["clean"]["n"] + model["contaminated"]["n"] + model["too_short"]["n"]
     )
 
 
@@ -244,7 +302,13 @@ def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_pat
 
 
 def test_the_gap_and_what_likelihood_tells_apart(evaluate, base, second, tmp_path):
-    out = evaluate(tmp_path / "out", models=[str(base), str(second)], tasks=["embedded_docs", "embedded_web"], limit=20, reference_model=str(base))
+    out = evaluate(
+        tmp_path / "out",
+        models=[str(base), str(second)],
+        tasks=["embedded_docs", "embedded_web"],
+        limit=20,
+        reference_model=str(base),
+    )
     rows = {(row["model"], row["task"]): row for row in read_json(out / "generalisation.json")}
     row, own = rows[str(second), "embedded_web"], rows[str(second), "embedded_docs"]
     assert row["gap"] == pytest.approx(row["bits_per_byte"] - own["bits_per_byte"])
@@ -281,7 +345,9 @@ def test_what_cannot_be_right_is_refused(hub, evaluate, tmp_path, changes, messa
         evaluate(tmp_path / "out", **changes)
 
 
-def test_an_adapter_for_another_base_and_a_step_that_is_not_there(evaluate, second, whole_sft, whole_run, base, tmp_path):
+def test_an_adapter_for_another_base_and_a_step_that_is_not_there(
+    evaluate, second, whole_sft, whole_run, base, tmp_path
+):
     with pytest.raises(Refusal, match="was made for other weights and not for"):
         evaluate(tmp_path / "out", models=[f"{second}+{whole_sft}"])
     with pytest.raises(Refusal, match="is no adapter"):
@@ -323,7 +389,10 @@ def test_a_metric_that_lm_eval_did_not_return(evaluate, tmp_path, monkeypatch):
 
 
 def test_two_evaluations_at_once(evaluate, tmp_path):
-    code = f"import time; from llama_lite.files import FolderLock; lock = FolderLock({str(tmp_path / 'out')!r}, 'write to'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    code = (
+        f"import time; from llama_lite.files import FolderLock; lock = FolderLock({str(tmp_path / 'out')!r}, 'write"
+        " to'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
@@ -350,19 +419,30 @@ def test_scores_on_the_hub_name_what_they_are_of(hub, evaluate, published, tmp_p
     assert [row["step"] for row in table(out) if row["metric"] == "acc"] == ["5", "10", "12"]
     main = hub.files(published)
     rows = list(csv.DictReader(io.StringIO(main["scores.csv"].decode())))
-    assert {(row["revision"], row["commit"]) for row in rows} == set(tags.items()) and hub.repos["models", published].tags == tags
+    assert {(row["revision"], row["commit"]) for row in rows} == set(tags.items()) and hub.repos[
+        "models", published
+    ].tags == tags
     assert {row["model"] for row in rows} == {published} and len(rows) == 9
     card = ModelCard(main["README.md"].decode())  # the finished model's alone is in the card
     assert {(r.dataset_name, r.metric_type) for r in card.data.eval_results} == {
         ("embedded_mmlu_cloze", "acc_norm"),
         ("embedded_docs", "bits_per_byte"),
     }
-    final = {row["task"]: row for row in rows if row["revision"] == "step-000012" and row["metric"] in ("acc_norm", "bits_per_byte")}
-    assert all(r.metric_value == pytest.approx(float(final[r.dataset_name]["value"]), abs=1e-6) for r in card.data.eval_results)
+    final = {
+        row["task"]: row
+        for row in rows
+        if row["revision"] == "step-000012" and row["metric"] in ("acc_norm", "bits_per_byte")
+    }
+    assert all(
+        r.metric_value == pytest.approx(float(final[r.dataset_name]["value"]), abs=1e-6) for r in card.data.eval_results
+    )
     assert "model.safetensors" in main and "checkpoints.csv" in main
     commits = len(hub.repos["models", published].commits)
     evaluate(out, models=[f"{published}@step-*"], push_to_hub=True)  # the same again changes nothing
-    assert hub.files(published)["scores.csv"] == main["scores.csv"] and len(hub.repos["models", published].commits) == commits
+    assert (
+        hub.files(published)["scores.csv"] == main["scores.csv"]
+        and len(hub.repos["models", published].commits) == commits
+    )
 
 
 def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
@@ -373,7 +453,10 @@ def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
     (model,) = resolve.resolve_models([f"{published}@step-000005"])
     push_scores.push_scores(model, [changed])
     rows = list(csv.DictReader(io.StringIO(hub.files(published)["scores.csv"].decode())))
-    assert [float(row["value"]) for row in rows] == [record["metrics"]["bits_per_byte"]["value"], changed["metrics"]["bits_per_byte"]["value"]]
+    assert [float(row["value"]) for row in rows] == [
+        record["metrics"]["bits_per_byte"]["value"],
+        changed["metrics"]["bits_per_byte"]["value"],
+    ]
 
 
 def test_scores_of_other_files_are_refused(evaluate, published, tmp_path):
@@ -398,7 +481,11 @@ def test_results_in_the_hubs_own_form():
     record["metrics"] = {"acc_norm": {"value": 0.5, "stderr": 0.01, "n": 100}}
     ((name, text),) = push_scores.eval_results([record], "org/m").items()
     (entry,) = yaml.safe_load(text)
-    assert name == ".eval_results/hellaswag.yaml" and entry["dataset"] == {"id": "Rowan/hellaswag", "task_id": "hellaswag"} and entry["value"] == 0.5
+    assert (
+        name == ".eval_results/hellaswag.yaml"
+        and entry["dataset"] == {"id": "Rowan/hellaswag", "task_id": "hellaswag"}
+        and entry["value"] == 0.5
+    )
     assert "commit c" in entry["notes"] and HfApi
 
 

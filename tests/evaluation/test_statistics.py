@@ -13,13 +13,17 @@ def test_a_clustered_mean_equals_statsmodels():
     values = rng.normal(0.1, 1, 300) + rng.normal(0, 1, 30)[clusters]
     found = statistics.ratio(list(values), [1.0] * 300, [str(c) for c in clusters])
     fit = sm.OLS(values, np.ones(300)).fit(cov_type="cluster", cov_kwds={"groups": clusters}, use_t=True)
-    assert found["value"] == pytest.approx(fit.params[0], abs=1e-12) and found["stderr"] == pytest.approx(fit.bse[0], abs=1e-9)
+    assert found["value"] == pytest.approx(fit.params[0], abs=1e-12) and found["stderr"] == pytest.approx(
+        fit.bse[0], abs=1e-9
+    )
     assert (found["low"], found["high"]) == pytest.approx(tuple(fit.conf_int()[0]), abs=1e-9)
     assert (found["n"], found["clusters"]) == (300, len(set(clusters)))
 
 
 def test_a_ratio_covers_its_truth_as_often_as_it_says():
-    """1,000 simulated comparisons of 40 documents with unequal numbers of tokens: the 95 % interval holds the truth in about 95 %."""
+    """1,000 simulated comparisons of 40 documents with unequal numbers of tokens: the 95 % interval holds the truth in
+    about 95 %.
+    """
     rng, held = np.random.default_rng(1), 0
     for _ in range(1000):
         tokens = rng.integers(5, 60, 40)
@@ -36,7 +40,12 @@ def test_one_cluster_has_no_interval():
 
 def test_values_that_do_not_differ_have_no_interval():
     found = statistics.ratio([1.0] * 20)
-    assert (found["value"], found["stderr"], found["low"], statistics.detectable(found["stderr"])) == (1.0, 0.0, None, None)
+    assert (found["value"], found["stderr"], found["low"], statistics.detectable(found["stderr"])) == (
+        1.0,
+        0.0,
+        None,
+        None,
+    )
 
 
 def test_strata_are_fixed_parts():
@@ -47,7 +56,10 @@ def test_strata_are_fixed_parts():
     found = statistics.ratio(values, None, None, subjects)
     parts = [values[subjects == s] for s in range(6)]
     by_hand = np.sqrt(sum(len(part) ** 2 * part.var(ddof=1) / len(part) for part in parts)) / len(values)
-    assert found["stderr"] == pytest.approx(by_hand, abs=1e-12) and found["stderr"] < statistics.ratio(values)["stderr"] / 2
+    assert (
+        found["stderr"] == pytest.approx(by_hand, abs=1e-12)
+        and found["stderr"] < statistics.ratio(values)["stderr"] / 2
+    )
     assert statistics.ratio([1.0, 2.0, 3.0], None, None, ["a", "b", "b"])["stderr"] is not None  # a subject of one item
 
 
@@ -77,7 +89,9 @@ def test_holm_equals_statsmodels():
 
 
 def test_tests_alarm_as_often_as_they_say():
-    """2,000 comparisons of two models that are equally good: the paired test alarms in 3 to 7 %, the exact McNemar in at most 5.5 %."""
+    """2,000 comparisons of two models that are equally good: the paired test alarms in 3 to 7 %, the exact McNemar in
+    at most 5.5 %.
+    """
     rng, paired, exact = np.random.default_rng(6), 0, 0
     for _ in range(2000):
         ability = rng.random(200)

@@ -1,4 +1,6 @@
-"""Others write to the repository of a run, too: nothing that they commit, tag or edit keeps a revision back, and what they put there stays."""
+"""Others write to the repository of a run, too: nothing that they commit, tag or edit keeps a revision back, and what
+they put there stays.
+"""
 
 import csv
 import hashlib
@@ -26,9 +28,16 @@ CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours:
 
 def revision(folder: Path, step: int, run: str = "ours", more: dict[str, bytes] | None = None) -> dict[str, Path]:
     """{path in the revision: file} of a small revision, as `write_revision` gives it. more: further files."""
-    content = {"model.safetensors": b"weights of %d" % step, "config.json": b'{"step": %d}' % step, "README.md": CARD.encode(), **(more or {})}
+    content = {
+        "model.safetensors": b"weights of %d" % step,
+        "config.json": b'{"step": %d}' % step,
+        "README.md": CARD.encode(),
+        **(more or {}),
+    }
     record = {"format": FORMAT, "run": run, "step": step, "tokens": 1024 * step, "identity": IDENTITY}
-    record["files"] = {name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
+    record["files"] = {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()
+    }
     folder = folder / f"{run}-{step}"
     folder.mkdir(exist_ok=True)
     for name, data in {**content, "revision.json": json.dumps(record).encode()}.items():
@@ -54,20 +63,37 @@ def place(hub) -> tuple[str, object]:
 def put(name: str, path: str, data: bytes, branch: str = "main") -> None:
     """Somebody's commit of one file, as the server takes it: the client would not send a card that is no text."""
     there = HUB.repos["models", name]
-    there.commit(branch, {**there.commits[there.branches[branch]]["files"], path: (HUB.store(data), len(data), False)}, "Theirs")
+    there.commit(
+        branch, {**there.commits[there.branches[branch]]["files"], path: (HUB.store(data), len(data), False)}, "Theirs"
+    )
 
 
 def rows(hub, name: str) -> list[tuple[str, str]]:
-    return [(row["revision"], row["commit"]) for row in csv.DictReader(io.StringIO(hub.files(name)["checkpoints.csv"].decode()))]
+    return [
+        (row["revision"], row["commit"])
+        for row in csv.DictReader(io.StringIO(hub.files(name)["checkpoints.csv"].decode()))
+    ]
 
 
 def ours_at(hub, name: str, tag: str, files: dict[str, Path]) -> bool:
     there = hub.files(name, tag)
-    return there.pop(".gitattributes") is not None and there == {path: file.read_bytes() for path, file in files.items()}
+    return there.pop(".gitattributes") is not None and there == {
+        path: file.read_bytes() for path, file in files.items()
+    }
 
 
 def test_tags_of_our_form_are_ordered_by_their_numbers():
-    names = ["step-999000", "step-1000000", "step-000250", "step-000250-2", "step-000250-10", "step-best", "step-250", "step-000250-1", "step-٠٠٠٢٥٠"]
+    names = [
+        "step-999000",
+        "step-1000000",
+        "step-000250",
+        "step-000250-2",
+        "step-000250-10",
+        "step-best",
+        "step-250",
+        "step-000250-1",
+        "step-٠٠٠٢٥٠",
+    ]
     assert [tag for tag, _ in newest_first(dict.fromkeys(names, "c"))] == [
         "step-1000000", "step-999000", "step-000250-10", "step-000250-2", "step-000250"
     ]  # fmt: skip
@@ -87,7 +113,11 @@ def test_a_commit_between_ours_and_its_tag(hub, place, tmp_path, path):
     put(name, path, b"[]", "checkpoints")
     put(name, "more.txt", b"more", "checkpoints")
     again = Repository(name, None, "ours")  # the process may be another one
-    assert publish(again, second) == "step-000010" and there.tags["step-000010"] == made and ours_at(hub, name, "step-000010", second)
+    assert (
+        publish(again, second) == "step-000010"
+        and there.tags["step-000010"] == made
+        and ours_at(hub, name, "step-000010", second)
+    )
     third = revision(tmp_path, 12)
     publish(again, third, final=True)
     assert ours_at(hub, name, "step-000012", third) and rows(hub, name) == sorted(there.tags.items())
@@ -96,7 +126,12 @@ def test_a_commit_between_ours_and_its_tag(hub, place, tmp_path, path):
 def test_a_writer_that_is_always_faster(hub, place, tmp_path, monkeypatch):
     """Somebody commits between our look at the branch and our commit, and behind our commit before its tag."""
     name, there = place
-    repository, files, replace, tag = Repository(name, None, "ours"), revision(tmp_path, 5), Repository._replace, Repository._tag
+    repository, files, replace, tag = (
+        Repository(name, None, "ours"),
+        revision(tmp_path, 5),
+        Repository._replace,
+        Repository._tag,
+    )
     acts = iter(range(6))
 
     def racing(self, branch, *arguments):
@@ -186,7 +221,9 @@ def test_no_edit_keeps_a_revision_back(hub, place, tmp_path, act):
 
 
 def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
-    """Their words go between the marks of the card, and their model is not written over: ours is at its tag, which is said."""
+    """Their words go between the marks of the card, and their model is not written over: ours is at its tag, which is
+    said.
+    """
     name, there = place
     put(name, "README.md", b"---\nlicense: mit\n---\n# Mine\n\nmy words\n")
     put(name, "model.safetensors", b"their weights")
@@ -199,7 +236,8 @@ def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
     assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
     assert len(repository.said) == 1
     assert repository.said.pop().startswith(
-        f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005 (rev"
+        f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"
+        " (rev"
     )
 
 
@@ -208,19 +246,35 @@ def test_what_a_person_put_on_main_after_a_finish_stays(hub, place, tmp_path, pa
     """A later finish (of more steps) replaces what is still as this run put it there, and nothing else."""
     name, there = place
     repository = Repository(name, None, "ours")
-    old = revision(tmp_path, 5, more={"chat_template.jinja": b"{{ of the earlier finish }}", "merges.txt": b"of the earlier finish"})
+    old = revision(
+        tmp_path,
+        5,
+        more={"chat_template.jinja": b"{{ of the earlier finish }}", "merges.txt": b"of the earlier finish"},
+    )
     publish(repository, old, final=True)
-    theirs = b"# Mine, and nobody else's\n" if path == "README.md" else bytes(reversed(old[path].read_bytes()))  # of the same size
+    theirs = (
+        b"# Mine, and nobody else's\n" if path == "README.md" else bytes(reversed(old[path].read_bytes()))
+    )  # of the same size
     put(name, path, theirs)
     new = revision(tmp_path, 12)
     publish(Repository(name, None, "ours"), new, final=True)
     publish(repository, new, final=True)  # once more, by another process
     main = hub.files(name)
-    assert theirs.strip() in main[path] and rows(hub, name) == sorted(there.tags.items()) and ours_at(hub, name, "step-000012", new)
+    assert (
+        theirs.strip() in main[path]
+        and rows(hub, name) == sorted(there.tags.items())
+        and ours_at(hub, name, "step-000012", new)
+    )
     if path in ("model.safetensors", "config.json"):  # one of the model's: then the earlier model stays whole
-        assert main["merges.txt"] == b"of the earlier finish" and main["revision.json"] != new["revision.json"].read_bytes()
+        assert (
+            main["merges.txt"] == b"of the earlier finish"
+            and main["revision.json"] != new["revision.json"].read_bytes()
+        )
         assert [text.partition(" on main")[0] for text in repository.said] == [path]
-        assert "(revision='step-000012'). To have it on main, take that away and upload the files of the revision" in repository.said.pop()
+        assert (
+            "(revision='step-000012'). To have it on main, take that away and upload the files of the revision"
+            in repository.said.pop()
+        )
     else:
         assert main["model.safetensors"] == b"weights of 12" and "merges.txt" not in main and not repository.said
 
@@ -228,7 +282,11 @@ def test_what_a_person_put_on_main_after_a_finish_stays(hub, place, tmp_path, pa
 def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
     name, _ = place
     repository = Repository(name, None, "ours")
-    cover = {"README.md": tmp_path / "README.md", "figures/loss.png": tmp_path / "loss.png", "figures/rate.png": tmp_path / "rate.png"}
+    cover = {
+        "README.md": tmp_path / "README.md",
+        "figures/loss.png": tmp_path / "loss.png",
+        "figures/rate.png": tmp_path / "rate.png",
+    }
 
     def draw(text: bytes) -> None:
         for path in cover.values():
@@ -240,16 +298,23 @@ def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
     draw(b"second")
     assert repository.publish_cover(cover) and not repository.publish_cover(cover)
     main = hub.files(name)
-    assert main["figures/loss.png"] == b"theirs" and main["figures/rate.png"] == b"second" and main["README.md"].endswith(b"second")
+    assert (
+        main["figures/loss.png"] == b"theirs"
+        and main["figures/rate.png"] == b"second"
+        and main["README.md"].endswith(b"second")
+    )
     assert repository.said == {
-        f"figures/loss.png on main of {name} is somebody else's and stays: move it away, and --publish_only puts this run's there"
+        f"figures/loss.png on main of {name} is somebody else's and stays: move it away, and --publish_only puts this"
+        " run's there"
     }
     HfApi().delete_file("figures/loss.png", name)
     assert repository.publish_cover(cover) and hub.files(name)["figures/loss.png"] == b"second"
 
 
 def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, capsys, monkeypatch):
-    """`published.jsonl` is held against the repository: a tag deleted, a tag moved, the repository renamed, deleted, and deleted for good."""
+    """`published.jsonl` is held against the repository: a tag deleted, a tag moved, the repository renamed, deleted,
+    and deleted for good.
+    """
     monkeypatch.setattr("model_card.card.draw", lambda records: None)  # the figures would be most of the time
     name = f"org/changed-{len(hub.repos)}"
     changes = {"push_to_hub": True, "hub_model_id": name, "hub_drain_timeout": 60}
@@ -263,25 +328,36 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
         return capsys.readouterr().out
 
     def record() -> list[tuple]:
-        return [(row["step"], row["repo"], row["revision"], row["commit"]) for row in read_jsonl(run / "published.jsonl")]
+        return [
+            (row["step"], row["repo"], row["revision"], row["commit"]) for row in read_jsonl(run / "published.jsonl")
+        ]
 
     recorded = record()
     assert "is there again" not in publish_again() and record() == recorded
 
     del there.tags["step-000005"], there.tags["step-000012"]
     said = publish_again()
-    assert f"hub       {name}@step-000005 was deleted, and is there again" in said and f"everything in {run} is published\n" in said
+    assert (
+        f"hub       {name}@step-000005 was deleted, and is there again" in said
+        and f"everything in {run} is published\n" in said
+    )
     assert there.tags == before and there.branches == branches and record() == recorded
 
     there.tags["step-000010"] = there.branches["main"]
     said = publish_again()
-    assert f"hub       {name}@step-000010 is somebody else's tag now, and stays: this run's revision is step-000010-2" in said
+    assert (
+        f"hub       {name}@step-000010 is somebody else's tag now, and stays: this run's revision is step-000010-2"
+        in said
+    )
     assert there.tags == {**before, "step-000010": branches["main"], "step-000010-2": before["step-000010"]}
     moved = (10, name, "step-000010-2", before["step-000010"])
     assert record() == [recorded[0], moved, recorded[2]] and rows(hub, name) == [one[2:] for one in record()]
     losses = [row["eval_loss"] for row in csv.DictReader(io.StringIO(hub.files(name)["checkpoints.csv"].decode()))]
     assert losses[0] == "" and all(float(loss) > 0 for loss in losses[1:])
-    assert "`step-000010-2`" in hub.files(name)["README.md"].decode() and "`step-000010`" not in hub.files(name)["README.md"].decode()
+    assert (
+        "`step-000010-2`" in hub.files(name)["README.md"].decode()
+        and "`step-000010`" not in hub.files(name)["README.md"].decode()
+    )
 
     renamed = f"{name}-renamed"
     hub.repos["models", renamed] = hub.repos.pop(("models", name))
@@ -296,9 +372,10 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
     del hub.repos["models", renamed]
     said = publish_again(hub_model_id=renamed)
     assert (
-        f"WARNING   step-000005, step-000010, step-000012 of {renamed} was published, and is gone from there (deleted, or the repository made anew): "
-        "step-000010, step-000012 will be published again; step-000005 cannot be: no checkpoint here\n"
-    ) in said
+        f"WARNING   step-000005, step-000010, step-000012 of {renamed} was published, and is gone from there (deleted,"
+        " or the repository made anew): step-000010, step-000012 will be published again; step-000005 cannot be: no"
+        " checkpoint here\n" in said
+    )
     assert f"everything in {run} is published, but for 1 revisions that are gone from the Hub and from here\n" in said
     anew = hub.repos["models", renamed]
     assert [(step, tag, commit) for step, _, tag, commit in record()] == [
@@ -325,7 +402,11 @@ def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_p
     assert files["notes/plan.txt"] == b"my plan" and "manifest.json" in files
     assert b"<!-- yours: begin -->\n# Mine\n\nmy words\n<!-- yours: end -->" in files["README.md"]
     record = json.loads(files["revision.json"])
-    for change in ({"files": [1]}, {"files": {"../../out": {"size": 1, "sha256": "0" * 64}}}, {"files": {"recipe.json": {"size": "1"}}}):
+    for change in (
+        {"files": [1]},
+        {"files": {"../../out": {"size": 1, "sha256": "0" * 64}}},
+        {"files": {"recipe.json": {"size": "1"}}},
+    ):
         data = json.dumps({**record, **change}).encode()
         entries = there.commits[there.branches["main"]]["files"]
         there.commit("main", {**entries, "revision.json": (hub.store(data), len(data), False)}, "Theirs")
@@ -344,7 +425,12 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, place, tmp_path, c
         (folder / path).write_bytes(file.read_bytes())
     commit = there.tags["step-000005"]
     model = resolve.Model("m", references.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
-    record = {**store.where_from(model), "model": "m", "task": "t", "metrics": {"acc": {"value": 0.5, "stderr": 0.1, "n": 4}}}
+    record = {
+        **store.where_from(model),
+        "model": "m",
+        "task": "t",
+        "metrics": {"acc": {"value": 0.5, "stderr": 0.1, "n": 4}},
+    }
     push_scores.push_scores(model, [{**record, "n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01"}])
     assert "stays without scores: its metadata cannot be read" in capsys.readouterr().out
     main = hub.files(name)
@@ -354,7 +440,10 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, place, tmp_path, c
 @pytest.mark.parametrize(
     ("tags", "expected"),
     [
-        (["step-999000", "step-1000000", "step-best", "step-000500", "step-000500-2", "v1"], ["step-000500-2", "step-999000", "step-1000000"]),
+        (
+            ["step-999000", "step-1000000", "step-best", "step-000500", "step-000500-2", "v1"],
+            ["step-000500-2", "step-999000", "step-1000000"],
+        ),
         (["step-1000", "step-200", "step-last"], ["step-200", "step-1000"]),  # of another project
     ],
 )

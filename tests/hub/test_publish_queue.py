@@ -40,12 +40,20 @@ def test_a_download_without_space_is_refused_with_its_sizes(tmp_path, monkeypatc
     """Before it begins, and where the disk fills up meanwhile: the Hub has nothing to do with it."""
     where, files = client.Reference("org/name", "main"), {"x": {"size": 2**60, "sha256": "0"}}
     for folder in (tmp_path / "not" / "there", None):
-        with pytest.raises(Refusal, match=r"no space for org/name@main in .*: it takes 1048576\.00 TiB and .* are free\. Make room"):
+        with pytest.raises(
+            Refusal, match=r"no space for org/name@main in .*: it takes 1048576\.00 TiB and .* are free\. Make room"
+        ):
             client.download(where, "0" * 40, files, folder)
 
     def full(*_, **__):
         raise RuntimeError("download failed") from OSError(28, "No space left on device")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
-    with pytest.raises(Refusal, match=rf"x of org/name@main cannot be downloaded: no space left on the disk of {tmp_path}: .* are free\. Make room"):
+    with pytest.raises(
+        Refusal,
+        match=(
+            rf"x of org/name@main cannot be downloaded: no space left on the disk of {tmp_path}: .* are free\. Make"
+            r" room"
+        ),
+    ):
         client.fetch(where, "0" * 40, "x", tmp_path)

@@ -66,8 +66,21 @@ def test_a_dataset_of_the_hub_is_read_at_its_commit(fineweb, text):
 
 def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_path):
     name, commit = fineweb
-    hub_data = {"dataset": name, "dataset_config": "sample-10BT", "dataset_revision": commit, "prepared_dir": str(tmp_path / "tokens")}
-    pretrain(tmp_path / "run", "--prepare_only", **hub_data, min_score=4, score_column="int_score", language="en", min_language_score=0.65)
+    hub_data = {
+        "dataset": name,
+        "dataset_config": "sample-10BT",
+        "dataset_revision": commit,
+        "prepared_dir": str(tmp_path / "tokens"),
+    }
+    pretrain(
+        tmp_path / "run",
+        "--prepare_only",
+        **hub_data,
+        min_score=4,
+        score_column="int_score",
+        language="en",
+        min_language_score=0.65,
+    )
     manifest, curation = (read_json(tmp_path / "tokens" / f"{name}.json") for name in ("manifest", "curation"))
     assert manifest["source"]["revision"] == commit
     assert 0 < manifest["documents"] == curation["kept"]["documents"] < curation["read"]["documents"]
@@ -81,14 +94,26 @@ def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_pat
         ("split", {"dataset_split": "test"}, "--dataset_split test: .* has train"),
         ("config", {"dataset_config": "nope"}, "nope"),
         ("column", {"text_column": "body"}, "no column 'body'; its columns are 'text', 'id'"),
-        ("down", {}, r"neither a file or folder here nor a dataset that the Hub gives \(revision main\): the Hub cannot be reached from here"),
+        (
+            "down",
+            {},
+            (
+                r"neither a file or folder here nor a dataset that the Hub gives \(revision main\): the Hub cannot be"
+                r" reached from here"
+            ),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and " " not in value else "",
 )
 def test_what_the_hub_does_not_give_is_refused(hub, fineweb, pretrain, tmp_path, fault, changes, message):
     if fault == "down":
         hub.down()
-    chosen = {"dataset": fineweb[0], "dataset_config": "sample-10BT", "prepared_dir": str(tmp_path / "tokens"), **changes}
+    chosen = {
+        "dataset": fineweb[0],
+        "dataset_config": "sample-10BT",
+        "prepared_dir": str(tmp_path / "tokens"),
+        **changes,
+    }
     with pytest.raises((Refusal, SystemExit), match=message) as refusal:
         pretrain(tmp_path / "run", "--prepare_only", **chosen)
     assert "Traceback" not in str(refusal.value) and hub.environment()["HF_TOKEN"] not in str(refusal.value)
@@ -107,22 +132,34 @@ def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain
     run, repo = pretrain(tmp_path / "run", **changes), changes["hub_model_id"]
     there = hub.repos["models", repo]
     assert sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
-    assert not publish_queue.queued(run / "queue") and [record["step"] for record in read_jsonl(run / "published.jsonl")] == [5, 10, 12]
+    assert not publish_queue.queued(run / "queue") and [
+        record["step"] for record in read_jsonl(run / "published.jsonl")
+    ] == [5, 10, 12]
     for tag, commit in there.tags.items():
         files = hub.files(repo, tag)
         record = json.loads(files["revision.json"])
         assert record["step"] == int(tag[-6:]) and record["tokens"] == record["step"] * 1024
-        assert {name: hashlib.sha256(files[name]).hexdigest() for name in record["files"]} == {n: f["sha256"] for n, f in record["files"].items()}
+        assert {name: hashlib.sha256(files[name]).hexdigest() for name in record["files"]} == {
+            n: f["sha256"] for n, f in record["files"].items()
+        }
         assert set(files) == {*record["files"], "revision.json", ".gitattributes"}
         assert there.commits[commit]["parent"] and "training_state/optimizer.safetensors" in files
     # The last is main, without the training state; the index names all three.
     main = hub.files(repo)
-    assert not any(name.startswith("training_state/") for name in main) and main["model.safetensors"] == files["model.safetensors"]
+    assert (
+        not any(name.startswith("training_state/") for name in main)
+        and main["model.safetensors"] == files["model.safetensors"]
+    )
     rows = list(csv.DictReader(io.StringIO(main["checkpoints.csv"].decode())))
-    assert [(row["step"], row["revision"], row["commit"]) for row in rows] == [(str(int(t[-6:])), t, c) for t, c in sorted(there.tags.items())]
+    assert [(row["step"], row["revision"], row["commit"]) for row in rows] == [
+        (str(int(t[-6:])), t, c) for t, c in sorted(there.tags.items())
+    ]
     assert all(float(row["eval_loss"]) > 0 for row in rows[1:])
     model = AutoModelForCausalLM.from_pretrained(repo, revision="step-000012")
-    assert same_model(model, AutoModelForCausalLM.from_pretrained(run)) and len(AutoTokenizer.from_pretrained(repo, revision="step-000005")) == 512
+    assert (
+        same_model(model, AutoModelForCausalLM.from_pretrained(run))
+        and len(AutoTokenizer.from_pretrained(repo, revision="step-000005")) == 512
+    )
 
 
 def same_model(first, second) -> bool:
@@ -135,7 +172,11 @@ def test_which_revisions_carry_training_state(hub, pretrain, tmp_path, state, ex
     changes = ours(hub)
     pretrain(tmp_path / "run", publish_training_state=state, **changes)
     tags = hub.repos["models", changes["hub_model_id"]].tags
-    found = [int(tag[-6:]) for tag in sorted(tags) if "training_state/manifest.json" in hub.files(changes["hub_model_id"], tag)]
+    found = [
+        int(tag[-6:])
+        for tag in sorted(tags)
+        if "training_state/manifest.json" in hub.files(changes["hub_model_id"], tag)
+    ]
     assert len(tags) == 3 and found == expected
 
 
@@ -149,7 +190,9 @@ FAULTS = {
     "busy": [Fault(".", 503, 3), Fault("POST .*/commit/", 503, 2), Fault("POST .*/tag/", 503, 1)],
     "too many requests": [Fault("POST .*/commit/", 429, 2), Fault("POST .*/branch/", 429, 1)],
     "uploads cut": [Fault("PUT /lfs/", "cut", 2), Fault("POST .*/commit/", "cut", 1)],
-    "answers lost": [Fault(f"POST .*/{what}", "lose", 1) for what in ("repos/create", "branch/", "commit/", "tag/", "commit/main")],
+    "answers lost": [
+        Fault(f"POST .*/{what}", "lose", 1) for what in ("repos/create", "branch/", "commit/", "tag/", "commit/main")
+    ],
     "no connection": [Fault(".", "drop", 6)],
 }
 
@@ -200,9 +243,16 @@ def test_a_hub_that_is_down_is_published_to_later(hub, pretrain, whole_run, tmp_
 
 
 @pytest.mark.parametrize(
-    ("token", "message"), [("hf_wrong", "[Ii]nvalid (user token|credentials)"), ("hf_reader", "can only read"), ("hf_other", "don't have the rights")]
+    ("token", "message"),
+    [
+        ("hf_wrong", "[Ii]nvalid (user token|credentials)"),
+        ("hf_reader", "can only read"),
+        ("hf_other", "don't have the rights"),
+    ],
 )
-def test_tokens_that_may_not_publish_are_told_before_the_first_step(hub, pretrain, tmp_path, monkeypatch, token, message):
+def test_tokens_that_may_not_publish_are_told_before_the_first_step(
+    hub, pretrain, tmp_path, monkeypatch, token, message
+):
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(Refusal, match=message) as refusal:
         pretrain(tmp_path / "run", hub_required=True, **ours(hub))
@@ -237,7 +287,13 @@ def test_nothing_private_is_published(hub, pretrain, tmp_path):
     for tag in ("main", *hub.repos["models", changes["hub_model_id"]].tags):
         for name, data in hub.files(changes["hub_model_id"], tag).items():
             assert not [part for part in private if part in data], (tag, name)
-    for path in (run / "events.jsonl", run / "log.jsonl", run / "published.jsonl", run / "status.json", run / "run.json"):
+    for path in (
+        run / "events.jsonl",
+        run / "log.jsonl",
+        run / "published.jsonl",
+        run / "status.json",
+        run / "run.json",
+    ):
         assert os.environ["HF_TOKEN"].encode() not in path.read_bytes(), path
 
 
@@ -255,11 +311,17 @@ def repository(settings, tmp_path_factory) -> str:
 
 
 def test_a_stranger_resumes_bit_for_bit(hub, repository, settings, whole_run, tmp_path):
-    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), resume_from_checkpoint=f"{repository}@step-000005")
-    result = launch("--config", str(path), launcher=(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"))
+    path = config_file(
+        tmp_path, settings, output_dir=str(tmp_path / "run"), resume_from_checkpoint=f"{repository}@step-000005"
+    )
+    result = launch(
+        "--config", str(path), launcher=(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1")
+    )
     assert result.returncode == 0, result.stderr
     assert "verified: probe loss" in result.stdout and "bit for bit" in result.stdout
-    assert same_tensors(tmp_path / "run/model.safetensors", whole_run / "model.safetensors") and log_of(tmp_path / "run") == log_of(whole_run)
+    assert same_tensors(tmp_path / "run/model.safetensors", whole_run / "model.safetensors") and log_of(
+        tmp_path / "run"
+    ) == log_of(whole_run)
     for name in ("optimizer.safetensors", "rng_state.pth"):
         assert (tmp_path / "run/checkpoint-12" / name).read_bytes() == (whole_run / "checkpoint-12" / name).read_bytes()
 
@@ -278,12 +340,23 @@ def test_auto_falls_back_to_the_runs_own_repository(hub, pretrain, whole_run, tm
     changes = ours(hub)
     run = pretrain(tmp_path / "run", **changes)
     there = hub.repos["models", changes["hub_model_id"]]
-    # What people add: other names, a name of ours without a record, on another step, and on an altered copy; a branch of a revision's name.
+    # What people add: other names, a name of ours without a record, on another step, and on an altered copy; a branch
+    # of a revision's name.
     HfApi().upload_file(
-        path_or_fileobj=b"0", path_in_repo="training_state/optimizer.safetensors", repo_id=changes["hub_model_id"], revision="checkpoints"
+        path_or_fileobj=b"0",
+        path_in_repo="training_state/optimizer.safetensors",
+        repo_id=changes["hub_model_id"],
+        revision="checkpoints",
     )
-    there.tags |= {"step-best": there.branches["main"], "step-999999": there.commits[there.branches["checkpoints"]]["parent"]}
-    there.tags |= {"step-1000000": there.tags["step-000005"], "step-000012": there.branches["checkpoints"], "step-000013": there.branches["main"]}
+    there.tags |= {
+        "step-best": there.branches["main"],
+        "step-999999": there.commits[there.branches["checkpoints"]]["parent"],
+    }
+    there.tags |= {
+        "step-1000000": there.tags["step-000005"],
+        "step-000012": there.branches["checkpoints"],
+        "step-000013": there.branches["main"],
+    }
     there.branches |= {"step-000010": there.branches["main"]}
     before = dict(there.tags)
     shutil.rmtree(run)
@@ -295,16 +368,22 @@ def test_auto_falls_back_to_the_runs_own_repository(hub, pretrain, whole_run, tm
     assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
     assert dict(there.tags) == before | {"step-000012-2": there.tags["step-000012-2"]}
     rows = list(csv.DictReader(io.StringIO(hub.files(changes["hub_model_id"])["checkpoints.csv"].decode())))
-    assert [(row["revision"], row["commit"]) for row in rows] == [(tag, there.tags[tag]) for tag in ("step-000005", "step-000010", "step-000012-2")]
+    assert [(row["revision"], row["commit"]) for row in rows] == [
+        (tag, there.tags[tag]) for tag in ("step-000005", "step-000010", "step-000012-2")
+    ]
 
 
 @pytest.mark.parametrize(("times", "whole"), [(1, True), (2, False)])
 def test_a_damaged_download_is_fetched_once_more_and_then_refused(hub, repository, pretrain, tmp_path, times, whole):
     hub.faults.append(Fault("GET .*/training_state/optimizer.safetensors", "garble", times))
     if whole:
-        assert (pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005") / "checkpoint-12").exists()
+        assert (
+            pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005") / "checkpoint-12"
+        ).exists()
         return
-    with pytest.raises(Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: twice"):
+    with pytest.raises(
+        Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: twice"
+    ):
         pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
     pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")  # the rest was kept
@@ -347,7 +426,9 @@ def test_the_authors_checkpoints_are_mended(hub, settings, pretrain, tmp_path, c
     HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="org/DMaS-LLaMa-Lite-step-40.5k")
     run = pretrain(tmp_path / "run", init_from="org/DMaS-LLaMa-Lite-step-40.5k", max_steps=2)
     assert "org/DMaS-LLaMa-Lite-step-40.5k: begin and end ids (1, 2) are mended to" in capsys.readouterr().out
-    assert AutoModelForCausalLM.from_pretrained(run).config.eos_token_id == AutoTokenizer.from_pretrained(run).eos_token_id
+    assert (
+        AutoModelForCausalLM.from_pretrained(run).config.eos_token_id == AutoTokenizer.from_pretrained(run).eos_token_id
+    )
     config.rms_norm_eps = 1e-6
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
     with pytest.raises(Refusal, match="is another model: rms_norm_eps is 1e-06 there and 1e-05 here"):
@@ -355,7 +436,17 @@ def test_the_authors_checkpoints_are_mended(hub, settings, pretrain, tmp_path, c
 
 
 def test_hf_download_without_the_training_state(hub, repository, tmp_path):
-    command = ["hf", "download", repository, "--revision", "step-000012", "--exclude", "training_state/*", "--local-dir", str(tmp_path / "model")]
+    command = [
+        "hf",
+        "download",
+        repository,
+        "--revision",
+        "step-000012",
+        "--exclude",
+        "training_state/*",
+        "--local-dir",
+        str(tmp_path / "model"),
+    ]
     subprocess.run([str(Path(sys.executable).with_name(command[0])), *command[1:]], check=True, capture_output=True)
     assert not (tmp_path / "model/training_state").exists()
     assert same_tensors(tmp_path / "model/model.safetensors", snapshot(repository, "main", tmp_path))
@@ -380,8 +471,12 @@ def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, sett
     flip(pulled / "manifest.json")
     (pulled / "tokenizer" / "tokenizer_config.json").unlink()
     times = {path: path.stat().st_mtime_ns for path in pulled.glob("*-00000.npy")}
-    pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(pulled), dataset=None)  # without the text
-    assert {path.name: path.read_bytes() for path in pulled.rglob("*") if path.is_file() and path.name[0] != "."} == whole
+    pretrain(
+        tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(pulled), dataset=None
+    )  # without the text
+    assert {
+        path.name: path.read_bytes() for path in pulled.rglob("*") if path.is_file() and path.name[0] != "."
+    } == whole
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # what is whole is not downloaded again
     hub.faults.append(Fault("GET .*/train-00000.npy", "garble", 2))
     with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: twice"):
@@ -389,6 +484,13 @@ def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, sett
     with pytest.raises(Refusal, match="was prepared otherwise: vocab_size was 512, now 300"):
         pretrain(tmp_path / "third", prepared_hub_id=name, prepared_dir=str(tmp_path / "otherwise"), vocab_size=300)
     with pytest.raises(Refusal, match="holds other data, which is not written over"):
-        pretrain(tmp_path / "fourth", "--prepare_only", push_to_hub=True, prepared_hub_id=name, vocab_size=300, prepared_dir=str(tmp_path / "p"))
+        pretrain(
+            tmp_path / "fourth",
+            "--prepare_only",
+            push_to_hub=True,
+            prepared_hub_id=name,
+            vocab_size=300,
+            prepared_dir=str(tmp_path / "p"),
+        )
     with pytest.raises(Refusal, match="needs --prepared_hub_id owner/name, not None"):
         pretrain(tmp_path / "fifth", "--prepare_only", push_to_hub=True)

@@ -1,4 +1,6 @@
-"""Tuned models on the Hub: adapters name their base there, every step is a revision, and a stranger goes on from one."""
+"""Tuned models on the Hub: adapters name their base there, every step is a revision, and a stranger goes on from
+one.
+"""
 
 import json
 import shutil
@@ -36,7 +38,12 @@ def test_adapters_are_revisions_that_peft_opens(hub, sft, published_base, whole_
     changes = pushed(hub)
     repo = changes["hub_model_id"]
     run = sft(
-        tmp_path / "run", model_name_or_path=published_base, model_revision="step-040000", merge_adapter=True, publish_dtype="float32", **changes
+        tmp_path / "run",
+        model_name_or_path=published_base,
+        model_revision="step-040000",
+        merge_adapter=True,
+        publish_dtype="float32",
+        **changes,
     )
     assert sorted(hub.repos["models", repo].tags) == ["step-000003", "step-000006", "step-000008"]
     assert read_json(run / "adapter_config.json") | {"base_model_name_or_path": "x", "revision": None} == read_json(
@@ -44,14 +51,24 @@ def test_adapters_are_revisions_that_peft_opens(hub, sft, published_base, whole_
     ) | {"base_model_name_or_path": "x"}
     files = hub.files(repo, "step-000008")
     config, base = json.loads(files["adapter_config.json"]), json.loads(files["base.json"])
-    assert (config["base_model_name_or_path"], config["revision"]) == (published_base, "step-040000") == (base["hub_id"], base["revision"])
-    assert f"base_model: {published_base}" in files["README.md"].decode() and not any(str(tmp_path).encode() in data for data in files.values())
-    assert same_tensors(run / "adapter_model.safetensors", whole_sft / "adapter_model.safetensors")  # where the base comes from changes nothing
+    assert (
+        (config["base_model_name_or_path"], config["revision"])
+        == (published_base, "step-040000")
+        == (base["hub_id"], base["revision"])
+    )
+    assert f"base_model: {published_base}" in files["README.md"].decode() and not any(
+        str(tmp_path).encode() in data for data in files.values()
+    )
+    assert same_tensors(
+        run / "adapter_model.safetensors", whole_sft / "adapter_model.safetensors"
+    )  # where the base comes from changes nothing
     assert hub.files(repo)["adapter_model.safetensors"] == files["adapter_model.safetensors"]  # and is main
     ids = torch.arange(40)[None]
     local = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(published_base), run).eval()
     for revision in ("step-000008", "main"):
-        tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(published_base), repo, revision=revision).eval()
+        tuned = PeftModel.from_pretrained(
+            AutoModelForCausalLM.from_pretrained(published_base), repo, revision=revision
+        ).eval()
         assert torch.equal(tuned(ids).logits, local(ids).logits)
     assert torch.equal(AutoPeftModelForCausalLM.from_pretrained(repo).eval()(ids).logits, local(ids).logits)
     assert AutoTokenizer.from_pretrained(repo, revision="step-000003").chat_template
@@ -64,12 +81,18 @@ def test_adapters_are_revisions_that_peft_opens(hub, sft, published_base, whole_
 def test_a_stranger_goes_on_from_an_adapter(hub, sft, published_base, tmp_path):
     changes = pushed(hub)
     whole = sft(tmp_path / "whole", model_name_or_path=published_base, **changes)
-    run = sft(tmp_path / "stranger", model_name_or_path=published_base, resume_from_checkpoint=f"{changes['hub_model_id']}@step-000003")
+    run = sft(
+        tmp_path / "stranger",
+        model_name_or_path=published_base,
+        resume_from_checkpoint=f"{changes['hub_model_id']}@step-000003",
+    )
     assert log_of(run) == log_of(whole)
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         assert same_tensors(run / "checkpoint-8" / name, whole / "checkpoint-8" / name)
     assert read_json(run / "before_after.json") == read_json(whole / "before_after.json")
-    again = sft(tmp_path / "again", model_name_or_path=published_base, **changes)  # an empty folder and its own repository
+    again = sft(
+        tmp_path / "again", model_name_or_path=published_base, **changes
+    )  # an empty folder and its own repository
     assert "resumed_from" in read_json(again / "run.json") and log_of(again) == log_of(whole)
 
 
@@ -77,8 +100,22 @@ def test_a_base_that_its_run_published_is_found(hub, pretrain, sft, tmp_path):
     """The bytes on the Hub are those of the run folder, so either is the base."""
     changes = pushed(hub)
     base = pretrain(tmp_path / "base", **changes)
-    config = {"model_name_or_path": str(base), "max_length": 128, "long_rows": "truncate", "eval_rows": 8, "sequences_per_step": 2}
-    run = sft(tmp_path / "run", **config, **pushed(hub), max_steps=2, sampled_answers=1, compared_prompts=1, eval_strategy="no")
+    config = {
+        "model_name_or_path": str(base),
+        "max_length": 128,
+        "long_rows": "truncate",
+        "eval_rows": 8,
+        "sequences_per_step": 2,
+    }
+    run = sft(
+        tmp_path / "run",
+        **config,
+        **pushed(hub),
+        max_steps=2,
+        sampled_answers=1,
+        compared_prompts=1,
+        eval_strategy="no",
+    )
     record = read_json(run / "base.json")
     assert (record["hub_id"], record["revision"]) == (changes["hub_model_id"], "step-000012")
     tuned = references.locate(str(run))
@@ -86,10 +123,15 @@ def test_a_base_that_its_run_published_is_found(hub, pretrain, sft, tmp_path):
     with pytest.raises(Refusal, match=rf"made for {changes['hub_model_id']}@step-000012 and not for .*step-000005"):
         references.check_base(tuned, references.locate(f"{changes['hub_model_id']}@step-000005"))
     del hub.repos["models", changes["hub_model_id"]].tags["step-000012"]
-    with pytest.raises(Refusal, match=r"has no revision step-000012\. Publish that run first \(its own command with --publish_only\)"):
+    with pytest.raises(
+        Refusal, match=r"has no revision step-000012\. Publish that run first \(its own command with --publish_only\)"
+    ):
         sft(tmp_path / "other", **config, **pushed(hub), max_steps=2)
     pretrain(base, "--publish_only", **changes)
-    assert hub.repos["models", changes["hub_model_id"]].tags["step-000012"] == read_jsonl(base / "published.jsonl")[-1]["commit"]
+    assert (
+        hub.repos["models", changes["hub_model_id"]].tags["step-000012"]
+        == read_jsonl(base / "published.jsonl")[-1]["commit"]
+    )
 
 
 def test_a_named_base(hub, sft, base, published_base, tmp_path):
@@ -157,9 +199,14 @@ def test_a_real_model_is_tuned_and_travels(hub, sft, smol, tmp_path):
     assert 2 < loss["before"] < 5 and loss["after"] < loss["before"] - 0.2
     tokenizer = AutoTokenizer.from_pretrained(changes["hub_model_id"])
     ids = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What is a matrix?"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        [{"role": "user", "content": "What is a matrix?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
     )
     base = AutoModelForCausalLM.from_pretrained(smol)
     plain = base(**ids).logits
-    local, travelled = (PeftModel.from_pretrained(base, where).eval()(**ids).logits for where in (run, changes["hub_model_id"]))
+    local, travelled = (
+        PeftModel.from_pretrained(base, where).eval()(**ids).logits for where in (run, changes["hub_model_id"])
+    )
     assert torch.equal(local, travelled) and not torch.allclose(local, plain, atol=1e-3)

@@ -1,4 +1,6 @@
-"""Attention in blocks is scaled_dot_product_attention: value and gradients, whatever the context's length, with shared keys, in float32 and bfloat16."""
+"""Attention in blocks is scaled_dot_product_attention: value and gradients, whatever the context's length, with shared
+keys, in float32 and bfloat16.
+"""
 
 import copy
 import json
@@ -21,7 +23,10 @@ def tensors(context: int, dtype=torch.float32) -> list[torch.Tensor]:
 def test_values_and_gradients_are_those_of_torch(context, size):
     inputs, weights = tensors(context), torch.randn(2, 3, context, 16)
     found = []
-    for made in (scaled_dot_product_attention(*inputs, is_causal=True), block_attention.BlockAttention.apply(*inputs, 0.25, size)):
+    for made in (
+        scaled_dot_product_attention(*inputs, is_causal=True),
+        block_attention.BlockAttention.apply(*inputs, 0.25, size),
+    ):
         found.append((made, *torch.autograd.grad(made, inputs, weights)))
     for expected, ours in zip(*found, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-6)
@@ -33,12 +38,19 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_eager_attention():
     truth = scaled_dot_product_attention(*exact, is_causal=True)
     truth = (truth, *torch.autograd.grad(truth, exact, weights))
     later = torch.ones(96, 96, dtype=torch.bool).triu(1)
-    eager = ((inputs[0] @ inputs[1].transpose(2, 3)) * 0.25).masked_fill(later, -torch.inf).float().softmax(3).bfloat16() @ inputs[2]
+    eager = ((inputs[0] @ inputs[1].transpose(2, 3)) * 0.25).masked_fill(later, -torch.inf).float().softmax(
+        3
+    ).bfloat16() @ inputs[2]
     errors = []
     for made in (eager, block_attention.BlockAttention.apply(*inputs, 0.25, 32)):
         made = (made, *torch.autograd.grad(made, inputs, weights.bfloat16()))
         with torch.no_grad():
-            errors.append([float((ours.double() - exactly).norm() / exactly.norm()) for ours, exactly in zip(made, truth, strict=True)])
+            errors.append(
+                [
+                    float((ours.double() - exactly).norm() / exactly.norm())
+                    for ours, exactly in zip(made, truth, strict=True)
+                ]
+            )
     assert all(ours < 1.2 * plain < 0.02 for plain, ours in zip(*errors, strict=True)), errors
 
 
@@ -49,20 +61,27 @@ def test_the_operators_are_what_they_tell_a_compiler(compiled):
     settings = 0.25, 8, compiled
     torch.library.opcheck(block_attention.attend, (query, key, value, *settings))
     output, mass = block_attention.attend(query, key, value, *settings)
-    torch.library.opcheck(block_attention.differentiate, (torch.randn_like(output), query, key, value, output, mass, *settings))
+    torch.library.opcheck(
+        block_attention.differentiate, (torch.randn_like(output), query, key, value, output, mass, *settings)
+    )
 
 
 def kept(forward) -> list[int]:
     """Bytes of the tensors that a forward pass keeps for the backward one."""
     sizes = {}
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: sizes.update({tensor.data_ptr(): tensor.nbytes}) or tensor, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: sizes.update({tensor.data_ptr(): tensor.nbytes}) or tensor, lambda tensor: tensor
+    ):
         forward()
     return sorted(sizes.values())
 
 
 def test_nothing_of_context_times_context_is_kept():
     inputs = tensors(256)
-    assert kept(lambda: block_attention.BlockAttention.apply(*inputs, 0.25, 64)) == [4 * 2 * 3 * 256] + [4 * 2 * 3 * 256 * 16] * 4
+    assert (
+        kept(lambda: block_attention.BlockAttention.apply(*inputs, 0.25, 64))
+        == [4 * 2 * 3 * 256] + [4 * 2 * 3 * 256 * 16] * 4
+    )
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The fused loss is the plain one: value and every gradient, in one piece or many, with labels left out, in float32 and under autocast."""
+"""The fused loss is the plain one: value and every gradient, in one piece or many, with labels left out, in float32 and
+under autocast.
+"""
 
 import copy
 
@@ -33,7 +35,9 @@ def test_loss_and_gradients_are_the_plain_ones(rows, count, monkeypatch):
         loss.backward()
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-6, atol=0)
     for (name, plain), ours in zip(model.named_parameters(), fused.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-4, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours.grad, plain.grad, rtol=1e-4, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():

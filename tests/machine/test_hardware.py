@@ -29,7 +29,9 @@ def test_compiled_layers_are_the_plain_ones(fresh):
     model = AutoModelForCausalLM.from_config(load_model_config("tiny"), dtype=torch.float32)
     compiled = copy.deepcopy(model)
     block_attention.enable_block_attention(compiled)  # as a run on a CPU has it
-    assert compile.compile_layers(compiled, torch.device("cpu")) and list(compiled.state_dict()) == list(model.state_dict())
+    assert compile.compile_layers(compiled, torch.device("cpu")) and list(compiled.state_dict()) == list(
+        model.state_dict()
+    )
     ids = torch.randint(0, model.config.vocab_size, (2, 33))
     for precision, tolerance in ((None, 1e-5), (torch.bfloat16, 2e-2)):
         found = []
@@ -46,7 +48,14 @@ def test_compiled_layers_are_the_plain_ones(fresh):
 
 @pytest.mark.slow
 def test_a_compiled_run_resumes_bit_for_bit_and_evaluates_uncompiled(pretrain, tmp_path, fresh):
-    changes = {"max_steps": 8, "save_steps": 4, "eval_steps": 4, "compile_layers": True, "save_total_limit": 9, "order": "sequential"}
+    changes = {
+        "max_steps": 8,
+        "save_steps": 4,
+        "eval_steps": 4,
+        "compile_layers": True,
+        "save_total_limit": 9,
+        "order": "sequential",
+    }
     whole = pretrain(tmp_path / "whole", **changes)
     assert read_json(whole / "run.json")["identity"]["environment"]["switches"]["compile_layers"] is True
     frames = torch._dynamo.utils.counters["frames"]["total"]

@@ -1,4 +1,6 @@
-"""The precision that is chosen: what was asked for, what the run began in, or what this device computes natively, and never a slower one."""
+"""The precision that is chosen: what was asked for, what the run began in, or what this device computes natively, and
+never a slower one.
+"""
 
 import os
 import subprocess
@@ -18,12 +20,16 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def machine(monkeypatch):
-    """machine(supported, ratio): a CPU that says whether it has bfloat16, and whose bfloat16 product takes `ratio` times as long as float32's."""
+    """machine(supported, ratio): a CPU that says whether it has bfloat16, and whose bfloat16 product takes `ratio`
+    times as long as float32's.
+    """
 
     def make(supported, ratio):
         hardware.native_bfloat16.cache_clear()
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
-        monkeypatch.setattr(hardware, "product_seconds", lambda device, size, repeats: {"float32": 1.0, "bfloat16": ratio})
+        monkeypatch.setattr(
+            hardware, "product_seconds", lambda device, size, repeats: {"float32": 1.0, "bfloat16": ratio}
+        )
 
     yield make
     hardware.native_bfloat16.cache_clear()
@@ -45,38 +51,57 @@ def test_auto_asks_the_device_and_a_product(machine, supported, ratio, chosen, w
 
 def test_a_resumed_run_keeps_its_precision_and_says_so(machine):
     machine(False, 9.0)
-    assert precision.choose("auto", "bfloat16", CPU) == ("bfloat16", "as this run began; this processor has no bfloat16 instructions")
+    assert precision.choose("auto", "bfloat16", CPU) == (
+        "bfloat16",
+        "as this run began; this processor has no bfloat16 instructions",
+    )
     machine(True, 0.4)
     assert precision.choose("auto", "float32", CPU) == ("float32", "as this run began")
 
 
 @pytest.mark.parametrize("leave_out", ["", "AVX512_CORE", "AVX2"])
 def test_auto_never_picks_the_slower_product(leave_out):
-    """On this machine, and as if its processor had fewer instructions: the choice is the faster of two products of another size."""
+    """On this machine, and as if its processor had fewer instructions: the choice is the faster of two products of
+    another size.
+    """
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import torch; from llama_lite.machine import hardware, precision; torch.set_num_threads(1); cpu = torch.device('cpu'); "
-        "chosen = precision.choose('auto', None, cpu)[0]; seconds = hardware.product_seconds(cpu, 512, 40); print(chosen, seconds['bfloat16'] / seconds['float32'])"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import torch; from llama_lite.machine import hardware,"
+        " precision; torch.set_num_threads(1); cpu = torch.device('cpu'); chosen = precision.choose('auto', None,"
+        " cpu)[0]; seconds = hardware.product_seconds(cpu, 512, 40); print(chosen, seconds['bfloat16'] /"
+        " seconds['float32'])"
     )
     environment = {"ONEDNN_MAX_CPU_ISA": leave_out} if leave_out else {}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **environment}
+    )
     chosen, ratio = done.stdout.split()
     assert (chosen == "bfloat16" and float(ratio) < 1.3) or (chosen == "float32" and float(ratio) > 0.8)
     assert chosen == "float32" or leave_out == ""
 
 
-def test_a_run_is_resumed_in_the_precision_and_with_the_switches_that_it_began_with(settings, pretrain, tmp_path, monkeypatch, capsys):
+def test_a_run_is_resumed_in_the_precision_and_with_the_switches_that_it_began_with(
+    settings, pretrain, tmp_path, monkeypatch, capsys
+):
     whole = pretrain(tmp_path / "whole", precision="bfloat16", block_attention=True, fused_loss=True)
     run = tmp_path / "run"
     pretrain(run, precision="bfloat16", block_attention=True, fused_loss=True, max_steps=5)
-    monkeypatch.setattr(precision, "native_bfloat16", lambda device: (False, "this processor has no bfloat16 instructions"))
+    monkeypatch.setattr(
+        precision, "native_bfloat16", lambda device: (False, "this processor has no bfloat16 instructions")
+    )
     monkeypatch.setattr(switches, "choose_fused_loss", lambda device: (False, ""))
     capsys.readouterr()
     pretrain(run, allow_changes="max_steps")
     said = capsys.readouterr().out
     assert "bfloat16  as this run began; this processor has no bfloat16 instructions" in said
     manifest = read_json(run / "checkpoint-12" / "manifest.json")["identity"]
-    assert manifest["hyperparameters"]["precision"] == "bfloat16" and manifest["environment"]["switches"]["fused_loss"] is True
-    assert manifest["environment"]["switches"] == read_json(whole / "checkpoint-12" / "manifest.json")["identity"]["environment"]["switches"]
+    assert (
+        manifest["hyperparameters"]["precision"] == "bfloat16"
+        and manifest["environment"]["switches"]["fused_loss"] is True
+    )
+    assert (
+        manifest["environment"]["switches"]
+        == read_json(whole / "checkpoint-12" / "manifest.json")["identity"]["environment"]["switches"]
+    )
 
 
 def test_another_precision_on_resume_is_refused(pretrain, tmp_path):

@@ -1,4 +1,6 @@
-"""Cards: every number is in a record, same records give same bytes, snippets run, contradictions are named, and a person's words stay."""
+"""Cards: every number is in a record, same records give same bytes, snippets run, contradictions are named, and a
+person's words stay.
+"""
 
 import os
 import re
@@ -20,7 +22,9 @@ from model_card.metadata import CardError
 
 @pytest.fixture(scope="session")
 def documented(whole_run, whole_sft, settings, tmp_path_factory):
-    """{kind: folder} of a run, a tuning run, an evaluation of both and the prepared tokens, each with what makes a card."""
+    """{kind: folder} of a run, a tuning run, an evaluation of both and the prepared tokens, each with what makes a
+    card.
+    """
     from run_eval import main
 
     place = tmp_path_factory.mktemp("documented")
@@ -32,10 +36,21 @@ def documented(whole_run, whole_sft, settings, tmp_path_factory):
         "variant_limit": 5,
         "cpu_threads": 1,
     }
-    varied = {"sensitivity": ["embedded_mmlu_cloze"], "robustness": ["embedded_next_sentence"], "contamination": str(place / "tokens")}
-    path = config_file(place, {**few, **varied, "models": [f"{place}/run@step-*", f"{place}/run"], "output_dir": str(place / "scores")})
+    varied = {
+        "sensitivity": ["embedded_mmlu_cloze"],
+        "robustness": ["embedded_next_sentence"],
+        "contamination": str(place / "tokens"),
+    }
+    path = config_file(
+        place, {**few, **varied, "models": [f"{place}/run@step-*", f"{place}/run"], "output_dir": str(place / "scores")}
+    )
     main(["--config", str(path)])
-    main(["--config", str(config_file(place, {**few, "models": [f"{place}/tuned"], "output_dir": str(place / "of-tuned")}))])
+    main(
+        [
+            "--config",
+            str(config_file(place, {**few, "models": [f"{place}/tuned"], "output_dir": str(place / "of-tuned")})),
+        ]
+    )
     return {name: place / name for name in ("run", "tuned", "tokens", "scores")}
 
 
@@ -59,11 +74,18 @@ def recorded(folder) -> list[float]:
     for path in folder.rglob("*.jsonl"):
         found += values_of(read_jsonl(path))
     for path in folder.rglob("*.csv"):
-        found += [float(cell) for line in path.read_text().splitlines() for cell in line.split(",") if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", cell)]
+        found += [
+            float(cell)
+            for line in path.read_text().splitlines()
+            for cell in line.split(",")
+            if re.fullmatch(r"-?\d+(\.\d+)?(e-?\d+)?", cell)
+        ]
     found += [read_json(path)["n_shot"] for path in folder.rglob("results/*.json")]
     if (folder / "events.jsonl").exists():
         times = [
-            datetime.fromisoformat(one["time"]) for one in read_jsonl(folder / "events.jsonl") if one["event"] in ("started", "saved", "finished")
+            datetime.fromisoformat(one["time"])
+            for one in read_jsonl(folder / "events.jsonl")
+            if one["event"] in ("started", "saved", "finished")
         ]
         found.append((max(times) - min(times)).total_seconds())  # one session
         found.append(sum(one["event"] == "saved" for one in read_jsonl(folder / "events.jsonl")))
@@ -78,8 +100,12 @@ def told(text: str) -> list[tuple[str, str]]:
     body = re.sub(r"```.*?```|<details>.*?</details>|`[^`]*`|^---.*?^---", "", text, flags=re.S | re.M)
     for line in body.splitlines():
         if line.startswith(("| ", "- ")) and not line.startswith("- :"):  # a task's description is a record's own words
-            line = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|checkpoint-\d+|sha256|float32|bfloat16|AVX\d+|95 %", "", line)
-            found += [(word, line) for word in re.findall(r"(?<![\w.<-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?%?(?!\w)", line)]
+            line = re.sub(
+                r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|checkpoint-\d+|sha256|float32|bfloat16|AVX\d+|95 %", "", line
+            )
+            found += [
+                (word, line) for word in re.findall(r"(?<![\w.<-])[+-]?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?%?(?!\w)", line)
+            ]
     return found
 
 
@@ -99,10 +125,17 @@ def test_every_number_is_in_a_record(documented, kind):
 
 @pytest.mark.parametrize("kind", ["run", "tuned", "tokens", "scores"])
 def test_same_records_same_bytes_and_nothing_that_should_not_be_there(documented, kind, tmp_path):
-    first, second = ({path.name: path.read_bytes() for path in rendered(documented[kind], tmp_path / name)} for name in ("a", "b"))
+    first, second = (
+        {path.name: path.read_bytes() for path in rendered(documented[kind], tmp_path / name)} for name in ("a", "b")
+    )
     assert first == second and len(first) > {"run": 4, "tuned": 2, "tokens": 1, "scores": 4}[kind] - 1
     text = first["README.md"].decode()
-    assert "None" not in text and "nan" not in text.split() and str(documented[kind].parent) not in text and "/tmp" not in text
+    assert (
+        "None" not in text
+        and "nan" not in text.split()
+        and str(documented[kind].parent) not in text
+        and "/tmp" not in text
+    )
     headings = [match.start() for match in re.finditer(r"^#+ ", text, re.M)]
     for begin, end in zip(headings, [*headings[1:], len(text)], strict=True):
         assert len(text[begin:end].strip().splitlines()) > 1, text[begin:end]
@@ -129,7 +162,10 @@ def test_sections_are_there_with_their_records_and_gone_without(documented, whol
     for name in ("data.json", "README.md"):
         (tmp_path / "run" / name).unlink()  # a run of before there were any
     bare = card.write(tmp_path / "run").read_text()
-    assert not re.search(r"^#+ (Evaluation|Prompt|Robustness|Other|Data|Checkpoints)", bare, re.M) and "## Training" in bare
+    assert (
+        not re.search(r"^#+ (Evaluation|Prompt|Robustness|Other|Data|Checkpoints)", bare, re.M)
+        and "## Training" in bare
+    )
 
 
 def test_a_resumed_run_tells_its_stops(pretrain, tmp_path):
@@ -169,7 +205,13 @@ def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_p
     def scores(place):
         altered(place)
         path = place / "evaluation/scores/run.json"  # as earlier versions handed scores over: without their sha256
-        write_json(path, {**read_json(path), "of": {name: value for name, value in read_json(path)["of"].items() if name != "files"}})
+        write_json(
+            path,
+            {
+                **read_json(path),
+                "of": {name: value for name, value in read_json(path)["of"].items() if name != "files"},
+            },
+        )
 
     def other(place):
         path = place / "evaluation/scores/run.json"
@@ -186,19 +228,25 @@ def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_p
     assert "these are scores of another revision; evaluate again" in broken("scores", scores)
     assert "scores.json was altered since its evaluation: evaluate again" in broken("altered", altered)
     assert "has the scores of another run (abc, this is" in broken("other", other)
-    result = subprocess.run([sys.executable, "-m", "model_card", str(tmp_path / "empty")], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", "model_card", str(tmp_path / "empty")], cwd=ROOT, capture_output=True, text=True
+    )
     assert result.returncode == 2 and result.stderr.startswith("refused: ") and "Traceback" not in result.stderr
 
 
 def test_metadata_that_the_hub_would_reject_is_refused_before_training(pretrain, tmp_path):
-    with pytest.raises(Refusal, match=r"--card_license apache2 is no licence that the Hub knows: one of apache-2.0, mit"):
+    with pytest.raises(
+        Refusal, match=r"--card_license apache2 is no licence that the Hub knows: one of apache-2.0, mit"
+    ):
         pretrain(tmp_path / "run", card_license="apache2")
     with pytest.raises(Refusal, match=r"--card_language English is no ISO 639 code"):
         pretrain(tmp_path / "run", card_language="English")
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("status, how", [({"status": "interrupted"}, "interrupted"), (None, "it goes on, or ended without a word")])
+@pytest.mark.parametrize(
+    "status, how", [({"status": "interrupted"}, "interrupted"), (None, "it goes on, or ended without a word")]
+)
 def test_a_run_that_is_not_finished_says_so(documented, tmp_path, status, how):
     place = tmp_path / "run"
     shutil.copytree(documented["run"], place)
@@ -216,8 +264,13 @@ def test_a_persons_words_and_scores_of_others_stay(documented, tmp_path):
     place = tmp_path / "run"
     shutil.copytree(documented["run"], place)
     path = card.write(place)
-    text = path.read_text().replace("\n".join(card.YOURS), f"{card.YOURS[0]}\nMine: {{{{ braces }}}} stay.\n{card.YOURS[1]}")
-    index = "model-index:\n- name: x\n  results:\n  - task: {type: text-generation}\n    dataset: {name: other, type: other}\n    metrics: [{type: acc, value: 0.5}]\n"
+    text = path.read_text().replace(
+        "\n".join(card.YOURS), f"{card.YOURS[0]}\nMine: {{{{ braces }}}} stay.\n{card.YOURS[1]}"
+    )
+    index = (
+        "model-index:\n- name: x\n  results:\n  - task: {type: text-generation}\n    dataset: {name: other, type:"
+        " other}\n    metrics: [{type: acc, value: 0.5}]\n"
+    )
     ours = card.metadata(facts.Facts(records.read(place), None, {})).eval_results
     path.write_text(re.sub(r"model-index:\n(?:- name.*\n| .*\n)+", index, text))
     again = card.write(place).read_text()
@@ -250,7 +303,14 @@ def run_blocks(text: str, place) -> list[str]:
             result = forking.run([sys.executable, str(place / "block.py")], timeout=300, cwd=place)
         else:
             path = f"{sys.prefix}/bin:/usr/bin:/bin"
-            result = subprocess.run(["bash", "-ec", code], cwd=place, capture_output=True, text=True, timeout=300, env={**os.environ, "PATH": path})
+            result = subprocess.run(
+                ["bash", "-ec", code],
+                cwd=place,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                env={**os.environ, "PATH": path},
+            )
         assert result.returncode == 0, f"{code}\n{result.stderr[-3000:]}"
         outputs.append(result.stdout)
     return outputs
@@ -267,25 +327,44 @@ def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_pat
     HfApi().create_tag(chatty, tag="v1")
     data = {"dataset": source, "prepared_dir": str(tmp_path / "tokens")}
     pretrain(tmp_path / "tokens-run", prepare_only=True, push_to_hub=True, prepared_hub_id=tokens, **data)
-    run = pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60, card_license="mit", card_language="en", **data)
+    run = pretrain(
+        tmp_path / "run",
+        push_to_hub=True,
+        hub_model_id=repo,
+        hub_drain_timeout=60,
+        card_license="mit",
+        card_language="en",
+        **data,
+    )
     main = hub.files(repo)["README.md"].decode()
-    assert main == (run / "README.md").read_text() and {"figures/training.png", "checkpoints.csv"} <= hub.files(repo).keys()
+    assert (
+        main == (run / "README.md").read_text()
+        and {"figures/training.png", "checkpoints.csv"} <= hub.files(repo).keys()
+    )
     assert ModelCard(main).data.license == "mit" and "`step-000010`" in main
     assert len(run_blocks(main, tmp_path / "of-main")) == 3
     early = hub.files(repo, "step-000005")["README.md"].decode()
     assert "step 5" in early and len(run_blocks(early, tmp_path / "of-step")) == 3
     resumed = read_jsonl(tmp_path / "of-step/runs/resumed/log.jsonl")
-    assert resumed[-1]["step"] == 12 and resumed[-1].get("eval_loss") == read_jsonl(run / "log.jsonl")[-1].get("eval_loss")
+    assert resumed[-1]["step"] == 12 and resumed[-1].get("eval_loss") == read_jsonl(run / "log.jsonl")[-1].get(
+        "eval_loss"
+    )
     data_card = hub.files(tokens, kind="datasets")["README.md"].decode()
     assert len(run_blocks(data_card, tmp_path / "of-tokens")) == 2
     pushed = {"push_to_hub": True, "hub_model_id": chat, "hub_drain_timeout": 60}
     sft(tmp_path / "chat", model_name_or_path=chatty, model_revision="v1", merge_adapter=True, **pushed)
     adapter, merged = (hub.files(name)["README.md"].decode() for name in (chat, f"{chat}-merged"))
     told = ModelCard(adapter).data
-    assert told.base_model == chatty and told.to_dict()["base_model_revision"] == "v1" and told.to_dict()["base_model_relation"] == "adapter"
+    assert (
+        told.base_model == chatty
+        and told.to_dict()["base_model_revision"] == "v1"
+        and told.to_dict()["base_model_relation"] == "adapter"
+    )
     assert ModelCard(main).data.datasets == [source]
     assert ModelCard(merged).data.to_dict()["base_model_relation"] == "finetune" and f"{chat}-merged" in merged
-    assert len(run_blocks(adapter, tmp_path / "of-adapter")) == 2 and len(run_blocks(merged, tmp_path / "of-merged")) >= 1
+    assert (
+        len(run_blocks(adapter, tmp_path / "of-adapter")) == 2 and len(run_blocks(merged, tmp_path / "of-merged")) >= 1
+    )
 
 
 def test_what_a_person_wrote_outlives_a_card_that_cannot_be_made():
@@ -301,6 +380,8 @@ def test_a_card_with_scores_keeps_them_when_the_run_publishes_again(hub, pretrai
     old = hub.files(repo)["README.md"].decode()
     marked = old.replace(card.YOURS[0], f"{card.YOURS[0]}\nWritten on the Hub.")
     HfApi().upload_file(path_or_fileobj=marked.encode(), path_in_repo="README.md", repo_id=repo)
-    pretrain(run, "--allow_changes", "max_steps", max_steps=14, push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60)
+    pretrain(
+        run, "--allow_changes", "max_steps", max_steps=14, push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60
+    )
     new = hub.files(repo)["README.md"].decode()
     assert "Written on the Hub." in new and "| step | 14 of 14 |" in new and "figures/training.png" in hub.files(repo)

@@ -18,7 +18,9 @@ def test_curves_are_deterministic(whole_run, tmp_path):
 
 
 def test_a_log_that_ended_early_still_gives_a_figure(tmp_path):
-    figures.training_curves([{"loss": 5.0, "tokens": 10, "learning_rate": 1e-3, "grad_norm": 1.0}], {}, tmp_path / "a.png")
+    figures.training_curves(
+        [{"loss": 5.0, "tokens": 10, "learning_rate": 1e-3, "grad_norm": 1.0}], {}, tmp_path / "a.png"
+    )
     assert (tmp_path / "a.png").exists()
 
 

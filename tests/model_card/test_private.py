@@ -19,8 +19,16 @@ from model_card.records import Records
 
 @pytest.fixture
 def machine(monkeypatch, tmp_path):
-    """A machine whose home is `/root`, whose user is ada, and whose environment holds a key; the working folder is a link's target."""
-    for name, value in {"HOME": "/root", "USER": "ada", "LOGNAME": "ada", "ACME_API_KEY": "k-12345678", "DB_PASSWORD": "password1"}.items():
+    """A machine whose home is `/root`, whose user is ada, and whose environment holds a key; the working folder is a
+    link's target.
+    """
+    for name, value in {
+        "HOME": "/root",
+        "USER": "ada",
+        "LOGNAME": "ada",
+        "ACME_API_KEY": "k-12345678",
+        "DB_PASSWORD": "password1",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tempfile.tempdir", "/tmp")
     (tmp_path / "work").mkdir()
@@ -31,7 +39,10 @@ def machine(monkeypatch, tmp_path):
 
 
 FOUND = {  # (name, content): what is said of it
-    ("revision.json", '{"identity": {"data": {"file": "/root/text.jsonl"}}}'): r"a path of this machine \(identity.data.file\)",
+    (
+        "revision.json",
+        '{"identity": {"data": {"file": "/root/text.jsonl"}}}',
+    ): r"a path of this machine \(identity.data.file\)",
     ("training_state/manifest.json", '{"files": {"/root/x": 1}}'): "a path of this machine",
     ("config.json", '{"_name_or_path": "\\/root\\/base"}'): r"a path of this machine \(_name_or_path\)",
     ("README.md", "Run `run_sft.py --config /root/a.yaml`."): "a path of this machine",
@@ -50,8 +61,20 @@ NOT_FOUND = [
     ("training_state/before.json", '{"answers": ["see /root/x"]}'),
     ("training_state/trainer_state.json", '{"log_history": [{"samples": ["The /tmp/x"], "step": 1}]}'),
     ("config.json", '{"model_type": "ada"}'),
-    ("revision.json", '{"path": "data/root/tmp", "a": "/srv/root", "b": "/roots", "c": "root", "d": "adagio", "e": "sha256 /rooted.x"}'),
-    ("README.md", "<!-- yours: begin -->\nI keep it in /root/x.\n<!-- yours: end -->\n\n**What is /tmp?**\n\n```text\nA folder, /tmp.\n```\n"),
+    (
+        "revision.json",
+        (
+            '{"path": "data/root/tmp", "a": "/srv/root", "b": "/roots", "c": "root", "d": "adagio", "e": "sha256'
+            ' /rooted.x"}'
+        ),
+    ),
+    (
+        "README.md",
+        (
+            "<!-- yours: begin -->\nI keep it in /root/x.\n<!-- yours: end -->\n\n**What is /tmp?**\n\n```text\nA"
+            " folder, /tmp.\n```\n"
+        ),
+    ),
     ("model.safetensors", "/root/x"),
 ]
 
@@ -60,7 +83,11 @@ NOT_FOUND = [
 def test_what_is_of_this_machine_is_not_published(machine, monkeypatch, file, told):
     name, content = file
     monkeypatch.setenv("HF_TOKEN", "hf_owner_and_more_of_it")
-    content = content.replace("WORK", str(machine / "work")).replace("LINK", str(machine / "link")).replace("HOST", socket.gethostname())
+    content = (
+        content.replace("WORK", str(machine / "work"))
+        .replace("LINK", str(machine / "link"))
+        .replace("HOST", socket.gethostname())
+    )
     path = machine / Path(name).name
     path.write_text(content)
     with pytest.raises(Refusal, match=f"^{name} holds {told}.*, and is not published"):
@@ -83,10 +110,19 @@ def test_records_are_written_without_them(machine):
     with RunFolder(machine / "run") as run:
         run.event("set aside", checkpoint="checkpoint-3", problems=["/root/run/x is missing"])
     events = read_jsonl(machine / "run/events.jsonl")
-    assert [event.get("reason") or event.get("problems") for event in events] == ["--dataset ~/typo.jsonl: not there.", ["~/run/x is missing"], None]
+    assert [event.get("reason") or event.get("problems") for event in events] == [
+        "--dataset ~/typo.jsonl: not there.",
+        ["~/run/x is missing"],
+        None,
+    ]
     assert read_json(machine / "run/status.json")["status"] == "finished"
-    records = Records(machine / "run", "pretrain", {}, {}, [], [*events, {"event": "hub", "step": 0, "time": ""}], {}, {}, [], [])
-    assert [row[2:] for row in Facts(records, None, {}).history()] == [["set aside", "checkpoint-3: ~/run/x is missing"], ["finished", ""]]
+    records = Records(
+        machine / "run", "pretrain", {}, {}, [], [*events, {"event": "hub", "step": 0, "time": ""}], {}, {}, [], []
+    )
+    assert [row[2:] for row in Facts(records, None, {}).history()] == [
+        ["set aside", "checkpoint-3: ~/run/x is missing"],
+        ["finished", ""],
+    ]
 
 
 def test_a_root_that_holds_everything_is_no_secret(machine, monkeypatch):

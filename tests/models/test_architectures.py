@@ -1,4 +1,6 @@
-"""Decoder-only kinds of transformers: each trains with the loss that plain transformers computes, is saved and loaded whole, and rows do not mix."""
+"""Decoder-only kinds of transformers: each trains with the loss that plain transformers computes, is saved and loaded
+whole, and rows do not mix.
+"""
 
 import copy
 
@@ -30,10 +32,19 @@ KINDS = {
     "qwen2": ({**SHARED, "tie_word_embeddings": True}, ""),
     "qwen3": (OWN_HEADS, ""),
     "gemma": (OWN_HEADS, ""),
-    "gemma2": ({**OWN_HEADS, "sliding_window": 16, "final_logit_softcapping": 1.0, "attn_logit_softcapping": 2.0}, "fused_loss block_attention"),
+    "gemma2": (
+        {**OWN_HEADS, "sliding_window": 16, "final_logit_softcapping": 1.0, "attn_logit_softcapping": 2.0},
+        "fused_loss block_attention",
+    ),
     "gemma3_text": ({**OWN_HEADS, "sliding_window": 16}, "block_attention"),
     "granite": (
-        {**SHARED, "logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22, "attention_multiplier": 0.0156},
+        {
+            **SHARED,
+            "logits_scaling": 8.0,
+            "embedding_multiplier": 12.0,
+            "residual_multiplier": 0.22,
+            "attention_multiplier": 0.0156,
+        },
         "fused_loss",
     ),
     "cohere": ({**SHARED, "logit_scale": 0.0625}, "fused_loss"),
@@ -45,8 +56,20 @@ KINDS = {
     "starcoder2": (SHARED, ""),
     "smollm3": ({**SHARED, "pad_token_id": 0}, ""),
     "nanochat": ({**SHARED, "final_logit_softcapping": 1.0}, "fused_loss"),
-    "mixtral": ({**SHARED, "num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 1.0}, "fused_loss"),
-    "qwen3_moe": ({**EXPERTS, "head_dim": 8, "moe_intermediate_size": 32, "output_router_logits": True, "router_aux_loss_coef": 1.0}, "fused_loss"),
+    "mixtral": (
+        {**SHARED, "num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 1.0},
+        "fused_loss",
+    ),
+    "qwen3_moe": (
+        {
+            **EXPERTS,
+            "head_dim": 8,
+            "moe_intermediate_size": 32,
+            "output_router_logits": True,
+            "router_aux_loss_coef": 1.0,
+        },
+        "fused_loss",
+    ),
     "olmoe": (EXPERTS, ""),
     "granitemoe": ({**SHARED, "num_local_experts": 4, "num_experts_per_tok": 2, "logits_scaling": 8.0}, "fused_loss"),
     "gpt_oss": ({**OWN_HEADS, "num_local_experts": 4, "num_experts_per_tok": 2}, "block_attention"),  # attention sinks
@@ -95,7 +118,9 @@ def test_the_loss_is_that_of_plain_transformers_and_weights_travel_whole(kind, t
         loss.backward()
     for (name, first), second in zip(plain.named_parameters(), ours.parameters(), strict=True):
         if first.grad is not None:
-            torch.testing.assert_close(second.grad, first.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+            torch.testing.assert_close(
+                second.grad, first.grad, rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+            )
     plain.save_pretrained(tmp_path)
     fresh = AutoModelForCausalLM.from_config(plain.config)
     load_weights(fresh, tmp_path)
@@ -125,7 +150,9 @@ def test_an_argument_that_blocks_do_not_know_is_not_left_out():
     with pytest.raises(ValueError, match="does not support `softcap`"):
         block_attention.attention(None, query, key, value, None, softcap=5.0)
     whole = block_attention.attention(None, query, key, value, None, is_causal=False)[0]
-    torch.testing.assert_close(whole.transpose(1, 2), torch.nn.functional.scaled_dot_product_attention(query, key, value))
+    torch.testing.assert_close(
+        whole.transpose(1, 2), torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    )
 
 
 def test_what_is_no_decoder_is_refused():
@@ -155,7 +182,9 @@ def test_a_loss_that_takes_no_shifted_labels_is_refused(monkeypatch):
 
 
 def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tmp_path, capsys):
-    """Granite, whose logits are scaled, and GPT-2, whose config has other names: trained with every default, saved, finished with a card."""
+    """Granite, whose logits are scaled, and GPT-2, whose config has other names: trained with every default, saved,
+    finished with a card.
+    """
     import numpy as np
 
     from llama_lite.files import read_jsonl
@@ -163,7 +192,14 @@ def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tm
     granite = {**SHARED, "vocab_size": 512, "logits_scaling": 8.0, "embedding_multiplier": 12.0}
     for kind, fields in (("granite", granite), ("gpt2", {**GPT2, "vocab_size": 512})):
         AutoConfig.for_model(kind, **fields).save_pretrained(tmp_path / kind)
-        changes = {"max_steps": 2, "eval_steps": 2, "save_steps": 2, "fused_loss": True, "block_attention": True, "precision": "float32"}
+        changes = {
+            "max_steps": 2,
+            "eval_steps": 2,
+            "save_steps": 2,
+            "fused_loss": True,
+            "block_attention": True,
+            "precision": "float32",
+        }
         run = pretrain(tmp_path / f"run-{kind}", model_config=str(tmp_path / kind), **changes)
         logged = [entry["eval_loss"] for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry][-1]
         model = AutoModelForCausalLM.from_pretrained(run / "checkpoint-2", dtype=torch.float32).eval()
@@ -171,16 +207,31 @@ def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tm
         rows = torch.stack([tokens[i * 64 : i * 64 + 65] for i in range(16)])
         with torch.no_grad():
             logits = model(rows[:, :-1], use_cache=False).logits
-        assert logged == pytest.approx(float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())), abs=1e-5)
+        assert logged == pytest.approx(
+            float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())), abs=1e-5
+        )
         assert "| parameters |" in (run / "README.md").read_text()
     said = capsys.readouterr().out
-    assert said.count("--fused_loss stays off for this model (granite): its logits are not its output layer's product alone") == 1
+    assert (
+        said.count(
+            "--fused_loss stays off for this model (granite): its logits are not its output layer's product alone"
+        )
+        == 1
+    )
     assert "stays off for this model (gpt2)" not in said
 
 
 # ---- rows beside each other: packs of tuning, options of an evaluation ----
 
-MIX = {"gpt_oss", "opt", "bloom", "falcon", "mpt", "mamba", "recurrent_gemma"}  # whose rows side by side see each other, or lose their positions
+MIX = {
+    "gpt_oss",
+    "opt",
+    "bloom",
+    "falcon",
+    "mpt",
+    "mamba",
+    "recurrent_gemma",
+}  # whose rows side by side see each other, or lose their positions
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,11 +245,15 @@ def test_rows_go_side_by_side_only_where_the_model_keeps_them_apart(kind, tmp_pa
     places = torch.arange(30)
     with torch.no_grad():
         alone = model(input_ids=second[None], use_cache=False).logits[0]
-        behind = model(input_ids=torch.cat([first, second])[None], position_ids=torch.cat([places, places])[None], use_cache=False).logits[0, 30:]
+        behind = model(
+            input_ids=torch.cat([first, second])[None], position_ids=torch.cat([places, places])[None], use_cache=False
+        ).logits[0, 30:]
     assert ((behind - alone).abs().max() < 1e-4 * alone.abs().max()) == found.packs
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma2", "qwen3_moe", "gpt2", "opt", "bloom", "mamba", "gpt_neo"])
+@pytest.mark.parametrize(
+    "kind", ["llama", "mistral", "gemma2", "qwen3_moe", "gpt2", "opt", "bloom", "mamba", "gpt_neo"]
+)
 def test_options_of_a_context_are_scored_as_each_alone(kind, base):
     """Two options behind one context, in whatever way this model allows, against log-probabilities written out."""
     from transformers import AutoTokenizer
@@ -226,7 +281,10 @@ TUNED = {
 }
 
 
-LORA = {"mamba": {"target_modules": ["in_proj", "x_proj"]}, "mixtral": {"target_modules": ["q_proj", "v_proj"]}}  # what PEFT can do for these
+LORA = {
+    "mamba": {"target_modules": ["in_proj", "x_proj"]},
+    "mixtral": {"target_modules": ["q_proj", "v_proj"]},
+}  # what PEFT can do for these
 
 
 @pytest.mark.parametrize("kind", TUNED)
@@ -237,12 +295,16 @@ def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, cap
 
     folder, tokenizer = tmp_path / kind, AutoTokenizer.from_pretrained(base)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**TUNED[kind], "vocab_size": 512, "eos_token_id": 0, "bos_token_id": 0}))
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{**TUNED[kind], "vocab_size": 512, "eos_token_id": 0, "bos_token_id": 0})
+    )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     changes = {"model_name_or_path": str(folder), "max_steps": 2, "eval_steps": 2, "save_steps": 2}
     if kind in LORA:
-        with pytest.raises(Refusal, match=rf"LoRA cannot be put on .* \({kind}\) like this: .* Choose other --target_modules"):
+        with pytest.raises(
+            Refusal, match=rf"LoRA cannot be put on .* \({kind}\) like this: .* Choose other --target_modules"
+        ):
             sft(tmp_path / "run", **changes)
     run = sft(tmp_path / "run", **changes, **LORA.get(kind, {}))
     said = capsys.readouterr().out
@@ -250,13 +312,19 @@ def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, cap
     assert read_json(run / "run.json")["identity"]["data"]["packing"] == (kind not in MIX)
     record = read_json(run / "before_after.json")
     logged = [entry["eval_loss"] for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry][-1]
-    assert record["answer_loss"]["after"] == pytest.approx(logged, abs=1e-5) and record["answer_loss"]["after"] < record["answer_loss"]["before"]
+    assert (
+        record["answer_loss"]["after"] == pytest.approx(logged, abs=1e-5)
+        and record["answer_loss"]["after"] < record["answer_loss"]["before"]
+    )
     card = (run / "README.md").read_text()
     assert f"| kind | {kind} |" in card and "| shape | 2 layers, width 32" in card
 
 
 def test_rows_longer_than_the_positions_of_a_base_are_refused(sft, tmp_path):
-    with pytest.raises(Refusal, match=r"--max_length 600 is above the 512 positions that .* knows \(max_position_embeddings\): lower it"):
+    with pytest.raises(
+        Refusal,
+        match=r"--max_length 600 is above the 512 positions that .* knows \(max_position_embeddings\): lower it",
+    ):
         sft(tmp_path / "run", max_length=600)
 
 
@@ -264,7 +332,9 @@ def test_rows_longer_than_the_positions_of_a_base_are_refused(sft, tmp_path):
 
 
 def test_what_fails_after_training_costs_no_weights(sft, pretrain, base, tmp_path, monkeypatch, capsys):
-    """The answers of the tuned model, its merging and both cards fail: adapter and model are there, the runs are finished, and each failure is said."""
+    """The answers of the tuned model, its merging and both cards fail: adapter and model are there, the runs are
+    finished, and each failure is said.
+    """
     from llama_lite.evaluation import before_after
     from llama_lite.files import read_json
     from llama_lite.training import lora
@@ -275,13 +345,19 @@ def test_what_fails_after_training_costs_no_weights(sft, pretrain, base, tmp_pat
 
     monkeypatch.setattr(card, "write", fail)
     original, calls = before_after.measure_answers, []
-    monkeypatch.setattr(before_after, "measure_answers", lambda *args: calls.append(1) or (original(*args) if len(calls) == 1 else fail()))
+    monkeypatch.setattr(
+        before_after,
+        "measure_answers",
+        lambda *args: calls.append(1) or (original(*args) if len(calls) == 1 else fail()),
+    )
     monkeypatch.setattr(lora, "merge", fail)
     run = sft(tmp_path / "run", max_steps=2, eval_steps=2, save_steps=2, merge_adapter=True)
     said = capsys.readouterr().out
     assert loading.attach(loading.load_model(references.locate(str(base))), references.Located("adapter", run))
     assert read_json(run / "status.json")["status"] == "finished" and not (run / "before_after.json").exists()
-    assert "what tuning changed could not be measured (RuntimeError: no card today); the tuned weights are there" in said
+    assert (
+        "what tuning changed could not be measured (RuntimeError: no card today); the tuned weights are there" in said
+    )
     assert "base and adapter could not be merged (RuntimeError: no card today); the adapter is there" in said
     assert "its card not written: RuntimeError: no card today. `python -m model_card" in said
     run = pretrain(tmp_path / "pretrained", max_steps=2, save_steps=2, eval_strategy="no")
@@ -295,7 +371,11 @@ def test_what_a_base_cannot_do_is_found_before_the_first_step(sft, tmp_path, mon
 
     monkeypatch.setattr(before_after, "answers", lambda *args: [][1])
     with pytest.raises(
-        Refusal, match=r"this base \(llama\) cannot be measured or answer as it is to be tuned, so nothing is trained: list index out of range"
+        Refusal,
+        match=(
+            r"this base \(llama\) cannot be measured or answer as it is to be tuned, so nothing is trained: list index"
+            r" out of range"
+        ),
     ):
         sft(tmp_path / "run", max_steps=2)
     assert not (tmp_path / "run/checkpoint-2").exists()

@@ -1,4 +1,6 @@
-"""Weights fill the model that they are loaded into, every tensor of it, or they are refused by name: models, adapters, checkpoints, --init_from."""
+"""Weights fill the model that they are loaded into, every tensor of it, or they are refused by name: models, adapters,
+checkpoints, --init_from.
+"""
 
 import json
 import shutil
@@ -22,7 +24,10 @@ DAMAGE = {  # what becomes of a model's tensors, and what is said of it
         r"9 missing \(model.layers.1.input_layernorm.weight, .* \.\.\.\)",
     ),
     "only embeddings": (lambda s: {k: v for k, v in s.items() if "embed" in k}, r"20 missing \(lm_head.weight, "),
-    "a prefix": (lambda s: {f"_orig_mod.{k}": v for k, v in s.items()}, r"21 missing .*; 21 unknown \(_orig_mod.lm_head.weight, "),
+    "a prefix": (
+        lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+        r"21 missing .*; 21 unknown \(_orig_mod.lm_head.weight, ",
+    ),
     "one unknown": (lambda s: {**s, "model.layers.7.extra": torch.ones(2)}, r"1 unknown \(model.layers.7.extra\)"),
     "another shape": (lambda s: {**s, UP: s[UP][:, :5].clone()}, rf"1 of another shape \({UP} \[\d+, 5\] for "),
 }
@@ -61,7 +66,9 @@ def test_a_whole_model_is_read_even_beside_stale_shards(base, tmp_path):
     folder = shutil.copytree(base, tmp_path / "model")
     model = AutoModelForCausalLM.from_pretrained(base)
     shards = torch.nn.Module.state_dict(model)
-    save_file({key: value + 1 for key, value in shards.items()}, folder / "model-00001-of-00001.safetensors", {"format": "pt"})
+    save_file(
+        {key: value + 1 for key, value in shards.items()}, folder / "model-00001-of-00001.safetensors", {"format": "pt"}
+    )
     fresh = AutoModelForCausalLM.from_config(model.config)
     load_weights(fresh, folder)
     assert all(torch.equal(value, shards[key]) for key, value in fresh.state_dict().items())
@@ -79,7 +86,14 @@ def test_a_whole_model_is_read_even_beside_stale_shards(base, tmp_path):
 # ---- tied tensors, and kinds whose files name theirs otherwise ----
 
 
-SMALL = {"vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
 
 
 def made(folder, kind="llama", **fields):
@@ -110,7 +124,11 @@ def test_a_mixture_of_experts_is_loaded_whole_though_its_files_name_its_tensors_
     load_weights(fresh, tmp_path / "moe")
     assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in model.state_dict().items())
     name = next(key for key in files if "experts.1." in key)
-    save_file({key: value for key, value in files.items() if key != name}, tmp_path / "moe/model.safetensors", {"format": "pt"})
+    save_file(
+        {key: value for key, value in files.items() if key != name},
+        tmp_path / "moe/model.safetensors",
+        {"format": "pt"},
+    )
     with pytest.raises(Refusal, match=rf"do not fill the model: 1 missing \({name}\)\."):
         load_weights(fresh, tmp_path / "moe")
 
@@ -126,7 +144,11 @@ def test_weights_of_another_kind_or_tying_are_refused(tmp_path):
         "mistral": ("mistral", {"sliding_window": 8}, "model_type is mistral there and llama here"),
         "gemma": ("gemma", {"head_dim": 8}, "model_type is gemma there and llama here"),
         "deeper": ("llama", {"num_hidden_layers": 3}, "num_hidden_layers is 3 there and 2 here"),
-        "theta": ("llama", {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope_parameters is .*500000"),
+        "theta": (
+            "llama",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "rope_parameters is .*500000",
+        ),
     }
     for name, (kind, fields, told) in cases.items():
         made(tmp_path / name, kind, **fields)
@@ -135,10 +157,27 @@ def test_weights_of_another_kind_or_tying_are_refused(tmp_path):
 
 
 def test_what_weights_do_not_depend_on_may_differ(tmp_path):
-    made(tmp_path / "other", attention_dropout=0.1, initializer_range=0.5, max_position_embeddings=4096, eos_token_id=7, use_cache=False)
-    assert resume.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **SMALL)) == tmp_path / "other"
-    with pytest.raises(Refusal, match=r"other knows 64 tokens and this run's tokenizer has 65: prepare the text with the tokenizer of those weights"):
-        resume.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **{**SMALL, "vocab_size": 65}), 65)
+    made(
+        tmp_path / "other",
+        attention_dropout=0.1,
+        initializer_range=0.5,
+        max_position_embeddings=4096,
+        eos_token_id=7,
+        use_cache=False,
+    )
+    assert (
+        resume.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **SMALL)) == tmp_path / "other"
+    )
+    with pytest.raises(
+        Refusal,
+        match=(
+            r"other knows 64 tokens and this run's tokenizer has 65: prepare the text with the tokenizer of those"
+            r" weights"
+        ),
+    ):
+        resume.init_folder(
+            None, str(tmp_path / "other"), AutoConfig.for_model("llama", **{**SMALL, "vocab_size": 65}), 65
+        )
 
 
 def test_a_run_refuses_them_before_a_step(pretrain, whole_run, tmp_path):
@@ -158,7 +197,9 @@ def test_adapters_whose_tensors_do_not_fit_are_refused_by_name(base, tmp_path):
     def model():
         return AutoModelForCausalLM.from_pretrained(base)
 
-    tuned = get_peft_model(model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False))
+    tuned = get_peft_model(
+        model(), LoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    )
     tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
     tensors = load_file(tmp_path / "adapter/adapter_model.safetensors")
     assert any("embed_tokens" in name for name in tensors)  # PEFT may store the base's embeddings beside an adapter
@@ -166,9 +207,18 @@ def test_adapters_whose_tensors_do_not_fit_are_refused_by_name(base, tmp_path):
     loaded = loading.attach(model(), references.Located("adapter", tmp_path / "adapter"))
     torch.testing.assert_close(loaded(ids).logits, tuned.eval()(ids).logits)
     cases = {
-        "half": ({k: v for k, v in tensors.items() if ".layers.1." not in k}, r"4 missing \(base_model.model.model.layers.1.self_attn.q_proj.lora_A"),
-        "none": ({k.replace("self_attn", "attn"): v for k, v in tensors.items()}, r"8 missing .*; 8 unknown .*layers.0.attn.q_proj"),
-        "rank": ({k: v[:1].clone() if "lora_A" in k else v for k, v in tensors.items()}, r"cannot be put on this model|4 of another shape"),
+        "half": (
+            {k: v for k, v in tensors.items() if ".layers.1." not in k},
+            r"4 missing \(base_model.model.model.layers.1.self_attn.q_proj.lora_A",
+        ),
+        "none": (
+            {k.replace("self_attn", "attn"): v for k, v in tensors.items()},
+            r"8 missing .*; 8 unknown .*layers.0.attn.q_proj",
+        ),
+        "rank": (
+            {k: v[:1].clone() if "lora_A" in k else v for k, v in tensors.items()},
+            r"cannot be put on this model|4 of another shape",
+        ),
     }
     for name, (changed, told) in cases.items():
         shutil.copytree(tmp_path / "adapter", tmp_path / name)

@@ -31,7 +31,14 @@ STUDY = {
     "reference": "whole",
     "measure": ["eval_loss", "embedded_science bits_per_byte"],
     "evaluate": {"tasks": ["embedded_science"], "limit": 8},
-    "set": {"max_steps": 8, "save_steps": 4, "logging_steps": 1, "save_total_limit": 9, "eval_steps": 4, "sample_tokens": 0},
+    "set": {
+        "max_steps": 8,
+        "save_steps": 4,
+        "logging_steps": 1,
+        "save_total_limit": 9,
+        "eval_steps": 4,
+        "sample_tokens": 0,
+    },
     "arms": {
         "whole": {"about": "never stopped"},
         "everything": {"from": "whole", "at": [4]},
@@ -42,7 +49,9 @@ STUDY = {
 
 @pytest.fixture(scope="module", autouse=True)
 def forked():
-    """The runs of a study that this process makes are forks; those of a study that is a process of its own are started afresh."""
+    """The runs of a study that this process makes are forks; those of a study that is a process of its own are started
+    afresh.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "run_logged", forking.run_logged)
         yield
@@ -79,10 +88,18 @@ def test_a_study_compares_its_arms_in_pairs(made):
     for measure, unit in (("eval_loss", "nats"), ("embedded_science bits_per_byte", "bits a byte")):
         same, lost = found["everything", measure], found["no_optimizer", measure]
         assert same["equal"] == 2 and same["seeds"] == [0.0, 0.0] and same["value"] == 0.0 and same["unit"] == unit
-        assert lost["equal"] == 0 and lost["n"] == 2 and lost["low"] < lost["value"] < lost["high"] and lost["against"] == "whole"
+        assert (
+            lost["equal"] == 0
+            and lost["n"] == 2
+            and lost["low"] < lost["value"] < lost["high"]
+            and lost["against"] == "whole"
+        )
     assert found["everything", "tokens until back"]["value"] == 0.0
     report = (out / "report.md").read_text()
-    assert "| everything at 4 | whole | eval_loss | +0.0000 nats |" in report and "everything at 4 and whole in 2 of 2 seeds" in report
+    assert (
+        "| everything at 4 | whole | eval_loss | +0.0000 nats |" in report
+        and "everything at 4 and whole in 2 of 2 seeds" in report
+    )
     assert (
         "- no_optimizer: neither saturated nor overfitting" in report
         and "resume_without" in report
@@ -91,7 +108,10 @@ def test_a_study_compares_its_arms_in_pairs(made):
     )
     assert all((out / "figures" / f"{name}.png").stat().st_size > 10_000 for name in ("curves", "differences"))
     header, *lines = (out / "results.csv").read_text().splitlines()
-    assert header == "arm,at,seed,step,tokens,metric,value" and sum(",8," in line and ",eval_loss," in line for line in lines) == 6
+    assert (
+        header == "arm,at,seed,step,tokens,metric,value"
+        and sum(",8," in line and ",eval_loss," in line for line in lines) == 6
+    )
     assert sum("embedded_science bits_per_byte" in line for line in lines) == 6
 
 
@@ -101,15 +121,23 @@ def test_a_report_is_published(made, hub, capsys):
     from huggingface_hub import HfApi, hf_hub_download
 
     path, out = made
-    for argv, message in (([], "needs --hub_model_id owner/name, not None"), (["--hub_model_id", "a b/c"], "not 'a b/c'")):
+    for argv, message in (
+        ([], "needs --hub_model_id owner/name, not None"),
+        (["--hub_model_id", "a b/c"], "not 'a b/c'"),
+    ):
         with pytest.raises(Refusal, match=message):
             main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", *argv])
     main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", "--hub_model_id", "org/study"])
     there = HfApi().list_repo_files("org/study", repo_type="dataset")
-    assert {"README.md", "results.csv", "comparison.json", "figures/curves.png", "figures/differences.png"} <= set(there)
+    assert {"README.md", "results.csv", "comparison.json", "figures/curves.png", "figures/differences.png"} <= set(
+        there
+    )
     card = Path(hf_hub_download("org/study", "README.md", repo_type="dataset")).read_text()
     assert card.startswith("---\ntags: [llama-lite, study]") and card.endswith((out / "report.md").read_text())
-    assert load_dataset("org/study", "results", split="train").num_rows == len((out / "results.csv").read_text().splitlines()) - 1
+    assert (
+        load_dataset("org/study", "results", split="train").num_rows
+        == len((out / "results.csv").read_text().splitlines()) - 1
+    )
     with pytest.raises(Refusal, match=r"--hub_model_id nobody/study: .*The report stays"):
         main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", "--hub_model_id", "nobody/study"])
 
@@ -119,7 +147,9 @@ def test_finished_runs_are_kept_and_changed_arms_are_made_again(made, capsys):
     path, out = made
     before = {folder.name: (folder / "status.json").stat().st_mtime_ns for folder in (out / "runs").glob("*-seed-?")}
     main(["--config", str(path), "--output_dir", str(out)])
-    assert {folder.name: (folder / "status.json").stat().st_mtime_ns for folder in (out / "runs").glob("*-seed-?")} == before
+    assert {
+        folder.name: (folder / "status.json").stat().st_mtime_ns for folder in (out / "runs").glob("*-seed-?")
+    } == before
     changed = yaml.safe_load(path.read_text())
     changed["arms"]["no_optimizer"]["set"]["resume_without"] = "optimizer,rng"
     other = path.with_name("changed.yaml")
@@ -131,10 +161,15 @@ def test_finished_runs_are_kept_and_changed_arms_are_made_again(made, capsys):
     assert "whole-seed-1                                  8 steps         8,192 tokens" in told
     assert "no_optimizer-at-4-seed-1                      4 steps         4,096 tokens" in told
     assert "in all    6 runs: 32,768 tokens, " in told and " min to come (by 4 finished ones)" in told
-    assert "prepare   1 commands before them, 1 of them done" in told and told.endswith("with run_eval.py: embedded_science\n")
+    assert "prepare   1 commands before them, 1 of them done" in told and told.endswith(
+        "with run_eval.py: embedded_science\n"
+    )
     main(["--config", str(other), "--output_dir", str(out)])
     after = {folder.name: (folder / "status.json").stat().st_mtime_ns for folder in (out / "runs").glob("*-seed-?")}
-    assert {name for name in after if after[name] != before[name]} == {"no_optimizer-at-4-seed-1", "no_optimizer-at-4-seed-2"}
+    assert {name for name in after if after[name] != before[name]} == {
+        "no_optimizer-at-4-seed-1",
+        "no_optimizer-at-4-seed-2",
+    }
     changed["title"] = "Another one"
     other.write_text(yaml.safe_dump(changed, sort_keys=False))
     with pytest.raises(Refusal, match=r"belongs to another study .title: 'A tiny study', here 'Another one'"):
@@ -151,7 +186,9 @@ def test_a_killed_study_gives_the_same_results(made):
     chance = random.Random(5)
     command = [sys.executable, str(ROOT / "run_study.py"), "--config", str(path), "--output_dir", str(out)]
     for number, ends in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         time.sleep(chance.uniform(6, 12))
         process.send_signal(number)
         assert process.wait(60) == ends
@@ -166,7 +203,11 @@ def test_what_runs_need_is_made_once_and_again_when_it_changes(study, tmp_path, 
     first = ["run_pretrain.py --prepare_only", "benchmarks/curation_text.py --output 'a b'"]
     for commands in (first, first, [first[0], "run_eval.py"]):
         runner.prepare(spec.load(str(study(prepare=commands))), tmp_path / "out")
-    assert ran == [("run_pretrain.py", ["--prepare_only"]), ("benchmarks/curation_text.py", ["--output", "a b"]), ("run_eval.py", [])]
+    assert ran == [
+        ("run_pretrain.py", ["--prepare_only"]),
+        ("benchmarks/curation_text.py", ["--output", "a b"]),
+        ("run_eval.py", []),
+    ]
     one, other = (spec.runs(spec.load(str(study(prepare=commands))), tmp_path)[0] for commands in (first, first[:1]))
     one.folder.mkdir(parents=True)
     write_json(runner._command_file(one), runner._command(one))
@@ -175,7 +216,9 @@ def test_what_runs_need_is_made_once_and_again_when_it_changes(study, tmp_path, 
 
 def test_a_command_that_fails_is_named_with_its_last_line(study, tmp_path):
     loaded = spec.load(str(study(prepare=["run_study.py --config none.yaml"])))
-    with pytest.raises(Refusal, match=r"1 ended with status 2: refused: --config none.yaml: no study can be read there.*1\.log"):
+    with pytest.raises(
+        Refusal, match=r"1 ended with status 2: refused: --config none.yaml: no study can be read there.*1\.log"
+    ):
         runner.prepare(loaded, tmp_path / "out")
 
 
@@ -186,7 +229,13 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
         "lora": {"set": {"r": 2}},
         "wider": {"set": {"r": 8}, "against": "lora"},
     }
-    changes = {"script": "run_sft.py", "arms": arms, "reference": "full", "set": {}, "measure": ["answer_loss", "embedded_docs bits_per_byte"]}
+    changes = {
+        "script": "run_sft.py",
+        "arms": arms,
+        "reference": "full",
+        "set": {},
+        "measure": ["answer_loss", "embedded_docs bits_per_byte"],
+    }
     path = study(**changes, evaluate={"tasks": ["embedded_docs"]})
     text = yaml.safe_load(path.read_text())
     path.write_text(yaml.safe_dump({**text, "config": str(config_file(tmp_path, sft_settings))}, sort_keys=False))
@@ -197,7 +246,10 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
         one.folder.mkdir(parents=True)
         write_json(one.folder / "before_after.json", {"answer_loss": {"before": 5.0, "after": 3.0 + place / 10}})
         append_jsonl(one.folder / "log.jsonl", {"step": 8, "tokens": 80, "eval_loss": 3.0})
-        lines += [f"{one.folder},embedded_docs,,bits_per_byte,{4.5 + place / 10}", f"{one.folder},embedded_docs,typos,bits_per_byte,9.0"]
+        lines += [
+            f"{one.folder},embedded_docs,,bits_per_byte,{4.5 + place / 10}",
+            f"{one.folder},embedded_docs,typos,bits_per_byte,9.0",
+        ]
     (tmp_path / "out" / "evaluation").mkdir()
     write_text(tmp_path / "out" / "evaluation" / "scores.csv", "\n".join(lines))
     monkeypatch.setattr(analysis, "launch", lambda *command: None)
@@ -207,7 +259,13 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
     found = {(row["arm"], row["against"], row["what"]): row for row in analysis.compare(loaded, every, rows)}
     assert set(found) == {
         (arm, against, measure)
-        for arm, against in (("full", "its base"), ("lora", "its base"), ("lora", "full"), ("wider", "its base"), ("wider", "lora"))
+        for arm, against in (
+            ("full", "its base"),
+            ("lora", "its base"),
+            ("lora", "full"),
+            ("wider", "its base"),
+            ("wider", "lora"),
+        )
         for measure in changes["measure"]
     }
     assert found["full", "its base", "answer_loss"]["seeds"] == pytest.approx([-2.0, -1.7])
@@ -216,7 +274,9 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
 
 
 def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
-    """Changes of a study: an arm that begins from `whole` at some steps, with arguments of its own; `shared` ones of both, None to leave out."""
+    """Changes of a study: an arm that begins from `whole` at some steps, with arguments of its own; `shared` ones of
+    both, None to leave out.
+    """
     values = {**STUDY["set"], **shared}
     values = {name: value for name, value in values.items() if value is not None}
     return {"set": values, "arms": {"whole": {}, "b": {"from": "whole", "at": at, "set": own or {}}}}
@@ -225,7 +285,10 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"set": {"learning_rte": 1}}, "`--learning_rte` on the command line is not an argument: did you mean `--learning_rate`"),
+        (
+            {"set": {"learning_rte": 1}},
+            "`--learning_rte` on the command line is not an argument: did you mean `--learning_rate`",
+        ),
         ({"reference": "all"}, "reference all is no arm: whole, everything, no_optimizer"),
         ({"arm": {}}, "`arm` is no field of a study: did you mean `arms`"),
         ({"arms": {"whole": {"sett": {}}}}, "`sett` of arm whole is no field of an arm: did you mean `set`"),
@@ -242,22 +305,40 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             "arm c begins from b, which itself begins from another",
         ),
         ({"arms": {"whole": {}, "b": {"against": "c"}}}, "arm b is to be compared with c, which is no arm: whole, b"),
-        ({"arms": {"whole": {"from": "b", "at": [4]}, "b": {}}}, "reference whole begins from another arm: take one that begins from nothing"),
+        (
+            {"arms": {"whole": {"from": "b", "at": [4]}, "b": {}}},
+            "reference whole begins from another arm: take one that begins from nothing",
+        ),
         ({"arms": {"whole": {}, "b": {"from": "whole", "at": ["x"]}}}, "arm b: at 'x' is no step"),
         ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
-        (_begins(save_steps=2, at=[3, 4]), "arm b: at 3: arm whole saves none at step 3; checkpoints to begin from: 2, 4, 6\\.$"),
+        (
+            _begins(save_steps=2, at=[3, 4]),
+            "arm b: at 3: arm whole saves none at step 3; checkpoints to begin from: 2, 4, 6\\.$",
+        ),
         (
             _begins(save_steps=0.3, at=[2]),
             "arm b: at 2: arm whole saves none at step 2; checkpoints to begin from: 3, 6\\.$",
         ),  # as Trainer rounds shares
-        (_begins(save_strategy="no", at=[4]), "arm b: at 4: arm whole saves none at step 4; checkpoints to begin from: none"),
-        (_begins(save_steps=2, save_total_limit=2, at=[4]), "arm whole keeps none of step 4 .save_total_limit 2.; checkpoints to begin from: 6\\.$"),
+        (
+            _begins(save_strategy="no", at=[4]),
+            "arm b: at 4: arm whole saves none at step 4; checkpoints to begin from: none",
+        ),
+        (
+            _begins(save_steps=2, save_total_limit=2, at=[4]),
+            "arm whole keeps none of step 4 .save_total_limit 2.; checkpoints to begin from: 6\\.$",
+        ),
         (_begins(at=[8]), "arm b: at 8 is not before its own end .max_steps 8., so it would train nothing"),
         (
             _begins(at=[12]),
-            "arm b: at 12 is not before its own end .* arm b: at 12: arm whole saves none at step 12; checkpoints to begin from: 4\\.$",
+            (
+                "arm b: at 12 is not before its own end .* arm b: at 12: arm whole saves none at step 12; checkpoints"
+                " to begin from: 4\\.$"
+            ),
         ),
-        (_begins(at=[12], own={"max_steps": 16}), "arm b: at 12: arm whole saves none at step 12; checkpoints to begin from: 4, 8\\.$"),
+        (
+            _begins(at=[12], own={"max_steps": 16}),
+            "arm b: at 12: arm whole saves none at step 12; checkpoints to begin from: 4, 8\\.$",
+        ),
         (
             _begins(save_steps=None, at=[12], own={"max_steps": 16}),
             "arm b: at 12: arm whole saves none at step 12; .* begin from: 5, 8\\.$",
@@ -267,9 +348,15 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
         ({"prepare": "run_pretrain.py"}, "`prepare` must be a list"),
         ({"evaluate": {"task": ["a"]}}, "`--task` on the command line is not an argument: did you mean `--tasks`"),
         ({"script": "run_all.py"}, "script run_all.py: one of run_pretrain.py, run_sft.py, run_eval.py is wanted"),
-        ({"script": "run_eval.py"}, "arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing"),
+        (
+            {"script": "run_eval.py"},
+            "arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing",
+        ),
         ({"title": None}, "`title` is empty: give a value"),
-        ({"arms": {"whole": {}, "b": {"set": {"seed": 7}}}}, "`set` of arm b: `seed` is the study's own: the seeds are `seeds`"),
+        (
+            {"arms": {"whole": {}, "b": {"set": {"seed": 7}}}},
+            "`set` of arm b: `seed` is the study's own: the seeds are `seeds`",
+        ),
         ({"set": {"output_dir": "x"}}, "`set`: `output_dir` is the study's own"),
         ({"arms": {"whole": {}, "../b": {}}}, "arm '../b': a name is of letters"),
         ({"arms": {"whole": {}, "Whole": {}}}, "arm 'Whole': a name is of letters"),
@@ -279,7 +366,10 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
         ({"evaluate": {"tasks": ["embedded_science"], "limit": None}}, "`evaluate`: `limit` is empty"),
         ({"arms": {"whole": {}, "b": {"set": {"seed": None}}}}, "`set` of arm b: `seed` is empty"),
         ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
-        ({"measure": ["embedded_sciense bits_per_byte"]}, "`evaluate` asks for no embedded_sciense: did you mean `embedded_science`"),
+        (
+            {"measure": ["embedded_sciense bits_per_byte"]},
+            "`evaluate` asks for no embedded_sciense: did you mean `embedded_science`",
+        ),
     ],
 )
 def test_a_study_that_cannot_be_right_is_refused(study, changes, message):
@@ -293,13 +383,19 @@ def test_a_run_that_goes_on_gives_no_argument_twice(study):
     argv = spec.replace_values(one.argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
     *_, run, training = spec.PARSERS["run_pretrain.py"](argv)
     assert (training.resume_from_checkpoint, run.resume_without, training.seed) == ("auto", "", one.seed)
-    assert argv[: len(argv) - 4] == [word for word in one.argv if word in argv[: len(argv) - 4]] and "out/runs/whole-seed-1/checkpoint-4" not in argv
+    assert (
+        argv[: len(argv) - 4] == [word for word in one.argv if word in argv[: len(argv) - 4]]
+        and "out/runs/whole-seed-1/checkpoint-4" not in argv
+    )
 
 
 def test_an_arm_named_zero_is_an_arm(study):
     arms = {0: None, "b": {"from": 0, "at": [4]}}
     found = spec.load(str(study(arms=arms, reference=0, measure="eval_loss")))
-    assert [(arm.name, arm.source, arm.against) for arm in found.arms] == [("0", None, "0"), ("b", "0", "0")] and found.reference == "0"
+    assert [(arm.name, arm.source, arm.against) for arm in found.arms] == [
+        ("0", None, "0"),
+        ("b", "0", "0"),
+    ] and found.reference == "0"
     assert spec.runs(found, Path("out"))[1].argv[-1] == "out/runs/0-seed-1/checkpoint-4"
 
 
@@ -332,7 +428,10 @@ def test_what_begins_from_a_changed_arm_is_made_again(study, tmp_path):
 
 def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
     loaded = spec.load(str(study(measure="eval_accuracy")))
-    rows = [dict(zip(analysis.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True)) for arm in loaded.arms]
+    rows = [
+        dict(zip(analysis.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True))
+        for arm in loaded.arms
+    ]
     with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; there is eval_loss"):
         analysis.compare(loaded, [], rows)
 
@@ -346,7 +445,10 @@ def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settin
         append_jsonl(one.folder / "log.jsonl", {"step": 8, "tokens": 80, "loss": 3.0, "eval_loss": 3.0})
 
     monkeypatch.setattr(runner, "make", make)
-    with pytest.raises(Refusal, match=r"measure eval_los was not logged by whole-seed-1; there is eval_loss, loss\. What is finished stays"):
+    with pytest.raises(
+        Refusal,
+        match=r"measure eval_los was not logged by whole-seed-1; there is eval_loss, loss\. What is finished stays",
+    ):
         main(["--config", str(path), "--output_dir", str(tmp_path / "out")])
     assert len(made) == 1
 
@@ -355,21 +457,35 @@ def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settin
 def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, tmp_path, capsys, monkeypatch, bf16):
     """By the peak of the machine while nothing is finished; of tuning when its base is there."""
     monkeypatch.setattr(hardware, "peak_flops", lambda precision, device: {"bfloat16": 2e9, "float32": 1e9}[precision])
-    main(["--config", str(study(set={**STUDY["set"], "bf16": bf16})), "--output_dir", str(tmp_path / "out"), "--dry_run"])
+    main(
+        ["--config", str(study(set={**STUDY["set"], "bf16": bf16})), "--output_dir", str(tmp_path / "out"), "--dry_run"]
+    )
     flops = cost._of_preset("tiny", 64)[1] * 32_768
     expected = flops / (0.4 * (2e9 if bf16 else 1e9)) / 60
     told = capsys.readouterr().out
     assert f"{expected:.1f} min to come (by FLOPs, at 40% of what a matrix product reaches here; starts" in told
     parameters = cost._of_preset("tiny", 64)[0]
-    assert f"{(2 * 12 + 2) * parameters / 2**20:.1f} MiB" in told.splitlines()[1]  # two checkpoints of whole, and the model
-    arms = {"full": {"set": {"use_lora": False}}, "lora": {"set": {"r": 2}}, "absent": {"set": {"model_name_or_path": "runs/none"}}}
+    assert (
+        f"{(2 * 12 + 2) * parameters / 2**20:.1f} MiB" in told.splitlines()[1]
+    )  # two checkpoints of whole, and the model
+    arms = {
+        "full": {"set": {"use_lora": False}},
+        "lora": {"set": {"r": 2}},
+        "absent": {"set": {"model_name_or_path": "runs/none"}},
+    }
     config = config_file(tmp_path, sft_settings, max_rows=60, max_steps=None, num_train_epochs=3, bf16=bf16)
-    path = study(script="run_sft.py", arms=arms, reference="full", set={}, measure="eval_loss", evaluate={}, config=str(config))
+    path = study(
+        script="run_sft.py", arms=arms, reference="full", set={}, measure="eval_loss", evaluate={}, config=str(config)
+    )
     main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
     full, lora, absent, *_, total, _ = capsys.readouterr().out.splitlines()[1:]
-    assert "<= 33 steps     <= 25,344 tokens" in full and "<= 33 steps     <= 25,344 tokens" in lora  # 3 x (60 - 16) // 4 steps of 4 x 192
+    assert (
+        "<= 33 steps     <= 25,344 tokens" in full and "<= 33 steps     <= 25,344 tokens" in lora
+    )  # 3 x (60 - 16) // 4 steps of 4 x 192
     assert absent.split()[1:5] == ["?"] * 4 and full.split()[7] != lora.split()[7]  # disk
-    assert "6 runs: <= 101,376 tokens, " in total and "of 2 runs nothing is known before a first one is finished" in total
+    assert (
+        "6 runs: <= 101,376 tokens, " in total and "of 2 runs nothing is known before a first one is finished" in total
+    )
     monkeypatch.setattr(cost.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
     main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
     assert "of disk are needed and 1.0 MiB are free at " in capsys.readouterr().out.splitlines()[-1]
@@ -378,7 +494,9 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
 
 @pytest.mark.slow
 def test_a_study_of_evaluations(base, tmp_path, capsys):
-    """Arms are ways of asking; seeds draw other items and examples. What differs without being named is refused, and there is nothing to begin from."""
+    """Arms are ways of asking; seeds draw other items and examples. What differs without being named is refused, and
+    there is nothing to begin from.
+    """
     few = {"models": [str(base)], "tasks": ["embedded_mmlu_cloze"], "limit": 8, "cpu_threads": 1}
     raw = {
         "title": "Examples",
@@ -393,9 +511,18 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
     path.write_text(yaml.safe_dump(raw, sort_keys=False))
     main(["--config", str(path), "--output_dir", str(out)])
     rows = {row["arm"]: row for row in read_json(out / "comparison.json")}
-    assert set(rows) == {"two", "same"} and rows["same"]["seeds"] == [0.0] * 2 and rows["two"]["n"] == 2 and rows["two"]["equal"] is None
+    assert (
+        set(rows) == {"two", "same"}
+        and rows["same"]["seeds"] == [0.0] * 2
+        and rows["two"]["n"] == 2
+        and rows["two"]["equal"] is None
+    )
     report = (out / "report.md").read_text()
-    assert "| two | none | embedded_mmlu_cloze acc_norm |" in report and "curves.png" not in report and "Health" not in report
+    assert (
+        "| two | none | embedded_mmlu_cloze acc_norm |" in report
+        and "curves.png" not in report
+        and "Health" not in report
+    )
     assert "`weights` {" in report and "`limit` 8" in report and "`num_fewshot`" not in report.split("## Held equal")[1]
     assert (out / "figures" / "differences.png").exists() and not (out / "figures" / "curves.png").exists()
     before = (out / "results.csv").read_bytes()
@@ -404,7 +531,10 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
     capsys.readouterr()
     main(["--config", str(path), "--output_dir", str(out), "--dry_run"])
-    assert "two-seed-2                                          ?" in (told := capsys.readouterr().out) and "(by 5 finished ones)" in told
+    assert (
+        "two-seed-2                                          ?" in (told := capsys.readouterr().out)
+        and "(by 5 finished ones)" in told
+    )
     main(["--config", str(path), "--output_dir", str(out)])
     assert (out / "results.csv").read_bytes() == before
     other = read_json(out / "runs" / "same-seed-2" / "run.json")
@@ -412,26 +542,49 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
     with pytest.raises(Refusal, match="same-seed-2 differs from none-seed-2 in what the study does not name: weights"):
         main(["--config", str(path), "--output_dir", str(out)])
     path.write_text(yaml.safe_dump({**raw, "measure": ["acc"]}))
-    with pytest.raises(Refusal, match="measure acc was not logged by none, seed 1; there is embedded_mmlu_cloze acc, embedded_mmlu_cloze acc_norm"):
+    with pytest.raises(
+        Refusal,
+        match=(
+            "measure acc was not logged by none, seed 1; there is embedded_mmlu_cloze acc, embedded_mmlu_cloze acc_norm"
+        ),
+    ):
         write_json(out / "runs" / "same-seed-2" / "run.json", other)
         main(["--config", str(path), "--output_dir", str(out)])
 
 
 def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch):
     """An arm that lost its data position reads others, so that its training loss says nothing of the resume."""
-    arms = {"whole": {}, **{name: {"from": "whole", "at": [4], "set": {"resume_without": lost}} for name, lost in (("a", "rng"), ("b", "rng, data"))}}
+    arms = {
+        "whole": {},
+        **{
+            name: {"from": "whole", "at": [4], "set": {"resume_without": lost}}
+            for name, lost in (("a", "rng"), ("b", "rng, data"))
+        },
+    }
     loaded = spec.load(str(study(seeds=[1], arms=arms, measure="eval_loss", evaluate={})))
     every = spec.runs(loaded, tmp_path)
     monkeypatch.setattr(analysis, "weights_of", lambda one: one.arm.name)
-    rows = [analysis._row(one, step, step * 10, "loss", 3.0 + (one.arm.name != "whole" and step == 5)) for one in every for step in range(1, 9)]
+    rows = [
+        analysis._row(one, step, step * 10, "loss", 3.0 + (one.arm.name != "whole" and step == 5))
+        for one in every
+        for step in range(1, 9)
+    ]
     rows += [analysis._row(one, 8, 80, "eval_loss", 3.0) for one in every]
     found = {(row["arm"], row["what"]): row["value"] for row in analysis.compare(loaded, every, rows)}
     spike = "highest excess of the training loss after the stop"
-    assert found == {("a", "eval_loss"): 0.0, ("a", spike): 1.0, ("a", "tokens until back"): 20.0, ("b", "eval_loss"): 0.0}
+    assert found == {
+        ("a", "eval_loss"): 0.0,
+        ("a", spike): 1.0,
+        ("a", "tokens until back"): 20.0,
+        ("b", "eval_loss"): 0.0,
+    }
 
 
 def test_an_arm_or_seed_that_is_not_there_is_refused(study, tmp_path):
-    with pytest.raises(Refusal, match=r"--arm whole --seed 9: the study has the arms whole, everything, no_optimizer and the seeds \[1, 2\]"):
+    with pytest.raises(
+        Refusal,
+        match=r"--arm whole --seed 9: the study has the arms whole, everything, no_optimizer and the seeds \[1, 2\]",
+    ):
         main(["--config", str(study()), "--output_dir", str(tmp_path / "out"), "--arm", "whole", "--seed", "9"])
 
 
@@ -455,7 +608,11 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
     ):
         manifests[every[1].folder] = {"identity": {**same, kind: fields}, "tokens": 8}
         with pytest.raises(
-            Refusal, match=r"everything-at-4-seed-1 differs from whole-seed-1 in what the study does not name: (learning_rate|data|packages)"
+            Refusal,
+            match=(
+                r"everything-at-4-seed-1 differs from whole-seed-1 in what the study does not name:"
+                r" (learning_rate|data|packages)"
+            ),
         ):
             analysis.check_controlled_variables(loaded, every)
 
@@ -466,7 +623,13 @@ def test_curves_of_seeds_meet_at_steps(monkeypatch):
     monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
     arms = [{"name": name, "at": None, "source": None, "against": "a"} for name in "ab"]
     rows = [
-        dict(zip(analysis.RUN_COLUMNS, (name, "", seed, step, 1e6 * (step + seed), "eval_loss", 3.0 + (name == "b")), strict=True))
+        dict(
+            zip(
+                analysis.RUN_COLUMNS,
+                (name, "", seed, step, 1e6 * (step + seed), "eval_loss", 3.0 + (name == "b")),
+                strict=True,
+            )
+        )
         for name in "ab"
         for seed in (1, 2)
         for step in (10, 20)
@@ -499,7 +662,9 @@ def test_one_seed_has_no_interval():
     }
     assert line_of(row) == "a less b: eval_loss +0.5000 nats; one seed: no interval"
     wide = {**row, "low": -0.1, "high": 1.1, "n": 3}
-    assert line_of(wide) == "a less b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; no difference found"
+    assert (
+        line_of(wide) == "a less b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; no difference found"
+    )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,4 +1,6 @@
-"""The batch script under a Slurm of three small commands: it stops in time, is queued again when, and only when, there is more to do."""
+"""The batch script under a Slurm of three small commands: it stops in time, is queued again when, and only when, there
+is more to do.
+"""
 
 import os
 import signal
@@ -18,7 +20,9 @@ SCRIPT, STUDY = ROOT / "configs/slurm/pretrain.sbatch", ROOT / "configs/slurm/st
 
 @pytest.fixture
 def cluster(tmp_path) -> dict:
-    """An environment in which srun runs its command as the first task of one node with two processes, and scontrol writes down what it is told."""
+    """An environment in which srun runs its command as the first task of one node with two processes, and scontrol
+    writes down what it is told.
+    """
     commands = tmp_path / "bin"
     commands.mkdir()
     told = tmp_path / "told"
@@ -29,18 +33,34 @@ def cluster(tmp_path) -> dict:
         (commands / name).write_text(f"#!/bin/bash\n{text}\n")
         (commands / name).chmod(0o755)
     path = os.pathsep.join((str(commands), str(Path(sys.executable).parent), os.environ["PATH"]))
-    slurm = {"SLURM_JOB_NUM_NODES": "1", "SLURM_GPUS_ON_NODE": "2", "SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": str(os.getpid())}
-    return {**os.environ, **slurm, "PATH": path, "RUN": str(tmp_path / "run"), "LAUNCH": "configs/accelerate/cpu2.yaml", "told": str(told)}
+    slurm = {
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_GPUS_ON_NODE": "2",
+        "SLURM_JOB_NODELIST": "here",
+        "SLURM_JOB_ID": str(os.getpid()),
+    }
+    return {
+        **os.environ,
+        **slurm,
+        "PATH": path,
+        "RUN": str(tmp_path / "run"),
+        "LAUNCH": "configs/accelerate/cpu2.yaml",
+        "told": str(told),
+    }
 
 
 def submit(cluster: dict, *argv: str) -> subprocess.Popen:
-    return subprocess.Popen(["bash", str(SCRIPT), *argv], env=cluster, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        ["bash", str(SCRIPT), *argv], env=cluster, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.slow
 def test_a_job_at_its_time_limit_saves_and_is_queued_again_and_ends(settings, cluster, tmp_path):
     run, told = Path(cluster["RUN"]), Path(cluster["told"])
-    path = config_file(tmp_path, settings, eval_strategy="no", max_steps=60, save_steps=1000, per_device_train_batch_size=1)
+    path = config_file(
+        tmp_path, settings, eval_strategy="no", max_steps=60, save_steps=1000, per_device_train_batch_size=1
+    )
     job = submit(cluster, "--config", str(path))
     deadline = time.monotonic() + 120
     while not any(entry.get("step", 0) >= 3 for entry in read_jsonl(run / "log.jsonl")):
@@ -53,7 +73,9 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again_and_ends(settings, cl
     assert find_corruption(run / f"checkpoint-{status['step']}") == [] and not (run / "stop").exists()
     assert told.read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
     output, _ = submit(cluster, "--config", str(path)).communicate(timeout=240)
-    assert f"start     step {status['step']}" in output and read_json(run / "status.json")["status"] == "finished", output
+    assert f"start     step {status['step']}" in output and read_json(run / "status.json")["status"] == "finished", (
+        output
+    )
     assert told.read_text().count("requeue") == 1
 
 
@@ -62,7 +84,9 @@ def test_a_refused_job_is_not_queued_again(settings, cluster, tmp_path):
     run.mkdir()
     (run / "status.json").write_text('{"status": "interrupted"}')  # of an earlier job: this one tells nothing
     time.sleep(0.05)
-    output, _ = submit(cluster, "--config", str(config_file(tmp_path, settings)), "--learning_rte", "1").communicate(timeout=120)
+    output, _ = submit(cluster, "--config", str(config_file(tmp_path, settings)), "--learning_rte", "1").communicate(
+        timeout=120
+    )
     assert "did you mean `--learning_rate`" in output and not Path(cluster["told"]).exists()
 
 
@@ -83,7 +107,9 @@ def test_a_task_of_a_study_hands_the_signal_on_and_is_queued_again(cluster, tmp_
     (tmp_path / "bin" / "python").write_text(STUB)
     (tmp_path / "bin" / "python").chmod(0o755)
     cluster["SLURM_ARRAY_TASK_ID"] = "3"
-    task = subprocess.Popen(["bash", str(STUDY), "--config", "a.yaml"], env=cluster, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    task = subprocess.Popen(
+        ["bash", str(STUDY), "--config", "a.yaml"], env=cluster, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert task.stdout.readline() == "run_study.py --config a.yaml --seed 3\n"
     task.send_signal(signal.SIGTERM)
     assert task.wait(20) == 75 and Path(cluster["told"]).read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
@@ -91,7 +117,11 @@ def test_a_task_of_a_study_hands_the_signal_on_and_is_queued_again(cluster, tmp_
 
 def test_a_task_that_is_refused_is_not_queued_again(cluster):
     task = subprocess.run(
-        ["bash", str(STUDY), "--config", "none.yaml"], env={**cluster, "SLURM_ARRAY_TASK_ID": "1"}, cwd=ROOT, capture_output=True, text=True
+        ["bash", str(STUDY), "--config", "none.yaml"],
+        env={**cluster, "SLURM_ARRAY_TASK_ID": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert task.returncode == 2 and "no study can be read there" in task.stderr and not Path(cluster["told"]).exists()
     task = subprocess.run(["bash", str(STUDY)], env=cluster, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,6 @@
-"""The environment of all tests: one loopback Hub, an empty cache, one thread per process. Imported before everything that reads it."""
+"""The environment of all tests: one loopback Hub, an empty cache, one thread per process. Imported before everything
+that reads it.
+"""
 
 import os
 import tempfile

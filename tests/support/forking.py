@@ -1,4 +1,6 @@
-"""`python SCRIPT ...` as a fork of a process that has the libraries loaded, so that 5 to 14 s of imports are paid once for all tests."""
+"""`python SCRIPT ...` as a fork of a process that has the libraries loaded, so that 5 to 14 s of imports are paid once
+for all tests.
+"""
 
 import atexit
 import multiprocessing
@@ -11,8 +13,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADED = [
-    *("datasets", "lm_eval.evaluator", "lm_eval.models.huggingface", "peft", "torch._dynamo", "torch._inductor.compile_fx"),
-    *("transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama", "transformers.trainer", "trl.trainer.sft_trainer"),
+    *(
+        "datasets",
+        "lm_eval.evaluator",
+        "lm_eval.models.huggingface",
+        "peft",
+        "torch._dynamo",
+        "torch._inductor.compile_fx",
+    ),
+    *(
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.llama.modeling_llama",
+        "transformers.trainer",
+        "trl.trainer.sft_trainer",
+    ),
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
         for path in sorted((ROOT / "llama_lite").rglob("*.py"))

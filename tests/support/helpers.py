@@ -1,4 +1,6 @@
-"""What several test files use: settings as a config file, a script as a process, texts and sources, a run's log and tensors."""
+"""What several test files use: settings as a config file, a script as a process, texts and sources, a run's log and
+tensors.
+"""
 
 import dataclasses
 import json
@@ -30,13 +32,17 @@ def config_file(folder: Path, settings: dict, **changes) -> Path:
 def launch(
     *argv: str, script: str = "run_pretrain.py", launcher: tuple[str, ...] = (sys.executable,), timeout: float = 900
 ) -> subprocess.CompletedProcess:
-    """A script as a process of its own: a fork of one that has the libraries loaded, so that imports (5 to 14 s) are paid once.
+    """A script as a process of its own: a fork of one that has the libraries loaded, so that imports (5 to 14 s) are
+    paid once.
 
-    With a launcher, or where the test changed the environment (which imports read), it is started afresh. Signals and imports are tested
-    by tests that start their processes themselves.
+    With a launcher, or where the test changed the environment (which imports read), it is started afresh. Signals and
+    imports are tested by tests that start their processes themselves.
     """
     command = [*launcher, str(ROOT / script), *argv]
-    if launcher == (sys.executable,) and {**os.environ, "PYTEST_CURRENT_TEST": ""} == {**ENVIRONMENT, "PYTEST_CURRENT_TEST": ""}:
+    if launcher == (sys.executable,) and {**os.environ, "PYTEST_CURRENT_TEST": ""} == {
+        **ENVIRONMENT,
+        "PYTEST_CURRENT_TEST": "",
+    }:
         return forking.run(command, timeout)
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
 
@@ -45,7 +51,9 @@ def log_of(run: Path) -> list[dict]:
     """log.jsonl without what two equal runs may log differently."""
     from llama_lite.training.trainer import TIMINGS
 
-    return [{key: value for key, value in entry.items() if key not in TIMINGS} for entry in read_jsonl(run / "log.jsonl")]
+    return [
+        {key: value for key, value in entry.items() if key not in TIMINGS} for entry in read_jsonl(run / "log.jsonl")
+    ]
 
 
 def tensors_of(path: Path) -> dict:
@@ -88,7 +96,9 @@ def with_end_at(place: int, folder):
 
     definition = json.loads(train_tokenizer(iter(["some words to learn from " * 20]), 300).backend_tokenizer.to_str())
     definition["added_tokens"][0]["id"] = definition["model"]["vocab"][END] = place
-    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(definition)), eos_token=END).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(definition)), eos_token=END).save_pretrained(
+        folder
+    )
     return AutoTokenizer.from_pretrained(folder)
 
 

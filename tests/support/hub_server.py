@@ -1,10 +1,12 @@
-"""A small Hub on 127.0.0.1, kept in memory, for the unmodified clients: huggingface_hub, transformers, peft, datasets, `hf`.
+"""A small Hub on 127.0.0.1, kept in memory, for the unmodified clients: huggingface_hub, transformers, peft, datasets,
+`hf`.
 
     with Hub() as hub:                       # or: python tests/support/hub_server.py --port 8000
         environment = hub.environment()      # HF_ENDPOINT, HF_TOKEN and HF_HUB_DISABLE_XET, for a process that is to use it
         hub.faults.append(Fault(r"POST .*/commit/", 503, times=2))
 
-Files of the kinds that the Hub keeps in LFS go through LFS (batch, PUT, verify), the rest into the commit's body, as there.
+Files of the kinds that the Hub keeps in LFS go through LFS (batch, PUT, verify), the rest into the commit's body, as
+there.
 """
 
 import argparse
@@ -37,8 +39,8 @@ GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for p
 class Fault:
     """What goes wrong with the next `times` requests whose `METHOD /path` matches.
 
-    `what`: a status to answer with; `drop`, no answer and nothing done; `cut`, the same after half of the body was read;
-    `lose`, everything done and then no answer; `garble`, an answer with one wrong byte.
+    `what`: a status to answer with; `drop`, no answer and nothing done; `cut`, the same after half of the body was
+    read; `lose`, everything done and then no answer; `garble`, an answer with one wrong byte.
     """
 
     match: str
@@ -62,7 +64,9 @@ class Repo:
         self.branches["main"] = None
 
     def resolve(self, revision: str) -> str:
-        found = self.branches.get(revision) or self.tags.get(revision) or (revision if revision in self.commits else None)
+        found = (
+            self.branches.get(revision) or self.tags.get(revision) or (revision if revision in self.commits else None)
+        )
         if found is None:
             raise Error(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return found
@@ -122,7 +126,12 @@ class Hub:
         return f"http://127.0.0.1:{self.port}"
 
     def environment(self, token: str | None = "hf_owner") -> dict:
-        return {"HF_ENDPOINT": self.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0", **({"HF_TOKEN": token} if token else {})}
+        return {
+            "HF_ENDPOINT": self.url,
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+            **({"HF_TOKEN": token} if token else {}),
+        }
 
     def store(self, data: bytes) -> str:
         key = hashlib.sha256(data).hexdigest()
@@ -186,7 +195,9 @@ ROUTES = [  # (method, path, handler, whether it writes)
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # an answer goes out in two writes, and the second would wait 40 ms for the client's acknowledgement
+    disable_nagle_algorithm = (
+        True  # an answer goes out in two writes, and the second would wait 40 ms for the client's acknowledgement
+    )
 
     def log_message(self, *_):
         pass
@@ -222,7 +233,9 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "garble":
             data = data[:-1] + bytes([data[-1] ^ 1])
         self.send_response(status)
-        headers.setdefault("Content-Type", "application/octet-stream" if isinstance(answer, bytes) else "application/json")
+        headers.setdefault(
+            "Content-Type", "application/octet-stream" if isinstance(answer, bytes) else "application/json"
+        )
         for key, value in {"Content-Length": str(len(data)), **headers}.items():
             self.send_header(key, value)
         self.end_headers()
@@ -280,13 +293,21 @@ class _Handler(BaseHTTPRequestHandler):
             raise Error(401, "Invalid username or password.")
         name, role, organisations = user
         orgs = [{"type": "org", "name": org, "roleInOrg": "write"} for org in organisations]
-        return {"type": "user", "name": name, "orgs": orgs, "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": role}}}
+        return {
+            "type": "user",
+            "name": name,
+            "orgs": orgs,
+            "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": role}},
+        }
 
     def create(self, user, query):
         wanted = json.loads(self.body)
         owner, kind = wanted.get("organization") or user[0], wanted.get("type", "model") + "s"
         if owner not in (user[0], *user[2]):
-            raise Error(403, f'You don\'t have the rights to create a {wanted.get("type", "model")} under the namespace "{owner}"')
+            raise Error(
+                403,
+                f'You don\'t have the rights to create a {wanted.get("type", "model")} under the namespace "{owner}"',
+            )
         name, hub = f"{owner}/{wanted['name']}", self.server.hub
         url = f"{hub.url}/{'datasets/' if kind == 'datasets' else ''}{name}"
         if (kind, name) in hub.repos:
@@ -301,8 +322,20 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, user, query, repo, kind, name, rev):
         oid = repo.resolve(rev or "main")
         files = repo.commits[oid]["files"]
-        siblings = [{"rfilename": path, **({} if "blobs" not in query else _entry(self.server.hub, path, files[path]))} for path in sorted(files)]
-        return {"_id": oid, "id": name, "sha": oid, "private": repo.private, "gated": False, "disabled": False, "tags": [], "siblings": siblings}
+        siblings = [
+            {"rfilename": path, **({} if "blobs" not in query else _entry(self.server.hub, path, files[path]))}
+            for path in sorted(files)
+        ]
+        return {
+            "_id": oid,
+            "id": name,
+            "sha": oid,
+            "private": repo.private,
+            "gated": False,
+            "disabled": False,
+            "tags": [],
+            "siblings": siblings,
+        }
 
     def refs(self, user, query, repo, kind, name):
         def listed(refs, kind):
@@ -314,7 +347,15 @@ class _Handler(BaseHTTPRequestHandler):
         found, oid = [], repo.resolve(rev)
         while oid:
             commit = repo.commits[oid]
-            found.append({"id": oid, "title": commit["title"], "message": commit["message"], "date": commit["date"], "authors": [{"user": "owner"}]})
+            found.append(
+                {
+                    "id": oid,
+                    "title": commit["title"],
+                    "message": commit["message"],
+                    "date": commit["date"],
+                    "authors": [{"user": "owner"}],
+                }
+            )
             oid = commit["parent"]
         return found
 
@@ -340,8 +381,16 @@ class _Handler(BaseHTTPRequestHandler):
         inside = {there: entry for there, entry in files.items() if there.startswith(prefix)}
         if prefix and not inside:
             raise Error(404, f"{path} does not exist on {rev}", "EntryNotFound")
-        folders = {prefix + "/".join(parts[:n]) for there in inside for parts in [there[len(prefix) :].split("/")] for n in range(1, len(parts))}
-        entries = [{"type": "directory", "path": folder, "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0} for folder in folders]
+        folders = {
+            prefix + "/".join(parts[:n])
+            for there in inside
+            for parts in [there[len(prefix) :].split("/")]
+            for n in range(1, len(parts))
+        }
+        entries = [
+            {"type": "directory", "path": folder, "oid": hashlib.sha1(folder.encode()).hexdigest(), "size": 0}
+            for folder in folders
+        ]
         entries += [_entry(self.server.hub, there, entry) for there, entry in inside.items()]
         if query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
             entries = [entry for entry in entries if "/" not in entry["path"][len(prefix) :]]
@@ -350,7 +399,10 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {}
         if len(entries) > begin + PAGE:
             address = urlsplit(self.path).path
-            headers["Link"] = f'<{self.server.hub.url}{address}?recursive={query.get("recursive", ["false"])[0]}&cursor={begin + PAGE}>; rel="next"'
+            headers["Link"] = (
+                f"<{self.server.hub.url}{address}?recursive={query.get('recursive', ['false'])[0]}&cursor={begin + PAGE}>;"
+                ' rel="next"'
+            )
         return 200, entries[begin : begin + PAGE], headers
 
     def paths_info(self, user, query, repo, kind, name, rev):
@@ -364,9 +416,14 @@ class _Handler(BaseHTTPRequestHandler):
         files = repo.commits[oid]["files"]
         for path in wanted:
             if path in files:
-                found.append(_entry(self.server.hub, path, files[path]) | ({"lastCommit": repo.last_commit(oid, path)} if expand else {}))
+                found.append(
+                    _entry(self.server.hub, path, files[path])
+                    | ({"lastCommit": repo.last_commit(oid, path)} if expand else {})
+                )
             elif any(there.startswith(f"{path.rstrip('/')}/") for there in files):
-                found.append({"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0})
+                found.append(
+                    {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
+                )
         return found
 
     def file(self, user, query, repo, kind, name, rev, path):
@@ -403,8 +460,17 @@ class _Handler(BaseHTTPRequestHandler):
         hub, wanted, found = self.server.hub, json.loads(self.body), []
         prefix = "datasets/" if kind == "datasets" else ""
         for entry in wanted["objects"]:
-            actions = {"upload": {"href": f"{hub.url}/lfs/{entry['oid']}"}, "verify": {"href": f"{hub.url}/{prefix}{name}.git/info/lfs/verify"}}
-            found.append({"oid": entry["oid"], "size": entry["size"], **({} if entry["oid"] in repo.uploaded else {"actions": actions})})
+            actions = {
+                "upload": {"href": f"{hub.url}/lfs/{entry['oid']}"},
+                "verify": {"href": f"{hub.url}/{prefix}{name}.git/info/lfs/verify"},
+            }
+            found.append(
+                {
+                    "oid": entry["oid"],
+                    "size": entry["size"],
+                    **({} if entry["oid"] in repo.uploaded else {"actions": actions}),
+                }
+            )
         return {"transfer": "basic", "objects": found}
 
     def lfs_put(self, user, query, key):
@@ -432,7 +498,11 @@ class _Handler(BaseHTTPRequestHandler):
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
-                data = base64.b64decode(value["content"]) if value.get("encoding") == "base64" else value["content"].encode()
+                data = (
+                    base64.b64decode(value["content"])
+                    if value.get("encoding") == "base64"
+                    else value["content"].encode()
+                )
                 files[value["path"]] = (hub.store(data), len(data), False)
             elif line["key"] == "lfsFile":
                 if value["oid"] not in repo.uploaded:
@@ -441,14 +511,22 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 files.pop(value["path"], None)
             elif line["key"] == "deletedFolder":
-                files = {path: entry for path, entry in files.items() if not path.startswith(value["path"].rstrip("/") + "/")}
+                files = {
+                    path: entry for path, entry in files.items() if not path.startswith(value["path"].rstrip("/") + "/")
+                }
         oid = repo.commit(rev, files, header["summary"], header.get("description", ""))
         return {"success": True, "commitOid": oid, "commitUrl": f"{hub.url}/{name}/commit/{oid}"}
 
 
 def _entry(hub: Hub, path: str, file: tuple[str, int, bool]) -> dict:
     key, size, lfs = file
-    entry = {"type": "file", "path": path, "size": size, "oid": _blob_id(hub.objects[key]), "blobId": _blob_id(hub.objects[key])}
+    entry = {
+        "type": "file",
+        "path": path,
+        "size": size,
+        "oid": _blob_id(hub.objects[key]),
+        "blobId": _blob_id(hub.objects[key]),
+    }
     return entry | ({"lfs": {"oid": key, "sha256": key, "size": size, "pointerSize": 130}} if lfs else {})
 
 

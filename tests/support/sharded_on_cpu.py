@@ -1,4 +1,5 @@
-"""Run a script with real FSDP2 on CPUs: accelerate would pass over it in silence (and the scripts refuse that), for it counts only accelerators.
+"""Run a script with real FSDP2 on CPUs: accelerate would pass over it in silence (and the scripts refuse that), for it
+counts only accelerators.
 
 torchrun ... tests/support/sharded_on_cpu.py run_pretrain.py --config ...
 """

@@ -1,4 +1,6 @@
-"""What nobody gives follows from record, text and machine, with a reason; what somebody gives wins; what cannot go together is refused before anything is made."""
+"""What nobody gives follows from record, text and machine, with a reason; what somebody gives wins; what cannot go
+together is refused before anything is made.
+"""
 
 import dataclasses
 import json
@@ -24,7 +26,9 @@ from llama_lite.training.decisions import nice
 
 @pytest.fixture
 def fast(monkeypatch):
-    """Every model trains at 1e10 FLOP per second, whatever this machine does meanwhile, and a command has just begun."""
+    """Every model trains at 1e10 FLOP per second, whatever this machine does meanwhile, and a command has just
+    begun.
+    """
 
     def pace(config, micro, block, precision, switches, device):
         from trl.trainer.utils import compute_flops_per_token
@@ -40,9 +44,15 @@ def fast(monkeypatch):
 
 def settled(*argv, processes=1, recorded=None, only_tokens=False, precision="float32"):
     groups = parse_pretrain(["--precision", precision, *argv])
-    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(processes), groups[-2].given, recorded or {})
+    derivation = derive_pretrain.Derivation(
+        groups, Text(groups[1]), Layout(processes), groups[-2].given, recorded or {}
+    )
     _, reasons, tokens = derivation.settle(only_tokens)
-    return {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}, reasons, tokens
+    return (
+        {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)},
+        reasons,
+        tokens,
+    )
 
 
 def folder_of(tmp_path, text, characters) -> Path:
@@ -52,25 +62,44 @@ def folder_of(tmp_path, text, characters) -> Path:
     whole = "\n\n".join(json.loads(line)["text"] for line in text.read_text().splitlines())
     for number in range(4):
         size = characters // 4
-        (folder / f"{number}.txt").write_text((whole * (1 + characters // len(whole)))[number * size : (number + 1) * size])
+        (folder / f"{number}.txt").write_text(
+            (whole * (1 + characters // len(whole)))[number * size : (number + 1) * size]
+        )
     return folder
 
 
 @pytest.mark.parametrize("characters", [3_000, 20_000, 200_000, 2_000_000])
 def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, monkeypatch):
-    """For 3 KB as for 2 MB every value fits the others: windows in the context, held-out windows, steps, and a time of about ten minutes at most."""
+    """For 3 KB as for 2 MB every value fits the others: windows in the context, held-out windows, steps, and a time of
+    about ten minutes at most.
+    """
     monkeypatch.chdir(tmp_path)
     values, reasons, tokens = settled("--dataset", str(folder_of(tmp_path, text, characters)))
     train, held = (tokens["splits"][name]["tokens"] for name in ("train", "validation"))
     block, per_step = values["block_size"], values["tokens_per_step"]
     config = model_config_of(values["model_config"], values["vocab_size"], block)
     assert per_step % (block * values["per_device_train_batch_size"]) == 0 and train // per_step >= 1
-    assert 1 <= values["probe_windows"] <= values["eval_windows"] <= (held - 1) // block and 0.03 < held / (train + held) < 0.21
-    assert values["max_steps"] >= 4 and values["max_steps"] >= values["eval_steps"] and values["save_steps"] == values["eval_steps"]
+    assert (
+        1 <= values["probe_windows"] <= values["eval_windows"] <= (held - 1) // block
+        and 0.03 < held / (train + held) < 0.21
+    )
+    assert (
+        values["max_steps"] >= 4
+        and values["max_steps"] >= values["eval_steps"]
+        and values["save_steps"] == values["eval_steps"]
+    )
     assert values["warmup_steps"] < values["max_steps"] and config.vocab_size >= values["vocab_size"]
     epochs = values["max_steps"] * per_step / train
     assert epochs <= shapes.most_epochs(train) + 1 and (epochs <= 1 or values["allow_epochs"])
-    for name in ("vocab_size", "validation_tokens", "model_config", "block_size", "tokens_per_step", "max_steps", "learning_rate"):
+    for name in (
+        "vocab_size",
+        "validation_tokens",
+        "model_config",
+        "block_size",
+        "tokens_per_step",
+        "max_steps",
+        "learning_rate",
+    ):
         assert reasons[name], name
     assert values["prepared_dir"].startswith(f"data/text-{characters}-")
     assert derive_pretrain.output_dir(f"some/where/text-{characters}/") == f"runs/text-{characters}"
@@ -78,8 +107,15 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
 
 def test_given_values_win_and_the_rest_follows_from_them(fast, text, tmp_path):
     folder = str(folder_of(tmp_path, text, 200_000))
-    values, reasons, _ = settled("--dataset", folder, "--block_size", "128", "--model_config", "2x64", "--max_steps", "50", "--vocab_size", "700")
-    assert (values["block_size"], values["model_config"], values["max_steps"], values["vocab_size"]) == (128, "2x64", 50, 700)
+    values, reasons, _ = settled(
+        "--dataset", folder, "--block_size", "128", "--model_config", "2x64", "--max_steps", "50", "--vocab_size", "700"
+    )
+    assert (values["block_size"], values["model_config"], values["max_steps"], values["vocab_size"]) == (
+        128,
+        "2x64",
+        50,
+        700,
+    )
     assert not {"block_size", "model_config", "max_steps", "vocab_size"} & set(reasons) and values["warmup_steps"] == 2
     preset, _, _ = settled("--dataset", folder, "--model_config", "tiny")
     assert preset["vocab_size"] <= 512 and preset["block_size"] <= 128  # within the preset's vocabulary and context
@@ -87,9 +123,13 @@ def test_given_values_win_and_the_rest_follows_from_them(fast, text, tmp_path):
 
 @pytest.mark.parametrize("hours", [0.1, 1.0, 8.0])
 def test_the_hours_hold_preparing_training_evaluating_and_saving(fast, text, tmp_path, hours):
-    """Of a text that is not read up before: the time of the derived run, counted from its parts, is within a tenth of what was asked for."""
+    """Of a text that is not read up before: the time of the derived run, counted from its parts, is within a tenth of
+    what was asked for.
+    """
     folder = folder_of(tmp_path, text, 2_000_000)
-    groups = parse_pretrain(["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "100_000_000"])
+    groups = parse_pretrain(
+        ["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "100_000_000"]
+    )
     derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
     derivation.text.facts.bytes *= 200  # as if there were 400 MB of it
     derivation.settle()
@@ -98,10 +138,14 @@ def test_the_hours_hold_preparing_training_evaluating_and_saving(fast, text, tmp
     step = pace.step(derivation.accumulation)
     if found["compile_layers"]:
         step /= switches.COMPILED["float32"]
-    seconds = 10 + derive_pretrain.READY + derive_pretrain.FINISH + derivation.preparing_seconds() + found["max_steps"] * step
+    seconds = (
+        10 + derive_pretrain.READY + derive_pretrain.FINISH + derivation.preparing_seconds() + found["max_steps"] * step
+    )
     seconds += evaluations * found["eval_windows"] * pace.window + switches.COMPILING * found["compile_layers"]
     seconds += (
-        found["max_steps"] / found["save_steps"] * (derive_pretrain.SAVE + 12 * count_parameters(derivation.config())[0] / derive_pretrain.SAVE_BYTES)
+        found["max_steps"]
+        / found["save_steps"]
+        * (derive_pretrain.SAVE + 12 * count_parameters(derivation.config())[0] / derive_pretrain.SAVE_BYTES)
     )
     assert 0.85 * hours * 3600 <= seconds <= 1.1 * hours * 3600
 
@@ -110,11 +154,19 @@ def test_more_time_gives_a_larger_model_and_a_lower_rate(fast, text, tmp_path):
     folder = folder_of(tmp_path, text, 2_000_000)
     found = []
     for hours in (0.05, 1, 30):
-        groups = parse_pretrain(["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "1_000_000_000"])
+        groups = parse_pretrain(
+            ["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "1_000_000_000"]
+        )
         derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
         derivation.text.facts.bytes *= 2000
         derivation.settle()
-        found.append((shapes.layer_parameters(shapes.parse(groups[0].model_config)), -groups[-1].learning_rate, groups[-2].tokens_per_step))
+        found.append(
+            (
+                shapes.layer_parameters(shapes.parse(groups[0].model_config)),
+                -groups[-1].learning_rate,
+                groups[-2].tokens_per_step,
+            )
+        )
     assert found == sorted(found) and found[0][0] < found[1][0] < found[2][0]
 
 
@@ -137,15 +189,35 @@ def test_what_decides_the_prepared_folder_is_the_same_whatever_the_machine_does(
 
 
 def test_a_plan_for_gpus_takes_no_values_from_this_cpu(text, tmp_path):
-    values, reasons, _ = settled("--dataset", str(text), "--dry_run", "--plan_launch", "configs/accelerate/ddp.yaml", processes=8, precision="auto")
+    values, reasons, _ = settled(
+        "--dataset",
+        str(text),
+        "--dry_run",
+        "--plan_launch",
+        "configs/accelerate/ddp.yaml",
+        processes=8,
+        precision="auto",
+    )
     assert values["precision"] == "bfloat16" and reasons["precision"] == "planned for GPUs"
-    assert values["fused_loss"] is False and values["block_attention"] is False and values["tokens_per_step"] % (8 * values["block_size"]) == 0
+    assert (
+        values["fused_loss"] is False
+        and values["block_attention"] is False
+        and values["tokens_per_step"] % (8 * values["block_size"]) == 0
+    )
 
 
 def test_what_cannot_go_together_is_refused_before_anything_is_prepared_all_at_once(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     wrong = ["--model_config", "tiny", "--vocab_size", "700", "--block_size", "256", "--tokens_per_step", "1000"]
-    done = launch("--dataset", str(text), "--output_dir", str(tmp_path / "run"), "--prepared_dir", str(tmp_path / "tokens"), *wrong)
+    done = launch(
+        "--dataset",
+        str(text),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--prepared_dir",
+        str(tmp_path / "tokens"),
+        *wrong,
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr
     for part in (
         "has 700 ids and the model's vocabulary is 512",
@@ -167,21 +239,57 @@ def test_what_cannot_go_together_is_refused_before_anything_is_prepared_all_at_o
         "0.01",
     )
     assert "--max_steps and --hours are two lengths of one run" in done.stderr
-    right = ["--model_config", "tiny", "--vocab_size", "500", "--max_steps", "3", "--cpu_threads", "1", "--sample_tokens", "0"]
-    done = launch("--dataset", str(text), "--output_dir", str(tmp_path / "run"), "--prepared_dir", str(tmp_path / "tokens"), *right)
+    right = [
+        "--model_config",
+        "tiny",
+        "--vocab_size",
+        "500",
+        "--max_steps",
+        "3",
+        "--cpu_threads",
+        "1",
+        "--sample_tokens",
+        "0",
+    ]
+    done = launch(
+        "--dataset",
+        str(text),
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--prepared_dir",
+        str(tmp_path / "tokens"),
+        *right,
+    )
     assert done.returncode == 0, done.stderr  # the corrected command, in the same folders
 
 
-def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused_for_that_alone(text, tmp_path, monkeypatch, pretrain):
+def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused_for_that_alone(
+    text, tmp_path, monkeypatch, pretrain
+):
     monkeypatch.chdir(tmp_path)
     folder, run = folder_of(tmp_path, text, 100_000), tmp_path / "run"
-    short = ["--dataset", str(folder), "--output_dir", str(run), "--cpu_threads", "1", "--hours", "0.006", "--sample_tokens", "0"]
+    short = [
+        "--dataset",
+        str(folder),
+        "--output_dir",
+        str(run),
+        "--cpu_threads",
+        "1",
+        "--hours",
+        "0.006",
+        "--sample_tokens",
+        "0",
+    ]
     assert launch(*short).returncode == 0
     before = read_json(run / "run.json")["settings"]
     again = launch(*short)
     assert again.returncode == 0 and "is finished" in again.stdout and read_json(run / "run.json")["settings"] == before
     other = launch(*short[:-4], "--hours", "0.01", "--sample_tokens", "0")
-    assert other.returncode == 2 and "--hours 0.01: the run in" in other.stderr and "was begun with --hours 0.006" in other.stderr
+    assert (
+        other.returncode == 2
+        and "--hours 0.01: the run in" in other.stderr
+        and "was begun with --hours 0.006" in other.stderr
+    )
     assert "another --output_dir" in other.stderr and read_json(run / "run.json")["settings"] == before
     (folder / "more.txt").write_text("One more text that was not there when the run began. " * 400)
     grown = launch(*short)
@@ -194,7 +302,9 @@ def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused
 
 
 def test_hours_are_never_passed_over(pretrain, tmp_path):
-    """A run that is there keeps its length, and says so; a suggestion, and a plan of other hours, are about a new run."""
+    """A run that is there keeps its length, and says so; a suggestion, and a plan of other hours, are about a new
+    run.
+    """
     folder = pretrain(tmp_path / "run", max_steps=3, save_steps=3, eval_steps=3)
 
     def found(*argv, place=folder):
@@ -205,47 +315,96 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
     assert found(place=folder / "in") == {}  # a folder in a run's is another run's
     assert found()["max_steps"] == 3 and found("--dry_run")["max_steps"] == 3
     assert found("--suggest", "mine.yaml", "--hours", "1") == found("--dry_run", "--hours", "1") == {}
-    with pytest.raises(Refusal, match=r"--hours 1: the run in .* was begun with another length, and its 3 steps stay.*another --output_dir"):
+    with pytest.raises(
+        Refusal,
+        match=r"--hours 1: the run in .* was begun with another length, and its 3 steps stay.*another --output_dir",
+    ):
         found("--hours", "1")
 
 
 def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
     path = tmp_path / "mine.yaml"
-    done = launch("--dataset", str(text), "--suggest", str(path), "--hours", "0.006", "--cpu_threads", "1", "--sample_tokens", "0")
-    assert done.returncode == 0 and f"run it with: accelerate launch run_pretrain.py --config {path}" in done.stdout, done.stderr
+    done = launch(
+        "--dataset", str(text), "--suggest", str(path), "--hours", "0.006", "--cpu_threads", "1", "--sample_tokens", "0"
+    )
+    assert done.returncode == 0 and f"run it with: accelerate launch run_pretrain.py --config {path}" in done.stdout, (
+        done.stderr
+    )
     suggested = yaml.safe_load(path.read_text())
-    assert {"model_config", "vocab_size", "tokens_per_step", "max_steps", "learning_rate", "precision", "eval_steps", "save_steps"} <= set(suggested)
-    assert "hours" not in suggested and all("#" in line for line in path.read_text().splitlines() if ":" in line and not line.startswith("#"))
-    ran = launch("--config", str(path), "--output_dir", str(tmp_path / "run"), "--prepared_dir", str(tmp_path / "tokens"))
+    assert {
+        "model_config",
+        "vocab_size",
+        "tokens_per_step",
+        "max_steps",
+        "learning_rate",
+        "precision",
+        "eval_steps",
+        "save_steps",
+    } <= set(suggested)
+    assert "hours" not in suggested and all(
+        "#" in line for line in path.read_text().splitlines() if ":" in line and not line.startswith("#")
+    )
+    ran = launch(
+        "--config", str(path), "--output_dir", str(tmp_path / "run"), "--prepared_dir", str(tmp_path / "tokens")
+    )
     assert ran.returncode == 0, ran.stderr
     identity = read_json(tmp_path / "run" / "run.json")["identity"]
-    assert identity["hyperparameters"]["max_steps"] == suggested["max_steps"] and identity["data"]["tokens_per_step"] == suggested["tokens_per_step"]
+    assert (
+        identity["hyperparameters"]["max_steps"] == suggested["max_steps"]
+        and identity["data"]["tokens_per_step"] == suggested["tokens_per_step"]
+    )
     again = launch("--dataset", str(text), "--suggest", str(path))
     assert again.returncode == 2 and "that file is there already, and is not written over" in again.stderr
 
 
 def test_numbers_are_rounded_as_people_do():
-    assert [nice(value) for value in (0.2, 1, 1.4, 1.5, 3, 3.2, 7.0, 7.1, 90, 149, 190)] == [1, 1, 1, 2, 2, 5, 5, 10, 100, 200, 200]
+    assert [nice(value) for value in (0.2, 1, 1.4, 1.5, 3, 3.2, 7.0, 7.1, 90, 149, 190)] == [
+        1,
+        1,
+        1,
+        2,
+        2,
+        5,
+        5,
+        10,
+        100,
+        200,
+        200,
+    ]
 
 
 def test_shapes_are_llamas_whose_heads_fit():
     for shape in shapes.LADDER:
         config = shapes.config(shape, 4096, 256)
-        assert config.hidden_size % config.num_attention_heads == 0 and config.hidden_size // config.num_attention_heads in (32, 64)
+        assert (
+            config.hidden_size % config.num_attention_heads == 0
+            and config.hidden_size // config.num_attention_heads in (32, 64)
+        )
         layers, width = shape
         with torch.device("meta"):
-            assert count_parameters(config)[0] - shapes.layer_parameters(shape) - 2 * 4096 * width == (2 * layers + 1) * width  # norms
+            assert (
+                count_parameters(config)[0] - shapes.layer_parameters(shape) - 2 * 4096 * width
+                == (2 * layers + 1) * width
+            )  # norms
     with pytest.raises(Refusal, match=r"the width must be a multiple of 32 .* e.g. 6x224 or 6x256"):
         shapes.parse("6x250")
 
 
 def test_the_rules_expect_what_the_committed_runs_gave():
-    """As near as they say: 0.11 bits per byte over new text; and the most epochs are those that were best for a short one."""
+    """As near as they say: 0.11 bits per byte over new text; and the most epochs are those that were best for a short
+    one.
+    """
     runs = json.loads((Path(__file__).parents[2] / "benchmarks" / "shapes.json").read_text())["runs"]
     fresh = [run for run in runs if run["rate"] == 1 and run["unique"] == run["millions"]]
     assert len(fresh) >= 12 and {run["shape"] for run in fresh} >= {"2x64", "4x128", "6x256"}
     for run in fresh:
-        assert abs(shapes.expected_loss(shapes.parse(run["shape"]), run["millions"] * 1e6, run["millions"] * 1e6) - run["last"]) < 0.11, run
+        assert (
+            abs(
+                shapes.expected_loss(shapes.parse(run["shape"]), run["millions"] * 1e6, run["millions"] * 1e6)
+                - run["last"]
+            )
+            < 0.11
+        ), run
     short = {(run["shape"], run["millions"]): run["last"] for run in runs if run["unique"] == 0.1}
     epochs = min((0.2, 0.4, 0.8), key=lambda tokens: short["3x64", tokens] + short["4x128", tokens]) / 0.1
     assert epochs == shapes.most_epochs(1e5) == 4

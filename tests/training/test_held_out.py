@@ -1,4 +1,6 @@
-"""The validation number is the mean over every window, or answer token, that was asked for, whatever the batches and the processes."""
+"""The validation number is the mean over every window, or answer token, that was asked for, whatever the batches and
+the processes.
+"""
 
 from pathlib import Path
 
@@ -15,7 +17,9 @@ WINDOWS = 13
 
 @pytest.fixture
 def over_processes(monkeypatch):
-    """What an evaluation of a trainer gives with so many windows in a batch, and as two processes one after the other would add it up."""
+    """What an evaluation of a trainer gives with so many windows in a batch, and as two processes one after the other
+    would add it up.
+    """
 
     def measured(trainer, size: int, processes: int = 1) -> float:
         sums = []
@@ -23,7 +27,9 @@ def over_processes(monkeypatch):
             patch.setattr(trainer.args, "per_device_eval_batch_size", size)
             patch.setattr(training_trainer, "WORLD_SIZE", processes)
             patch.setattr(sft_trainer, "WORLD_SIZE", processes)
-            patch.setattr(trainer, "sum_of_ranks", lambda values: sums.append(values) or [max(value, 1) for value in values])
+            patch.setattr(
+                trainer, "sum_of_ranks", lambda values: sums.append(values) or [max(value, 1) for value in values]
+            )
             for rank in range(processes):
                 patch.setattr(type(trainer.args), "process_index", rank)
                 trainer.model.eval()
@@ -34,18 +40,29 @@ def over_processes(monkeypatch):
     return measured
 
 
-def test_every_window_is_measured_once_under_any_batch_and_number_of_processes(pretrain, settings, tmp_path, monkeypatch, over_processes):
+def test_every_window_is_measured_once_under_any_batch_and_number_of_processes(
+    pretrain, settings, tmp_path, monkeypatch, over_processes
+):
     from transformers import AutoModelForCausalLM
 
     found, evaluate = {}, training_trainer.PretrainTrainer.evaluate
 
     def spied(self, *args, **kwargs):
         found["logged"] = evaluate(self, *args, **kwargs)["eval_loss"]
-        found.update({(size, count): over_processes(self, size, count) for size in (1, 5, 8, 64) for count in (1, 2, 3)})
+        found.update(
+            {(size, count): over_processes(self, size, count) for size in (1, 5, 8, 64) for count in (1, 2, 3)}
+        )
         return {}
 
     monkeypatch.setattr(training_trainer.PretrainTrainer, "evaluate", spied)
-    run = pretrain(tmp_path / "run", eval_windows=WINDOWS, max_steps=1, sample_tokens=0, precision="float32", per_device_eval_batch_size=8)
+    run = pretrain(
+        tmp_path / "run",
+        eval_windows=WINDOWS,
+        max_steps=1,
+        sample_tokens=0,
+        precision="float32",
+        per_device_eval_batch_size=8,
+    )
     ids = torch.from_numpy(np.load(Path(settings["prepared_dir"]) / "validation-00000.npy").astype(np.int64))
     rows = torch.stack([ids[i * 64 : i * 64 + 65] for i in range(WINDOWS)])
     model = AutoModelForCausalLM.from_pretrained(run / "checkpoint-1", dtype=torch.float32).eval()
@@ -62,7 +79,9 @@ def test_fewer_windows_than_a_batch_are_measured(pretrain, tmp_path):
     assert [entry["eval_loss"] > 0 for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry] == [True]
 
 
-def test_a_tuning_runs_number_is_the_same_under_any_batch_and_number_of_processes(sft, tmp_path, monkeypatch, over_processes):
+def test_a_tuning_runs_number_is_the_same_under_any_batch_and_number_of_processes(
+    sft, tmp_path, monkeypatch, over_processes
+):
     found, evaluate = {}, sft_trainer.TuningTrainer.evaluate
 
     def spied(self, *args, **kwargs):

@@ -1,4 +1,6 @@
-"""One run over many layouts: DDP, FSDP2 and ZeRO-2 with real sharding, one process. And what launchers pass over in silence is refused."""
+"""One run over many layouts: DDP, FSDP2 and ZeRO-2 with real sharding, one process. And what launchers pass over in
+silence is refused.
+"""
 
 import json
 import math
@@ -25,7 +27,10 @@ DDP = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
 
 def on_two_cpus(name: str, folder: Path) -> Path:
     """A shipped accelerate config as it is, but for two CPU processes."""
-    config = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text()) | {"num_processes": 2, "main_process_port": 0}
+    config = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text()) | {
+        "num_processes": 2,
+        "main_process_port": 0,
+    }
     if name == "fsdp2":
         config["use_cpu"] = True
     path = folder / f"{name}.yaml"
@@ -35,39 +40,76 @@ def on_two_cpus(name: str, folder: Path) -> Path:
 
 @pytest.fixture
 def fsdp2(tmp_path):
-    return (*ACCELERATE, "--config_file", str(on_two_cpus("fsdp2", tmp_path)), str(ROOT / "tests/support/sharded_on_cpu.py"))
+    return (
+        *ACCELERATE,
+        "--config_file",
+        str(on_two_cpus("fsdp2", tmp_path)),
+        str(ROOT / "tests/support/sharded_on_cpu.py"),
+    )
 
 
 @pytest.fixture
 def zero2(tmp_path):
     """DeepSpeed's ZeRO-2; `make test` puts DeepSpeed in a folder of its own, for other runs import what they find."""
     found = f"PYTHONPATH={Path(sys.prefix) / 'deepspeed'}"
-    return ("env", found, *ACCELERATE, "--config_file", str(on_two_cpus("deepspeed_zero2", tmp_path)), str(ROOT / "tests/support/sharded_on_cpu.py"))
+    return (
+        "env",
+        found,
+        *ACCELERATE,
+        "--config_file",
+        str(on_two_cpus("deepspeed_zero2", tmp_path)),
+        str(ROOT / "tests/support/sharded_on_cpu.py"),
+    )
 
 
 @pytest.fixture(scope="module")
 def whole(settings, tmp_path_factory) -> Path:
     """The run that never stopped, in float32 (in bfloat16 FSDP2 casts the weights, autocast does not)."""
     folder = tmp_path_factory.mktemp("layouts")
-    assert launch("--config", str(config_file(folder, settings, **FLOAT32, output_dir=str(folder / "whole")))).returncode == 0
+    assert (
+        launch("--config", str(config_file(folder, settings, **FLOAT32, output_dir=str(folder / "whole")))).returncode
+        == 0
+    )
     return folder / "whole"
 
 
-FLOAT32 = {"bf16": False, "save_steps": 2, "save_total_limit": 9, "eval_windows": 13}  # no multiple of a batch, nor of two processes
+FLOAT32 = {
+    "bf16": False,
+    "save_steps": 2,
+    "save_total_limit": 9,
+    "eval_windows": 13,
+}  # no multiple of a batch, nor of two processes
 
 
 def losses(run: Path) -> dict:
-    return {(entry["step"], name): entry[name] for entry in log_of(run) for name in ("loss", "eval_loss", "grad_norm") if name in entry}
+    return {
+        (entry["step"], name): entry[name]
+        for entry in log_of(run)
+        for name in ("loss", "eval_loss", "grad_norm")
+        if name in entry
+    }
 
 
 @pytest.mark.slow
 def test_one_run_over_all_layouts(settings, whole, tmp_path, fsdp2, zero2):
-    """DDP -> FSDP2 -> one process -> ZeRO-2 -> DDP, each from a checkpoint of the one before: the same windows, losses to 1e-5."""
+    """DDP -> FSDP2 -> one process -> ZeRO-2 -> DDP, each from a checkpoint of the one before: the same windows, losses
+    to 1e-5.
+    """
     one, before = (sys.executable,), None
-    for name, launcher, step in (("ddp", DDP, 0), ("fsdp2", fsdp2, 2), ("one", one, 4), ("zero2", zero2, 6), ("ddp again", DDP, 8)):
-        path = config_file(tmp_path, settings, **FLOAT32, output_dir=str(tmp_path / name), per_device_train_batch_size=4)
+    for name, launcher, step in (
+        ("ddp", DDP, 0),
+        ("fsdp2", fsdp2, 2),
+        ("one", one, 4),
+        ("zero2", zero2, 6),
+        ("ddp again", DDP, 8),
+    ):
+        path = config_file(
+            tmp_path, settings, **FLOAT32, output_dir=str(tmp_path / name), per_device_train_batch_size=4
+        )
         if name == "fsdp2":  # items are asked of a sharded model, too
-            path = config_file(tmp_path, yaml.safe_load(path.read_text()), eval_tasks=["embedded_mmlu_cloze"], eval_task_limit=4)
+            path = config_file(
+                tmp_path, yaml.safe_load(path.read_text()), eval_tasks=["embedded_mmlu_cloze"], eval_task_limit=4
+            )
         resumed = ("--resume_from_checkpoint", str(before / f"checkpoint-{step}")) if before else ()
         result = launch("--config", str(path), *resumed, launcher=launcher)
         assert result.returncode == 0, result.stderr
@@ -77,9 +119,9 @@ def test_one_run_over_all_layouts(settings, whole, tmp_path, fsdp2, zero2):
         assert all(math.isclose(found[key], expected[key], rel_tol=1e-5) for key in expected), (expected, found)
         before = tmp_path / name
         layout = read_json(before / "checkpoint-12" / "manifest.json")["identity"]["layout"]
-        assert layout["sharding"] == {"one": "none", "fsdp2": "fsdp2", "zero2": "zero2"}.get(name, "ddp") and layout["processes"] == (
-            1 if name == "one" else 2
-        )
+        assert layout["sharding"] == {"one": "none", "fsdp2": "fsdp2", "zero2": "zero2"}.get(name, "ddp") and layout[
+            "processes"
+        ] == (1 if name == "one" else 2)
         for folder in before.glob("checkpoint-*"):
             assert find_corruption(folder) == []
     for name in ("fsdp2", "zero2"):
@@ -87,7 +129,9 @@ def test_one_run_over_all_layouts(settings, whole, tmp_path, fsdp2, zero2):
 
 
 def same_shapes(first: Path, second: Path) -> bool:
-    """Weights and optimiser of two checkpoints have the same tensors: names, shapes and number formats; every layout writes one form."""
+    """Weights and optimiser of two checkpoints have the same tensors: names, shapes and number formats; every layout
+    writes one form.
+    """
 
     def shapes(path):
         with safe_open(path, "pt") as file:
@@ -110,12 +154,19 @@ def test_a_sharded_run_resumes_bit_for_bit_publishes_and_exports(settings, tmp_p
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert same_tensors(tmp_path / "whole" / "checkpoint-12" / name, tmp_path / "again" / "checkpoint-12" / name)
     published = AutoModelForCausalLM.from_pretrained("org/sharded", revision="step-000010")
-    assert sum(p.numel() for p in published.parameters()) == read_json(tmp_path / "whole" / "run.json")["plan"]["parameters"]
+    assert (
+        sum(p.numel() for p in published.parameters())
+        == read_json(tmp_path / "whole" / "run.json")["plan"]["parameters"]
+    )
     assert [event["event"] for event in read_jsonl(tmp_path / "whole" / "events.jsonl")].count("published") == 3
 
 
 REFUSED = {
-    "CPU processes that are not started": (("--cpu", "--num_processes", "2"), {}, "asked for several processes, and this process is alone"),
+    "CPU processes that are not started": (
+        ("--cpu", "--num_processes", "2"),
+        {},
+        "asked for several processes, and this process is alone",
+    ),
     "tasks of srun": ((), {"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks"),
 }
 
@@ -126,7 +177,9 @@ def test_a_launch_that_runs_something_else_is_refused(settings, tmp_path, case, 
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     launcher = (*ACCELERATE, *words) if words else (sys.executable,)
-    result = launch("--config", str(config_file(tmp_path, settings, output_dir=str(tmp_path / "run"))), launcher=launcher)
+    result = launch(
+        "--config", str(config_file(tmp_path, settings, output_dir=str(tmp_path / "run"))), launcher=launcher
+    )
     assert result.returncode != 0 and message in result.stderr and not (tmp_path / "run").exists()
 
 
@@ -159,10 +212,23 @@ class Training:
 @pytest.mark.parametrize(
     "environment, message",
     [
-        ({"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"}, "SHARDED_STATE_DICT saves no model that can be loaded"),
+        (
+            {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
+            "SHARDED_STATE_DICT saves no model that can be loaded",
+        ),
         ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP of version 1"),
-        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3"),
-        ({"ACCELERATE_USE_FSDP": "false", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, "dynamo_backend INDUCTOR .* --compile_layers"),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "false",
+                "ACCELERATE_USE_DEEPSPEED": "true",
+                "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3",
+            },
+            "ZeRO stage 3",
+        ),
+        (
+            {"ACCELERATE_USE_FSDP": "false", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"},
+            "dynamo_backend INDUCTOR .* --compile_layers",
+        ),
     ],
 )
 def test_sharding_without_loadable_checkpoints_is_refused(environment, message, monkeypatch):
@@ -176,10 +242,15 @@ def test_sharding_without_loadable_checkpoints_is_refused(environment, message, 
         parallelism.check_launch(Training())
 
 
-@pytest.mark.parametrize("shard, way_out", [("pytorch_model_fsdp_0", "accelerate merge-weights"), ("global_step10", "zero_to_fp32.py")])
+@pytest.mark.parametrize(
+    "shard, way_out", [("pytorch_model_fsdp_0", "accelerate merge-weights"), ("global_step10", "zero_to_fp32.py")]
+)
 def test_a_checkpoint_in_shards_is_refused_with_the_way_out(tmp_path, shard, way_out):
     (tmp_path / "theirs" / shard).mkdir(parents=True)
-    for read in (lambda folder: resolve(tmp_path / "run", str(folder), (), None), lambda folder: load_weights(None, folder)):
+    for read in (
+        lambda folder: resolve(tmp_path / "run", str(folder), (), None),
+        lambda folder: load_weights(None, folder),
+    ):
         with pytest.raises(Refusal, match=f"which only .* over as many processes reads.*{way_out}"):
             read(tmp_path / "theirs")
 
@@ -215,14 +286,23 @@ def four_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize("script", ["run_pretrain.py", "run_sft.py"])
-def test_one_process_that_sees_four_gpus_uses_one_and_says_so(script, pretrain, sft, four_gpus, tmp_path, monkeypatch, capsys):
+def test_one_process_that_sees_four_gpus_uses_one_and_says_so(
+    script, pretrain, sft, four_gpus, tmp_path, monkeypatch, capsys
+):
     """transformers would wrap the model in DataParallel and make each step four times larger."""
     from transformers import Trainer
 
     call, train, seen = pretrain if script == "run_pretrain.py" else sft, Trainer.train, []
 
     def spied(self, *args, **kwargs):
-        seen.append((self.args.n_gpu, self.args.train_batch_size, self.args.per_device_train_batch_size, type(self.model_wrapped).__name__))
+        seen.append(
+            (
+                self.args.n_gpu,
+                self.args.train_batch_size,
+                self.args.per_device_train_batch_size,
+                type(self.model_wrapped).__name__,
+            )
+        )
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(Trainer, "train", spied)
@@ -235,7 +315,10 @@ def test_one_process_that_sees_four_gpus_uses_one_and_says_so(script, pretrain, 
     (count, batch, asked, name), out = seen[0], capsys.readouterr().out
     assert count == 1 and batch == asked and name != "DataParallel"
     assert (
-        out.count("device    cpu, one of the 4 GPUs that this process sees; all of them: accelerate launch --config_file configs/accelerate/ddp.yaml")
+        out.count(
+            "device    cpu, one of the 4 GPUs that this process sees; all of them: accelerate launch --config_file"
+            " configs/accelerate/ddp.yaml"
+        )
         == 1
     )
     assert f"--num_processes 4 {script} ..." in out

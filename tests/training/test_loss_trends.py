@@ -1,4 +1,6 @@
-"""How often the two detectors err, on curves whose answer is known: 200 of each kind, 40 evaluations, asked at every one as a run asks."""
+"""How often the two detectors err, on curves whose answer is known: 200 of each kind, 40 evaluations, asked at every
+one as a run asks.
+"""
 
 import numpy as np
 import pytest
@@ -51,7 +53,9 @@ def test_a_rise_of_both_losses_is_no_overfitting():
 @pytest.mark.parametrize("rise", [0.05, 0.2])
 def test_overfitting_is_found(rise):
     turn = TOKENS[19]
-    validation = 3.3 - 0.05 * np.log2(np.minimum(TOKENS, turn) / TOKENS[0]) + rise * np.log2(np.maximum(TOKENS, turn) / turn)
+    validation = (
+        3.3 - 0.05 * np.log2(np.minimum(TOKENS, turn) / TOKENS[0]) + rise * np.log2(np.maximum(TOKENS, turn) / turn)
+    )
     assert told((loss_trends.overfitting, TRAINING, validation), 5) >= 0.9
 
 
@@ -61,7 +65,8 @@ def test_the_slope_is_that_of_the_last_doubling_with_its_interval():
     assert found.slope == pytest.approx(-0.1) and found.points == 21 and found.low <= found.slope <= found.high
     assert found.surely_above <= found.low
     assert (
-        loss_trends.last_slope(list(TOKENS[:9]), list(curve[:9])) is None and loss_trends.last_slope(list(TOKENS[:11]), list(curve[:11])) is not None
+        loss_trends.last_slope(list(TOKENS[:9]), list(curve[:9])) is None
+        and loss_trends.last_slope(list(TOKENS[:11]), list(curve[:11])) is not None
     )
     assert loss_trends.last_slope([], []) is None
 

@@ -15,7 +15,13 @@ from llama_lite.models.presets import load_model_config
 from llama_lite.training import memory
 from llama_lite.training.memory import Memory, step_memory, what_would_fit
 
-SHAPE = {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1365, "head_dim": 64, "max_position_embeddings": 512}
+SHAPE = {
+    "vocab_size": 8192,
+    "hidden_size": 512,
+    "intermediate_size": 1365,
+    "head_dim": 64,
+    "max_position_embeddings": 512,
+}
 MEASURE = """
 import sys, torch
 sys.path.insert(0, {root!r})
@@ -64,8 +70,13 @@ def shaped(**changes):
 @pytest.mark.parametrize("precision, fused", [("float32", False), ("bfloat16", True)])
 def test_the_forecast_is_within_a_tenth_of_the_measured_peak(precision, fused):
     code = MEASURE.format(root=str(ROOT), fused=fused, bf16=precision == "bfloat16", shape=SHAPE)
-    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed is returned at once: the allocator's fragments are not measured
-    measured = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=exact).stdout)
+    exact = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }  # what is freed is returned at once: the allocator's fragments are not measured
+    measured = int(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=exact).stdout
+    )
     assert step_memory(shaped(), 4, 256, precision, fused=fused).total == pytest.approx(measured, rel=0.1)
 
 
@@ -78,12 +89,22 @@ def test_the_forecast_adds_up():
         elements = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
     assert (plain.weights, plain.gradients, plain.optimizer) == (4 * elements, 4 * elements, 8 * elements)
     assert step_memory(shaped(num_hidden_layers=8), 4, 256, "bfloat16").activations == pytest.approx(
-        plain.activations + 2 * (plain.activations - step_memory(shaped(num_hidden_layers=5), 4, 256, "bfloat16").activations), rel=0.01
+        plain.activations
+        + 2 * (plain.activations - step_memory(shaped(num_hidden_layers=5), 4, 256, "bfloat16").activations),
+        rel=0.01,
     )
     sharded = step_memory(config, 4, 256, "bfloat16", Layout(8, "fsdp2"))
-    assert sharded.weights + sharded.gradients + sharded.optimizer == pytest.approx(16 * elements / 8, rel=1e-3) and sharded.gathered
-    assert step_memory(shaped(num_hidden_layers=1), 4, 256, "bfloat16").weights < step_memory(shaped(num_hidden_layers=2), 4, 256, "bfloat16").weights
-    assert step_memory(config, 4, 256, "bfloat16", Layout(2, "ddp")).gradients == 8 * elements  # DDP's buckets beside them
+    assert (
+        sharded.weights + sharded.gradients + sharded.optimizer == pytest.approx(16 * elements / 8, rel=1e-3)
+        and sharded.gathered
+    )
+    assert (
+        step_memory(shaped(num_hidden_layers=1), 4, 256, "bfloat16").weights
+        < step_memory(shaped(num_hidden_layers=2), 4, 256, "bfloat16").weights
+    )
+    assert (
+        step_memory(config, 4, 256, "bfloat16", Layout(2, "ddp")).gradients == 8 * elements
+    )  # DDP's buckets beside them
     zero2 = step_memory(config, 4, 256, "bfloat16", Layout(8, "zero2"))
     assert zero2.weights == 2 * elements and zero2.gradients + zero2.optimizer == pytest.approx(2 * elements, rel=1e-3)
     assert step_memory(config, 4, 256, "bfloat16", checkpointing=True).activations < plain.activations
@@ -112,9 +133,19 @@ def test_days_are_flops_over_peak():
 
 def planned(tmp_path, room, free, monkeypatch, **run):
     plan = SimpleNamespace(
-        micro_batch=4, checkpoints_kept=3, saves=10, steps=10, checkpoint_bytes=100, model_bytes=10, flops_per_token=1e9, tokens=1e9, parameters=1
+        micro_batch=4,
+        checkpoints_kept=3,
+        saves=10,
+        steps=10,
+        checkpoint_bytes=100,
+        model_bytes=10,
+        flops_per_token=1e9,
+        tokens=1e9,
+        parameters=1,
     )
-    training = SimpleNamespace(device=torch.device("cpu"), activation_checkpointing=False, output_dir=str(tmp_path / "run"))
+    training = SimpleNamespace(
+        device=torch.device("cpu"), activation_checkpointing=False, output_dir=str(tmp_path / "run")
+    )
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, **run})
@@ -125,7 +156,9 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
     assert problems == [] and lines[0].startswith("memory a device") and "H100:" in "".join(lines)
     _, problems = planned(tmp_path, 10**9, 419, monkeypatch)
-    assert len(problems) == 1 and "takes up to 420 bytes of disk" in problems[0] and "--save_total_limit 2" in problems[0]
+    assert (
+        len(problems) == 1 and "takes up to 420 bytes of disk" in problems[0] and "--save_total_limit 2" in problems[0]
+    )
     _, problems = planned(tmp_path, 1000, 419, monkeypatch)
     assert len(problems) == 2 and "this machine's memory gives a process 1.0 KiB" in problems[0]
     assert planned(tmp_path, 1000, 420, monkeypatch, plan_launch="somewhere")[1] == []  # a GPU of 80 GB takes it

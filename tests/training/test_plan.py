@@ -18,17 +18,28 @@ MANIFEST = {
 
 
 def plan_of(*argv, config="1.7b", manifest=MANIFEST):
-    paper = {"--block_size": "1024", "--tokens_per_step": "524288", "--per_device_train_batch_size": "8", "--num_train_epochs": "1"}
-    *_, run, training = parse_pretrain([*argv, *(word for name, value in paper.items() if name not in argv for word in (name, value))])
+    paper = {
+        "--block_size": "1024",
+        "--tokens_per_step": "524288",
+        "--per_device_train_batch_size": "8",
+        "--num_train_epochs": "1",
+    }
+    *_, run, training = parse_pretrain(
+        [*argv, *(word for name, value in paper.items() if name not in argv for word in (name, value))]
+    )
     return make_plan(load_model_config(config), manifest, run, training)
 
 
 @pytest.mark.parametrize(
-    "preset, total, embeddings", [("1.7b", 1_716_144_128, 206_045_184), ("124m", 190_532_352, 77_266_944), ("978m", 978_218_240, 128_778_240)]
+    "preset, total, embeddings",
+    [("1.7b", 1_716_144_128, 206_045_184), ("124m", 190_532_352, 77_266_944), ("978m", 978_218_240, 128_778_240)],
 )
 def test_presets_have_the_papers_sizes(preset, total, embeddings):
     found = count_parameters(load_model_config(preset))
-    assert found == (total, embeddings)  # by hand: layers x (q, k, v, o, three of the MLP, two norms) + embeddings + norm
+    assert found == (
+        total,
+        embeddings,
+    )  # by hand: layers x (q, k, v, o, three of the MLP, two norms) + embeddings + norm
 
 
 def test_the_papers_run():
@@ -54,7 +65,11 @@ def test_accumulation_for_any_number_of_processes():
         (["--tokens_per_step", "500_000"], "1.7b", r"--tokens_per_step 499,712 or 507,904"),
         (["--block_size", "2048"], "1.7b", r"--block_size 2048 is above the model's context of 1024"),
         ([], "demo", r"the tokenizer has 50,257 ids and the model's vocabulary is 4,096"),
-        (["--max_steps", "38147"], "1.7b", r"38,147 steps need 19,531,264 windows .* --max_steps to 38,146.*--allow_epochs"),
+        (
+            ["--max_steps", "38147"],
+            "1.7b",
+            r"38,147 steps need 19,531,264 windows .* --max_steps to 38,146.*--allow_epochs",
+        ),
         (["--gradient_accumulation_steps", "3"], "1.7b", r"contradicts --tokens_per_step"),
         (["--eval_windows", "100000"], "1.7b", r"validation slice has 97656 windows .* 100000 are asked"),
         (["--num_train_epochs", "0.00001"], "1.7b", r"less than one step"),
@@ -76,7 +91,9 @@ def test_too_little_text_and_epochs():
     small = {**MANIFEST, "splits": {"train": {"tokens": 1024 * 100}, "validation": {"tokens": 100_000_000}}}
     with pytest.raises(Refusal, match=r"99 windows of 1024 tokens and one step takes 512"):
         plan_of(manifest=small)
-    plan = plan_of("--tokens_per_step", "8192", "--max_steps", "20", "--warmup_steps", "5", "--allow_epochs", manifest=small)
+    plan = plan_of(
+        "--tokens_per_step", "8192", "--max_steps", "20", "--warmup_steps", "5", "--allow_epochs", manifest=small
+    )
     assert plan.steps == 20 and plan.steps_per_epoch == 12 and plan.epoch_windows == 96
 
 
@@ -99,7 +116,9 @@ def test_unknown_model(tmp_path):
 
 
 def trained(training, steps: int) -> dict[str, list[int]]:
-    """{what: its steps} of a run, as transformers' own callback decides while it trains; this project also saves and evaluates at the end."""
+    """{what: its steps} of a run, as transformers' own callback decides while it trains; this project also saves and
+    evaluates at the end.
+    """
     state, found = TrainerState(max_steps=steps), {"log": [], "evaluate": [], "save": []}
     state.compute_steps(training, steps)
     for state.global_step in range(1, steps + 1):
@@ -140,14 +159,21 @@ def test_revisions_fall_on_checkpoints():
     *_, training = parse_pretrain(["--block_size", "64", "--save_steps", "0.2"])
     check_publish_steps(training, 20, 8)  # every 4 steps
     assert [step for step in saved_steps(training, 20) if is_published(step, 8, step == 20)] == [8, 16, 20]
-    with pytest.raises(Refusal, match=r"--publish_steps 6 is no multiple of the 4 steps between checkpoints \(--save_steps 0.2\)"):
+    with pytest.raises(
+        Refusal, match=r"--publish_steps 6 is no multiple of the 4 steps between checkpoints \(--save_steps 0.2\)"
+    ):
         check_publish_steps(training, 20, 6)
     assert [save_interval(10, every)[0] for every in (None, 50, 25, 7, 1, 14)] == [10, 10, 5, 7, 1, 14]
 
 
 @pytest.mark.parametrize(
     "changes, told",
-    [({"save_steps": 0.4, "max_steps": 6}, 2), ({"save_steps": 0.01}, 12), ({"save_strategy": "no"}, 1), ({"save_steps": 5, "publish_steps": 10}, 2)],
+    [
+        ({"save_steps": 0.4, "max_steps": 6}, 2),
+        ({"save_steps": 0.01}, 12),
+        ({"save_strategy": "no"}, 1),
+        ({"save_steps": 5, "publish_steps": 10}, 2),
+    ],
 )
 def test_the_dry_run_tells_the_revisions_that_will_be_made(pretrain, tmp_path, capsys, changes, told):
     pretrain(tmp_path / "run", "--dry_run", "--push_to_hub", "--hub_model_id", "a/b", **changes)

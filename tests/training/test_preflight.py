@@ -13,7 +13,10 @@ from llama_lite.training import preflight
 
 
 def test_a_dashboard_that_is_not_installed_is_named_with_its_package(settings, tmp_path):
-    done = launch("--config", str(config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), report_to=["wandb", "nothing"])))
+    done = launch(
+        "--config",
+        str(config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), report_to=["wandb", "nothing"])),
+    )
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "run" / "run.json").exists()
     assert "--report_to wandb needs a package that is not installed: pip install wandb, or leave it out" in done.stderr
     assert "--report_to nothing: no such dashboard; there are azure_ml, clearml" in done.stderr
@@ -43,7 +46,9 @@ def test_pushing_without_a_login_is_refused(monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)  # the tests' user may be root, who may write everywhere
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path != tmp_path
+    )  # the tests' user may be root, who may write everywhere
     with pytest.raises(Refusal, match=f"--output_dir {tmp_path}/run: this user may not write to {tmp_path}"):
         preflight.check_folders({"output_dir": str(tmp_path / "run")})
 
@@ -55,13 +60,21 @@ def test_a_folder_that_is_a_file_and_a_disk_that_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**30))
     folders = {"output_dir": str(tmp_path / "a"), "prepared_dir": str(tmp_path / "b")}
     preflight.check_folders(folders, {"output_dir": 2**29, "prepared_dir": 2**29})
-    with pytest.raises(Refusal, match=r"has 1.00 GiB free, and about 1.50 GiB are needed \(--output_dir, --prepared_dir\)"):
+    with pytest.raises(
+        Refusal, match=r"has 1.00 GiB free, and about 1.50 GiB are needed \(--output_dir, --prepared_dir\)"
+    ):
         preflight.check_folders(folders, {"output_dir": 2**30, "prepared_dir": 2**29})
 
 
 def test_a_dashboard_that_cannot_begin_is_refused_with_its_own_words(monkeypatch):
-    """DagsHub's package alone is not enough: transformers' callback wants MLflow, too, and would say so after everything is prepared."""
+    """DagsHub's package alone is not enough: transformers' callback wants MLflow, too, and would say so after
+    everything is prepared.
+    """
     real = preflight.importlib.util.find_spec
-    monkeypatch.setattr(preflight.importlib.util, "find_spec", lambda name, *rest: object() if name == "dagshub" else real(name, *rest))
-    with pytest.raises(Refusal, match=r"--report_to dagshub cannot begin here: .*pip install mlflow.* Mend that, or leave it out"):
+    monkeypatch.setattr(
+        preflight.importlib.util, "find_spec", lambda name, *rest: object() if name == "dagshub" else real(name, *rest)
+    )
+    with pytest.raises(
+        Refusal, match=r"--report_to dagshub cannot begin here: .*pip install mlflow.* Mend that, or leave it out"
+    ):
         preflight.check_packages(SimpleNamespace(report_to=["dagshub"], use_liger_kernel=False))

@@ -1,4 +1,6 @@
-"""Tuning: the loss is that of the answers, rows do not see each other, and a resumed run is the run that was not stopped."""
+"""Tuning: the loss is that of the answers, rows do not see each other, and a resumed run is the run that was not
+stopped.
+"""
 
 import json
 import shutil
@@ -24,7 +26,10 @@ from llama_lite.training import lora, sft_trainer
 def examples(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     template.set_chat_template(tokenizer)
-    rows = [Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1)))) for i in range(12)]
+    rows = [
+        Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1))))
+        for i in range(12)
+    ]
     return encode(rows, tokenizer, {})
 
 
@@ -44,7 +49,9 @@ def test_the_loss_is_the_models_own_over_answers(model, examples):
     log_p = model(batch["input_ids"]).logits[0].log_softmax(-1)
     written_out = [-float(log_p[i, label]) for i, label in enumerate(examples[3].labels[1:]) if label != -100]
     torch.testing.assert_close(losses, torch.tensor(written_out), atol=1e-5, rtol=0)
-    assert top.tolist() == [int(log_p[i].argmax()) == label for i, label in enumerate(examples[3].labels[1:]) if label != -100]
+    assert top.tolist() == [
+        int(log_p[i].argmax()) == label for i, label in enumerate(examples[3].labels[1:]) if label != -100
+    ]
 
 
 def test_a_packed_batch_has_the_losses_of_its_rows_one_by_one(model, examples):
@@ -72,7 +79,9 @@ def test_the_end_loss_is_that_of_the_last_learnt_answers_end_of_text(model, base
     log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     ends = [-float(log_p[i - 1, ids[i]]) for i in range(len(ids)) if ids[i] == tokenizer.eos_token_id]
     assert len(ends) == 2 and abs(ends[0] - ends[1]) > 1e-3
-    assert [row["end_loss"] for row in before_after.measure_losses(model, examples, "cpu")] == pytest.approx([ends[1], ends[0], ends[1]], abs=1e-4)
+    assert [row["end_loss"] for row in before_after.measure_losses(model, examples, "cpu")] == pytest.approx(
+        [ends[1], ends[0], ends[1]], abs=1e-4
+    )
 
 
 def test_gradients_equal_trls_own_loss(base, examples):
@@ -115,9 +124,9 @@ def test_a_stopped_run_ends_as_the_one_that_was_not(sft, whole_sft, tmp_path, mo
     interrupt(sft, tmp_path / "run", step, monkeypatch, packing=packing)
     run = sft(tmp_path / "run", packing=packing)
     assert log_of(run) == log_of(whole)
-    assert [entry["num_tokens"] for entry in log_of(run)] == sorted(entry["num_tokens"] for entry in log_of(run)) and log_of(run)[-1][
-        "num_tokens"
-    ] > 1000
+    assert [entry["num_tokens"] for entry in log_of(run)] == sorted(
+        entry["num_tokens"] for entry in log_of(run)
+    ) and log_of(run)[-1]["num_tokens"] > 1000
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):
         assert same_tensors(run / "checkpoint-8" / name, whole / "checkpoint-8" / name), name
     assert read_json(run / "before_after.json") == read_json(whole / "before_after.json")
@@ -131,7 +140,12 @@ def test_full_tuning_resumes_too_and_ends_with_a_model(sft, tmp_path, monkeypatc
     assert log_of(run) == log_of(whole) and same_tensors(run / "model.safetensors", whole / "model.safetensors")
     assert not same_tensors(run / "model.safetensors", base / "model.safetensors")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
-    ids = {model.config.eos_token_id, model.generation_config.eos_token_id, model.generation_config.pad_token_id, tokenizer.eos_token_id}
+    ids = {
+        model.config.eos_token_id,
+        model.generation_config.eos_token_id,
+        model.generation_config.pad_token_id,
+        tokenizer.eos_token_id,
+    }
     assert len(ids) == 1 and tokenizer.chat_template
 
 
@@ -147,14 +161,18 @@ def test_a_run_learns_and_says_what_changed(whole_sft):
     assert [set(row) for row in record["shown"]] == [{"prompt", "before", "after"}] * 2
     assert record["greedy"]["before"]["answers"] == record["sampled"]["after"]["answers"] == 4
     assert (whole_sft / "figures/before_after.png").stat().st_size > 10_000
-    assert not list(whole_sft.glob("checkpoint-*/README.md")) and not list(whole_sft.rglob("training_args.bin"))  # TRL's own card
+    assert not list(whole_sft.glob("checkpoint-*/README.md")) and not list(
+        whole_sft.rglob("training_args.bin")
+    )  # TRL's own card
 
 
 def test_the_adapter_opens_with_peft_alone(whole_sft, base, examples):
     from peft import PeftModel
 
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), whole_sft)
-    assert AutoTokenizer.from_pretrained(whole_sft).chat_template == template.vicuna_template(AutoTokenizer.from_pretrained(base))
+    assert AutoTokenizer.from_pretrained(whole_sft).chat_template == template.vicuna_template(
+        AutoTokenizer.from_pretrained(base)
+    )
     assert read_json(whole_sft / "before_after.json")["answer_loss"]["after"] > 0
     weights = tensors_of(whole_sft / "adapter_model.safetensors")
     assert all(value.dtype == torch.float32 for value in weights.values()) and any(
@@ -171,11 +189,20 @@ def test_a_merged_model_answers_as_base_and_adapter(sft, tmp_path, base, example
     one = AutoModelForCausalLM.from_pretrained(run / "merged").eval()
     ids = torch.tensor([examples[0].input_ids])
     torch.testing.assert_close(one(ids).logits, two(ids).logits, atol=1e-5, rtol=1e-5)
-    assert AutoTokenizer.from_pretrained(run / "merged").chat_template and one.generation_config.eos_token_id is not None
+    assert (
+        AutoTokenizer.from_pretrained(run / "merged").chat_template and one.generation_config.eos_token_id is not None
+    )
 
 
 def test_dora_neftune_and_other_targets(sft, tmp_path):
-    run = sft(tmp_path / "run", use_dora=True, neftune_noise_alpha=5, target_modules=["q_proj", "v_proj"], max_steps=2, eval_strategy="no")
+    run = sft(
+        tmp_path / "run",
+        use_dora=True,
+        neftune_noise_alpha=5,
+        target_modules=["q_proj", "v_proj"],
+        max_steps=2,
+        eval_strategy="no",
+    )
     names = tensors_of(run / "adapter_model.safetensors")
     assert any("lora_magnitude_vector" in name for name in names) and not any("k_proj" in name for name in names)
     config = read_json(run / "adapter_config.json")
@@ -217,7 +244,9 @@ def test_a_finished_run_whose_adapter_is_not_the_last_checkpoints_is_mended(sft,
         )
         assert {name: (run / name).read_bytes() for name in names} == whole
     losses = [read_json(folder / "before_after.json")["answer_loss"] for folder in (run, whole_sft)]
-    assert losses[0]["before"] == losses[1]["before"] and losses[0]["after"] == pytest.approx(losses[1]["after"], rel=1e-4)  # bfloat16
+    assert losses[0]["before"] == losses[1]["before"] and losses[0]["after"] == pytest.approx(
+        losses[1]["after"], rel=1e-4
+    )  # bfloat16
 
 
 def test_show_example_shows_what_became_of_each_field(sft, tmp_path, capsys):
@@ -237,21 +266,27 @@ def test_show_example_shows_what_became_of_each_field(sft, tmp_path, capsys):
     path.with_name("test.jsonl").write_text(json.dumps({"instruction": "Is it held out?", "output": "Yes."}) + "\n")
     sft(tmp_path / "run", "--show_example", dataset=str(path.parent))
     out = capsys.readouterr().out
-    assert "rows      1 file, " in out and "not read: 1 .jsonl (of the split test, which --dataset_split test reads" in out
+    assert (
+        "rows      1 file, " in out and "not read: 1 .jsonl (of the split test, which --dataset_split test reads" in out
+    )
     assert "rows      1 output is int instead of text (train.jsonl:61)" in out
     assert "rows      columns not read: label (of 60 rows)" in out
     (shown,) = [line for line in out.splitlines() if "Talk like a pirate." in line]
     number = shown.partition("And number ")[2].partition("?")[0]
     assert (
         shown
-        == f"Talk like a pirate. USER: Numbers? ASSISTANT: Yes.<|endoftext|>USER: And number {number}? ASSISTANT:» Number {number}.<|endoftext|>«"
+        == f"Talk like a pirate. USER: Numbers? ASSISTANT: Yes.<|endoftext|>USER: And number {number}? ASSISTANT:»"
+        f" Number {number}.<|endoftext|>«"
     )
 
 
 def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"instruction": "Hi", "output": f"Hello {i}"}) + "\n" for i in range(60)))
-    with pytest.raises(Refusal, match=r"no row is left to learn from \(none were skipped\): all 60 are held out, because they are one document"):
+    with pytest.raises(
+        Refusal,
+        match=r"no row is left to learn from \(none were skipped\): all 60 are held out, because they are one document",
+    ):
         sft(tmp_path / "run", "--dry_run", dataset=str(path))
 
 
@@ -261,23 +296,44 @@ def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"target_modules": ["q_proj", "nothing"]}, r"--target_modules nothing: no linear module .* There are down_proj, gate_proj, k_proj"),
+        (
+            {"target_modules": ["q_proj", "nothing"]},
+            r"--target_modules nothing: no linear module .* There are down_proj, gate_proj, k_proj",
+        ),
         ({"target_modules": ["lm_head"]}, r"--target_modules lm_head: TRL reads the head's weight"),
-        ({"max_length": 30, "long_rows": "drop"}, r"no row is left to learn from \(\d+ longer than 30 tokens: dropped\)"),
-        ({"max_length": 30, "long_rows": "truncate"}, r"no row is left to learn from \(\d+ no answer within 30 tokens: dropped\)"),
+        (
+            {"max_length": 30, "long_rows": "drop"},
+            r"no row is left to learn from \(\d+ longer than 30 tokens: dropped\)",
+        ),
+        (
+            {"max_length": 30, "long_rows": "truncate"},
+            r"no row is left to learn from \(\d+ no answer within 30 tokens: dropped\)",
+        ),
         ({"eval_rows": 200}, r"no row is left to learn from"),
-        ({"sequences_per_step": 5}, r"--sequences_per_step 5 is not a whole number of micro-batches of 2 .*: 4 or 6 is"),
+        (
+            {"sequences_per_step": 5},
+            r"--sequences_per_step 5 is not a whole number of micro-batches of 2 .*: 4 or 6 is",
+        ),
         ({"sequences_per_step": 1000}, r"rows make \d+ sequences, and a step takes 1000"),
         ({"gradient_accumulation_steps": 3}, r"contradicts --sequences_per_step 4, which gives 2 here"),
         ({"probe_rows": 50}, r"--probe_rows 50 is more than --eval_rows 16"),
         ({"use_lora": False, "merge_adapter": True}, r"there is no adapter to merge"),
-        ({"packing_strategy": "wrapped"}, r"--packing_strategy must stay bfd: the others cut rows, or let one see another"),
-        ({"activation_offloading": True}, r"--activation_offloading moves activations from a GPU to the CPU, and this run is on the CPU"),
+        (
+            {"packing_strategy": "wrapped"},
+            r"--packing_strategy must stay bfd: the others cut rows, or let one see another",
+        ),
+        (
+            {"activation_offloading": True},
+            r"--activation_offloading moves activations from a GPU to the CPU, and this run is on the CPU",
+        ),
         ({"assistant_only_loss": True}, r"--assistant_only_loss must stay False"),
         ({"model_name_or_path": "nowhere"}, r"--model_name_or_path nowhere: no folder with a config.json"),
         ({"model_revision": "main"}, r"--model_revision main: .* is a folder, and folders have no revisions"),
         ({"tokenizer_name": "gpt2"}, r"has 512 embeddings and its tokenizer 50,257 ids: they do not belong together"),
-        ({"push_to_hub": True, "hub_model_id": "org/tuned"}, r"an adapter must name its base, and .* is a folder of this machine"),
+        (
+            {"push_to_hub": True, "hub_model_id": "org/tuned"},
+            r"an adapter must name its base, and .* is a folder of this machine",
+        ),
     ],
 )
 def test_what_cannot_be_right_is_refused(sft, tmp_path, changes, message):
@@ -332,7 +388,10 @@ def other_config(base, tmp_path):
     ("changes", "told"),
     [
         ({"rms_norm_eps": 0.5}, r"rms_norm_eps was 1e-05 and is 0\.5"),
-        ({"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}, r"rope_parameters was \{.*500000\.0.*\} and is \{.*7\.0.*\}"),
+        (
+            {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}},
+            r"rope_parameters was \{.*500000\.0.*\} and is \{.*7\.0.*\}",
+        ),
         (
             {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
             r"head_dim was 16 and is 32; num_attention_heads was 4 and is 2; num_key_value_heads was 2 and is 1",
@@ -340,12 +399,17 @@ def other_config(base, tmp_path):
     ],
     ids=["epsilon", "rotations", "heads"],
 )
-def test_the_same_weights_with_another_config_are_another_base(sft, whole_sft, base, other_config, tmp_path, changes, told):
+def test_the_same_weights_with_another_config_are_another_base(
+    sft, whole_sft, base, other_config, tmp_path, changes, told
+):
     """For evaluation of BASE+ADAPTER, for merging, and for a run that goes on."""
     from llama_lite.evaluation import resolve
 
     other = other_config(**changes)
-    refused = rf"was made for the weights of .*other with another config \({told}.*\): give the base with the config that it had"
+    refused = (
+        rf"was made for the weights of .*other with another config \({told}.*\): give the base with the config that"
+        r" it had"
+    )
     with pytest.raises(Refusal, match=refused):
         resolve._model(str(other), str(whole_sft))
     with pytest.raises(Refusal, match=refused):
@@ -360,9 +424,12 @@ def test_a_base_of_an_equal_config_and_adapters_without_a_record_of_it_are_taken
     other = references.locate(str(other_config(use_cache=False, max_position_embeddings=1024, attention_dropout=0.1)))
     references.check_base(references.locate(str(whole_sft)), other)
     record = read_json(whole_sft / "base.json")
-    assert record["config"]["rms_norm_eps"] == 1e-5 and not {"use_cache", "max_position_embeddings", "vocab_size", "eos_token_id"} & set(
-        record["config"]
-    )
+    assert record["config"]["rms_norm_eps"] == 1e-5 and not {
+        "use_cache",
+        "max_position_embeddings",
+        "vocab_size",
+        "eos_token_id",
+    } & set(record["config"])
     earlier = tmp_path / "earlier"
     earlier.mkdir()
     shutil.copyfile(whole_sft / "adapter_config.json", earlier / "adapter_config.json")

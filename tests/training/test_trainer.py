@@ -56,7 +56,16 @@ def reference(config, tokens, block_size, windows_per_step, steps, peak, warmup,
 def test_training_equals_the_written_out_reference(pretrain, settings, tmp_path):
     from transformers import AutoConfig
 
-    run = pretrain(tmp_path / "run", order="sequential", bf16=False, max_steps=6, logging_steps=1, warmup_steps=3, max_grad_norm=0.5, save_steps=6)
+    run = pretrain(
+        tmp_path / "run",
+        order="sequential",
+        bf16=False,
+        max_steps=6,
+        logging_steps=1,
+        warmup_steps=3,
+        max_grad_norm=0.5,
+        save_steps=6,
+    )
     config = AutoConfig.from_pretrained(run / "checkpoint-6")
     shards = sorted(Path(settings["prepared_dir"]).glob("train-*.npy"))
     tokens = np.concatenate([np.load(path) for path in shards])
@@ -105,16 +114,27 @@ def interrupt(pretrain, folder, step, monkeypatch, **changes):
 @pytest.mark.parametrize("step", [4, 6, 11])
 def test_a_stopped_run_ends_as_the_one_that_was_not(pretrain, whole_run, tmp_path, monkeypatch, step):
     interrupt(pretrain, tmp_path / "run", step, monkeypatch)
-    assert read_json(tmp_path / "run" / "status.json") | {"reason": ""} == {"code": 75, "reason": "", "status": "interrupted", "step": step}
+    assert read_json(tmp_path / "run" / "status.json") | {"reason": ""} == {
+        "code": 75,
+        "reason": "",
+        "status": "interrupted",
+        "step": step,
+    }
     ended, log = [], RunFolder.log
-    monkeypatch.setattr(RunFolder, "log", lambda self, record: ended.append((self.path / "status.json").exists()) or log(self, record))
+    monkeypatch.setattr(
+        RunFolder, "log", lambda self, record: ended.append((self.path / "status.json").exists()) or log(self, record)
+    )
     run = pretrain(tmp_path / "run")
     assert ended and not any(ended)  # a run that goes on has not ended, whatever its last end was
     assert log_of(run) == log_of(whole_run)
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert same_tensors(run / "checkpoint-12" / name, whole_run / "checkpoint-12" / name), name
     assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
-    assert [entry["event"] for entry in read_jsonl(run / "events.jsonl") if entry["event"] in ("started", "resumed", "interrupted", "finished")] == [
+    assert [
+        entry["event"]
+        for entry in read_jsonl(run / "events.jsonl")
+        if entry["event"] in ("started", "resumed", "interrupted", "finished")
+    ] == [
         "started",
         "interrupted",
         "resumed",
@@ -123,29 +143,37 @@ def test_a_stopped_run_ends_as_the_one_that_was_not(pretrain, whole_run, tmp_pat
 
 
 def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, monkeypatch):
-    """Its model is the last checkpoint's: what is not there, is damaged, or is another one is written again, and said with the reason."""
+    """Its model is the last checkpoint's: what is not there, is damaged, or is another one is written again, and said
+    with the reason.
+    """
     monkeypatch.setattr("llama_lite.provenance.code_revision", lambda: "another")
     run = tmp_path / "run"
     shutil.copytree(whole_run, run)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     pretrain(run)
     assert "is finished (12 steps): nothing to do" in capsys.readouterr().out
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"
+    } == before
     model = run / "model.safetensors"
     whole, config = model.read_bytes(), (run / "config.json").read_text()
     tensors = tensors_of(model)
 
     def lack_one() -> None:
-        save_file({name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}, model, {"format": "pt"})
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}, model, {"format": "pt"}
+        )
 
     damages = {
         "its files are not there": model.unlink,
         "is no whole safetensors file": lambda: model.write_bytes(whole[:1000]),
-        "it is not that of checkpoint-12": lambda: export.export_model(run / "checkpoint-10", run, "bfloat16"),  # an older one
+        "it is not that of checkpoint-12": lambda: export.export_model(
+            run / "checkpoint-10", run, "bfloat16"
+        ),  # an older one
         "is not that of checkpoint-12": lack_one,
         "not that of checkpoint-12": lambda: save_file({**tensors, "more": torch.ones(1)}, model, {"format": "pt"}),
-        "rms_norm_eps in its config.json is 0.5, and 1e-05 in checkpoint-12": lambda: (run / "config.json").write_text(
-            json.dumps({**json.loads(config), "rms_norm_eps": 0.5})
+        "rms_norm_eps in its config.json is 0.5, and 1e-05 in checkpoint-12": (
+            lambda: (run / "config.json").write_text(json.dumps({**json.loads(config), "rms_norm_eps": 0.5}))
         ),
     }
     for why, damage in damages.items():
@@ -186,7 +214,11 @@ def test_allowed_changes_are_really_applied_from_the_first_resumed_step(pretrain
     for step in range(6, 11):
         assert rates[step] == pytest.approx(5e-4 * (0.1 + 0.45 * (1 + math.cos(math.pi * (step - 4) / (10 - 4))))), step
     assert decays[0] == [0.3, 0.0]
-    changed = [event for event in read_jsonl(run / "events.jsonl") if event["event"] == "changed" and event["kind"] == "hyperparameters"]
+    changed = [
+        event
+        for event in read_jsonl(run / "events.jsonl")
+        if event["event"] == "changed" and event["kind"] == "hyperparameters"
+    ]
     assert changed[-1]["fields"]["learning_rate"] == [1e-3, 5e-4]
 
 
@@ -211,10 +243,18 @@ def test_resume_without_state_on_purpose(pretrain, whole_run, tmp_path, monkeypa
     pretrain(exact, logging_steps=1)
     exact_steps = {entry["step"]: entry for entry in log_of(exact) if "loss" in entry}
     assert steps["rng"] == exact_steps  # this model draws no random number in training
-    assert steps["optimizer"][6]["loss"] == exact_steps[6]["loss"] and steps["optimizer"][7]["loss"] != exact_steps[7]["loss"]
+    assert (
+        steps["optimizer"][6]["loss"] == exact_steps[6]["loss"]
+        and steps["optimizer"][7]["loss"] != exact_steps[7]["loss"]
+    )
     assert steps["optimizer"][6]["learning_rate"] == exact_steps[6]["learning_rate"]
-    assert [steps["scheduler"][step]["learning_rate"] for step in (6, 7, 8, 9)] == pytest.approx([2.5e-4, 5e-4, 7.5e-4, 1e-3])
-    assert steps["data"][6]["loss"] != exact_steps[6]["loss"] and steps["data"][6]["learning_rate"] == exact_steps[6]["learning_rate"]
+    assert [steps["scheduler"][step]["learning_rate"] for step in (6, 7, 8, 9)] == pytest.approx(
+        [2.5e-4, 5e-4, 7.5e-4, 1e-3]
+    )
+    assert (
+        steps["data"][6]["loss"] != exact_steps[6]["loss"]
+        and steps["data"][6]["learning_rate"] == exact_steps[6]["learning_rate"]
+    )
 
 
 def test_data_position_restarts_at_the_first_window(pretrain, tmp_path, monkeypatch):
@@ -256,17 +296,27 @@ def test_wrong_weights_are_refused_by_the_probe(pretrain, tmp_path, monkeypatch)
 
 
 def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
-    run = pretrain(tmp_path / "run", init_from=str(whole_run / "checkpoint-12"), max_steps=4, warmup_steps=4, logging_steps=1)
+    run = pretrain(
+        tmp_path / "run", init_from=str(whole_run / "checkpoint-12"), max_steps=4, warmup_steps=4, logging_steps=1
+    )
     first = next(entry for entry in log_of(run) if "loss" in entry)
     last = [entry for entry in log_of(whole_run) if "loss" in entry][-1]
     assert first["step"] == 1 and first["learning_rate"] == pytest.approx(2.5e-4)
     assert abs(first["loss"] - last["loss"]) < 0.3  # trained weights, not fresh ones (6.2)
     again = {"init_from": str(tmp_path / "another"), "max_steps": 5, "warmup_steps": 4, "allow_changes": "max_steps"}
-    with pytest.raises(Refusal, match=r"--init_from .*another: the run in .* began from .*checkpoint-12 and goes on with its checkpoint at step 4"):
+    with pytest.raises(
+        Refusal,
+        match=(
+            r"--init_from .*another: the run in .* began from .*checkpoint-12 and goes on with its checkpoint at step 4"
+        ),
+    ):
         pretrain(tmp_path / "run", **again)
     with pytest.raises(Refusal, match="holds no model"):
         pretrain(tmp_path / "other", init_from=str(tmp_path))
-    with pytest.raises(Refusal, match=r"is another model: head_dim is 16 there and 48 here; .*num_key_value_heads is 2 there and 4 here"):
+    with pytest.raises(
+        Refusal,
+        match=r"is another model: head_dim is 16 there and 48 here; .*num_key_value_heads is 2 there and 4 here",
+    ):
         pretrain(tmp_path / "third", init_from=str(whole_run / "checkpoint-12"), model_config="demo", block_size=64)
 
 
@@ -330,7 +380,16 @@ def test_log_tells_what_a_reader_wants(whole_run):
     log = read_jsonl(whole_run / "log.jsonl")
     trained = [entry for entry in log if "loss" in entry]
     assert [entry["step"] for entry in trained] == [3, 6, 9, 12]
-    assert {"loss", "grad_norm", "learning_rate", "tokens", "tokens_per_second", "mfu", "peak_memory_gib", "epoch"} <= trained[0].keys()
+    assert {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens",
+        "tokens_per_second",
+        "mfu",
+        "peak_memory_gib",
+        "epoch",
+    } <= trained[0].keys()
     held = [entry for entry in log if "eval_loss" in entry]
     assert [entry["step"] for entry in held] == [6, 12] and held[-1]["eval_loss"] < held[0]["eval_loss"] < math.log(512)
     assert held[0]["eval_perplexity"] == pytest.approx(math.exp(held[0]["eval_loss"]))
@@ -346,7 +405,9 @@ def test_bits_per_byte_counts_the_bytes_of_the_text(whole_run, settings):
     held = np.load(folder / "validation-00000.npy")
     text = AutoTokenizer.from_pretrained(folder / "tokenizer").decode(held, skip_special_tokens=True)
     entry = [entry for entry in read_jsonl(whole_run / "log.jsonl") if "eval_loss" in entry][-1]
-    assert entry["eval_bits_per_byte"] == pytest.approx(entry["eval_loss"] / math.log(2) * len(held) / len(text.encode()), rel=2e-3)
+    assert entry["eval_bits_per_byte"] == pytest.approx(
+        entry["eval_loss"] / math.log(2) * len(held) / len(text.encode()), rel=2e-3
+    )
 
 
 def test_going_back_to_an_older_checkpoint_sets_the_newer_aside(pretrain, whole_run, tmp_path):
@@ -359,15 +420,21 @@ def test_going_back_to_an_older_checkpoint_sets_the_newer_aside(pretrain, whole_
 
 
 def test_tasks_watched_while_training_disturb_nothing(pretrain, whole_run, tmp_path, monkeypatch):
-    """The weights are those of the run that watches none, and a stopped run that watches ends as one that was not stopped."""
+    """The weights are those of the run that watches none, and a stopped run that watches ends as one that was not
+    stopped.
+    """
     watched = {"eval_tasks": ["embedded_next_sentence", "embedded_docs"], "eval_task_limit": 5}
     whole = pretrain(tmp_path / "whole", **watched)
     assert same_tensors(whole / "checkpoint-12/model.safetensors", whole_run / "checkpoint-12/model.safetensors")
     found = [entry for entry in log_of(whole) if "eval_embedded_next_sentence_acc_norm" in entry]
-    assert [entry["step"] for entry in found] == [6, 12] and all(1 < entry["eval_embedded_docs_bits_per_byte"] < 10 for entry in found)
+    assert [entry["step"] for entry in found] == [6, 12] and all(
+        1 < entry["eval_embedded_docs_bits_per_byte"] < 10 for entry in found
+    )
     interrupt(pretrain, tmp_path / "run", 7, monkeypatch, **watched)
     run = pretrain(tmp_path / "run", **watched)
-    assert log_of(run) == log_of(whole) and same_tensors(run / "checkpoint-12/optimizer.safetensors", whole / "checkpoint-12/optimizer.safetensors")
+    assert log_of(run) == log_of(whole) and same_tensors(
+        run / "checkpoint-12/optimizer.safetensors", whole / "checkpoint-12/optimizer.safetensors"
+    )
     with pytest.raises(Refusal, match="no such task"):
         pretrain(tmp_path / "other", eval_tasks=["helaswag"])
 
@@ -377,11 +444,20 @@ def test_a_run_that_lies_in_its_own_text_goes_on(pretrain, text, tmp_path, capsy
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "text.jsonl").write_bytes(text.read_bytes())
-    places = {"dataset": str(folder), "prepared_dir": str(folder / "data" / "tokens"), "curated_dir": str(folder / "data" / "curated")}
+    places = {
+        "dataset": str(folder),
+        "prepared_dir": str(folder / "data" / "tokens"),
+        "curated_dir": str(folder / "data" / "curated"),
+    }
     changes = {**places, "min_characters": 10, "eval_strategy": "no", "sample_tokens": 0}
     run = pretrain(folder / "runs" / "one", **changes, max_steps=2)
     capsys.readouterr()
     pretrain(run, "--allow_changes", "max_steps", **changes, max_steps=3)
     told = capsys.readouterr().out
-    assert "start     step 2" in told and read_json(run / "status.json") == {"status": "finished", "code": 0, "step": 3, "reason": ""}
+    assert "start     step 2" in told and read_json(run / "status.json") == {
+        "status": "finished",
+        "code": 0,
+        "step": 3,
+        "reason": "",
+    }
     assert sources.resolve(str(folder)).record["not_read"]["why"].count("what this project writes") == 3

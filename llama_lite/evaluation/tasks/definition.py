@@ -7,14 +7,20 @@ DOCUMENTS, DOCUMENT_CHARACTERS = 150, 1500  # of each kind of text
 
 LETTERS = ["A", "B", "C", "D"]
 
-CLUSTERS = ("source_id", "passage", "document")  # fields of an item that tell which items share a source, and so are not independent
+CLUSTERS = (
+    "source_id",
+    "passage",
+    "document",
+)  # fields of an item that tell which items share a source, and so are not independent
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTask:
-    """A task as it was asked for: one lm-eval task, or the leaves of a group, with the prompt's variant where it is one.
+    """A task as it was asked for: one lm-eval task, or the leaves of a group, with the prompt's variant where it is
+    one.
 
-    `base` is the task of which it is a `variant`, `factor` what the variant changes. `chat`: the model's chat template is applied.
+    `base` is the task of which it is a `variant`, `factor` what the variant changes. `chat`: the model's chat template
+    is applied.
     """
 
     name: str
@@ -82,7 +88,10 @@ class _Rows(list):
 
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 
-ANSWERED = {"doc_to_target": "answer", "fewshot_split": "test"}  # examples come from the items themselves, the one that is asked left out
+ANSWERED = {
+    "doc_to_target": "answer",
+    "fewshot_split": "test",
+}  # examples come from the items themselves, the one that is asked left out
 
 ACCURACY = [{"metric": "acc", **MEAN}]
 
@@ -93,9 +102,22 @@ def letters(name: str, items: list[dict], **config):
     """Multiple choice by letter, in MMLU's own format: items hold question, choices, answer (an index)."""
 
     def text(item):
-        return f"{item['question'].strip()}\n" + "".join(f"{LETTERS[i]}. {c}\n" for i, c in enumerate(item["choices"])) + "Answer:"
+        return (
+            f"{item['question'].strip()}\n"
+            + "".join(f"{LETTERS[i]}. {c}\n" for i, c in enumerate(item["choices"]))
+            + "Answer:"
+        )
 
-    return make(name, items, "multiple_choice", doc_to_text=text, doc_to_choice=LETTERS, **ANSWERED, metric_list=ACCURACY, **config)
+    return make(
+        name,
+        items,
+        "multiple_choice",
+        doc_to_text=text,
+        doc_to_choice=LETTERS,
+        **ANSWERED,
+        metric_list=ACCURACY,
+        **config,
+    )
 
 
 def cloze(name: str, items: list[dict], ending: str = "", **config):
@@ -105,7 +127,16 @@ def cloze(name: str, items: list[dict], ending: str = "", **config):
     def question(item):
         return item["question"] + ending
 
-    return make(name, items, "multiple_choice", doc_to_text=question, doc_to_choice="choices", **ANSWERED, metric_list=metrics, **config)
+    return make(
+        name,
+        items,
+        "multiple_choice",
+        doc_to_text=question,
+        doc_to_choice="choices",
+        **ANSWERED,
+        metric_list=metrics,
+        **config,
+    )
 
 
 def bits_per_byte(name: str, texts: list[dict]):

@@ -1,7 +1,9 @@
-"""Evaluation tasks as lm-eval's task objects, built once for all models: built-in ones, and embedded ones that need no network.
+"""Evaluation tasks as lm-eval's task objects, built once for all models: built-in ones, and embedded ones that need no
+network.
 
-Embedded: real MMLU questions (the exemplars inside lm-eval), HumanEval (from its package), the next sentence of held-out
-documentation, bits per byte of four kinds of text, and held-out instructions. Their text is that of the installed packages.
+Embedded: real MMLU questions (the exemplars inside lm-eval), HumanEval (from its package), the next sentence of
+held-out documentation, bits per byte of four kinds of text, and held-out instructions. Their text is that of the
+installed packages.
 """
 
 import ast
@@ -24,8 +26,9 @@ from .definition import DOCUMENT_CHARACTERS, MEAN, bits_per_byte, cloze, letters
 SENTENCES = 300
 
 SCIENCES = (
-    "anatomy astronomy college_biology college_chemistry college_medicine college_physics conceptual_physics electrical_engineering "
-    "high_school_biology high_school_chemistry high_school_physics high_school_statistics medical_genetics nutrition virology clinical_knowledge"
+    "anatomy astronomy college_biology college_chemistry college_medicine college_physics conceptual_physics"
+    " electrical_engineering high_school_biology high_school_chemistry high_school_physics high_school_statistics"
+    " medical_genetics nutrition virology clinical_knowledge"
 ).split()
 
 
@@ -33,7 +36,9 @@ SCIENCES = (
 
 
 def mmlu_items(subjects: tuple[str, ...] | None = None) -> list[dict]:
-    """Real MMLU questions: the exemplars that lm-eval carries, with their subject and the reasoning that comes with them."""
+    """Real MMLU questions: the exemplars that lm-eval carries, with their subject and the reasoning that comes with
+    them.
+    """
     folder = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0])
     record = json.loads((folder / "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json").read_text(encoding="utf-8"))
     items = []
@@ -44,7 +49,9 @@ def mmlu_items(subjects: tuple[str, ...] | None = None) -> list[dict]:
             answer = re.search(r"[Tt]he answer is \(?([A-D])\)?", reasoning)
             if options and answer and (subjects is None or subject in subjects):
                 choices = [option.strip() for option in options.groups()[1:]]
-                why = re.sub(r"^Let's think step by step\.( We refer to Wikipedia.*?for help\.)?\s*", "", reasoning).strip()
+                why = re.sub(
+                    r"^Let's think step by step\.( We refer to Wikipedia.*?for help\.)?\s*", "", reasoning
+                ).strip()
                 items.append(
                     {
                         "question": options[1].strip(),
@@ -58,7 +65,9 @@ def mmlu_items(subjects: tuple[str, ...] | None = None) -> list[dict]:
 
 
 def code_documents() -> list[dict]:
-    """Functions of the installed packages as source code, without their documentation; from the modules of the held-out text."""
+    """Functions of the installed packages as source code, without their documentation; from the modules of the held-out
+    text.
+    """
     found = []
     for module in sorted({item["document"] for item in held_out_documents()}):
         package, _, inner = module.partition("/")
@@ -89,27 +98,45 @@ def web_documents() -> list[dict]:
 def science_documents() -> list[dict]:
     """Questions of MMLU's sciences with their answer and its explanation."""
     return [
-        {"text": f"{item['question']}\n{item['choices'][item['answer']]}\n{item['reasoning']}", "document": item["question"]}
+        {
+            "text": f"{item['question']}\n{item['choices'][item['answer']]}\n{item['reasoning']}",
+            "document": item["question"],
+        }
         for item in mmlu_items(tuple(SCIENCES))
     ]
 
 
 def next_sentence_items() -> list[dict]:
-    """Held-out documentation: its beginning, and which of four sentences comes next (the others are from other documents)."""
+    """Held-out documentation: its beginning, and which of four sentences comes next (the others are from other
+    documents).
+    """
     chance, parts = random.Random(0), []
     for item in held_out_documents():
-        prose = list(itertools.takewhile(lambda block: not re.search(r"^\s|:$|--|>>>|::|[{}|]", block, re.M), item["text"].split("\n\n")[:3]))
+        prose = list(
+            itertools.takewhile(
+                lambda block: not re.search(r"^\s|:$|--|>>>|::|[{}|]", block, re.M), item["text"].split("\n\n")[:3]
+            )
+        )
         sentences = [s for block in prose for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(block.split()))]
         usable = list(itertools.takewhile(lambda s: 40 <= len(s) <= 250 and s[-1] in ".!?", sentences))
         if len(usable) >= 2:
             parts.append((item["document"], " ".join(usable[:-1])[-600:], usable[-1]))
     items = []
     for document, begin, sentence in parts:
-        others = sorted({s for other, _, s in parts if other != document and s != sentence and 0.6 <= len(s) / len(sentence) <= 1.6})
+        others = sorted(
+            {s for other, _, s in parts if other != document and s != sentence and 0.6 <= len(s) / len(sentence) <= 1.6}
+        )
         if len(others) >= 3:
             choices = [sentence, *chance.sample(others, 3)]
             order = chance.sample(range(4), 4)
-            items.append({"question": begin, "choices": [choices[i] for i in order], "answer": order.index(0), "document": document})
+            items.append(
+                {
+                    "question": begin,
+                    "choices": [choices[i] for i in order],
+                    "answer": order.index(0),
+                    "document": document,
+                }
+            )
     return items[:SENTENCES]
 
 
@@ -120,7 +147,10 @@ def instruction_items() -> list[dict]:
     rows, _, _ = instruction_rows.load("installed-docs", None, "train", None, 1500, 1)
     held = instruction_rows.held_documents(rows, 60)
     asked = [row for row in rows if row.document in held]
-    return [{"question": row.messages[0]["content"], "answer": row.messages[1]["content"], "document": row.document} for row in asked]
+    return [
+        {"question": row.messages[0]["content"], "answer": row.messages[1]["content"], "document": row.document}
+        for row in asked
+    ]
 
 
 def word_f1(answer: str, reference: str) -> float:
@@ -131,7 +161,9 @@ def word_f1(answer: str, reference: str) -> float:
 
 
 def instruction_task(name: str, items: list[dict], wrap: Callable[[str], str] = str):
-    """Greedy answers to instructions: how many words they share with the reference, and whether they keep the format."""
+    """Greedy answers to instructions: how many words they share with the reference, and whether they keep the
+    format.
+    """
     from ...chat_format import template
 
     def measured(item, answers):
@@ -170,7 +202,11 @@ def humaneval():
         unsafe_code=True,
         doc_to_text="{{prompt}}",
         doc_to_target="{{canonical_solution}}",
-        generation_kwargs={"until": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"], "max_gen_toks": 512, "do_sample": False},
+        generation_kwargs={
+            "until": ["\nclass", "\ndef", "\n#", "\nif", "\nprint"],
+            "max_gen_toks": 512,
+            "do_sample": False,
+        },
         process_results=passes,
         metric_list=[{"metric": "pass@1", **MEAN}],
     )
@@ -178,8 +214,13 @@ def humaneval():
 
 DESCRIPTIONS = {
     "embedded_mmlu": "the example questions of MMLU's 57 subjects, as lm-eval carries them; the letter is asked for",
-    "embedded_mmlu_cloze": "the example questions of MMLU's 57 subjects, as lm-eval carries them; options are judged by the likelihood of their text",
-    "embedded_next_sentence": "the beginning of a held-out documentation text, and four sentences of which one comes next",
+    "embedded_mmlu_cloze": (
+        "the example questions of MMLU's 57 subjects, as lm-eval carries them; options are judged by the likelihood of"
+        " their text"
+    ),
+    "embedded_next_sentence": (
+        "the beginning of a held-out documentation text, and four sentences of which one comes next"
+    ),
     "embedded_docs": "documentation of installed packages that the demo's run holds out",
     "embedded_code": "functions of installed packages, without their documentation",
     "embedded_web": "project pages of installed packages, as PyPI shows them",

@@ -1,17 +1,18 @@
 """Runs code that a language model wrote against checks that it cannot reach, in processes that can do little.
 
-The code gets a process of its own. The checks run in another, which calls the code's functions over a pipe and gets plain data
-back: whatever the code does to its interpreter, to `==`, to files or to its exit status, what decides is elsewhere. Both start
-as a fresh `python -I` without the caller's environment, under limits, in a session that is killed at the end; on Linux without
-capabilities and sockets. Where namespaces work they have, besides, no other processes, and of all files only the system's
-programs and Python, read-only, and an empty folder in memory. `protections()` tries what holds on this machine.
+The code gets a process of its own. The checks run in another, which calls the code's functions over a pipe and gets
+plain data back: whatever the code does to its interpreter, to `==`, to files or to its exit status, what decides is
+elsewhere. Both start as a fresh `python -I` without the caller's environment, under limits, in a session that is killed
+at the end; on Linux without capabilities and sockets. Where namespaces work they have, besides, no other processes, and
+of all files only the system's programs and Python, read-only, and an empty folder in memory. `protections()` tries what
+holds on this machine.
 
-What remains. Without `checks` the code judges itself: it passes when its interpreter says that it came to its end, and code
-written against this file can say so too. A name that the checks use and do not define is a function of the code, and may lie.
-Answers can be known by heart. There is no defence against bugs of the kernel. Without namespaces the code reads what its user
-can, and where "not root" holds only because the caller is not, that user is the caller: what he can do to his files, Python's
-among them, and to his processes, this verdict's included, the code can do, and leave behind a process that it detached before
-it killed its supervisor.
+What remains. Without `checks` the code judges itself: it passes when its interpreter says that it came to its end, and
+code written against this file can say so too. A name that the checks use and do not define is a function of the code,
+and may lie. Answers can be known by heart. There is no defence against bugs of the kernel. Without namespaces the code
+reads what its user can, and where "not root" holds only because the caller is not, that user is the caller: what he can
+do to his files, Python's among them, and to his processes, this verdict's included, the code can do, and leave behind a
+process that it detached before it killed its supervisor.
 """
 
 import builtins
@@ -65,7 +66,9 @@ GONE = 3  # exit status of the checks when the code's process is no more
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """`reason`: "passed", "failed: AssertionError", "timed out", "out of memory", "killed by signal 9" ...; `output`: the end of what was printed."""
+    """`reason`: "passed", "failed: AssertionError", "timed out", "out of memory", "killed by signal 9" ...; `output`:
+    the end of what was printed.
+    """
 
     passed: bool
     reason: str
@@ -75,17 +78,24 @@ class Verdict:
 def run(code: str, checks: str = "", timeout: float = 3.0) -> Verdict:
     """Execute `code`, then `checks`, in `timeout` seconds together; passed only if both came to their very end.
 
-    checks: a program, such as a HumanEval test and its `check(name)`. Names that it does not define are the code's functions;
-    arguments and results are copies of plain data (other iterables arrive as iterators, other objects as `Foreign`).
-    Raises RuntimeError when the sandbox does not start; it never runs anything with less than `protections()`.
+    checks: a program, such as a HumanEval test and its `check(name)`. Names that it does not define are the code's
+    functions; arguments and results are copies of plain data (other iterables arrive as iterators, other objects as
+    `Foreign`). Raises RuntimeError when the sandbox does not start; it never runs anything with less than
+    `protections()`.
     """
     return _verdict(code, checks, timeout, _namespaces_work(ISOLATE))
 
 
-def run_many(programs: Iterable[str | tuple[str, str]], workers: int | None = None, timeout: float = 3.0) -> list[Verdict]:
+def run_many(
+    programs: Iterable[str | tuple[str, str]], workers: int | None = None, timeout: float = 3.0
+) -> list[Verdict]:
     """`run` of each code, or (code, checks), in order; `workers` at a time, by default one a core."""
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        return list(pool.map(lambda program: run(*([program] if isinstance(program, str) else program), timeout=timeout), programs))
+        return list(
+            pool.map(
+                lambda program: run(*([program] if isinstance(program, str) else program), timeout=timeout), programs
+            )
+        )
 
 
 def protections() -> tuple[str, ...]:
@@ -129,7 +139,9 @@ def _verdict(code: str, checks: str, timeout: float, isolate: bool) -> Verdict:
     command, pipe = [sys.executable, "-I", os.path.abspath(__file__)], subprocess.PIPE
     with (
         tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as scratch,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=scratch, env=environment, start_new_session=True) as process,
+        subprocess.Popen(
+            command, stdin=pipe, stdout=pipe, stderr=pipe, cwd=scratch, env=environment, start_new_session=True
+        ) as process,
     ):
         try:
             with contextlib.suppress(BrokenPipeError), process.stdin:
@@ -164,7 +176,9 @@ def _read(process: subprocess.Popen, deadline: float) -> tuple[list[str], str]:
 
 
 def _python_folders() -> list[str]:
-    """Python's own folders: installation, virtual environment, libraries. Not `sys.path`, which can hold whole projects."""
+    """Python's own folders: installation, virtual environment, libraries. Not `sys.path`, which can hold whole
+    projects.
+    """
     libraries = [folder for key in LIBRARIES for folder in os.environ.get(key, "").split(":")]
     folders = {os.path.abspath(path) for path in (sys.prefix, sys.base_prefix, sys.exec_prefix, *libraries) if path}
     return sorted(path for path in folders if os.path.isdir(path) and path != "/")
@@ -174,17 +188,30 @@ def _python_folders() -> list[str]:
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
-NAMESPACES, USER_NAMESPACE = 0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000, 0x10000000  # mount, uts, ipc, pid, network
+NAMESPACES, USER_NAMESPACE = (
+    0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000,
+    0x10000000,
+)  # mount, uts, ipc, pid, network
 
 NOSUID, NODEV, REMOUNT, BIND, RECURSIVE, PRIVATE, DETACH = 2, 4, 32, 4096, 16384, 1 << 18, 2
 
 MOUNT_FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 
-PDEATHSIG, DUMPABLE, SECCOMP, BOUNDING_DROP, SUBREAPER, NO_NEW_PRIVS, GET_NO_NEW_PRIVS, AMBIENT = 1, 4, 22, 24, 36, 38, 39, 47
+PDEATHSIG, DUMPABLE, SECCOMP, BOUNDING_DROP, SUBREAPER, NO_NEW_PRIVS, GET_NO_NEW_PRIVS, AMBIENT = (
+    1,
+    4,
+    22,
+    24,
+    36,
+    38,
+    39,
+    47,
+)
 
 CAPABILITIES = struct.pack("Ii", 0x20080522, 0)  # version 3, this process
 
-# Per processor: its name in a filter, clone, and system calls that no checked code needs: socket (a network namespace does not
+# Per processor: its name in a filter, clone, and system calls that no checked code needs: socket (a network namespace
+# does not
 # hold the vsock of a virtual machine), io_uring_setup (sockets again), ptrace, process_vm_readv and _writev, add_key,
 # request_key, keyctl, unshare, setns.
 DENIED = {
@@ -214,9 +241,11 @@ def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> N
 
 
 def _isolate() -> bool:
-    """New namespaces, whose files are Python and an empty folder; who is forked next lives in them. Whether a real root did it.
+    """New namespaces, whose files are Python and an empty folder; who is forked next lives in them. Whether a real root
+    did it.
 
-    Root needs no user namespace, and without one can become somebody else, which it must: the kernel does not limit root's processes.
+    Root needs no user namespace, and without one can become somebody else, which it must: the kernel does not limit
+    root's processes.
     """
     uid, gid = os.geteuid(), os.getegid()
     try:
@@ -244,7 +273,9 @@ def _isolate() -> bool:
         mount_point, options = line.split()[4:6]
         mount_point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), mount_point)  # a space is written \040
         if Path(mount_point).is_relative_to(root) and mount_point != f"{root}/tmp":
-            flags = {MOUNT_FLAGS.get(option, 0) for option in [*options.split(","), "ro", "nosuid"]}  # the kernel refuses to lose one
+            flags = {
+                MOUNT_FLAGS.get(option, 0) for option in [*options.split(","), "ro", "nosuid"]
+            }  # the kernel refuses to lose one
             _mount("", mount_point, "", REMOUNT | BIND | sum(flags))
     os.chdir(root)
     _call("pivot_root", b".", b".")  # the old root comes to lie upon the new one,
@@ -254,7 +285,9 @@ def _isolate() -> bool:
 
 
 def _shut(job: dict) -> None:
-    """Limits; somebody else, where root can be; no capabilities, no way to any, no sockets; invisible to others who did this."""
+    """Limits; somebody else, where root can be; no capabilities, no way to any, no sockets; invisible to others who did
+    this.
+    """
     for name, value in {**LIMITS, "CPU": math.ceil(job["timeout"]) + 1}.items():
         with contextlib.suppress(OSError, ValueError):  # macOS refuses some; protections() looks
             limit = getattr(resource, f"RLIMIT_{name}")
@@ -290,10 +323,17 @@ def _deny_calls() -> None:
     load, equal, at_least, has = 0x20, 0x15, 0x35, 0x45  # BPF: operation, where to if so, if not, value
     steps = [(load, "", "", 4), (equal, "", "deny", processor), (load, "", "", 0), (at_least, "deny", "", 1 << 30)]
     steps += [(equal, "deny", "", call) for call in calls]
-    steps += [(equal, "missing", "", CLONE3), (equal, "", "allow", clone), (load, "", "", 16), (has, "deny", "allow", USER_NAMESPACE)]
+    steps += [
+        (equal, "missing", "", CLONE3),
+        (equal, "", "allow", clone),
+        (load, "", "", 16),
+        (has, "deny", "allow", USER_NAMESPACE),
+    ]
     code = b""
     for step, (operation, *where, value) in enumerate(steps, 1):
-        code += struct.pack("HBBI", operation, *[len(steps) - step + list(ENDS).index(end) if end else 0 for end in where], value)
+        code += struct.pack(
+            "HBBI", operation, *[len(steps) - step + list(ENDS).index(end) if end else 0 for end in where], value
+        )
     code += b"".join(struct.pack("HBBI", 6, 0, 0, value) for value in ENDS.values())
     program = ctypes.create_string_buffer(code)
     head = ctypes.create_string_buffer(struct.pack("HP", len(code) // 8, ctypes.addressof(program)))
@@ -314,7 +354,11 @@ def _main() -> None:
     if LINUX:
         Path("/proc/self/oom_score_adj").write_text("1000")  # where memory runs out, let it be this
     stranger = _isolate() if job["isolate"] else os.geteuid() == 0
-    needed = {folder for path in [*_python_folders(), *filter(os.path.isdir, sys.path)] for folder in [path, *Path(path).parents]}
+    needed = {
+        folder
+        for path in [*_python_folders(), *filter(os.path.isdir, sys.path)]
+        for folder in [path, *Path(path).parents]
+    }
     stranger &= all(os.stat(folder).st_mode & 5 == 5 for folder in needed)  # else somebody else could not even import
     job["uids"] = [STRANGERS[int.from_bytes(os.urandom(4), "big") % len(STRANGERS)], NOBODY] if stranger else []
     if stranger and not job["isolate"]:
@@ -433,7 +477,10 @@ def _check(job: dict, ask: tuple[int, int], answer: tuple[int, int]) -> None:
             word = os.urandom(16).hex()  # which nobody can have printed in advance
             if exchange(word) != word:
                 raise Raised("an answer that is none")
-            exec(compile(job["checks"], "checks", "exec"), Names(lambda name, *a, **k: _unpack(exchange([name, _pack(a), _pack(k)]))))
+            exec(
+                compile(job["checks"], "checks", "exec"),
+                Names(lambda name, *a, **k: _unpack(exchange([name, _pack(a), _pack(k)]))),
+            )
             reason = "passed"
         except BaseException as error:
             text = str(error)[:500] if isinstance(error, Raised) else _describe(error)
@@ -469,7 +516,15 @@ class Foreign:
     kind: str
 
 
-UNPACK = {"tuple": tuple, "frozenset": frozenset, "set": set, "dict": dict, "bytes": bytes.fromhex, "iterator": iter, "foreign": Foreign}
+UNPACK = {
+    "tuple": tuple,
+    "frozenset": frozenset,
+    "set": set,
+    "dict": dict,
+    "bytes": bytes.fromhex,
+    "iterator": iter,
+    "foreign": Foreign,
+}
 
 
 def _pack(value):
@@ -544,7 +599,9 @@ def _probe(caller: int, port: int, paths: list[str], private: list[str]) -> None
         "no network": _fails(socket.create_connection, ("127.0.0.1", port), 1) and _fails(socket.socket, 40),  # vsock
         "read-only files": all(_fails(write, path) for path in paths),
         "home hidden": not any(map(os.path.lexists, private)),
-        "no capabilities": LINUX and _call("capget", CAPABILITIES, sets) == 0 and not any(sets.raw) and _prctl(GET_NO_NEW_PRIVS) == 1,
+        "no capabilities": (
+            LINUX and _call("capget", CAPABILITIES, sets) == 0 and not any(sets.raw) and _prctl(GET_NO_NEW_PRIVS) == 1
+        ),
         "not root": 0 not in (os.getuid(), os.geteuid()),
     }
     print(json.dumps([name for name, holds in held.items() if holds]))

@@ -42,7 +42,10 @@ class Health(TrainerCallback):
         if "saturated" not in self.told and (found := loss_trends.saturation(tokens, losses)):
             self.told.add("saturated")
             self.run.event("saturated", tokens=tokens[-1], slope=found.slope, low=found.low, high=found.high)
-            print_main(f"validation loss is saturated: {found.slope:+.4f} nats a doubling of tokens ({found.low:+.4f} to {found.high:+.4f})")
+            print_main(
+                f"validation loss is saturated: {found.slope:+.4f} nats a doubling of tokens ({found.low:+.4f} to"
+                f" {found.high:+.4f})"
+            )
         stretches = zip([0, *(entry["step"] for entry in evaluated)], evaluated, strict=False)
         since = [[loss for step, loss in logged if before < step <= entry["step"]] for before, entry in stretches]
         if "overfitting" in self.told or not all(since):
@@ -50,9 +53,15 @@ class Health(TrainerCallback):
         if found := loss_trends.overfitting(tokens, [float(np.mean(losses)) for losses in since], losses):
             self.told.add("overfitting")
             self.run.event(
-                "overfitting", tokens=tokens[-1], eval_loss=losses[-1], best_eval_loss=min(losses), slope=found.slope, low=found.low, high=found.high
+                "overfitting",
+                tokens=tokens[-1],
+                eval_loss=losses[-1],
+                best_eval_loss=min(losses),
+                slope=found.slope,
+                low=found.low,
+                high=found.high,
             )
             print_main(
-                f"validation loss rises and parts from training loss by {found.slope:.4f} nats a doubling of tokens ({found.low:.4f} to {found.high:.4f}): "
-                f"{losses[-1]:.4f}, best {min(losses):.4f}"
+                f"validation loss rises and parts from training loss by {found.slope:.4f} nats a doubling of tokens"
+                f" ({found.low:.4f} to {found.high:.4f}): {losses[-1]:.4f}, best {min(losses):.4f}"
             )

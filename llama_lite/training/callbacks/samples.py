@@ -48,12 +48,17 @@ class Samples(TrainerCallback):
 
 
 def check_prompts(prompts: list[str], tokenizer, context: int) -> None:
-    """Raise Refusal for prompts that hold no token, or leave no position of the model's `context` for a continuation."""
+    """Raise Refusal for prompts that hold no token, or leave no position of the model's `context` for a
+    continuation.
+    """
     for prompt in prompts:
         count = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
         if not 0 < count < context:
             shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
-            raise Refusal(f"--sample_prompts {shown!r}: {count:,} tokens, and a prompt for this model has from 1 to {context - 1:,}.")
+            raise Refusal(
+                f"--sample_prompts {shown!r}: {count:,} tokens, and a prompt for this model has from 1 to"
+                f" {context - 1:,}."
+            )
 
 
 def beginnings(held, tokenizer, count: int = 3, tokens: int = 6) -> list[str]:

@@ -6,7 +6,8 @@ from model_card.records import shown_metric
 
 
 class TaskScores(TrainerCallback):
-    """Scores of a few tasks at each evaluation, in the log as `eval_TASK_METRIC`. Every rank asks all of it, so that any layout can.
+    """Scores of a few tasks at each evaluation, in the log as `eval_TASK_METRIC`. Every rank asks all of it, so that
+    any layout can.
 
     The run's random state is left as it was.
     """
@@ -27,7 +28,9 @@ class TaskScores(TrainerCallback):
         model.eval()
         lm = SharedContextLM(model, self.tokenizer)
         for task, items in self.tasks:
-            samples = store.samples_of(task, run(lm, {leaf: task.leaves[leaf] for leaf in items}, items, self.seed, False, False))
+            samples = store.samples_of(
+                task, run(lm, {leaf: task.leaves[leaf] for leaf in items}, items, self.seed, False, False)
+            )
             metrics = store.metrics_of(samples)
             metric = shown_metric(metrics)
             found[f"eval_{task.name}_{metric}"] = metrics[metric]["value"]

@@ -28,7 +28,9 @@ def test_embedded_texts_are_of_four_kinds_and_deterministic():
     assert all(len(texts) >= 70 and len({item["text"] for item in texts}) == len(texts) for texts in found.values())
     assert all(len(item["text"]) <= definition.DOCUMENT_CHARACTERS for texts in found.values() for item in texts)
     code = [item["text"] for item in found["code"]]
-    assert sum(text.lstrip().startswith(("def ", "@", "async")) for text in code) == len(code) and not any('"""' in text[:200] for text in code[:20])
+    assert sum(text.lstrip().startswith(("def ", "@", "async")) for text in code) == len(code) and not any(
+        '"""' in text[:200] for text in code[:20]
+    )
     assert list(embedded.EMBEDDED["embedded_code"]().eval_docs) == list(found["code"])
 
 
@@ -44,11 +46,20 @@ def test_held_out_instructions_are_held_out_of_every_default_tuning_run():
 @pytest.mark.parametrize(
     "asked, message",
     [
-        ((["hellaswg"], {}, {}, False), r"--tasks hellaswg: no such task; near: .*hellaswag.*Embedded, without network: embedded_mmlu"),
-        ((["hellaswag"], {}, {}, False), r"--tasks hellaswag: its data cannot be read .*: give a local copy of it: --task_data hellaswag=FOLDER"),
+        (
+            (["hellaswg"], {}, {}, False),
+            r"--tasks hellaswg: no such task; near: .*hellaswag.*Embedded, without network: embedded_mmlu",
+        ),
+        (
+            (["hellaswag"], {}, {}, False),
+            r"--tasks hellaswag: its data cannot be read .*: give a local copy of it: --task_data hellaswag=FOLDER",
+        ),
         ((["hellaswag"], {"hellaswag": "/nowhere"}, {}, False), r"its data cannot be read \(/nowhere is no folder\)"),
         ((["humaneval"], {}, {}, False), r"use embedded_humaneval, the same 164 problems, in a sandbox"),
-        ((["embedded_mmlu"], {"hellaswag": "x"}, {}, False), r"--task_data hellaswag=...: hellaswag is not among --tasks"),
+        (
+            (["embedded_mmlu"], {"hellaswag": "x"}, {}, False),
+            r"--task_data hellaswag=...: hellaswag is not among --tasks",
+        ),
     ],
 )
 def test_what_is_not_there_is_refused(hub, asked, message):
@@ -64,7 +75,15 @@ def test_a_group_on_local_data(tmp_path):
     configs = []
     for subject in subjects:
         for split in ("test", "dev"):
-            rows = [{"question": f"{subject} {split} {i}?", "choices": ["a", "b", "c", "d"], "answer": i % 4, "subject": subject} for i in range(3)]
+            rows = [
+                {
+                    "question": f"{subject} {split} {i}?",
+                    "choices": ["a", "b", "c", "d"],
+                    "answer": i % 4,
+                    "subject": subject,
+                }
+                for i in range(3)
+            ]
             (folder / f"{subject}-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         files = "".join(f"      - split: {split}\n        path: {subject}-{split}.jsonl\n" for split in ("test", "dev"))
         configs.append(f"  - config_name: {subject}\n    data_files:\n{files}")
@@ -73,7 +92,11 @@ def test_a_group_on_local_data(tmp_path):
     assert len(task.leaves) == 57 and task.n_shot == 2 and task.dataset is None
     leaf = task.leaves["mmlu_anatomy"]
     text = leaf.fewshot_context(leaf.eval_docs[0], 2)
-    assert "anatomy dev 0?" in text and "anatomy dev 1?" in text and text.endswith("anatomy test 0?\nA. a\nB. b\nC. c\nD. d\nAnswer:")
+    assert (
+        "anatomy dev 0?" in text
+        and "anatomy dev 1?" in text
+        and text.endswith("anatomy test 0?\nA. a\nB. b\nC. c\nD. d\nAnswer:")
+    )
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
@@ -82,7 +105,15 @@ def test_odd_rows_of_local_data_are_counted_and_the_rest_is_asked(tmp_path, caps
     import pyarrow.parquet
 
     def item(question):
-        return {"ctx_a": "He", "ctx_b": "sat", "ctx": "He sat", "endings": list("abcd"), "activity_label": question, "source_id": "s", "label": "0"}
+        return {
+            "ctx_a": "He",
+            "ctx_b": "sat",
+            "ctx": "He sat",
+            "endings": list("abcd"),
+            "activity_label": question,
+            "source_id": "s",
+            "label": "0",
+        }
 
     folder = tmp_path / "data [v2]"  # `datasets` would take it for a glob
     folder.mkdir()
@@ -99,12 +130,17 @@ def test_odd_rows_of_local_data_are_counted_and_the_rest_is_asked(tmp_path, caps
         names = [b"Q0", b"caf\xe9", b"Q2", b"\xff"]
         raw = pyarrow.Array.from_buffers(pyarrow.string(), 4, pyarrow.array(names, pyarrow.binary()).buffers())
         table = pyarrow.parquet.read_table(path)
-        pyarrow.parquet.write_table(table.set_column(table.schema.get_field_index("activity_label"), "activity_label", raw), path)
+        pyarrow.parquet.write_table(
+            table.set_column(table.schema.get_field_index("activity_label"), "activity_label", raw), path
+        )
     (task,) = registry.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
     assert [found["query"][:2] for found in task.items("hellaswag")] == ["Q0", "Q2"]
     assert f"not read  2 not UTF-8 (validation.{kind}:2, validation.{kind}:4)" in capsys.readouterr().out
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(Refusal, match=rf"--tasks hellaswag: its data cannot be read \(validation.{kind} is a pointer to a file that Git LFS"):
+    with pytest.raises(
+        Refusal,
+        match=rf"--tasks hellaswag: its data cannot be read \(validation.{kind} is a pointer to a file that Git LFS",
+    ):
         registry.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
 
 
@@ -134,10 +170,16 @@ def test_examples_never_hold_the_item_itself():
 
 def test_items_that_share_a_source_are_known():
     assert definition.clusters_of({"source_id": "activity~1"}) == "source_id activity~1"
-    assert definition.clusters_of({"question": "x"}) is None and definition.clusters_of({"document": "torch/nn.py"}) == "document torch/nn.py"
+    assert (
+        definition.clusters_of({"question": "x"}) is None
+        and definition.clusters_of({"document": "torch/nn.py"}) == "document torch/nn.py"
+    )
 
 
-@pytest.mark.parametrize("answer, reference, score", [("the mean of x", "The mean of X.", 1.0), ("nothing", "else", 0.0), ("a b", "a c d e", 1 / 3)])
+@pytest.mark.parametrize(
+    "answer, reference, score",
+    [("the mean of x", "The mean of X.", 1.0), ("nothing", "else", 0.0), ("a b", "a c d e", 1 / 3)],
+)
 def test_word_overlap(answer, reference, score):
     assert embedded.word_f1(answer, reference) == pytest.approx(score)
 
@@ -150,10 +192,15 @@ def test_text_of_ones_own(tmp_path, capsys):
     with pytest.raises(Refusal, match="choose another name"):
         registry.text_task("embedded_docs", str(path))
     (tmp_path / "stories.txt").write_text("<|endoftext|>".join(f"Story {i}." for i in range(10)))
-    assert {item["text"] for item in registry.text_task("own", str(tmp_path / "stories.txt")).items("own")} == {f"Story {i}." for i in range(10)}
+    assert {item["text"] for item in registry.text_task("own", str(tmp_path / "stories.txt")).items("own")} == {
+        f"Story {i}." for i in range(10)
+    }
     path.write_bytes(path.read_bytes() + b'{"text": "\\ud83d"}\n{"text": null}\n')
     assert len(registry.text_task("own", str(path)).items("own")) == 10
-    assert "not read  own: 1 not UTF-8 (own.jsonl:11)\nnot read  own: 1 null text (own.jsonl:12)\n" in capsys.readouterr().out
+    assert (
+        "not read  own: 1 not UTF-8 (own.jsonl:11)\nnot read  own: 1 null text (own.jsonl:12)\n"
+        in capsys.readouterr().out
+    )
     path.write_text('{"text": null}\n')
     with pytest.raises(Refusal, match=r"holds no text: 1 null text \(own.jsonl:1\)"):
         registry.text_task("own", str(path))
@@ -171,6 +218,9 @@ def test_humaneval_passes_what_is_right_and_nothing_else():
 
 def test_text_has_no_examples(capsys):
     [text, other] = registry.build(["embedded_docs", "embedded_next_sentence"], {}, {"": 2}, False)
-    assert (text.n_shot, other.n_shot) == (0, 2) and "examples  embedded_docs is text and has none" in capsys.readouterr().out
+    assert (text.n_shot, other.n_shot) == (
+        0,
+        2,
+    ) and "examples  embedded_docs is text and has none" in capsys.readouterr().out
     with pytest.raises(Refusal, match="--num_fewshot embedded_docs=2: embedded_docs is text, which has no examples"):
         registry.build(["embedded_docs"], {}, {"embedded_docs": 2}, False)

@@ -1,6 +1,7 @@
 """The sandbox, attacked: forged verdicts, ways out, ways to wear the machine out; each with namespaces and without.
 
-Where `protections()` claims something, the attack must fail. Where it does not, only what every machine gives is asked for.
+Where `protections()` claims something, the attack must fail. Where it does not, only what every machine gives is asked
+for.
 """
 
 import contextlib
@@ -20,7 +21,16 @@ from llama_lite.evaluation.tasks.embedded import humaneval_items
 
 BASE = {"own process", "empty environment", "limits"}
 EVERYTHING = BASE | {
-    *("memory limit", "process limit", "no network", "no other processes", "read-only files", "home hidden", "no capabilities", "not root")
+    *(
+        "memory limit",
+        "process limit",
+        "no network",
+        "no other processes",
+        "read-only files",
+        "home hidden",
+        "no capabilities",
+        "not root",
+    )
 }
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
@@ -113,7 +123,9 @@ def thing(): return object()
 
 
 def test_humaneval():
-    """Every eighth problem, and those whose tests use other functions of the prompt; right, wrong, and with checks apart."""
+    """Every eighth problem, and those whose tests use other functions of the prompt; right, wrong, and with checks
+    apart.
+    """
     items = [item for number, item in enumerate(humaneval_items()) if number % 8 == 0 or number in (33, 38, 50)]
     right = [f"{item['prompt']}{item['canonical_solution']}" for item in items]
     wrong = [f"{item['prompt']}    return None\n" for item in items]
@@ -134,25 +146,43 @@ BLIND = {
     "printed": "print('passed')\nprint('\"passed\"', flush=True)\nimport os; os._exit(0)",
     "at exit": "import atexit, os\natexit.register(lambda: os._exit(0))\nraise SystemExit(0)",
     "written everywhere": EVERY_FD.format("os.write(fd, b'\"passed\"\\n[null, true]\\n[null, null]\\n')"),
-    "echoed": "import os\nfor fd in range(64): os.set_blocking(fd, False) if os.path.exists(f'/dev/fd/{fd}') else None\n"
-    + EVERY_FD.format("text = os.read(fd, 99)\n        for other in range(3, 64):\n            if other != fd: os.write(other, text)")
-    + "os._exit(0)",
+    "echoed": (
+        "import os\nfor fd in range(64): os.set_blocking(fd, False) if os.path.exists(f'/dev/fd/{fd}') else None\n"
+        + EVERY_FD.format(
+            "text = os.read(fd, 99)\n        for other in range(3, 64):\n            if other != fd: os.write(other,"
+            " text)"
+        )
+        + "os._exit(0)"
+    ),
     "closed": "import os; os.closerange(0, 64); os._exit(0)",
-    "a file": "for name in ('verdict', 'result', 'report', 'passed'): open(name, 'w').write('passed')\nraise SystemExit",
+    "a file": (
+        "for name in ('verdict', 'result', 'report', 'passed'): open(name, 'w').write('passed')\nraise SystemExit"
+    ),
     "another program": "import os; os.execv('/bin/true', ['true'])",
     "from a thread": "import os, threading, time\nthreading.Thread(target=os._exit, args=(0,)).start()\ntime.sleep(5)",
     "a fork goes on": "import os\nif os.fork(): os._exit(0)",
     "the supervisor killed": "import os, signal\nos.kill(os.getppid(), signal.SIGKILL)\nos._exit(0)",
-    "its own alarm": "import os, signal\nsignal.signal(signal.SIGALRM, lambda *_: os._exit(0))\nsignal.setitimer(signal.ITIMER_REAL, 0.01)\nwhile True: pass",
+    "its own alarm": (
+        "import os, signal\nsignal.signal(signal.SIGALRM, lambda *_: os._exit(0))\nsignal.setitimer(signal.ITIMER_REAL,"
+        " 0.01)\nwhile True: pass"
+    ),
     "no excepthook": "import sys\nsys.excepthook = sys.unraisablehook = lambda *_: None\nraise SystemExit(0)",
-    "no assertions": "import builtins\nbuiltins.AssertionError = type('E', (BaseException,), {'__new__': lambda *_: exit(0)})",
+    "no assertions": (
+        "import builtins\nbuiltins.AssertionError = type('E', (BaseException,), {'__new__': lambda *_: exit(0)})"
+    ),
 }
 # These know sandbox.py, and work from inside the interpreter that runs the code.
 SEEING = {
     "equal to all": "class E(int):\n    __eq__ = lambda *_: True\n    __ne__ = __hash__ = None\ndef f(x): return E()",
-    "equal to all, no int": "class E:\n    def __eq__(self, other): return True\n    def __getattr__(self, name): return self\ndef f(x): return E()",
-    "jump over the assertion": "import sys\ndef jump(frame, *_):\n    frame.f_trace_lines = False\n    return None\nsys.settrace(jump)",
-    "frames": """
+    "equal to all, no int": (
+        "class E:\n    def __eq__(self, other): return True\n    def __getattr__(self, name): return self\ndef f(x):"
+        " return E()"
+    ),
+    "jump over the assertion": (
+        "import sys\ndef jump(frame, *_):\n    frame.f_trace_lines = False\n    return None\nsys.settrace(jump)"
+    ),
+    "frames": (
+        """
 import sys
 def f(x):
     frame = sys._getframe()
@@ -161,23 +191,34 @@ def f(x):
             frame.f_locals['answers'].write('"passed"\\n')
             frame.f_locals['answers'].flush()
         frame = frame.f_back
-""",
-    "says that it is done, and more": """
+"""
+    ),
+    "says that it is done, and more": (
+        """
 import sys
 frame = sys._getframe()
 while not {'questions', 'answers'} <= set(frame.f_locals): frame = frame.f_back
 word, out = frame.f_locals['questions'].readline().strip(), frame.f_locals['answers']
 for line in (f'[null, {word}]', '"passed"', '[null, true]', '[null, {"foreign": {"dict": [["__eq__", 1]]}}]'): out.write(line + '\\n')
 out.flush()
-""",
+"""
+    ),
     "its globals": "import __main__\n__main__._describe = __main__._pack = lambda *_: 'passed'\n__main__.Raised = int",
-    "garbage collector": "import gc\nfor thing in gc.get_objects():\n    if isinstance(thing, dict) and 'checks' in thing: thing['checks'] = ''",
-    "patched builtins": "import builtins, json\nbuiltins.exec = builtins.compile = builtins.eval = lambda *a, **k: None\njson.dumps = lambda *_: '\"passed\"'",
+    "garbage collector": (
+        "import gc\nfor thing in gc.get_objects():\n    if isinstance(thing, dict) and 'checks' in thing:"
+        " thing['checks'] = ''"
+    ),
+    "patched builtins": (
+        "import builtins, json\nbuiltins.exec = builtins.compile = builtins.eval = lambda *a, **k: None\njson.dumps ="
+        " lambda *_: '\"passed\"'"
+    ),
     "defines the check": "def check(candidate): pass\ndef exec(*_): pass\nf.__eq__ = lambda *_: True",
     "not a number": "def f(x): return float('nan')",
     "raises what means passed": "def f(x): raise type('passed', (Exception,), {'__str__': lambda _: ''})()",
-    "an endless line": "import sys\ndef f(x):\n    frame = sys._getframe(1)\n    while 'answers' not in frame.f_locals: frame = frame.f_back\n"
-    "    while True: frame.f_locals['answers'].write('[' * 10**6)",
+    "an endless line": (
+        "import sys\ndef f(x):\n    frame = sys._getframe(1)\n    while 'answers' not in frame.f_locals: frame ="
+        " frame.f_back\n    while True: frame.f_locals['answers'].write('[' * 10**6)"
+    ),
     "traces the checks": LIBC
     + """
 def children():
@@ -220,7 +261,13 @@ def test_code_that_knows_the_sandbox_can_forge_without_checks_apart():
 
 def test_protections_are_known(claimed):
     assert BASE <= claimed <= EVERYTHING
-    if sandbox.ISOLATE and subprocess.run(["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount", "true"]).returncode == 0:
+    if (
+        sandbox.ISOLATE
+        and subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--mount", "true"]
+        ).returncode
+        == 0
+    ):
         assert claimed >= EVERYTHING - {"process limit", "not root"}  # those also need a user to become
 
 
@@ -255,14 +302,20 @@ def test_home_cannot_be_read(claimed):
         os.chmod(folder, 0o755)
         token = Path(folder, "token")
         token.write_text("hf_secret")
-        seen = attack(f"import os\ntry: print(open({str(token)!r}).read())\nexcept OSError as error: print(error)\nprint(os.path.expanduser('~'))")
+        seen = attack(
+            f"import os\ntry: print(open({str(token)!r}).read())\nexcept OSError as error:"
+            " print(error)\nprint(os.path.expanduser('~'))"
+        )
         assert not seen.endswith(f"{Path.home()}\n")
         if "home hidden" in claimed:
             assert "hf_secret" not in seen and "No such file" in seen
 
 
 def test_no_network(claimed):
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+    ):
         datagrams.bind(("127.0.0.1", 0))
         code = f"""
 import os, socket
@@ -294,8 +347,12 @@ def test_a_socket_pair_still_works(claimed):
 
 
 def test_other_processes_are_out_of_reach(claimed):
-    """Not to be seen, signalled, traced or read: neither a process of the same user, nor the caller, nor the supervisor."""
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={"SECRET": "hf_secret"}) as victim:
+    """Not to be seen, signalled, traced or read: neither a process of the same user, nor the caller, nor the
+    supervisor.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env={"SECRET": "hf_secret"}
+    ) as victim:
         code = f"""
 {LIBC}
 import signal
@@ -314,7 +371,9 @@ else: print('ESCAPED kill')
         if "no other processes" in claimed:
             assert seen == "" and victim.poll() is None
             everything = "import os\ntry: os.kill(-1, 9)\nexcept OSError: pass\nos.kill(os.getppid(), 9)"
-            assert not sandbox.run(everything, timeout=1.0).reason.startswith("the supervisor") and victim.poll() is None
+            assert (
+                not sandbox.run(everything, timeout=1.0).reason.startswith("the supervisor") and victim.poll() is None
+            )
         victim.kill()
 
 
@@ -354,7 +413,13 @@ def test_nothing_outside_the_scratch_folder_can_be_written(claimed):
         target = Path(folder, "file")
         target.write_text("as it was")
         os.chmod(target, 0o666)
-        places = [str(target), f"{folder}/new", f"{Path(sandbox.__file__).parent}/.sandbox-test", "/var/tmp/.sandbox-test", "/dev/shm/.sandbox-test"]
+        places = [
+            str(target),
+            f"{folder}/new",
+            f"{Path(sandbox.__file__).parent}/.sandbox-test",
+            "/var/tmp/.sandbox-test",
+            "/dev/shm/.sandbox-test",
+        ]
         change = f"""
 {LIBC}
 import sys
@@ -372,18 +437,26 @@ change()
             assert target.read_text() == "as it was" and sorted(os.listdir(folder)) == ["file"]
         if "no capabilities" in claimed:
             assert (
-                attack(f"{LIBC}sets = ctypes.create_string_buffer(24)\nlibc.capget({sandbox.CAPABILITIES!r}, sets)\nprint(any(sets.raw))")
+                attack(
+                    f"{LIBC}sets = ctypes.create_string_buffer(24)\nlibc.capget({sandbox.CAPABILITIES!r},"
+                    " sets)\nprint(any(sets.raw))"
+                )
                 == "False\n"
             )
             mine = "/tmp" if "read-only files" in claimed else "."
-            code = f"{LIBC}os.mkdir('m')\nprint(libc.mount(b'tmpfs', b'{mine}/m', b'tmpfs', 0, None), libc.unshare(0x20000))"
+            code = (
+                f"{LIBC}os.mkdir('m')\nprint(libc.mount(b'tmpfs', b'{mine}/m', b'tmpfs', 0, None),"
+                " libc.unshare(0x20000))"
+            )
             assert attack(code) == "-1 -1\n"
 
 
 def test_the_scratch_folder_goes(claimed, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     os.chmod(tmp_path, 0o755)
-    code = "import os\nopen('a', 'w').write('x')\nos.makedirs('b/c')\nopen('b/c/d', 'w')\nprint(sorted(os.listdir('.')))"
+    code = (
+        "import os\nopen('a', 'w').write('x')\nos.makedirs('b/c')\nopen('b/c/d', 'w')\nprint(sorted(os.listdir('.')))"
+    )
     assert attack(code).startswith("['a', 'b'")  # where Python lies in /tmp its folder is there, too
     assert not sandbox.run("import os\nopen('a', 'w').write('x')\nwhile True: pass", timeout=0.5).passed
     assert list(tmp_path.iterdir()) == []
@@ -393,22 +466,33 @@ def test_the_scratch_folder_goes(claimed, tmp_path, monkeypatch):
 
 
 def test_memory_files_and_output_are_bounded(claimed):
-    hog = "import os\nfor _ in range(4):\n    if os.fork() == 0:\n        x = [bytearray(10**8) for _ in range(9)]\n        print('ESCAPED', flush=True)\n        os._exit(0)\nfor _ in range(4): os.wait()"
+    hog = (
+        "import os\nfor _ in range(4):\n    if os.fork() == 0:\n        x = [bytearray(10**8) for _ in range(9)]\n     "
+        "   print('ESCAPED', flush=True)\n        os._exit(0)\nfor _ in range(4): os.wait()"
+    )
     if "memory limit" in claimed:
         assert "ESCAPED" not in sandbox.run(hog, timeout=10).output
     file = (
-        "try:\n    with open('big', 'wb') as file:\n        for _ in range(40): file.write(bytes(2**20))\nexcept OSError as error: print(error.errno)"
+        "try:\n    with open('big', 'wb') as file:\n        for _ in range(40): file.write(bytes(2**20))\nexcept"
+        " OSError as error: print(error.errno)"
     )
     assert attack(file, 10) == "27\n"
     if "read-only files" in claimed:
-        assert "No space left" in sandbox.run("for n in range(9): open(str(n), 'wb').write(bytes(15 * 2**20))", timeout=10).reason
+        assert (
+            "No space left"
+            in sandbox.run("for n in range(9): open(str(n), 'wb').write(bytes(15 * 2**20))", timeout=10).reason
+        )
         assert "No space left" in sandbox.run("for n in range(9999): open(str(n), 'wb')", timeout=10).reason
     honest = sandbox.run("for n in range(300_000): print('a line of text')\nprint('end')", timeout=20)
     assert honest.passed and len(honest.output) <= sandbox.KEPT and honest.output.endswith("end\n")
     assert sandbox.run("while True: print('x' * 10**6)", timeout=1.0).reason == "timed out"
 
 
-FORK = {"os.fork": "os.fork()", "ctypes": "libc.fork()", "system call": "libc.syscall({'x86_64': 57}.get(os.uname().machine, 57))"}
+FORK = {
+    "os.fork": "os.fork()",
+    "ctypes": "libc.fork()",
+    "system call": "libc.syscall({'x86_64': 57}.get(os.uname().machine, 57))",
+}
 
 
 @pytest.mark.parametrize("how", FORK)
@@ -420,7 +504,10 @@ def test_a_fork_bomb_is_held(how, claimed):
         start = time.monotonic()
         found = sandbox.run(f"{rename}while True:\n    try: {FORK[how]}\n    except OSError: pass", timeout=1.0)
         assert not found.passed and time.monotonic() - start < 15
-        few = f"{rename}made = 0\ntry:\n    while made < 100:\n        if {FORK[how]} == 0: os._exit(0) if libc.pause() else 0\n        made += 1\nexcept OSError: pass\nprint(made)"
+        few = (
+            f"{rename}made = 0\ntry:\n    while made < 100:\n        if {FORK[how]} == 0: os._exit(0) if libc.pause()"
+            " else 0\n        made += 1\nexcept OSError: pass\nprint(made)"
+        )
         if how == "os.fork":
             assert int(attack(few)) < sandbox.LIMITS["NPROC"]
     else:
@@ -453,7 +540,10 @@ for _ in range(3):
 
 def test_the_caller_survives(claimed):
     """Signals to the parent, to the group, to the session: the caller lives, and so does the next run."""
-    code = "import os, signal\nfor target in (os.getppid(), 0):\n    for number in (1, 2, 15, 9): (os.kill if target else os.killpg)(target, number)"
+    code = (
+        "import os, signal\nfor target in (os.getppid(), 0):\n    for number in (1, 2, 15, 9): (os.kill if target else"
+        " os.killpg)(target, number)"
+    )
     assert not sandbox.run(code, timeout=1.0).passed
     assert sandbox.run("x = 1").passed
 
@@ -469,10 +559,19 @@ def test_it_says_when_it_does_not_start(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("isolate", [True, False])
 def test_an_ordinary_user_and_root(isolate):
-    """As whoever runs the tests is not: started by root, as an ordinary user and as a root whose Python all can read."""
+    """As whoever runs the tests is not: started by root, as an ordinary user and as a root whose Python all can
+    read.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root can become others; that an ordinary user can is what all other tests showed")
-    python = next((p for p in (sys.executable, "/usr/bin/python3") if p and all(d.stat().st_mode & 1 for d in Path(p).resolve().parents)), None)
+    python = next(
+        (
+            p
+            for p in (sys.executable, "/usr/bin/python3")
+            if p and all(d.stat().st_mode & 1 for d in Path(p).resolve().parents)
+        ),
+        None,
+    )
     if python is None:
         pytest.skip("no Python that everybody can read")
     program = f"""
@@ -488,7 +587,13 @@ print(*sandbox.protections(), sep=",", end="")
         for user in (0, 61183):
             environment = {"HOME": "/root" if user == 0 else folder, "PATH": os.environ["PATH"]}
             done = subprocess.run(
-                [python, "-B", "-c", program], cwd=folder, user=user, group=user, extra_groups=[], env=environment, capture_output=True
+                [python, "-B", "-c", program],
+                cwd=folder,
+                user=user,
+                group=user,
+                extra_groups=[],
+                env=environment,
+                capture_output=True,
             )
             assert done.returncode == 0, done.stderr.decode()
             found = set(done.stdout.decode().split(","))
