@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from helpers import HARD, data_args, flip, jsonl, prepare
+from helpers import HARD, ROOT, data_args, flip, jsonl, prepare
 
 from llama_lite import files
 from llama_lite.data import formats, preparation, shards
@@ -453,9 +453,7 @@ def test_two_preparations_of_one_folder(tmp_path, text):
         f"import time; from llama_lite.files import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare');"
         " lock.acquire(); print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parent.parent
-    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
         with pytest.raises(Refusal, match=r"is in use by process \d+"):
