@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -180,6 +181,48 @@ def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_pa
         _scores(out)
     with pytest.raises(CardError, match=r"scores\.json was altered since its evaluation: evaluate again"):
         read(tmp_path / "run")
+
+
+def test_evaluations_whose_folders_have_one_name_both_stay_in_a_run(evaluate, whole_run, tmp_path, capsys):
+    """RUN/evaluation/NAME is of one evaluation; the same one again replaces its own, also one that an earlier version handed over."""
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+
+    def handed():
+        return {
+            path.parent.name: {row["task"] for row in read_json(path)}
+            for path in (run / "evaluation").glob("*/scores.json")
+        }
+
+    def told():
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("scores ")]
+
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs"])
+    first = run / "evaluation/out/run.json"
+    record = read_json(first)
+    assert len(record["of"]["folder"]) == 16
+    write_json(
+        first, {**record, "of": {name: value for name, value in record["of"].items() if name != "folder"}}
+    )  # as earlier versions did
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs"])
+    assert handed() == {"out": {"embedded_docs"}} and told() == [] and read_json(first)["of"] == record["of"]
+    evaluate(tmp_path / "b/out", models=[str(run)], tasks=["embedded_web"])
+    assert handed() == {"out": {"embedded_docs"}, "out-2": {"embedded_web"}}
+    (line,) = told()
+    assert "out-2: the folder of another evaluation has the name out, too, and its scores stay" in line
+    evaluate(tmp_path / "b/out", models=[str(run)], tasks=["embedded_code"])
+    evaluate(tmp_path / "b/out-2", models=[str(run)], tasks=["embedded_science"])
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs", "embedded_web"])
+    assert handed() == {
+        "out": {"embedded_docs", "embedded_web"},
+        "out-2": {"embedded_code"},
+        "out-2-2": {"embedded_science"},
+    }
+    shutil.rmtree(tmp_path / "a/out")
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs"])
+    assert handed()["out"] == {"embedded_docs"}
+    from model_card.records import read
+
+    assert {one.name for one in read(run).evaluations} == {"out", "out-2", "out-2-2"}
 
 
 def test_an_adapters_row_names_its_own_revision_and_its_bases(tmp_path):
