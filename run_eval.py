@@ -148,10 +148,8 @@ def main(argv: list[str] | None = None) -> None:
 
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])
-    print_main(
-        f"finished  {out}: scores.csv, comparison.csv,"
-        f" {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
-    )
+    files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
+    print_main(f"finished  {out}: {', '.join(files)}; {written(out)}")
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
     lock.release()
 

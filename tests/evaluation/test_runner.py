@@ -184,7 +184,7 @@ def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_pa
 
 
 def test_evaluations_whose_folders_have_one_name_both_stay_in_a_run(evaluate, whole_run, tmp_path, capsys):
-    """RUN/evaluation/NAME is of one evaluation; the same one again replaces its own, also one that an earlier version handed over."""
+    """RUN/evaluation/NAME is of one evaluation; the same one again replaces its own, also that of an earlier version."""
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
 
     def handed():
@@ -404,6 +404,24 @@ def test_an_adapter_for_another_base_and_a_step_that_is_not_there(
     (tmp_path / "link").symlink_to(base)
     with pytest.raises(Refusal, match=f"--models {base} {tmp_path}/link is one model, given twice"):
         evaluate(tmp_path / "out", models=[str(base), str(tmp_path / "link")])
+
+
+def test_an_adapter_of_peft_names_its_base_by_any_path(second, base, tmp_path, monkeypatch):
+    """Without our record of the base, base_model_name_or_path tells it: the folder by another path is it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained("./second"), lora).save_pretrained("adapter")
+    for name in ("second", str(second), "adapter/../second/"):
+        assert [model.base.folder.resolve() for model in resolve.resolve_models([f"{name}+adapter"])] == [
+            second.resolve()
+        ]
+    with pytest.raises(
+        Refusal, match=rf"says that its base is \./second, not {base}: give that base, or name this one"
+    ):
+        resolve.resolve_models([f"{base}+adapter"])
 
 
 def test_samples_of_other_items_are_not_compared(evaluate, base, tmp_path):
