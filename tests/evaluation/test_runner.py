@@ -184,7 +184,7 @@ def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_pa
 
 
 def test_evaluations_whose_folders_have_one_name_both_stay_in_a_run(evaluate, whole_run, tmp_path, capsys):
-    """RUN/evaluation/NAME is of one evaluation; the same one again replaces its own, also that of an earlier version."""
+    """RUN/evaluation/NAME is of one evaluation; the same one again replaces its own, also an earlier version's."""
     run = Path(shutil.copytree(whole_run, tmp_path / "run"))
 
     def handed():
