@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     asked = registry.build(what.tasks, pairs(what.task_data), shots(what.num_fewshot), what.apply_chat_template)
     asked += [registry.text_task(name, place) for name, place in pairs(what.texts).items()]
     varying = set(what.variant_models or names[-1:])
-    chats = all(model.has_chat_format for model in found if model.name in varying)
+    chats = bool(what.sensitivity) and all(
+        model.tokenizer(which.tokenizer_name).chat_template for model in found if model.name in varying
+    )
     varied = {
         task.name: prompt_variants.sensitivity(task, what.seed, chats)
         for task in asked

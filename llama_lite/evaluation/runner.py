@@ -20,7 +20,7 @@ from ..data.tokenizer import tokenizer_record
 from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, sha256, write_json
-from ..models import loading, references
+from ..models import loading
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
@@ -51,9 +51,7 @@ def evaluate_model(
     from .tasks import sandbox
 
     digests = store.digests
-    tokenizer = loading.load_tokenizer(
-        model.adapter if model.adapter and _has_tokenizer(model.adapter) else model.base, settings.tokenizer_name
-    )
+    tokenizer = model.tokenizer(settings.tokenizer_name)
     sha, prefix = (
         tokenizer_record(tokenizer)["sha256"],
         (tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id),
@@ -70,7 +68,7 @@ def evaluate_model(
             task.name,
             limit,
             settings.seed,
-            sha if task.chat else None,
+            (sha, str(tokenizer.chat_template)) if task.chat else None,
         )  # the same for every model, but for a chat format
         if prompts not in digests:
             digests[prompts] = prompts_digest(task, items, tokenizer, settings.seed)
@@ -122,10 +120,6 @@ def evaluate_model(
         records.append(record)
         done(record, fresh)
     return records
-
-
-def _has_tokenizer(located: references.Located) -> bool:
-    return (located.folder / "tokenizer.json").exists()
 
 
 def _load(model: Model, tokenizer, settings: Settings):

@@ -15,6 +15,7 @@ import torch
 import yaml
 from helpers import ROOT, config_file, launch
 from huggingface_hub import HfApi, ModelCard
+from transformers import AutoTokenizer
 
 from llama_lite.config.eval import parse_eval
 from llama_lite.errors import Refusal
@@ -312,6 +313,37 @@ def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sf
     assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"][
         "adapter"
     ] == str(whole_sft)
+
+
+def test_a_chat_format_counts_wherever_it_lies_and_another_one_is_another_question(evaluate, base, second, tmp_path):
+    """Two models of one tokenizer, each with a template of its own inside tokenizer_config.json, where transformers 4 wrote them."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    mine = tmp_path / "mine"
+    shutil.copytree(base, mine)
+
+    def give(folder, sign):
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}" + sign + "{% endfor %}"
+        tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+    def asked() -> dict[str, set[str]]:
+        out = evaluate(
+            tmp_path / "out", models=[str(mine), str(second)], tasks=["embedded_mmlu_cloze"], apply_chat_template=True, limit=2, variant_limit=1,
+            sensitivity=["embedded_mmlu_cloze"],
+        )  # fmt: skip
+        records = [read_json(path) for path in (out / "results").glob("*.json")]
+        assert {record["chat_template"] for record in records if record["factor"] == "chat format"} == {False}
+        return {
+            str(model): {r["key"] for r in records if r["model"] == str(model) and not r["factor"]}
+            for model in (mine, second)
+        }
+
+    give(mine, "!")
+    give(second, "?")
+    first = asked()
+    give(second, "...")
+    then = asked()
+    assert len(first[str(mine)]) == 1 and then[str(mine)] == first[str(mine)]
+    assert len(first[str(second)]) == 1 and len(then[str(second)]) == 2  # of the other format it is computed again
 
 
 def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_path):
