@@ -63,7 +63,10 @@ def table() -> str:
 def machines() -> str:
     """One row per kind of machine: what is chosen there, the demo's time, and the speed of that choice for the demo's model. Markdown."""
     train, demo, rows = read("train")["machines"], read("demo")["demo"], []
-    rows = [["processor", "precision", "`make demo`", "switches of a long run", "speed, relative to the best", "speed, relative to all off"], ["---"] * 6]
+    rows = [
+        ["processor", "precision", "`make demo`", "switches of a long run", "speed, relative to the best", "speed, relative to all off"],
+        ["---"] * 6,
+    ]
     for name, found in train.items():
         timed = demo.get("AVX512-BF16" if name == "this processor" else name)
         minutes = f"{sum(timed['stages']) / 60:.1f} minutes" if timed else ""
