@@ -49,19 +49,21 @@ def table() -> str:
     seconds, memory = start["seconds"], ""
     if peak := train.get("124m"):
         memory = (
-            f"The whole 124m preset, micro-batch 8 x 1,024: {peak['peak_gib']['ours']:.1f} GiB,"
-            f" {100 * peak['ours_to_run_clm']:.0f} % of `Trainer --bf16`'s {peak['peak_gib']['run_clm']:.1f}. "
+            f"The whole 124m preset, micro-batch 8 x 1,024: {peak['peak_gib']['ours']:.1f} GiB, "
+            f"{100 * peak['ours_to_run_clm']:.0f} % of `Trainer --bf16`'s {peak['peak_gib']['run_clm']:.1f}. "
         )
     return (
-        f"{text}\n\n{memory}A tiny run takes its first step after {start['first_step_to_imports']:.2f} times the time to import Trainer and "
-        f"SFTTrainer ({seconds['first step']:.1f} s and {seconds['imports']:.1f} s; resumed and verified {seconds['resumed']:.1f} s; with "
-        f"`--compile_layers` {seconds['compiled, cold']:.0f} s, and {seconds['compiled, warm']:.0f} s from torch's cache).\nMeasured on {train['cores']} cores "
-        f"with {train['capability']}, torch {train['torch']}, {train['date']}, with `benchmarks/train.py` and `benchmarks/start.py`; medians of alternating slices.\n"
+        f"{text}\n\n{memory}A tiny run takes its first step after {start['first_step_to_imports']:.2f} times the time to "
+        f"import Trainer and SFTTrainer ({seconds['first step']:.1f} s and {seconds['imports']:.1f} s; resumed and "
+        f"verified {seconds['resumed']:.1f} s; with `--compile_layers` {seconds['compiled, cold']:.0f} s, and "
+        f"{seconds['compiled, warm']:.0f} s from torch's cache).\nMeasured on {train['cores']} cores with "
+        f"{train['capability']}, torch {train['torch']}, {train['date']}, with `benchmarks/train.py` and "
+        f"`benchmarks/start.py`; medians of alternating slices.\n"
     )
 
 
 def machines() -> str:
-    """One row per kind of machine: what is chosen there, the demo's time, and the speed of that choice for the demo's model. Markdown."""
+    """One row per kind of machine: what is chosen there, the demo's time, and the speed of that choice. Markdown."""
     train, demo, rows = read("train")["machines"], read("demo")["demo"], []
     rows = [
         ["processor", "precision", "`make demo`", "switches of a long run", "speed, relative to the best", "speed, relative to all off"],
@@ -72,12 +74,10 @@ def machines() -> str:
         minutes = f"{sum(timed['stages']) / 60:.1f} minutes" if timed else ""
         on = ", ".join(f"`--{switch}`" for switch in found["long"].split())
         sizes = [found[shape] for shape in ("1m", "demo")]
-        measures = [
-            ", ".join(f"{size[measure]:.2f}" for size in sizes) for measure in ("long_to_best", "long_to_nothing")
-        ]
-        rows.append(
-            ["AVX512 with bfloat16" if name == "this processor" else name, found["precision"], minutes, on, *measures]
-        )
+        pairs = [[f"{size[measure]:.2f}" for size in sizes] for measure in ("long_to_best", "long_to_nothing")]
+        measures = [", ".join(pair) for pair in pairs]
+        processor = "AVX512 with bfloat16" if name == "this processor" else name
+        rows.append([processor, found["precision"], minutes, on, *measures])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
@@ -108,7 +108,8 @@ def _cell(row: dict) -> str:
     value = form.format(row["value"])
     if row["low"] is None:
         return f"{value}, {verdict(row)}"
-    return f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){', not significant' if row['low'] <= 0 <= row['high'] else ''}"
+    holds_zero = row["low"] <= 0 <= row["high"]
+    return f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){', not significant' if holds_zero else ''}"
 
 
 PARTS = {

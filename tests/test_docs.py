@@ -1,4 +1,5 @@
-"""README, docs/ and CONTRIBUTING: commands are parsed, snippets run, paths, links and anchors are there, figures are the measured ones."""
+"""README, docs/ and CONTRIBUTING: commands are parsed, snippets run, paths, links and anchors exist, figures are the
+measured ones."""
 
 import importlib.util
 import itertools
@@ -64,7 +65,7 @@ def links(text: str) -> list[str]:
 
 
 def script_of(words: list[str]) -> tuple[str, list[str]] | None:
-    """(script, its arguments) of a command that runs one of the four scripts, under a launcher or as a Slurm job; None for any other."""
+    """(script, its arguments) of a command that runs one of the four scripts, also by Slurm; else None."""
     if "sbatch" in words:
         job = next(index for index, word in enumerate(words) if word.endswith(".sbatch"))
         chosen = [word.removeprefix("SCRIPT=") for word in words if word.startswith("SCRIPT=")]
@@ -77,14 +78,18 @@ def script_of(words: list[str]) -> tuple[str, list[str]] | None:
 
 
 def check_command(command: str, suggested: Path) -> None:
-    """Raise where a command names a script, argument, target, module or path that is not there. suggested: what stands for mine.yaml."""
+    """Raise if a command names a script, argument, target, module or path that does not exist.
+
+    suggested: the file that replaces mine.yaml.
+    """
     words = shlex.split(command)
     for word in words:
         if word.startswith(ROOTS) or re.fullmatch(r"requirements[\w-]*\.txt", word):
             assert (ROOT / word).exists(), word
     if found := script_of(words):
         script, argv = found
-        argv = [str(suggested) if word == "mine.yaml" and argv[index - 1] == "--config" else word for index, word in enumerate(argv)]
+        if argv[:2] == ["--config", "mine.yaml"]:
+            argv = ["--config", str(suggested)]
         if "--help" not in argv:
             PARSERS[script](argv)
     elif words[0] == "make":
@@ -171,48 +176,47 @@ def test_the_figures_are_what_was_measured():
     names = "kill outage resume prepare evaluate suggest demo".split()
     kill, outage, resume, prepare, evaluate, suggest, demo = map(table.read, names)
     minutes = {name: sum(machine["stages"]) / 60 for name, machine in demo["demo"].items()}
-    of_the_hours = [run["of_the_hours"] for run in suggest["time"]]
+    hours = [run["of_the_hours"] for run in suggest["time"]]
     later, revisions, ids = resume["late"]["later_by"], evaluate["many_revisions"], prepare["ids"]
-    extra = {size: _median_difference(resume[size]["seconds"]) for size in ("save_1_gb", "save_100_mb")}
-    killed = f"{kill['equal']} of {kill['runs']}, bit for bit"
-    published = f"{outage['runs'] - len(outage['wrong'])} of {outage['runs']} runs"
-    tiktoken = f"{prepare['speed_a_core_to_plain_on_all_cores']:.2f}x with two workers, {prepare['speed_of_one_worker_to_plain']:.2f}x with one"
-    stated = [
-        ("docs/evidence.md", killed),
-        ("README.md", killed),
-        ("docs/evidence.md", published),
-        ("README.md", published),
-        ("docs/evidence.md", tiktoken),
-        ("README.md", tiktoken),
-        ("docs/evidence.md", f"{ids['equal_gpt2']:,} of {ids['documents']:,} documents"),
-        (
-            "docs/evidence.md",
-            f"{statistics.median(prepare['seconds']['datasets_map']) / statistics.median(prepare['seconds']['ours']):.1f}x `datasets.map`",
-        ),
-        ("docs/evidence.md", f"{prepare['scale']['opened']['seconds']:.2f} s, {prepare['scale']['opened']['peak_mib']} MiB"),
-        ("docs/evidence.md", f"{prepare['peak_memory_mib_at_1000_mb']} MiB at 1 GB of text, {prepare['peak_memory_mib_at_50_mb']} MiB at 50 MB"),
-        ("docs/evidence.md", f"{later['seconds']:.2f} s later than a start at step 0, {later['mib']:.0f} MiB more"),
-        (
-            "docs/evidence.md",
-            f"{extra['save_1_gb']:.2f} s more than Trainer's own save and fsync at 1 GB of state, {extra['save_100_mb']:.2f} s more",
-        ),
-        ("docs/evidence.md", f"{resume['save_1_gb']['probe_seconds']:.2f} s and {resume['save_100_mb']['probe_seconds']:.2f} s"),
-        ("docs/evidence.md", f"{revisions['times_faster_than_commands']:.0f}x faster than ten `lm_eval` commands"),
-        ("docs/evidence.md", f"{revisions['times_faster_than_simple_evaluate']:.0f}x faster than ten documented"),
-        ("docs/evidence.md", f"{revisions['times_faster_than_shared_task_objects']:.1f}x faster than ten with shared"),
-        ("README.md", f"{revisions['times_faster_than_commands']:.0f}x, with the same numbers"),
-        ("docs/evidence.md", f"{evaluate['choices_demo']['times_faster_than_the_best_batch_size']:.2f}x the items per second"),
-        ("docs/evidence.md", f"{evaluate['choices_smollm2_135m']['times_faster_than_the_best_batch_size']:.2f}x for SmolLM2-135M"),
-        ("docs/evidence.md", f"{min(of_the_hours):.2f} to {max(of_the_hours):.2f} of the requested time"),
-        ("docs/evidence.md", f"{minutes['AVX512-BF16']:.1f} minutes in bfloat16, {minutes['AVX2']:.1f} with AVX2 alone"),
-        (
-            "docs/getting-started.md",
-            f"{minutes['AVX512-BF16']:.0f} minutes on two cores with bfloat16 instructions, and {minutes['AVX2']:.0f} minutes",
-        ),
-        ("README.md", f"{minutes['AVX512-BF16']:.0f} minutes on two cores with bfloat16 instructions, and {minutes['AVX2']:.0f} minutes"),
-        ("docs/hub.md", f"a step took {outage['step_time_publishing_to_not']:.2f}x the time"),
+    one_gb, small = resume["save_1_gb"], resume["save_100_mb"]
+    asked = (evaluate["choices_demo"], evaluate["choices_smollm2_135m"])
+    choices = [measured["times_faster_than_the_best_batch_size"] for measured in asked]
+    opened, seconds = prepare["scale"]["opened"], prepare["seconds"]
+    to_map = statistics.median(seconds["datasets_map"]) / statistics.median(seconds["ours"])
+    both = [
+        f"{kill['equal']} of {kill['runs']}, bit for bit",
+        f"{outage['runs'] - len(outage['wrong'])} of {outage['runs']} runs",
+        f"{prepare['speed_a_core_to_plain_on_all_cores']:.2f}x with two workers",
+        f"{prepare['speed_of_one_worker_to_plain']:.2f}x with one",
+        f"{revisions['times_faster_than_commands']:.0f}x",
     ]
-    assert [(page, figure) for page, figure in stated if figure not in " ".join(PAGES[page].split())] == []
+    evidence = [
+        f"{ids['equal_gpt2']:,} of {ids['documents']:,} documents",
+        f"{to_map:.1f}x `datasets.map`",
+        f"{opened['seconds']:.2f} s, {opened['peak_mib']} MiB",
+        f"{prepare['peak_memory_mib_at_1000_mb']} MiB at 1 GB of text",
+        f"{prepare['peak_memory_mib_at_50_mb']} MiB at 50 MB",
+        f"{later['seconds']:.2f} s later than a start at step 0, {later['mib']:.0f} MiB more",
+        f"{_median_difference(one_gb['seconds']):.2f} s more than Trainer's own save and fsync at 1 GB of state",
+        f"{_median_difference(small['seconds']):.2f} s more at 100 MB",
+        f"{one_gb['probe_seconds']:.2f} s and {small['probe_seconds']:.2f} s",
+        f"{revisions['times_faster_than_simple_evaluate']:.0f}x faster than ten documented",
+        f"{revisions['times_faster_than_shared_task_objects']:.1f}x faster than ten with shared",
+        f"{choices[0]:.2f}x the items per second",
+        f"{choices[1]:.2f}x for SmolLM2-135M",
+        f"{min(hours):.2f} to {max(hours):.2f} of the requested time",
+        f"{minutes['AVX512-BF16']:.1f} minutes in bfloat16, {minutes['AVX2']:.1f} with AVX2 alone",
+    ]
+    starting = [f"{minutes['AVX512-BF16']:.0f} minutes on two cores with bfloat16", f"and {minutes['AVX2']:.0f} minutes"]
+    stated = {
+        "README.md": both + starting,
+        "docs/evidence.md": both + evidence,
+        "docs/getting-started.md": starting,
+        "docs/hub.md": [f"a step took {outage['step_time_publishing_to_not']:.2f}x the time"],
+    }
+    words = {page: " ".join(PAGES[page].split()) for page in stated}
+    missing = [(page, figure) for page, figures in stated.items() for figure in figures if figure not in words[page]]
+    assert missing == []
 
 
 def _median_difference(seconds: dict[str, list[float]]) -> float:

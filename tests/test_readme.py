@@ -1,4 +1,4 @@
-"""The README: short, in the order that a newcomer needs, each claim with its evidence; and what it says about stopping holds."""
+"""The README is short, ordered, and links each claim to its evidence; runs stop and continue as it says."""
 
 import re
 
