@@ -35,16 +35,34 @@ def table() -> str:
                 cells.append("not measured yet")
         rows.append([name, *cells])
 
-    names = {"trainer": "`Trainer` as it comes (float32)", "run_clm": "`Trainer --bf16`, as run_clm.py", "loop": "a plain bfloat16 loop"}
+    names = {
+        "trainer": "`Trainer` as it comes (float32)",
+        "run_clm": "`Trainer --bf16`, as run_clm.py",
+        "loop": "a plain bfloat16 loop",
+    }
     names["nanogpt"] = "that loop with the whole model compiled (nanoGPT, litgpt)"
     for way, name in names.items():
         row(f"speed, relative to {name}", lambda shape, way=way: f"{shape['ours_to'][way]:.2f}x")
-    flags = {"fused loss": "fused_loss", "attention in blocks": "block_attention", "compiled layers": "compile_layers", "kept memory": "keep_memory"}
+    flags = {
+        "fused loss": "fused_loss",
+        "attention in blocks": "block_attention",
+        "compiled layers": "compile_layers",
+        "kept memory": "keep_memory",
+    }
     for switch, flag in flags.items():
-        row(f"speed, relative to this project without `--{flag}`", lambda shape, switch=switch: f"{shape['switch_gives'][switch]:.2f}x")
-    row("share of the speed that the matrix products alone would allow", lambda shape: f"{100 * shape['share_of_ceiling']:.0f} %")
+        row(
+            f"speed, relative to this project without `--{flag}`",
+            lambda shape, switch=switch: f"{shape['switch_gives'][switch]:.2f}x",
+        )
+    row(
+        "share of the speed that the matrix products alone would allow",
+        lambda shape: f"{100 * shape['share_of_ceiling']:.0f} %",
+    )
     row("two processes, relative to one on the same two cores", lambda shape: f"{shape['two_processes_to_one']:.2f}x")
-    row("peak memory, GiB: this project, `Trainer --bf16`", lambda shape: f"{shape['peak_gib']['ours']:.2f}, {shape['peak_gib']['run_clm']:.2f}")
+    row(
+        "peak memory, GiB: this project, `Trainer --bf16`",
+        lambda shape: f"{shape['peak_gib']['ours']:.2f}, {shape['peak_gib']['run_clm']:.2f}",
+    )
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     seconds, memory = start["seconds"], ""
     if peak := train.get("124m"):
@@ -66,7 +84,14 @@ def machines() -> str:
     """One row per kind of machine: what is chosen there, the demo's time, and the speed of that choice. Markdown."""
     train, demo, rows = read("train")["machines"], read("demo")["demo"], []
     rows = [
-        ["processor", "precision", "`make demo`", "switches of a long run", "speed, relative to the best", "speed, relative to all off"],
+        [
+            "processor",
+            "precision",
+            "`make demo`",
+            "switches of a long run",
+            "speed, relative to the best",
+            "speed, relative to all off",
+        ],
         ["---"] * 6,
     ]
     for name, found in train.items():
@@ -92,7 +117,11 @@ def studies() -> str:
         for row in rows:
             cells.setdefault((name_of(row), row["against"]), {})[row["what"]] = _cell(row)
         head = ["arm", "compared with", *(f"{what}{f' ({unit})' if unit else ''}" for what, unit in measures.items())]
-        lines = [head, ["---"] * len(head), *([*arm, *(found.get(what, "") for what in measures)] for arm, found in cells.items())]
+        lines = [
+            head,
+            ["---"] * len(head),
+            *([*arm, *(found.get(what, "") for what in measures)] for arm, found in cells.items()),
+        ]
         parts.append(
             f"**{title}** (`benchmarks/studies/{folder.name}/report.md`)\n\n"
             + "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -109,7 +138,9 @@ def _cell(row: dict) -> str:
     if row["low"] is None:
         return f"{value}, {verdict(row)}"
     holds_zero = row["low"] <= 0 <= row["high"]
-    return f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){', not significant' if holds_zero else ''}"
+    return (
+        f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){', not significant' if holds_zero else ''}"
+    )
 
 
 PARTS = {

@@ -23,7 +23,12 @@ from llama_lite.errors import Refusal
 
 PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for path in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
 }
 TODAY = {name: text for name, text in PAGES.items() if name != "CHANGELOG.md"}  # whose names are those of today
 COMMANDS = [
@@ -33,8 +38,15 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval, "run_study.py": parse_study}
-SNIPPETS = [(name, snippet) for name, text in TODAY.items() for snippet in re.findall(r"```python\n(.*?)```", text, re.S)]
+PARSERS = {
+    "run_pretrain.py": parse_pretrain,
+    "run_sft.py": parse_sft,
+    "run_eval.py": parse_eval,
+    "run_study.py": parse_study,
+}
+SNIPPETS = [
+    (name, snippet) for name, text in TODAY.items() for snippet in re.findall(r"```python\n(.*?)```", text, re.S)
+]
 PROGRAMS = {"hf", "pip", "pre-commit", "ruff"}  # commands of packages: not checked further
 ROOTS = ("configs/", "benchmarks/", "llama_lite/", "tests/", "model_card/", "docs/")
 OLD_UNITS = re.compile(r"\b(nats|tokens|bytes|items|FLOPs?|seconds) a (token|second|byte|step)\b")
@@ -56,7 +68,9 @@ def anchors(text: str) -> set[str]:
     for heading in re.findall(r"^#{1,6} (.+?)\s*$", prose(text), re.M):
         words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
         slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
-        found.add(next(name for number in itertools.count() if (name := f"{slug}-{number}" if number else slug) not in found))
+        found.add(
+            next(name for number in itertools.count() if (name := f"{slug}-{number}" if number else slug) not in found)
+        )
     return found
 
 
@@ -94,7 +108,9 @@ def check_command(command: str, suggested: Path) -> None:
             PARSERS[script](argv)
     elif words[0] == "make":
         targets = [word for word in words[1:] if "=" not in word]
-        assert targets and all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) for target in targets), targets
+        assert targets and all(
+            re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) for target in targets
+        ), targets
     elif re.fullmatch(r"(\.venv/bin/)?python3?", words[0]) and words[1] == "-m":
         assert importlib.util.find_spec(words[2]), words[2]
     else:
@@ -109,7 +125,12 @@ def test_each_command_is_understood(page, command, tmp_path):
 
 
 def test_pages_show_commands():
-    assert {name for name, _ in COMMANDS} >= {"README.md", "CONTRIBUTING.md", "docs/getting-started.md", "docs/hub.md"} and len(COMMANDS) > 50
+    assert {name for name, _ in COMMANDS} >= {
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/getting-started.md",
+        "docs/hub.md",
+    } and len(COMMANDS) > 50
     assert {"make demo", "make test"} <= {command for _, command in COMMANDS}
 
 
@@ -207,7 +228,10 @@ def test_the_figures_are_what_was_measured():
         f"{min(hours):.2f} to {max(hours):.2f} of the requested time",
         f"{minutes['AVX512-BF16']:.1f} minutes in bfloat16, {minutes['AVX2']:.1f} with AVX2 alone",
     ]
-    starting = [f"{minutes['AVX512-BF16']:.0f} minutes on two cores with bfloat16", f"and {minutes['AVX2']:.0f} minutes"]
+    starting = [
+        f"{minutes['AVX512-BF16']:.0f} minutes on two cores with bfloat16",
+        f"and {minutes['AVX2']:.0f} minutes",
+    ]
     stated = {
         "README.md": both + starting,
         "docs/evidence.md": both + evidence,
@@ -221,7 +245,9 @@ def test_the_figures_are_what_was_measured():
 
 def _median_difference(seconds: dict[str, list[float]]) -> float:
     """Of pairs: how much longer ours took."""
-    return statistics.median(ours - theirs for ours, theirs in zip(seconds["ours"], seconds["trainer_and_fsync"], strict=True))
+    return statistics.median(
+        ours - theirs for ours, theirs in zip(seconds["ours"], seconds["trainer_and_fsync"], strict=True)
+    )
 
 
 @pytest.mark.parametrize("page, snippet", SNIPPETS)
@@ -232,7 +258,12 @@ def test_python_snippets_run(page, snippet, whole_run, whole_sft, base):
 
 
 def test_pages_show_snippets():
-    assert {name for name, _ in SNIPPETS} == {"README.md", "docs/getting-started.md", "docs/pretraining.md", "docs/instruction-tuning.md"}
+    assert {name for name, _ in SNIPPETS} == {
+        "README.md",
+        "docs/getting-started.md",
+        "docs/pretraining.md",
+        "docs/instruction-tuning.md",
+    }
 
 
 def test_the_changelog_names_modules_that_are_there():
@@ -245,10 +276,22 @@ def test_the_changelog_names_modules_that_are_there():
 def test_an_installation_takes_the_pinned_requirements_and_every_file():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     setup = project["tool"]["setuptools"]
-    assert project["project"]["dynamic"] == ["dependencies"] and setup["dynamic"]["dependencies"]["file"] == ["requirements.txt"]
+    assert project["project"]["dynamic"] == ["dependencies"] and setup["dynamic"]["dependencies"]["file"] == [
+        "requirements.txt"
+    ]
     assert setup["packages"]["find"] == {"include": ["llama_lite*", "model_card*"], "namespaces": False}
-    sources = [path for name in ("llama_lite", "model_card") for path in (ROOT / name).rglob("*") if path.is_file() and path.suffix != ".pyc"]
-    data = {path for name, patterns in setup["package-data"].items() for pattern in patterns for path in (ROOT / name).glob(pattern)}
+    sources = [
+        path
+        for name in ("llama_lite", "model_card")
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    ]
+    data = {
+        path
+        for name, patterns in setup["package-data"].items()
+        for pattern in patterns
+        for path in (ROOT / name).glob(pattern)
+    }
     assert {path for path in sources if path.suffix != ".py"} == data
     assert [path for path in sources if path.suffix == ".py" and not (path.parent / "__init__.py").exists()] == []
 
@@ -258,5 +301,7 @@ def test_the_citation_and_the_hooks_are_read():
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert citation["version"] == version and citation["references"][0]["url"] == "https://arxiv.org/abs/2412.13335"
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-    assert [(repo["repo"], [hook["language"] for hook in repo["hooks"]]) for repo in hooks] == [("local", ["system", "system"])]
+    assert [(repo["repo"], [hook["language"] for hook in repo["hooks"]]) for repo in hooks] == [
+        ("local", ["system", "system"])
+    ]
     assert all(hook["entry"].startswith("ruff ") for repo in hooks for hook in repo["hooks"]), json.dumps(hooks)

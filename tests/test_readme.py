@@ -13,7 +13,13 @@ def test_it_is_short():
 
 def test_it_says_what_a_newcomer_needs_in_order():
     headings = re.findall(r"^## (.+)$", re.sub(r"```.*?```", "", README, flags=re.S), re.M)
-    assert headings == ["Install", "Two commands to start with", "The four scripts", "What you can trust", "Where to go on"]
+    assert headings == [
+        "Install",
+        "Two commands to start with",
+        "The four scripts",
+        "What you can trust",
+        "Where to go on",
+    ]
     first = README.split("\n\n")[1]
     assert first.count(". ") + first.count(".\n") + first.endswith(".") == 2, "what it is, in two sentences"
     assert README.index("(benchmarks/demo/training.png)") < README.index("## Install")
@@ -22,7 +28,12 @@ def test_it_says_what_a_newcomer_needs_in_order():
 def test_each_script_has_an_example():
     section = README.split("## The four scripts")[1].split("\n## ")[0]
     lines = re.search(r"```bash\n(.*?)```", section, re.S)[1].splitlines()
-    assert [re.search(r"run_\w+\.py", line)[0] for line in lines] == ["run_pretrain.py", "run_sft.py", "run_eval.py", "run_study.py"]
+    assert [re.search(r"run_\w+\.py", line)[0] for line in lines] == [
+        "run_pretrain.py",
+        "run_sft.py",
+        "run_eval.py",
+        "run_study.py",
+    ]
 
 
 def test_at_most_eight_claims_each_with_its_evidence():
