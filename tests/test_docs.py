@@ -182,6 +182,14 @@ def test_anchors_are_those_of_github():
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_rows_of_a_table_have_its_columns(page):
+    """GitHub divides a row at every bar, also inside code, unless a backslash precedes it."""
+    for rows in re.findall(r"(?:^\|.*\|\n)+", prose(PAGES[page]), re.M):
+        counts = [len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()]
+        assert [row for row, count in zip(rows.splitlines(), counts, strict=True) if count != counts[0]] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_units_say_per(page):
     assert [match[0] for match in OLD_UNITS.finditer(PAGES[page])] == []
 
