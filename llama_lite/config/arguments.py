@@ -89,9 +89,9 @@ class Argument:
     """One argument of a script.
 
     kinds: names of the types that a value may have, without None. optional: whether None is a value. is_text: whether
-    the command line takes any text. nargs: argparse's.
-    follows_from: what the value follows from where nobody gives one. library: where the argument is inherited from
-    (transformers or trl), None for the script's own. required_value: the only value that is accepted, and why.
+    the command line takes any text. nargs: argparse's. follows_from: what the value follows from where nobody gives one
+    (`{}`: the default). library: what the argument is inherited from (transformers or trl), None for the script's own.
+    required_value: the only value that is accepted, and why.
     """
 
     name: str
@@ -127,8 +127,10 @@ class Argument:
         """The default as the help shows it; None where the help text has it, or where it is empty."""
         if "(default" in self.help:
             return None
-        if self.follows_from or self.default in (None, "", []):
-            return self.follows_from
+        if self.follows_from:
+            return self.follows_from.format(self.default)
+        if self.default in (None, "", []):
+            return None
         return " ".join(map(str, self.default)) if isinstance(self.default, list) else str(self.default)
 
     def help_text(self) -> str:
@@ -179,6 +181,7 @@ def arguments_of(parser: argparse.ArgumentParser, hints: dict) -> list[Argument]
         if name in found:
             found[name].flags.extend(action.option_strings)
             continue
+        choices = [item.value for item in action.type] if isinstance(action.type, type(Enum)) else action.choices
         hint = hints.get(name, str)
         is_union = get_origin(hint) in (Union, UnionType)
         types = [kind for kind in (get_args(hint) if is_union else [hint]) if kind is not type(None)]
@@ -190,11 +193,12 @@ def arguments_of(parser: argparse.ArgumentParser, hints: dict) -> list[Argument]
             optional=type(None) in get_args(hint),
             is_text=action.type in (None, str),
             nargs=None if action.nargs is None else str(action.nargs),
-            choices=[item.value for item in action.type] if isinstance(action.type, type(Enum)) else action.choices,
+            choices=None if choices is None else list(choices),
             default=None if default == argparse.SUPPRESS else getattr(default, "value", default),
             help=action.help.replace("%%", "%"),
         )
-    return list(found.values())
+    general = {"help", "help_all", "config"}
+    return sorted(found.values(), key=lambda argument: argument.name not in general)
 
 
 # ---- Help ----
