@@ -7,10 +7,11 @@ Stop it at any moment and run the same command again.
 """
 
 import dataclasses
+import sys
 import warnings
 from pathlib import Path
 
-from llama_lite.config.eval import pairs, parse_eval, shots
+from llama_lite.config.arguments import answer_early
 from llama_lite.distributed import print_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
@@ -20,6 +21,10 @@ from model_card.records import shown_metric
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    answer_early("run_eval.py", argv)  # --help and misspelt arguments, before the libraries are imported
+    from llama_lite.config.eval import pairs, parse_eval, shots
+
     which, what, where = parse_eval(argv)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.

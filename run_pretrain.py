@@ -11,9 +11,10 @@ import dataclasses
 import functools
 import math
 import shlex
+import sys
 from pathlib import Path
 
-from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.arguments import answer_early
 from llama_lite.distributed import print_main, run_on_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
@@ -22,6 +23,10 @@ from llama_lite.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    answer_early("run_pretrain.py", argv)  # --help and misspelt arguments, before the libraries are imported
+    from llama_lite.config.pretrain import parse_pretrain
+
     groups = model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
     rules = dataclasses.asdict(curation_args)
 

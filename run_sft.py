@@ -14,7 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from llama_lite.config.sft import parse_sft
+from llama_lite.config.arguments import answer_early
 from llama_lite.distributed import print_main, run_on_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
@@ -25,6 +25,10 @@ FEW_STEPS = 10  # of a run that is said to have been too short
 
 
 def main(argv: list[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    answer_early("run_sft.py", argv)  # --help and misspelt arguments, before the libraries are imported
+    from llama_lite.config.sft import parse_sft
+
     groups = base_args, adapter_args, row_args, hub_args, run_args, training_args = parse_sft(argv)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.

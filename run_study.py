@@ -12,7 +12,7 @@ import dataclasses
 import signal
 from pathlib import Path
 
-from llama_lite.config.study import parse_study
+from llama_lite.config.study import parse_study, read_study
 from llama_lite.distributed import print_main
 from llama_lite.errors import Interrupted, Refusal
 from llama_lite.exit import exit_with_status
@@ -21,6 +21,7 @@ from llama_lite.files import csv_text, read_json, write_json, write_text
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parse_study(argv)
+    read_study(arguments.config)  # a file that is not there is refused before the libraries are imported
 
     from tqdm import tqdm
 

@@ -1,7 +1,6 @@
 """Arguments that all training scripts share, and how they are checked."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Literal
 
@@ -11,10 +10,9 @@ from model_card.metadata import CardError, check_metadata
 
 from ..errors import Problems
 from ..machine.precision import PRECISIONS
+from .arguments import REPOSITORY
 from .fields import KEPT, accelerator_problems, names, unknown_fields
 from .schedules import default_kwargs, optimizer_problems, schedule_problems
-
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def arg(default, help: str):

@@ -119,12 +119,15 @@ Stop it at any moment and run the same command again: finished (model, task) pai
 exit status: 0 finished, 2 refused."""
 
 
-def parse_eval(argv: list[str] | None = None):
-    """(ModelsArguments, TasksArguments, OutputArguments). Raises Refusal."""
+def eval_parser() -> Parser:
     groups = (ModelsArguments, TasksArguments, OutputArguments)
     usage = "run_eval.py [--config FILE.yaml] [--models REFERENCE ...] [--tasks TASK ...] [--field value ...]"
-    parser = Parser(groups, {}, prog="run_eval.py", usage=usage, description=EVAL_HELP)
-    parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/eval/demo.yaml")[: len(groups)]
+    return Parser(groups, {}, {}, prog="run_eval.py", usage=usage, description=EVAL_HELP)
+
+
+def parse_eval(argv: list[str] | None = None):
+    """(ModelsArguments, TasksArguments, OutputArguments). Raises Refusal."""
+    parsed = eval_parser().parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/eval/demo.yaml")
     check_eval(*parsed)
     where = parsed[-1]
     where.output_dir = where.output_dir or f"runs/{short_name(parsed[0].models[0])}-eval"

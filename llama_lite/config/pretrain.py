@@ -8,7 +8,9 @@ from typing import Literal
 from transformers import TrainingArguments
 
 from ..paths import ROOT
-from .common import REPOSITORY, CommonRunArguments, HubArguments, arg, before_transformers, check_training
+from .arguments import REPOSITORY
+from .common import CommonRunArguments, HubArguments, arg, before_transformers, check_training
+from .fields import KEPT
 from .parser import Parser
 
 
@@ -20,7 +22,7 @@ class ModelArguments:
 
     model_config: str | None = arg(
         None,
-        "A preset of configs/model (tiny, 1m, demo, 124m, 978m, 1.7b ...), LAYERSxWIDTH (6x256), or a folder that holds"
+        "A preset of configs/model (tiny, 1m, demo, 3m, 8m, 124m, 978m, 1.7b), LAYERSxWIDTH (6x256), or a folder that holds"
         " a config.json.",
     )
     init_from: str | None = arg(
@@ -236,6 +238,7 @@ PRETRAIN_FOLLOWS = {  # arguments that nobody has to give, and what they follow 
     **dict.fromkeys(("learning_rate", "save_total_limit"), "by the size of the model"),
     **dict.fromkeys(("fused_loss", "block_attention", "compile_layers"), "by the machine"),
     "eval_windows": "as many as take little time",
+    "prepare_workers": "one per core of this machine",
     "output_dir": "runs/NAME, after the text",
     "hours": "about ten minutes, where no length is given",
 }
@@ -258,19 +261,24 @@ Run the same command again after any interruption: it goes on from the newest ve
 exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a verified checkpoint (also in status.json)."""
 
 
+PRETRAIN_KEPT = {"remove_unused_columns": (False, "windows of tokens have no columns")}
+
+
+def pretrain_parser() -> Parser:
+    groups = (ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments)
+    usage = "run_pretrain.py [--config FILE.yaml] [--dry_run | --prepare_only | --publish_only] [--field value ...]"
+    required = {**KEPT, **PRETRAIN_KEPT}
+    return Parser(groups, PRETRAIN_FOLLOWS, required, prog="run_pretrain.py", usage=usage, description=PRETRAIN_HELP)
+
+
 def parse_pretrain(argv: list[str] | None = None):
     """(ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments). Raises
     Refusal.
     """
-    groups = (ModelArguments, DataArguments, CurationArguments, HubArguments, RunArguments, PretrainArguments)
-    usage = "run_pretrain.py [--config FILE.yaml] [--dry_run | --prepare_only | --publish_only] [--field value ...]"
-    parser = Parser(groups, PRETRAIN_FOLLOWS, prog="run_pretrain.py", usage=usage, description=PRETRAIN_HELP)
-    parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/pretrain/demo.yaml")[: len(groups)]
+    argv = sys.argv[1:] if argv is None else argv
+    parsed = pretrain_parser().parse(argv, ROOT / "configs/pretrain/demo.yaml")
     check_pretrain(*parsed)
     return parsed
-
-
-PRETRAIN_KEPT = {"remove_unused_columns": (False, "windows of tokens have no columns")}
 
 
 def check_pretrain(

@@ -10,7 +10,9 @@ from typing import Literal
 from trl import SFTConfig
 
 from ..paths import ROOT
-from .common import REPOSITORY, CommonRunArguments, HubArguments, arg, before_transformers, check_training
+from . import fields
+from .arguments import REPOSITORY
+from .common import CommonRunArguments, HubArguments, arg, before_transformers, check_training
 from .parser import Parser
 
 
@@ -198,6 +200,7 @@ SFT_FOLLOWS = {  # arguments that nobody has to give, and what they follow from 
     "answer_tokens": "96, within the base's context",
     "max_steps": "three epochs, or about ten minutes if that is less",
     "output_dir": "runs/BASE-sft",
+    "prepare_workers": "one per core of this machine",
 }
 
 
@@ -216,14 +219,18 @@ Run the same command again after any interruption: it goes on from the newest ve
 exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a verified checkpoint (also in status.json)."""
 
 
+def sft_parser() -> Parser:
+    groups = (BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments)
+    usage = "run_sft.py [--config FILE.yaml] [--dry_run | --show_example | --publish_only] [--field value ...]"
+    required = {**fields.KEPT, **KEPT}
+    return Parser(groups, SFT_FOLLOWS, required, prog="run_sft.py", usage=usage, description=SFT_HELP)
+
+
 def parse_sft(argv: list[str] | None = None):
     """(BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments). Raises
     Refusal.
     """
-    groups = (BaseArguments, AdapterArguments, RowArguments, TunedHubArguments, TuningArguments, SftArguments)
-    usage = "run_sft.py [--config FILE.yaml] [--dry_run | --show_example | --publish_only] [--field value ...]"
-    parser = Parser(groups, SFT_FOLLOWS, prog="run_sft.py", usage=usage, description=SFT_HELP)
-    parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/sft/demo.yaml")[: len(groups)]
+    parsed = sft_parser().parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/sft/demo.yaml")
     check_sft(*parsed)
     return parsed
 

@@ -3,10 +3,12 @@
 import argparse
 import sys
 
+import yaml
+
 from ..errors import Refusal
+from ..files import read_yaml
 from ..paths import expand_home
-from .common import REPOSITORY
-from .parser import HelpFormatter, repeated
+from .arguments import HELP_ALL, REPOSITORY, Script, arguments_of, repeated, show_help, unknown_flags
 from .ranges import range_problems
 
 STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
@@ -25,9 +27,9 @@ class StudyParser(argparse.ArgumentParser):
         raise Refusal(f"{message}. `{self.prog} --help` lists every argument.")
 
 
-def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
-    """config, output_dir, arm, seed, prepare_only, dry_run, push_to_hub, hub_model_id. Raises Refusal."""
-    parser = StudyParser("run_study.py", description=STUDY_HELP, formatter_class=HelpFormatter, allow_abbrev=False)
+def study_parser() -> StudyParser:
+    parser = StudyParser("run_study.py", description=STUDY_HELP, allow_abbrev=False)
+    parser.add_argument("--help_all", "--help-all", action="help", help=HELP_ALL)
     parser.add_argument("--config", default="configs/studies/resume.yaml", help="The study's YAML file.")
     parser.add_argument("--output_dir", help="Folder of the study (default: runs/NAME-study).")
     parser.add_argument("--arm", help="Only this arm.")
@@ -42,9 +44,21 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--hub_model_id", help="owner/name of that repository.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would be run; run nothing.")
-    argv = sys.argv[1:] if argv is None else argv
-    if twice := repeated(argv, {option: action.dest for action in parser._actions for option in action.option_strings}):
-        raise Refusal(" ".join(twice))
+    return parser
+
+
+def study_script(parser: StudyParser) -> Script:
+    """The script's entry in the table of arguments."""
+    return Script(parser.prog, parser.usage, parser.description, arguments_of(parser, {"seed": int}))
+
+
+def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
+    """config, output_dir, arm, seed, prepare_only, dry_run, push_to_hub, hub_model_id. Raises Refusal."""
+    parser, argv = study_parser(), sys.argv[1:] if argv is None else argv
+    script = study_script(parser)
+    show_help(script, argv)
+    if problems := repeated(argv, script) + unknown_flags(script, argv):
+        raise Refusal(" ".join(problems))
     parsed = parser.parse_args(argv)
     if empty := [name for name, value in vars(parsed).items() if value == ""]:
         raise Refusal(f"--{empty[0]} is empty: give a value, or leave it out.")
@@ -54,3 +68,16 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     if problems := range_problems(vars(parsed)):
         raise Refusal(" ".join(problems))
     return parsed
+
+
+def read_study(path: str) -> dict:
+    """The fields of a study file, unchecked. Raises Refusal where there is no mapping to be read."""
+    try:
+        raw = read_yaml(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refusal(f"--config {path}: no study can be read there ({error}).") from None
+    except yaml.YAMLError as error:
+        raise Refusal(f"--config {path}: {' '.join(str(error).split())}.") from None
+    if not isinstance(raw, dict):
+        raise Refusal(f"--config {path} must hold `key: value` lines, not a {type(raw).__name__}.")
+    return raw

@@ -5,14 +5,12 @@ import difflib
 import re
 from pathlib import Path
 
-import yaml
-
 from ..config.eval import pairs, parse_eval
 from ..config.pretrain import parse_pretrain
 from ..config.ranges import range_problems
 from ..config.sft import parse_sft
+from ..config.study import read_study
 from ..errors import Refusal
-from ..files import read_yaml
 from ..paths import ROOT, expand_home
 from ..training.plan import saved_steps
 
@@ -89,14 +87,7 @@ class StudyRun:
 
 def load(path: str) -> Study:
     """A study from its YAML file. Raises Refusal with everything that is wrong in it."""
-    try:
-        raw = read_yaml(path)
-        if not isinstance(raw, dict):
-            raise Refusal(f"--config {path} must hold `key: value` lines, not a {type(raw).__name__}.")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"--config {path}: no study can be read there ({error}).") from None
-    except yaml.YAMLError as error:
-        raise Refusal(f"--config {path}: {' '.join(str(error).split())}.") from None
+    raw = read_study(path)
     problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
     problems += [
         f"`{name}` is missing."

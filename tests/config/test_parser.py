@@ -9,9 +9,9 @@ import pytest
 import yaml
 from helpers import config_file
 
+from llama_lite.config.arguments import NONE_COUNTS
 from llama_lite.config.common import HubArguments
 from llama_lite.config.eval import ModelsArguments, OutputArguments, TasksArguments, parse_eval
-from llama_lite.config.parser import NONE_COUNTS
 from llama_lite.config.pretrain import (
     CurationArguments,
     DataArguments,
