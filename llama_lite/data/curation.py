@@ -45,17 +45,17 @@ class Reader(PipelineStep):
     def __init__(
         self,
         source: Source,
-        shares: list[int],
+        bounds: list[int],
         report: Path,
         columns: tuple[str, ...] = (),
         scores: tuple[str, ...] = (),
     ):
         super().__init__()
-        self.source, self.shares, self.report, self.columns, self.scores = source, shares, report, columns, scores
+        self.source, self.bounds, self.report, self.columns, self.scores = source, bounds, report, columns, scores
 
     def run(self, data=None, rank: int = 0, world_size: int = 1):
         skipped, count = Skipped(), {"documents": 0, "characters": 0}
-        for file in self.source.files[self.shares[rank] : self.shares[rank + 1]]:
+        for file in self.source.files[self.bounds[rank] : self.bounds[rank + 1]]:
             for document in read(file, skipped, self.columns, self.source.encoding):
                 if column := next(
                     (column for column in self.scores if not _is_score(document.metadata.get(column))), None
@@ -83,20 +83,20 @@ def _is_score(value) -> bool:
     return True
 
 
-def shares(source: Source) -> list[int]:
-    """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a
+def task_bounds(source: Source) -> list[int]:
+    """Index of the first file of each task, and the number of files: about TASK_BYTES per task, at most MOST_TASKS; a
     function of the source alone.
     """
     if source.kind in INSTALLED:
         return sorted({task * len(source.files) // INSTALLED_TASKS for task in range(INSTALLED_TASKS + 1)})
     sizes = [TASK_BYTES if (size := size_of(file)) is None else size for file in source.files]
-    wanted = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
-    bounds, held = [0], 0
+    bytes_per_task = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
+    bounds, task_bytes = [0], 0
     for index, size in enumerate(sizes):
-        if held and held + size / 2 > wanted:
+        if task_bytes and task_bytes + size / 2 > bytes_per_task:
             bounds.append(index)
-            held = 0
-        held += size
+            task_bytes = 0
+        task_bytes += size
     return [*bounds, len(sizes)]
 
 
@@ -222,12 +222,80 @@ def _text_of(document: Document) -> str:
 def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[PipelineStep], int]]:
     """(name, pipeline, number of tasks) of each curation stage, to be run in order by any datatrove executor.
 
-    The kept documents end in `folder/kept/*.jsonl.zst`, all else in `folder/curation`. Near-duplicates: MinHash over
-    5-grams of the words that are left after lower-casing and dropping punctuation, 14 buckets x 8 hashes (FineWeb's),
-    in two passes over the disk.
+    The kept documents are written to `folder/kept/*.jsonl.zst`, all other files to `folder/curation`. Each stage reads
+    what the one before it wrote.
     """
+    bounds = task_bounds(source)
+    tasks = len(bounds) - 1
+    duplicates = folder / "curation" / "duplicates"
+    thresholds = {
+        "language": rules["language"],
+        "language_score": rules["min_language_score"],
+        rules["score_column"]: rules["min_score"],
+    }
+    columns = tuple(column for column, setting in thresholds.items() if setting is not None)
+    scores = tuple(column for column in columns if column != "language")
+    outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
+    folders = dict(zip(outputs, [folder / "curation" / name for name in outputs[:-1]] + [folder / "kept"], strict=True))
+
+    judges = [_rule(folder, index, name, step) for index, (name, step) in enumerate(filters(rules), 1)]
+    reader = Reader(source, bounds, folder / "curation" / "reports" / "00 read", columns, scores)
+    chain, plan, last = [reader, *judges, _writer(folders["judged"])], [], folders["judged"]
+    if rules["exact_dedup"]:
+        found, dropper = _exact_dedup(chain, duplicates, tasks)
+        plan += found
+        chain = [
+            _own_file_reader(last),
+            _rule(folder, 90, "exact duplicates", dropper),
+            _writer(folders["exact"]),
+        ]
+        last = folders["exact"]
+    if rules["minhash_dedup"]:
+        found, dropper = _minhash_dedup(chain, duplicates, tasks)
+        plan += found
+        chain = [_own_file_reader(last), _rule(folder, 91, "near duplicates", dropper), _writer(folders["minhash"])]
+    return [*plan, ("keep", chain, tasks)]
+
+
+def _rule(folder: Path, index: int, name: str, step: PipelineStep) -> Rule:
+    """A block with its report; `index` orders the reports."""
+    return Rule(name, step, folder / "curation" / "reports" / f"{index:02d} {name.replace('/', ' ')}")
+
+
+def _writer(folder: Path) -> PipelineStep:
+    """Writes the documents of each task into a file of its own."""
+    from datatrove.pipeline.writers import JsonlWriter
+
+    return JsonlWriter(str(folder), output_filename="${rank}.jsonl", compression="zstd")
+
+
+def _hash_config():
+    """datatrove 0.10.1 passes str to xxhash, which version 4 of xxhash refuses; hence sha1."""
+    from datatrove.utils.hashing import HashConfig
+
+    return HashConfig(hash_fc="sha1")
+
+
+def _exact_dedup(chain: list[PipelineStep], duplicates: Path, tasks: int) -> tuple[list, PipelineStep]:
+    """(the stages that find equal texts, with `chain` before them; the block that drops all but one of each)."""
     from datatrove.pipeline.dedup import ExactDedupFilter, ExactDedupSignature, ExactFindDedups
     from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
+
+    config = ExactDedupConfig(_text_of, hash_config=_hash_config())
+    signatures, found = str(duplicates / "exact-signatures"), str(duplicates / "exact")
+    plan = [
+        ("judge", [*chain, ExactDedupSignature(signatures, config)], tasks),
+        ("find-exact", [ExactFindDedups(signatures, found, config)], 1),
+    ]
+    return plan, ExactDedupFilter(found, config)
+
+
+def _minhash_dedup(chain: list[PipelineStep], duplicates: Path, tasks: int) -> tuple[list, PipelineStep]:
+    """(the stages that find near-duplicates, with `chain` before them; the block that drops all but one of each).
+
+    MinHash over 5-grams of the words that are left after lower-casing and dropping punctuation, 14 buckets x 8 hashes
+    (FineWeb's), in two passes over the disk.
+    """
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,
         MinhashDedupBuckets,
@@ -235,60 +303,18 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
         MinhashDedupFilter,
         MinhashDedupSignature,
     )
-    from datatrove.pipeline.writers import JsonlWriter
-    from datatrove.utils.hashing import HashConfig
 
-    hashes = HashConfig(hash_fc="sha1")  # datatrove 0.10.1 hands str to xxhash, which version 4 of it refuses
-    bounds = shares(source)
-    tasks = len(bounds) - 1
-    work = folder / "curation"
-    reports, aside = work / "reports", work / "duplicates"
-    wanted = {
-        "language": rules["language"],
-        "language_score": rules["min_language_score"],
-        rules["score_column"]: rules["min_score"],
-    }
-    columns = tuple(column for column, setting in wanted.items() if setting is not None)
-    scores = tuple(column for column in columns if column != "language")
-
-    def place_of(name):
-        return str((folder if name == "kept" else work) / name)
-
-    def writer(name):
-        return JsonlWriter(place_of(name), output_filename="${rank}.jsonl", compression="zstd")
-
-    def reader(name):
-        return _own_file_reader(place_of(name))
-
-    def rule(index, name, step):
-        return Rule(name, step, reports / f"{index:02d} {name.replace('/', ' ')}")
-
-    judged = [rule(index, name, step) for index, (name, step) in enumerate(filters(rules), 1)]
-    outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
-    outputs = dict(zip(outputs, [*outputs[:-1], "kept"], strict=True))
-    chain, plan = [Reader(source, bounds, reports / "00 read", columns, scores), *judged, writer(outputs["judged"])], []
-    last = outputs["judged"]
-    if rules["exact_dedup"]:
-        config = ExactDedupConfig(_text_of, hash_config=hashes)
-        plan += [("judge", [*chain, ExactDedupSignature(str(aside / "exact-signatures"), config)], tasks)]
-        plan += [("find-exact", [ExactFindDedups(str(aside / "exact-signatures"), str(aside / "exact"), config)], 1)]
-        chain = [
-            reader(last),
-            rule(90, "exact duplicates", ExactDedupFilter(str(aside / "exact"), config)),
-            writer(outputs["exact"]),
-        ]
-        last = outputs["exact"]
-    if rules["minhash_dedup"]:
-        config, words = MinhashConfig(hash_config=hashes), _blank_separated_words()
-        signatures, buckets, remove = (str(aside / f"minhash-{part}") for part in ("signatures", "buckets", "remove"))
-        plan += [("sign", [*chain, MinhashDedupSignature(signatures, config, language=words)], tasks)]
-        plan += [("find-near", [MinhashDedupBuckets(signatures, buckets, config=config)], config.num_buckets)]
-        plan += [("cluster", [MinhashDedupCluster(buckets, remove, config=config)], 1)]
-        chain = [reader(last), rule(91, "near duplicates", MinhashDedupFilter(remove)), writer(outputs["minhash"])]
-    return [*plan, ("keep", chain, tasks)]
+    config, words = MinhashConfig(hash_config=_hash_config()), _blank_separated_words()
+    signatures, buckets, remove = (str(duplicates / f"minhash-{name}") for name in ("signatures", "buckets", "remove"))
+    plan = [
+        ("sign", [*chain, MinhashDedupSignature(signatures, config, language=words)], tasks),
+        ("find-near", [MinhashDedupBuckets(signatures, buckets, config=config)], config.num_buckets),
+        ("cluster", [MinhashDedupCluster(buckets, remove, config=config)], 1),
+    ]
+    return plan, MinhashDedupFilter(remove)
 
 
-def _own_file_reader(folder: str) -> PipelineStep:
+def _own_file_reader(folder: Path) -> PipelineStep:
     """Reads what the same task of an earlier stage wrote, which is nothing where it kept nothing.
 
     datatrove's reader shares the files that are there out by their number: after a task without a file every task would
@@ -301,7 +327,7 @@ def _own_file_reader(folder: str) -> PipelineStep:
             name = f"{rank:05d}.jsonl.zst"
             yield from self.read_files_shard([name] if self.data_folder.exists(name) else [])
 
-    return OwnFileReader(folder, compression="zstd", doc_progress=False, file_progress=False)
+    return OwnFileReader(str(folder), compression="zstd", doc_progress=False, file_progress=False)
 
 
 def _blank_separated_words():

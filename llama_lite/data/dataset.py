@@ -25,7 +25,6 @@ class TokenWindows:
         seed: int = 0,
         epoch_windows: int | None = None,
         length: int | None = None,
-        start: int = 0,
     ):
         self.paths = [Path(folder) / shard["name"] for shard in manifest["splits"][split]["shards"]]
         self.ends = np.cumsum([shard["tokens"] for shard in manifest["splits"][split]["shards"]])
@@ -33,8 +32,12 @@ class TokenWindows:
         self.windows = count_windows(manifest, split, block_size)
         self.epoch_windows = epoch_windows or self.windows
         self.length = self.epoch_windows if length is None else length
-        self.start = start  # positions before it count from 0 again: a run resumed without its data position
+        self.start = 0
         self.maps: dict[int, np.ndarray] = {}
+
+    def restart_order_at(self, position: int) -> None:
+        """Begin the order again at a position of the run: for a run that is resumed without its data position."""
+        self.start = position
 
     def __len__(self) -> int:
         return self.length
@@ -115,8 +118,6 @@ def row_order(count: int, steps: int, per_step: int, seed: int, start: int = 0) 
 
     From step `start` on the order begins again: a run resumed without its data position.
     """
-    pass  # REMOVED
-
     epoch = count // per_step * per_step
     positions = (
         position - start * per_step if position >= start * per_step else 0 for position in range(steps * per_step)

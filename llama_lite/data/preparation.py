@@ -73,9 +73,9 @@ class Text:
     def source(self) -> Source:
         """Its files; says how many of which endings are read. Raises Refusal."""
         data = self.data
-        where = (data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision)
+        options = sources.ReadOptions(data.text_column, data.encoding, data.file_types, separator=self.separator)
         found = sources.resolve(
-            *where, data.text_column, data.encoding, data.file_types, data.max_bytes, separator=self.separator
+            data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision, data.max_bytes, options
         )
         print_main(f"text      {sources.inventory(found)}")
         none_holds_it = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
@@ -365,8 +365,10 @@ def _withdraw(folder: Path) -> None:
 def _prepare(
     folder: Path, data, rules: dict, text: Text, recipe: dict, exact: bool, before: dict | None = None
 ) -> dict:
-    """Tokens of a text, from where a ShardWriter left off. before: the manifest of a folder that is repaired, whose
-    tokens must come out again.
+    """Curate and tokenize a text, from the last whole shard on, and write the manifest, which is returned.
+
+    exact: whether --vocab_size was given. before: the manifest of a folder that is repaired, whose tokens must be
+    reproduced. Raises Refusal.
     """
     source = text.source
     if active(rules):
@@ -378,38 +380,9 @@ def _prepare(
     tokenizer = _tokenizer_for(folder, data, source, exact, known)
     if before and tokenizer_record(tokenizer) != known:
         raise _beyond_repair(folder, "its tokenizer comes out as another one")
-    identified = tokenizer_record(
-        tokenizer
-    )  # before it is used: a call forgets the truncation that a tokenizer.json asks for
-    began = time.monotonic()
-    stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
-    writer = ShardWriter(
-        folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
-    )
-    with tqdm(
-        total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None
-    ) as bar:
-        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
-            bar.update(writer.add(batch))
-            if writer.full:
-                break
-    writer.finish(len(source.files))
-    print_main(
-        f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in"
-        f" {time.monotonic() - began:.0f} s"
-    )
-    for line in skipped_lines(writer.skipped):
-        print_main(f"not read  {line}")
-    if line := special_line(writer.counts):
-        print_main(line)
-    if not writer.total:
-        _refuse_empty(folder, data, writer.skipped)
-    if not writer.splits["train"]:
-        _withdraw(folder)
-        raise Refusal(
-            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}:"
-            " nothing is left to train on. Make it smaller, leave it out, or bring more text."
-        )
+    identified = tokenizer_record(tokenizer)  # before its first call, which drops the truncation of a tokenizer.json
+    writer = _write_shards(folder, data, source, tokenizer, {"recipe": digest_of(recipe), "tokenizer": identified})
+    _check_amount(folder, data, writer)
     manifest = {
         "format": FORMAT,
         "recipe": recipe,
@@ -433,6 +406,43 @@ def _prepare(
     manifest = add_fingerprint({**manifest, "baselines": baselines(folder, manifest)})
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) -> ShardWriter:
+    """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read."""
+    start = time.monotonic()
+    writer = ShardWriter(
+        folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
+    )
+    with tqdm(
+        total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None
+    ) as bar:
+        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
+            bar.update(writer.add(batch))
+            if writer.full:
+                break
+    writer.finish(len(source.files))
+    print_main(
+        f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in"
+        f" {time.monotonic() - start:.0f} s"
+    )
+    for line in skipped_lines(writer.skipped):
+        print_main(f"not read  {line}")
+    if line := special_line(writer.counts):
+        print_main(line)
+    return writer
+
+
+def _check_amount(folder: Path, data, writer: ShardWriter) -> None:
+    """Raise Refusal where the text gave no tokens, or none to train on; the folder can then be prepared otherwise."""
+    if not writer.total:
+        _refuse_empty(folder, data, writer.skipped)
+    if not writer.splits["train"]:
+        _withdraw(folder)
+        raise Refusal(
+            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}:"
+            " nothing is left to train on. Make it smaller, leave it out, or bring more text."
+        )
 
 
 def special_line(counts: dict) -> str | None:

@@ -130,143 +130,154 @@ class Source:
             yield from read(file, skipped, columns, self.encoding)
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How the files of a source are read.
+
+    text_column: the column of text (None: the likeliest of each file). encoding: of text that is not UTF-8. file_types:
+    endings that are read (none: all). only_rows: read only files of rows, with all their columns. separator: what
+    divides a plain text file into documents (None: it is one document).
+    """
+
+    text_column: str | None = None
+    encoding: str | None = None
+    file_types: tuple[str, ...] | list[str] = ()
+    only_rows: bool = False
+    separator: str | None = None
+
+
+DEFAULT_OPTIONS = ReadOptions()
+
+
 def resolve(
     dataset: str,
     config: str | None = None,
     split: str = "train",
     revision: str | None = None,
-    text_column: str | None = None,
-    encoding: str | None = None,
-    file_types: list[str] = (),
     max_bytes: int | None = None,
-    only_rows: bool = False,
-    separator: str | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> Source:
-    """The files that a `--dataset` means. Raises Refusal where there are none, or the Hub does not answer.
+    """The files of a `--dataset`. Raises Refusal where there are none, or the Hub does not answer.
 
-    text_column: None for the likeliest column of each file. file_types: endings that are read (none: all). max_bytes:
-    the first files, in their order, of so many bytes; the last of them is cut. only_rows: files of rows alone, with all
-    their columns. separator: what divides a file of plain text into documents.
+    config, revision: of a dataset on the Hub. max_bytes: read only the first files, in their order, up to so many
+    bytes; the last of them is cut.
     """
-    if encoding is not None:
-        _check_encoding(encoding)
+    if options.encoding is not None:
+        _check_encoding(options.encoding)
     if dataset in INSTALLED:
         names, versions = installed_files(dataset)
         files = [TextFile(name, name, dataset) for name in names]
         source = Source(dataset, tuple(files), {"dataset": dataset, "packages": versions})
     else:
-        source = _local_source(dataset, split, text_column, encoding, file_types, only_rows, separator)
-        source = source or _hub_source(
-            dataset, config, split, revision, None if only_rows else text_column or "text", separator
-        )
+        source = _local_source(dataset, split, options) or _hub_source(dataset, config, split, revision, options)
     return source if max_bytes is None else cut(source, max_bytes)
 
 
 # ---- files of this machine ----
 
 
-def _local_source(
-    dataset: str, split: str, text_column, encoding, file_types, only_rows: bool, separator: str | None
-) -> Source | None:
-    """The files that are meant, in their order, or None where the name can only be the Hub's. Raises Refusal."""
+def _local_source(dataset: str, split: str, options: ReadOptions) -> Source | None:
+    """The files of a local dataset, in their order, or None where the name can only be the Hub's. Raises Refusal."""
     path = os.path.expanduser(dataset)
-    explicit = False
-    if os.path.isdir(path):
-        found = _walk(path)
-    elif os.path.exists(path):
-        found, explicit = [path], True
-    else:
-        found = _matches(path)
-    if not found:
-        looks_local = (
-            dataset.startswith((".", "/", "~"))
-            or any(c in dataset for c in "*?[")
-            or ending_of(dataset) in (*KINDS, ".txt", ".md")
-        )
-        if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
-            what = (
-                "that folder holds no file that is not hidden"
-                if os.path.isdir(path)
-                else "nothing is there by that name"
-            )
-            raise Refusal(
-                f"--dataset {dataset}: {what}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"
-                " HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
-            )
+    paths = _find_paths(dataset)
+    if paths is None:
         return None
-    root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(name) or "." for name in found])
-    wanted = {f".{ending.lstrip('.')}".lower() for ending in file_types}
-    of_other_splits = (
-        {} if explicit else _of_other_splits(dataset, split, [os.path.relpath(name, root) for name in found])
-    )
-    saved = any(ending_of(name) == ".arrow" for name in found)
-    files, passed, gone = [], [], []  # passed, gone: (file, why)
-    for name in found:
-        relative = os.path.relpath(name, root)
-        if wanted and ending_of(name) not in wanted:
-            passed.append((name, "not among --file_types"))
-        elif other := of_other_splits.get(relative):
-            passed.append(
-                (
-                    name,
-                    (
-                        f"of the split {other}, which --dataset_split {other} reads; --dataset_split {ALL_SPLITS} reads"
-                        " every file"
-                    ),
-                )
-            )
-        elif saved and os.path.basename(name) in RECORDS_OF_ARROW:
-            passed.append((name, "a record of `save_to_disk`"))
-        elif os.path.exists(name) and not os.path.isfile(name):
-            why = "what this project writes" if _is_written(name) else "this user may not read it"
-            passed.append((name, why if os.path.isdir(name) else "a pipe, a socket or a device"))
-        elif why := absent(name):
-            gone.append((printable(relative), why))
-        else:
-            kind, column, why = _judge(name, text_column, encoding, explicit, only_rows, separator)
-            if why:
-                passed.append((name, why))
-            else:
-                files.append(
-                    TextFile(
-                        name,
-                        printable(relative),
-                        kind,
-                        os.path.getsize(name),
-                        column,
-                        separator=separator if kind == "text" else None,
-                    )
-                )
-    if gone:
-        missing = "; ".join(f"{name} is {why}" for name, why in gone[:EXAMPLES]) + (
-            f"; and {len(gone) - EXAMPLES:,} more" if gone[EXAMPLES:] else ""
+    files, not_read, missing = _classify(dataset, paths, split, options)
+    if missing:
+        examples = "; ".join(f"{name} is {why}" for name, why in missing[:EXAMPLES]) + (
+            f"; and {len(missing) - EXAMPLES:,} more" if missing[EXAMPLES:] else ""
         )
         raise Refusal(
-            f"--dataset {dataset}: {missing}. Bring the content, remove them, or choose other files with --file_types."
+            f"--dataset {dataset}: {examples}. Bring the content, remove them, or choose other files with --file_types."
         )
     if not files:
-        raise Refusal(f"--dataset {dataset} holds no {'rows' if only_rows else 'text'}: {_passed_line(passed)}.")
-    if any(
-        file.kind not in ROW_KINDS for file in files
-    ):  # so that the validation slice is a sample of all documents, not the first by name
+        content_kind = "rows" if options.only_rows else "text"
+        raise Refusal(f"--dataset {dataset} holds no {content_kind}: {_not_read_line(not_read)}.")
+    # Plain files come in the order of a hash, so that the validation slice is a sample of all documents.
+    if any(file.kind not in ROW_KINDS for file in files):
         files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    record = _local_record(os.path.basename(os.path.abspath(path)), files, not_read, options.separator)
+    return Source("files", tuple(files), record, options.encoding)
+
+
+def _find_paths(dataset: str) -> list[str] | None:
+    """The paths of a file, a folder or a glob; None where there are none and the name can be the Hub's. Raises
+    Refusal.
+    """
+    path = os.path.expanduser(dataset)
+    paths = _walk(path) if os.path.isdir(path) else [path] if os.path.exists(path) else _matches(path)
+    if paths:
+        return paths
+    looks_local = (
+        dataset.startswith((".", "/", "~"))
+        or any(c in dataset for c in "*?[")
+        or ending_of(dataset) in (*KINDS, ".txt", ".md")
+    )
+    if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
+        reason = (
+            "that folder holds no file that is not hidden" if os.path.isdir(path) else "nothing is there by that name"
+        )
+        raise Refusal(
+            f"--dataset {dataset}: {reason}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"
+            " HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
+        )
+    return None
+
+
+def _classify(
+    dataset: str, paths: list[str], split: str, options: ReadOptions
+) -> tuple[list[TextFile], list[tuple[str, str]], list[tuple[str, str]]]:
+    """(files that are read, [(path, why it is not read)], [(name, why its content is missing)]) of a local dataset."""
+    path = os.path.expanduser(dataset)
+    explicit = os.path.exists(path) and not os.path.isdir(path)
+    root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(name) or "." for name in paths])
+    endings = {f".{ending.lstrip('.')}".lower() for ending in options.file_types}
+    other_splits = {} if explicit else _other_splits(dataset, split, [os.path.relpath(name, root) for name in paths])
+    has_arrow = any(ending_of(name) == ".arrow" for name in paths)
+    files, not_read, missing = [], [], []
+    for name in paths:
+        relative = os.path.relpath(name, root)
+        if endings and ending_of(name) not in endings:
+            not_read.append((name, "not among --file_types"))
+        elif other := other_splits.get(relative):
+            flag = "--dataset_split"
+            not_read.append(
+                (name, f"of the split {other}, which {flag} {other} reads; {flag} {ALL_SPLITS} reads every file")
+            )
+        elif has_arrow and os.path.basename(name) in RECORDS_OF_ARROW:
+            not_read.append((name, "a record of `save_to_disk`"))
+        elif os.path.exists(name) and not os.path.isfile(name):
+            why = "what this project writes" if _is_written(name) else "this user may not read it"
+            not_read.append((name, why if os.path.isdir(name) else "a pipe, a socket or a device"))
+        elif why := absent(name):
+            missing.append((printable(relative), why))
+        else:
+            kind, column, why = _inspect(name, explicit, options)
+            if why:
+                not_read.append((name, why))
+            else:
+                separator = options.separator if kind == "text" else None
+                size = os.path.getsize(name)
+                files.append(TextFile(name, printable(relative), kind, size, column, separator=separator))
+    return files, not_read, missing
+
+
+def _local_record(name: str, files: list[TextFile], not_read: list[tuple[str, str]], separator: str | None) -> dict:
+    """`Source.record` of local files."""
     endings: dict[str, dict] = {}
     for file in files:
         entry = endings.setdefault(ending_of(file.name) or "without ending", {"files": 0, "bytes": 0})
         entry["files"], entry["bytes"] = entry["files"] + 1, entry["bytes"] + file.size
-    record = {
-        "dataset": os.path.basename(os.path.abspath(path)),
-        "files": len(files),
-        "bytes": sum(file.size for file in files),
-        "endings": endings,
-    }
+    total = sum(file.size for file in files)
+    record = {"dataset": name, "files": len(files), "bytes": total, "endings": endings}
     columns = sorted({file.column for file in files if file.column})
     record |= {"text_columns": columns} if columns else {}
-    record |= {"not_read": {"files": len(passed), "why": _passed_line(passed)}} if passed else {}
-    whole = record["bytes"] <= CACHE_ABOVE  # of more text only the beginnings are searched, to say how many are divided
-    divided = sum(_holds(file.path, file.separator, None if whole else HEAD) for file in files if file.separator)
-    record |= {"divided": {"separator": separator, "files": divided}} if any(file.separator for file in files) else {}
-    return Source("files", tuple(files), record, encoding)
+    record |= {"not_read": {"files": len(not_read), "why": _not_read_line(not_read)}} if not_read else {}
+    if any(file.separator for file in files):
+        searched = None if total <= CACHE_ABOVE else HEAD  # of more text only the beginnings
+        divided = sum(_holds(file.path, file.separator, searched) for file in files if file.separator)
+        record |= {"divided": {"separator": separator, "files": divided}}
+    return record
 
 
 def _matches(pattern: str) -> list[str]:
@@ -281,7 +292,7 @@ def _matches(pattern: str) -> list[str]:
     return files or sorted(dict.fromkeys(name for folder in found for name in _walk(folder)))
 
 
-def _of_other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
+def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
     """{file: its split} of those that `--dataset_split` leaves out.
 
     Files and folders are splits where one for training stands beside one for validation or test, by the words of their
@@ -400,11 +411,11 @@ def _walk(folder: str) -> list[str]:
     return sorted(found + closed)
 
 
-def _judge(
-    path: str, text_column: str | None, encoding: str | None, explicit: bool, only_rows: bool, separator: str | None
-) -> tuple[str, str | None, str | None]:
-    """(kind, column of text, why it is not read or None) of a file, by its ending and its first bytes."""
-    kind = kind_of(path)
+def _inspect(path: str, explicit: bool, options: ReadOptions) -> tuple[str, str | None, str | None]:
+    """(kind, column of text, why it is not read or None) of a file, by its ending and its first bytes. explicit:
+    whether the user named this very file.
+    """
+    kind, text_column, separator = kind_of(path), options.text_column, options.separator
     try:
         with open_file(path) as handle:
             head = handle.peek(HEAD)[:HEAD] if kind not in ARROW_KINDS else b""
@@ -418,13 +429,12 @@ def _judge(
             return kind, None, "empty"
         if not marked and b"\0" in head:
             return kind, None, "binary"
-        divided = (
-            kind == "text" and separator is not None and separator_in(separator, head).encode() in head
-        )  # then each document is judged alone
-        judged = kind in ("text", "html", "notebook") and encoding is None and not marked and not divided
-        if judged and not _is_utf8(head, len(head) == os.path.getsize(path)):
+        # The documents of a divided file are checked one by one when they are read.
+        divided = kind == "text" and separator is not None and separator_in(separator, head).encode() in head
+        checked = kind in ("text", "html", "notebook") and options.encoding is None and not marked and not divided
+        if checked and not _is_utf8(head, len(head) == os.path.getsize(path)):
             return kind, None, "not UTF-8"
-    if only_rows:
+    if options.only_rows:
         return kind, None, None if kind in ROW_KINDS else "no rows"
     if kind not in ROW_KINDS:
         return kind, None, None
@@ -513,7 +523,7 @@ def _likeliest_column(samples: list[dict] | None) -> str | None:
     return usual[0] if usual else max(lengths, key=lengths.get) if lengths else None
 
 
-def _passed_line(passed: list[tuple[str, str]]) -> str:
+def _not_read_line(passed: list[tuple[str, str]]) -> str:
     """What was not read, by ending and reason, as a person reads it."""
     groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in passed)
     parts = []
@@ -613,7 +623,8 @@ def size_of(file: TextFile) -> int | None:
 # ---- the Hub ----
 
 
-def _hub_source(dataset, config, split, revision, text_column, separator) -> Source:
+def _hub_source(dataset: str, config: str | None, split: str, revision: str | None, options: ReadOptions) -> Source:
+    """The files of a split of a dataset on the Hub. Raises Refusal."""
     from datasets import load_dataset_builder
 
     from ..errors import unreachable
@@ -633,6 +644,7 @@ def _hub_source(dataset, config, split, revision, text_column, separator) -> Sou
     commit = commits.pop() if len(commits) == 1 else None
     record = {"dataset": dataset, "config": builder.config.name, "split": split, "revision": commit or revision}
     sizes = _hub_sizes(dataset, commit, [str(file) for file in files]) if commit else {}
+    text_column = None if options.only_rows else options.text_column or "text"
     found = []
     for path in map(str, files):
         kind = kind_of(path)
@@ -643,7 +655,7 @@ def _hub_source(dataset, config, split, revision, text_column, separator) -> Sou
                 kind,
                 sizes.get(path),
                 text_column,
-                separator=separator if kind == "text" else None,
+                separator=options.separator if kind == "text" else None,
             )
         )
     return Source("files", tuple(found), record)

@@ -678,7 +678,7 @@ def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
     }
     for name, raw in {**files, "d": b"no such line\n"}.items():
         (tmp_path / f"{name}.txt").write_bytes(raw)
-    source = sources.resolve(str(tmp_path), separator="\n---\n")
+    source = sources.resolve(str(tmp_path), options=sources.ReadOptions(separator="\n---\n"))
     found = sorted(text.replace("\r\n", "\n") for text in texts_of(source))
     assert found == sorted(3 * ["one\nline", "two", "three"] + ["no such line\n"])
     assert (

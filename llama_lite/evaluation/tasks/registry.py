@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ...data.formats import Skipped, TextFile, Unreadable, kind_of, parts, rows, skipped_lines, utf8_text
-from ...data.sources import absent, resolve
+from ...data.sources import ReadOptions, absent, resolve
 from ...data.tokenizer import END_OF_TEXT
 from ...distributed import print_main
 from ...errors import Refusal
@@ -225,7 +225,7 @@ def text_task(name: str, path: str) -> EvalTask:
             " has."
         )
     skipped = Skipped()
-    documents = resolve(path, separator=END_OF_TEXT).documents(skipped)
+    documents = resolve(path, options=ReadOptions(separator=END_OF_TEXT)).documents(skipped)
     found = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
     if not found:
         raise Refusal(
