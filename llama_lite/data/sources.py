@@ -1,8 +1,7 @@
-"""Which files a `--dataset` means, which of them are read, and what tells their content from any other's.
+"""The files of a `--dataset`, which of them are read, and a digest of their content.
 
-A dataset is a file, a folder, a glob, a dataset of the Hub, or the text inside the installed packages. Of a folder
-every file that is text is read; hidden ones are passed over, and what is no text is counted and named, with what makes
-text of it.
+A dataset is a file, a folder, a glob, a dataset of the Hub, or the text inside the installed packages. Every text file
+of a folder is read, except hidden ones. Files that are not text are counted and named, with a way to convert them.
 """
 
 import codecs
@@ -15,9 +14,11 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datatrove.data import Document
 from tqdm import tqdm
 
 from ..distributed import print_main
@@ -47,7 +48,7 @@ from .formats import (
 )
 from .installed import INSTALLED, installed_files, package_root
 
-WRITTEN = (
+PROJECT_FOLDERS = (
     "pretrain",
     "sft",
     "eval",
@@ -56,19 +57,19 @@ WRITTEN = (
     "curated",
     "begun",
     "unknown run",
-)  # kinds of folders that are no text of anybody's
+)  # kinds of folders that are not a user's text
 
-PASSED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
+SKIPPED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
 
-HEAD = 2**16  # bytes by which a file is judged
+HEAD = 2**16  # bytes from which the kind of a file is inferred
 
 TEXT_COLUMNS = "text content body document article story markdown code message raw_content".split()
 
-HUB_PATHS = 500  # of which sizes are asked for at once
+HUB_PATHS = 500  # files per request for sizes
 
-CACHE_ABOVE = 2**30  # bytes of text from which on digests are kept by size and time
+CACHE_ABOVE = 2**30  # bytes of text above which digests are cached by size and time
 
-POINTERS = {  # how a small file begins that says where another's content is, and what brings it
+POINTERS = {  # {first bytes of a pointer file: what it is, and how to fetch the content}
     b"version https://git-lfs.github.com/spec/": (
         "a pointer to a file that Git LFS has not fetched: `git lfs pull` fetches it"
     ),
@@ -77,22 +78,22 @@ POINTERS = {  # how a small file begins that says where another's content is, an
 
 POINTER_BYTES = 1024  # a pointer is smaller: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
-RECORDS_OF_ARROW = {
+ARROW_METADATA = {
     "dataset_info.json",
     "state.json",
     "dataset_dict.json",
-}  # what `save_to_disk` of `datasets` writes beside the rows
+}  # metadata that `save_to_disk` of `datasets` writes
 
 SPLIT_ENDINGS = (
     ".txt",
     ".text",
     ".raw",
     ".tokens",
-)  # of files that are splits when they are named so, beside rows; train.py is a program
+)  # files with these endings can be splits, as files of rows can; train.py is a program
 
 ALL_SPLITS = "all"
 
-MAKES_TEXT = {
+CONVERSIONS = {
     **dict.fromkeys((".pdf", ".ps"), "`pdftotext` makes text of them"),
     **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".epub", ".pptx"), "`pandoc -t plain` makes text of them"),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "save them as .csv"),
@@ -105,8 +106,8 @@ MAKES_TEXT = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Text as a list of files. `record` says where it is from, what was read and what was not, with no path of this
-    machine.
+    """Text as a list of files. `record` describes where it is from, what was read and what was not, without paths of
+    this machine.
     """
 
     kind: str
@@ -116,7 +117,7 @@ class Source:
 
     @property
     def bytes(self) -> int:
-        """Bytes on disk that are read; 0 where nobody knows (of some files of the Hub)."""
+        """Bytes on disk that are read; 0 where the size of a file is not known (some files of the Hub)."""
         sizes = [size_of(file) for file in self.files]
         if None in sizes:
             return 0
@@ -124,8 +125,8 @@ class Source:
             size if file.limit is None else min(size, file.limit) for file, size in zip(self.files, sizes, strict=True)
         )
 
-    def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()):
-        """Every document, in order."""
+    def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()) -> Iterator[Document]:
+        """Every document, in order, with the metadata `columns`. Counts in `skipped` what has no text. Raises Refusal."""
         for file in self.files:
             yield from read(file, skipped, columns, self.encoding)
 
@@ -244,7 +245,7 @@ def _classify(
             not_read.append(
                 (name, f"of the split {other}, which {flag} {other} reads; {flag} {ALL_SPLITS} reads every file")
             )
-        elif has_arrow and os.path.basename(name) in RECORDS_OF_ARROW:
+        elif has_arrow and os.path.basename(name) in ARROW_METADATA:
             not_read.append((name, "a record of `save_to_disk`"))
         elif os.path.exists(name) and not os.path.isfile(name):
             why = "what this project writes" if _is_written(name) else "this user may not read it"
@@ -281,8 +282,8 @@ def _local_record(name: str, files: list[TextFile], not_read: list[tuple[str, st
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files that a glob means, of its folders where it means no file; as much of its beginning as exists by that
-    name is no glob.
+    """The files that match a glob, or the files in the folders that match it. The leading parts that exist literally
+    are not taken as a glob.
     """
     known, rest = Path(), list(Path(pattern).parts)
     while rest and os.path.lexists(known / rest[0]):
@@ -293,11 +294,11 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
-    """{file: its split} of those that `--dataset_split` leaves out.
+    """{file: its split} of the files that `--dataset_split` leaves out.
 
-    Files and folders are splits where one for training stands beside one for validation or test, by the words of their
-    names that `datasets` goes by. What belongs to no split is read with the split for training. Raises Refusal for a
-    split that is not there.
+    Files and folders are splits where one for training is next to one for validation or test, by the keywords in names
+    that `datasets` uses. Files that belong to no split are read with the training split. Raises Refusal for a split
+    that does not exist.
     """
     if split in ("train", ALL_SPLITS) and not any("train" in name.lower() for name in names):
         return {}
@@ -314,36 +315,36 @@ def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
             yield folders[:depth], split_of(entry)
         yield folders, split_of(file) if ending_of(file) in SPLIT_ENDINGS or kind_of(file) in ROW_KINDS else None
 
-    there = collections.defaultdict(set)
+    siblings = collections.defaultdict(set)
     for name in names:
         for folder, found in entries(name):
-            there[tuple(folder)].add(found)
+            siblings[tuple(folder)].add(found)
 
-    def tells_apart(folder) -> bool:
-        return "train" in there[tuple(folder)] and bool(there[tuple(folder)] & {"validation", "test"})
+    def are_splits(folder: tuple[str, ...]) -> bool:
+        return "train" in siblings[tuple(folder)] and bool(siblings[tuple(folder)] & {"validation", "test"})
 
     splits = {
-        name: next((found for folder, found in entries(name) if found and tells_apart(folder)), None) for name in names
+        name: next((found for folder, found in entries(name) if found and are_splits(folder)), None) for name in names
     }
     known = sorted({found for found in splits.values() if found})
     chosen = split_of(split) or split
     if split == ALL_SPLITS or (chosen == "train" and not known):
         return {}
     if chosen not in known:
-        what = (
+        reason = (
             f"its splits are {', '.join(known)}"
             if known
             else "its files are not divided into splits (train beside validation or test)"
         )
         raise Refusal(
-            f"--dataset_split {split}: {dataset} is here, and {what}. Leave it out, or choose {ALL_SPLITS} for every"
+            f"--dataset_split {split}: {dataset} is here, and {reason}. Leave it out, or choose {ALL_SPLITS} for every"
             " file."
         )
     return {name: found or "train" for name, found in splits.items() if (found or "train") != chosen}
 
 
 def printable(name: str) -> str:
-    """The name of a file as UTF-8 can hold it: bytes that are none, which Linux allows, as `\\xe9`."""
+    """A file name as valid UTF-8: other bytes, which Linux allows, are written as `\\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -352,7 +353,7 @@ def _is_broken(path: str) -> bool:
 
 
 def absent(path: str) -> str | None:
-    """What stands in place of a file's content, None where the content is there."""
+    """Why a file has no content here (a broken link, a pointer of Git LFS or git-annex), None where it has."""
     if _is_broken(path):
         return "a broken link"
     try:
@@ -361,38 +362,38 @@ def absent(path: str) -> str | None:
         with open(path, "rb") as file:
             head = file.read(POINTER_BYTES)
     except OSError:
-        return None  # told when it is judged
+        return None  # reported when it is inspected
     return next((why for begin, why in POINTERS.items() if head.startswith(begin)), None)
 
 
-def _holds(path: str, separator: str, most: int | None) -> bool:
-    """Whether the first `most` bytes of a file (None: all of it) hold a separator, with the file's line breaks."""
-    before = b""
-    with contextlib.suppress(*DAMAGED), open_file(path) as handle:  # damage is told when it is read
+def _holds(path: str, separator: str, limit: int | None) -> bool:
+    """Whether the first `limit` bytes of a file (None: all of it) hold a separator, with the file's line breaks."""
+    previous = b""
+    with contextlib.suppress(*DAMAGED), open_file(path) as handle:  # damage is reported when it is read
         head = handle.peek(2**16)
         if any(head.startswith(mark) for mark in BYTE_ORDER_MARKS):
-            raw = (decode(handle.read() if most is None else handle.read(most)) or "").encode()
-            return separator_in(separator, raw).encode() in raw
-        wanted = separator_in(separator, head).encode()
-        while block := handle.read(2**20 if most is None else most):
-            if wanted in before + block:
+            content = (decode(handle.read() if limit is None else handle.read(limit)) or "").encode()
+            return separator_in(separator, content).encode() in content
+        encoded = separator_in(separator, head).encode()
+        while block := handle.read(2**20 if limit is None else limit):
+            if encoded in previous + block:
                 return True
-            if most is not None:
+            if limit is not None:
                 break
-            before = block[len(block) - len(wanted) + 1 :]
+            previous = block[len(block) - len(encoded) + 1 :]
     return False
 
 
 def _is_written(path: str) -> bool:
     """Whether a folder holds what this project writes: runs, prepared and curated text, evaluations, studies."""
     with contextlib.suppress(PermissionError):
-        return kind_of_folder(path) in WRITTEN
+        return kind_of_folder(path) in PROJECT_FOLDERS
     return False
 
 
 def _walk(folder: str) -> list[str]:
-    """Every file of a folder that is not hidden, by name, and every folder that cannot be read or that this project
-    writes to; links are followed, each folder once.
+    """The paths of all files of a folder that are not hidden, and of all folders that cannot be read or that this
+    project writes, sorted. Links are followed, each folder once.
     """
     found, closed, seen = [], [], set()
     for parent, folders, names in os.walk(
@@ -400,7 +401,7 @@ def _walk(folder: str) -> list[str]:
     ):
         real = os.path.realpath(parent)
         folders[:] = (
-            [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in PASSED_FOLDERS)
+            [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in SKIPPED_FOLDERS)
         )
         written = [name for name in folders if _is_written(os.path.join(parent, name))]
         folders[:] = [name for name in folders if name not in written]
@@ -422,7 +423,7 @@ def _inspect(path: str, explicit: bool, options: ReadOptions) -> tuple[str, str 
     except PermissionError:
         return kind, None, "this user may not read it"
     except DAMAGED:
-        return kind, None, None  # refused by name when it is read
+        return kind, None, None  # reported with its name when it is read
     if kind not in ARROW_KINDS:
         marked = any(head.startswith(mark) for mark in BYTE_ORDER_MARKS)
         if not head:
@@ -443,9 +444,9 @@ def _inspect(path: str, explicit: bool, options: ReadOptions) -> tuple[str, str 
     samples = _first_rows(path, kind)
     column = text_column if text_column in (samples or [{}])[0] else _likeliest_column(samples)
     if column is None and kind == "json" and not explicit:
-        return "text", None, None  # settings of a program, and the like: text as it stands
+        return "text", None, None  # e.g. settings of a program: text as it is
     if column is None and samples == [] and kind == "json":
-        return kind, None, "neither an array of JSON objects nor one a line"
+        return kind, None, "neither an array of JSON objects nor one per line"
     if column is None and samples is not None:
         return (
             kind,
@@ -476,7 +477,7 @@ def _check_encoding(encoding: str) -> None:
 
 
 def _first_rows(path: str, kind: str) -> list[dict] | None:
-    """Some rows of a file; None where they cannot be read, which is told when they are wanted."""
+    """At most 20 rows of a file; None where they cannot be read, which is reported when the file is read."""
     try:
         if kind == "json":
             return _json_rows(path)
@@ -487,8 +488,8 @@ def _first_rows(path: str, kind: str) -> list[dict] | None:
 
 
 def _json_rows(path: str) -> list[dict] | None:
-    """The first object of a .json file that is an array of them, or holds one a line; [] where it is something else.
-    Reads no more than its beginning.
+    """[the first object] of a .json file that is an array of objects, or has one per line; [] for other content. Reads
+    only the beginning.
     """
     with open_file(path) as handle:
         raw = handle.read(16 * HEAD)
@@ -502,7 +503,7 @@ def _json_rows(path: str) -> list[dict] | None:
             line, _, rest = head.partition("\n")
             row = json.loads(line)
             if not rest.strip() and not set(TEXT_COLUMNS) & set(row):
-                return []  # one object alone: settings, and the like
+                return []  # a single object, e.g. settings
     except ValueError:
         return None if len(head) >= 16 * HEAD else []
     return [row] if isinstance(row, dict) else []
@@ -523,25 +524,25 @@ def _likeliest_column(samples: list[dict] | None) -> str | None:
     return usual[0] if usual else max(lengths, key=lengths.get) if lengths else None
 
 
-def _not_read_line(passed: list[tuple[str, str]]) -> str:
-    """What was not read, by ending and reason, as a person reads it."""
-    groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in passed)
-    parts = []
+def _not_read_line(not_read: list[tuple[str, str]]) -> str:
+    """Text of [(path, reason)] for files that are not read: counts by ending and reason."""
+    groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in not_read)
+    phrases = []
     for (ending, why), count in sorted(groups.items(), key=lambda item: (-item[1], item[0])):
         names = [
-            name for name, reason in passed if (ending_of(name) or os.path.basename(name), reason) == (ending, why)
+            name for name, reason in not_read if (ending_of(name) or os.path.basename(name), reason) == (ending, why)
         ]
-        if why == "binary" and ending in MAKES_TEXT:
-            why = MAKES_TEXT[ending]
+        if why == "binary" and ending in CONVERSIONS:
+            why = CONVERSIONS[ending]
         elif why == "not UTF-8":
             why = f"not UTF-8, such as {os.path.basename(names[0])}: {_encoding_hint(names[0])}"
-        parts.append(f"{count:,} {ending} ({why})")
-    shown = parts[:8] + ([f"and {len(parts) - 8} other kinds"] if len(parts) > 8 else [])
+        phrases.append(f"{count:,} {ending} ({why})")
+    shown = phrases[:8] + ([f"and {len(phrases) - 8} other kinds"] if len(phrases) > 8 else [])
     return printable(", ".join(shown))
 
 
 def _encoding_hint(path: str) -> str:
-    """`--encoding NAME`, with the likeliest name."""
+    """A hint that names the likeliest `--encoding`."""
     from charset_normalizer import from_bytes
 
     with open_file(path) as handle:
@@ -553,23 +554,20 @@ def inventory(source: Source) -> str:
     """One line: how many files of which endings are read, and how many are not and why."""
     record = source.record
     if source.kind in INSTALLED:
-        what = "files" if source.kind == "installed-files" else "files of Python"
-        return f"{len(source.files):,} {what} in {len(record['packages'])} installed packages" + _limit_line(record)
+        noun = "files" if source.kind == "installed-files" else "files of Python"
+        return f"{len(source.files):,} {noun} in {len(record['packages'])} installed packages" + _limit_line(record)
     if "endings" not in record:
         divided = next((file.separator for file in source.files if file.separator), None)
-        told = (
-            f"; those of plain text are divided into documents at {divided!r}, where they hold it"
-            " (--document_separator)"
-            if divided
-            else ""
+        division = (
+            f"; plain text files are divided into documents at {divided!r} (--document_separator)" if divided else ""
         )
-        return f"{len(source.files):,} files of {record['dataset']} on the Hub" + told + _limit_line(record)
+        return f"{len(source.files):,} files of {record['dataset']} on the Hub" + division + _limit_line(record)
     kinds = sorted(record["endings"].items(), key=lambda item: -item[1]["files"])
-    told = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
+    endings = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
         f" and {len(kinds) - 8} other endings" if len(kinds) > 8 else ""
     )
     columns = [name for name in record.get("text_columns", ()) if name != "text"]
-    line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {told}"
+    line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {endings}"
     line += (
         f", the text of rows from column {', '.join(map(repr, columns))} (another: --text_column)" if columns else ""
     )
@@ -595,25 +593,27 @@ def _limit_line(record: dict) -> str:
     return f"; of these the first {amount(record['max_bytes'])} (--max_bytes)" if "max_bytes" in record else ""
 
 
-def cut(source: Source, most: int) -> Source:
-    """The first files of a source, up to `most` bytes; the last of them is read to there."""
+def cut(source: Source, max_bytes: int) -> Source:
+    """A source of the first `max_bytes` bytes: its first files, the last of them in part. Unchanged where a size is
+    unknown.
+    """
     files, total = [], 0
     for file in source.files:
         size = size_of(file)
         if size is None:
             return source
-        if total >= most:
+        if total >= max_bytes:
             break
-        single = file.kind in ("installed-docs", "installed-files") or total + size <= most
-        files.append(file if single else dataclasses.replace(file, limit=most - total))
+        single = file.kind in ("installed-docs", "installed-files") or total + size <= max_bytes
+        files.append(file if single else dataclasses.replace(file, limit=max_bytes - total))
         total += size
     if len(files) == len(source.files) and files[-1].limit is None:
         return source
-    return dataclasses.replace(source, files=tuple(files), record={**source.record, "max_bytes": most})
+    return dataclasses.replace(source, files=tuple(files), record={**source.record, "max_bytes": max_bytes})
 
 
 def size_of(file: TextFile) -> int | None:
-    """Bytes of a file on disk; None where nobody knows (some files of the Hub)."""
+    """Bytes of a file on disk; None where they are not known (some files of the Hub)."""
     if file.kind not in INSTALLED:
         return file.size
     package, _, inner = file.name.partition("/")
@@ -662,7 +662,7 @@ def _hub_source(dataset: str, config: str | None, split: str, revision: str | No
 
 
 def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
-    """Bytes of the files `hf://datasets/NAME@COMMIT/PATH`; none where the Hub does not say."""
+    """{file: bytes} of files `hf://datasets/NAME@COMMIT/PATH`; {} where the Hub does not give sizes."""
     from huggingface_hub import HfApi
 
     paths = {file.partition(f"@{commit}/")[2]: file for file in files}
@@ -673,9 +673,7 @@ def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
                 dataset, names[begin : begin + HUB_PATHS], repo_type="dataset", revision=commit
             ):
                 sizes[paths[entry.path]] = entry.size
-    except (
-        Exception
-    ):  # the client raises a dozen kinds, from three packages: a size that is not known is none that is needed
+    except Exception:  # the client raises a dozen kinds, from three packages; sizes are optional
         return {}
     return sizes
 
@@ -684,10 +682,10 @@ def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
 
 
 def content(source: Source, cache: Path, trust: bool = True) -> str:
-    """sha256 over the names and the content of what is read: the same text gives the same, wherever it lies.
+    """sha256 over the names and the content of what is read: the same text gives the same digest in any folder.
 
-    Above CACHE_ABOVE bytes, and with `trust`, the digest of a file that has kept its size and time is taken from
-    `cache`, and that is said. Packages count by their versions, datasets of the Hub by their revision.
+    Above CACHE_ABOVE bytes, and with `trust`, the digest of a file with unchanged size and time is taken from `cache`
+    (a JSON file), and that is printed. Packages are identified by their versions, Hub datasets by their revision.
     """
     if source.kind in INSTALLED or "endings" not in source.record:
         return _hash([source.record, [file.name for file in source.files]])
@@ -695,9 +693,9 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
     trusted = [name for name, state in map(_state, source.files) if trust and known.get(name, [])[:2] == state]
     if trusted:
         print_main(
-            f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and time of change, which"
-            " are as when they were hashed: what was changed and given its old time is not seen (--verify_data hashes:"
-            " hash them again)"
+            f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and modification time,"
+            " which are unchanged since they were hashed: a change that restores the old time is not noticed (--verify_data"
+            " hashes: hash them again)"
         )
     digests: dict[str, list] = {}
 
@@ -733,7 +731,7 @@ def has_digests(source: Source, cache: Path) -> bool:
 
 
 def _state(file: TextFile) -> tuple[str, list[int]]:
-    """What a file's digest is kept under, and the size and time that must be the same."""
+    """(key of a file in the cache of digests, [size, modification time in ns] that must be the same)."""
     stat = os.stat(file.path)
     return f"{os.path.realpath(file.path)}:{file.limit}", [stat.st_size, stat.st_mtime_ns]
 

@@ -514,7 +514,7 @@ def test_what_is_wrong_with_a_file_of_json_is_its_cause(tmp_path):
     ):
         texts_of(source_of(tmp_path / "cr.jsonl"))
     with pytest.raises(
-        Refusal, match=r"object.json holds no text: 1 .json \(neither an array of JSON objects nor one a line\)"
+        Refusal, match=r"object.json holds no text: 1 .json \(neither an array of JSON objects nor one per line\)"
     ):
         source_of(tmp_path / "object.json", None)
     with pytest.raises(Refusal, match=r"cut.jsonl begins as utf-16 and is not: mend it"):
@@ -620,7 +620,7 @@ def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypa
     capsys.readouterr()
     monkeypatch.setattr(sources, "sha256", lambda *args: pytest.fail("hashed again"))
     assert content(first) == before
-    assert "TRUSTED   3 of 3 files of text by their size and time of change" in capsys.readouterr().out
+    assert "TRUSTED   3 of 3 files of text by their size and modification time" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
     (first / "d.md").write_text("threE")
