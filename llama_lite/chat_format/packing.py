@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A Row as ids and labels, -100 where no loss is computed. `cut`: its answer was too long and has no end-of-text."""
+    """A Row as ids and labels, -100 where no loss is computed. `cut`: its answer was too long and has no
+    end-of-text.
+    """
 
     row: Row
     input_ids: list[int]

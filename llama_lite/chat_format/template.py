@@ -114,7 +114,9 @@ def _render(tokenizer, messages: list[dict]) -> tuple[str, list[tuple[int, int]]
 
 
 def conversation(instruction: str, input: str = "", output: str | None = None) -> list[dict]:
-    """Messages of an alpaca row. An empty `input`, or alpaca's `<noinput>`, adds nothing. output: None for no answer."""
+    """Messages of an alpaca row. An empty `input`, or alpaca's `<noinput>`, adds nothing. output: None for no
+    answer.
+    """
     extra = "" if input is None or input.strip().lower() in ("", "<noinput>") else f"\n\n{input.strip()}"
     messages = [{"role": "user", "content": instruction.strip() + extra}]
     return messages if output is None else [*messages, {"role": "assistant", "content": output.strip()}]
@@ -186,8 +188,8 @@ def _no_end(eos_token: str, answer: str, following: str) -> str:
             " writes (--tokenizer_name)."
         )
     return (
-        f"the chat template does not end each answer with the tokenizer's end-of-text {eos_token!r} inside {markers}, so"
-        f" the model would not learn to end an answer: {remedy}"
+        f"the chat template does not end each answer with the tokenizer's end-of-text {eos_token!r} inside {markers},"
+        f" so the model would not learn to end an answer: {remedy}"
     )
 
 

@@ -126,7 +126,9 @@ class Source:
         )
 
     def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()) -> Iterator[Document]:
-        """Every document, in order, with the metadata `columns`. Counts in `skipped` what has no text. Raises Refusal."""
+        """Every document, in order, with the metadata `columns`; counts in `skipped` what has no text. Raises
+        Refusal.
+        """
         for file in self.files:
             yield from read(file, skipped, columns, self.encoding)
 
@@ -694,8 +696,8 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
     if trusted:
         print_main(
             f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and modification time,"
-            " which are unchanged since they were hashed: a change that restores the old time is not noticed (--verify_data"
-            " hashes: hash them again)"
+            " which are unchanged since they were hashed: a change that restores the old time is not noticed"
+            " (--verify_data hashes: hash them again)"
         )
     digests: dict[str, list] = {}
 

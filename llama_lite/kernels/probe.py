@@ -47,7 +47,9 @@ def evaluating(model: "PreTrainedModel"):
 
 @contextlib.contextmanager
 def without_router_loss(model: "PreTrainedModel"):
-    """Context without the router's loss of a mixture of experts, which transformers cannot compute while it generates."""
+    """Context without the router's loss of a mixture of experts, which transformers cannot compute while it
+    generates.
+    """
     config = model.config.get_text_config()
     outputs_router_logits = getattr(config, "output_router_logits", None)
     try:
