@@ -9,19 +9,26 @@ from .common import REPOSITORY
 from .parser import HelpFormatter, repeated
 from .ranges import range_problems
 
-STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
+STUDY_HELP = """Run a controlled experiment: arms with controlled differences, several seeds, paired results.
 
 examples:
-  python run_study.py --config configs/studies/resume.yaml                          everything, one run after the other, and the report
-  python run_study.py --config configs/studies/resume.yaml --dry_run                every run: steps, tokens, disk and time, and what is finished already
-  python run_study.py --config configs/studies/resume.yaml --seed 1                 the runs of one seed: on another device, or as a Slurm array task
-  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one run
+  python run_study.py --config configs/studies/resume.yaml
+      everything, one run after the other, and the report
+  python run_study.py --config configs/studies/resume.yaml --dry_run
+      every run: steps, tokens, disk and time, and which runs are finished
+  python run_study.py --config configs/studies/resume.yaml --seed 1
+      the runs of one seed: on another device, or as a Slurm array task
+  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1
+      one run
 
 Stop it at any moment and run the same command again. exit status: 0 finished, 2 refused, 75 interrupted."""
 
 
 class StudyParser(argparse.ArgumentParser):
+    """A parser that raises Refusal instead of exiting."""
+
     def error(self, message: str):
+        """Raise Refusal."""
         raise Refusal(f"{message}. `{self.prog} --help` lists every argument.")
 
 
@@ -35,7 +42,7 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--prepare_only",
         action="store_true",
-        help="Make what all runs need, before several tasks share them out; run nothing.",
+        help="Prepare what all runs need, before several tasks divide them; run nothing.",
     )
     parser.add_argument(
         "--push_to_hub", action="store_true", help="Publish report, results and figures as a dataset repository."
@@ -43,11 +50,13 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hub_model_id", help="owner/name of that repository.")
     parser.add_argument("--dry_run", action="store_true", help="Print what would be run; run nothing.")
     argv = sys.argv[1:] if argv is None else argv
-    if twice := repeated(argv, {option: action.dest for action in parser._actions for option in action.option_strings}):
-        raise Refusal(" ".join(twice))
+    if duplicates := repeated(
+        argv, {option: action.dest for action in parser._actions for option in action.option_strings}
+    ):
+        raise Refusal(" ".join(duplicates))
     parsed = parser.parse_args(argv)
-    if empty := [name for name, value in vars(parsed).items() if value == ""]:
-        raise Refusal(f"--{empty[0]} is empty: give a value, or leave it out.")
+    if empty_arguments := [name for name, value in vars(parsed).items() if value == ""]:
+        raise Refusal(f"--{empty_arguments[0]} is empty: give a value, or leave it out.")
     parsed.config, parsed.output_dir = expand_home(parsed.config), expand_home(parsed.output_dir)
     if parsed.push_to_hub and not REPOSITORY.fullmatch(parsed.hub_model_id or ""):
         raise Refusal(f"--push_to_hub needs --hub_model_id owner/name, not {parsed.hub_model_id!r}.")
