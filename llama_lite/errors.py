@@ -12,7 +12,7 @@ from .paths import first_there
 
 
 class Refusal(Exception):
-    """The user asked for something that cannot be right: one paragraph with the value, the rule and the way out."""
+    """A request that cannot be right, as one paragraph with the value, the rule and the way out."""
 
 
 class Problems(list):
@@ -43,7 +43,7 @@ class Unhealthy(Exception):
 
 
 class Interrupted(Exception):
-    """A signal or the `stop` file asked for an end; what was done so far is on disk."""
+    """A signal or the `stop` file requested an end; what was done so far is on disk."""
 
 
 def no_space(error: BaseException | None, folder: Path | None = None) -> str | None:

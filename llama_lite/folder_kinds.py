@@ -110,7 +110,7 @@ def check_folder(argument: str, path: str | Path | None, kind: str) -> None:
             parent_kind == "prepared" and kind != "curated"
         )
         if would_damage or (is_own_part and parent_kind in ("pretrain", "sft", "eval", "unknown run")):
-            raise Refusal(f"--{argument} {path} lies inside {parent}, {KINDS[parent_kind]}: choose one beside it.")
+            raise Refusal(f"--{argument} {path} lies inside {parent}, {KINDS[parent_kind]}: choose one next to it.")
 
 
 def _visible_entries(path: Path) -> list[Path]:

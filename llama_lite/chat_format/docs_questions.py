@@ -100,6 +100,7 @@ def _questions(name: str, is_class: bool, documentation: str) -> Iterator[tuple[
     short, digest = name.split(".")[-1], hashlib.sha256(name.encode()).digest()
 
     def choose(*choices: str) -> str:
+        """One of several wordings."""
         return choices[digest[0] % len(choices)]
 
     first, _, rest = documentation.partition("\n\n")

@@ -14,7 +14,11 @@ from .rendering import TRUSTED_TEMPLATES, NotRendered, apply_chat_template, rend
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The system line and the order of turns are FastChat's vicuna_v1.1; the end-of-text stands where Vicuna has </s>.
+USER_MARKER, ASSISTANT_MARKER = "USER:", "ASSISTANT:"
+
+MARKERS = (USER_MARKER, ASSISTANT_MARKER)  # an answer that contains one continues the conversation by itself
+
+# The system prompt and the order of turns are FastChat's vicuna_v1.1; the end-of-text replaces Vicuna's </s>.
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
@@ -25,7 +29,8 @@ VICUNA = (
     f'{{%- else -%}}{{{{- "{SYSTEM}" -}}}}{{%- set turns = messages -%}}{{%- endif -%}}'
     "{{- ' ' -}}"
     "{%- for message in turns -%}"
-    "{%- if message['role'] == 'user' -%}{{- 'USER: ' + message['content'] | trim + ' ASSISTANT:' -}}"
+    "{%- if message['role'] == 'user' -%}"
+    f"{{{{- '{USER_MARKER} ' + message['content'] | trim + ' {ASSISTANT_MARKER}' -}}}}"
     "{%- else -%}{%- generation -%}{{- ' ' + message['content'] | trim + eos_token -}}{%- endgeneration -%}{%-"
     " endif -%}"
     "{%- endfor -%}"
@@ -34,8 +39,6 @@ VICUNA = (
 BOS = "{{- bos_token -}}"
 
 TRUSTED_TEMPLATES.update((VICUNA, BOS + VICUNA))
-
-MARKERS = ("USER:", "ASSISTANT:")  # an answer that holds one goes on with the conversation by itself
 
 
 def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -179,12 +182,12 @@ def _no_end(eos_token: str, answer: str, following: str) -> str:
     """The message for a template whose answers do not end with the end-of-text, with the fix."""
     markers = "{% generation %} ... {% endgeneration %}"
     if following.lstrip().startswith(eos_token):
-        remedy = f"it stands behind {markers}: move {{{{ eos_token }}}} in front of {{% endgeneration %}}."
+        remedy = f"it comes after {markers}: move {{{{ eos_token }}}} before {{% endgeneration %}}."
     elif eos_token in answer:
-        remedy = f"{answer.rpartition(eos_token)[2]!r} follows it there: move that behind {{% endgeneration %}}."
+        remedy = f"{answer.rpartition(eos_token)[2]!r} follows it there: move that after {{% endgeneration %}}."
     else:
         remedy = (
-            "write {{ eos_token }} in front of {% endgeneration %}, or name a tokenizer whose end-of-text the template"
+            "write {{ eos_token }} before {% endgeneration %}, or name a tokenizer whose end-of-text the template"
             " writes (--tokenizer_name)."
         )
     return (
@@ -206,5 +209,5 @@ def special_text(tokenizer: "PreTrainedTokenizerBase", messages: list[dict]) -> 
 
 
 def kept_format(answer: str) -> bool:
-    """Whether an answer is not empty and does not go on with turns of its own."""
+    """Whether an answer is not empty and contains no marker of a further turn."""
     return bool(answer.strip()) and not any(marker in answer for marker in MARKERS)

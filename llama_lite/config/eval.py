@@ -134,8 +134,8 @@ def parse_eval(argv: list[str] | None = None):
     parser = Parser(groups, {}, prog="run_eval.py", usage=usage, description=EVAL_HELP)
     parsed = parser.parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/eval/demo.yaml")[: len(groups)]
     check_eval(*parsed)
-    where = parsed[-1]
-    where.output_dir = where.output_dir or f"runs/{short_name(parsed[0].models[0])}-eval"
+    output_args = parsed[-1]
+    output_args.output_dir = output_args.output_dir or f"runs/{short_name(parsed[0].models[0])}-eval"
     return parsed
 
 

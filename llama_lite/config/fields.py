@@ -87,7 +87,7 @@ FREE = {  # fields that change nothing that is computed, so that they may change
     **dict.fromkeys(
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
         " local_rank".split(),
-        "how processes speak with each other; that there are several is in the layout",
+        "how processes communicate; their number is in the layout",
     ),
     "accelerator_config": "non_blocking: how batches travel; every other entry is refused unless it is the default",
 }
@@ -125,7 +125,7 @@ KEPT = {  # {field: (the value that a verified run needs, the reason)}
     "auto_find_batch_size": (False, "it would silently change the tokens per step"),
     "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
     "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
-    "hub_token": (None, "it would be read by whoever lists processes: run `hf auth login`, or set HF_TOKEN"),
+    "hub_token": (None, "it would be visible in the list of processes: run `hf auth login`, or set HF_TOKEN"),
     "hub_strategy": ("every_save", "--publish_steps and --publish_training_state say what is published"),
     "hub_revision": (None, "checkpoints go to the branch `checkpoints`, the finished model to main"),
     "hub_always_push": (False, "the queue loses no checkpoint"),

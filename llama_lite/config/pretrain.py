@@ -48,7 +48,7 @@ class DataArguments:
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
     dataset_split: str = arg(
         "train",
-        "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every"
+        "Split of a Hub dataset, or of a folder with files or folders for train next to test or validation (all: every"
         " one).",
     )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
@@ -224,7 +224,7 @@ class PretrainArguments(TrainingArguments):
         super().__post_init__()
 
 
-PRETRAIN_FOLLOWS = {  # arguments that nobody has to give, and what they follow from (derive.py)
+PRETRAIN_FOLLOWS = {  # derived arguments, and what they follow from (training/derive_pretrain.py)
     **dict.fromkeys(("model_config", "max_steps"), "by the text, the time there is, and the speed of this machine"),
     **dict.fromkeys(("vocab_size", "validation_tokens", "block_size"), "by the size of the text"),
     **dict.fromkeys(

@@ -65,7 +65,7 @@ class RowArguments:
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset.")
     dataset_split: str = arg(
         "train",
-        "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every"
+        "Split of a Hub dataset, or of a folder with files or folders for train next to test or validation (all: every"
         " one).",
     )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
@@ -187,7 +187,7 @@ KEPT = {
 }
 
 
-SFT_FOLLOWS = {  # arguments that nobody has to give, and what they follow from (derive_tuning.py)
+SFT_FOLLOWS = {  # derived arguments, and what they follow from (training/derive_sft.py)
     **dict.fromkeys(("max_length", "long_rows"), "by the length of the rows, within the base's context"),
     **dict.fromkeys(("eval_rows", "sequences_per_step"), "by the number of rows"),
     **dict.fromkeys(("probe_rows", "compared_prompts", "sampled_answers"), "as many as are held out, up to {}"),

@@ -118,7 +118,8 @@ class Rule(PipelineStep):
         count = {key: 0 for key in ("documents_seen", "characters_seen", "documents_dropped", "characters_dropped")}
         examples, pending = [], []
 
-        def drop_pending():
+        def drop_pending() -> None:
+            """Count the pending documents as dropped."""
             for name, text, length in pending:
                 count["documents_dropped"] += 1
                 count["characters_dropped"] += length
@@ -126,7 +127,8 @@ class Rule(PipelineStep):
                     examples.append({"id": name, "text": text})
             pending.clear()
 
-        def observed():
+        def observed() -> Iterator[Document]:
+            """The documents, each pending until the filter yields it."""
             for document in data:
                 drop_pending()
                 count["documents_seen"] += 1
@@ -168,6 +170,7 @@ def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
     )
 
     def at_least(column: str, least: float) -> LambdaFilter:
+        """A filter by a column of scores."""
         return LambdaFilter(lambda document: score_of(document.metadata.get(column)) >= least)
 
     chosen = []

@@ -239,7 +239,7 @@ def check_content(folder: Path, recorded: dict, text: Text) -> None:
         )
         raise Refusal(
             f"the text in {text.data.dataset} is not what {folder} was prepared from ({message}; or the same size and"
-            " other words). Bring it back, leave out --dataset to go on with the prepared tokens (--prepared_dir"
+            " other words). Bring it back, leave out --dataset to use the prepared tokens (--prepared_dir"
             f" {folder}), or begin another run: another --output_dir, without --prepared_dir."
         )
 

@@ -307,11 +307,13 @@ def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
     from datasets.data_files import SPLIT_KEYWORDS
 
     def split_of(entry: str) -> str | None:
+        """The split that the words of a name mean."""
         words = set(re.split(r"[-._ 0-9]+", entry.lower()))
         named = [str(name) for name, keywords in SPLIT_KEYWORDS.items() if words & set(keywords)]
         return named[0] if len(named) == 1 else None
 
-    def entries(name: str):
+    def entries(name: str) -> Iterator[tuple[list[str], str | None]]:
+        """(its folder, the split it means) of a file and of each folder above it."""
         *folders, file = Path(name).parts
         for depth, entry in enumerate(folders):
             yield folders[:depth], split_of(entry)
@@ -322,7 +324,8 @@ def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
         for folder, found in entries(name):
             siblings[tuple(folder)].add(found)
 
-    def are_splits(folder: tuple[str, ...]) -> bool:
+    def are_splits(folder: list[str]) -> bool:
+        """Whether the entries of a folder divide it into splits."""
         return "train" in siblings[tuple(folder)] and bool(siblings[tuple(folder)] & {"validation", "test"})
 
     splits = {
@@ -336,7 +339,7 @@ def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
         reason = (
             f"its splits are {', '.join(known)}"
             if known
-            else "its files are not divided into splits (train beside validation or test)"
+            else "its files are not divided into splits (train next to validation or test)"
         )
         raise Refusal(
             f"--dataset_split {split}: {dataset} is here, and {reason}. Leave it out, or choose {ALL_SPLITS} for every"
@@ -702,6 +705,7 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
     digests: dict[str, list] = {}
 
     def digest(file: TextFile) -> str:
+        """sha256 of a file, or its trusted digest."""
         key, state = _state(file)
         digests[key] = known[key] if key in trusted else [*state, sha256(file.path, file.limit)]
         bar.update(file.size)

@@ -44,6 +44,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, scaling, size, compiled=False):
+        """The output; saves it and the log-sum-exp of the scores."""
         output, lse = attend(query, key, value, scaling, size, compiled)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.settings = scaling, size, compiled
@@ -51,6 +52,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """The gradients of query, key and value."""
         return *differentiate(gradient, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 

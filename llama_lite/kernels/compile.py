@@ -34,7 +34,7 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> bool:
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         print_main(
-            "WARNING   --compile_layers: this model has no layers that transformers can tell apart: it runs uncompiled,"
+            "WARNING   --compile_layers: transformers finds no layers in this model: it runs uncompiled,"
             " with the same result"
         )
         return False

@@ -82,8 +82,8 @@ def check_launch(training: "TrainingArguments", shards: bool = True) -> None:
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() not in ("", "no"):
         raise Refusal(
-            f"the launcher's dynamo_backend {dynamo} (ACCELERATE_DYNAMO_BACKEND) compiles the whole model beside what"
-            " is recorded: take it out of the launcher's config; --compile_layers compiles what is worth it."
+            f"the launcher's dynamo_backend {dynamo} (ACCELERATE_DYNAMO_BACKEND) compiles the whole model, which"
+            " is not recorded: take it out of the launcher's config; --compile_layers compiles what is worth it."
         )
     _check_process_count(state.num_processes)
     sharding = layout().sharding

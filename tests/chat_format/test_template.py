@@ -138,13 +138,13 @@ def template(ending: str) -> str:
 @pytest.mark.parametrize(
     "ending, how",
     [
-        ("{% endgeneration %}", r"write \{\{ eos_token \}\} in front of \{% endgeneration %\}"),
+        ("{% endgeneration %}", r"write \{\{ eos_token \}\} before \{% endgeneration %\}"),
         (
             "{% endgeneration %}{{ eos_token }}",
-            r"it stands behind .*: move \{\{ eos_token \}\} in front of \{% endgeneration %\}",
+            r"it comes after .*: move \{\{ eos_token \}\} before \{% endgeneration %\}",
         ),
-        ("{% endgeneration %}\n{{ eos_token }}\n", r"it stands behind"),
-        ("{{ eos_token }}\n{% endgeneration %}", r"'\\n' follows it there: move that behind \{% endgeneration %\}"),
+        ("{% endgeneration %}\n{{ eos_token }}\n", r"it comes after"),
+        ("{{ eos_token }}\n{% endgeneration %}", r"'\\n' follows it there: move that after \{% endgeneration %\}"),
         ("{{ eos_token }} {% endgeneration %}", r"' ' follows it there"),
         (
             "<|im_end|>{% endgeneration %}",
