@@ -26,16 +26,16 @@ def seconds_since_start() -> float:
     """Seconds since the command began: since this process started, or the launcher of this script before it."""
     import psutil
 
-    process, began = psutil.Process(), psutil.Process().create_time()
+    process, start_time = psutil.Process(), psutil.Process().create_time()
     try:
         script = Path(sys.argv[0]).name
         parents = [
             parent for parent in process.parents() if any(Path(word).name == script for word in parent.cmdline())
         ]
-        began = min([began, *(parent.create_time() for parent in parents if "python" in parent.name())])
+        start_time = min([start_time, *(parent.create_time() for parent in parents if "python" in parent.name())])
     except psutil.Error:
         pass
-    return max(0.0, time.time() - began)
+    return max(0.0, time.time() - start_time)
 
 
 @contextlib.contextmanager

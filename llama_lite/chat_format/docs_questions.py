@@ -26,32 +26,32 @@ MARKUP = re.compile(
 # ---- the embedded rows ----
 
 
-def embedded(modules: list[str], most: int, workers: int) -> list[Row]:
-    """At most `most` questions about documented functions and classes, answered in the words of the documentation.
+def embedded(modules: list[str], max_rows: int, workers: int) -> list[Row]:
+    """At most `max_rows` questions about documented functions and classes, answered in the words of the documentation.
 
     modules: `package/file` of installed modules, in the corpus's own fixed order. Answers that repeat an earlier one
     (the same first ten words, or the same words) are left out: boilerplate would make the loss look better than the
     model is.
     """
     rows: list[Row] = []
-    seen: set[str] = set()
+    seen_words: set[str] = set()
     with (
         worker_pool(workers, _nothing) as pool,
-        tqdm(total=most, desc="making questions", unit="row", disable=None) as bar,
+        tqdm(total=max_rows, desc="making questions", unit="row", disable=None) as bar,
     ):
-        candidates = modules[: 4 * most]
+        candidates = modules[: 4 * max_rows]
         for module, questions in zip(candidates, pool.map(_module_rows, candidates, chunksize=16), strict=True):
             for number, (instruction, context, answer) in enumerate(questions):
                 words = re.findall(r"[a-z]+", answer.lower())
                 keys = {" ".join(words), " ".join(words[:10])}
-                if keys & seen or len(rows) == most:
+                if keys & seen_words or len(rows) == max_rows:
                     continue
-                seen |= keys
+                seen_words |= keys
                 rows.append(
                     Row(f"{module}:{number}", module, tuple(template.conversation(instruction, context, answer)))
                 )
                 bar.update()
-            if len(rows) == most:
+            if len(rows) == max_rows:
                 pool.shutdown(wait=False, cancel_futures=True)
                 break
     return rows

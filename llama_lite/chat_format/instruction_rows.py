@@ -43,14 +43,14 @@ def load(
     config: str | None,
     split: str,
     revision: str | None,
-    most: int | None,
+    max_rows: int | None,
     workers: int,
     skip_held_out: bool = False,
 ) -> tuple[list[Row], dict, dict]:
     """(rows, record of their source, {reason: skipped rows}). Raises Refusal for another schema, and where no row can
     be read.
 
-    config, split, revision: as for `data.sources.resolve`. most: rows that are read (None: all). workers: processes
+    config, split, revision: as for `data.sources.resolve`. max_rows: rows that are read (None: all). workers: processes
     that read installed-docs. skip_held_out: leave out the modules of installed-docs that the embedded evaluation tasks
     use. The record's `columns_not_read` counts the rows with a value in each column that has no meaning here.
     """
@@ -63,7 +63,7 @@ def load(
 
             held_out = {document["document"] for document in held_out_documents()}
             modules = [module for module in modules if module not in held_out]
-        return embedded(modules, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
+        return embedded(modules, max_rows or EMBEDDED_ROWS, workers), source.record, skipped.reasons
     print_main(f"rows      {inventory(source)}")
     if source.kind == "installed-files":
         raise Refusal(
@@ -71,7 +71,7 @@ def load(
         )
     loaded: list[Row] = []
     for name, record, first in _records(source):
-        if most and len(loaded) == most:
+        if max_rows and len(loaded) == max_rows:
             break
         schema = _schema(record)
         if schema is None and first:

@@ -77,9 +77,9 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
 
 
 def need_rows(
-    train_rows: list[Example], eval_rows: list[Example], least: int, skipped: dict, documents: int | None = None
+    train_rows: list[Example], eval_rows: list[Example], min_eval_rows: int, skipped: dict, documents: int | None = None
 ) -> None:
-    """Raise Refusal when no row is left to train on, or fewer than `least` rows are held out.
+    """Raise Refusal when no row is left to train on, or fewer than `min_eval_rows` rows are held out.
 
     documents: number of documents in all rows, once some are held out.
     """
@@ -96,10 +96,10 @@ def need_rows(
             "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
         )
         raise Refusal(f"no row is left to train on ({why}): {long}lower --eval_rows, or bring more rows.")
-    if len(eval_rows) < max(least, 1):
+    if len(eval_rows) < max(min_eval_rows, 1):
         raise Refusal(
-            f"{len(eval_rows)} rows are held out and {max(least, 1)} are needed ({why}): raise --eval_rows, or bring"
-            " more rows."
+            f"{len(eval_rows)} rows are held out and {max(min_eval_rows, 1)} are needed ({why}): raise --eval_rows, or"
+            " bring more rows."
         )
 
 

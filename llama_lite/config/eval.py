@@ -184,8 +184,8 @@ def pairs(texts: list[str]) -> dict[str, str]:
     """[`a=b`] as {a: b}. Raises Refusal for a duplicate name."""
     found = [text.split("=", 1) for text in texts]
     names = [name for name, _ in found]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise Refusal(f"{twice[0]}={dict(found)[twice[0]]}: {twice[0]} is given twice.")
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise Refusal(f"{duplicates[0]}={dict(found)[duplicates[0]]}: {duplicates[0]} is given twice.")
     return dict(found)
 
 

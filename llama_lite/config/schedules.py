@@ -54,30 +54,31 @@ def schedule_problems(training: "TrainingArguments") -> list[str]:
         {} if name in CONSTANT else {key: value for key, value in parameters.items() if key not in SCHEDULE_OWN}
     )
     problems = []
-    if other := [key for key in kwargs if key not in parameters]:
+    if unsupported := [key for key in kwargs if key not in parameters]:
         supported = f"it takes {', '.join(parameters)}" if parameters else "it takes none: --lr_scheduler_kwargs '{}'"
         problems.append(
-            f"--lr_scheduler_kwargs {', '.join(other)}: --lr_scheduler_type {name} has no such argument; {supported}."
+            f"--lr_scheduler_kwargs {', '.join(unsupported)}: --lr_scheduler_type {name} has no such argument;"
+            f" {supported}."
         )
     for key in kwargs.keys() & parameters.keys():
-        value, words = (
+        value, rule = (
             kwargs[key],
             "from 0 to 1: a share of the peak rate" if key in RATE_RATIOS else "a number from 0 on",
         )
         number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        fits = (
+        is_valid = (
             value is None
             or isinstance(parameters[key].default, str)
             or (number and 0 <= value <= (1 if key in RATE_RATIOS else math.inf))
         )
-        if not fits:
-            problems.append(f"--lr_scheduler_kwargs {key} {value} must be {words}.")
+        if not is_valid:
+            problems.append(f"--lr_scheduler_kwargs {key} {value} must be {rule}.")
     needed = [
         key for key, value in parameters.items() if value.default is inspect.Parameter.empty and key not in kwargs
     ]
     if needed:
-        shown = ", ".join(f'"{key}": N' for key in needed)
-        problems.append(f"--lr_scheduler_type {name} needs --lr_scheduler_kwargs '{{{shown}}}'.")
+        example = ", ".join(f'"{key}": N' for key in needed)
+        problems.append(f"--lr_scheduler_type {name} needs --lr_scheduler_kwargs '{{{example}}}'.")
     return problems
 
 

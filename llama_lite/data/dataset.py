@@ -61,9 +61,9 @@ class TokenWindows:
         while first < last:
             shard = int(np.searchsorted(self.ends, first, side="right"))
             begin = int(self.ends[shard - 1]) if shard else 0
-            upto = min(last, int(self.ends[shard]))
-            parts.append(self._map(shard)[first - begin : upto - begin])
-            first = upto
+            end = min(last, int(self.ends[shard]))
+            parts.append(self._map(shard)[first - begin : end - begin])
+            first = end
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _map(self, shard: int) -> np.ndarray:

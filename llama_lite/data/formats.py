@@ -123,9 +123,9 @@ def merge_skipped(counts: Iterable[dict]) -> dict:
     total: dict[str, dict] = {}
     for reasons in counts:
         for reason, entry in reasons.items():
-            into = total.setdefault(reason, {"rows": 0, "first": []})
-            into["rows"] += entry["rows"]
-            into["first"] = (into["first"] + entry["first"])[:EXAMPLES]
+            sums = total.setdefault(reason, {"rows": 0, "first": []})
+            sums["rows"] += entry["rows"]
+            sums["first"] = (sums["first"] + entry["first"])[:EXAMPLES]
     return total
 
 
@@ -199,8 +199,8 @@ def separator_in(separator: str, head: bytes) -> str:
     """A separator with the line breaks (LF or CRLF) of the first line of a file; `head`: the first bytes of the
     file.
     """
-    plain = separator.replace("\r\n", "\n")
-    return plain.replace("\n", "\r\n") if head[: head.find(b"\n") + 1].endswith(b"\r\n") else plain
+    with_lf = separator.replace("\r\n", "\n")
+    return with_lf.replace("\n", "\r\n") if head[: head.find(b"\n") + 1].endswith(b"\r\n") else with_lf
 
 
 def _utf8_handle(file: TextFile, handle):
@@ -365,9 +365,9 @@ def _ipc_batches(handle):
 def _mbox_parts(file: TextFile) -> Iterator[Part]:
     import mailbox
 
-    box, read = mailbox.mbox(file.path, create=False), 0
-    for number, key in enumerate(box.iterkeys(), 1):
-        raw = box.get_bytes(key)
+    mailbox_file, read = mailbox.mbox(file.path, create=False), 0
+    for number, key in enumerate(mailbox_file.iterkeys(), 1):
+        raw = mailbox_file.get_bytes(key)
         yield Part("mail", f"{file.name}:{number}", 1, raw)
         read += len(raw)
         if file.limit is not None and read >= file.limit:

@@ -400,21 +400,23 @@ def _walk(folder: str) -> list[str]:
     """The paths of all files of a folder that are not hidden, and of all folders that cannot be read or that this
     project writes, sorted. Links are followed, each folder once.
     """
-    found, closed, seen = [], [], set()
+    found, not_entered, visited = [], [], set()
     for parent, folders, names in os.walk(
-        folder, followlinks=True, onerror=lambda error: closed.append(error.filename)
+        folder, followlinks=True, onerror=lambda error: not_entered.append(error.filename)
     ):
-        real = os.path.realpath(parent)
+        real_path = os.path.realpath(parent)
         folders[:] = (
-            [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in SKIPPED_FOLDERS)
+            []
+            if real_path in visited
+            else sorted(name for name in folders if name[0] != "." and name not in SKIPPED_FOLDERS)
         )
         written = [name for name in folders if _is_written(os.path.join(parent, name))]
         folders[:] = [name for name in folders if name not in written]
-        closed.extend(os.path.join(parent, name) for name in written)
-        if real not in seen:
+        not_entered.extend(os.path.join(parent, name) for name in written)
+        if real_path not in visited:
             found += [os.path.join(parent, name) for name in names if name[0] != "."]
-        seen.add(real)
-    return sorted(found + closed)
+        visited.add(real_path)
+    return sorted(found + not_entered)
 
 
 def _inspect(path: str, explicit: bool, options: ReadOptions) -> tuple[str, str | None, str | None]:
@@ -461,10 +463,10 @@ def _inspect(path: str, explicit: bool, options: ReadOptions) -> tuple[str, str 
     return kind, column or "text", None
 
 
-def _is_utf8(head: bytes, whole: bool) -> bool:
+def _is_utf8(head: bytes, is_complete: bool) -> bool:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(
-            head, final=whole
+            head, final=is_complete
         )  # the head of a longer file may end within a character
     except UnicodeDecodeError:
         return False
@@ -542,8 +544,8 @@ def _not_read_line(not_read: list[tuple[str, str]]) -> str:
         elif why == "not UTF-8":
             why = f"not UTF-8, such as {os.path.basename(names[0])}: {_encoding_hint(names[0])}"
         phrases.append(f"{count:,} {ending} ({why})")
-    shown = phrases[:8] + ([f"and {len(phrases) - 8} other kinds"] if len(phrases) > 8 else [])
-    return printable(", ".join(shown))
+    listed = phrases[:8] + ([f"and {len(phrases) - 8} other kinds"] if len(phrases) > 8 else [])
+    return printable(", ".join(listed))
 
 
 def _encoding_hint(path: str) -> str:

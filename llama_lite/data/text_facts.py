@@ -42,10 +42,10 @@ class TextFacts:
         if (tokenizer, vocab_size) in self.counted:
             return self.counted[tokenizer, vocab_size]
         found = train_tokenizer(iter(self.sample), vocab_size) if tokenizer == "train" else load_tokenizer(tokenizer)
-        encoder, began = Encoder(found), time.perf_counter()
+        encoder, start = Encoder(found), time.perf_counter()
         ids, _, _ = encoder.batch(list(self.sample))
         size = max(1, sum(len(text.encode("utf-8", "replace")) for text in self.sample))
-        self.bytes_per_second = size / (self.read_seconds + time.perf_counter() - began)
+        self.bytes_per_second = size / (self.read_seconds + time.perf_counter() - start)
         self.counted[tokenizer, vocab_size] = len(ids) / size
         return len(ids) / size
 

@@ -292,10 +292,10 @@ def _tiktoken_encoding(tokenizer, pattern: str, special: dict[str, int]):
 
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     model, splitter = definition["model"], definition["pre_tokenizer"] or {}
-    plain = (
+    is_byte_level = (
         splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
     )
-    if model["type"] != "BPE" or not plain or definition["normalizer"] or model.get("ignore_merges"):
+    if model["type"] != "BPE" or not is_byte_level or definition["normalizer"] or model.get("ignore_merges"):
         return None
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     added = {token["content"] for token in definition["added_tokens"]}

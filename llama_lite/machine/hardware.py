@@ -103,11 +103,11 @@ def product_seconds(device: torch.device, size: int, repeats: int) -> dict[str, 
         for name, matrix in inputs.items():
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             matrix @ matrix
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            best[name] = min(best.get(name, 60.0), time.perf_counter() - began)
+            best[name] = min(best.get(name, 60.0), time.perf_counter() - start)
             if best[name] > 0.05 and name == "bfloat16":
                 return best  # emulated: how slow does not matter
     return best
