@@ -52,7 +52,8 @@ def load(
 
     config, split, revision: as for `data.sources.resolve`. max_rows: rows that are read (None: all). workers: processes
     that read installed-docs. skip_held_out: leave out the modules of installed-docs that the embedded evaluation tasks
-    use. The record's `columns_not_read` counts the rows with a value in each column that has no meaning here.
+    use. The record's `columns_not_read` counts the rows with a value in each column that has no meaning here; it has
+    `max_rows` where that limit was reached.
     """
     skipped, unread = Skipped(), collections.Counter()
     source = resolve(dataset, config, split, revision, options=ReadOptions(only_rows=True))
@@ -63,13 +64,16 @@ def load(
 
             held_out = {document["document"] for document in held_out_documents()}
             modules = [module for module in modules if module not in held_out]
-        return embedded(modules, max_rows or EMBEDDED_ROWS, workers), source.record, skipped.reasons
-    print_main(f"rows      {inventory(source)}")
+        max_rows = max_rows or EMBEDDED_ROWS
+        loaded = embedded(modules, max_rows, workers)
+        return loaded, source.record | _limit_reached(loaded, max_rows), skipped.reasons
+    limit = f"; of these the first {max_rows:,} rows (--max_rows)" if max_rows else ""
+    print_main(f"rows      {inventory(source)}{limit}")
     if source.kind == "installed-files":
         raise Refusal(
             "--dataset installed-files holds no conversations: installed-docs makes questions of the documentation."
         )
-    loaded: list[Row] = []
+    loaded = []
     for name, record, first in _records(source):
         if max_rows and len(loaded) == max_rows:
             break
@@ -86,7 +90,13 @@ def load(
     if not loaded:
         why = "; ".join(skipped_lines(skipped.reasons)) or "it holds no rows"
         raise Refusal(f"--dataset {dataset}: none of its rows is a conversation to learn from: {why}.")
-    return loaded, source.record | ({"columns_not_read": dict(unread.most_common())} if unread else {}), skipped.reasons
+    columns = {"columns_not_read": dict(unread.most_common())} if unread else {}
+    return loaded, source.record | columns | _limit_reached(loaded, max_rows), skipped.reasons
+
+
+def _limit_reached(rows: list[Row], max_rows: int | None) -> dict:
+    """{max_rows} for the record of a source where so many rows were read."""
+    return {"max_rows": max_rows} if len(rows) == max_rows else {}
 
 
 def _records(source) -> Iterator[tuple[str, dict, bool]]:

@@ -6,9 +6,11 @@ loss covers the answers, from the blank after `ASSISTANT:` to the end-of-text th
 
 import dataclasses
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Refusal
+from ..files import read_json
 from .rendering import TRUSTED_TEMPLATES, NotRendered, apply_chat_template, render_jinja_template
 
 if TYPE_CHECKING:
@@ -39,6 +41,10 @@ VICUNA = (
 BOS = "{{- bos_token -}}"
 
 TRUSTED_TEMPLATES.update((VICUNA, BOS + VICUNA))
+
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # begins an answer in a template
+
+GENERATION_BLOCK = "{% generation %} ... {% endgeneration %}"
 
 
 def begins_with_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
@@ -71,9 +77,9 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str | None = N
             template = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"--chat_template_path {path} is not a readable .jinja file: {error}.") from None
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+    if not GENERATION.search(template):
         raise Refusal(
-            f"--chat_template_path {path} has no {{% generation %}} ... {{% endgeneration %}} around the answer, so it"
+            f"--chat_template_path {path} has no {GENERATION_BLOCK} around the answer, so it"
             " is not known what to train on. Put them there, the end token included, or leave the argument out"
             " (Vicuna 1.1)."
         )
@@ -84,26 +90,55 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str | None = N
         )
     tokenizer.chat_template = template
     try:
-        encode(tokenizer, PROBE)
-        _check_generation_prompt(tokenizer)
+        for messages in (PROBE, PROBE[:2]):
+            encode(tokenizer, messages)
+            _check_generation_prompt(tokenizer, messages)
+        if _supports_system(tokenizer):
+            _check_generation_prompt(tokenizer, SYSTEM_PROBE)
     except Refusal as error:
         raise Refusal(f"--chat_template_path {path}: {error}") from None
 
 
-def _check_generation_prompt(tokenizer) -> None:
-    """Raise Refusal unless the generation prompt equals the text before an answer in training."""
-    prompt = apply_chat_template(tokenizer, PROBE[:-1], add_generation_prompt=True)
-    rendered, spans = _render(tokenizer, PROBE)
+def _supports_system(tokenizer) -> bool:
+    """Whether the template renders a system message. One that does not is allowed: `encode` refuses rows with one."""
+    try:
+        encode(tokenizer, SYSTEM_PROBE)
+    except Refusal:
+        return False
+    return True
+
+
+def describe_put_aside(own: str | dict[str, str], source: str, folder: Path) -> str:
+    """The line for a tokenizer whose own template (or templates by name) is replaced by Vicuna 1.1, and how to keep it.
+
+    source: what the template belongs to, in words; folder: where the tokenizer's files are.
+    """
+    template = own.get("default", "") if isinstance(own, dict) else own
+    markers = "" if GENERATION.search(template) else f", with {GENERATION_BLOCK} around the answer"
+    if (file := folder / "chat_template.jinja").is_file():
+        remedy = f"a copy of {file}{markers}: --chat_template_path COPY" if markers else f"--chat_template_path {file}"
+    else:
+        config = folder / "tokenizer_config.json"
+        location = f" in {config}" if "chat_template" in (read_json(config) or {}) else ""
+        remedy = f"the text of `chat_template`{location} as a file of its own{markers}: --chat_template_path FILE"
+    return f"Vicuna 1.1; {source} is put aside (to keep it: {remedy})"
+
+
+def _check_generation_prompt(tokenizer, messages: list[dict]) -> None:
+    """Raise Refusal unless the generation prompt equals the text before the last answer of `messages` in training."""
+    prompt = apply_chat_template(tokenizer, messages[:-1], add_generation_prompt=True)
+    rendered, spans = _render(tokenizer, messages)
     trained = rendered[: spans[-1][0]]
     if prompt != trained:
         index = next(
             (i for i, (a, b) in enumerate(zip(prompt, trained, strict=False)) if a != b),
             min(len(prompt), len(trained)),
         )
+        context = " in a conversation with a system turn" if messages[0]["role"] == "system" else ""
         raise Refusal(
-            f"the generation prompt ends with {prompt[index:]!r}, and in training answers follow {trained[index:]!r}"
-            f" (both after {prompt[max(0, index - 20) : index]!r}): with add_generation_prompt the template must write"
-            " exactly the text between the question and {% generation %}."
+            f"the generation prompt{context} ends with {prompt[index:]!r}, and in training answers follow"
+            f" {trained[index:]!r} (both after {prompt[max(0, index - 20) : index]!r}): with"
+            " add_generation_prompt the template must write exactly the text between the question and {% generation %}."
         )
 
 
@@ -130,6 +165,8 @@ PROBE = [
     *conversation("Another?", "", "Tokyo."),
 ]  # the conversation that templates are tested with
 
+SYSTEM_PROBE = [{"role": "system", "content": "Be brief."}, *PROBE]
+
 
 @dataclasses.dataclass
 class Encoded:
@@ -152,8 +189,8 @@ def encode(
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if len(spans) != len(answers):
         raise Refusal(
-            f"the chat template marks {len(spans)} passages for {len(answers)} answers: put {{% generation %}} ... {{%"
-            " endgeneration %} around each answer, and around nothing else."
+            f"the chat template marks {len(spans)} passages for {len(answers)} answers: put {GENERATION_BLOCK}"
+            " around each answer, and around nothing else."
         )
     span_of = dict(zip(answers, spans, strict=True))
     for number, message in enumerate(messages):
@@ -180,9 +217,8 @@ def encode(
 
 def _no_end(eos_token: str, answer: str, following: str) -> str:
     """The message for a template whose answers do not end with the end-of-text, with the fix."""
-    markers = "{% generation %} ... {% endgeneration %}"
     if following.lstrip().startswith(eos_token):
-        remedy = f"it comes after {markers}: move {{{{ eos_token }}}} before {{% endgeneration %}}."
+        remedy = f"it comes after {GENERATION_BLOCK}: move {{{{ eos_token }}}} before {{% endgeneration %}}."
     elif eos_token in answer:
         remedy = f"{answer.rpartition(eos_token)[2]!r} follows it there: move that after {{% endgeneration %}}."
     else:
@@ -191,8 +227,8 @@ def _no_end(eos_token: str, answer: str, following: str) -> str:
             " writes (--tokenizer_name)."
         )
     return (
-        f"the chat template does not end each answer with the tokenizer's end-of-text {eos_token!r} inside {markers},"
-        f" so the model would not learn to end an answer: {remedy}"
+        f"the chat template does not end each answer with the tokenizer's end-of-text {eos_token!r} inside"
+        f" {GENERATION_BLOCK}, so the model would not learn to end an answer: {remedy}"
     )
 
 

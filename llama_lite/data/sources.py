@@ -108,12 +108,15 @@ CONVERSIONS = {
 class Source:
     """Text as a list of files. `record` describes where it is from, what was read and what was not, without paths of
     this machine.
+
+    `names`: where a file has several names (links), all of them in order, as earlier versions read them; else empty.
     """
 
     kind: str
     files: tuple[TextFile, ...]
     record: dict
     encoding: str | None = None
+    names: tuple[TextFile, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -181,7 +184,6 @@ def resolve(
 
 def _local_source(dataset: str, split: str, options: ReadOptions) -> Source | None:
     """The files of a local dataset, in their order, or None where the name can only be the Hub's. Raises Refusal."""
-    path = os.path.expanduser(dataset)
     paths = _find_paths(dataset)
     if paths is None:
         return None
@@ -199,8 +201,13 @@ def _local_source(dataset: str, split: str, options: ReadOptions) -> Source | No
     # Plain files come in the order of a hash, so that the validation slice is a sample of all documents.
     if any(file.kind not in ROW_KINDS for file in files):
         files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
-    record = _local_record(os.path.basename(os.path.abspath(path)), files, not_read, options.separator)
-    return Source("files", tuple(files), record, options.encoding)
+    names, linked = files, _other_names(files)
+    files = [file for file in names if file.path not in linked]
+    not_read += [(path, "another name, by a link, of a file that is read") for path in sorted(linked)]
+    record = _local_record(
+        os.path.basename(os.path.abspath(os.path.expanduser(dataset))), files, not_read, options.separator
+    )
+    return Source("files", tuple(files), record, options.encoding, tuple(names) if linked else ())
 
 
 def _find_paths(dataset: str) -> list[str] | None:
@@ -281,6 +288,18 @@ def _local_record(name: str, files: list[TextFile], not_read: list[tuple[str, st
         divided = sum(_holds(file.path, file.separator, searched) for file in files if file.separator)
         record |= {"divided": {"separator": separator, "files": divided}}
     return record
+
+
+def _other_names(files: list[TextFile]) -> set[str]:
+    """Paths that are links, symbolic or hard, to another file of the list: each file is read once, by its own name,
+    else by its first.
+    """
+    first, others = {}, set()
+    for file in sorted(files, key=lambda file: (os.path.islink(file.path), file.path)):
+        stat = os.stat(file.path)
+        if first.setdefault((stat.st_dev, stat.st_ino), file) is not file:
+            others.add(file.path)
+    return others
 
 
 def _matches(pattern: str) -> list[str]:
@@ -557,17 +576,18 @@ def _encoding_hint(path: str) -> str:
     return f"--encoding {best.encoding} reads it, or so it looks" if best else "name its encoding with --encoding"
 
 
-def inventory(source: Source) -> str:
-    """One line: how many files of which endings are read, and how many are not and why."""
+def inventory(source: Source, hints: bool = True) -> str:
+    """One line: how many files of which endings are read, how many are not, and why. hints: also name the arguments
+    that change this.
+    """
     record = source.record
     if source.kind in INSTALLED:
         noun = "files" if source.kind == "installed-files" else "files of Python"
         return f"{len(source.files):,} {noun} in {len(record['packages'])} installed packages" + _limit_line(record)
     if "endings" not in record:
         divided = next((file.separator for file in source.files if file.separator), None)
-        division = (
-            f"; plain text files are divided into documents at {divided!r} (--document_separator)" if divided else ""
-        )
+        hint = " (--document_separator)" * hints
+        division = f"; plain text files are divided into documents at {divided!r}{hint}" if divided else ""
         return f"{len(source.files):,} files of {record['dataset']} on the Hub" + division + _limit_line(record)
     kinds = sorted(record["endings"].items(), key=lambda item: -item[1]["files"])
     endings = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
@@ -575,15 +595,12 @@ def inventory(source: Source) -> str:
     )
     columns = [name for name in record.get("text_columns", ()) if name != "text"]
     line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {endings}"
-    line += (
-        f", the text of rows from column {', '.join(map(repr, columns))} (another: --text_column)" if columns else ""
-    )
+    hint = " (another: --text_column)" * hints
+    line += f", the text of rows from column {', '.join(map(repr, columns))}{hint}" if columns else ""
     divided = record.get("divided", {"files": 0})
     if divided["files"]:
-        line += (
-            f"; {divided['files']:,} divided into documents at {divided['separator']!r} (--document_separator; none:"
-            " not divided)"
-        )
+        hint = " (--document_separator; none: not divided)" * hints
+        line += f"; {divided['files']:,} divided into documents at {divided['separator']!r}{hint}"
         without = sum(file.separator is not None for file in source.files) - divided["files"]
         line += f", {without:,} of plain text without it" * (without > 0)
     line += (

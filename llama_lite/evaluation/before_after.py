@@ -18,6 +18,8 @@ BEFORE = "before.json"  # what the untuned model did, carried in every checkpoin
 
 TEMPERATURE, TOP_K = 0.7, 50  # of sampled answers
 
+NO_END = "none: no held-out answer ends (all were cut)"  # in the place of a loss of the end-of-text
+
 LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in something said three times in a row
 
 
@@ -52,8 +54,8 @@ def answer_losses(model, inputs: dict, fused: bool = False) -> tuple[torch.Tenso
 
 @torch.no_grad()
 def measure_losses(model, examples: list[Example], device, batch: int = 8) -> list[dict]:
-    """For each row: its document, the summed loss of its answer tokens, their number, the end-of-text's loss, and how
-    many were the likeliest.
+    """For each row: its document, the summed loss of its answer tokens, their number, how many were the likeliest, and
+    the end-of-text's loss (`end_loss`, 0 where `ends` is 0: the answer is cut and has none).
     """
     model.eval()
     found = []
@@ -69,7 +71,12 @@ def measure_losses(model, examples: list[Example], device, batch: int = 8) -> li
             ends = 0 if row.cut else 1
             counts = {"tokens": row.num_label_tokens, "top": int(likeliest.sum()), "ends": ends}
             found.append(
-                {"document": row.row.document, "loss": float(nats.sum()), "end_loss": float(nats[-1]) * ends, **counts}
+                {
+                    "document": row.row.document,
+                    "loss": float(nats.sum()),
+                    "end_loss": float(nats[-1]) if ends else 0.0,
+                    **counts,
+                }
             )
     return found
 
@@ -195,19 +202,19 @@ def measure_after(model, *asked) -> dict | None:
 def compare(before: dict, after: dict) -> dict:
     """`before_after.json`: losses of held-out answers with the paired 95 % interval of their difference, and how
     answers end.
+
+    A loss is over the rows that have what it is of; `end_of_text_loss` is None where every held-out answer is cut.
     """
     pairs = list(zip(before["rows"], after["rows"], strict=True))
-    documents = [row["document"] for row, _ in pairs]
 
-    def losses(key: str, counts: str) -> dict:
-        weights = [row[counts] for row, _ in pairs]
-        total = max(sum(weights), 1)
-        difference = statistics.ratio([b[key] - a[key] for a, b in pairs], weights, documents)
-        return {
-            "before": sum(a[key] for a, _ in pairs) / total,
-            "after": sum(b[key] for _, b in pairs) / total,
-            "difference": difference,
-        }
+    def losses(key: str, counts: str) -> dict | None:
+        having = [(a, b) for a, b in pairs if a[counts]]
+        if not having:
+            return None
+        weights, documents = [a[counts] for a, _ in having], [a["document"] for a, _ in having]
+        difference = statistics.ratio([b[key] - a[key] for a, b in having], weights, documents)
+        means = [sum(row[key] for row in rows) / sum(weights) for rows in zip(*having, strict=True)]
+        return {"before": means[0], "after": means[1], "difference": difference}
 
     def endings(record: dict, how: str) -> dict:
         rows = record[how]
@@ -218,7 +225,7 @@ def compare(before: dict, after: dict) -> dict:
         }
 
     return {
-        "held_out": {"rows": len(pairs), "documents": len(set(documents))},
+        "held_out": {"rows": len(pairs), "documents": len({a["document"] for a, _ in pairs})},
         "answer_loss": losses("loss", "tokens"),
         "end_of_text_loss": losses("end_loss", "ends"),
         **{
@@ -241,6 +248,9 @@ def table(record: dict) -> str:
         ("loss of the end-of-text (nats)", "end_of_text_loss"),
     ):
         found = record[key]
+        if found is None:
+            lines.append(f"{name:40}{NO_END}")
+            continue
         change = found["difference"]
         interval = "no interval" if change["low"] is None else f"{change['low']:+.3f} to {change['high']:+.3f}"
         lines.append(

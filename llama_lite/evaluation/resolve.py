@@ -9,7 +9,7 @@ from ..checkpoint.verify import is_well_formed
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference, refs_of
-from ..models import references
+from ..models import loading, references
 
 # ---- which models ----
 
@@ -26,9 +26,10 @@ class Model:
     step: int | None = None
     tokens: int | None = None
 
-    @property
-    def has_chat_format(self) -> bool:
-        return (self.adapter or self.base).folder.joinpath("chat_template.jinja").exists()
+    def tokenizer(self, other: str | None = None):
+        """The adapter's own tokenizer, else the base's; or `other`. Raises Refusal."""
+        own = self.adapter if self.adapter and (self.adapter.folder / "tokenizer.json").exists() else self.base
+        return loading.load_tokenizer(own, other)
 
     @functools.cached_property
     def weights(self) -> tuple[str, str | None]:

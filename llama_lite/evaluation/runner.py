@@ -7,6 +7,9 @@ harness. Both are sealed by sha256: a pair that was altered or cut since is comp
 """
 
 import dataclasses
+import hashlib
+import itertools
+import os
 import shutil
 import time
 from pathlib import Path
@@ -17,7 +20,7 @@ from ..data.tokenizer import tokenizer_record
 from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, sha256, write_json
-from ..models import loading, references
+from ..models import loading
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
@@ -48,9 +51,7 @@ def evaluate_model(
     from .tasks import sandbox
 
     digests = store.digests
-    tokenizer = loading.load_tokenizer(
-        model.adapter if model.adapter and _has_tokenizer(model.adapter) else model.base, settings.tokenizer_name
-    )
+    tokenizer = model.tokenizer(settings.tokenizer_name)
     sha, prefix = (
         tokenizer_record(tokenizer)["sha256"],
         (tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id),
@@ -67,7 +68,7 @@ def evaluate_model(
             task.name,
             limit,
             settings.seed,
-            sha if task.chat else None,
+            (sha, str(tokenizer.chat_template)) if task.chat else None,
         )  # the same for every model, but for a chat format
         if prompts not in digests:
             digests[prompts] = prompts_digest(task, items, tokenizer, settings.seed)
@@ -121,10 +122,6 @@ def evaluate_model(
     return records
 
 
-def _has_tokenizer(located: references.Located) -> bool:
-    return (located.folder / "tokenizer.json").exists()
-
-
 def _load(model: Model, tokenizer, settings: Settings):
     """A SharedContextLM of a model; its begin, end and padding ids are mended to the tokenizer's, which is said."""
     import torch
@@ -159,11 +156,20 @@ def runs_of(found: list[Model]) -> dict[Path, list[str]]:
 def copy_to_run(out: Path, run: Path, own: list[str]) -> None:
     """Put an evaluation's tables into `RUN/evaluation/NAME`, where the run's card finds them; `own`: which of its
     models are the run's.
+
+    They replace those of the same evaluation, told by the path of its folder. Where another one has NAME, they go to
+    NAME-2 (-3 ...), which is said.
     """
-    place = run / "evaluation" / out.resolve().name
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    for name in (
+    record, name = read_json(out / "run.json"), out.resolve().name
+    folder = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]
+    path = _path_in_run(run / "evaluation", name, folder, record)
+    if path.name != name:
+        print_main(
+            f"scores    go to {path}: the folder of another evaluation has the name {name}, too, and its scores stay"
+        )
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    for table in (
         "scores.json",
         "comparison.csv",
         "sensitivity.json",
@@ -171,10 +177,24 @@ def copy_to_run(out: Path, run: Path, own: list[str]) -> None:
         "generalisation.json",
         "contamination.json",
     ):
-        if (out / name).exists():
-            shutil.copyfile(out / name, place / name)
-    files = {path.name: sha256(path) for path in sorted(place.iterdir())}
-    write_json(
-        place / "run.json",
-        {**read_json(out / "run.json"), "of": {"id": read_json(run / "run.json")["id"], "models": own, "files": files}},
-    )
+        if (out / table).exists():
+            shutil.copyfile(out / table, path / table)
+    files = {table.name: sha256(table) for table in sorted(path.iterdir())}
+    of = {"id": read_json(run / "run.json")["id"], "models": own, "folder": folder, "files": files}
+    write_json(path / "run.json", {**record, "of": of})
+
+
+def _path_in_run(parent: Path, name: str, folder: str, record: dict) -> Path:
+    """Where under `parent` an evaluation's tables belong. name: of its folder; folder: digest of that folder's path,
+    which tells it from others; record: its run.json.
+    """
+    kept = {path.parent: read_json(path) for path in sorted(parent.glob("*/run.json"))}
+    of = {path: one.get("of") or {} for path, one in kept.items() if isinstance(one, dict)}
+    for path, known in of.items():
+        if known.get("folder") == folder:
+            return path
+        # Of earlier versions, which kept no folder: the same evaluation is one that asks the same of the same models.
+        if path.name == name and "folder" not in known and kept[path].get("arguments") == record["arguments"]:
+            return path
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(parent / one for one in names if parent / one not in of)

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ...data.formats import Skipped, TextFile, Unreadable, kind_of, parts, rows, skipped_lines, utf8_text
-from ...data.sources import ReadOptions, absent, resolve
+from ...data.sources import ReadOptions, absent, inventory, resolve
 from ...data.tokenizer import END_OF_TEXT
 from ...distributed import print_main
 from ...errors import Refusal
@@ -214,8 +214,8 @@ def _is_utf8(record: dict, texts: set[str]) -> bool:
 
 
 def text_task(name: str, path: str) -> EvalTask:
-    """Bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; says which rows are
-    none. Raises Refusal.
+    """Bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; says what is
+    read and which rows are none. Raises Refusal.
 
     A file of plain text is divided at END_OF_TEXT, whatever the models' tokenizers are: all are asked the same.
     """
@@ -225,7 +225,12 @@ def text_task(name: str, path: str) -> EvalTask:
             " has."
         )
     skipped = Skipped()
-    documents = resolve(path, options=ReadOptions(separator=END_OF_TEXT)).documents(skipped)
+    try:
+        source = resolve(path, options=ReadOptions(separator=END_OF_TEXT))
+    except Refusal as refusal:
+        raise Refusal(str(refusal).replace(f"--dataset {path}", f"--texts {name}={path}")) from None
+    print_main(f"text      {name}: {inventory(source, hints=False)}")
+    documents = source.documents(skipped)
     found = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
     if not found:
         raise Refusal(
