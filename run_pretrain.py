@@ -304,8 +304,8 @@ def main(argv: list[str] | None = None) -> None:
             order_seed,
             plan.epoch_windows,
             plan.steps * plan.windows_per_step,
-            start.data_start * plan.windows_per_step,
         )
+        train.restart_order_at(start.data_start * plan.windows_per_step)
         held = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
         trainer = PretrainTrainer(
             model=model,

@@ -1,4 +1,4 @@
-"""Pretrain a small LLaMA so that every claim about it can be run again. One module a concern; see README.md."""
+"""Pretrain a small LLaMA so that every claim about it can be run again. One module per concern; see README.md."""
 
 import os
 

@@ -12,17 +12,19 @@ from .paths import first_there
 
 
 class Refusal(Exception):
-    """The user asked for something that cannot be right: one paragraph with the value, the rule and the way out."""
+    """A request that cannot be right, as one paragraph with the value, the rule and the way out."""
 
 
 class Problems(list):
-    """Everything that is wrong with a command, to be told at once."""
+    """Everything that is wrong with a command, to be reported at once."""
 
-    def add_if(self, bad, message: str) -> None:
-        if bad:
+    def add_if(self, condition: object, message: str) -> None:
+        """Append `message` where `condition` is true."""
+        if condition:
             self.append(message)
 
     def end(self) -> None:
+        """Raise one Refusal of all messages, if there are any."""
         if self:
             raise Refusal(" ".join(self))
 
@@ -41,25 +43,29 @@ class Unhealthy(Exception):
 
 
 class Interrupted(Exception):
-    """A signal or the `stop` file asked for an end; what was done so far is on disk."""
+    """A signal or the `stop` file requested an end; what was done so far is on disk."""
 
 
 def no_space(error: BaseException | None, folder: Path | None = None) -> str | None:
-    """The sentence for an error that means a full disk, or a quota that is used up, with the disk's sizes; None for any
-    other.
+    """The message for an error that means a full disk or an exhausted quota, with the sizes of the disk; None for any
+    other error.
 
-    folder: where was written to, if the error does not name it.
+    folder: the folder that was written to, where the error does not name a file.
     """
     seen = []
     while error is not None and error not in seen:
-        named = getattr(error, "filename", None)
-        short = (
+        filename = getattr(error, "filename", None)
+        short_write = (  # numpy's tofile
             isinstance(error, OSError)
             and error.errno is None
             and re.search(r"^\d+ requested and \d+ written", str(error))
-        )  # numpy's tofile
-        if getattr(error, "errno", None) in NO_SPACE or short or any(words in str(error) for words in NO_SPACE_WORDS):
-            path = first_there(Path(named if isinstance(named, str | Path) else folder or "."))
+        )
+        if (
+            getattr(error, "errno", None) in NO_SPACE
+            or short_write
+            or any(words in str(error) for words in NO_SPACE_WORDS)
+        ):
+            path = first_there(Path(filename if isinstance(filename, str | Path) else folder or "."))
             disk, files = shutil.disk_usage(path), os.statvfs(path)
             if files.f_files and not files.f_favail:
                 return (
@@ -77,7 +83,7 @@ def no_space(error: BaseException | None, folder: Path | None = None) -> str | N
 
 @contextlib.contextmanager
 def disk_full_as_refusal(folder: Path):
-    """A full disk within the block is a Refusal with the sizes of the disk of `folder`."""
+    """Turn an error that means a full disk into a Refusal with the sizes of the disk of `folder`."""
     try:
         yield
     except Exception as error:
@@ -87,7 +93,9 @@ def disk_full_as_refusal(folder: Path):
 
 
 def status_of(error: BaseException) -> str | None:
-    """Which of the four ends an exception is (a full disk: refused); None for a crash."""
+    """The status with which an exception ends a run: refused (also for a full disk), unhealthy or interrupted. None for
+    a crash.
+    """
     for kind, status in ((Refusal, "refused"), (Unhealthy, "unhealthy"), (Interrupted, "interrupted")):
         if isinstance(error, kind):
             return status
@@ -95,13 +103,13 @@ def status_of(error: BaseException) -> str | None:
 
 
 def end_of(error: BaseException, folder: Path | None = None) -> str:
-    """What is told of an exception that is one of the four ends. folder: where a full disk may have been met."""
+    """The message of an exception that has a status. folder: the folder that was written to, for a full disk."""
     return str(error) if isinstance(error, Refusal | Unhealthy | Interrupted) else no_space(error, folder) or str(error)
 
 
 def unreachable(error: BaseException) -> bool:
-    """Whether an error says that nobody answered: no network, no such host, a refused connection, or that this machine
-    was told to stay offline.
+    """Whether an error means that the server could not be reached: no network, unknown host, connection refused,
+    timeout, or offline mode.
     """
     import socket
 

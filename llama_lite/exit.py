@@ -1,4 +1,4 @@
-"""How a script ends: its exit status, its last line, and the same end on every rank.
+"""How a script ends: exit status and last line, the same on every rank.
 
 Statuses: 0 finished, 2 refused, 3 unhealthy, 75 interrupted; any other error is a crash (1, with a traceback)."""
 
@@ -6,26 +6,28 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
+from typing import TextIO
 
 from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem
 from .errors import Refusal, end_of, status_of
 
-FIRST_WORD = 30.0  # seconds in which rank 0 ends with the same refusal, or has none
+FIRST_WORD = 30.0  # seconds that other ranks wait, so that rank 0 reports the same refusal first
 
 EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "interrupted": 75}
 
 
-def show_any_text(stream) -> None:
-    """Let a stream of another encoding than UTF-8 print every text: `?` for a character that it has not."""
+def show_any_text(stream: TextIO) -> None:
+    """Let a stream whose encoding is not UTF-8 print any text: `?` for a character that it cannot encode."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
 
 
-def exit_with_status(main) -> None:
-    """Run a script's `main()` and end the process as the module's docstring says; a refusal is one paragraph.
+def exit_with_status(main: Callable[[], None]) -> None:
+    """Run a script's `main()` and exit with a status of the module's docstring. A refusal prints one paragraph.
 
-    torchrun kills the others when one process ends: where they have not met yet, rank 0, which says why, goes first. A
-    terminal that cannot show a character shows `?`.
+    torchrun kills all processes when one ends. Before the process group exists, rank 0, which prints the reason, ends
+    first.
     """
     code = 0
     show_any_text(sys.stdout)
@@ -53,7 +55,6 @@ def exit_with_status(main) -> None:
     sys.stdout.flush()
     if WORLD_SIZE > 1:
         sys.stderr.flush()
-        os._exit(
-            code
-        )  # all is done; torn down by the interpreter, threads of torch's groups have aborted a finished run (SIGABRT)
+        # Interpreter shutdown can abort a finished run (SIGABRT) in the threads of torch's process groups.
+        os._exit(code)
     sys.exit(code)

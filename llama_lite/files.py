@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, JSON, JSON lines, YAML, CSV, digests, and the lock of a folder."""
+"""Files that are complete or absent: atomic writes, JSON, JSON lines, YAML, CSV, digests, and the lock of a folder."""
 
 import contextlib
 import csv
@@ -12,6 +12,7 @@ import re
 import shutil
 import socket
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,10 +25,10 @@ from .paths import first_there
 
 
 class Loader(yaml.SafeLoader):
-    """YAML in which a key that comes twice is an error, not the last one's win, and `no`, `off`, `yes` and `on` are
-    words (YAML 1.2): of a language, a strategy.
+    """YAML in which a duplicate key is an error (instead of the last one winning), and `no`, `off`, `yes` and `on` are
+    words, as in YAML 1.2: of a language, a strategy.
 
-    `010` and `1:30` are text, not 8 and 90: of a name they stay it, of a number they are 10 and refused.
+    `010` and `1:30` are text, not 8 and 90: as a name they stay text; as a number they are 10 and refused.
     """
 
     yaml_implicit_resolvers: ClassVar = {
@@ -38,16 +39,18 @@ class Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def construct_number(self, node):
+    def construct_number(self, node: yaml.ScalarNode) -> int | float | str:
+        """The number of a scalar, or its text where YAML 1.1 would read another base."""
         if re.match(r"[-+]?0[0-9_]|.*:", node.value):
             return node.value
         return self.construct_yaml_float(node) if node.tag.endswith("float") else self.construct_yaml_int(node)
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """The dict of a mapping. Raises ConstructorError for a duplicate key."""
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        twice = [key for at, key in enumerate(keys) if key in keys[:at]]
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"{twice[0]} is there twice", node.start_mark)
+        duplicates = [key for index, key in enumerate(keys) if key in keys[:index]]
+        if duplicates:
+            raise yaml.constructor.ConstructorError(None, None, f"{duplicates[0]} is there twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -56,9 +59,7 @@ for _kind in ("int", "float"):
 
 
 def read_yaml(path: str):
-    """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError, also for a key that comes
-    twice.
-    """
+    """The value of a YAML file. Raises OSError, UnicodeDecodeError, and yaml.YAMLError, also for a duplicate key."""
     return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), Loader)
 
 
@@ -67,17 +68,20 @@ UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errn
 NO_LOCKS = {errno.ENOLCK, *UNSUPPORTED}
 
 
-def need_space(folder: Path, needed: int, what: str, way: str) -> None:
-    """Raise Refusal when the disk of a folder cannot take `needed` bytes (with a twentieth to spare). way: what to do
-    then.
+def need_space(folder: Path, needed: int, purpose: str, remedy: str) -> None:
+    """Raise Refusal when the disk of a folder cannot hold `needed` bytes (and 5 % more).
+
+    purpose: what the space is for; remedy: what the user can do. Both are parts of the message.
     """
     free = shutil.disk_usage(first_there(Path(folder))).free
     if free < needed * 1.05:
-        raise Refusal(f"no space for {what} in {folder}: it takes {size(needed)} and {size(free)} are free. {way}")
+        raise Refusal(
+            f"no space for {purpose} in {folder}: it takes {size(needed)} and {size(free)} are free. {remedy}"
+        )
 
 
 def flush(handle: int, path: Path) -> None:
-    """fsync; a file system that cannot is told, once, and goes on without."""
+    """fsync a file descriptor. Where the file system does not support it, warn once and go on."""
     try:
         os.fsync(handle)
     except OSError as error:
@@ -85,20 +89,20 @@ def flush(handle: int, path: Path) -> None:
             raise
         print_once(
             "flush",
-            f"WARNING   the file system of {path} flushes nothing ({error.strerror}): a crash of the machine, not of"
-            " the run, can cost what was last written",
+            f"WARNING   the file system of {path} does not support fsync ({error.strerror}): a crash of the machine,"
+            " not of the run, can lose what was last written",
         )
 
 
 def flush_folder(path: Path) -> None:
-    """Make the names in a folder durable, where its file system can."""
+    """fsync a folder, so that the names in it are durable, where its file system supports that."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError as error:  # some network file systems open no folders
         print_once(
             "flush",
-            f"WARNING   the file system of {path} flushes no folders ({error.strerror}): a crash of the machine can"
-            " cost what was last written",
+            f"WARNING   the file system of {path} cannot fsync folders ({error.strerror}): a crash of the machine can"
+            " lose what was last written",
         )
         return
     try:
@@ -109,7 +113,7 @@ def flush_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def _named(path: Path):
-    """Let an error of writing (which names no file) say which file it was."""
+    """Add the path to an OSError of writing, which names no file."""
     try:
         yield
     except OSError as error:
@@ -118,44 +122,42 @@ def _named(path: Path):
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader, or a crash, sees the old content or the new, never a part."""
+    """Replace a file atomically: a reader, or a crash, sees the old content or the new, never a part."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.tmp")
-    with _named(path), open(aside, "w", encoding="utf-8") as file:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with _named(path), open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         flush(file.fileno(), path)
-    os.replace(aside, path)
+    os.replace(temporary, path)
     flush_folder(path.parent)
 
 
-def write_json(path: Path, value) -> None:
-    """`write_text` of JSON with sorted keys, so that equal values are equal bytes."""
+def write_json(path: Path, value: object) -> None:
+    """`write_text` of JSON with sorted keys, so that equal values give equal bytes. value: what `json` can write."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 def sha256(path: Path, limit: int | None = None) -> str:
-    """Hex digest of a file, or of its first `limit` bytes, read by parts; `hashlib` lets other threads run
-    meanwhile.
-    """
-    digest, left = hashlib.sha256(), limit
+    """Hex digest of a file, or of its first `limit` bytes. `hashlib` releases the GIL meanwhile."""
+    digest, remaining = hashlib.sha256(), limit
     with open(path, "rb") as file:
-        while part := file.read(2**20 if left is None else min(left, 2**20)):
-            digest.update(part)
-            left = None if left is None else left - len(part)
+        while block := file.read(2**20 if remaining is None else min(remaining, 2**20)):
+            digest.update(block)
+            remaining = None if remaining is None else remaining - len(block)
     return digest.hexdigest()
 
 
 def read_json(path: Path):
-    """A JSON file's value, or None where there is no readable one."""
+    """The value of a JSON file, or None where it is missing or not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
 
 
-def csv_text(columns, rows) -> str:
-    """A table of dicts as CSV; None is empty, and what is no column is left out."""
+def csv_text(columns: Sequence[str], rows: Iterable[dict]) -> str:
+    """Rows as CSV with a header. None is written as empty; keys that are not among `columns` are left out."""
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
@@ -164,13 +166,13 @@ def csv_text(columns, rows) -> str:
 
 
 def append_jsonl(path: Path, record: dict) -> None:
-    """Append one line; a crash can cut at most this last one."""
+    """Append one line. A crash can truncate at most this last line."""
     with _named(path), open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record) + "\n")
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The whole lines of a log, in order; a last line that a crash cut is skipped."""
+    """The records of a log, in order; lines that are not JSON (truncated by a crash) are skipped."""
     records = []
     if Path(path).exists():
         for line in Path(path).read_text(encoding="utf-8").splitlines():
@@ -188,7 +190,9 @@ class FolderLock:
         self.path, self.purpose, self.patience, self.file = Path(folder) / ".lock", purpose, patience, None
 
     def acquire(self) -> None:
-        """Raises Refusal while another process works here; waits, and says so, for one that is stopping."""
+        """Take the lock. Waits for a process that is stopping, with a message. Raises Refusal where another process
+        keeps it for `patience` seconds, and where the folder cannot be written to.
+        """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(self.path, "a+")
@@ -204,7 +208,7 @@ class FolderLock:
             except OSError as error:
                 if error.errno in NO_LOCKS:
                     print_main(
-                        f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): see to it"
+                        f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): make sure"
                         " that no other process works there"
                     )
                     break
@@ -232,13 +236,14 @@ class FolderLock:
             return {}
 
     def mark(self, state: str) -> None:
-        """Tell whoever finds the folder locked what its owner is doing (running or stopping)."""
+        """Write the owner's state (running or stopping) into the lock file, for processes that find it locked."""
         self.file.seek(0)
         self.file.truncate()
         self.file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "state": state}))
         self.file.flush()
 
     def release(self) -> None:
+        """Give the lock up, if it is held."""
         if self.file:
             self.file.close()
             self.file = None

@@ -1,7 +1,6 @@
-"""What a folder is, so that no command writes into one that belongs to something else.
+"""The kind of a folder, so that no command writes into one that belongs to something else.
 
-Every command that writes asks `check_folder` first, before it takes the folder's lock: what is refused leaves nothing
-behind.
+Every command that writes calls `check_folder` before it takes the folder's lock, so a refused command leaves no files.
 """
 
 import re
@@ -33,13 +32,13 @@ OWN_PARTS = re.compile(
 
 
 def kind_of_folder(path: str | Path) -> str:
-    """One of KINDS by the records in a folder, else `empty` (also: not there; hidden files do not count), `begun`
-    (OWN_FILES alone) or `foreign`.
+    """One of KINDS, by the records in a folder; else `empty` (also where it does not exist; hidden files do not count),
+    `begun` (it has OWN_FILES only) or `foreign`.
     """
     path = Path(path)
     if kind := _kind_by_records(path):
         return kind
-    names = {entry.name for entry in _shown(path)}
+    names = {entry.name for entry in _visible_entries(path)}
     return "empty" if not names else "begun" if path.is_dir() and names <= OWN_FILES else "foreign"
 
 
@@ -72,45 +71,50 @@ def _kind_by_records(path: Path) -> str | None:
 
 
 def check_folder(argument: str, path: str | Path | None, kind: str) -> None:
-    """Raise Refusal unless a folder is empty, or `kind` (of KINDS) already, and lies in none that it would spoil.
-    argument: how it was named.
+    """Raise Refusal unless a folder is empty, or is of this `kind` (of KINDS) already, and does not lie inside a folder
+    that it would damage. argument: the flag that names it.
     """
     if not path:
         return
     folder = Path(path).absolute()
     try:
-        here = kind_of_folder(folder)
+        found_kind = kind_of_folder(folder)
     except PermissionError:
         raise Refusal(f"--{argument} {path}: this user may not read it.") from None
     if (
-        here == "foreign"
+        found_kind == "foreign"
         and kind == "prepared"
-        and all(kind_of_folder(entry) in ("curated", "empty") for entry in _shown(folder))
+        and all(kind_of_folder(entry) in ("curated", "empty") for entry in _visible_entries(folder))
     ):
-        here = "empty"  # of a command that was refused, whose curated text is in it
-    if here not in (kind, "empty") and not (here == "begun" and kind in ("pretrain", "sft")):
+        found_kind = "empty"  # left by a refused command, with its curated text
+    if found_kind not in (kind, "empty") and not (found_kind == "begun" and kind in ("pretrain", "sft")):
         if folder.is_file():
             raise Refusal(f"--{argument} {path} is a file, not a folder: choose another one.")
-        if here in ("begun", "foreign"):
+        if found_kind in ("begun", "foreign"):
             raise Refusal(
                 f"--{argument} {path} holds files and is not {KINDS[kind].partition(' (')[0]}: choose another one."
             )
-        if {here, kind} == {"pretrain", "sft"}:
+        if {found_kind, kind} == {"pretrain", "sft"}:
             raise Refusal(
-                f"--{argument} {path} belongs to a run of another kind ({here}, this is {kind}): choose another one."
+                f"--{argument} {path} belongs to a run of another kind ({found_kind}, this is {kind}): choose another"
+                " one."
             )
-        raise Refusal(f"--{argument} {path} is {KINDS[here]}, and is not to become {KINDS[kind]}: choose another one.")
-    below = folder.resolve()
-    for parent in below.parents:
-        of = _kind_by_records(parent)
-        own = OWN_PARTS.fullmatch(below.relative_to(parent).parts[0])
-        spoilt = of in ("checkpoint", "revision", "curated") or (of == "prepared" and kind != "curated")
-        if spoilt or (own and of in ("pretrain", "sft", "eval", "unknown run")):
-            raise Refusal(f"--{argument} {path} lies inside {parent}, {KINDS[of]}: choose one beside it.")
+        raise Refusal(
+            f"--{argument} {path} is {KINDS[found_kind]}, and is not to become {KINDS[kind]}: choose another one."
+        )
+    resolved = folder.resolve()
+    for parent in resolved.parents:
+        parent_kind = _kind_by_records(parent)
+        is_own_part = OWN_PARTS.fullmatch(resolved.relative_to(parent).parts[0])
+        would_damage = parent_kind in ("checkpoint", "revision", "curated") or (
+            parent_kind == "prepared" and kind != "curated"
+        )
+        if would_damage or (is_own_part and parent_kind in ("pretrain", "sft", "eval", "unknown run")):
+            raise Refusal(f"--{argument} {path} lies inside {parent}, {KINDS[parent_kind]}: choose one next to it.")
 
 
-def _shown(path: Path) -> list[Path]:
-    """What of a folder is not hidden; [the path itself] of a file."""
+def _visible_entries(path: Path) -> list[Path]:
+    """The entries of a folder that are not hidden; [the path itself] of a file."""
     return (
         [entry for entry in path.iterdir() if entry.name[0] != "."]
         if path.is_dir()
@@ -121,12 +125,12 @@ def _shown(path: Path) -> list[Path]:
 
 
 def check_apart(output_dir: str | None, folders: dict[str, str | None]) -> None:
-    """Raise Refusal where a run's folder and another of its command ({argument: path}) are one, or one lies in the
-    other.
+    """Raise Refusal where the folder of a run and another folder of its command ({argument: path}) are the same, or one
+    lies in the other.
     """
     for name, path in folders.items():
         if output_dir and path:
             run, other = Path(output_dir).resolve(), Path(path).resolve()
             if run == other or run in other.parents or other in run.parents:
-                how = "are one folder" if run == other else "lie one in the other"
-                raise Refusal(f"--output_dir {output_dir} and --{name} {path} {how}: give each its own.")
+                relation = "are one folder" if run == other else "lie one in the other"
+                raise Refusal(f"--output_dir {output_dir} and --{name} {path} {relation}: give each its own.")

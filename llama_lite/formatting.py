@@ -1,8 +1,8 @@
-"""Numbers and errors as people read them: bytes, counts, durations."""
+"""Human-readable text of numbers and errors: bytes, durations, messages."""
 
 
 def size(count: int) -> str:
-    """Bytes as a person reads them."""
+    """Bytes in binary units: `1.50 GiB`."""
     for unit, name, digits in ((2**40, "TiB", 2), (2**30, "GiB", 2), (2**20, "MiB", 1), (2**10, "KiB", 1)):
         if count >= unit / 2:
             return f"{count / unit:.{digits}f} {name}"
@@ -10,22 +10,23 @@ def size(count: int) -> str:
 
 
 def duration(days: float) -> str:
-    """Days as a person reads them."""
+    """Days as days, hours or minutes: `2.5 h`."""
     return f"{days:,.1f} days" if days >= 1 else f"{days * 24:.1f} h" if days * 24 >= 1 else f"{days * 1440:.1f} min"
 
 
 def amount(count: float) -> str:
-    """Bytes of text as a person reads them."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
+    """Bytes of text in decimal units: `1.5 GB`."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
     return f"{count:.0f} bytes"
 
 
-def shortened(error) -> str:
-    """What an error says, in one line of 300 characters at most."""
+def shortened(error: object) -> str:
+    """The message of an error, as one line of at most 300 characters."""
     return " ".join(str(error).split())[:300]
 
 
 def in_words(hours: float) -> str:
+    """Hours as minutes below two hours, else as hours: `90 minutes`."""
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.3g} hours"

@@ -1,4 +1,4 @@
-"""Where the checkout is, and what a path that a user gave means."""
+"""The root of the checkout, and paths as users write them."""
 
 import os
 import re
@@ -7,8 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def expand_home(value):
-    """A path, or a list of references, with the home folder for `~`; anything else as it is."""
+def expand_home(value: object):
+    """A path, or a list of references (`name=path`, `a+b`), with `~` expanded; any other value unchanged."""
     if isinstance(value, list):
         return [
             re.sub(r"(?:(?<=[=+])|^)~[^/+]*(?=[/+]|$)", lambda match: os.path.expanduser(match[0]), item)
@@ -18,6 +18,6 @@ def expand_home(value):
 
 
 def first_there(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
+    """The absolute path, or its nearest parent that exists."""
     path = path.absolute()
     return next(parent for parent in (path, *path.parents) if parent.exists())

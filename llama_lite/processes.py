@@ -1,4 +1,4 @@
-"""Worker processes, their number, and the signals that stop them."""
+"""Worker processes, how many there are, and the signals that stop them."""
 
 import contextlib
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -14,45 +15,46 @@ from .errors import Interrupted, Refusal
 
 
 def cores_for_a_process() -> int:
-    """The cores this process may use, shared between the processes that a launcher started on this machine."""
+    """Number of cores for this process: those it may use, divided by the processes that a launcher started on this
+    machine.
+    """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def seconds_since_start() -> float:
-    """Since the command began: since this process was started, or the launcher of this script before it."""
+    """Seconds since the command began: since this process started, or the launcher of this script before it."""
     import psutil
 
-    process, began = psutil.Process(), psutil.Process().create_time()
+    process, start_time = psutil.Process(), psutil.Process().create_time()
     try:
         script = Path(sys.argv[0]).name
         parents = [
             parent for parent in process.parents() if any(Path(word).name == script for word in parent.cmdline())
         ]
-        began = min([began, *(parent.create_time() for parent in parents if "python" in parent.name())])
+        start_time = min([start_time, *(parent.create_time() for parent in parents if "python" in parent.name())])
     except psutil.Error:
         pass
-    return max(0.0, time.time() - began)
+    return max(0.0, time.time() - start_time)
 
 
 @contextlib.contextmanager
-def worker_pool(count: int, start, *arguments):
-    """A pool of forked processes that began with `start(*arguments)`. None outlives the block; one that is killed is
-    told.
+def worker_pool(count: int, initializer: Callable, *arguments):
+    """A pool of `count` forked processes, each started with `initializer(*arguments)`. None outlives the block. Raises
+    Refusal where one was killed.
     """
-    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), start, arguments)
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), initializer, arguments)
     try:
         yield pool
     except BaseException as error:
         for child in multiprocessing.active_children():
             child.terminate()
-        # One may have ended half-way through sending a result. This process holds the same pipe open for writing, so
-        # the pool's own
-        # thread would wait for the other half for ever.
+        # A worker may have ended while it sent a result. This process holds the same pipe open for writing, so the
+        # pool's own thread would wait for the rest for ever.
         pool._result_queue._writer.close()
         if isinstance(error, BrokenProcessPool):
             raise Refusal(
-                f"one of {count} worker processes was killed, most often for want of memory: lower --prepare_workers"
+                f"one of {count} worker processes was killed, usually because memory ran out: lower --prepare_workers"
                 " and run the same command again; what is prepared stays."
             ) from None
         raise
@@ -72,15 +74,15 @@ SECOND_SIGNAL_AFTER = 2.0  # seconds: one Ctrl-C can arrive twice, from the term
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 ask for an orderly end; a second SIGTERM or SIGINT, 2 s or more later, ends at once.
+    """SIGTERM, SIGINT and SIGUSR1 request an orderly end; a second SIGTERM or SIGINT, 2 s or more later, ends at once.
 
-    A launcher that dies sends SIGUSR1 (parent-death signal), which never counts as a second one. While `at_once` is
-    true (text is prepared: every moment is safe) the first signal raises Interrupted where it arrives; in training
-    the flag `asked` is read after each step, by all ranks together. Processes that this one forks (workers of pools)
-    leave the keyboard to it, end at SIGTERM and never outlive it.
+    A launcher that dies sends SIGUSR1 (parent-death signal), which never counts as a second signal. While `at_once` is
+    true (during preparation, which can stop at any moment) the first signal raises Interrupted where it arrives. In
+    training all ranks read the flag `asked` together after each step. Forked processes (workers of pools) ignore
+    SIGINT, end on SIGTERM and never outlive this process. on_stop: called in the handler of the first signal.
     """
 
-    def __init__(self, on_stop):
+    def __init__(self, on_stop: Callable[[], None]):
         self.on_stop, self.asked, self.at_once, self.first = on_stop, None, True, 0.0
         parent = os.getppid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -88,7 +90,7 @@ class StopSignals:
         os.register_at_fork(after_in_child=_obey_parent)
         die_with_parent(signal.SIGUSR1)
         if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGUSR1)  # it died before we asked
+            os.kill(os.getpid(), signal.SIGUSR1)  # the parent died before the request
 
     def _handle(self, number, frame):
         if self.asked is None:

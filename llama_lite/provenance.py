@@ -1,9 +1,10 @@
-"""Who made this: code revision, packages, hardware, command. Facts only; nothing here changes a run."""
+"""Provenance of a run: code revision, packages, hardware, command. Nothing here changes a run."""
 
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from model_card.private import redact
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
 
-def package_versions(packages=PACKAGES) -> dict[str, str]:
+def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Installed version of each package; those that are absent are left out."""
     versions = {}
     for package in packages:
@@ -48,7 +49,7 @@ def cpu_name() -> str:
 
 
 def hardware() -> dict:
-    """What decides the last bit of a result: device, number of devices, threads, instruction set."""
+    """What can change the last bit of a result: GPU and CUDA version, or CPU, threads and instruction set."""
     import torch
 
     if torch.cuda.is_available():
@@ -61,7 +62,7 @@ def hardware() -> dict:
 
 
 def provenance() -> dict:
-    """The record that `run.json` keeps."""
+    """The provenance record in `run.json`."""
     return {
         "command": redact([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "code_revision": code_revision(),

@@ -1,4 +1,4 @@
-"""A run's folder: its records, its lock and its status file."""
+"""The folder of a run: its records, its lock and its status file."""
 
 import contextlib
 import json
@@ -14,13 +14,13 @@ from .files import FolderLock, append_jsonl, read_json, read_jsonl, write_json, 
 
 
 class RunFolder:
-    """`runs/<name>`: lock, `events.jsonl`, `log.jsonl`, `status.json`. Use as a context; its end writes the status."""
+    """`runs/<name>`: lock, `events.jsonl`, `log.jsonl`, `status.json`. A context manager: writes the status on exit."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.lock = FolderLock(self.path, "write to")
         self.step = 0
-        self.record_end = True  # false: this process only looked, and leaves the records as they were
+        self.record_end = True  # false: this process only reads, and leaves the records unchanged
 
     def __enter__(self):
         run_on_main(self.lock.acquire)
@@ -30,9 +30,8 @@ class RunFolder:
         status = status_of(error) if error else "finished"
         if RANK == 0 and self.lock.file:
             if status and self.record_end:
-                with (
-                    contextlib.nullcontext() if not no_space(error) else contextlib.suppress(OSError)
-                ):  # there may be no room to say that there is none
+                # With a full disk the status may not fit either.
+                with contextlib.suppress(OSError) if no_space(error) else contextlib.nullcontext():
                     self.ends(status, end_of(error, self.path) if error else "")
             self.lock.release()
         if status == "refused" and not isinstance(error, Refusal):
@@ -40,8 +39,8 @@ class RunFolder:
         return False
 
     def ends(self, status: str, reason: str = "") -> None:
-        """Write the end of the run: its event and `status.json`. What follows a finished run (publishing) ends nothing
-        any more.
+        """Write the end of the run: its event and `status.json`. After `finished`, what follows (publishing) no longer
+        changes the status.
         """
         self.event(status, reason=reason)
         write_json(
@@ -51,8 +50,8 @@ class RunFolder:
         self.record_end = status != "finished"
 
     def is_finished(self) -> bool:
-        """Whether the run came to its end and nothing was begun since; a command that was refused afterwards changes
-        nothing of it.
+        """Whether the run finished and was not started again since. A command that was refused afterwards does not
+        count; the status that it wrote is replaced.
         """
         ends = [
             event
@@ -66,12 +65,12 @@ class RunFolder:
         return last == "finished"
 
     def stopping(self) -> None:
-        """Called from a signal handler: whoever starts the same run now waits instead of being refused."""
+        """Mark the lock, from a signal handler: a process that starts the same run now waits and is not refused."""
         if RANK == 0 and self.lock.file:
             self.lock.mark("stopping")
 
     def event(self, kind: str, /, **fields) -> None:
-        """Append to `events.jsonl` (rank 0), without paths and tokens of this machine: cards tell of it."""
+        """Append to `events.jsonl` (rank 0). Paths and tokens are redacted, because cards quote events."""
         if RANK == 0:
             record = {
                 "event": kind,
@@ -87,7 +86,7 @@ class RunFolder:
             append_jsonl(self.path / "log.jsonl", dict(sorted(record.items())))
 
     def rewind_log(self, history: list[dict]) -> None:
-        """Make `log.jsonl` what it was at a checkpoint, so that no line of a lost stretch stays."""
+        """Restore `log.jsonl` to the `history` of a checkpoint, so that no record of lost steps remains."""
         if RANK == 0 and read_jsonl(self.path / "log.jsonl") != history:
             write_text(
                 self.path / "log.jsonl", "".join(json.dumps(dict(sorted(record.items()))) + "\n" for record in history)

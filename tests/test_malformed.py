@@ -41,9 +41,9 @@ EVIL = {
 
 @pytest.mark.parametrize(("template", "message"), EVIL.values(), ids=EVIL)
 def test_a_template_that_harms_is_refused(base, monkeypatch, template, message):
-    monkeypatch.setattr(rendering, "SECONDS", 2.0)
-    monkeypatch.setattr(rendering, "MEMORY", 2**28)
-    monkeypatch.setattr(rendering, "LONGEST", 2**20)
+    monkeypatch.setattr(rendering, "TIMEOUT", 2.0)
+    monkeypatch.setattr(rendering, "MEMORY_LIMIT", 2**28)
+    monkeypatch.setattr(rendering, "MAX_REPLY", 2**20)
     tokenizer, began = AutoTokenizer.from_pretrained(base), time.monotonic()
     tokenizer.chat_template = template + PLAIN
     calls = (encode, encode_prompt, lm.render_chat)

@@ -207,15 +207,15 @@ def test_variables_of_a_launcher_that_go_together(environ):
         ({**WHOLE, "RANK": "0"}, "contradicts itself: RANK=0, WORLD_SIZE=4, LOCAL_RANK=1"),
         ({**WHOLE, "LOCAL_WORLD_SIZE": "8"}, "contradicts itself"),
         ({"WORLD_SIZE": "0"}, "contradicts itself"),
-        ({"RANK": ""}, "says RANK='', which is no number"),
-        ({"WORLD_SIZE": "-1"}, "says WORLD_SIZE='-1', which is no number"),
-        ({"SLURM_STEP_NUM_TASKS": ""}, "says SLURM_STEP_NUM_TASKS='', which is no number"),
+        ({"RANK": ""}, "says RANK='', which is not a number"),
+        ({"WORLD_SIZE": "-1"}, "says WORLD_SIZE='-1', which is not a number"),
+        ({"SLURM_STEP_NUM_TASKS": ""}, "says SLURM_STEP_NUM_TASKS='', which is not a number"),
         ({"LOCAL_RANK": "0"}, "lacks RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
         ({"RANK": "0", "WORLD_SIZE": "4"}, "lacks LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
     ],
 )
 def test_variables_of_a_launcher_that_contradict_each_other(environ, told):
-    names = " ".join(name for name in distributed.LAUNCHER_NUMBERS if name in environ)
+    names = " ".join(name for name in distributed.LAUNCHER_VARIABLES if name in environ)
     assert told in launcher_problem(environ) and f"(`unset {names}`)" in launcher_problem(environ)
     assert distributed._launched(environ) == (0, 1)  # so that it is said
 
@@ -271,7 +271,7 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("where", ["fsync", "open"])
 def test_a_file_system_that_flushes_no_folders_is_told_once(tmp_path, monkeypatch, capsys, where):
-    monkeypatch.setattr(distributed, "_once", set())
+    monkeypatch.setattr(distributed, "_printed", set())
     fsync, opens = os.fsync, os.open
 
     def no_folders(handle):

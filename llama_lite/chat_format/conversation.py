@@ -1,11 +1,11 @@
-"""A row of an instruction set: a conversation and which of its answers are learnt."""
+"""A row of an instruction set: a conversation, and which of its answers are trained on."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One conversation. Answers before `learn_from`, and those of the messages `unlearnt`, are context.
+    """One conversation. Answers before message `learn_from`, and those with an index in `untrained`, are context.
 
     Rows of one `document` are never split between training and held-out.
     """
@@ -14,8 +14,8 @@ class Row:
     document: str
     messages: tuple[dict, ...]
     learn_from: int = 0
-    unlearnt: tuple[int, ...] = ()
+    untrained: tuple[int, ...] = ()
 
 
 class NoRow(Exception):
-    """Why a record is no conversation that can be learnt from: it is counted, and named."""
+    """Why a record is not a conversation to train on; it is counted and named."""

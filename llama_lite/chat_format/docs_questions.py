@@ -20,44 +20,45 @@ MODULE_ROWS = 6  # of each kind that a module gives at most, so that no package 
 
 MARKUP = re.compile(
     r"https?://|\.\. |>>>|::|\\|_{2,}|[=\-~]{3,}|\{|\}|TODO|auto_docstring"
-)  # links, directives, code, rulers, templates: no sentence to learn
+)  # links, directives, code, rulers, templates: not plain sentences
 
 
 # ---- the embedded rows ----
 
 
-def embedded(modules: list[str], most: int, workers: int) -> list[Row]:
-    """Questions about documented functions and classes, answered in the words of the documentation.
+def embedded(modules: list[str], max_rows: int, workers: int) -> list[Row]:
+    """At most `max_rows` questions about documented functions and classes, answered in the words of the documentation.
 
-    Modules come in the corpus's own fixed order. Answers that say what an earlier one said (the same first ten words,
-    or the same words throughout) are left out: boilerplate would make the loss look better than the model is.
+    modules: `package/file` of installed modules, in the corpus's own fixed order. Answers that repeat an earlier one
+    (the same first ten words, or the same words) are left out: boilerplate would make the loss look better than the
+    model is.
     """
-    found: list[Row] = []
-    seen: set[str] = set()
+    rows: list[Row] = []
+    seen_words: set[str] = set()
     with (
         worker_pool(workers, _nothing) as pool,
-        tqdm(total=most, desc="asking about the documentation", unit="row", disable=None) as bar,
+        tqdm(total=max_rows, desc="making questions", unit="row", disable=None) as bar,
     ):
-        first = modules[: 4 * most]
-        for module, asked in zip(first, pool.map(_module_rows, first, chunksize=16), strict=True):
-            for number, (instruction, given, answer) in enumerate(asked):
+        candidates = modules[: 4 * max_rows]
+        for module, questions in zip(candidates, pool.map(_module_rows, candidates, chunksize=16), strict=True):
+            for number, (instruction, context, answer) in enumerate(questions):
                 words = re.findall(r"[a-z]+", answer.lower())
                 keys = {" ".join(words), " ".join(words[:10])}
-                if keys & seen or len(found) == most:
+                if keys & seen_words or len(rows) == max_rows:
                     continue
-                seen |= keys
-                found.append(
-                    Row(f"{module}:{number}", module, tuple(template.conversation(instruction, given, answer)))
+                seen_words |= keys
+                rows.append(
+                    Row(f"{module}:{number}", module, tuple(template.conversation(instruction, context, answer)))
                 )
                 bar.update()
-            if len(found) == most:
+            if len(rows) == max_rows:
                 pool.shutdown(wait=False, cancel_futures=True)
                 break
-    return found
+    return rows
 
 
 def _nothing() -> None:
-    pass
+    """Workers need no preparation."""
 
 
 def _module_rows(name: str) -> list[tuple[str, str, str]]:
@@ -96,44 +97,45 @@ def _questions(name: str, is_class: bool, documentation: str) -> Iterator[tuple[
         parsed = docstring_parser.parse(documentation)
     except docstring_parser.ParseError:
         return
-    short, chance = name.split(".")[-1], hashlib.sha256(name.encode()).digest()
+    short, digest = name.split(".")[-1], hashlib.sha256(name.encode()).digest()
 
-    def worded(*choices):
-        return choices[chance[0] % len(choices)]
+    def choose(*choices: str) -> str:
+        """One of several wordings."""
+        return choices[digest[0] % len(choices)]
 
     first, _, rest = documentation.partition("\n\n")
     summary, described = _answer(first), _answer(rest, LONGEST_INPUT)
-    if summary and described and chance[1] % 2:
-        ask = worded(
+    if summary and described and digest[1] % 2:
+        ask = choose(
             f"Summarise what is said about `{short}` in a sentence.", "Summarise this description in a sentence."
         )
         yield "summarise", ask, described, summary
     elif summary:
-        what = "class" if is_class else "function"
+        kind = "class" if is_class else "function"
         yield (
             "summary",
-            worded(f"What does the {what} `{name}` do?", f"Describe `{name}` in a sentence.", f"What is `{name}` for?"),
+            choose(f"What does the {kind} `{name}` do?", f"Describe `{name}` in a sentence.", f"What is `{name}` for?"),
             "",
             summary,
         )
     for parameter in parsed.params:
         if parameter.arg_name.isidentifier() and (answer := _answer(parameter.description)):
-            ask = worded(
+            ask = choose(
                 f"What does the argument `{parameter.arg_name}` of `{name}` mean?",
                 f"Explain the argument `{parameter.arg_name}` of `{short}`.",
                 f"What should I pass as `{parameter.arg_name}` to `{name}`?",
             )
             yield "argument", ask, "", answer
     if parsed.returns and (answer := _answer(parsed.returns.description)):
-        yield "returns", worded(f"What does `{name}` return?", f"What do I get back from `{short}`?"), "", answer
+        yield "returns", choose(f"What does `{name}` return?", f"What do I get back from `{short}`?"), "", answer
     for error in parsed.raises:
         if error.type_name and (answer := _answer(error.description)):
             yield "raises", f"When does `{name}` raise {error.type_name.strip('[`]')}?", "", answer
 
 
 def _answer(text: str | None, longest: int = LONGEST_ANSWER) -> str | None:
-    """The first paragraph of a description as one line that ends in a full stop, or None where it is none to learn
-    from.
+    """The first paragraph of a description as one line that ends in a full stop, or None where it is not usable as an
+    answer.
     """
     paragraph = " ".join((text or "").strip().split("\n\n")[0].split())
     paragraph = re.sub(r":[a-z:]+:`~?([^`<]+?)(?: <[^`]*>)?`", r"`\1`", paragraph).replace("``", "`")

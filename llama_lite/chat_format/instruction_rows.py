@@ -1,9 +1,9 @@
-"""Instruction rows: where they come from, which are kept, which are held out, and what of them is learnt.
+"""Instruction rows: where they come from, which are kept, which are held out, and which messages are trained on.
 
-Three schemas: alpaca (instruction, input, output), messages, prompt/completion. A system prompt and a history beside
-them are context; weight 0 and train false, of a row or a message, say what is not learnt. The embedded default asks
-about the documentation inside the installed packages, in the words of its authors. Nothing is dropped or cut in
-silence: rows that are none and columns that are not read are counted and named.
+Three schemas: alpaca (instruction, input, output), messages, prompt/completion. A system prompt and a history are
+context; weight 0 and train false exclude a row or a message from training. The embedded default asks about the
+documentation inside the installed packages, in the words of its authors. Nothing is dropped silently: rows that cannot
+be used and columns that are not read are counted and named.
 """
 
 import collections
@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterator
 
 from ..data.formats import Skipped, Unreadable, parts, rows, skipped_lines, utf8_text
-from ..data.sources import inventory, resolve
+from ..data.sources import ReadOptions, inventory, resolve
 from ..distributed import print_main
 from ..errors import Refusal
 from . import template
@@ -20,15 +20,15 @@ from .docs_questions import EMBEDDED_ROWS, embedded
 
 SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  # alpaca's `input` may be absent
 
-BESIDE = {
+OPTIONAL_COLUMNS = {
     SCHEMAS[0]: (),
     SCHEMAS[1]: ("history",),
     SCHEMAS[2]: ("input", "history"),
-}  # further columns that are read, and these of all three:
+}  # optional columns
 
-BESIDE_ALL = ("system", "weight", "train")
+COMMON_COLUMNS = ("system", "weight", "train")
 
-IN_MESSAGES = ("role", "content", "weight", "train")
+MESSAGE_KEYS = ("role", "content", "weight", "train")
 
 ROLES = ("system", "user", "assistant")
 
@@ -43,37 +43,39 @@ def load(
     config: str | None,
     split: str,
     revision: str | None,
-    most: int | None,
+    max_rows: int | None,
     workers: int,
     skip_held_out: bool = False,
 ) -> tuple[list[Row], dict, dict]:
-    """(rows, where they are from, what was skipped and why). Raises Refusal for another schema, and where nothing can
+    """(rows, record of their source, {reason: skipped rows}). Raises Refusal for another schema, and where no row can
     be read.
 
-    most: rows that are taken at most. skip_held_out: of installed-docs, leave out the modules that the embedded
-    evaluation tasks are made of. The record of where they are from says in `columns_not_read` how many rows have
-    something in each column that has no meaning here, and has `max_rows` where as many rows as that were taken.
+    config, split, revision: as for `data.sources.resolve`. max_rows: rows that are read (None: all). workers: processes
+    that read installed-docs. skip_held_out: leave out the modules of installed-docs that the embedded evaluation tasks
+    use. The record's `columns_not_read` counts the rows with a value in each column that has no meaning here; it has
+    `max_rows` where that limit was reached.
     """
     skipped, unread = Skipped(), collections.Counter()
-    source = resolve(dataset, config, split, revision, only_rows=True)
+    source = resolve(dataset, config, split, revision, options=ReadOptions(only_rows=True))
     if source.kind == "installed-docs":
         modules = [file.name for file in source.files]
         if skip_held_out:
             from ..data.held_out import held_out_documents
 
-            held = {document["document"] for document in held_out_documents()}
-            modules = [module for module in modules if module not in held]
-        most = most or EMBEDDED_ROWS
-        found = embedded(modules, most, workers)
-        return found, source.record | _limit_reached(found, most), skipped.reasons
-    print_main(f"rows      {inventory(source)}{f'; of these the first {most:,} rows (--max_rows)' if most else ''}")
+            held_out = {document["document"] for document in held_out_documents()}
+            modules = [module for module in modules if module not in held_out]
+        max_rows = max_rows or EMBEDDED_ROWS
+        loaded = embedded(modules, max_rows, workers)
+        return loaded, source.record | _limit_reached(loaded, max_rows), skipped.reasons
+    limit = f"; of these the first {max_rows:,} rows (--max_rows)" if max_rows else ""
+    print_main(f"rows      {inventory(source)}{limit}")
     if source.kind == "installed-files":
         raise Refusal(
             "--dataset installed-files holds no conversations: installed-docs makes questions of the documentation."
         )
-    found = []
+    loaded = []
     for name, record, first in _records(source):
-        if most and len(found) == most:
+        if max_rows and len(loaded) == max_rows:
             break
         schema = _schema(record)
         if schema is None and first:
@@ -82,18 +84,19 @@ def load(
                 " `output` (and `input`), or `messages`, or `prompt` and `completion`."
             )
         try:
-            found.append(_row(name, record, schema, unread))
+            loaded.append(_row(name, record, schema, unread))
         except NoRow as reason:
             skipped.add(str(reason), name)
-    if not found:
+    if not loaded:
         why = "; ".join(skipped_lines(skipped.reasons)) or "it holds no rows"
         raise Refusal(f"--dataset {dataset}: none of its rows is a conversation to learn from: {why}.")
-    counted = {"columns_not_read": dict(unread.most_common())} if unread else {}
-    return found, source.record | counted | _limit_reached(found, most), skipped.reasons
+    columns = {"columns_not_read": dict(unread.most_common())} if unread else {}
+    return loaded, source.record | columns | _limit_reached(loaded, max_rows), skipped.reasons
 
 
-def _limit_reached(found: list[Row], most: int | None) -> dict:
-    return {"max_rows": most} if len(found) == most else {}
+def _limit_reached(rows: list[Row], max_rows: int | None) -> dict:
+    """{max_rows} for the record of a source where so many rows were read."""
+    return {"max_rows": max_rows} if len(rows) == max_rows else {}
 
 
 def _records(source) -> Iterator[tuple[str, dict, bool]]:
@@ -107,58 +110,67 @@ def _records(source) -> Iterator[tuple[str, dict, bool]]:
 
 
 def _schema(record: dict) -> tuple[str, ...] | None:
-    """The first schema whose columns all hold something, else the first whose columns are there."""
-    there = [schema for schema in SCHEMAS if all(column in record for column in schema)]
+    """The first schema whose columns all have a value, else the first whose columns exist."""
+    present = [schema for schema in SCHEMAS if all(column in record for column in schema)]
     return next(
-        (schema for schema in there if all(record[column] is not None for column in schema)),
-        there[0] if there else None,
+        (schema for schema in present if all(record[column] is not None for column in schema)),
+        present[0] if present else None,
     )
 
 
 def _row(name: str, record: dict, schema: tuple[str, ...] | None, unread: collections.Counter) -> Row:
-    """The Row of a record. Counts in `unread` which of its columns hold something that has no meaning here. Raises
-    NoRow.
-    """
+    """The Row of a record. Counts in `unread` its columns that hold something without a meaning here. Raises NoRow."""
     if schema is None:
         raise NoRow("columns of no schema")
-    if not _is_learnt(record, "the row's", unread):
+    if not _is_trained(record, "the row's", unread):
         raise NoRow("weight 0 or train false")
     for column, value in record.items():
-        if column not in (*schema, *BESIDE[schema], *BESIDE_ALL) and not _is_empty(value):
+        if column not in (*schema, *OPTIONAL_COLUMNS[schema], *COMMON_COLUMNS) and not _is_empty(value):
             unread[column] += 1
-    before = (
-        _history(record["history"], unread)
-        if "history" in BESIDE[schema] and not _is_empty(record.get("history"))
-        else []
+    has_history = "history" in OPTIONAL_COLUMNS[schema] and not _is_empty(record.get("history"))
+    context = _history(record["history"], unread) if has_history else []
+    messages, prompt_length = _own_messages(record, schema, unread)
+    question = next((message["content"] for message in messages if message["role"] == "user"), "")
+    begins_with_system = bool(messages) and messages[0]["role"] == "system"
+    system = _text(record.get("system"), "system")
+    if system.strip() and begins_with_system:
+        unread["system"] += 1  # the conversation has its own
+    elif system.strip():
+        context = [{"role": "system", "content": system}, *context]
+    elif context and begins_with_system:
+        context, messages, prompt_length = [messages[0], *context], messages[1:], max(0, prompt_length - 1)
+    messages = [*context, *messages]
+    untrained = tuple(
+        index
+        for index, message in enumerate(messages)
+        if message.pop("trained", True) is False and message["role"] == "assistant"
     )
-    given = []
+    _check_turns(messages)
+    learn_from = len(context) + prompt_length
+    answers = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if all(index < learn_from or index in untrained for index in answers):
+        raise NoRow("weight 0 or train false")
+    return Row(name, " ".join(question.lower().split()), tuple(messages), learn_from, untrained)
+
+
+def _own_messages(record: dict, schema: tuple[str, ...], unread: collections.Counter) -> tuple[list[dict], int]:
+    """(the messages of a record without its system prompt and history, how many of them are its prompt). Raises
+    NoRow.
+    """
     if schema == SCHEMAS[2]:
-        messages = template.conversation(
-            *(_text(record.get(column), column) for column in ("instruction", "input", "output"))
-        )
-    elif schema == SCHEMAS[1]:
-        given = _as_messages(record["prompt"], "user", unread)
-        messages = [*given, *_as_messages(record["completion"], "assistant", unread)]
-    else:
-        messages = _as_messages(record["messages"], None, unread)
-    asked = next((message["content"] for message in messages if message["role"] == "user"), "")
-    if (system := _text(record.get("system"), "system")).strip():
-        if messages and messages[0]["role"] == "system":
-            unread["system"] += 1  # the conversation has its own
-        else:
-            before = [{"role": "system", "content": system}, *before]
-    elif before and messages and messages[0]["role"] == "system":
-        before, messages = [messages[0], *before], messages[1:]
-        given = given[1:]
-    messages = [*before, *messages]
-    unlearnt = tuple(
-        number
-        for number, message in enumerate(messages)
-        if message.pop("learnt", True) is False and message["role"] == "assistant"
-    )
+        texts = (_text(record.get(column), column) for column in ("instruction", "input", "output"))
+        return template.conversation(*texts), 0
+    if schema == SCHEMAS[1]:
+        prompt = _as_messages(record["prompt"], "user", unread)
+        return [*prompt, *_as_messages(record["completion"], "assistant", unread)], len(prompt)
+    return _as_messages(record["messages"], None, unread), 0
+
+
+def _check_turns(messages: list[dict]) -> None:
+    """Raise NoRow unless user and assistant alternate, after at most one system message, and no message is empty."""
     turns = [message["role"] for message in messages if message["role"] != "system"]
-    if strange := next((role for role in turns if role not in ROLES), None):
-        raise NoRow(f"a turn of the role {strange!r}")
+    if unknown := next((role for role in turns if role not in ROLES), None):
+        raise NoRow(f"a turn of the role {unknown!r}")
     if (
         turns != ["user", "assistant"] * (len(turns) // 2)
         or not turns
@@ -169,23 +181,15 @@ def _row(name: str, record: dict, schema: tuple[str, ...] | None, unread: collec
         raise NoRow("empty question")
     if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
         raise NoRow("empty answer")
-    learn_from = len(before) + len(given)
-    if all(
-        number < learn_from or number in unlearnt
-        for number, message in enumerate(messages)
-        if message["role"] == "assistant"
-    ):
-        raise NoRow("weight 0 or train false")
-    return Row(name, " ".join(asked.lower().split()), tuple(messages), learn_from, unlearnt)
 
 
 def _is_empty(value) -> bool:
     return value in EMPTY or value != value  # NaN
 
 
-def _is_learnt(fields: dict, whose: str, unread: collections.Counter) -> bool:
-    """Whether `weight` (0 or 1, as OpenAI's) and `train` (false or true) of a row or a message let it be learnt; other
-    values are counted.
+def _is_trained(fields: dict, whose: str, unread: collections.Counter) -> bool:
+    """Whether a row or a message is trained on, by `weight` (0 or 1, as OpenAI's) and `train` (false or true); other
+    values are counted in `unread`.
     """
     trained = True
     for name, meanings in (("weight", {0: False, 1: True}), ("train", {False: False, True: True})):
@@ -218,8 +222,8 @@ def _history(value, unread: collections.Counter) -> list[dict]:
 def _as_messages(
     value, role: str | None, unread: collections.Counter, otherwise: str = "messages are no list of {role, content}"
 ) -> list[dict]:
-    """A text as one message of `role` (None: a text is none); a list of messages as {role, content, learnt}. Raises
-    NoRow, `otherwise` for neither.
+    """A text as one message of `role` (None: a text is not allowed); a list of messages as {role, content, trained}.
+    Raises NoRow, with the message `otherwise` for neither.
     """
     if isinstance(value, Unreadable) or (role and isinstance(value, str | bytes)):
         return [{"role": role, "content": _text(value, "a text")}]
@@ -230,30 +234,30 @@ def _as_messages(
         raise NoRow(otherwise)
     found = []
     for message in value:
-        for column in (column for column in message if column not in IN_MESSAGES and not _is_empty(message[column])):
+        for column in (column for column in message if column not in MESSAGE_KEYS and not _is_empty(message[column])):
             unread[f"{column} of messages"] += 1
         found.append(
             {
                 "role": _text(message["role"], "role"),
                 "content": _text(message["content"], "content"),
-                "learnt": _is_learnt(message, "a message's", unread),
+                "trained": _is_trained(message, "a message's", unread),
             }
         )
     return found
 
 
-def _text(value, what: str) -> str:
-    """A text of a row: "" for none, the texts of a list of parts one behind the other. Raises NoRow."""
+def _text(value, name: str) -> str:
+    """A text of a row: "" for None, the joined texts of a list of content parts. name: of the field. Raises NoRow."""
     if value is None:
         return ""
     if isinstance(value, list) and value and all(isinstance(part, dict) and "type" in part for part in value):
-        if strange := next((part["type"] for part in value if part["type"] != "text"), None):
-            raise NoRow(f"{what} with a part of the type {strange!r}")
-        return "".join(_text(part.get("text"), what) for part in value)
+        if part_type := next((part["type"] for part in value if part["type"] != "text"), None):
+            raise NoRow(f"{name} with a part of the type {part_type!r}")
+        return "".join(_text(part.get("text"), name) for part in value)
     if isinstance(value, Unreadable):
         raise NoRow(str(value))
     if not isinstance(value, str | bytes):
-        raise NoRow(f"{what} is {type(value).__name__} instead of text")
+        raise NoRow(f"{name} is {type(value).__name__} instead of text")
     text = utf8_text(value)
     if text is None:
         raise NoRow("not UTF-8")
@@ -261,7 +265,7 @@ def _text(value, what: str) -> str:
 
 
 def unread_lines(source: dict) -> list[str]:
-    """What a person reads of `columns_not_read`, if there are any."""
+    """The line that reports `columns_not_read` of a source's record, if there are any."""
     counts = source.get("columns_not_read")
     return (
         [f"columns not read: {', '.join(f'{name} (of {count:,} rows)' for name, count in counts.items())}"]
@@ -271,14 +275,14 @@ def unread_lines(source: dict) -> list[str]:
 
 
 def held_documents(found: list[Row], count: int) -> set[str]:
-    """Documents that are held out, whole: in the order of a hash of their name, until they have `count` rows."""
+    """Documents that are held out completely: in the order of a hash of their name, until they have `count` rows."""
     documents: dict[str, int] = {}
     for row in found:
         documents[row.document] = documents.get(row.document, 0) + 1
-    held, total = set(), 0
+    held_out, total = set(), 0
     for document in sorted(documents, key=lambda name: hashlib.sha256(name.encode()).digest()):
         if total >= count:
             break
-        held.add(document)
+        held_out.add(document)
         total += documents[document]
-    return held
+    return held_out

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -12,12 +13,18 @@ from . import template
 from .conversation import Row
 from .rendering import NotRendered
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
 # ---- ids ----
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A Row as ids and labels, -100 where nothing is learnt. `cut`: its last answer was too long and has no end."""
+    """A Row as ids and labels, -100 where no loss is computed. `cut`: its last answer was too long and has no
+    end-of-text.
+    """
 
     row: Row
     input_ids: list[int]
@@ -25,22 +32,23 @@ class Example:
     cut: bool = False
 
     @property
-    def learnt(self) -> int:
+    def num_label_tokens(self) -> int:
+        """Number of tokens with a label."""
         return sum(label != -100 for label in self.labels)
 
 
-def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
+def encode(rows: list[Row], tokenizer: "PreTrainedTokenizerBase", skipped: dict) -> list[Example]:
     """Examples of any length; `skipped` counts the rows that hold the text of a special token, or that the chat
     template refuses.
     """
     examples, counts = [], Skipped()
-    for row in tqdm(found, desc="encoding rows", unit="row", disable=None):
+    for row in tqdm(rows, desc="encoding rows", unit="row", disable=None):
         messages = list(row.messages)
         if special := template.special_text(tokenizer, messages):
             counts.add(f"contains the text {special}", row.name)
             continue
         try:
-            encoded = template.encode(tokenizer, messages, row.learn_from, row.unlearnt)
+            encoded = template.encode(tokenizer, messages, row.learn_from, row.untrained)
         except NotRendered as error:
             counts.add(str(error).partition(". ")[0], row.name)
             continue
@@ -50,8 +58,8 @@ def encode(found: list[Row], tokenizer, skipped: dict) -> list[Example]:
 
 
 def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dict) -> list[Example]:
-    """Examples of at most `max_length` ids. `long_rows` says whether longer ones are dropped or truncated; `skipped`
-    counts what went.
+    """Examples of at most `max_length` ids. long_rows: `drop` or `truncate` longer ones, which are counted in
+    `skipped`.
     """
     kept, counts = [], Skipped()
     for example in examples:
@@ -64,24 +72,25 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
         else:
             # Inside an answer, or between two turns.
             cut = example.labels[max_length - 1] != -100 and example.labels[max_length] != -100
-            what = "answer cut, no end-of-text" if cut else "later turns cut"
-            counts.add(f"longer than {max_length} tokens: {what}", example.row.name)
+            outcome = "answer cut, no end-of-text" if cut else "later turns cut"
+            counts.add(f"longer than {max_length} tokens: {outcome}", example.row.name)
             kept.append(Example(example.row, example.input_ids[:max_length], example.labels[:max_length], cut))
     skipped.update(counts.reasons)
     return kept
 
 
 def need_rows(
-    train_rows: list[Example], eval_rows: list[Example], least: int, skipped: dict, documents: int | None = None
+    train_rows: list[Example], eval_rows: list[Example], min_eval_rows: int, skipped: dict, documents: int | None = None
 ) -> None:
-    """Raise Refusal when nothing is left to learn from, or fewer than `least` held-out rows. `documents`: how many all
-    rows make, once some are held out.
+    """Raise Refusal when no row is left to train on, or fewer than `min_eval_rows` rows are held out.
+
+    documents: number of documents in all rows, once some are held out.
     """
     why = "; ".join(f"{entry['rows']:,} {reason}" for reason, entry in skipped.items()) or "none were skipped"
     if not train_rows and eval_rows and documents:
         count = "one document" if documents == 1 else f"{documents:,} documents"
         raise Refusal(
-            f"no row is left to learn from ({why}): all {len(eval_rows):,} are held out, because they are {count} (rows"
+            f"no row is left to train on ({why}): all {len(eval_rows):,} are held out, because they are {count} (rows"
             " whose first question is the same), and documents are held out whole."
             f" {'Bring rows with other questions' if documents == 1 else 'Lower --eval_rows, or bring more rows'}."
         )
@@ -89,11 +98,11 @@ def need_rows(
         long = (
             "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
         )
-        raise Refusal(f"no row is left to learn from ({why}): {long}lower --eval_rows, or bring more rows.")
-    if len(eval_rows) < max(least, 1):
+        raise Refusal(f"no row is left to train on ({why}): {long}lower --eval_rows, or bring more rows.")
+    if len(eval_rows) < max(min_eval_rows, 1):
         raise Refusal(
-            f"{len(eval_rows)} rows are held out and {max(least, 1)} are needed ({why}): raise --eval_rows, or bring"
-            " more rows."
+            f"{len(eval_rows)} rows are held out and {max(min_eval_rows, 1)} are needed ({why}): raise --eval_rows, or"
+            " bring more rows."
         )
 
 
@@ -105,9 +114,9 @@ def fingerprint(examples: list[Example]) -> str:
     return digest.hexdigest()
 
 
-def pack(examples: list[Example], max_length: int, packing: bool):
-    """A `datasets.Dataset` of ids and labels; with `packing`, whole rows side by side up to `max_length` (TRL's best
-    fit decreasing).
+def pack(examples: list[Example], max_length: int, packing: bool) -> "Dataset":
+    """A dataset with the columns input_ids and labels. With `packing`, whole rows share sequences of at most
+    `max_length` ids (TRL's best fit decreasing), with the column seq_lengths.
     """
     from datasets import Dataset
     from datasets.utils.logging import disable_progress_bar
@@ -120,14 +129,14 @@ def pack(examples: list[Example], max_length: int, packing: bool):
     return pack_dataset(data, max_length, "bfd") if packing else data
 
 
-def show(tokenizer, example: Example, colour: bool) -> str:
-    """An example as text, what is learnt in colour, or between »« where there is none."""
-    on, off = ("\x1b[1;32m", "\x1b[0m") if colour else ("»", "«")
+def show(tokenizer: "PreTrainedTokenizerBase", example: Example, color: bool) -> str:
+    """An example as text; what is trained on is in color, or between »« where `color` is false."""
+    on, off = ("\x1b[1;32m", "\x1b[0m") if color else ("»", "«")
     text, ids, labelled = "", [], False
     for token, label in [*zip(example.input_ids, example.labels, strict=True), (None, None)]:
         if token is None or (label != -100) != labelled:
-            part = tokenizer.decode(ids)
-            text += f"{on}{part}{off}" if labelled and part else part
+            piece = tokenizer.decode(ids)
+            text += f"{on}{piece}{off}" if labelled and piece else piece
             ids, labelled = [], label != -100
         ids.append(token)
     return text

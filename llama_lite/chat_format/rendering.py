@@ -1,8 +1,8 @@
-"""Chat templates are programs that come with a model or a file: each is rendered in a process of its own, with limits
-of time and memory.
+"""Renders chat templates. A template is a program that comes with a model or a file, so each is rendered in a process
+of its own, with limits of time and memory.
 
-A template that loops, or computes `9**(9**9)`, which no alarm stops, is killed and refused. Our own format is rendered
-here.
+A template that loops, or computes `9**(9**9)` (which no alarm interrupts), is killed and refused. This project's own
+templates are rendered in this process.
 """
 
 import contextlib
@@ -11,23 +11,26 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import Refusal
 from ..processes import die_with_parent
 
-SECONDS = 20.0  # for one conversation
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-MEMORY = 2**30  # bytes beyond those of the process when it begins
+TIMEOUT = 20.0  # seconds for one conversation
 
-LONGEST = 2**26  # bytes of an answer
+MEMORY_LIMIT = 2**30  # bytes beyond what the process has when it starts
 
-KNOWN: set[str] = set()  # templates of this project
+MAX_REPLY = 2**26  # bytes
 
-KEPT = 4  # processes of the templates used last
+TRUSTED_TEMPLATES: set[str] = set()  # templates of this project
 
-WAY_OUT = (
-    "Mend it, give another one with --chat_template_path (run_sft.py), or leave out --apply_chat_template"
-    " (run_eval.py)."
+MAX_PROCESSES = 4  # of the templates that were used last
+
+REMEDY = (
+    "Fix it, give another one with --chat_template_path (run_sft.py), or leave out --apply_chat_template (run_eval.py)."
 )
 
 
@@ -38,41 +41,37 @@ class NotRendered(Refusal):
 _renderers: dict[str, "_Renderer"] = {}
 
 
-def render_jinja_template(conversations: list[list[dict]], chat_template: str, **how) -> tuple[list[str], list]:
-    """As transformers' function of this name: texts, and where in each the answers stand. Raises Refusal for a template
-    that cannot be rendered.
+def render_jinja_template(conversations: list[list[dict]], chat_template: str, **arguments) -> tuple[list[str], list]:
+    """As transformers' function of this name: (texts, [(begin, end)] of the answers in each text). Raises Refusal for a
+    template that cannot be rendered.
     """
     from transformers.utils import chat_template_utils
 
-    if chat_template in KNOWN:
-        return chat_template_utils.render_jinja_template(conversations, chat_template=chat_template, **how)
+    if chat_template in TRUSTED_TEMPLATES:
+        return chat_template_utils.render_jinja_template(conversations, chat_template=chat_template, **arguments)
     renderer = _renderers.pop(chat_template, None) or _Renderer(chat_template)
     try:
-        rendered, spans = renderer.answer({"conversations": conversations, **how})
+        rendered, spans = renderer.render({"conversations": conversations, **arguments})
     except BaseException:
-        renderer.end()
+        renderer.stop()
         raise
     _renderers[chat_template] = renderer
-    for oldest in list(_renderers)[:-KEPT]:
-        _renderers.pop(oldest).end()
+    for oldest in list(_renderers)[:-MAX_PROCESSES]:
+        _renderers.pop(oldest).stop()
     return rendered, spans
 
 
-def apply_chat_template(tokenizer, messages: list[dict], **how) -> str:
+def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], **arguments) -> str:
     """As `tokenizer.apply_chat_template(messages, tokenize=False, **how)`. Raises Refusal for a template that cannot be
     rendered.
     """
     try:
         template = tokenizer.get_chat_template()
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:  # several without a default, or something that is no template
+    except (ValueError, TypeError, AttributeError) as error:  # several without a default, or not a template
         raise Refusal(
-            f"the tokenizer has no chat template to render ({' '.join(str(error).split())[:200]}). {WAY_OUT}"
+            f"the tokenizer has no chat template to render ({' '.join(str(error).split())[:200]}). {REMEDY}"
         ) from None
-    return render_jinja_template([messages], template, **{**tokenizer.special_tokens_map, **how})[0][0]
+    return render_jinja_template([messages], template, **{**tokenizer.special_tokens_map, **arguments})[0][0]
 
 
 class _Renderer:
@@ -82,38 +81,39 @@ class _Renderer:
         from transformers.utils import chat_template_utils  # noqa: F401 (here, so that the process need not)
 
         forked = multiprocessing.get_context("fork")
-        self.connection, other = forked.Pipe()
-        self.process = forked.Process(target=_serve, args=(self.connection, other, template), daemon=True)
+        self.connection, child_end = forked.Pipe()
+        self.process = forked.Process(target=_serve, args=(self.connection, child_end, template), daemon=True)
         self.process.start()
-        other.close()
+        child_end.close()
 
-    def answer(self, request: dict) -> tuple[list[str], list]:
-        """(texts, spans). Raises Refusal, and is of no use any more."""
+    def render(self, request: dict) -> tuple[list[str], list]:
+        """(texts, spans). After a Refusal other than NotRendered the process cannot be used any more."""
         try:
             self.connection.send_bytes(json.dumps(request, default=str).encode())
-            if not self.connection.poll(SECONDS):
-                raise Refusal(f"the chat template takes longer than {SECONDS:g} s for one conversation. {WAY_OUT}")
-            found = json.loads(self.connection.recv_bytes(LONGEST))
+            if not self.connection.poll(TIMEOUT):
+                raise Refusal(f"the chat template takes longer than {TIMEOUT:g} s for one conversation. {REMEDY}")
+            found = json.loads(self.connection.recv_bytes(MAX_REPLY))
         except (EOFError, OSError):
             raise Refusal(
-                f"the chat template makes a text of more than {LONGEST / 2**20:.0f} MiB of one conversation, or its"
-                f" process was killed. {WAY_OUT}"
+                f"the chat template makes a text of more than {MAX_REPLY / 2**20:.0f} MiB of one conversation, or its"
+                f" process was killed. {REMEDY}"
             ) from None
         if "error" in found:
-            raise NotRendered(f"the chat template cannot be rendered ({found['error']}). {WAY_OUT}")
+            raise NotRendered(f"the chat template cannot be rendered ({found['error']}). {REMEDY}")
         return found["rendered"], found["spans"]
 
-    def end(self) -> None:
+    def stop(self) -> None:
+        """Kill the process."""
         self.process.kill()
         self.process.join()
         self.connection.close()
 
 
-def _serve(ours, connection, template: str) -> None:
-    """Render what is asked for until nobody asks any more."""
+def _serve(parent_end, connection, template: str) -> None:
+    """Render each request of the connection until it is closed."""
     from transformers.utils.chat_template_utils import render_jinja_template as render
 
-    ours.close()
+    parent_end.close()
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -127,7 +127,7 @@ def _serve(ours, connection, template: str) -> None:
             rendered, spans = render(chat_template=template, **request)
             answer = json.dumps({"rendered": rendered, "spans": spans}).encode()
         except MemoryError:
-            answer = json.dumps({"error": f"it takes more than {MEMORY / 2**30:g} GiB"}).encode()
+            answer = json.dumps({"error": f"it takes more than {MEMORY_LIMIT / 2**30:g} GiB"}).encode()
         except Exception as error:  # a template raises whatever its author wrote
             answer = json.dumps({"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}).encode()
         try:
@@ -137,9 +137,9 @@ def _serve(ours, connection, template: str) -> None:
 
 
 def _limit_memory() -> None:
-    """MEMORY more than there is now; where no such limit exists (macOS), time alone ends a template."""
+    """Allow MEMORY_LIMIT more than the process has now. Where there is no such limit (macOS), only TIMEOUT applies."""
     import resource
 
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY,) * 2)
+        resource.setrlimit(resource.RLIMIT_AS, (pages * os.sysconf("SC_PAGE_SIZE") + MEMORY_LIMIT,) * 2)

@@ -1,4 +1,4 @@
-"""Arguments that all training scripts share, and how they are checked."""
+"""Arguments that all training scripts share, and their checks."""
 
 import dataclasses
 from pathlib import Path
@@ -15,8 +15,8 @@ from .fields import KEPT, accelerator_problems, names, unknown_fields
 from .schedules import default_kwargs, optimizer_problems, schedule_problems
 
 
-def arg(default, help: str):
-    """A dataclass field with its help text."""
+def arg(default: object, help: str):
+    """A dataclass field with its help text. A list as default is copied for each instance."""
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata={"help": help})
     return dataclasses.field(default=default, metadata={"help": help})
@@ -24,21 +24,21 @@ def arg(default, help: str):
 
 @dataclasses.dataclass
 class HubArguments:
-    """What is published, beside --push_to_hub, --hub_model_id and --hub_private_repo (transformers' own)."""
+    """What is published, besides --push_to_hub, --hub_model_id and --hub_private_repo (transformers' own)."""
 
     _argument_group_name = "Hub"
 
     publish_steps: int | None = arg(
-        None, "Publish the checkpoints of every so many steps (default: every one), and always the last."
+        None, "Steps between published checkpoints (default: every checkpoint); the last one is always published."
     )
     publish_training_state: Literal["all", "final", "none"] = arg(
         "all",
         "Which revisions carry optimiser and random state, so that anyone can resume from them (6 times the size of the"
         " model).",
     )
-    publish_only: bool = arg(False, "Publish what waits in the run folder's queue, and stop.")
+    publish_only: bool = arg(False, "Publish the checkpoints in the run folder's queue, and stop.")
     hub_required: bool = arg(
-        False, "Refuse to train when the Hub would not take the revisions (default: train, and publish later)."
+        False, "Refuse to train where publishing to the Hub would fail (default: train, and publish later)."
     )
     hub_drain_timeout: float = arg(
         600, "Seconds that a finished run, or --publish_only, waits for its last revisions to be published."
@@ -51,7 +51,7 @@ class HubArguments:
 
 @dataclasses.dataclass
 class CommonRunArguments:
-    """What any verified run needs beside transformers' TrainingArguments."""
+    """What any verified run needs besides transformers' TrainingArguments."""
 
     _argument_group_name = "Run"
 
@@ -61,23 +61,24 @@ class CommonRunArguments:
         " float32, else float32; a resumed run keeps its own. --bf16, --no_bf16 and --fp16 say the same.",
     )
     hours: float | None = arg(
-        None, "Hours that the whole run may take here, preparing to evaluating; what is not given follows from it."
+        None,
+        "Hours for the whole run on this machine, preparation to evaluation; other arguments follow from it.",
     )
     suggest: str | None = arg(
         None,
-        "Write what the text, the machine and --hours suggest to this YAML file, each value with its reason, and stop.",
+        "Write the arguments derived from text, machine and --hours to this YAML file, each with its reason, and stop.",
     )
     cpu_threads: int | None = arg(
         None,
-        "Threads a process computes with on a CPU (default: this machine's cores shared between its processes)."
+        "Threads per process on a CPU (default: the cores of this machine divided by its processes)."
         " OMP_NUM_THREADS is ignored: accelerate launch sets it to 1.",
     )
     keep_memory: bool = arg(
         True,
-        "On a CPU, keep freed memory for the next step (a step faults no pages in again; up to an eighth more memory).",
+        "On a CPU, keep freed memory for the next step (faster steps; up to an eighth more memory).",
     )
     dry_run: bool = arg(
-        False, "Print the plan and touch nothing: of the run that is in the folder, or with --hours of a new one."
+        False, "Print the plan and write nothing: of the run in the folder, or with --hours of a new one."
     )
     allow_changes: str = arg(
         "", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table."
@@ -85,13 +86,13 @@ class CommonRunArguments:
     resume_without: str = arg(
         "", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated."
     )
-    given: dict = dataclasses.field(init=False, default_factory=dict)  # what YAML and command line said, by argument
+    given: dict = dataclasses.field(init=False, default_factory=dict)  # {argument: value} of YAML and command line
     typed: frozenset = dataclasses.field(init=False, default=frozenset())  # the arguments of the command line
 
 
 def before_transformers(training: TrainingArguments) -> None:
-    """What follows from other arguments, before transformers looks at them: the floor of the schedule, the CPU where
-    there is no GPU.
+    """Set defaults that depend on other arguments, before transformers checks them: the floor of the schedule, the CPU
+    where there is no GPU.
     """
     if training.lr_scheduler_kwargs is None:
         training.lr_scheduler_kwargs = default_kwargs(training.lr_scheduler_type)
@@ -99,7 +100,7 @@ def before_transformers(training: TrainingArguments) -> None:
 
 
 def use_cpu_without_gpu(training: TrainingArguments) -> None:
-    """transformers wants to be told (its bf16 check looks for a GPU otherwise)."""
+    """Set `use_cpu` where there is no GPU; otherwise transformers' check of bf16 looks for one."""
     import torch
 
     if not torch.cuda.is_available() and not training.use_cpu:
@@ -112,13 +113,12 @@ RESUMABLE_PARTS = ("optimizer", "scheduler", "rng", "data")
 def check_training(
     run: CommonRunArguments, hub: HubArguments, training: TrainingArguments, kept: dict, publishes: bool = True
 ) -> Problems:
-    """What is wrong in the arguments that every verified run has. Settles `resume_from_checkpoint` (true is must, false
-    never).
+    """What is wrong in the arguments that every verified run has. Normalizes `resume_from_checkpoint`.
+
+    kept: further fields of the script that must keep their value, as fields.KEPT. publishes: whether --push_to_hub
+    publishes the run (and not prepared tokens).
     """
-    resume = str(training.resume_from_checkpoint).lower()
-    training.resume_from_checkpoint = {"true": "must", "false": "never", "none": "auto"}.get(
-        resume, resume if resume in ("auto", "must", "never") else training.resume_from_checkpoint
-    )
+    _normalize_resume(training)
     problems = Problems()
     for name in ("dataloader_multiprocessing_context", "dataloader_persistent_workers"):
         value = getattr(training, name)
@@ -126,11 +126,44 @@ def check_training(
             value and not training.dataloader_num_workers,
             f"--{name} {value} needs --dataloader_num_workers of at least 1, or leave it out.",
         )
-    unknown = [part for part in names(run.resume_without) if part not in RESUMABLE_PARTS]
+    unknown = [name for name in names(run.resume_without) if name not in RESUMABLE_PARTS]
     problems.add_if(
         unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out."
     )
-    kept = {**KEPT, **kept}
+    problems += _field_problems(run, training, {**KEPT, **kept})
+    problems.add_if(
+        run.given.get("do_train") is False,
+        "--do_train false: this script trains; --dry_run plans, run_eval.py measures a finished model.",
+    )
+    problems += _hub_problems(run, hub, training, publishes)
+    problems.add_if(
+        run.suggest and Path(run.suggest).exists(),
+        f"--suggest {run.suggest}: that file is there already, and is not written over: name another.",
+    )
+    problems.add_if(
+        str(training.save_strategy.value) not in ("steps", "no"),
+        "--save_strategy must be steps (or no): epochs are not whole steps.",
+    )
+    for name in ("eval_strategy", "logging_strategy"):
+        problems.add_if(
+            getattr(training, name).value == "epoch", f"--{name} must be steps (or no): epochs are not whole steps."
+        )
+    return problems
+
+
+def _normalize_resume(training: TrainingArguments) -> None:
+    """Make `resume_from_checkpoint` must (for true), never (false), auto (none), or a path as it is."""
+    resume = str(training.resume_from_checkpoint).lower()
+    training.resume_from_checkpoint = {"true": "must", "false": "never", "none": "auto"}.get(
+        resume, resume if resume in ("auto", "must", "never") else training.resume_from_checkpoint
+    )
+
+
+def _field_problems(run: CommonRunArguments, training: TrainingArguments, kept: dict) -> list[str]:
+    """What is wrong in the fields of transformers: those that must keep their value, unknown ones, accelerator,
+    schedule and optimizer.
+    """
+    problems = Problems()
     for name, (value, why) in kept.items():
         problems.add_if(name in run.given and getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
     for name in unknown_fields(training, kept):
@@ -138,13 +171,19 @@ def check_training(
             f"--{name} is new in the installed transformers or TRL, and what it does to a verified run is not known"
             " here: leave it out."
         )
-    problems += (
-        accelerator_problems(training.accelerator_config) + schedule_problems(training) + optimizer_problems(training)
+    return (
+        problems
+        + accelerator_problems(training.accelerator_config)
+        + schedule_problems(training)
+        + optimizer_problems(training)
     )
-    problems.add_if(
-        run.given.get("do_train") is False,
-        "--do_train false: this script trains; --dry_run plans, run_eval.py measures a finished model.",
-    )
+
+
+def _hub_problems(
+    run: CommonRunArguments, hub: HubArguments, training: TrainingArguments, publishes: bool
+) -> list[str]:
+    """What is wrong in the arguments about publishing."""
+    problems = Problems()
     problems.add_if(
         training.push_to_hub and publishes and not REPOSITORY.fullmatch(training.hub_model_id or ""),
         f"--push_to_hub needs --hub_model_id owner/name, not {training.hub_model_id!r}.",
@@ -165,16 +204,4 @@ def check_training(
         f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved"
         " checkpoints can be published.",
     )
-    problems.add_if(
-        run.suggest and Path(run.suggest).exists(),
-        f"--suggest {run.suggest}: that file is there already, and is not written over: name another.",
-    )
-    problems.add_if(
-        str(training.save_strategy.value) not in ("steps", "no"),
-        "--save_strategy must be steps (or no): epochs are not whole steps.",
-    )
-    for name in ("eval_strategy", "logging_strategy"):
-        problems.add_if(
-            getattr(training, name).value == "epoch", f"--{name} must be steps (or no): epochs are not whole steps."
-        )
     return problems

@@ -1,4 +1,4 @@
-"""The arguments of run_eval.py: which models, which tasks, how they are asked, and what is made of the answers."""
+"""Arguments of `run_eval.py`: models, tasks, prompts and output."""
 
 import dataclasses
 import os
@@ -32,7 +32,7 @@ class ModelsArguments:
 
 @dataclasses.dataclass
 class TasksArguments:
-    """What they are asked."""
+    """What they are evaluated on."""
 
     _argument_group_name = "Tasks"
 
@@ -62,26 +62,29 @@ class TasksArguments:
         " column).",
     )
     num_fewshot: list[str] = arg([], "Few-shot examples: N for all tasks, or TASK=N (default: each task's own number).")
-    limit: int | None = arg(None, "Ask a seeded sample of so many items of each task, the same for every model.")
-    apply_chat_template: bool = arg(False, "Ask in the model's chat format.")
-    sensitivity: list[str] = arg([], "Tasks that are asked in systematic variants of the prompt, too.")
+    limit: int | None = arg(None, "Items per task: a seeded sample, the same for every model (default: all).")
+    apply_chat_template: bool = arg(False, "Format the prompts with the model's chat template.")
+    sensitivity: list[str] = arg([], "Tasks that are also evaluated with systematic variants of the prompt.")
     robustness: list[str] = arg(
         [],
-        "Tasks whose questions are asked with typing errors, other case and spacing, and distracting sentences, too.",
+        "Tasks that are also evaluated with typing errors, other case and spacing, and distracting sentences.",
     )
     variant_limit: int | None = arg(None, "Items of each variant (default: as --limit).")
-    variant_models: list[str] = arg([], "Models that are asked variants (default: the last one).")
+    variant_models: list[str] = arg([], "Models that are evaluated on variants (default: the last one).")
     contamination: str | None = arg(
         None,
-        "Prepared folder of training tokens: how many items share 13 words in a row with it, scores with and without.",
+        "Prepared folder of training tokens: count the items that share 13 consecutive words with it, and score with"
+        " and without them.",
     )
-    inside: str = arg("embedded_docs", "Text task of the training text's own kind; the others are compared with it.")
+    inside: str = arg(
+        "embedded_docs", "Text task of the same kind as the training text, with which the other texts are compared."
+    )
     reference_model: str | None = arg(
-        None, "One of the models, against which the likelihood of other kinds of text is judged."
+        None, "One of the models, with which the likelihood of other kinds of text is compared."
     )
     confirm_run_unsafe_code: bool = arg(False, "Run the code that models write (embedded_humaneval), in a sandbox.")
     seed: int = arg(1234, "Seed of samples, few-shot examples, option orders and disturbances.")
-    batch_tokens: int | None = arg(None, "Tokens in a forward pass (default: 2,048 on a CPU, 32,768 on a GPU).")
+    batch_tokens: int | None = arg(None, "Tokens per forward pass (default: 2,048 on a CPU, 32,768 on a GPU).")
 
 
 LISTS = (
@@ -95,25 +98,30 @@ LISTS = (
 
 @dataclasses.dataclass
 class OutputArguments:
-    """Where it goes."""
+    """Where results are written."""
 
     _argument_group_name = "Output"
 
     output_dir: str | None = arg(
-        None, "Folder of the evaluation; what is in it is not computed again (default: runs/MODEL-eval)."
+        None, "Folder of the evaluation; results in it are not computed again (default: runs/MODEL-eval)."
     )
-    push_to_hub: bool = arg(False, "Put the scores of each model that is on the Hub on main of its repository.")
+    push_to_hub: bool = arg(False, "Publish the scores of each model that is on the Hub to main of its repository.")
     dry_run: bool = arg(False, "Print models, tasks and items; evaluate nothing.")
 
 
-EVAL_HELP = """Evaluate many models and revisions with lm-eval: records that are never mixed, paired statistics, sensitivity, robustness.
+EVAL_HELP = """Evaluate many models and revisions with lm-eval: paired statistics, sensitivity, robustness.
 
 examples:
-  python run_eval.py                                                                the demo's checkpoints and its tuned model, without network
-  python run_eval.py --config configs/eval/paper.yaml --models you/name McGill-DMaS/DMaS-LLaMa-Lite-step-43.5k TinyLlama/TinyLlama_v1.1
-  python run_eval.py --config configs/eval/trajectory.yaml --models you/name@step-*             every published step
-  python run_eval.py --config configs/eval/sensitivity.yaml --models you/name+you/name-chat     a tuned model, asked in many ways
-  python run_eval.py --models runs/demo --tasks hellaswag --task_data hellaswag=data/hellaswag  built-in task, local data
+  python run_eval.py
+      the demo's checkpoints and its tuned model, without network
+  python run_eval.py --config configs/eval/paper.yaml --models you/name TinyLlama/TinyLlama_v1.1
+      the paper's tasks for several models of the Hub
+  python run_eval.py --config configs/eval/trajectory.yaml --models you/name@step-*
+      every published step
+  python run_eval.py --config configs/eval/sensitivity.yaml --models you/name+you/name-chat
+      a tuned model, with variants of its prompts
+  python run_eval.py --models runs/demo --tasks hellaswag --task_data hellaswag=data/hellaswag
+      built-in task, local data
 
 Stop it at any moment and run the same command again: finished (model, task) pairs are kept.
 exit status: 0 finished, 2 refused."""
@@ -129,67 +137,71 @@ def parse_eval(argv: list[str] | None = None):
     """(ModelsArguments, TasksArguments, OutputArguments). Raises Refusal."""
     parsed = eval_parser().parse(sys.argv[1:] if argv is None else argv, ROOT / "configs/eval/demo.yaml")
     check_eval(*parsed)
-    where = parsed[-1]
-    where.output_dir = where.output_dir or f"runs/{short_name(parsed[0].models[0])}-eval"
+    output_args = parsed[-1]
+    output_args.output_dir = output_args.output_dir or f"runs/{short_name(parsed[0].models[0])}-eval"
     return parsed
 
 
 def short_name(model: str) -> str:
-    """A model's name, fit for a folder's: `org/name@step-*` and `runs/name+runs/name-sft` -> `name`."""
+    """A name of a model that can name a folder: `org/name@step-*` and `runs/name+runs/name-sft` -> `name`."""
     base = os.path.basename(os.path.abspath(model.partition("+")[0].partition("@")[0]))
     return re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII).strip(".-") or "models"
 
 
-def check_eval(which: ModelsArguments, what: TasksArguments, where: OutputArguments) -> None:
+def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_args: OutputArguments) -> None:
     """Raise one Refusal that names every argument that cannot be right."""
     problems = Problems()
-    for name in what.sensitivity + what.robustness:
+    for name in task_args.sensitivity + task_args.robustness:
         problems.add_if(
-            name not in what.tasks,
+            name not in task_args.tasks,
             f"--sensitivity and --robustness vary tasks of --tasks, and {name} is not among them.",
         )
-    problems.add_if(not which.models, "--models: at least one is needed.")
+    problems.add_if(not model_args.models, "--models: at least one is needed.")
     problems.add_if(
-        "embedded_humaneval" in what.tasks and not what.confirm_run_unsafe_code,
+        "embedded_humaneval" in task_args.tasks and not task_args.confirm_run_unsafe_code,
         "--tasks embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox;"
         " the log says what holds).",
     )
     for name in ("task_data", "texts"):
-        for text in getattr(what, name):
-            problems.add_if("=" not in text, f"--{name} {text}: NAME=PLACE is wanted.")
+        for text in getattr(task_args, name):
+            problems.add_if("=" not in text, f"--{name} {text}: NAME=PATH is wanted.")
     named = {
-        name: [text.rpartition("=")[0] for text in what.num_fewshot] if name == "num_fewshot" else getattr(what, name)
+        name: [text.rpartition("=")[0] for text in task_args.num_fewshot]
+        if name == "num_fewshot"
+        else getattr(task_args, name)
         for name in LISTS
     }
-    named |= {name: [text.partition("=")[0] for text in getattr(what, name)] for name in ("task_data", "texts")}
+    named |= {name: [text.partition("=")[0] for text in getattr(task_args, name)] for name in ("task_data", "texts")}
     for name in named["texts"]:
         problems.add_if(
-            name in what.tasks,
+            name in task_args.tasks,
             f"--tasks {name} names a text of --texts, which is measured without being a task: leave it out of --tasks.",
         )
-    for name, items in {**named, "models": which.models}.items():
-        twice = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})
-        problems.add_if(twice, f"--{name} {' '.join(twice)}: given twice.")
+    for name, items in {**named, "models": model_args.models}.items():
+        duplicates = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})
+        problems.add_if(duplicates, f"--{name} {' '.join(duplicates)}: given twice.")
     problems.end()
 
 
 def pairs(texts: list[str]) -> dict[str, str]:
-    """[`a=b`] as {a: b}. Raises Refusal for a name that is given twice."""
+    """[`a=b`] as {a: b}. Raises Refusal for a duplicate name."""
     found = [text.split("=", 1) for text in texts]
     names = [name for name, _ in found]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise Refusal(f"{twice[0]}={dict(found)[twice[0]]}: {twice[0]} is given twice.")
+    if duplicates := [name for name in names if names.count(name) > 1]:
+        raise Refusal(f"{duplicates[0]}={dict(found)[duplicates[0]]}: {duplicates[0]} is given twice.")
     return dict(found)
 
 
 def shots(texts: list[str]) -> dict[str, int]:
-    """[`5`, `mmlu=5`] as {"": 5, "mmlu": 5}. Raises Refusal."""
+    """[`5`, `mmlu=5`] as {"": 5, "mmlu": 5}. Raises Refusal for another form, and for a duplicate name."""
     found = {}
     for text in texts:
-        name, at, number = text.rpartition("=")
+        name, equals, number = text.rpartition("=")
         if not number.isdigit():
             raise Refusal(f"--num_fewshot {text}: N or TASK=N is wanted.")
-        if (name if at else "") in found:
-            raise Refusal(f"--num_fewshot {text}: {f'{name} is' if at else 'a number for all tasks is'} given twice.")
-        found[name if at else ""] = int(number)
+        if (name if equals else "") in found:
+            raise Refusal(
+                f"--num_fewshot {text}: {f'{name} is' if equals else 'a number for all tasks is'} given twice."
+            )
+        found[name if equals else ""] = int(number)
     return found

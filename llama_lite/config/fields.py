@@ -1,23 +1,28 @@
-"""What becomes of every field of transformers' TrainingArguments and TRL's SFTConfig.
+"""How each field of transformers' TrainingArguments and TRL's SFTConfig is treated.
 
-A field decides what is computed, and then a run's identity holds it (HYPERPARAMETERS, ELSEWHERE); or nothing that is
-computed depends on it (FREE, with the reason); or it cannot be honoured here and is refused (KEPT here and in
-sft_arguments.py). A test walks all fields, so that one of a later release is noticed; until then it is refused where it
-is given.
+A field that changes what is computed is part of a run's identity (HYPERPARAMETERS, ELSEWHERE). A field that changes
+nothing that is computed is free (FREE, with the reason). A field that is not supported here is refused (KEPT, here and
+in sft.py). A test goes through all fields, so that a field of a later release is noticed; until then it is refused
+where it is given.
 """
 
 import dataclasses
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+    from transformers.trainer_pt_utils import AcceleratorConfig
 
 
 def names(comma_separated: str) -> list[str]:
-    """`a, b` -> [a, b]."""
+    """The names in a comma-separated text: `a, b` -> [a, b]."""
     return [name.strip() for name in comma_separated.split(",") if name.strip()]
 
 
-HYPERPARAMETERS = {  # of the identity: what a manifest that lacks the field was made with
+HYPERPARAMETERS = {  # {field of the identity: its value where a manifest lacks it}
     **dict.fromkeys(
         "learning_rate lr_scheduler_type lr_scheduler_kwargs warmup_steps weight_decay adam_beta1 adam_beta2"
-        # always recorded; `precision` is what bf16 and fp16 come to
+        # always recorded; `precision` follows from bf16 and fp16
         " adam_epsilon max_grad_norm optim max_steps precision".split()
     ),
     "optim_args": None,
@@ -47,7 +52,7 @@ ELSEWHERE = {  # fields that other parts of the identity hold
 }
 
 
-FREE = {  # fields that are honoured and change nothing that is computed, so that they may change when a run goes on
+FREE = {  # fields that change nothing that is computed, so that they may change when a run is resumed
     **dict.fromkeys(("output_dir", "resume_from_checkpoint"), "where the run is, and how it begins"),
     **dict.fromkeys(
         ("do_train", "do_eval"),
@@ -82,7 +87,7 @@ FREE = {  # fields that are honoured and change nothing that is computed, so tha
     **dict.fromkeys(
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
         " local_rank".split(),
-        "how processes speak with each other; that there are several is in the layout",
+        "how processes communicate; their number is in the layout",
     ),
     "accelerator_config": "non_blocking: how batches travel; every other entry is refused unless it is the default",
 }
@@ -90,7 +95,7 @@ FREE = {  # fields that are honoured and change nothing that is computed, so tha
 
 PREDICTIONS = "an evaluation keeps losses, not predictions"
 
-KEPT = {  # fields that a verified run cannot do without, or with, and why
+KEPT = {  # {field: (the value that a verified run needs, the reason)}
     "dataloader_drop_last": (True, "a ragged last batch would give 1 and 2 processes different steps"),
     "dataloader_in_order": (True, "the order of the data is a function of seed and step"),
     "train_sampling_strategy": ("sequential", "the order of the data is a function of seed and step"),
@@ -117,10 +122,10 @@ KEPT = {  # fields that a verified run cannot do without, or with, and why
     "load_best_model_at_end": (False, "the run's last model is what is published"),
     "metric_for_best_model": (None, "no checkpoint is chosen by a metric: the run's last model is what is published"),
     "greater_is_better": (None, "no checkpoint is chosen by a metric: the run's last model is what is published"),
-    "auto_find_batch_size": (False, "it would change the tokens of a step in silence"),
+    "auto_find_batch_size": (False, "it would silently change the tokens per step"),
     "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
     "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
-    "hub_token": (None, "it would be read by whoever lists processes: run `hf auth login`, or set HF_TOKEN"),
+    "hub_token": (None, "it would be visible in the list of processes: run `hf auth login`, or set HF_TOKEN"),
     "hub_strategy": ("every_save", "--publish_steps and --publish_training_state say what is published"),
     "hub_revision": (None, "checkpoints go to the branch `checkpoints`, the finished model to main"),
     "hub_always_push": (False, "the queue loses no checkpoint"),
@@ -145,8 +150,8 @@ KEPT = {  # fields that a verified run cannot do without, or with, and why
 }
 
 
-ACCELERATOR = {  # entries of accelerator_config, and why they stay as they are
-    "split_batches": "it divides each batch between the processes and so shrinks the step in silence",
+ACCELERATOR = {  # {entry of accelerator_config that must keep its default: the reason}
+    "split_batches": "it divides each batch between the processes and so silently shrinks the step",
     "dispatch_batches": "every process reads its own rows",
     "even_batches": "every step is whole",
     "use_seedable_sampler": "the order of the data is a function of seed and step",
@@ -155,22 +160,22 @@ ACCELERATOR = {  # entries of accelerator_config, and why they stay as they are
 }
 
 
-def unknown_fields(training, kept: dict) -> list[str]:
-    """Fields, of a later release than this table, that are not as the library has them by default. `kept`: those that
-    the script refuses.
+def unknown_fields(training: "TrainingArguments", kept: dict) -> list[str]:
+    """Fields that are not in these tables (of a later release) and differ from the library's default. kept: as KEPT,
+    for the script.
     """
     library = next(kind for kind in type(training).__mro__ if not kind.__module__.startswith(__package__))
     known = {*HYPERPARAMETERS, *SFT_HYPERPARAMETERS, *ELSEWHERE, *FREE, *kept}
-    plain = {
+    unknown = {
         field.name: field
         for field in dataclasses.fields(library)
         if field.name not in known and field.default is not dataclasses.MISSING
     }
-    return [name for name, field in plain.items() if getattr(training, name) != field.default]
+    return [name for name, field in unknown.items() if getattr(training, name) != field.default]
 
 
-def accelerator_problems(config) -> list[str]:
-    """What is wrong in `accelerator_config`; config: the AcceleratorConfig that TrainingArguments made of it."""
+def accelerator_problems(config: "AcceleratorConfig") -> list[str]:
+    """What is wrong in `accelerator_config`, as TrainingArguments parsed it."""
     default, found = type(config)().to_dict(), config.to_dict()
     return [
         f"accelerator_config.{name} must stay {default[name]}: {why}."
@@ -179,8 +184,10 @@ def accelerator_problems(config) -> list[str]:
     ]
 
 
-def switches(training) -> dict:
-    """What transformers computes in another way when asked; a manifest without an entry was made without it."""
+def switches(training: "TrainingArguments") -> dict:
+    """The enabled options of transformers that change how it computes. A manifest without an entry was made without
+    it.
+    """
     on = {}
     if training.use_liger_kernel:
         on["liger"] = training.liger_kernel_config or True

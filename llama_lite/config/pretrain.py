@@ -1,4 +1,4 @@
-"""Arguments of `run_pretrain.py`, and how wrong ones are refused."""
+"""Arguments of `run_pretrain.py`, and their checks."""
 
 import dataclasses
 import os
@@ -45,12 +45,12 @@ class DataArguments:
         "installed-docs",
         "Text: `installed-docs` (English documentation inside the installed packages, no download), `installed-files`"
         " (all their text files, raw), a Hub dataset id, or a file, folder or glob: parquet, jsonl, csv (.gz, .zst"
-        " ...), and every other file that is text, a document each.",
+        " ...), and every other text file, one document each.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
     dataset_split: str = arg(
         "train",
-        "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every"
+        "Split of a Hub dataset, or of a folder with files or folders for train next to test or validation (all: every"
         " one).",
     )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
@@ -66,36 +66,35 @@ class DataArguments:
     file_types: list[str] = arg(
         [], "Endings of the files of a folder that are read, e.g. .md .py (default: whatever is text)."
     )
-    max_bytes: int | None = arg(None, "Read only the first files, in their order, of so many bytes in all.")
+    max_bytes: int | None = arg(None, "Read only the first files, in their order, up to so many bytes.")
     prepared_dir: str | None = arg(
         None,
-        "Folder for the prepared token shards; made once, then only read (default: data/NAME-HASH, by what they are"
-        " made from).",
+        "Folder for the prepared token shards; written once, then only read (default: data/NAME-HASH, a hash of their"
+        " recipe).",
     )
     curated_dir: str | None = arg(
         None,
-        "Folder for curated text (default: curated/NAME-HASH beside the prepared folder, by what it is made from).",
+        "Folder for curated text (default: curated/NAME-HASH next to the prepared folder, a hash of its recipe).",
     )
     tokenizer: str | None = arg(
         None,
-        "`train` (byte-level BPE learnt from the text; the default), `gpt2` (the paper's, from an installed package), a"
+        "`train` (byte-level BPE trained on the text; the default), `gpt2` (the paper's, from an installed package), a"
         " folder or a Hub id.",
     )
-    vocab_size: int | None = arg(None, "Size of the vocabulary that `--tokenizer train` learns.")
-    shard_tokens: int = arg(100_000_000, "Tokens in a shard (the paper: 100M, 200 MB of uint16).")
+    vocab_size: int | None = arg(None, "Vocabulary size of `--tokenizer train`.")
+    shard_tokens: int = arg(100_000_000, "Tokens per shard (the paper: 100M, 200 MB of uint16).")
     validation_tokens: int | None = arg(
-        None, "The first so many tokens are for validation and never trained on (the paper: one shard of 100M)."
+        None,
+        "Number of tokens, from the beginning, for validation; never trained on (the paper: one shard of 100M).",
     )
-    max_tokens: int | None = arg(
-        None, "Stop preparing after so many tokens, validation included (the paper: 20e9 of 100e9)."
-    )
+    max_tokens: int | None = arg(None, "Number of tokens to prepare, validation included (the paper: 20e9 of 100e9).")
     prepared_hub_id: str | None = arg(
         None,
-        "Prepared tokens as a Hub dataset (owner/name, @revision): pulled into an empty --prepared_dir, or pushed by"
-        " --prepare_only --push_to_hub.",
+        "Prepared tokens as a Hub dataset (owner/name, @revision): downloaded into an empty --prepared_dir, or"
+        " published by --prepare_only --push_to_hub.",
     )
     prepare_workers: int = arg(
-        os.cpu_count() or 1, "Processes that curate and tokenise; the bytes do not depend on it."
+        os.cpu_count() or 1, "Processes that curate and tokenize; the result does not depend on it."
     )
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
@@ -129,38 +128,37 @@ class CurationArguments:
 
 @dataclasses.dataclass
 class RunArguments(CommonRunArguments):
-    """What a verified pretraining run needs beside transformers' TrainingArguments."""
+    """What a verified pretraining run needs besides transformers' TrainingArguments."""
 
-    block_size: int | None = arg(None, "Predictions in a window (the model's context at most).")
+    block_size: int | None = arg(None, "Predictions per window (at most the model's context).")
     tokens_per_step: int | None = arg(
-        None, "Tokens in an optimiser step, on any hardware; gradient accumulation follows from it."
+        None, "Tokens per optimizer step, on any hardware; gradient accumulation follows from it."
     )
     order: Literal["sequential", "shuffled"] = arg(
         "shuffled", "Order of the windows: as prepared (the paper's), or a seeded permutation."
     )
     allow_epochs: bool = arg(
         False,
-        "Let a run read the training tokens more than once, however often (default: as often as it is known to help).",
+        "Allow any number of passes over the training tokens (default: as many as are known to help).",
     )
-    eval_windows: int | None = arg(None, "Validation windows in an evaluation.")
-    probe_windows: int = arg(8, "Validation windows whose loss is a checkpoint's proof; resuming computes it again.")
-    eval_tasks: list[str] = arg(
-        [], "Tasks of run_eval.py that are asked at each evaluation, too (the paper watches hellaswag)."
-    )
-    eval_task_limit: int = arg(200, "Items of each of them: a seeded sample, always the same.")
+    eval_windows: int | None = arg(None, "Validation windows per evaluation.")
+    probe_windows: int = arg(8, "Number of validation windows used to verify a checkpoint on resume.")
+    eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are scored at each evaluation (the paper: hellaswag).")
+    eval_task_limit: int = arg(200, "Items per task of --eval_tasks: a seeded sample, always the same.")
     sample_prompts: list[str] = arg(
-        [], "Prompts continued at each evaluation (default: how some held-out documents begin; [] in YAML: none)."
+        [],
+        "Prompts continued at each evaluation (default: the beginnings of some held-out documents; [] in YAML: none).",
     )
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
     fused_loss: bool = arg(
-        True, "On a CPU, compute output layer and loss in one, without holding all logits (less memory, the same loss)."
+        True, "On a CPU, fuse output layer and loss, without holding all logits (less memory, the same loss)."
     )
     block_attention: bool = arg(
-        True, "On a CPU, attend in blocks of queries, as large matrix products (the same mathematics)."
+        True, "On a CPU, compute attention in blocks of queries, as large matrix products (the same result)."
     )
     compile_layers: bool = arg(
         True,
-        "Compile the decoder layers (some 25 s more at the first start, then cached; faster steps, less memory)."
+        "Compile the decoder layers (about 25 s at the first start, then cached; faster steps, less memory)."
         " Evaluations are not compiled.",
     )
     plan_launch: str | None = arg(
@@ -168,10 +166,10 @@ class RunArguments(CommonRunArguments):
         "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.",
     )
     plan_mfu: float = arg(
-        40.0, "For --dry_run: the share of peak FLOPs (MFU, in percent) at which days on GPUs are counted."
+        40.0, "For --dry_run: the fraction of peak FLOP/s (MFU, in percent) assumed for days on GPUs."
     )
     strict_plan: bool = arg(
-        False, "Refuse a run that by its plan does not fit in memory or on the disk (default: a warning in --dry_run)."
+        False, "Refuse a run whose plan does not fit in memory or on the disk (default: a warning in --dry_run)."
     )
     peak_flops: float | None = arg(
         None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured)."
@@ -228,7 +226,7 @@ class PretrainArguments(TrainingArguments):
         super().__post_init__()
 
 
-PRETRAIN_FOLLOWS = {  # arguments that nobody has to give, and what they follow from (derive.py)
+PRETRAIN_FOLLOWS = {  # derived arguments, and what they follow from (training/derive_pretrain.py)
     **dict.fromkeys(("model_config", "max_steps"), "by the text, the time there is, and the speed of this machine"),
     **dict.fromkeys(("vocab_size", "validation_tokens", "block_size"), "by the size of the text"),
     **dict.fromkeys(
@@ -244,21 +242,28 @@ PRETRAIN_FOLLOWS = {  # arguments that nobody has to give, and what they follow 
 }
 
 
-PRETRAIN_HELP = """Pretrain a LLaMA with transformers.Trainer, stop at any moment, and go on bit for bit.
+PRETRAIN_HELP = """Pretrain a LLaMA with transformers.Trainer, stop at any moment, and resume exactly.
 
 examples:
-  accelerate launch run_pretrain.py                                             the demo, on any laptop
-  accelerate launch run_pretrain.py --dataset mytext/                           your own text: what is not given follows from it and the machine
-  python run_pretrain.py --dataset mytext/ --hours 2 --suggest mine.yaml        the same as a file, with reasons, for a run of two hours
-  accelerate launch run_pretrain.py --config configs/pretrain/paper.yaml        the paper's 1.7B run
-  python run_pretrain.py --config configs/pretrain/demo.yaml --dry_run          every derived number, touching nothing
-  python run_pretrain.py --config configs/pretrain/paper.yaml --prepare_only    token shards only, restartable
+  accelerate launch run_pretrain.py
+      the demo, on any laptop
+  accelerate launch run_pretrain.py --dataset mytext/
+      your own text: arguments that are not given follow from it and the machine
+  python run_pretrain.py --dataset mytext/ --hours 2 --suggest mine.yaml
+      the same as a file, with reasons, for a run of two hours
+  accelerate launch run_pretrain.py --config configs/pretrain/paper.yaml
+      the paper's 1.7B run
+  python run_pretrain.py --config configs/pretrain/demo.yaml --dry_run
+      every derived number; writes nothing
+  python run_pretrain.py --config configs/pretrain/paper.yaml --prepare_only
+      token shards only, restartable
   accelerate launch run_pretrain.py --config my.yaml --max_steps 4000 --allow_changes max_steps
-  accelerate launch run_pretrain.py --config my.yaml --push_to_hub --hub_model_id you/name        a revision a checkpoint
+  accelerate launch run_pretrain.py --config my.yaml --push_to_hub --hub_model_id you/name
+      a revision per checkpoint
   accelerate launch run_pretrain.py --config my.yaml --resume_from_checkpoint you/name@step-001000
 
-Run the same command again after any interruption: it goes on from the newest verified checkpoint.
-exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a verified checkpoint (also in status.json)."""
+Run the same command again after any interruption: it resumes from the newest verified checkpoint.
+exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a checkpoint; also in status.json."""
 
 
 PRETRAIN_KEPT = {"remove_unused_columns": (False, "windows of tokens have no columns")}
@@ -284,7 +289,7 @@ def parse_pretrain(argv: list[str] | None = None):
 def check_pretrain(
     model: ModelArguments,
     data: DataArguments,
-    curation,
+    curation: CurationArguments,
     hub: HubArguments,
     run: RunArguments,
     training: PretrainArguments,

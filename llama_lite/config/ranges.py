@@ -1,4 +1,4 @@
-"""The range of every number that a command takes. NaN and infinity are in none of them."""
+"""The valid range of every numeric argument. NaN and infinity are always refused."""
 
 import math
 
@@ -6,6 +6,7 @@ SEEDS = 2**32  # numpy's, which Trainer sets, too
 
 
 def _at_least(least: float):
+    """A range: (function that checks a value, the rule in words)."""
     return (lambda value: value >= least), f"at least {least}"
 
 
@@ -65,16 +66,16 @@ RANGES = {
 
 
 def range_problems(values: dict) -> list[str]:
-    """One sentence for each number outside its range. values: {argument: value}; what is None, or no number, has
-    none.
+    """One sentence for each number outside its range. values: {argument: value}; values that are not numbers are
+    skipped.
     """
     problems = []
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             continue
-        fits, words = RANGES.get(name, (lambda value: True, "a number"))
+        is_valid, rule = RANGES.get(name, (lambda value: True, "a number"))
         if not math.isfinite(value):
-            problems.append(f"--{name} {value} is no number: it must be {words}.")
-        elif not fits(value):
-            problems.append(f"--{name} {value if isinstance(value, int) else f'{value:g}'} must be {words}.")
+            problems.append(f"--{name} {value} is no number: it must be {rule}.")
+        elif not is_valid(value):
+            problems.append(f"--{name} {value if isinstance(value, int) else f'{value:g}'} must be {rule}.")
     return problems

@@ -1,5 +1,5 @@
-"""The arguments of run_sft.py: which base, which rows, which adapter, and TRL's SFTConfig with this project's
-defaults.
+"""Arguments of `run_sft.py`: base, rows, adapter, and TRL's SFTConfig with this project's defaults; and their
+checks.
 """
 
 import dataclasses
@@ -54,29 +54,29 @@ class AdapterArguments:
 
 @dataclasses.dataclass
 class RowArguments:
-    """Which conversations are learnt."""
+    """Which conversations are trained on."""
 
     _argument_group_name = "Data"
 
     dataset: str = arg(
         "installed-docs",
         "Rows of instruction/input/output, messages, or prompt/completion (system and history are context; weight 0 and"
-        " train false are not learnt): a Hub dataset id, or json, jsonl(.gz, .zst) or parquet by path or glob."
+        " train false exclude from training): a Hub dataset id, or json, jsonl(.gz, .zst) or parquet by path or glob."
         " `installed-docs`: questions about the documentation inside the installed packages, no download.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset.")
     dataset_split: str = arg(
         "train",
-        "Split of a Hub dataset, or of a folder with files or folders for train beside test or validation (all: every"
+        "Split of a Hub dataset, or of a folder with files or folders for train next to test or validation (all: every"
         " one).",
     )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
-    max_rows: int | None = arg(None, "Read so many rows (default: all; of installed-docs 6,000).")
+    max_rows: int | None = arg(None, "Number of rows to read (default: all; of installed-docs 6,000).")
     eval_rows: int | None = arg(
-        None, "Rows held out, by whole documents, so that none shares its document with training."
+        None, "Number of rows to hold out, by whole documents, so that none shares its document with training."
     )
     skip_held_out: bool = arg(
-        True, "Of installed-docs, leave out the modules whose text the embedded evaluation tasks are made of."
+        True, "Of installed-docs, leave out the modules whose text the embedded evaluation tasks use."
     )
     long_rows: Literal["drop", "truncate"] = arg(
         "drop",
@@ -86,7 +86,7 @@ class RowArguments:
     prepare_workers: int = arg(
         os.cpu_count() or 1, "Processes that read the documentation; the rows do not depend on it."
     )
-    show_example: bool = arg(False, "Print one row as the model sees it, what is learnt in colour, and stop.")
+    show_example: bool = arg(False, "Print one row as the model sees it, with the trained tokens in color, and stop.")
 
 
 @dataclasses.dataclass
@@ -95,21 +95,21 @@ class TunedHubArguments(HubArguments):
 
     base_hub_id: str | None = arg(
         None,
-        "owner/name@revision under which a base in a local folder is on the Hub (found by itself when the run published"
-        " it).",
+        "owner/name@revision under which a base in a local folder is on the Hub (found automatically when the run"
+        " published it).",
     )
 
 
 @dataclasses.dataclass
 class TuningArguments(CommonRunArguments):
-    """What a verified tuning run needs beside TRL's SFTConfig."""
+    """What a verified tuning run needs besides TRL's SFTConfig."""
 
     sequences_per_step: int = arg(
-        16, "Rows, or packs of rows, in an optimiser step, on any hardware; accumulation follows from it."
+        16, "Rows, or packs of rows, per optimizer step, on any hardware; accumulation follows from it."
     )
-    probe_rows: int = arg(8, "Held-out rows whose loss is a checkpoint's proof; resuming computes it again.")
-    prompts: list[str] = arg([], "Further prompts that base and tuned model answer side by side.")
-    compared_prompts: int = arg(8, "Held-out prompts answered greedily by base and tuned model, side by side.")
+    probe_rows: int = arg(8, "Number of held-out rows used to verify a checkpoint on resume.")
+    prompts: list[str] = arg([], "Further prompts that both base and tuned model answer.")
+    compared_prompts: int = arg(8, "Held-out prompts that both base and tuned model answer greedily.")
     sampled_answers: int = arg(
         64, "Held-out prompts answered to measure whether answers stop and keep the format (temperature 0.7, top-k 50)."
     )
@@ -140,11 +140,11 @@ class SftArguments(SFTConfig):
     weight_decay: float = arg(0.0, "Weight decay.")
     max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
     num_train_epochs: float = arg(3.0, "Passes over the rows, each cut to whole steps, where max_steps is not given.")
-    max_length: int | None = arg(1024, "Ids in a row, and in a pack of rows.")
+    max_length: int | None = arg(1024, "Ids per row, and per pack of rows.")
     packing: bool = arg(
         True,
-        "Several rows side by side in a pack of max_length ids, none of which sees another; --no_packing for a row"
-        " each.",
+        "Several rows in a pack of max_length ids, none of which attends to another; --no_packing: one row per"
+        " sequence.",
     )
     bf16: bool | None = arg(True, "--precision bfloat16; --no_bf16: --precision float32.")
     fp16: bool = arg(False, "--precision float16, on a GPU.")
@@ -172,10 +172,10 @@ KEPT = {
     "truncation_mode": ("keep_start", "--long_rows says what happens to long rows"),
     "shuffle_dataset": (False, "the order is a function of seed and step"),
     "packing_strategy": ("bfd", "the others cut rows, or let one see another"),
-    "padding_free": (False, "rows are always laid side by side without padding"),
+    "padding_free": (False, "rows are always batched without padding"),
     "eval_packing": (None, "held-out rows are measured one by one"),
-    "completion_only_loss": (None, "answers, and nothing else, are learnt"),
-    "assistant_only_loss": (False, "answers, and nothing else, are learnt already"),
+    "completion_only_loss": (None, "only answers are trained on"),
+    "assistant_only_loss": (False, "only answers are trained on already"),
     "eos_token": (None, "answers end with the tokenizer's end-of-text"),
     "pad_token": (None, "nothing is padded in training"),
     "model_init_kwargs": (None, "the base is loaded, verified, by this script"),
@@ -189,7 +189,7 @@ KEPT = {
 }
 
 
-SFT_FOLLOWS = {  # arguments that nobody has to give, and what they follow from (derive_tuning.py)
+SFT_FOLLOWS = {  # derived arguments, and what they follow from (training/derive_sft.py)
     **dict.fromkeys(("max_length", "long_rows"), "by the length of the rows, within the base's context"),
     **dict.fromkeys(("eval_rows", "sequences_per_step"), "by the number of rows"),
     **dict.fromkeys(("probe_rows", "compared_prompts", "sampled_answers"), "as many as are held out, up to {}"),
@@ -204,19 +204,24 @@ SFT_FOLLOWS = {  # arguments that nobody has to give, and what they follow from 
 }
 
 
-SFT_HELP = """Tune a model on instructions with TRL's SFTTrainer and LoRA, stop at any moment, and go on bit for bit.
+SFT_HELP = """Tune a model on instructions with TRL's SFTTrainer and LoRA, stop at any moment, and resume exactly.
 
 examples:
-  accelerate launch run_sft.py                                                            the demo's own model, on any laptop
-  accelerate launch run_sft.py --config configs/sft/paper.yaml --model_name_or_path you/name --model_revision step-040000
-  python run_sft.py --config configs/sft/demo.yaml --show_example                         one row as the model sees it
-  python run_sft.py --config configs/sft/demo.yaml --dry_run                              rows, tokens, steps and disk; trains nothing
-  accelerate launch run_sft.py --model_name_or_path runs/mytext --dataset mine.jsonl      your own base and rows: the rest follows from them
-  accelerate launch run_sft.py --config my.yaml --no_use_lora                             every weight instead of an adapter
+  accelerate launch run_sft.py
+      the demo's own model, on any laptop
+  accelerate launch run_sft.py --config configs/sft/paper.yaml --model_name_or_path you/name@step-040000
+  python run_sft.py --config configs/sft/demo.yaml --show_example
+      one row as the model sees it
+  python run_sft.py --config configs/sft/demo.yaml --dry_run
+      rows, tokens, steps and disk; trains nothing
+  accelerate launch run_sft.py --model_name_or_path runs/mytext --dataset mine.jsonl
+      your own base and rows: other arguments follow from them
+  accelerate launch run_sft.py --config my.yaml --no_use_lora
+      every weight instead of an adapter
   accelerate launch run_sft.py --config my.yaml --merge_adapter --push_to_hub --hub_model_id you/name-chat
 
-Run the same command again after any interruption: it goes on from the newest verified checkpoint.
-exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a verified checkpoint (also in status.json)."""
+Run the same command again after any interruption: it resumes from the newest verified checkpoint.
+exit status: 0 finished, 2 refused, 3 unhealthy (NaN), 75 interrupted with a checkpoint; also in status.json."""
 
 
 def sft_parser() -> Parser:
@@ -236,7 +241,7 @@ def parse_sft(argv: list[str] | None = None):
 
 
 def check_sft(
-    base,
+    base: BaseArguments,
     adapter: AdapterArguments,
     rows: RowArguments,
     hub: TunedHubArguments,
@@ -246,14 +251,14 @@ def check_sft(
     """Raise one Refusal that names every argument that cannot be right, whatever the model."""
     problems = check_training(run, hub, training, KEPT)
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
-        asked, held = getattr(run, name), rows.eval_rows
+        count, eval_rows = getattr(run, name), rows.eval_rows
         problems.add_if(
-            name in run.given and held is not None and asked > held,
-            f"--{name} {asked} is more than --eval_rows {held}.",
+            name in run.given and eval_rows is not None and count > eval_rows,
+            f"--{name} {count} is more than --eval_rows {eval_rows}.",
         )
     problems.add_if(
         any(name.split(".")[-1] == "lm_head" for name in adapter.target_modules),
-        "--target_modules lm_head: TRL reads the head's weight directly, so an adapter on it would never be learnt."
+        "--target_modules lm_head: TRL reads the head's weight directly, so an adapter on it would not be trained."
         " Leave it out.",
     )
     problems.add_if(

@@ -11,19 +11,26 @@ from ..paths import expand_home
 from .arguments import HELP_ALL, REPOSITORY, Script, arguments_of, repeated, show_help, unknown_flags
 from .ranges import range_problems
 
-STUDY_HELP = """Run a controlled experiment: arms that differ in what the study names and in nothing else, several seeds, paired differences.
+STUDY_HELP = """Run a controlled experiment: arms with controlled differences, several seeds, paired results.
 
 examples:
-  python run_study.py --config configs/studies/resume.yaml                          everything, one run after the other, and the report
-  python run_study.py --config configs/studies/resume.yaml --dry_run                every run: steps, tokens, disk and time, and what is finished already
-  python run_study.py --config configs/studies/resume.yaml --seed 1                 the runs of one seed: on another device, or as a Slurm array task
-  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1     one run
+  python run_study.py --config configs/studies/resume.yaml
+      everything, one run after the other, and the report
+  python run_study.py --config configs/studies/resume.yaml --dry_run
+      every run: steps, tokens, disk and time, and which runs are finished
+  python run_study.py --config configs/studies/resume.yaml --seed 1
+      the runs of one seed: on another device, or as a Slurm array task
+  python run_study.py --config configs/studies/resume.yaml --arm whole --seed 1
+      one run
 
 Stop it at any moment and run the same command again. exit status: 0 finished, 2 refused, 75 interrupted."""
 
 
 class StudyParser(argparse.ArgumentParser):
+    """A parser that raises Refusal instead of exiting."""
+
     def error(self, message: str):
+        """Raise Refusal."""
         raise Refusal(f"{message}. `{self.prog} --help` lists every argument.")
 
 
@@ -37,7 +44,7 @@ def study_parser() -> StudyParser:
     parser.add_argument(
         "--prepare_only",
         action="store_true",
-        help="Make what all runs need, before several tasks share them out; run nothing.",
+        help="Prepare what all runs need, before several tasks divide them; run nothing.",
     )
     parser.add_argument(
         "--push_to_hub", action="store_true", help="Publish report, results and figures as a dataset repository."
@@ -60,8 +67,8 @@ def parse_study(argv: list[str] | None = None) -> argparse.Namespace:
     if problems := repeated(argv, script) + unknown_flags(script, argv):
         raise Refusal(" ".join(problems))
     parsed = parser.parse_args(argv)
-    if empty := [name for name, value in vars(parsed).items() if value == ""]:
-        raise Refusal(f"--{empty[0]} is empty: give a value, or leave it out.")
+    if empty_arguments := [name for name, value in vars(parsed).items() if value == ""]:
+        raise Refusal(f"--{empty_arguments[0]} is empty: give a value, or leave it out.")
     parsed.config, parsed.output_dir = expand_home(parsed.config), expand_home(parsed.output_dir)
     if parsed.push_to_hub and not REPOSITORY.fullmatch(parsed.hub_model_id or ""):
         raise Refusal(f"--push_to_hub needs --hub_model_id owner/name, not {parsed.hub_model_id!r}.")

@@ -1,7 +1,7 @@
-"""Which documents are kept, and why the rest was dropped: a chain of datatrove blocks.
+"""Curation: which documents are kept, and why the others are dropped, as a chain of datatrove blocks.
 
 `stages()` lists the chain, so that it also runs under datatrove's Slurm and Ray executors; `curate()` runs it here.
-One bad document never stops a run (it is counted and named).
+A bad document never stops a run (it is counted and named).
 """
 
 import contextlib
@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
 from decimal import Decimal
 from pathlib import Path
@@ -28,16 +29,18 @@ from .sources import Source, size_of
 
 TASK_BYTES, MOST_TASKS = 4_000_000, 512
 
-# of equally many files each; which of several near-duplicates is kept depends on the division, and the studies rest on
-# this one
+# Tasks with equally many files. Which of several near-duplicates is kept depends on this division, and published
+# studies use it.
 INSTALLED_TASKS = 16
 
 EXAMPLE_CHARACTERS = 200
 
 
 class Reader(PipelineStep):
-    """datatrove block: this task's share of a source's files, in order, and a record of the rows without text, or
-    without a number in `scores`.
+    """datatrove block: the documents of this task's files, in order, and a record of the rows without text, or without
+    a number in the columns `scores`.
+
+    bounds: `task_bounds` of the source. columns: further columns of rows, as metadata. report: folder of the record.
     """
 
     name = "source"
@@ -45,17 +48,18 @@ class Reader(PipelineStep):
     def __init__(
         self,
         source: Source,
-        shares: list[int],
+        bounds: list[int],
         report: Path,
         columns: tuple[str, ...] = (),
         scores: tuple[str, ...] = (),
     ):
         super().__init__()
-        self.source, self.shares, self.report, self.columns, self.scores = source, shares, report, columns, scores
+        self.source, self.bounds, self.report, self.columns, self.scores = source, bounds, report, columns, scores
 
-    def run(self, data=None, rank: int = 0, world_size: int = 1):
+    def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """The documents of task `rank`. Writes the record at the end."""
         skipped, count = Skipped(), {"documents": 0, "characters": 0}
-        for file in self.source.files[self.shares[rank] : self.shares[rank + 1]]:
+        for file in self.source.files[self.bounds[rank] : self.bounds[rank + 1]]:
             for document in read(file, skipped, self.columns, self.source.encoding):
                 if column := next(
                     (column for column in self.scores if not _is_score(document.metadata.get(column))), None
@@ -64,9 +68,8 @@ class Reader(PipelineStep):
                     continue
                 for column in self.scores:
                     value = document.metadata.get(column)
-                    if isinstance(value, Decimal) or (
-                        isinstance(value, int) and abs(value) >= 2**63
-                    ):  # which datatrove's JSON does not hold
+                    # datatrove's JSON does not hold these.
+                    if isinstance(value, Decimal) or (isinstance(value, int) and abs(value) >= 2**63):
                         document.metadata[column] = score_of(value)
                 count["documents"] += 1
                 count["characters"] += len(document.text)
@@ -83,35 +86,40 @@ def _is_score(value) -> bool:
     return True
 
 
-def shares(source: Source) -> list[int]:
-    """Where each task's share of the files begins, and their number: about TASK_BYTES a task, MOST_TASKS at most; a
+def task_bounds(source: Source) -> list[int]:
+    """Index of the first file of each task, and the number of files: about TASK_BYTES per task, at most MOST_TASKS; a
     function of the source alone.
     """
     if source.kind in INSTALLED:
         return sorted({task * len(source.files) // INSTALLED_TASKS for task in range(INSTALLED_TASKS + 1)})
     sizes = [TASK_BYTES if (size := size_of(file)) is None else size for file in source.files]
-    wanted = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
-    bounds, held = [0], 0
+    bytes_per_task = max(TASK_BYTES, sum(sizes) / MOST_TASKS)
+    bounds, task_bytes = [0], 0
     for index, size in enumerate(sizes):
-        if held and held + size / 2 > wanted:
+        if task_bytes and task_bytes + size / 2 > bytes_per_task:
             bounds.append(index)
-            held = 0
-        held += size
+            task_bytes = 0
+        task_bytes += size
     return [*bounds, len(sizes)]
 
 
 class Rule(PipelineStep):
-    """datatrove block: another block, with a record of what it saw, what it dropped, and three dropped examples."""
+    """datatrove block: wraps a filter and records what it saw, what it dropped, and three dropped examples.
+
+    name: of the rule in the record. step: the filter. report: folder of the record.
+    """
 
     def __init__(self, name: str, step: PipelineStep, report: Path):
         super().__init__()
         self.name, self.step, self.report = name, step, report
 
-    def run(self, data, rank: int = 0, world_size: int = 1):
+    def run(self, data: Iterable[Document], rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+        """The documents that the filter keeps. Writes the record at the end."""
         count = {key: 0 for key in ("documents_seen", "characters_seen", "documents_dropped", "characters_dropped")}
         examples, pending = [], []
 
-        def drop_pending():
+        def drop_pending() -> None:
+            """Count the pending documents as dropped."""
             for name, text, length in pending:
                 count["documents_dropped"] += 1
                 count["characters_dropped"] += length
@@ -119,7 +127,8 @@ class Rule(PipelineStep):
                     examples.append({"id": name, "text": text})
             pending.clear()
 
-        def watched():
+        def observed() -> Iterator[Document]:
+            """The documents, each pending until the filter yields it."""
             for document in data:
                 drop_pending()
                 count["documents_seen"] += 1
@@ -127,21 +136,20 @@ class Rule(PipelineStep):
                 pending.append((document.id, document.text[:EXAMPLE_CHARACTERS], len(document.text)))
                 yield document
 
-        for document in self.step.run(watched(), rank, world_size):
-            pending.clear()  # it came out again
+        for document in self.step.run(observed(), rank, world_size):
+            pending.clear()  # the filter kept it
             yield document
         drop_pending()
         self.report.mkdir(parents=True, exist_ok=True)
         write_json(self.report / f"{rank:05d}.json", {**count, "examples": examples})
 
 
-def score_of(value) -> float:
-    """The number in a column of scores, minus infinity where there is none. Raises ValueError for what is no number."""
+def score_of(value: object) -> float:
+    """The number in a column of scores; minus infinity where it is empty. Raises ValueError for other values."""
     if value is None or value == "":
         return -math.inf
-    if (
-        isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value)
-    ):  # which Python's float passes over
+    # Python's float would accept `1_000`.
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value):
         raise ValueError(f"{value!r} is no number")
     try:
         return float(value)
@@ -150,7 +158,7 @@ def score_of(value) -> float:
 
 
 def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
-    """(name, datatrove filter) of the active rules that judge a document alone. `rules`: CurationArguments as a
+    """(name, datatrove filter) of the active rules that look at one document at a time. rules: CurationArguments as a
     dict.
     """
     from datatrove.pipeline.filters import (
@@ -161,7 +169,8 @@ def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
         LambdaFilter,
     )
 
-    def at_least(column, least):
+    def at_least(column: str, least: float) -> LambdaFilter:
+        """A filter by a column of scores."""
         return LambdaFilter(lambda document: score_of(document.metadata.get(column)) >= least)
 
     chosen = []
@@ -207,7 +216,7 @@ def filters(rules: dict) -> list[tuple[str, PipelineStep]]:
 
 
 def active(rules: dict) -> dict:
-    """The rules that are on."""
+    """The rules that are set. rules: CurationArguments as a dict."""
     return {
         name: value
         for name, value in rules.items()
@@ -222,12 +231,80 @@ def _text_of(document: Document) -> str:
 def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[PipelineStep], int]]:
     """(name, pipeline, number of tasks) of each curation stage, to be run in order by any datatrove executor.
 
-    The kept documents end in `folder/kept/*.jsonl.zst`, all else in `folder/curation`. Near-duplicates: MinHash over
-    5-grams of the words that are left after lower-casing and dropping punctuation, 14 buckets x 8 hashes (FineWeb's),
-    in two passes over the disk.
+    The kept documents are written to `folder/kept/*.jsonl.zst`, all other files to `folder/curation`. Each stage reads
+    what the one before it wrote.
     """
+    bounds = task_bounds(source)
+    tasks = len(bounds) - 1
+    duplicates = folder / "curation" / "duplicates"
+    thresholds = {
+        "language": rules["language"],
+        "language_score": rules["min_language_score"],
+        rules["score_column"]: rules["min_score"],
+    }
+    columns = tuple(column for column, setting in thresholds.items() if setting is not None)
+    scores = tuple(column for column in columns if column != "language")
+    outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
+    folders = dict(zip(outputs, [folder / "curation" / name for name in outputs[:-1]] + [folder / "kept"], strict=True))
+
+    judges = [_rule(folder, index, name, step) for index, (name, step) in enumerate(filters(rules), 1)]
+    reader = Reader(source, bounds, folder / "curation" / "reports" / "00 read", columns, scores)
+    chain, plan, last = [reader, *judges, _writer(folders["judged"])], [], folders["judged"]
+    if rules["exact_dedup"]:
+        found, dropper = _exact_dedup(chain, duplicates, tasks)
+        plan += found
+        chain = [
+            _own_file_reader(last),
+            _rule(folder, 90, "exact duplicates", dropper),
+            _writer(folders["exact"]),
+        ]
+        last = folders["exact"]
+    if rules["minhash_dedup"]:
+        found, dropper = _minhash_dedup(chain, duplicates, tasks)
+        plan += found
+        chain = [_own_file_reader(last), _rule(folder, 91, "near duplicates", dropper), _writer(folders["minhash"])]
+    return [*plan, ("keep", chain, tasks)]
+
+
+def _rule(folder: Path, index: int, name: str, step: PipelineStep) -> Rule:
+    """A block with its report; `index` orders the reports."""
+    return Rule(name, step, folder / "curation" / "reports" / f"{index:02d} {name.replace('/', ' ')}")
+
+
+def _writer(folder: Path) -> PipelineStep:
+    """Writes the documents of each task into a file of its own."""
+    from datatrove.pipeline.writers import JsonlWriter
+
+    return JsonlWriter(str(folder), output_filename="${rank}.jsonl", compression="zstd")
+
+
+def _hash_config():
+    """datatrove 0.10.1 passes str to xxhash, which version 4 of xxhash refuses; hence sha1."""
+    from datatrove.utils.hashing import HashConfig
+
+    return HashConfig(hash_fc="sha1")
+
+
+def _exact_dedup(chain: list[PipelineStep], duplicates: Path, tasks: int) -> tuple[list, PipelineStep]:
+    """(the stages that find equal texts, with `chain` before them; the block that drops all but one of each)."""
     from datatrove.pipeline.dedup import ExactDedupFilter, ExactDedupSignature, ExactFindDedups
     from datatrove.pipeline.dedup.exact_dedup import ExactDedupConfig
+
+    config = ExactDedupConfig(_text_of, hash_config=_hash_config())
+    signatures, found = str(duplicates / "exact-signatures"), str(duplicates / "exact")
+    plan = [
+        ("judge", [*chain, ExactDedupSignature(signatures, config)], tasks),
+        ("find-exact", [ExactFindDedups(signatures, found, config)], 1),
+    ]
+    return plan, ExactDedupFilter(found, config)
+
+
+def _minhash_dedup(chain: list[PipelineStep], duplicates: Path, tasks: int) -> tuple[list, PipelineStep]:
+    """(the stages that find near-duplicates, with `chain` before them; the block that drops all but one of each).
+
+    MinHash over 5-grams of the words that are left after lower-casing and dropping punctuation, 14 buckets x 8 hashes
+    (FineWeb's), in two passes over the disk.
+    """
     from datatrove.pipeline.dedup.minhash import (
         MinhashConfig,
         MinhashDedupBuckets,
@@ -235,107 +312,73 @@ def stages(source: Source, rules: dict, folder: Path) -> list[tuple[str, list[Pi
         MinhashDedupFilter,
         MinhashDedupSignature,
     )
-    from datatrove.pipeline.writers import JsonlWriter
-    from datatrove.utils.hashing import HashConfig
 
-    hashes = HashConfig(hash_fc="sha1")  # datatrove 0.10.1 hands str to xxhash, which version 4 of it refuses
-    bounds = shares(source)
-    tasks = len(bounds) - 1
-    work = folder / "curation"
-    reports, aside = work / "reports", work / "duplicates"
-    wanted = {
-        "language": rules["language"],
-        "language_score": rules["min_language_score"],
-        rules["score_column"]: rules["min_score"],
-    }
-    columns = tuple(column for column, setting in wanted.items() if setting is not None)
-    scores = tuple(column for column in columns if column != "language")
-
-    def place_of(name):
-        return str((folder if name == "kept" else work) / name)
-
-    def writer(name):
-        return JsonlWriter(place_of(name), output_filename="${rank}.jsonl", compression="zstd")
-
-    def reader(name):
-        return _own_file_reader(place_of(name))
-
-    def rule(index, name, step):
-        return Rule(name, step, reports / f"{index:02d} {name.replace('/', ' ')}")
-
-    judged = [rule(index, name, step) for index, (name, step) in enumerate(filters(rules), 1)]
-    outputs = ["judged"] + [name for name in ("exact", "minhash") if rules[f"{name}_dedup"]]
-    outputs = dict(zip(outputs, [*outputs[:-1], "kept"], strict=True))
-    chain, plan = [Reader(source, bounds, reports / "00 read", columns, scores), *judged, writer(outputs["judged"])], []
-    last = outputs["judged"]
-    if rules["exact_dedup"]:
-        config = ExactDedupConfig(_text_of, hash_config=hashes)
-        plan += [("judge", [*chain, ExactDedupSignature(str(aside / "exact-signatures"), config)], tasks)]
-        plan += [("find-exact", [ExactFindDedups(str(aside / "exact-signatures"), str(aside / "exact"), config)], 1)]
-        chain = [
-            reader(last),
-            rule(90, "exact duplicates", ExactDedupFilter(str(aside / "exact"), config)),
-            writer(outputs["exact"]),
-        ]
-        last = outputs["exact"]
-    if rules["minhash_dedup"]:
-        config, words = MinhashConfig(hash_config=hashes), _blank_separated_words()
-        signatures, buckets, remove = (str(aside / f"minhash-{part}") for part in ("signatures", "buckets", "remove"))
-        plan += [("sign", [*chain, MinhashDedupSignature(signatures, config, language=words)], tasks)]
-        plan += [("find-near", [MinhashDedupBuckets(signatures, buckets, config=config)], config.num_buckets)]
-        plan += [("cluster", [MinhashDedupCluster(buckets, remove, config=config)], 1)]
-        chain = [reader(last), rule(91, "near duplicates", MinhashDedupFilter(remove)), writer(outputs["minhash"])]
-    return [*plan, ("keep", chain, tasks)]
+    config, words = MinhashConfig(hash_config=_hash_config()), _blank_separated_words()
+    signatures, buckets, remove = (str(duplicates / f"minhash-{name}") for name in ("signatures", "buckets", "remove"))
+    plan = [
+        ("sign", [*chain, MinhashDedupSignature(signatures, config, language=words)], tasks),
+        ("find-near", [MinhashDedupBuckets(signatures, buckets, config=config)], config.num_buckets),
+        ("cluster", [MinhashDedupCluster(buckets, remove, config=config)], 1),
+    ]
+    return plan, MinhashDedupFilter(remove)
 
 
-def _own_file_reader(folder: str) -> PipelineStep:
-    """Reads what the same task of an earlier stage wrote, which is nothing where it kept nothing.
+def _own_file_reader(folder: Path) -> PipelineStep:
+    """A reader of the file that the same task of the stage before wrote; there is none where the task kept nothing.
 
-    datatrove's reader shares the files that are there out by their number: after a task without a file every task would
-    read its neighbour's, and drop what a rule found in another's documents.
+    datatrove's own reader assigns the existing files to tasks by position: after a task without a file, every task
+    would read the file of the next one, and apply to it what a rule found in its own documents.
     """
     from datatrove.pipeline.readers import JsonlReader
 
     class OwnFileReader(JsonlReader):
-        def run(self, data=None, rank: int = 0, world_size: int = 1):
+        """Reads one file per task."""
+
+        def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
+            """The documents of the file of task `rank`."""
             name = f"{rank:05d}.jsonl.zst"
             yield from self.read_files_shard([name] if self.data_folder.exists(name) else [])
 
-    return OwnFileReader(folder, compression="zstd", doc_progress=False, file_progress=False)
+    return OwnFileReader(str(folder), compression="zstd", doc_progress=False, file_progress=False)
 
 
 def _blank_separated_words():
-    """MinHash sees text without case and punctuation, where blanks separate the words: no language model is needed."""
+    """A tokenizer of words at blanks. MinHash removes case and punctuation first, so it needs no language model."""
     from datatrove.utils.word_tokenizers import WordTokenizer
 
-    class Words(WordTokenizer):
-        def word_tokenize(self, text):
+    class BlankSeparatedWords(WordTokenizer):
+        """Words are separated by blanks; a text is one sentence."""
+
+        def word_tokenize(self, text: str) -> list[str]:
+            """The words of a text."""
             return text.split()
 
-        def sent_tokenize(self, text):
+        def sent_tokenize(self, text: str) -> list[str]:
+            """The text."""
             return [text]
 
-        def span_tokenize(self, text):
+        def span_tokenize(self, text: str) -> list[tuple[int, int]]:
+            """The span of the text."""
             return [(0, len(text))]
 
-    return Words("en")
+    return BlankSeparatedWords("en")
 
 
 def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     """Apply the active rules and return the kept documents as a Source. Restartable: finished tasks are not run again.
 
-    `folder/curation.json` says for each rule how many documents and characters it saw and dropped, with examples.
-    Raises Refusal when nothing is left.
+    `folder/curation.json` records for each rule how many documents and characters it saw and dropped, with examples.
+    workers: number of processes. Raises Refusal when no document is left.
     """
     from datatrove.executor import LocalPipelineExecutor
     from loguru import logger
 
     logger.disable("datatrove")
-    began = time.monotonic()
-    planned = stages(source, rules, folder)
+    start = time.monotonic()
+    plan = stages(source, rules, folder)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with tqdm(total=sum(tasks for _, _, tasks in planned), desc="curating", unit="task", disable=None) as bar:
-        for name, pipeline, tasks in planned:
+    with tqdm(total=sum(tasks for _, _, tasks in plan), desc="curating", unit="task", disable=None) as bar:
+        for name, pipeline, tasks in plan:
             executor = LocalPipelineExecutor(pipeline, tasks, logging_dir=str(folder / "curation" / "stages" / name))
             ranks = executor.get_incomplete_ranks()
             bar.update(tasks - len(ranks))
@@ -363,7 +406,7 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
         for name in ("read", "kept")
     ]
     print_main(
-        f"curated   {counts[0]} -> {counts[1]} kept, in {time.monotonic() - began:.0f} s (why:"
+        f"curated   {counts[0]} -> {counts[1]} kept, in {time.monotonic() - start:.0f} s (why:"
         f" {folder / 'curation.json'})"
     )
     for name in ("judged", "exact", "duplicates"):
@@ -384,29 +427,31 @@ def _start_worker(executor) -> None:
 
 
 def _run_task(rank: int) -> None:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):  # a progress bar a task
+    with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):  # hides a progress bar per task
         _worker["executor"]._run_for_rank(rank)
 
 
 def _report(source: Source, rules: dict, folder: Path) -> dict:
-    """`curation.json`: the tasks' own records added up, rules in the order of the chain."""
-    records = {}
+    """The content of `curation.json`: the sums of the tasks' records, with rules in the order of the chain."""
+    totals = {}
     for report_folder in sorted((folder / "curation" / "reports").iterdir()):
-        parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(report_folder.glob("*.json"))]
-        records[report_folder.name[3:]] = {
-            key: sum(part[key] for part in parts) for key in parts[0] if isinstance(parts[0][key], int)
-        } | {"examples": [example for part in parts for example in part.get("examples", [])][:EXAMPLES]}
+        records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(report_folder.glob("*.json"))]
+        counts = [key for key, value in records[0].items() if isinstance(value, int)]
+        examples = [example for record in records for example in record.get("examples", [])]
+        totals[report_folder.name[3:]] = {key: sum(record[key] for record in records) for key in counts} | {
+            "examples": examples[:EXAMPLES]
+        }
         if report_folder.name == "00 read":
-            skipped = merge_skipped(part["skipped"] for part in parts)
-    read_record = records.pop("read")
-    read_record.pop("examples")
-    kept = {"documents": read_record["documents"], "characters": read_record["characters"]}
-    for record in records.values():
+            skipped = merge_skipped(record["skipped"] for record in records)
+    read_counts = totals.pop("read")
+    read_counts.pop("examples")
+    kept = {"documents": read_counts["documents"], "characters": read_counts["characters"]}
+    for record in totals.values():
         kept = {key: record[f"{key}_seen"] - record[f"{key}_dropped"] for key in kept}
     return {
         "source": source.record,
         "settings": active(rules),
-        "read": {**read_record, "skipped": skipped},
-        "rules": [{"rule": name, **record} for name, record in records.items()],
+        "read": {**read_counts, "skipped": skipped},
+        "rules": [{"rule": name, **record} for name, record in totals.items()],
         "kept": kept,
     }

@@ -1,4 +1,4 @@
-"""Token shards as a dataset of windows, in an order that is a function of seed and position alone."""
+"""Token shards as a dataset of windows, in an order that depends on seed and position alone."""
 
 import math
 from pathlib import Path
@@ -9,10 +9,11 @@ import numpy as np
 class TokenWindows:
     """Map-style dataset: window i is tokens [i*L, i*L + L + 1), L + 1 ids for L predictions.
 
-    `row_order` says which windows the run reads: item k of the dataset is what position k of the whole run reads, over
-    `length` items; epochs are cut to `epoch_windows` (whole steps) and each has its own seeded permutation where
-    `row_order` is "shuffled". So the order is a function of (seed, position) alone, and nothing of that size is in
-    memory.
+    Item k is the window at position k of the whole run, for `length` positions (None: one epoch). An epoch has
+    `epoch_windows` windows (None: all), and with the order "shuffled" its own seeded permutation. The order is a
+    function of (seed, position) alone, and no table of it is held in memory.
+
+    folder, manifest: a prepared folder and its manifest. split: train or validation. block_size: L.
     """
 
     def __init__(
@@ -25,7 +26,6 @@ class TokenWindows:
         seed: int = 0,
         epoch_windows: int | None = None,
         length: int | None = None,
-        start: int = 0,
     ):
         self.paths = [Path(folder) / shard["name"] for shard in manifest["splits"][split]["shards"]]
         self.ends = np.cumsum([shard["tokens"] for shard in manifest["splits"][split]["shards"]])
@@ -33,14 +33,18 @@ class TokenWindows:
         self.windows = count_windows(manifest, split, block_size)
         self.epoch_windows = epoch_windows or self.windows
         self.length = self.epoch_windows if length is None else length
-        self.start = start  # positions before it count from 0 again: a run resumed without its data position
+        self.start = 0
         self.maps: dict[int, np.ndarray] = {}
+
+    def restart_order_at(self, position: int) -> None:
+        """Begin the order again at a position of the run: for a run that is resumed without its data position."""
+        self.start = position
 
     def __len__(self) -> int:
         return self.length
 
     def window_of(self, position: int) -> int:
-        """Number of the window that is read at a position of the run."""
+        """Index of the window at a position of the run."""
         epoch, index = divmod(position - self.start, self.epoch_windows)
         return index if self.order == "sequential" else permuted(index, self.epoch_windows, self.seed + epoch)
 
@@ -57,9 +61,9 @@ class TokenWindows:
         while first < last:
             shard = int(np.searchsorted(self.ends, first, side="right"))
             begin = int(self.ends[shard - 1]) if shard else 0
-            upto = min(last, int(self.ends[shard]))
-            parts.append(self._map(shard)[first - begin : upto - begin])
-            first = upto
+            end = min(last, int(self.ends[shard]))
+            parts.append(self._map(shard)[first - begin : end - begin])
+            first = end
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _map(self, shard: int) -> np.ndarray:
@@ -69,12 +73,12 @@ class TokenWindows:
 
 
 def count_windows(manifest: dict, split: str, block_size: int) -> int:
-    """Windows of block_size predictions in a split."""
+    """Number of windows of block_size predictions in a split."""
     return max(0, (manifest["splits"][split]["tokens"] - 1) // block_size)
 
 
 def permuted(index: int, size: int, seed: int) -> int:
-    """Place of `place` in a pseudo-random permutation of range(size), without a table of it.
+    """The image of `index` under a pseudo-random permutation of range(size), computed without a table.
 
     A four-round Feistel network on the next even number of bits, walked until it lands inside (Black and Rogaway,
     "Ciphers with Arbitrary Finite Domains", 2002).
@@ -83,15 +87,15 @@ def permuted(index: int, size: int, seed: int) -> int:
     mask = (1 << half) - 1
     while True:
         left, right = index >> half, index & mask
-        for turn in range(4):
-            left, right = right, left ^ (_mix(right, seed * 4 + turn) & mask)
+        for cipher_round in range(4):
+            left, right = right, left ^ (_mix(right, seed * 4 + cipher_round) & mask)
         index = (left << half) | right
         if index < size:
             return index
 
 
 def _mix(value: int, key: int) -> int:
-    """SplitMix64's finaliser."""
+    """SplitMix64's finalizer."""
     value = (value + (key + 1) * 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
@@ -99,9 +103,10 @@ def _mix(value: int, key: int) -> int:
 
 
 def collate(windows: list[np.ndarray]) -> dict:
-    """Batch of windows of L + 1 ids as int64 tensors (batch, L): inputs, and the same shifted by one as targets.
+    """A batch of windows of L + 1 ids: input_ids, labels and shift_labels, int64 tensors [batch, L]. Targets are the
+    inputs shifted by one.
 
-    `shift_labels` makes Llama's loss use all L predictions; with `labels` alone it would drop the last one.
+    With `shift_labels` Llama's loss uses all L predictions; with `labels` alone it drops the last one.
     """
     import torch
 
@@ -111,11 +116,11 @@ def collate(windows: list[np.ndarray]) -> dict:
 
 
 def row_order(count: int, steps: int, per_step: int, seed: int, start: int = 0) -> list[int]:
-    """Which row each position of the run reads: every epoch is a permutation of its own, cut to whole steps.
+    """The row at each position of the run, for steps x per_step positions. Each epoch has its own permutation, cut to
+    whole steps.
 
-    From step `start` on the order begins again: a run resumed without its data position.
+    start: step at which the order begins again, for a run that is resumed without its data position.
     """
-
     epoch = count // per_step * per_step
     positions = (
         position - start * per_step if position >= start * per_step else 0 for position in range(steps * per_step)

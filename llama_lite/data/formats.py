@@ -1,9 +1,9 @@
-"""From a file to documents: rows of parquet, JSON and CSV, pages of HTML, mails, notebooks, and everything else that is
-text, as it is.
+"""From a file to documents: rows of parquet, JSON and CSV, pages of HTML, mails, notebooks, and all other text as it
+is.
 
-Reading has two halves: `parts` cuts a file, which is cheap, and `documents` parses what was cut, which is not, so one
-process can cut for many. One bad document never stops a run (it is counted and named); a file that is damaged does,
-because nobody could say what it would have held.
+Reading has two steps: `parts` cuts a file, which is cheap, and `documents` parses a part, which is expensive, so one
+process can cut for many. A bad document never stops a run (it is counted and named); a damaged file does, because its
+content is not known.
 """
 
 import ast
@@ -21,8 +21,9 @@ import os
 import sys
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 import orjson
@@ -55,21 +56,18 @@ LARGEST_FILE = 2_000_000  # bytes of an installed file that is read as text
 
 EXAMPLES = 3  # of what was skipped or dropped, for a reader of the records
 
-PART_BYTES, PART_ROWS = (
-    1_000_000,
-    256,
-)  # what is cut out of a file at once: whole lines of jsonl, rows of parquet and CSV
+PART_BYTES, PART_ROWS = 1_000_000, 256  # size of a part: whole lines of jsonl, rows of parquet and CSV
 
 DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, csv.Error)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFile:
-    """A file of a source. `name`: relative to the source; `size`: bytes on disk, None where nobody knows; `column`:
-    which holds the text of its rows.
+    """A file of a source. `name`: relative to the source; `size`: bytes on disk, None where unknown; `column`: holds
+    the text of its rows.
 
-    `limit`: only so many bytes of it are read, to the end of the line or row (None: all of it). `separator`: what
-    divides a file of plain text into documents (None: it is one).
+    `limit`: only so many bytes are read, up to the end of the line or row (None: the whole file). `separator`: what
+    divides a plain text file into documents (None: it is one document).
     """
 
     path: str
@@ -83,8 +81,8 @@ class TextFile:
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Some of a file, cut out and not yet parsed: whole lines, a batch of rows, documents, or all that it holds. Where
-    the cuts are depends on the file alone. `first_row`: the number of its first row, or document, from 1.
+    """A part of a file, not yet parsed: whole lines, a batch of rows, documents, or the whole content. The cuts depend
+    on the file alone. `first_row`: the number of its first row, or document, from 1.
     """
 
     kind: str
@@ -96,42 +94,43 @@ class Part:
 
 
 class Unreadable(str):
-    """Why a value of a row cannot be read. It stands in the value's place, so that only who needs the value counts the
-    row.
+    """Why a value of a row cannot be read. It replaces the value, so that the row is skipped only where the value is
+    needed.
     """
 
 
 class Skipped:
-    """Counts of rows and files that hold no document, by reason, and the first few by name."""
+    """Counts of rows and files that hold no document, by reason, with the names of the first few."""
 
     def __init__(self):
         self.reasons: dict[str, dict] = {}
 
     def add(self, reason: str, name: str) -> None:
+        """Count the row or file `name`."""
         entry = self.reasons.setdefault(reason, {"rows": 0, "first": []})
         entry["rows"] += 1
         if len(entry["first"]) < EXAMPLES:
             entry["first"].append(name)
 
     def take(self) -> dict:
-        """The counts so far; counting starts again."""
+        """Return the counts and start again from zero."""
         reasons, self.reasons = self.reasons, {}
         return reasons
 
 
-def merge_skipped(parts) -> dict:
-    """Add up `Skipped.reasons` of several readers."""
+def merge_skipped(counts: Iterable[dict]) -> dict:
+    """The sum of `Skipped.reasons` of several readers."""
     total: dict[str, dict] = {}
-    for part in parts:
-        for reason, entry in part.items():
-            into = total.setdefault(reason, {"rows": 0, "first": []})
-            into["rows"] += entry["rows"]
-            into["first"] = (into["first"] + entry["first"])[:EXAMPLES]
+    for reasons in counts:
+        for reason, entry in reasons.items():
+            sums = total.setdefault(reason, {"rows": 0, "first": []})
+            sums["rows"] += entry["rows"]
+            sums["first"] = (sums["first"] + entry["first"])[:EXAMPLES]
     return total
 
 
 def skipped_lines(skipped: dict) -> list[str]:
-    """What a person reads of `Skipped.reasons`: how many rows or files, why, and the first of them by name."""
+    """Lines that report `Skipped.reasons`: how many rows or files, the reason, and the first names."""
     return [
         f"{entry['rows']:,} {reason} ({', '.join(entry['first'])}{' ...' if entry['rows'] > EXAMPLES else ''})"
         for reason, entry in skipped.items()
@@ -139,12 +138,12 @@ def skipped_lines(skipped: dict) -> list[str]:
 
 
 def kind_of(path: str) -> str:
-    """The kind of a file, by its ending: `a.jsonl.zst` is jsonl."""
+    """The kind of a file by its ending: `a.jsonl.zst` is jsonl, `a.py` text."""
     return KINDS.get(ending_of(path), "text")
 
 
 def ending_of(path: str) -> str:
-    """`a.JSONL.zst` -> `.jsonl`; empty where a name has none."""
+    """The ending in lower case, without compression: `a.JSONL.zst` -> `.jsonl`; empty where there is none."""
     stem, suffix = os.path.splitext(path)
     return (os.path.splitext(stem)[1] if suffix.lower() in COMPRESSED else suffix).lower()
 
@@ -153,7 +152,7 @@ def ending_of(path: str) -> str:
 
 
 def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
-    """A file in parts, in order; `columns`: further columns of its rows that are needed. Raises Refusal on a damaged
+    """The parts of a file, in order. columns: further columns of its rows that are needed. Raises Refusal on a damaged
     file.
     """
     if file.kind in ("installed-docs", "installed-files"):
@@ -197,16 +196,16 @@ def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
 
 
 def separator_in(separator: str, head: bytes) -> str:
-    """A separator with the line breaks of the file that begins with `head`, which are those of its first line: LF, or
-    CRLF as Windows writes them.
+    """A separator with the line breaks (LF or CRLF) of the first line of a file; `head`: the first bytes of the
+    file.
     """
-    plain = separator.replace("\r\n", "\n")
-    return plain.replace("\n", "\r\n") if head[: head.find(b"\n") + 1].endswith(b"\r\n") else plain
+    with_lf = separator.replace("\r\n", "\n")
+    return with_lf.replace("\n", "\r\n") if head[: head.find(b"\n") + 1].endswith(b"\r\n") else with_lf
 
 
 def _utf8_handle(file: TextFile, handle):
-    """The bytes of a file of JSON as UTF-8; of one whose byte order mark says UTF-16 or UTF-32, as Windows writes it,
-    held in memory.
+    """The bytes of a JSON file as UTF-8. A file with a byte order mark of UTF-16 or UTF-32 is converted in memory.
+    Raises Refusal where it is not what its mark says.
     """
     mark = next(
         (mark for mark in BYTE_ORDER_MARKS if mark != codecs.BOM_UTF8 and handle.peek(4).startswith(mark)), None
@@ -214,7 +213,7 @@ def _utf8_handle(file: TextFile, handle):
     if mark is None:
         return handle
     if (text := decode(handle.read())) is None:
-        raise Refusal(f"{file.name} begins as {BYTE_ORDER_MARKS[mark]} and is not: mend it, or convert it to UTF-8.")
+        raise Refusal(f"{file.name} begins as {BYTE_ORDER_MARKS[mark]} and is not: fix it, or convert it to UTF-8.")
     return io.BufferedReader(io.BytesIO(text.encode()))
 
 
@@ -223,8 +222,8 @@ def _is_array(handle) -> bool:
 
 
 def _to_line_end(handle, limit: int) -> bytes:
-    """The first `limit` bytes of a file and the rest of the line that they end in; without a line break near, to the
-    end of a word.
+    """The first `limit` bytes of a file and the rest of the last line; to the end of a word where no line break is
+    near.
     """
     raw = handle.read(limit)
     rest = handle.read(2**16)
@@ -233,8 +232,8 @@ def _to_line_end(handle, limit: int) -> bytes:
 
 
 def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
-    """A file in blocks that end behind the first `end` after PART_BYTES, however it comes in; no further block after
-    `limit` bytes.
+    """A file in blocks that end with the first `end` after PART_BYTES, whatever the sizes of reads; no further block
+    after `limit` bytes.
     """
     block, done, searched = bytearray(), 0, 0
     while limit is None or done < limit:
@@ -255,30 +254,30 @@ def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
 
 
 def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Iterator[Part]:
-    """Batches of (row number, {column: text}) of a table with a heading; bytes that are no UTF-8 stay half surrogates,
-    and are counted later.
+    """Batches of {column: text} of a table with a header. Bytes that are not UTF-8 become surrogates; they, and rows
+    with more fields than the header, are counted when parsed.
 
-    So are rows of more fields than the heading. Raises Refusal where quotes do not pair; in a file of tabs, which by
-    its usual definition has no quoting, they are characters then.
+    Raises Refusal where quotes do not pair. In a file of tabs, whose usual definition has no quoting, such quotes are
+    characters.
     """
     csv.field_size_limit(sys.maxsize)
     head = handle.peek(2**16)
     encoding = next((encoding for mark, encoding in BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8")
-    heading = head.decode(encoding, "replace").split("\n", 1)[0]
-    delimiter = "\t" if file.kind == "tsv" else max(",;\t", key=heading.count)
+    header = head.decode(encoding, "replace").split("\n", 1)[0]
+    delimiter = "\t" if file.kind == "tsv" else max(",;\t", key=header.count)
     lines = io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline="")
     quoting = csv.QUOTE_MINIMAL if delimiter != "\t" or _quotes_pair(file, encoding) else csv.QUOTE_NONE
     reader = csv.DictReader(lines, delimiter=delimiter, restkey="", restval=None, quoting=quoting, strict=True)
-    _refuse_doubled([name for name in reader.fieldnames or () if name], columns, file.name)
-    rows, first, held = [], 2, 0
-    for number, row in enumerate(_paired(reader, file.name), 2):
+    _refuse_duplicates([name for name in reader.fieldnames or () if name], columns, file.name)
+    rows, first, characters = [], 2, 0
+    for number, row in enumerate(_rows_with_paired_quotes(reader, file.name), 2):
         if any(row.get("") or ()):
             row = dict.fromkeys(row, Unreadable("with more fields than the heading"))
         rows.append({name: value for name, value in row.items() if name})
-        held += sum(len(value) for value in row.values() if isinstance(value, str))
-        if len(rows) == PART_ROWS or held >= PART_BYTES:
+        characters += sum(len(value) for value in row.values() if isinstance(value, str))
+        if len(rows) == PART_ROWS or characters >= PART_BYTES:
             yield Part("table", file.name, first, rows, file.column)
-            rows, first, held = [], number + 1, 0
+            rows, first, characters = [], number + 1, 0
         if file.limit is not None and handle.tell() >= file.limit:
             break
     if rows:
@@ -286,7 +285,7 @@ def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Itera
 
 
 def _quotes_pair(file: TextFile, encoding: str) -> bool:
-    """Whether every quote that opens a field of a file of tabs is closed, right before a tab or the end of a row."""
+    """Whether every quote that opens a field of a file of tabs is closed before a tab or the end of a row."""
     with open_file(file.path) as handle:
         try:
             for _ in csv.reader(
@@ -300,8 +299,8 @@ def _quotes_pair(file: TextFile, encoding: str) -> bool:
     return True
 
 
-def _paired(reader: csv.DictReader, name: str) -> Iterator[dict]:
-    """The rows of a table. Raises Refusal at the first whose quotes do not pair: it could have swallowed those behind
+def _rows_with_paired_quotes(reader: csv.DictReader, name: str) -> Iterator[dict]:
+    """The rows of a table. Raises Refusal at the first row whose quotes do not pair: it may contain the rows after
     it.
     """
     row = 2
@@ -323,7 +322,7 @@ def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Pa
     try:
         with open_file(file.path) as handle:
             names, batches = (_parquet_batches if file.kind == "parquet" else _ipc_batches)(handle)
-            _refuse_doubled(names, columns, file.name)
+            _refuse_duplicates(names, columns, file.name)
             _need_columns(columns or (), names, file.name)
             for batch in batches(columns and list(columns)):
                 yield Part(file.kind, file.name, row, batch, file.column)
@@ -333,7 +332,8 @@ def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Pa
                     break
     except (pyarrow.ArrowException, OSError) as error:
         raise Refusal(
-            f"{file.name} is not a whole {file.kind} file (damaged after row {row - 1}): {' '.join(str(error).split())}"
+            f"{file.name} is not a complete {file.kind} file (damaged after row {row - 1}):"
+            f" {' '.join(str(error).split())}"
         ) from None
 
 
@@ -346,15 +346,16 @@ def _parquet_batches(handle):
 
 
 def _ipc_batches(handle):
-    """As `_parquet_batches`, of an Arrow stream, which `datasets` writes, or an Arrow file."""
+    """As `_parquet_batches`, for an Arrow stream (which `datasets` writes) or an Arrow file."""
     import pyarrow.ipc
 
-    in_file = handle.read(6) == b"ARROW1"
+    is_file = handle.read(6) == b"ARROW1"
     handle.seek(0)
-    reader = pyarrow.ipc.open_file(handle) if in_file else pyarrow.ipc.open_stream(handle)
+    reader = pyarrow.ipc.open_file(handle) if is_file else pyarrow.ipc.open_stream(handle)
 
-    def batches(columns):
-        for batch in map(reader.get_batch, range(reader.num_record_batches)) if in_file else reader:
+    def batches(columns: list[str] | None):
+        """Record batches of at most PART_ROWS rows."""
+        for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
             batch = batch.select(columns) if columns else batch
             yield from (batch.slice(first, PART_ROWS) for first in range(0, batch.num_rows, PART_ROWS))
 
@@ -364,9 +365,9 @@ def _ipc_batches(handle):
 def _mbox_parts(file: TextFile) -> Iterator[Part]:
     import mailbox
 
-    box, read = mailbox.mbox(file.path, create=False), 0
-    for number, key in enumerate(box.iterkeys(), 1):
-        raw = box.get_bytes(key)
+    mailbox_file, read = mailbox.mbox(file.path, create=False), 0
+    for number, key in enumerate(mailbox_file.iterkeys(), 1):
+        raw = mailbox_file.get_bytes(key)
         yield Part("mail", f"{file.name}:{number}", 1, raw)
         read += len(raw)
         if file.limit is not None and read >= file.limit:
@@ -387,10 +388,10 @@ def read(
 def documents(
     part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None
 ) -> Iterator[Document]:
-    """The documents of a part; rows and files that hold none are counted in `skipped`. Raises Refusal where a row is no
-    row.
+    """The documents of a part. Rows and files without one are counted in `skipped`. Raises Refusal where a row is not
+    an object, or lacks a column.
 
-    encoding: of text that is not UTF-8; without one it is counted as such.
+    columns: of rows, kept as metadata. encoding: of text that is not UTF-8 (None: such text is skipped).
     """
     if part.kind == "installed-docs":
         yield from _docstrings(part.name)
@@ -410,15 +411,13 @@ def documents(
             text = {"html": _html_text, "notebook": _notebook_text}.get(part.kind, str)(text)
             if text and not text.isspace():
                 yield Document(text=text, id=f"{part.name}:{number}")
-            elif (
-                len(pieces) == part.first_row == 1
-            ):  # nothing between two separators, or behind the last, is no document that somebody misses
+            elif len(pieces) == part.first_row == 1:  # an empty piece between separators is not counted
                 skipped.add("empty" if part.kind == "text" else f"{part.kind} without text", f"{part.name}:{number}")
 
 
 def _divided(part: Part, encoding: str | None) -> list[bytes]:
-    """The documents of a part of plain text, between its separators, each less the line break beside a separator. Does
-    not depend on where it was cut.
+    """The documents between the separators of a part of plain text, without the line breaks next to separators.
+    Independent of where the file was cut.
     """
     raw, end = part.raw, part.separator.encode()
     if encoding is not None or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
@@ -437,13 +436,13 @@ def _divided(part: Part, encoding: str | None) -> list[bytes]:
 def _document(
     name: str, part: Part, row: int, record, skipped: Skipped, columns: tuple[str, ...], encoding: str | None
 ) -> Iterator[Document]:
-    """The document of a row, or none, counted."""
+    """Yields the document of a row, or counts why there is none."""
     text = record.get(part.column)
     if text is None:
         skipped.add("null text", name)
         return
     if isinstance(text, Unreadable) or not isinstance(text, str | bytes):
-        if row == 1:  # it is so in every row
+        if row == 1:  # then it is so in every row
             raise Refusal(f"{part.name}, row {row}: column {part.column!r} holds {type(text).__name__}, not text.")
         skipped.add(str(text) if isinstance(text, Unreadable) else f"{type(text).__name__} instead of text", name)
         return
@@ -458,8 +457,8 @@ def _document(
 
 
 def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:
-    """Text of a row as it can be written as UTF-8, by `encoding` where its bytes are not; None where it is none: other
-    bytes, half a surrogate pair.
+    """A value of a row as text that UTF-8 can encode; bytes that are not UTF-8 are decoded with `encoding`. None for
+    undecodable bytes and unpaired surrogates.
     """
     try:
         if isinstance(value, bytes):
@@ -470,13 +469,13 @@ def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:
     except UnicodeError:
         try:
             raw = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError:  # JSON can hold half of a surrogate pair
+        except UnicodeEncodeError:  # JSON can hold an unpaired surrogate
             return None
         return decode(raw, encoding) if encoding else None
 
 
 def decode(raw: bytes, encoding: str | None = None) -> str | None:
-    """Text of a file: as its byte order mark says, else UTF-8, else `encoding`; None where it is none of these."""
+    """Bytes as text: by the byte order mark, else UTF-8, else `encoding`; None where none of these fits."""
     for mark, marked in BYTE_ORDER_MARKS.items():
         if raw.startswith(mark):
             encoding = marked
@@ -491,13 +490,13 @@ def decode(raw: bytes, encoding: str | None = None) -> str | None:
 
 
 def rows(part: Part, columns: tuple[str, ...] = ()) -> Iterator[tuple[int, dict]]:
-    """(row number, row) of a part. Raises Refusal where a row is no row or lacks a column.
+    """(row number, row) of a part. Raises Refusal where a row is not an object or lacks a column.
 
-    A value that is not UTF-8 is bytes, or text with surrogates in their place (`utf8_text` tells); one that has no form
-    in Python is `Unreadable`.
+    A value that is not UTF-8 is bytes, or text with surrogates (see `utf8_text`). A value that has no Python type is
+    `Unreadable`.
     """
     if part.kind not in ROWS:
-        raise Refusal(f"{part.name} is no file of rows: json, jsonl, parquet, csv or tsv is wanted.")
+        raise Refusal(f"{part.name} is not a file of rows: json, jsonl, parquet, csv or tsv is needed.")
     return ROWS[part.kind](part, (part.column, *columns) if part.column else columns)
 
 
@@ -508,30 +507,28 @@ def _jsonl_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
             continue
         try:
             record = orjson.loads(line)
-        except (
-            ValueError
-        ):  # orjson refuses half surrogates and other bytes too, and does not tell one reason from another
+        except ValueError:  # orjson also rejects surrogates and other bytes, and does not distinguish the reasons
             try:
                 record = json.loads(line.decode("utf-8", "surrogateescape"))
             except ValueError as error:
-                mend = (
+                remedy = (
                     "its rows end with carriage returns, convert them with `tr '\\r' '\\n'`"
                     if b"\r" in line.strip()
-                    else "mend or remove that row"
+                    else "fix or remove that row"
                 )
-                raise Refusal(f"{part.name}, row {row} is not JSON ({error}): {mend}.") from None
+                raise Refusal(f"{part.name}, row {row} is not JSON ({error}): {remedy}.") from None
         if not isinstance(record, dict):
             raise _no_object(part, row, columns)
         if row == 1:
             _need_columns(columns, list(record), part.name)
             pairs = json.loads(line.decode("utf-8", "surrogateescape"), object_pairs_hook=list)
-            _refuse_doubled([name for name, _ in pairs], columns or None, part.name)
+            _refuse_duplicates([name for name, _ in pairs], columns or None, part.name)
         yield row, record
 
 
 def _no_object(part: Part, row: int, columns: tuple[str, ...]) -> Refusal:
     return Refusal(
-        f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}: mend or"
+        f"{part.name}, row {row} is not a JSON object{f' with a column {columns[0]!r}' if columns else ''}: fix or"
         " remove that row."
     )
 
@@ -540,7 +537,7 @@ def _array_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, dic
     try:
         records = json.loads(part.raw.decode(json.detect_encoding(part.raw), "surrogateescape"))
     except ValueError as error:
-        raise Refusal(f"{part.name} is not a whole JSON array ({error}): mend it.") from None
+        raise Refusal(f"{part.name} is not a complete JSON array ({error}): fix it.") from None
     for row, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise _no_object(part, row, columns)
@@ -556,8 +553,8 @@ def _parquet_rows(part: Part, columns: tuple[str, ...]) -> Iterator[tuple[int, d
 
 
 def _python_values(column) -> list:
-    """Values of an arrow column; strings that are not UTF-8 stay bytes, and what has no form in Python is `Unreadable`:
-    both are counted later.
+    """Values of an arrow column. Strings that are not UTF-8 stay bytes, and values without a Python type are
+    `Unreadable`; both are counted when used.
     """
     import pyarrow
 
@@ -566,9 +563,7 @@ def _python_values(column) -> list:
     except UnicodeDecodeError:
         if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type):
             return column.cast(pyarrow.large_binary()).to_pylist()
-    except (
-        Exception
-    ):  # a date after the year 9999, an unknown zone ...: pyarrow raises whatever datetime and zoneinfo raise
+    except Exception:  # a date after the year 9999, an unknown zone: what datetime and zoneinfo raise
         pass
     return [_python_value(value) for value in column]
 
@@ -596,34 +591,35 @@ ROWS = {
 }
 
 
-def _need_columns(wanted, there, name: str) -> None:
-    missing = [column for column in wanted if column not in there]
+def _need_columns(needed, present, name: str) -> None:
+    """Raise Refusal where a file lacks a needed column."""
+    missing = [column for column in needed if column not in present]
     if missing:
         raise Refusal(
             f"{name} has no column {', '.join(map(repr, missing))}; its columns are"
-            f" {', '.join(map(repr, there)) or 'none (plain text)'}. Name the text with --text_column, and use only"
+            f" {', '.join(map(repr, present)) or 'none (plain text)'}. Name the text with --text_column, and use only"
             " curation rules whose columns are there."
         )
 
 
-def _refuse_doubled(there: list[str], wanted: tuple[str, ...] | None, name: str) -> None:
-    """Raise Refusal for a column that a file holds twice, one of which would win unsaid. `wanted`: the columns that are
-    read (None: all).
+def _refuse_duplicates(columns: list[str], needed: tuple[str, ...] | None, name: str) -> None:
+    """Raise Refusal for a column that a file holds twice. columns: names of all; needed: those that are read (None: all
+    of them).
     """
-    doubled = sorted({column for column in there if there.count(column) > 1 and (wanted is None or column in wanted)})
-    if doubled:
+    read = columns if needed is None else [column for column in columns if column in needed]
+    duplicates = sorted({column for column in read if columns.count(column) > 1})
+    if duplicates:
         raise Refusal(
-            f"{name} holds the column {', '.join(map(repr, doubled))} twice, and nobody can say which is meant: rename"
-            " or remove one of them."
+            f"{name} holds the column {', '.join(map(repr, duplicates))} twice: rename or remove one of them."
         )
 
 
-# ---- what is not plain text ----
+# ---- other formats than plain text ----
 
 
 def _html_text(html: str) -> str | None:
-    """The main text of a page, by trafilatura; without its memory of other pages, so that a page gives the same text
-    wherever it stands.
+    """The main text of a page, by trafilatura, without its deduplication across pages, so that a page always gives the
+    same text.
     """
     from datatrove.pipeline.extractors import Trafilatura
 
@@ -633,8 +629,8 @@ def _html_text(html: str) -> str | None:
 
 
 def _mail_text(raw: bytes) -> str | None:
-    """Subject and text of a mail; attachments are left out. None where Python's own parser cannot make sense of its
-    headers or character set.
+    """Subject and text of a mail, without attachments. None where Python's parser fails on its headers or character
+    set.
     """
     import email
     import email.policy
@@ -650,7 +646,7 @@ def _mail_text(raw: bytes) -> str | None:
 
 
 def _notebook_text(raw: str) -> str:
-    """The cells of a Jupyter notebook, in order, without their output."""
+    """The cells of a Jupyter notebook, in order, without their output; the text as it is where it is not a notebook."""
     try:
         cells = json.loads(raw)["cells"]
         return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] in ("markdown", "code"))
@@ -659,7 +655,7 @@ def _notebook_text(raw: str) -> str:
 
 
 def _docstrings(name: str) -> Iterator[Document]:
-    """The docstrings of one installed module, as written by its authors, less their indentation; outer ones first."""
+    """The docstrings of one installed module, as written by its authors, without indentation; outer ones first."""
     level = [tree] if (tree := module_tree(name, ('"""', "'''"))) else []
     while level:
         for node in level:
@@ -671,7 +667,7 @@ def _docstrings(name: str) -> Iterator[Document]:
 
 
 def _inner_statements(node: ast.AST) -> Iterator[ast.AST]:
-    """What stands directly in a statement; `ast.walk` would go through every expression, too, and take as long as
+    """The statements directly inside a statement; `ast.walk` would visit every expression too, and take as long as
     parsing.
     """
     for field in ("body", "handlers", "orelse", "finalbody", "cases"):
@@ -681,11 +677,10 @@ def _inner_statements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def module_tree(name: str, quotes: tuple[str, ...]) -> ast.Module | None:
-    """The syntax tree of an installed file `package/file`; None where it has none of `quotes`, or cannot be parsed
-    (templates, broken on purpose).
+    """The syntax tree of an installed file `package/file`. None where it contains none of `quotes`, or cannot be parsed
+    (templates, files that are broken on purpose).
 
-    The garbage collector rests meanwhile: it would look through millions of new nodes, none of which is garbage, for
-    half of the time.
+    Disables the garbage collector meanwhile, which would spend half of the time on millions of new nodes.
     """
     package, _, inner = name.partition("/")
     collecting = gc.isenabled()
@@ -703,7 +698,7 @@ def module_tree(name: str, quotes: tuple[str, ...]) -> ast.Module | None:
 
 
 def _installed_file(name: str, skipped: Skipped) -> Iterator[Document]:
-    """An installed file as it is, where it is text: code, licences, change logs, data of tests."""
+    """An installed file as it is, where it is text: code, licenses, change logs, test data."""
     package, _, inner = name.partition("/")
     path = Path(package_root(package), inner)
     raw = path.read_bytes() if path.stat().st_size <= LARGEST_FILE else b"\0"
@@ -721,17 +716,19 @@ def _installed_file(name: str, skipped: Skipped) -> Iterator[Document]:
 
 
 class _ZstdFile(io.RawIOBase):
-    """All frames of a zstd file. The package's own reader ends after the first, and says nothing when the last is cut
-    short.
+    """Reads all frames of a zstd file. The package's own reader ends after the first, and does not report a truncated
+    last frame.
     """
 
     def __init__(self, file):
         self.file, self.frame, self.compressed, self.text = file, None, b"", memoryview(b"")
 
     def readable(self) -> bool:
+        """True."""
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill a buffer and return the number of bytes. Raises EOFError where the file is truncated."""
         while not self.text:
             self.compressed = self.compressed or self.file.read(2**17)
             if not self.compressed:
@@ -748,8 +745,8 @@ class _ZstdFile(io.RawIOBase):
         return count
 
 
-def open_file(path: str):
-    """A file of this machine or the Hub as a buffered stream of bytes, decompressed."""
+def open_file(path: str) -> BinaryIO:
+    """A file of this machine or the Hub as a buffered, decompressed stream of bytes, with `peek`."""
     if path.lower().endswith(".zst"):
         return io.BufferedReader(_ZstdFile(fsspec.open(path, "rb").open()), 2**20)
     if os.path.exists(path):

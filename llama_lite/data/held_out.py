@@ -1,13 +1,13 @@
-"""Documentation that no demo trains on: the embedded evaluation tasks are made of it."""
+"""Documentation that no demo trains on; the embedded evaluation tasks use it."""
 
 from .formats import Skipped
 from .sources import resolve
 
-HELD_OUT_CHARACTERS = 450_000  # of the documentation at the corpus's beginning, which is the demo's validation slice
+HELD_OUT_CHARACTERS = 450_000  # at the beginning of the documentation, which is the demo's validation slice
 
 
 def held_out_documents() -> list[dict]:
-    """Documentation at the beginning of the embedded corpus: {text, document}. No demo trains or tunes on it."""
+    """[{text, document}] from the beginning of the embedded corpus, which no demo trains or tunes on."""
     found, characters = [], 0
     for document in resolve("installed-docs").documents(Skipped()):
         if characters >= HELD_OUT_CHARACTERS:

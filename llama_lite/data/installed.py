@@ -1,4 +1,4 @@
-"""The text that comes with the installed packages: which files, in which order, and where they are."""
+"""The text inside the installed packages: its files, their order, and where they are."""
 
 import functools
 import hashlib
@@ -19,11 +19,11 @@ FOREIGN_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 INSTALLED = {
     "installed-docs": (".py", FOREIGN_FOLDERS | {"test", "tests"}),
     "installed-files": ("", FOREIGN_FOLDERS),
-}  # endings, folders that are passed over
+}  # ending of files, folders that are skipped
 
 
 def installed_files(dataset: str) -> tuple[list[str], dict[str, str]]:
-    """(`package/file` of each documented package in a fixed pseudo-random order, versions). `dataset`: one of
+    """([`package/file`] of the documented packages in a fixed pseudo-random order, {package: version}). dataset: one of
     INSTALLED.
 
     The order is that of a hash of the name, so that the validation slice is a sample of all packages.

@@ -1,8 +1,8 @@
-"""From text to a prepared folder: curated once, tokenised once, each kept by what it was made from.
+"""From text to a prepared folder: curated once, tokenized once, each stored under a hash of its recipe.
 
-`data/NAME-HASH` holds tokens, `data/curated/NAME-HASH` the curated text they were made of: another vocabulary, or
-another validation slice, makes other tokens of the same curated text. A command that is refused leaves nothing that
-would refuse the corrected one.
+`data/NAME-HASH` holds tokens, `data/curated/NAME-HASH` the curated text they were made from: another vocabulary, or
+another validation slice, gives other tokens of the same curated text. A refused command leaves no files that would make
+the corrected command fail.
 """
 
 import dataclasses
@@ -14,7 +14,9 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -44,9 +46,12 @@ from .sources import Source
 from .text_facts import TextFacts, look
 from .tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_record, train_tokenizer, vocabulary_size
 
+if TYPE_CHECKING:
+    from ..config.pretrain import DataArguments
+
 ROOT = Path("data")
 
-DIGESTS = ROOT / ".digests.json"  # of large files, by size and time
+DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and time
 
 OF_TEXT = (
     "dataset",
@@ -64,22 +69,22 @@ OF_TOKENS = ("tokenizer", "vocab_size", "shard_tokens", "validation_tokens", "ma
 
 
 class Text:
-    """The text that a command names, looked at when it is first needed (rank 0). `data`: DataArguments."""
+    """The text of a command, examined when it is first needed (rank 0). data: DataArguments."""
 
-    def __init__(self, data):
+    def __init__(self, data: "DataArguments"):
         self.data, self.digest = data, None
 
     @functools.cached_property
     def source(self) -> Source:
-        """Its files; says how many of which endings are read. Raises Refusal."""
+        """The files of the text; prints how many of which endings are read. Raises Refusal."""
         data = self.data
-        where = (data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision)
+        options = sources.ReadOptions(data.text_column, data.encoding, data.file_types, separator=self.separator)
         found = sources.resolve(
-            *where, data.text_column, data.encoding, data.file_types, data.max_bytes, separator=self.separator
+            data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision, data.max_bytes, options
         )
         print_main(f"text      {sources.inventory(found)}")
-        none_holds_it = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
-        if data.document_separator != "auto" and self.separator is not None and none_holds_it:
+        never_found = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
+        if data.document_separator != "auto" and self.separator is not None and never_found:
             print_main(
                 f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided"
             )
@@ -87,19 +92,19 @@ class Text:
 
     @functools.cached_property
     def separator(self) -> str | None:
-        """What divides a file of plain text into documents: what somebody asked for, else the tokenizer's end-of-text;
-        None for nothing. Raises Refusal.
+        """What divides a plain text file into documents: --document_separator, else the tokenizer's end-of-text; None
+        for nothing. Raises Refusal.
         """
-        asked, tokenizer = self.data.document_separator, self.data.tokenizer
-        if asked != "auto":
-            return None if asked == "none" else asked.replace("\\n", "\n").replace("\\t", "\t")
+        requested, tokenizer = self.data.document_separator, self.data.tokenizer
+        if requested != "auto":
+            return None if requested == "none" else requested.replace("\\n", "\n").replace("\\t", "\t")
         if tokenizer in (None, "train", "gpt2"):
             return END_OF_TEXT
         prepared = Path(self.data.prepared_dir or "", "tokenizer")
         return load_tokenizer(str(prepared) if (prepared / "tokenizer.json").exists() else tokenizer).eos_token
 
     def undivided(self) -> None:
-        """Read every file of plain text as one document, as earlier versions did."""
+        """Read every plain text file as one document, as earlier versions did."""
         self.source = dataclasses.replace(
             self.source, files=tuple(dataclasses.replace(file, separator=None) for file in self.source.files)
         )
@@ -111,42 +116,42 @@ class Text:
             self.source = sources.cut(self.source, self.data.max_bytes)
 
     def cut(self, max_bytes: int) -> None:
-        """Read no more than the first files of so many bytes."""
+        """Read only the first `max_bytes` bytes of the files."""
         self.source = sources.cut(self.source, max_bytes)
         self.__dict__.pop("facts", None)
 
     @functools.cached_property
     def facts(self) -> TextFacts:
-        """How much of it there is, by a sample."""
+        """The size of the text, estimated from a sample."""
         return look(self.source)
 
     @property
     def content(self) -> str:
-        """What tells it from any other text: `sources.content`."""
+        """The digest of the text (`sources.content`)."""
         if self.digest is None:
             self.digest = sources.content(self.source, DIGESTS, trust=not self._hashes)
         return self.digest
 
     @property
     def _hashes(self) -> bool:
-        """Whether every byte is hashed again, whatever sizes and times say."""
+        """Whether every byte is hashed again, whatever sizes and times are."""
         return self.data.verify_data == "hashes"
 
     @property
     def has_content(self) -> bool:
-        """Whether `content` is to be had without reading more than CACHE_ABOVE bytes."""
+        """Whether `content` can be computed without reading more than CACHE_ABOVE bytes."""
         return self.source.bytes <= sources.CACHE_ABOVE or (
             not self._hashes and sources.has_digests(self.source, DIGESTS)
         )
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies in files of this machine, which can change under the same name."""
+        """Whether the text is in files of this machine, which can change under the same name."""
         return os.path.exists(os.path.expanduser(self.data.dataset)) or any(c in self.data.dataset for c in "*?[")
 
 
 def name_of(path: str) -> str:
-    """A short name of a dataset, model or folder, fit for a folder's name: `../My text/` -> `My-text`."""
+    """A short name of a dataset, model or folder that can name a folder: `../My text/` -> `My-text`."""
     base = os.path.basename(os.path.abspath(os.path.expanduser(path)))
     for _ in range(2):  # a.jsonl.zst
         stem, suffix = os.path.splitext(base)
@@ -154,12 +159,15 @@ def name_of(path: str) -> str:
     return re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII).strip(".-") or "text"
 
 
-def recipe_of_text(data, rules: dict, content: str | None) -> dict:
-    """What decides every byte of a curated text."""
-    given = {key: getattr(data, key) for key in OF_TEXT}
+def recipe_of_text(data: "DataArguments", rules: dict, content: str | None) -> dict:
+    """The recipe of a curated text: everything that determines its bytes.
+
+    rules: CurationArguments as a dict. content: the digest of the text (None: left open).
+    """
+    arguments = {key: getattr(data, key) for key in OF_TEXT}
     if data.document_separator == "auto":
-        del given["document_separator"]  # it follows from the tokenizer, and older recipes do not say it
-    recipe = given | {"content": content, "curation": active(rules)}
+        del arguments["document_separator"]  # it follows from the tokenizer, and older recipes lack it
+    recipe = arguments | {"content": content, "curation": active(rules)}
     if active(rules).get("min_score") is not None:
         recipe["curation"]["score_column"] = rules["score_column"]
     if os.path.exists(os.path.expanduser(data.dataset)):
@@ -167,21 +175,20 @@ def recipe_of_text(data, rules: dict, content: str | None) -> dict:
     return recipe
 
 
-def build_recipe(data, rules: dict, content: str | None) -> dict:
-    """What decides every byte of a prepared folder."""
+def build_recipe(data: "DataArguments", rules: dict, content: str | None) -> dict:
+    """The recipe of a prepared folder: everything that determines its bytes. Arguments as of `recipe_of_text`."""
     recipe = recipe_of_text(data, rules, content) | {key: getattr(data, key) for key in OF_TOKENS}
     if data.tokenizer not in (None, "train", "gpt2") and os.path.exists(os.path.expanduser(data.tokenizer)):
         recipe["tokenizer"] = Path(data.tokenizer).name
-        recipe["tokenizer_record"] = tokenizer_record(
-            load_tokenizer(os.path.expanduser(data.tokenizer))
-        )  # other content may have the same name
+        # Another tokenizer may have the same name.
+        recipe["tokenizer_record"] = tokenizer_record(load_tokenizer(os.path.expanduser(data.tokenizer)))
     if data.tokenizer != "train":
         recipe["vocab_size"] = None
     return recipe
 
 
-def default_folder(data, rules: dict, content: str, root: Path = ROOT) -> str:
-    """The folder of the tokens that these arguments make, when nobody names one."""
+def default_folder(data: "DataArguments", rules: dict, content: str, root: Path = ROOT) -> str:
+    """The default --prepared_dir of these arguments, which are those of `build_recipe`."""
     return str(root / f"{name_of(data.dataset)}-{_short(build_recipe(data, rules, content))}")
 
 
@@ -189,49 +196,54 @@ def _short(recipe: dict) -> str:
     return hashlib.sha256(json.dumps({**recipe, "dataset": None}, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def differences(there: dict, recipe: dict, claimed: set[str]) -> list[str]:
-    """What of a folder's recipe is not what was asked for, one phrase each. Only what somebody `claimed` counts, and
-    what a folder's recipe tells.
+def differences(recorded: dict, recipe: dict, claimed: set[str]) -> list[str]:
+    """How the recorded recipe of a folder differs from the requested `recipe`, one phrase each.
+
+    claimed: arguments that the user gave; only these, and only keys that the recorded recipe has, are compared.
     """
-    there = {"document_separator": "auto", **there}
+    recorded = {"document_separator": "auto", **recorded}
     claimed = (
         claimed
         | ({"curation"} if claimed & set(recipe["curation"]) else set())
         | ({"tokenizer_record"} if "tokenizer" in claimed else set())
     )
-    keys = {key for key in recipe if key in there and key in claimed}
+    keys = {key for key in recipe if key in recorded and key in claimed}
     return [
-        f"{key} was {there[key]!r}, now {recipe[key]!r}" for key in recipe if key in keys and there[key] != recipe[key]
+        f"{key} was {recorded[key]!r}, now {recipe[key]!r}"
+        for key in recipe
+        if key in keys and recorded[key] != recipe[key]
     ]
 
 
-def check_recipe(folder: Path, there: dict | None, recipe: dict, claimed) -> None:
-    """Raise Refusal when a folder was prepared from other text, by other rules, or with another tokenizer than somebody
-    asked for.
+def check_recipe(folder: Path, recorded: dict | None, recipe: dict, claimed: Iterable[str]) -> None:
+    """Raise Refusal when a folder was prepared from other text, by other rules, or with another tokenizer than the user
+    requested. Arguments as of `differences`; recorded is None where the folder has no recipe.
     """
-    if there is None:
+    if recorded is None:
         if (folder / "manifest.json").exists():
             raise Refusal(
                 f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project."
             )
         return
-    if found := differences(there, recipe, set(claimed)):
+    if found := differences(recorded, recipe, set(claimed)):
         raise Refusal(
             f"--prepared_dir {folder} was prepared otherwise: {'; '.join(found)}. Choose another --prepared_dir, ask"
             " for what is there, or delete the folder to prepare it again."
         )
 
 
-def check_content(folder: Path, there: dict, text: Text) -> None:
-    """Raise Refusal when the files of a text are not those that a folder was prepared from. `there`: its recipe."""
-    if there["content"] != text.content and text.source.names:
+def check_content(folder: Path, recorded: dict, text: Text) -> None:
+    """Raise Refusal when the files of a text are not those that a folder was prepared from. recorded: the recipe of the
+    folder.
+    """
+    if recorded["content"] != text.content and text.source.names:
         text.every_name()
-        if there["content"] == text.content:
+        if recorded["content"] == text.content:
             print_main(
                 f"WARNING   {folder} was prepared by a version that read linked files once for each of their names:"
                 " delete it to prepare it again"
             )
-    if there["content"] != text.content:
+    if recorded["content"] != text.content:
         before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
         message = (
             f"{before['files']:,} files of {before['bytes']:,} bytes then, {now['files']:,} of {now['bytes']:,} now"
@@ -240,58 +252,55 @@ def check_content(folder: Path, there: dict, text: Text) -> None:
         )
         raise Refusal(
             f"the text in {text.data.dataset} is not what {folder} was prepared from ({message}; or the same size and"
-            " other words). Bring it back, leave out --dataset to go on with the prepared tokens (--prepared_dir"
+            " other words). Bring it back, leave out --dataset to use the prepared tokens (--prepared_dir"
             f" {folder}), or begin another run: another --output_dir, without --prepared_dir."
         )
 
 
-def prepare(data, rules: dict, text: Text, claimed, repair: bool = False) -> dict:
-    """Make the prepared folder, or go on with it from its last whole shard; returns its manifest.
+def prepare(data: "DataArguments", rules: dict, text: Text, claimed: Iterable[str], repair: bool = False) -> dict:
+    """Prepare the folder, or continue after its last whole shard, and return its manifest.
 
-    claimed: names of the arguments that somebody gave, which a folder that is there must agree with. repair: verify
-    every byte of it, and make what is damaged again, or say that it is beyond repair. Memory does not grow with the
-    corpus, and the bytes do not depend on the number of workers. Raises Refusal, also for a full disk.
+    rules: CurationArguments as a dict. claimed: arguments that the user gave, which must match an existing folder.
+    repair: verify every byte of it, and make damaged files again. Memory does not grow with the corpus, and the bytes
+    do not depend on the number of workers. Raises Refusal, also for a full disk.
     """
     folder = Path(data.prepared_dir)
     check_folder("prepared_dir", folder, "prepared")
     with disk_full_as_refusal(folder):
-        return _found_or_made(folder, data, rules, text, claimed, repair)
+        return _find_or_make(folder, data, rules, text, claimed, repair)
 
 
-def _found_or_made(folder: Path, data, rules: dict, text: Text, claimed, repair: bool) -> dict:
-    manifest, there = read_manifest(folder), _read_recipe(folder)
+def _find_or_make(folder: Path, data, rules: dict, text: Text, claimed, repair: bool) -> dict:
+    """The manifest of a folder that exists (checked, and repaired where requested) or is made now."""
+    manifest, recorded = read_manifest(folder), _read_recipe(folder)
     problems = [] if manifest or not (folder / "manifest.json").exists() else ["manifest.json was altered"]
     if problems and not repair:
         raise altered(folder)
     if manifest:
-        there = manifest.get("recipe", there)
+        recorded = manifest.get("recipe", recorded)
     elif problems:
-        there = _recipe_of_repair(folder, data, rules, text)
+        recorded = _recipe_of_repair(folder, data, rules, text)
     if manifest or problems:
         problems += find_damage(folder, manifest, hashes=True) if manifest and repair else []
-        lost = [
-            problem for problem in problems if not problem.startswith("recipe.json ")
-        ]  # the recipe is in the manifest
+        lost = [problem for problem in problems if not problem.startswith("recipe.json ")]  # which the manifest holds
         if problems:
             print_main(f"repairing {folder}: {'; '.join(problems)}")
         if problems and manifest:
-            write_json(folder / "recipe.json", there)
-        by_content = bool((there or {}).get("content")) and (
-            text.is_local or bool(lost)
-        )  # the same text may lie elsewhere, or have another name
-        recorded = (
-            there and manifest and {"tokenizer_record": manifest["tokenizer"], **there}
-        )  # which recipes of earlier versions do not hold
+            write_json(folder / "recipe.json", recorded)
+        # Text is compared by content, because its folder may have been moved or renamed.
+        by_content = bool((recorded or {}).get("content")) and (text.is_local or bool(lost))
+        # Recipes of earlier versions have no tokenizer_record.
+        with_tokenizer = recorded and manifest and {"tokenizer_record": manifest["tokenizer"], **recorded}
         check_recipe(
             folder,
-            recorded or there,
+            with_tokenizer or recorded,
             build_recipe(data, rules, None),
             set(claimed) - ({"dataset"} if by_content else set()),
         )
         if lost:
-            return _repair(folder, data, rules, text, there, manifest, lost)
+            return _repair(folder, data, rules, text, recorded, manifest, lost)
         if by_content and "dataset" in claimed:
-            check_content(folder, there, text)
+            check_content(folder, recorded, text)
             divided = text.source.record.get("divided", {"files": 0})
             if divided["files"] and "divided" not in manifest["source"]:
                 print_main(
@@ -321,17 +330,17 @@ def _read_recipe(folder: Path) -> dict | None:
 
 
 def _recipe_of_repair(folder: Path, data, rules: dict, text: Text) -> dict:
-    """What a folder without a whole manifest was made from: its recipe.json, if that is what was written, else what is
-    asked for now, if it is the same.
+    """The recipe of a folder without a valid manifest: its recipe.json if it is unaltered, else the requested recipe if
+    it is the same. Raises Refusal.
     """
-    there, stamp = _read_recipe(folder), read_progress(folder).get("stamp")
-    if there and (stamp is None or digest_of(there) == stamp["recipe"]):
-        return there
-    if stamp and digest_of(asked := build_recipe(data, rules, text.content)) == stamp["recipe"]:
-        return asked
+    recorded, stamp = _read_recipe(folder), read_progress(folder).get("stamp")
+    if recorded and (stamp is None or digest_of(recorded) == stamp["recipe"]):
+        return recorded
+    if stamp and digest_of(requested := build_recipe(data, rules, text.content)) == stamp["recipe"]:
+        return requested
     raise Refusal(
         f"prepared tokens in {folder} are beyond repair: neither manifest.json nor recipe.json is what was written, so"
-        " nobody can say what they were made from. Delete the folder to prepare it again, or ask for exactly what it"
+        " their source is not known. Delete the folder to prepare it again, or ask for exactly what it"
         " was made from."
     )
 
@@ -339,8 +348,8 @@ def _recipe_of_repair(folder: Path, data, rules: dict, text: Text) -> dict:
 def _repair(
     folder: Path, data, rules: dict, text: Text, recipe: dict, manifest: dict | None, problems: list[str]
 ) -> dict:
-    """Make what is damaged again, of the same text by the same recipe; what comes out must be what was there. Raises
-    Refusal where it cannot be.
+    """Make damaged files again, from the same text by the same recipe; the tokens must be the same. Raises Refusal
+    where that is not possible.
     """
     lock = FolderLock(folder, "prepare")
     lock.acquire()
@@ -349,9 +358,8 @@ def _repair(
             if recipe.get("content"):
                 check_content(folder, recipe, text)
             text.source  # noqa: B018 (raises where there is none)
-            if (
-                manifest and "divided" not in manifest["source"]
-            ):  # made by a version that divided no file, or of a text that has none
+            # Made by a version that did not divide files, or from a text that has no separator.
+            if manifest and "divided" not in manifest["source"]:
                 text.undivided()
         except Refusal as refusal:
             raise Refusal(
@@ -367,7 +375,7 @@ def _repair(
 
 
 def _withdraw(folder: Path) -> None:
-    """Remove what was made by arguments that can never make a whole folder."""
+    """Remove the files of a folder that these arguments cannot complete."""
     for name in ("recipe.json", "progress.json", "curation.json"):
         (folder / name).unlink(missing_ok=True)
     for shard in folder.glob("*.npy"):
@@ -378,8 +386,10 @@ def _withdraw(folder: Path) -> None:
 def _prepare(
     folder: Path, data, rules: dict, text: Text, recipe: dict, exact: bool, before: dict | None = None
 ) -> dict:
-    """Tokens of a text, from where a ShardWriter left off. before: the manifest of a folder that is repaired, whose
-    tokens must come out again.
+    """Curate and tokenize a text, from the last whole shard on, and write the manifest, which is returned.
+
+    exact: whether --vocab_size was given. before: the manifest of a folder that is repaired, whose tokens must be
+    reproduced. Raises Refusal.
     """
     source = text.source
     if active(rules):
@@ -391,38 +401,9 @@ def _prepare(
     tokenizer = _tokenizer_for(folder, data, source, exact, known)
     if before and tokenizer_record(tokenizer) != known:
         raise _beyond_repair(folder, "its tokenizer comes out as another one")
-    identified = tokenizer_record(
-        tokenizer
-    )  # before it is used: a call forgets the truncation that a tokenizer.json asks for
-    began = time.monotonic()
-    stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
-    writer = ShardWriter(
-        folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
-    )
-    with tqdm(
-        total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None
-    ) as bar:
-        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
-            bar.update(writer.add(batch))
-            if writer.full:
-                break
-    writer.finish(len(source.files))
-    print_main(
-        f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in"
-        f" {time.monotonic() - began:.0f} s"
-    )
-    for line in skipped_lines(writer.skipped):
-        print_main(f"not read  {line}")
-    if line := special_line(writer.counts):
-        print_main(line)
-    if not writer.total:
-        _refuse_empty(folder, data, writer.skipped)
-    if not writer.splits["train"]:
-        _withdraw(folder)
-        raise Refusal(
-            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}:"
-            " nothing is left to train on. Make it smaller, leave it out, or bring more text."
-        )
+    identified = tokenizer_record(tokenizer)  # before its first call, which drops the truncation of a tokenizer.json
+    writer = _write_shards(folder, data, source, tokenizer, {"recipe": digest_of(recipe), "tokenizer": identified})
+    _check_amount(folder, data, writer)
     manifest = {
         "format": FORMAT,
         "recipe": recipe,
@@ -448,8 +429,45 @@ def _prepare(
     return manifest
 
 
+def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) -> ShardWriter:
+    """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read."""
+    start = time.monotonic()
+    writer = ShardWriter(
+        folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
+    )
+    with tqdm(
+        total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None
+    ) as bar:
+        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
+            bar.update(writer.add(batch))
+            if writer.full:
+                break
+    writer.finish(len(source.files))
+    print_main(
+        f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in"
+        f" {time.monotonic() - start:.0f} s"
+    )
+    for line in skipped_lines(writer.skipped):
+        print_main(f"not read  {line}")
+    if line := special_line(writer.counts):
+        print_main(line)
+    return writer
+
+
+def _check_amount(folder: Path, data, writer: ShardWriter) -> None:
+    """Raise Refusal where the text gave no tokens, or none to train on; the folder can then be prepared otherwise."""
+    if not writer.total:
+        _refuse_empty(folder, data, writer.skipped)
+    if not writer.splits["train"]:
+        _withdraw(folder)
+        raise Refusal(
+            f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}:"
+            " nothing is left to train on. Make it smaller, leave it out, or bring more text."
+        )
+
+
 def special_line(counts: dict) -> str | None:
-    """What to say of documents that spell out a special token of the tokenizer; None where there are none."""
+    """The line about documents that spell out a special token of the tokenizer; None where there are none."""
     spelled, as_ids = counts["special_text_documents"], counts["special_id_documents"]
     if as_ids:
         return (
@@ -468,7 +486,8 @@ def special_line(counts: dict) -> str | None:
 def _beyond_repair(folder: Path, why: str) -> Refusal:
     return Refusal(
         f"prepared tokens in {folder} are beyond repair: {why} (another version of a library, or another source of the"
-        " tokenizer). Delete the folder to prepare it again; runs that were trained on it will not go on with it."
+        " tokenizer). Delete the folder to prepare it again; runs that were trained on it cannot be resumed with"
+        " it."
     )
 
 
@@ -478,20 +497,22 @@ def _refuse_empty(folder: Path, data, skipped: dict) -> None:
 
 
 def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
-    """The curated text of a source, made once for all that is tokenised of it."""
+    """The curated text of a source, made once for all tokenizations of it. explicit: whether `path` is the folder
+    itself.
+    """
     recipe = recipe_of_text(data, rules, text.content)
     if data.document_separator == "auto" and any(
         file.separator not in (None, END_OF_TEXT) for file in text.source.files
     ):
-        recipe["document_separator"] = text.separator  # a tokenizer's, of which curated text knows nothing else
+        recipe["document_separator"] = text.separator  # which depends on the tokenizer
     folder = path if explicit else path / f"{name_of(data.dataset)}-{_short(recipe)}"
     check_folder("curated_dir", folder, "curated")
     lock = FolderLock(folder, "curate into")
     lock.acquire()
     try:
-        there = read_json(folder / "recipe.json")
-        if there not in (None, recipe):
-            found = differences(there, recipe, set(recipe)) or ["its text was another"]
+        recorded = read_json(folder / "recipe.json")
+        if recorded not in (None, recipe):
+            found = differences(recorded, recipe, set(recipe)) or ["its text was another"]
             raise Refusal(
                 f"--curated_dir {folder} holds another curated text: {'; '.join(found)}. Choose another, or delete it."
             )
@@ -503,10 +524,11 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Sourc
 
 
 def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict | None):
-    """The tokenizer saved in the prepared folder; where there is none, or not the `known` one, it is loaded or learnt,
-    and saved.
+    """The tokenizer of the prepared folder. Where there is none, or not the `known` one, it is loaded or trained, and
+    saved.
 
-    `exact`: with as many ids as was asked for. known: its `tokenizer_record`, None where nothing was made with it yet.
+    exact: whether the vocabulary must have --vocab_size ids. known: the expected `tokenizer_record`, None where nothing
+    was tokenized yet.
     """
     from transformers import AutoTokenizer
 
@@ -515,7 +537,7 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
     if found and found == (known or found):
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if path.is_symlink():
-        path.unlink()  # what it points to is somebody's
+        path.unlink()  # not the folder that it points to
     shutil.rmtree(path, ignore_errors=True)
     if data.tokenizer == "train":
         skipped = Skipped()
@@ -534,7 +556,7 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
             )
     else:
         tokenizer = load_tokenizer(data.tokenizer)
-    aside = folder / ".tokenizer.tmp"
-    tokenizer.save_pretrained(aside)
-    os.replace(aside, path)
+    temporary = folder / ".tokenizer.tmp"
+    tokenizer.save_pretrained(temporary)
+    os.replace(temporary, path)
     return tokenizer

@@ -1,8 +1,8 @@
 """Token shards: written once, restartable, verified.
 
-A prepared folder (preparing.py makes it) holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above
-65,535 ids, for `numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream is
-the source's documents in order, each preceded by end-of-text; its first `validation_tokens` are for validation.
+A prepared folder (made by preparation.py) holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above
+65,535 ids, for `numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream of
+tokens is the source's documents in order, each after an end-of-text; its first `validation_tokens` are for validation.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +24,12 @@ from .formats import Part, Skipped, documents, merge_skipped, parts
 from .sources import Source
 from .tokenizer import Encoder, tokenizer_record, vocabulary_size
 
-FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # /1 counted recipe and records into the fingerprint
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
-IN_FLIGHT = 3  # parts a worker has waiting or done: bounds memory whatever the corpus
+FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # the fingerprint of /1 covers recipe and records too
+
+IN_FLIGHT = 3  # parts per worker that are queued or done; bounds memory for any corpus
 
 NO_DOCUMENTS = dict.fromkeys(("documents", "slow_documents", "special_text_documents", "special_id_documents"), 0)
 
@@ -39,11 +43,11 @@ HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the
 
 @dataclasses.dataclass
 class EncodedPart:
-    """The documents of one part of a file: document i is ids[ends[i - 1] : ends[i]], which begin with end-of-text.
+    """The documents of one part of a file: document i is ids[ends[i - 1] : ends[i]], which begins with end-of-text.
 
-    `sizes` are their UTF-8 bytes, `slow` is true where the tokenizer itself had to encode one, `special` is
-    `Encoder.spells_special` of each. `skipped` holds, for some i, the counts of rows without text before document i;
-    behind the last document stands an empty one where such rows end the part.
+    `sizes`: their UTF-8 bytes; `slow`: whether the tokenizer itself had to encode each; `special`:
+    `Encoder.spells_special` of each. `skipped`: {i: counts of rows without text before document i}; an empty document
+    at the end holds those of the last rows.
     """
 
     file: int
@@ -57,18 +61,22 @@ class EncodedPart:
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
-    """The number format of ids below `vocab_size`."""
+    """uint16 for up to 65,536 ids, else uint32."""
     return np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
 
 
-def tokenize(source: Source, tokenizer, position: dict, workers: int) -> Iterator[EncodedPart]:
+def tokenize(
+    source: Source, tokenizer: "PreTrainedTokenizerBase", position: dict, workers: int
+) -> Iterator[EncodedPart]:
     """The documents of a source in order, from the part of `position` on, parsed and encoded by `workers` processes.
 
-    This process only cuts files into parts; at most IN_FLIGHT parts a worker exist at once.
+    position: {file, part, ...} of a ShardWriter. This process only cuts files into parts; at most IN_FLIGHT parts per
+    worker exist at once.
     """
     waiting: deque = deque()
 
-    def result():
+    def result() -> EncodedPart:
+        """The first queued part, once it is encoded."""
         file, number, job = waiting.popleft()
         return EncodedPart(file, number, *job.result())
 
@@ -94,7 +102,7 @@ def _start_worker(encode: Encoder, dtype, encoding: str | None) -> None:
 
 
 def _encode_part(part: Part):
-    """`EncodedPart` without its place."""
+    """The fields of an EncodedPart after `file` and `part`."""
     texts, skipped, before = [], Skipped(), {}
     for document in documents(part, skipped, encoding=_worker["encoding"]):
         if skipped.reasons:
@@ -118,9 +126,10 @@ def _encode_part(part: Part):
 
 
 class ShardWriter:
-    """Cuts the stream into shards. Each whole shard is on disk, flushed and recorded, before the next begins.
+    """Cuts the stream of tokens into shards. Each whole shard is on disk, flushed and recorded, before the next begins.
 
-    `position` says which document comes next; a stopped writer goes on from its last whole shard.
+    `position` is the next document; a stopped writer continues after its last whole shard. stamp: identifies recipe and
+    tokenizer; shards with another stamp are not continued.
     """
 
     def __init__(
@@ -145,9 +154,8 @@ class ShardWriter:
         self.skipped = saved.get("skipped", {})
         self._start_at_first_damaged(saved.get("marks", []))
         self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
-        self.behind = dict(
-            self.position
-        )  # what lies before it is in whole shards already, and comes again with the rest of its part
+        # The parts that come again begin with documents before this position, which are in whole shards already.
+        self.resumed_at = dict(self.position)
         self.buffer, self.filled, self.text_bytes = None, 0, 0.0
         self._record()
 
@@ -156,14 +164,14 @@ class ShardWriter:
         return {"position": self.position, "counts": self.counts, "skipped": self.skipped}
 
     def _record(self) -> None:
-        """Write how far it is, with a digest."""
+        """Write `progress.json`, with a digest."""
         progress = {"splits": self.splits, "marks": self.marks, **self._state} | (
             {"stamp": self.stamp} if self.stamp else {}
         )
         write_json(self.folder / "progress.json", {**progress, "digest": digest_of(progress)})
 
     def _start_at_first_damaged(self, marks: list[dict]) -> None:
-        """Keep the shards before the first one that is not what was written, and the position after them."""
+        """Keep the shards before the first damaged one, and the position after them."""
         self.marks = []
         for mark in marks:
             if _shard_problem(self.folder, mark["shard"], hashes=True):
@@ -180,6 +188,7 @@ class ShardWriter:
 
     @property
     def full(self) -> bool:
+        """Whether `max_tokens` is reached."""
         return self.max_tokens is not None and self.total + self.filled >= self.max_tokens
 
     @property
@@ -193,13 +202,13 @@ class ShardWriter:
         return end - self.filled
 
     def add(self, batch: EncodedPart) -> int:
-        """Append a part; returns the tokens taken. One that fits into the shard goes in whole, else by its
-        documents.
+        """Append a part and return the number of tokens taken. A part that fits into the shard is appended at once, any
+        other by its documents.
         """
-        first, at = 0, 0
-        if (batch.file, batch.part) == (self.behind["file"], self.behind["part"]):
-            first, at = self.behind["document"], self.behind["tokens"]
-        if first == at == 0 and len(batch.ids) < self._room:
+        first, offset = 0, 0
+        if (batch.file, batch.part) == (self.resumed_at["file"], self.resumed_at["part"]):
+            first, offset = self.resumed_at["document"], self.resumed_at["tokens"]
+        if first == offset == 0 and len(batch.ids) < self._room:
             self._append(batch.ids)
             self.text_bytes += int(batch.sizes.sum())
             self._count(batch, slice(None))
@@ -210,7 +219,7 @@ class ShardWriter:
         for number in range(first, len(batch.ends)):
             if self.full:
                 break
-            self._add_document(batch, number, at if number == first else 0)
+            self._add_document(batch, number, offset if number == first else 0)
         return self.total + self.filled - before
 
     def _count(self, batch: EncodedPart, taken: slice) -> None:
@@ -226,25 +235,25 @@ class ShardWriter:
         self.buffer[self.filled : self.filled + len(ids)] = ids
         self.filled += len(ids)
 
-    def _add_document(self, batch: EncodedPart, number: int, at: int) -> None:
-        """Append document `number` of a part from its token `at` on, over as many shards as it takes."""
+    def _add_document(self, batch: EncodedPart, number: int, offset: int) -> None:
+        """Append document `number` of a part from its token `offset` on, over as many shards as needed."""
         ids = batch.ids[batch.ends[number - 1] if number else 0 : batch.ends[number]]
-        if at == 0:
+        if offset == 0:
             self._count(batch, slice(number, number + 1))
             if number in batch.skipped:
                 self.skipped = merge_skipped([self.skipped, batch.skipped[number]])
-        while at < len(ids) and not self.full:
-            taken = ids[at : at + self._room]
+        while offset < len(ids) and not self.full:
+            taken = ids[offset : offset + self._room]
             self._append(taken)
             self.text_bytes += int(batch.sizes[number]) * len(taken) / len(ids)
-            at += len(taken)
+            offset += len(taken)
             if self._room == 0:
-                whole = at == len(ids)
+                complete = offset == len(ids)
                 self.position = {
                     "file": batch.file,
                     "part": batch.part,
-                    "document": number + whole,
-                    "tokens": 0 if whole else at,
+                    "document": number + complete,
+                    "tokens": 0 if complete else offset,
                 }
                 self._flush()
 
@@ -253,14 +262,14 @@ class ShardWriter:
             "validation" if sum(s["tokens"] for s in self.splits["validation"]) < self.validation_tokens else "train"
         )
         name = f"{split}-{len(self.splits[split]):05d}.npy"
-        aside = self.folder / f".{name}.tmp"
-        with open(aside, "wb") as file:
+        temporary = self.folder / f".{name}.tmp"
+        with open(temporary, "wb") as file:
             np.save(file, self.buffer[: self.filled])
             file.flush()
-            with ThreadPoolExecutor(1) as pool:  # hashing and flushing side by side
-                digest = pool.submit(sha256, aside)
-                flush(file.fileno(), aside)
-        os.replace(aside, self.folder / name)
+            with ThreadPoolExecutor(1) as pool:  # hashing and flushing at the same time
+                digest = pool.submit(sha256, temporary)
+                flush(file.fileno(), temporary)
+        os.replace(temporary, self.folder / name)
         flush_folder(self.folder)
         shard = {
             "name": name,
@@ -276,7 +285,7 @@ class ShardWriter:
         self._record()
 
     def finish(self, files: int) -> None:
-        """Write the last, shorter shard; the position is then behind the last of `files` files."""
+        """Write the last, shorter shard. The position is then after the last of `files` files."""
         if not self.full:
             self.position = {**BEGINNING, "file": files}
         if self.filled:
@@ -287,7 +296,7 @@ class ShardWriter:
 
 
 def read_progress(folder: Path) -> dict:
-    """What a ShardWriter recorded, or {} where there is nothing, or what was altered. Older ones have no digest."""
+    """The record of a ShardWriter; {} where there is none, or it was altered. Older records have no digest."""
     progress = read_json(folder / "progress.json")
     if (
         not isinstance(progress, dict)
@@ -299,7 +308,7 @@ def read_progress(folder: Path) -> dict:
 
 
 def file_records(folder: Path) -> dict[str, dict]:
-    """{path: {size, sha256}} of the small files that a manifest vouches for: the tokenizer's, and curation.json."""
+    """{path: {size, sha256}} of the small files that a manifest covers: the tokenizer's, and curation.json."""
     paths = [*sorted((folder / "tokenizer").rglob("*")), folder / "curation.json"]
     return {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -322,69 +331,69 @@ def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
 
 
 def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
-    """What is wrong with a prepared folder's shards, one sentence each."""
+    """What is wrong with the shards of a prepared folder, one sentence each. hashes: check sha256 too, not only
+    sizes.
+    """
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
     with ThreadPoolExecutor(max_workers=4) as pool:
         return [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard, hashes), shards) if problem]
 
 
 def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
-    """What is wrong with a prepared folder by its manifest, which is whole, one sentence each: recipe, tokenizer,
-    shards, curation.json.
+    """What is wrong with a prepared folder, one sentence each: recipe, tokenizer, shards, curation.json. manifest: its
+    manifest, which is_whole.
 
-    hashes: whether shards are hashed, too; the small files always are.
+    hashes: whether shards are hashed too; the small files always are.
     """
-    recipe, there = read_json(folder / "recipe.json"), (folder / "recipe.json").exists()
+    recipe, exists = read_json(folder / "recipe.json"), (folder / "recipe.json").exists()
     problems = []
     if manifest.get("recipe", recipe) != recipe:
-        problems.append("recipe.json was altered (it is not the manifest's)" if there else "recipe.json is missing")
+        problems.append("recipe.json was altered (it is not the manifest's)" if exists else "recipe.json is missing")
     for name, expected in manifest.get("files", {}).items():
         problems += filter(None, [_file_problem(folder, name, expected["size"], expected["sha256"])])
     if (
         "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]
     ):  # of an earlier version
-        whole = (folder / "tokenizer" / "tokenizer.json").exists()
+        is_present = (folder / "tokenizer" / "tokenizer.json").exists()
         problems.append(
             "tokenizer/ is not the one that the tokens were made with"
-            if whole
+            if is_present
             else "tokenizer/tokenizer.json is missing"
         )
     return problems + damaged_shards(folder, manifest, hashes)
 
 
 def read_tokenizer_record(folder: Path) -> dict | None:
-    """`tokenizer_record` of a saved tokenizer; None where it cannot be read."""
+    """The `tokenizer_record` of a saved tokenizer; None where it cannot be read."""
     from transformers import AutoTokenizer
 
     try:
         return tokenizer_record(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-    except Exception:  # the library raises what its parsers do: of JSON, of Rust, its own
+    except Exception:  # the library raises the errors of JSON, of Rust, and its own
         return None
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """The manifest of a prepared folder, None where there is none that is what was written."""
+    """The manifest of a prepared folder; None where there is none, or it was altered."""
     manifest = read_json(Path(folder) / "manifest.json")
     return manifest if is_whole(manifest) else None
 
 
-def is_whole(manifest) -> bool:
-    """Whether a manifest is what was written, by its fingerprint and its digest (of which the first versions had
-    none).
-    """
+def is_whole(manifest: object) -> bool:
+    """Whether a manifest is unaltered, by its fingerprint and its digest (which the first versions did not have)."""
     try:
-        sealed = manifest["digest"] if "files" in manifest else manifest.get("digest", digest_of(manifest))
+        digest = manifest["digest"] if "files" in manifest else manifest.get("digest", digest_of(manifest))
         return (
             manifest["format"] in (FORMAT, FORMAT_1)
             and fingerprint(manifest) == manifest["fingerprint"]
-            and sealed == digest_of(manifest)
+            and digest == digest_of(manifest)
         )
     except (KeyError, TypeError, AttributeError):
         return False
 
 
 def altered(folder: Path) -> Refusal:
-    """The refusal of a folder whose manifest is not what was written."""
+    """The refusal of a folder whose manifest was altered."""
     return Refusal(
         f"{folder / 'manifest.json'} was altered: its fingerprint does not match its content. Run the same command with"
         " --prepare_only: it repairs it, or says that it cannot."
@@ -392,7 +401,7 @@ def altered(folder: Path) -> Refusal:
 
 
 def fingerprint(manifest: dict) -> str:
-    """sha256 over everything that a training run reads: the tokenizer, and the shards in order."""
+    """sha256 over everything that a training run reads: dtype, tokenizer, and the shards in order."""
     if manifest["format"] == FORMAT_1:
         content = {key: value for key, value in manifest.items() if key != "fingerprint"}
     else:
@@ -405,21 +414,21 @@ def fingerprint(manifest: dict) -> str:
 
 
 def add_fingerprint(manifest: dict) -> dict:
-    """The manifest with its fingerprint, and a digest over all of it."""
+    """The manifest with its fingerprint and its digest."""
     manifest = {**manifest, "fingerprint": fingerprint(manifest)}
     return {**manifest, "digest": digest_of(manifest)}
 
 
 def digest_of(record: dict) -> str:
-    """sha256 over a record without its own `digest`."""
+    """sha256 over a record without its key `digest`."""
     return hashlib.sha256(
         json.dumps({key: value for key, value in record.items() if key != "digest"}, sort_keys=True).encode()
     ).hexdigest()
 
 
 def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
-    """Raise Refusal, naming each damaged file, before a run reads any. `mode` is of the shards: auto, sizes or
-    hashes.
+    """Raise Refusal, naming each damaged file. mode: how shards are checked: sizes, hashes, or auto (hashes up to 1
+    GiB).
     """
     if not is_whole(manifest):
         raise altered(folder)
@@ -432,17 +441,17 @@ def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:
 
 
 def describe(manifest: dict) -> str:
-    """One line for the terminal."""
-    train, held = (manifest["splits"][name] for name in ("train", "validation"))
+    """One line that describes a manifest, or an estimate of one."""
+    train, validation = (manifest["splits"][name] for name in ("train", "validation"))
     if "estimated" in manifest:
-        about = "" if manifest["exact"] else "about "
+        approximately = "" if manifest["exact"] else "about "
         return (
-            f"{about}{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary"
+            f"{approximately}{train['tokens']:,} training and {validation['tokens']:,} validation tokens, vocabulary"
             f" {manifest['tokenizer']['vocab_size']:,}; not prepared yet"
         )
     bases = manifest["baselines"]
     return (
-        f"{train['tokens']:,} training and {held['tokens']:,} validation tokens, vocabulary"
+        f"{train['tokens']:,} training and {validation['tokens']:,} validation tokens, vocabulary"
         f" {manifest['tokenizer']['vocab_size']:,}, fingerprint {manifest['fingerprint'][:12]}; baselines: unigram"
         f" {bases['unigram']:.3f}, bigram {bases['bigram']:.3f} nats"
     )

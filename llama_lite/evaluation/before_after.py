@@ -63,11 +63,13 @@ def measure_losses(model, examples: list[Example], device, batch: int = 8) -> li
         rows = examples[begin : begin + batch]
         losses, top, _ = answer_losses(model, {**flatten_batch(rows, device), "use_cache": False})
         parts = zip(
-            losses.double().split([row.learnt for row in rows]), top.split([row.learnt for row in rows]), strict=True
+            losses.double().split([row.num_label_tokens for row in rows]),
+            top.split([row.num_label_tokens for row in rows]),
+            strict=True,
         )
         for row, (nats, likeliest) in zip(rows, parts, strict=True):
             ends = 0 if row.cut else 1
-            counts = {"tokens": row.learnt, "top": int(likeliest.sum()), "ends": ends}
+            counts = {"tokens": row.num_label_tokens, "top": int(likeliest.sum()), "ends": ends}
             found.append(
                 {
                     "document": row.row.document,

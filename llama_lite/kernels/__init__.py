@@ -1,3 +1,3 @@
-"""Faster ways to compute the same numbers; each is tried on the model before it is used. May import: foundations,
-machine, config, data.
+"""Faster implementations of the same computations; each is tested on the model before it is used. May import:
+foundations, machine, config, data.
 """

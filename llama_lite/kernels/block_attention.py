@@ -1,18 +1,18 @@
-"""Causal attention as large matrix products over blocks of queries, for training on a CPU: each block meets only the
-keys before its end.
+"""Causal attention as large matrix products over blocks of queries, for training on a CPU: each block attends only to
+the keys before its end.
 
-The same mathematics as torch's scaled_dot_product_attention, in another order of additions; as in transformers' `eager`
-attention the scores are rounded to the inputs' format, and the softmax is computed in float32. Nothing of the size of
-context x context is kept: the backward pass makes the scores again. A compiler that saw both passes in its layer would
-find the same scores in them and keep these after all: to it they are two operators, and what lies between the products
-is fused by compiling each pass on its q.
+The result is that of torch's scaled_dot_product_attention, with another order of additions. As in transformers' `eager`
+attention, the scores are rounded to the inputs' dtype, and the softmax is computed in float32. Nothing of the size
+context x context is saved: the backward pass recomputes the scores. Both passes are custom operators, because a
+compiler that saw them together would save the scores after all; each is compiled separately, to fuse what lies between
+products.
 """
 
 import functools
 from unittest.mock import patch
 
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -21,7 +21,7 @@ from . import probe
 
 NAME = "blocks"
 
-HARMLESS = {
+IGNORED_ARGUMENTS = {
     "position_ids",
     "cache_position",
     "sliding_window",
@@ -32,18 +32,19 @@ HARMLESS = {
     "position_embeddings",
 }
 
-EAGER, COMPILED = 128, 256  # queries of a block; by benchmarks/attention.py, compiled for the longest context there
+EAGER_BLOCK, COMPILED_BLOCK = 128, 256  # queries per block, by benchmarks/attention.py
 
 
 class BlockAttention(torch.autograd.Function):
-    """(query, key, value [batch, heads, context, width], scaling, queries of a block, compile it) -> the shape of
-    query.
+    """(query, key, value [batch, heads, context, width], scaling, queries per block, whether to compile) -> output
+    [batch, heads, context, width].
 
-    Keys and values can have fewer heads, each shared by as many of the query's.
+    Keys and values can have fewer heads (grouped-query attention).
     """
 
     @staticmethod
     def forward(ctx, query, key, value, scaling, size, compiled=False):
+        """The output; saves it and the log-sum-exp of the scores."""
         output, lse = attend(query, key, value, scaling, size, compiled)
         ctx.save_for_backward(query, key, value, output, lse)
         ctx.settings = scaling, size, compiled
@@ -51,6 +52,7 @@ class BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
+        """The gradients of query, key and value."""
         return *differentiate(gradient, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
@@ -58,8 +60,8 @@ class BlockAttention(torch.autograd.Function):
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, size: int, compiled: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(output, lse): output in memory as [batch, context, heads, width]; lse, the log-sum-exp of each query's scores,
-    [batch * heads, context, 1].
+    """(output, lse). output: [batch, heads, context, width], in memory [batch, context, heads, width]; lse: the
+    log-sum-exp of each query's scores, [batch * heads, context, 1], float32. size: queries per block.
     """
     return (_compiled(_attend) if compiled else _attend)(query, key, value, scaling, size)
 
@@ -76,7 +78,7 @@ def differentiate(
     size: int,
     compiled: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of query, key and value."""
+    """(dq, dk, dv): the gradients of query, key and value, in their shapes; `gradient` is that of the output."""
     return (_compiled(_differentiate) if compiled else _differentiate)(
         gradient, query, key, value, output, lse, scaling, size
     )
@@ -105,8 +107,8 @@ def _attend(query, key, value, scaling, size):
     lse = torch.empty(*query.shape[:2], 1, dtype=torch.float32, device=query.device)
     for begin in range(0, query.shape[1], size):
         end = min(begin + size, query.shape[1])
-        # scores and probs: [batch * heads, queries of the block, keys up to its end]; row_max and sum_exp: [batch *
-        # heads, queries of the block, 1]
+        # scores, probs: [batch * heads, queries of the block, keys up to its end]
+        # row_max, sum_exp: [batch * heads, queries of the block, 1]
         scores = torch.bmm(query[:, begin:end], key[:, :end].transpose(1, 2)).float()
         scores[:, :, begin:].masked_fill_(_causal_mask(end - begin, scores.device), -torch.inf)
         row_max = scores.amax(2, keepdim=True)
@@ -121,12 +123,12 @@ def _attend(query, key, value, scaling, size):
 
 def _differentiate(gradient, query, key, value, output, lse, scaling, size):
     batch, heads, context, width = query.shape
-    shared = batch, key.shape[1], -1, context, width
+    grouped = batch, key.shape[1], -1, context, width  # the heads that share a key, in one dimension
     query, key, value, output, gradient = _by_head(
         query * scaling, key, value, output, gradient.to(query.dtype), heads=heads
     )
-    # delta: [batch * heads, context, 1], as in FlashAttention-2 (arXiv 2307.08691, algorithm 2); dq, dk, dv: the shapes
-    # of query, key, value by head
+    # delta: [batch * heads, context, 1], as in FlashAttention-2 (arXiv 2307.08691, algorithm 2)
+    # dq, dk, dv: [batch * heads, context, width]
     delta = (gradient.float() * output.float()).sum(2, keepdim=True)
     dq, dk, dv = (
         torch.empty_like(query),
@@ -142,80 +144,82 @@ def _differentiate(gradient, query, key, value, output, lse, scaling, size):
         ds = torch.bmm(do, value[:, :end].transpose(1, 2)).float().sub_(delta[:, begin:end]).mul_(probs).to(q.dtype)
         dq[:, begin:end] = torch.bmm(ds, key[:, :end])
         dk[:, :end] += torch.bmm(ds.transpose(1, 2), q)
-    dk, dv = (grad.view(shared).sum(2).to(query.dtype) for grad in (dk, dv))
+    dk, dv = (grad.view(grouped).sum(2).to(query.dtype) for grad in (dk, dv))
     return (dq * scaling).view(batch, heads, context, width), dk, dv
 
 
 def _by_head(*tensors, heads):
-    """[batch, heads or fewer, context, width] -> [batch * heads, context, width]."""
+    """[batch, heads or fewer, context, width] -> [batch * heads, context, width], for each tensor."""
     return (repeat_kv(tensor, heads // tensor.shape[1]).reshape(-1, *tensor.shape[2:]) for tensor in tensors)
 
 
 def _empty_output(query):
-    """Room for an output, which the layer's next product then reads without a copy."""
+    """An empty output [batch, heads, context, width], laid out so that the layer's next product reads it without a
+    copy.
+    """
     batch, heads, context, width = query.shape
     return query.new_empty(batch, context, heads, width).transpose(1, 2)
 
 
 def _causal_mask(size: int, device) -> torch.Tensor:
-    """Which keys of a block come after which of its queries."""
+    """[size, size], true where the key comes after the query."""
     return torch.ones(size, size, dtype=torch.bool, device=device).triu(1)
 
 
 def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **kwargs):
-    """As transformers calls attention. Blocks where a whole causal context is trained on; everything else is
-    scaled_dot_product_attention's.
+    """An attention function of transformers (AttentionInterface): (output [batch, context, heads, width], None).
 
-    An argument that blocks do not know (a soft cap, a position bias, attention sinks) is never left out: such a call is
-    torch's, or refused by it.
+    Uses blocks for training on a whole causal context on a CPU, and scaled_dot_product_attention for everything else,
+    also where an argument is given that blocks do not support (a soft cap, a position bias, attention sinks).
     """
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    plain = (
+    is_plain = (
         causal
         and attention_mask is None
         and not dropout
-        and all(kwargs[name] is None or kwargs[name] is False for name in kwargs.keys() - HARMLESS)
+        and all(kwargs[name] is None or kwargs[name] is False for name in kwargs.keys() - IGNORED_ARGUMENTS)
     )
-    whole = plain and query.shape[2] == key.shape[2] > 1 and query.device.type == "cpu"
-    if not (whole and torch.is_grad_enabled()):
+    is_whole = is_plain and query.shape[2] == key.shape[2] > 1 and query.device.type == "cpu"
+    if not (is_whole and torch.is_grad_enabled()):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
         )
-    if torch.is_autocast_enabled(
-        "cpu"
-    ):  # rotated queries can be float32 under FSDP2; torch's attention would round them, too
+    # Rotated queries can be float32 under FSDP2; torch's attention would round them, too.
+    if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     compiled = torch.compiler.is_compiling()
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
-    output = BlockAttention.apply(query, key, value, scaling, COMPILED if compiled else EAGER, compiled)
+    output = BlockAttention.apply(query, key, value, scaling, COMPILED_BLOCK if compiled else EAGER_BLOCK, compiled)
     return output.transpose(1, 2), None
 
 
-def enable_block_attention(model) -> None:
-    """Let a model attend in blocks while it is trained."""
+def enable_block_attention(model: PreTrainedModel) -> None:
+    """Switch a model to block attention, which takes effect while it is trained."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
 
 
-def why_unsupported(model) -> str | None:
-    """Why a model cannot attend in blocks, tried on itself in float32; None where it can, with the same logits. The
-    model is left as it was.
+def why_unsupported(model: PreTrainedModel) -> str | None:
+    """Why a model cannot use block attention, tested on the model itself in float32; None where its logits are the
+    same. The model is unchanged afterwards.
     """
     before = model.config._attn_implementation
     if before != "sdpa":
         return f"its attention is {before}, not scaled_dot_product_attention"
-    ids, used, original = probe.probe_ids(model), [], BlockAttention.apply
+    ids, calls, original = probe.probe_ids(model), [], BlockAttention.apply
     with probe.evaluating(model):
         plain = model(input_ids=ids, use_cache=False).logits
         enable_block_attention(model)
         try:
-            with patch.object(BlockAttention, "apply", lambda *do: used.append(do) or original(*do)):
-                ours = model(input_ids=ids, use_cache=False).logits
+            with patch.object(
+                BlockAttention, "apply", lambda *arguments: calls.append(arguments) or original(*arguments)
+            ):
+                logits = model(input_ids=ids, use_cache=False).logits
         except (ValueError, TypeError, RuntimeError, AttributeError) as error:
             return formatting.shortened(error)
         finally:
             model.set_attn_implementation(before)
-    if not used:
+    if not calls:
         return "no layer of it asks transformers' attention functions for a whole causal context"
-    return None if probe.close(ours, plain) else "its logits would be others"
+    return None if probe.close(logits, plain) else "its logits would differ"

@@ -1,6 +1,7 @@
-"""Compiled decoder layers: applied where a compiler is there and the compiled layers give the plain ones' numbers."""
+"""Compiled decoder layers, used where a compiler is installed and the logits stay the same."""
 
 import torch
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .. import formatting
@@ -8,21 +9,18 @@ from ..distributed import print_main
 from ..machine.hardware import missing_compiler
 from . import probe
 
-COMPILES = (
-    "llama",
-    # kinds whose compiled layers the tests hold against plain ones; others are tried at the start, which takes as long
-    # again
-)
+# Model types whose compiled layers the tests compare with uncompiled ones; others are tested at the start of a run,
+# which takes as long as compiling.
+TESTED_MODEL_TYPES = ("llama",)
 
-COMPILED_PROBE = 1e-4  # of the largest logit, in float32: what fused operations round otherwise
+COMPILED_TOLERANCE = 1e-4  # of the largest logit, in float32: fused operations round differently
 
 
-def compile_layers(model, device) -> bool:
-    """Compile each decoder layer of a causal language model in place, alike ones once, for fixed shapes. True if it
-    could.
+def compile_layers(model: PreTrainedModel, device: torch.device) -> bool:
+    """Compile each decoder layer of a causal language model in place, identical ones once, for fixed shapes. Returns
+    whether the layers are compiled; the reason is printed where they are not.
 
-    Parameter names stay, and hooks of DDP and FSDP2 run. What compiled before is read from torch's cache
-    (TORCHINDUCTOR_CACHE_DIR).
+    Parameter names do not change, and hooks of DDP and FSDP2 run. Torch caches compiled code (TORCHINDUCTOR_CACHE_DIR).
     """
     if missing := missing_compiler(device):
         print_main(f"WARNING   --compile_layers: {missing}: layers run uncompiled, with the same result")
@@ -30,22 +28,21 @@ def compile_layers(model, device) -> bool:
     if device.type == "cpu":
         from torch._inductor import config, cpu_vec_isa
 
-        # torch's cache of compiled graphs does not know for which vectors their code was written: from another kind of
-        # processor, or under another
-        # ATEN_CPU_CAPABILITY, it would write beyond its buffers. This setting is part of the cache's key.
+        # The key of torch's cache does not hold the vector width that code was generated for: code from another kind of
+        # processor, or another ATEN_CPU_CAPABILITY, would write beyond its buffers. This setting is part of the key.
         config.cpp.simdlen = cpu_vec_isa.pick_vec_isa().bit_width() or None
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         print_main(
-            "WARNING   --compile_layers: this model has no layers that transformers can tell apart: it runs uncompiled,"
+            "WARNING   --compile_layers: transformers finds no layers in this model: it runs uncompiled,"
             " with the same result"
         )
         return False
-    tried = model.config.model_type in COMPILES
-    plain = None if tried else _probed(model)
+    tested = model.config.model_type in TESTED_MODEL_TYPES
+    plain = None if tested else _probe_logits(model)
     for layer in layers:
         layer.compile(dynamic=False)
-    if tried or (why := _other_than(plain, model)) is None:
+    if tested or (why := _why_different(model, plain)) is None:
         return True
     for layer in layers:
         layer._compiled_call_impl = None
@@ -54,14 +51,15 @@ def compile_layers(model, device) -> bool:
     return False
 
 
-def _probed(model) -> torch.Tensor:
+def _probe_logits(model) -> torch.Tensor:
+    """The logits of `probe_ids`, [2, 24, vocabulary]."""
     with probe.evaluating(model):
         return model(input_ids=probe.probe_ids(model), use_cache=False).logits.detach()
 
 
-def _other_than(plain: torch.Tensor, model) -> str | None:
-    """Why a compiled model does not give the logits `plain`, or None."""
+def _why_different(model, plain: torch.Tensor) -> str | None:
+    """Why a compiled model does not give the logits `plain`, or None where it does."""
     try:
-        return None if probe.close(_probed(model), plain, COMPILED_PROBE) else "its logits would be others"
+        return None if probe.close(_probe_logits(model), plain, COMPILED_TOLERANCE) else "its logits would differ"
     except Exception as error:  # whatever a compiler raises
         return formatting.shortened(error)

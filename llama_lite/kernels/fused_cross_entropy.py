@@ -1,29 +1,31 @@
-"""The output layer and its cross-entropy in one: logits are held for some rows at a time, once, and in half precision
-under autocast.
+"""The output layer fused with its cross-entropy: logits exist for one chunk of rows at a time, in half precision under
+autocast.
 
-The gradient is made beside the loss, in the forward pass, and in the place of the logits. It is the same mathematics as
-the plain path, in another order of additions. For the CPU; on a GPU `--use_liger_kernel` does the like.
+The gradient is computed in the forward pass, together with the loss, and overwrites the logits. The result is that of
+the plain path, with another order of additions. For the CPU; on a GPU `--use_liger_kernel` does the same.
 """
 
 import torch
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from . import probe
 
-LOGITS_CHUNK = 2**27  # logits at a time: 256 MiB in bfloat16
+LOGITS_CHUNK = 2**27  # logits per chunk: 256 MiB in bfloat16
 
-FP32_CHUNK = 2**20  # of them in float32 at a time: 4 MiB, which stay in the processor's cache
+FP32_CHUNK = 2**20  # logits converted to float32 at a time: 4 MiB, which stay in the processor's cache
 
-MAX_CHUNKS = None  # where a step is only followed for its memory (memory.py): all slices take as much
+MAX_CHUNKS = None  # limit for estimating memory (training/memory.py): all chunks take the same
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """(hidden [rows, width], weight [vocabulary, width], labels [rows], count) -> sum of the losses of labels other
-    than -100, over count.
+    """(hidden [rows, width], weight [vocabulary, width], labels [rows], count) -> float32 scalar: the sum of the losses
+    of all labels other than -100, divided by count.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, labels, count):
+        """The loss; saves the gradients of hidden and weight for a loss with gradient 1."""
         dtype = (
             torch.get_autocast_dtype(hidden.device.type)
             if torch.is_autocast_enabled(hidden.device.type)
@@ -38,9 +40,7 @@ class LinearCrossEntropy(torch.autograd.Function):
             LOGITS_CHUNK // weight.shape[0], inputs, labels, grad_hidden
         ):
             logits_chunk = hidden_chunk @ outputs.T  # (chunk, vocabulary)
-            for rows, target in _chunks(
-                FP32_CHUNK // weight.shape[0], logits_chunk, labels_chunk
-            ):  # fewer rows, which stay in the cache in float32
+            for rows, target in _chunks(FP32_CHUNK // weight.shape[0], logits_chunk, labels_chunk):
                 is_target, target = target != -100, target.clamp(min=0)[:, None]  # (rows), (rows, 1)
                 logits = rows.float()  # (rows, vocabulary)
                 target_logit, row_max = logits.gather(1, target), logits.amax(1, keepdim=True)  # (rows, 1)
@@ -48,9 +48,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                 losses += ((sum_exp.log() + row_max - target_logit).squeeze(1) * is_target).sum()
                 if needs_grad:
                     scale = (is_target.float() / count)[:, None]  # (rows, 1)
-                    rows.copy_(
-                        logits.mul_(scale / sum_exp).scatter_add_(1, target, -scale)
-                    )  # probs - one_hot: the gradient, in the logits' place
+                    # probs - one_hot: the gradient of the logits, which it overwrites
+                    rows.copy_(logits.mul_(scale / sum_exp).scatter_add_(1, target, -scale))
             if needs_grad:
                 grad_chunk.copy_(logits_chunk @ outputs)
                 dw = logits_chunk.T @ hidden_chunk  # (vocabulary, width)
@@ -61,24 +60,25 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale):
+        """The saved gradients, times the gradient of the loss."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * scale, grad_weight * scale, None, None
 
 
 def _chunks(count: int, *tensors):
-    """Slices of at most `count` rows, at least one, of tensors of as many rows (None stays None). MOST_SLICES of them,
-    where that is set.
+    """Slices of at most `count` rows (at least one) of tensors with the same number of rows; None stays None. Yields
+    MAX_CHUNKS of them, where that is set.
     """
     for begin in range(0, len(tensors[0]), max(1, count))[:MAX_CHUNKS]:
         yield tuple(None if tensor is None else tensor[begin : begin + max(1, count)] for tensor in tensors)
 
 
-def apply_fused_cross_entropy(model) -> None:
-    """Let a causal language model compute the loss of `shift_labels` that way, inside its forward; without them it is
-    as it was.
+def apply_fused_cross_entropy(model: PreTrainedModel) -> None:
+    """Patch the forward of a causal language model so that `shift_labels` give the fused loss. Without them it computes
+    as before.
 
-    For models of which `why_unsupported` says nothing. The loss is made by calling the output layer as a module, so
-    that FSDP gathers its weight as for the plain path.
+    For models for which `why_unsupported` is None. The output layer is called as a module, so that FSDP gathers its
+    weight.
     """
     plain, head = model.forward, model.get_output_embeddings()
     plain_head = head.forward
@@ -100,9 +100,9 @@ def apply_fused_cross_entropy(model) -> None:
 
 
 @torch.no_grad()
-def why_unsupported(model) -> str | None:
-    """Why the loss of a model cannot be computed that way, tried on itself in float32; None where it can. The model is
-    left as it was.
+def why_unsupported(model: PreTrainedModel) -> str | None:
+    """Why a model cannot use the fused loss, tested on the model itself in float32; None where its loss is the same.
+    The model is unchanged afterwards.
     """
     head = model.get_output_embeddings()
     if type(head) is not torch.nn.Linear or head.bias is not None:
@@ -113,7 +113,7 @@ def why_unsupported(model) -> str | None:
             return "its logits are not its output layer's product alone (they are scaled or capped)"
         outputs = model(input_ids=ids, labels=labels, shift_labels=labels, use_cache=False)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        ours = LinearCrossEntropy.apply(hidden.flatten(0, 1), head.weight, labels.flatten(), labels.numel())
-    if getattr(outputs, "aux_loss", None) is not None or not probe.close(ours, outputs.loss):
+        loss = LinearCrossEntropy.apply(hidden.flatten(0, 1), head.weight, labels.flatten(), labels.numel())
+    if getattr(outputs, "aux_loss", None) is not None or not probe.close(loss, outputs.loss):
         return "its loss is more than its cross-entropy (a router's, for one)"
     return None

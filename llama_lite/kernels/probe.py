@@ -1,15 +1,17 @@
-"""Short inputs on which a model's own numbers show whether a kernel, or a way to put rows together, changes them."""
+"""Short inputs that show, on a model itself, whether a kernel or a way to batch rows changes its results."""
 
 import contextlib
+from typing import TYPE_CHECKING
 
-PROBED = 1e-5  # of the largest number, in float32: what another order of additions changes
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-5  # of the largest number, in float32: what another order of additions changes
 
 
-# ---- what a model is, asked of the model itself ----
-
-
-def probe_ids(model):
-    """Two rows of 24 ids to try a model on."""
+def probe_ids(model: "PreTrainedModel") -> "torch.Tensor":
+    """Ids to test a model on, [2, 24], on the model's device."""
     import torch
 
     return (
@@ -19,18 +21,16 @@ def probe_ids(model):
     )
 
 
-def close(ours, theirs, tolerance: float = PROBED) -> bool:
-    """Whether two results of a probe are one, but for the order of additions; `tolerance` is relative to the largest
-    number.
+def close(actual: "torch.Tensor", expected: "torch.Tensor", tolerance: float = TOLERANCE) -> bool:
+    """Whether two tensors are equal up to the order of additions; `tolerance` is relative to the largest `expected`
+    value.
     """
-    return bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+    return bool((actual - expected).abs().max() <= tolerance * expected.abs().max())
 
 
 @contextlib.contextmanager
-def evaluating(model):
-    """A model in evaluation mode and without autocast; its mode and the global random state are as before
-    afterwards.
-    """
+def evaluating(model: "PreTrainedModel"):
+    """Context with the model in evaluation mode and without autocast. Restores its mode and the global random state."""
     import torch
 
     training, device = model.training, next(model.parameters()).device
@@ -46,23 +46,23 @@ def evaluating(model):
 
 
 @contextlib.contextmanager
-def without_router_loss(model):
-    """A mixture of experts without the loss of its router, which transformers cannot compute while tokens are generated
-    one by one.
+def without_router_loss(model: "PreTrainedModel"):
+    """Context without the router's loss of a mixture of experts, which transformers cannot compute while it
+    generates.
     """
     config = model.config.get_text_config()
-    asked = getattr(config, "output_router_logits", None)
+    outputs_router_logits = getattr(config, "output_router_logits", None)
     try:
-        if asked:
+        if outputs_router_logits:
             config.output_router_logits = False
         yield
     finally:
-        if asked:
-            config.output_router_logits = asked
+        if outputs_router_logits:
+            config.output_router_logits = outputs_router_logits
 
 
-def head_is_separate(model) -> bool:
-    """Whether a model's logits are its output layer's product, bit for bit, which some models scale or cap besides."""
+def head_is_separate(model: "PreTrainedModel") -> bool:
+    """Whether a model's logits are exactly the product of its output layer; some models also scale or cap them."""
     import torch
 
     ids, head = probe_ids(model), model.get_output_embeddings()

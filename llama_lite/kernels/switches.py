@@ -1,29 +1,28 @@
-"""Which kernels are used on this machine, and why: each is a switch, chosen by what was measured
+"""Which kernels are used on this machine, and the reason: each is a switch, chosen by measurements
 (benchmarks/train.py).
 """
 
 import torch
+from transformers import PreTrainedModel
 
 from ..machine.hardware import missing_compiler
 from . import block_attention, fused_cross_entropy
 
-COMPILING = 35.0  # seconds that compiling the layers takes
+COMPILING = 35.0  # what compiling the layers takes
 
-COMPILED = {"bfloat16": 1.4, "float32": 1.15}  # times as fast as uncompiled; benchmarks/train.py, machines
+COMPILED = {"bfloat16": 1.4, "float32": 1.15}  # over uncompiled layers (benchmarks/train.py, machines)
 
-COMPILE_FROM = 3.0  # times as much gained as compiling takes
+MIN_GAIN = 3.0  # times COMPILING that a run must save for layers to be compiled
 
 
 def choose_fused_loss(device: torch.device) -> tuple[bool, str]:
-    """(whether output layer and loss are computed as one, why); by benchmarks/train.py on each kind of machine that was
-    at hand.
-    """
+    """(whether output layer and loss are fused, the reason), as measured by benchmarks/train.py."""
     return (True, "faster here, and no logits are held") if device.type == "cpu" else (False, "")
 
 
 def choose_block_attention(precision: str, compiled: bool, device: torch.device) -> tuple[bool, str]:
-    """(whether attention is computed in blocks, why); by the same measurement: faster in bfloat16, and only where
-    layers are compiled.
+    """(whether attention is computed in blocks, the reason), as measured by benchmarks/train.py: faster in compiled
+    bfloat16 only.
     """
     if device.type != "cpu":
         return False, ""
@@ -33,12 +32,12 @@ def choose_block_attention(precision: str, compiled: bool, device: torch.device)
 
 
 def choose_compile(seconds: float, precision: str, device: torch.device) -> tuple[bool, str]:
-    """(whether layers are compiled, why), for a run that would train for so many seconds uncompiled."""
+    """(whether layers are compiled, the reason). seconds: how long the run would train with uncompiled layers."""
     if device.type != "cpu":
         return False, ""
     if missing := missing_compiler(device):
         return False, missing
-    enough = seconds * (1 - 1 / COMPILED[precision]) > COMPILE_FROM * COMPILING
+    enough = seconds * (1 - 1 / COMPILED[precision]) > MIN_GAIN * COMPILING
     return enough, (
         "the run is long enough to gain more than compiling takes"
         if enough
@@ -46,17 +45,16 @@ def choose_compile(seconds: float, precision: str, device: torch.device) -> tupl
     )
 
 
-def apply_kernels(model, fused: bool, blocks: bool) -> dict[str, str]:
-    """Switch the fused loss and attention in blocks on, each where it is asked for and the model itself shows that it
-    computes the same.
+def apply_kernels(model: PreTrainedModel, fused: bool, blocks: bool) -> dict[str, str]:
+    """Enable the fused loss and block attention, each where it is requested and supported by the model.
 
-    Returns {switch: why it stays off} of the others.
+    Returns {switch: why it stays off} for the requested ones that are not supported.
     """
-    wanted = {
+    requested = {
         "fused_loss": (fused, fused_cross_entropy.why_unsupported),
         "block_attention": (blocks, block_attention.why_unsupported),
     }
-    off = {name: why for name, (on, misfit) in wanted.items() if on and (why := misfit(model))}
+    off = {name: why for name, (on, why_unsupported) in requested.items() if on and (why := why_unsupported(model))}
     if fused and "fused_loss" not in off:
         fused_cross_entropy.apply_fused_cross_entropy(model)
     if blocks and "block_attention" not in off:

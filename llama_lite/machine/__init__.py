@@ -1,1 +1,1 @@
-"""What this machine computes and how it is shared. May import: the modules of `llama_lite` itself (the foundations)."""
+"""Hardware, number formats and launch layout. May import: the modules of `llama_lite` itself (the foundations)."""

@@ -1,4 +1,4 @@
-"""What this machine computes: native bfloat16, peak FLOP/s, threads, memory settings, a compiler."""
+"""What this machine supports: native bfloat16, peak FLOP/s, threads, memory settings, a compiler."""
 
 import ctypes
 import functools
@@ -13,18 +13,21 @@ MMAP_MAX, TRIM_THRESHOLD, TOP_PAD = -4, -1, -2  # mallopt(3): M_MMAP_MAX, M_TRIM
 
 
 def configure_cpu(device: torch.device, threads: int | None, keep: bool) -> None:
-    """Threads and memory, where a run computes on a CPU. `threads`: None for this process's share."""
+    """Set the number of threads, and on a CPU the allocator.
+
+    threads: None for `cores_for_a_process()`. keep: whether freed memory is kept (`keep_memory`).
+    """
     torch.set_num_threads(threads or cores_for_a_process())
     if device.type == "cpu" and keep:
         keep_memory()
 
 
 def keep_memory() -> bool:
-    """Let glibc keep what a training step frees for the next one: no page is returned, faulted in and zeroed again.
-    True if it could.
+    """Let glibc keep freed memory for the next training step, so that no page is returned, faulted in and zeroed again.
+    Returns whether glibc could be configured.
 
-    The package also asks torch for huge pages (THP_MEM_ALLOC_ENABLE, read when torch is imported; set it to 0 for
-    none).
+    The package also requests huge pages from torch (THP_MEM_ALLOC_ENABLE, read when torch is imported; 0 disables
+    them).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -36,7 +39,8 @@ def keep_memory() -> bool:
     return all([mallopt(MMAP_MAX, 0), mallopt(TRIM_THRESHOLD, 2**31 - 1), mallopt(TOP_PAD, 64 * 2**20)])
 
 
-def missing_compiler(device) -> str | None:
+def missing_compiler(device: torch.device) -> str | None:
+    """Why torch.compile cannot compile for a device, None where it can."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -50,42 +54,39 @@ def missing_compiler(device) -> str | None:
         return "torch finds no C++ compiler (g++ or clang++)"
 
 
-PRODUCT, ROUND, ROUNDS = (
-    256,
-    12,
-    20,
-)  # size of the products that are timed, how many at once, and how often at most: .1 s in all
+# The products that are timed, 0.1 s in all: their size, how many are timed per round, and rounds at most.
+PRODUCT_SIZE, PRODUCTS_PER_ROUND, MAX_ROUNDS = 256, 12, 20
 
-CLEAR = 1.25  # a ratio beyond which no further products are timed
+CLEAR_RATIO = 1.25  # a ratio of times beyond which no further products are timed
 
 
 @functools.cache
 def native_bfloat16(device: torch.device) -> tuple[bool, str]:
-    """(whether a device computes bfloat16 in hardware, and faster than float32; why).
+    """(whether a device computes bfloat16 in hardware and faster than float32; the reason).
 
-    The device is asked first, then a product of 256 x 256 matrices is timed in both: an emulation and a virtual machine
-    can say yes.
+    A device that reports support is then timed on products of 256 x 256 matrices in both formats, because emulations
+    and virtual machines report support too.
     """
     if device.type == "cuda":
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             return False, f"{torch.cuda.get_device_name(device)} has no bfloat16"
-        return _timed(device)
+        return _time_bfloat16(device)
     if device.type != "cpu":
         return False, f"bfloat16 has not been tried on {device.type}"
-    if (
-        not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):  # honours ONEDNN_MAX_CPU_ISA; says yes to AVX512 without bfloat16
+    # Respects ONEDNN_MAX_CPU_ISA; is true also for AVX512 without bfloat16.
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False, "this processor has no bfloat16 instructions"
-    return _timed(device)
+    return _time_bfloat16(device)
 
 
-def _timed(device: torch.device) -> tuple[bool, str]:
+def _time_bfloat16(device: torch.device) -> tuple[bool, str]:
+    """As `native_bfloat16`, by measurement."""
     seconds: dict[str, float] = {}
-    for _ in range(ROUNDS):  # other work on the machine makes single times too long, never too short
-        for name, value in product_seconds(device, PRODUCT, ROUND).items():
+    for _ in range(MAX_ROUNDS):  # other work on the machine makes single times too long, never too short
+        for name, value in product_seconds(device, PRODUCT_SIZE, PRODUCTS_PER_ROUND).items():
             seconds[name] = min(value, seconds.get(name, value))
         ratio = seconds["bfloat16"] / seconds["float32"]
-        if not 1 / CLEAR < ratio < CLEAR:
+        if not 1 / CLEAR_RATIO < ratio < CLEAR_RATIO:
             break
     if ratio <= 1:
         return True, f"native here: a product takes {ratio:.2f} of float32's time"
@@ -93,7 +94,7 @@ def _timed(device: torch.device) -> tuple[bool, str]:
 
 
 def product_seconds(device: torch.device, size: int, repeats: int) -> dict[str, float]:
-    """The shortest of some times of a size^3 matrix product in float32 and bfloat16, taken in turn."""
+    """{float32, bfloat16: seconds}: the shortest of `repeats` times of a size x size product, timed in turn."""
     best = {}
     inputs = {
         name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in ("float32", "bfloat16")
@@ -102,21 +103,21 @@ def product_seconds(device: torch.device, size: int, repeats: int) -> dict[str, 
         for name, matrix in inputs.items():
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            began = time.perf_counter()
+            start = time.perf_counter()
             matrix @ matrix
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            best[name] = min(best.get(name, 60.0), time.perf_counter() - began)
+            best[name] = min(best.get(name, 60.0), time.perf_counter() - start)
             if best[name] > 0.05 and name == "bfloat16":
-                return best  # emulated: no need to know how slow
+                return best  # emulated: how slow does not matter
     return best
 
 
 def peak_flops(precision: str, device: torch.device) -> float | None:
-    """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU what 1024^3 products reach here, in the format
-    that is really computed.
+    """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU what products of 1024 x 1024 matrices reach.
+    None for other devices.
 
-    Where bfloat16 is emulated most of a step is computed in float32, whose peak then counts.
+    Where bfloat16 is emulated, most of a step is computed in float32, so the peak of float32 counts.
     """
     if device.type == "cuda":
         from trl.trainer.utils import get_peak_flops

@@ -1,23 +1,26 @@
-"""Which number format a run computes in: what was asked for, what its checkpoint has, or what this device computes
-natively.
-"""
+"""The number format a run computes in: the requested one, that of its checkpoint, or the one native to this device."""
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import Refusal
 from .hardware import native_bfloat16
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 LAUNCHER_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as accelerate names them
 
 
-def choose(asked: str, recorded: str | None, device: torch.device) -> tuple[str, str]:
-    """(float32, bfloat16 or float16; why): what was asked for (not `auto`), what the run's checkpoint was made in, or
-    what the device is good at.
+def choose(requested: str, recorded: str | None, device: torch.device) -> tuple[str, str]:
+    """(float32, bfloat16 or float16; the reason): the `requested` format unless it is `auto`, else the format that is
+    `recorded` in the run's checkpoint, else the one that is native to the device.
     """
-    if asked != "auto":
-        return asked, "as asked for"
+    if requested != "auto":
+        return requested, "as asked for"
     native, why = native_bfloat16(device)
     if recorded:
         slow = recorded == "bfloat16" and not native
@@ -25,8 +28,8 @@ def choose(asked: str, recorded: str | None, device: torch.device) -> tuple[str,
     return ("bfloat16" if native else "float32"), why
 
 
-def apply(training, precision: str) -> None:
-    """Make a TrainingArguments, and the accelerator that Trainer makes of it, compute in `precision`."""
+def apply(training: "TrainingArguments", precision: str) -> None:
+    """Set TrainingArguments, and so the accelerator that Trainer creates from them, to compute in `precision`."""
     mixed = {name: launcher for launcher, name in LAUNCHER_PRECISIONS.items()}[precision]
     training.bf16, training.fp16, training.mixed_precision = precision == "bfloat16", precision == "float16", mixed
     if training.deepspeed_plugin is not None:
@@ -34,7 +37,7 @@ def apply(training, precision: str) -> None:
 
 
 def check_device(precision: str, device: torch.device) -> None:
-    """Raise Refusal for a format in which a device cannot train."""
+    """Raise Refusal for a number format in which a device cannot train."""
     if precision == "float16" and device.type == "cpu":
         raise Refusal("--precision float16: a CPU does not train in it. Use auto, float32 or bfloat16.")
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():

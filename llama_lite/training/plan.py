@@ -313,7 +313,7 @@ def plan_tuning(model, train_rows: list, eval_rows: list, sequences: int, run, t
         trained=trained,
         rows=len(train_rows),
         tokens=sum(len(example.input_ids) for example in train_rows),
-        learnt_tokens=sum(example.learnt for example in train_rows),
+        learnt_tokens=sum(example.num_label_tokens for example in train_rows),
         held_rows=len(eval_rows),
         sequences=sequences,
         sequences_per_step=per_step,

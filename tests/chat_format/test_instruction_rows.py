@@ -309,7 +309,12 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
     skipped = {}
     short, cut = encode(rows, tokenizer, 64, "truncate", skipped)
     assert not short.cut and short.labels[-1] == tokenizer.eos_token_id
-    assert cut.cut and len(cut.input_ids) == 64 and tokenizer.eos_token_id not in cut.input_ids and cut.learnt > 10
+    assert (
+        cut.cut
+        and len(cut.input_ids) == 64
+        and tokenizer.eos_token_id not in cut.input_ids
+        and cut.num_label_tokens > 10
+    )
     assert skipped["longer than 64 tokens: answer cut, no end-of-text"]["first"] == ["long answer"]
     assert skipped["no answer within 64 tokens: dropped"]["first"] == ["long question"]
     skipped = {}
@@ -349,7 +354,7 @@ def test_text_without_conversations_is_refused():
 
 
 def test_nothing_to_learn_from_is_refused(tokenizer):
-    with pytest.raises(Refusal, match=r"no row is left to learn from \(2 longer than 64"):
+    with pytest.raises(Refusal, match=r"no row is left to train on \(2 longer than 64"):
         packing.need_rows([], [1], 1, {"longer than 64 tokens: dropped": {"rows": 2, "first": []}})
     with pytest.raises(Refusal, match=r"1 rows are held out and 3 are needed \(none were skipped\)"):
         packing.need_rows([1], [1], 3, {})

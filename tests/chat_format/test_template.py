@@ -138,13 +138,13 @@ def template(ending: str) -> str:
 @pytest.mark.parametrize(
     "ending, how",
     [
-        ("{% endgeneration %}", r"write \{\{ eos_token \}\} in front of \{% endgeneration %\}"),
+        ("{% endgeneration %}", r"write \{\{ eos_token \}\} before \{% endgeneration %\}"),
         (
             "{% endgeneration %}{{ eos_token }}",
-            r"it stands behind .*: move \{\{ eos_token \}\} in front of \{% endgeneration %\}",
+            r"it comes after .*: move \{\{ eos_token \}\} before \{% endgeneration %\}",
         ),
-        ("{% endgeneration %}\n{{ eos_token }}\n", r"it stands behind"),
-        ("{{ eos_token }}\n{% endgeneration %}", r"'\\n' follows it there: move that behind \{% endgeneration %\}"),
+        ("{% endgeneration %}\n{{ eos_token }}\n", r"it comes after"),
+        ("{{ eos_token }}\n{% endgeneration %}", r"'\\n' follows it there: move that after \{% endgeneration %\}"),
         ("{{ eos_token }} {% endgeneration %}", r"' ' follows it there"),
         (
             "<|im_end|>{% endgeneration %}",
@@ -235,7 +235,7 @@ def test_an_answer_is_asked_for_with_what_stands_before_it_in_training(tmp_path,
         "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }}\n{% else %}"
         + f"{trained}{GENERATION}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
     )
-    with pytest.raises(Refusal, match=r"own.jinja: an answer is asked for behind .* and learnt behind"):
+    with pytest.raises(Refusal, match=r"own.jinja: the generation prompt ends with .* and in training answers follow"):
         chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
     path.write_text(path.read_text().replace(f"prompt %}}{asks}{{%", f"prompt %}}{trained}{{%"))
     chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
@@ -257,7 +257,9 @@ def test_the_generation_prompt_is_tried_with_a_system_turn_and_behind_the_first_
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n{% elif m['role'] == 'user' %}Q: {{ m['content'] }}\n{% else %}"
         + f"A: {GENERATION}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
     )
-    with pytest.raises(Refusal, match=rf"own.jinja: an answer{where} is asked for behind .* and learnt behind"):
+    with pytest.raises(
+        Refusal, match=rf"own.jinja: the generation prompt{where} ends with .* and in training answers follow"
+    ):
         chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
     path.write_text(path.read_text().replace(asks, "A: "))
     chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
@@ -326,11 +328,9 @@ def test_what_a_template_leaves_out_or_takes_from_the_clock_is_refused(tmp_path)
     )
     tokenizer = gpt2_tokenizer()
     chat_format_template.set_chat_template(tokenizer, str(path))
-    with pytest.raises(
-        Refusal, match="the chat template leaves out what a turn of the assistant says, or a part of it"
-    ):
+    with pytest.raises(Refusal, match="the chat template leaves out a turn of the assistant, or a part of it"):
         chat_format_template.encode(tokenizer, chat_format_template.conversation("Name two.", "", "First<sep>second"))
-    with pytest.raises(Refusal, match="the chat template leaves out what a turn of the system says"):
+    with pytest.raises(Refusal, match="the chat template leaves out a turn of the system"):
         path.write_text(
             path.read_text().replace(
                 "{% if m['role'] == 'user' %}", "{% if m['role'] == 'system' %}{% elif m['role'] == 'user' %}"
@@ -339,5 +339,5 @@ def test_what_a_template_leaves_out_or_takes_from_the_clock_is_refused(tmp_path)
         chat_format_template.set_chat_template(tokenizer, str(path))
         chat_format_template.encode(tokenizer, [{"role": "system", "content": "In verse."}, *ONE])
     path.write_text("{{ strftime_now('%H') }}" + template("{{ eos_token }}{% endgeneration %}"))
-    with pytest.raises(Refusal, match="asks for the time"):
+    with pytest.raises(Refusal, match="uses the current time"):
         chat_format_template.set_chat_template(tokenizer, str(path))

@@ -230,7 +230,7 @@ def test_a_config_that_is_not_there():
         (["--save_strategy", "epoch"], "--save_strategy must be steps"),
         (["--logging_nan_inf_filter"], "--logging_nan_inf_filter must stay False"),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id owner/name"),
-        (["--hub_token", "hf_x"], "--hub_token must stay None: it would be read by whoever lists processes"),
+        (["--hub_token", "hf_x"], "--hub_token must stay None: it would be visible in the list of processes"),
         (["--publish_only"], "--publish_only needs --push_to_hub"),
         (["--publish_steps", "300", "--save_steps", "250"], "--publish_steps 300 is no multiple of --save_steps 250"),
         (

@@ -118,7 +118,7 @@ def test_a_task_that_keeps_nothing_moves_no_other(tmp_path, monkeypatch):
     for name, texts in (("a", [long[0], long[2]]), ("b", ["short"] * 30), ("c", [long[1], long[2], long[1]])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     source = source_of(folder)
-    assert len(curation.shares(source)) == 4
+    assert len(curation.task_bounds(source)) == 4
     kept = curation.curate(
         source, {**RULES, "min_characters": 50, "exact_dedup": True, "minhash_dedup": True}, tmp_path / "out", 1
     )

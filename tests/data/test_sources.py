@@ -103,7 +103,7 @@ def test_installed_docs_is_a_large_english_text_in_a_fixed_order():
 def test_a_truncated_file_is_refused_by_name(tmp_path, kind):
     path = write(tmp_path, kind)
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(Refusal, match=rf"rows\.{kind} is (not a whole parquet file|damaged after row)"):
+    with pytest.raises(Refusal, match=rf"rows\.{kind} is (not a complete parquet file|damaged after row)"):
         texts_of(source_of(path))
 
 
@@ -112,7 +112,7 @@ def test_a_damaged_page_of_parquet_is_refused_by_name(tmp_path):
     content = bytearray(path.read_bytes())
     content[40:400] = bytes(360)
     path.write_bytes(bytes(content))
-    with pytest.raises(Refusal, match=r"rows\.parquet is not a whole parquet file"):
+    with pytest.raises(Refusal, match=r"rows\.parquet is not a complete parquet file"):
         texts_of(source_of(path))
 
 
@@ -122,7 +122,7 @@ def test_a_broken_row_is_refused_with_file_and_row(tmp_path):
     with pytest.raises(Refusal, match=r"rows\.jsonl, row 2 is not JSON"):
         texts_of(source_of(path))
     path.write_text('{"text": "fine"}\n["a list"]\n')
-    with pytest.raises(Refusal, match=r"row 2 is not a JSON object with a column 'text': mend or remove that row\.$"):
+    with pytest.raises(Refusal, match=r"row 2 is not a JSON object with a column 'text': fix or remove that row\.$"):
         texts_of(source_of(path))
     path.write_text('{"text": 5}\n')
     with pytest.raises(Refusal, match=r"row 1: column 'text' holds int, not text"):
@@ -457,9 +457,7 @@ def test_a_column_twice_is_refused_where_it_is_read(tmp_path):
     pyarrow.parquet.write_table(table, tmp_path / "two.parquet")
     fill(tmp_path, {"two.jsonl": '{"text": "a", "text": "b"}\n', "two.csv": "text,id,text\na,1,b\n"})
     for kind in ("parquet", "jsonl", "csv"):
-        with pytest.raises(
-            Refusal, match=rf"two\.{kind} holds the column 'text' twice, and nobody can say which is meant"
-        ):
+        with pytest.raises(Refusal, match=rf"two\.{kind} holds the column 'text' twice: rename or remove"):
             texts_of(source_of(tmp_path / f"two.{kind}", None))
     pyarrow.parquet.write_table(
         table.select([0]).append_column("id", table["id"]).append_column("id", table["id"]), tmp_path / "other.parquet"
@@ -514,10 +512,10 @@ def test_what_is_wrong_with_a_file_of_json_is_its_cause(tmp_path):
     ):
         texts_of(source_of(tmp_path / "cr.jsonl"))
     with pytest.raises(
-        Refusal, match=r"object.json holds no text: 1 .json \(neither an array of JSON objects nor one a line\)"
+        Refusal, match=r"object.json holds no text: 1 .json \(neither an array of JSON objects nor one per line\)"
     ):
         source_of(tmp_path / "object.json", None)
-    with pytest.raises(Refusal, match=r"cut.jsonl begins as utf-16 and is not: mend it"):
+    with pytest.raises(Refusal, match=r"cut.jsonl begins as utf-16 and is not: fix it"):
         texts_of(source_of(tmp_path / "cut.jsonl"))
 
 
@@ -620,7 +618,7 @@ def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypa
     capsys.readouterr()
     monkeypatch.setattr(sources, "sha256", lambda *args: pytest.fail("hashed again"))
     assert content(first) == before
-    assert "TRUSTED   3 of 3 files of text by their size and time of change" in capsys.readouterr().out
+    assert "TRUSTED   3 of 3 files of text by their size and modification time" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
     (first / "d.md").write_text("threE")
@@ -664,7 +662,7 @@ def test_rows_with_more_fields_than_the_heading_are_counted(tmp_path):
 def test_a_json_array_of_lists_is_refused_with_a_way_out(tmp_path):
     (tmp_path / "rows.json").write_text('[{"text": "fine"}, [1, 2]]')
     with pytest.raises(
-        Refusal, match=r"rows\.json, row 2 is not a JSON object with a column 'text': mend or remove that row\.$"
+        Refusal, match=r"rows\.json, row 2 is not a JSON object with a column 'text': fix or remove that row\.$"
     ):
         texts_of(source_of(tmp_path / "rows.json"))
 
@@ -678,7 +676,7 @@ def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
     }
     for name, raw in {**files, "d": b"no such line\n"}.items():
         (tmp_path / f"{name}.txt").write_bytes(raw)
-    source = sources.resolve(str(tmp_path), separator="\n---\n")
+    source = sources.resolve(str(tmp_path), options=sources.ReadOptions(separator="\n---\n"))
     found = sorted(text.replace("\r\n", "\n") for text in texts_of(source))
     assert found == sorted(3 * ["one\nline", "two", "three"] + ["no such line\n"])
     assert (

@@ -111,7 +111,7 @@ def pair():
 def test_a_model_learns_the_same(pair, monkeypatch):
     used, original = [], block_attention.BlockAttention.apply
     monkeypatch.setattr(block_attention.BlockAttention, "apply", lambda *given: used.append(given) or original(*given))
-    monkeypatch.setattr(block_attention, "EAGER", 8)
+    monkeypatch.setattr(block_attention, "EAGER_BLOCK", 8)
     ids = torch.randint(0, pair[0].config.vocab_size, (2, 33))
     losses = [model(input_ids=ids, labels=ids).loss for model in pair]
     for loss in losses:

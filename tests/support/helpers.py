@@ -138,8 +138,8 @@ ROWS = [
 ]
 
 
-def source_of(path, column="text", **more):
-    return sources.resolve(str(path), text_column=column, **more)
+def source_of(path, column="text", split="train", max_bytes=None, **more):
+    return sources.resolve(str(path), split=split, max_bytes=max_bytes, options=sources.ReadOptions(column, **more))
 
 
 def texts_of(source, columns=()):

@@ -47,7 +47,7 @@ def test_the_loss_is_the_models_own_over_answers(model, examples):
     batch = {"input_ids": torch.tensor([examples[3].input_ids]), "labels": torch.tensor([examples[3].labels])}
     own = model(**batch).loss
     losses, top, _ = before_after.answer_losses(model, dict(batch))
-    assert len(losses) == examples[3].learnt and losses.mean().item() == pytest.approx(own.item(), abs=1e-6)
+    assert len(losses) == examples[3].num_label_tokens and losses.mean().item() == pytest.approx(own.item(), abs=1e-6)
     log_p = model(batch["input_ids"]).logits[0].log_softmax(-1)
     written_out = [-float(log_p[i, label]) for i, label in enumerate(examples[3].labels[1:]) if label != -100]
     torch.testing.assert_close(losses, torch.tensor(written_out), atol=1e-5, rtol=0)
@@ -75,7 +75,7 @@ def test_the_end_loss_is_that_of_the_last_learnt_answers_end_of_text(model, base
     tokenizer = AutoTokenizer.from_pretrained(base)
     template.set_chat_template(tokenizer)
     talk = tuple([*template.conversation("One?", "", "Yes."), *template.conversation("Two?", "", "No, not at all.")])
-    rows = [Row("both", "a", talk), Row("first", "b", talk, unlearnt=(3,)), Row("second", "c", talk, learn_from=2)]
+    rows = [Row("both", "a", talk), Row("first", "b", talk, untrained=(3,)), Row("second", "c", talk, learn_from=2)]
     examples = encode(rows, tokenizer, {})
     ids = examples[0].input_ids
     log_p = model(torch.tensor([ids])).logits[0].log_softmax(-1)
@@ -354,7 +354,7 @@ def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
     path.write_text("".join(json.dumps({"instruction": "Hi", "output": f"Hello {i}"}) + "\n" for i in range(60)))
     with pytest.raises(
         Refusal,
-        match=r"no row is left to learn from \(none were skipped\): all 60 are held out, because they are one document",
+        match=r"no row is left to train on \(none were skipped\): all 60 are held out, because they are one document",
     ):
         sft(tmp_path / "run", "--dry_run", dataset=str(path))
 
@@ -396,13 +396,13 @@ def test_a_bases_own_chat_template_is_put_aside_and_that_is_said_once(sft, base,
         ({"target_modules": ["lm_head"]}, r"--target_modules lm_head: TRL reads the head's weight"),
         (
             {"max_length": 30, "long_rows": "drop"},
-            r"no row is left to learn from \(\d+ longer than 30 tokens: dropped\)",
+            r"no row is left to train on \(\d+ longer than 30 tokens: dropped\)",
         ),
         (
             {"max_length": 30, "long_rows": "truncate"},
-            r"no row is left to learn from \(\d+ no answer within 30 tokens: dropped\)",
+            r"no row is left to train on \(\d+ no answer within 30 tokens: dropped\)",
         ),
-        ({"eval_rows": 200}, r"no row is left to learn from"),
+        ({"eval_rows": 200}, r"no row is left to train on"),
         (
             {"sequences_per_step": 5},
             r"--sequences_per_step 5 is not a whole number of micro-batches of 2 .*: 4 or 6 is",

@@ -175,7 +175,7 @@ def instruction_task(name: str, items: list[dict], wrap: Callable[[str], str] = 
         "generate_until",
         doc_to_text=lambda item: wrap(item["question"]),
         doc_to_target="answer",
-        generation_kwargs={"until": ["USER:"], "max_gen_toks": 64, "do_sample": False},
+        generation_kwargs={"until": [template.USER_MARKER], "max_gen_toks": 64, "do_sample": False},
         process_results=measured,
         metric_list=[{"metric": "word_f1", **MEAN}, {"metric": "kept_format", **MEAN}],
     )

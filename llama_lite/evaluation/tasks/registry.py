@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ...data.formats import Skipped, TextFile, Unreadable, kind_of, parts, rows, skipped_lines, utf8_text
-from ...data.sources import absent, inventory, resolve
+from ...data.sources import ReadOptions, absent, inventory, resolve
 from ...data.tokenizer import END_OF_TEXT
 from ...distributed import print_main
 from ...errors import Refusal
@@ -226,7 +226,7 @@ def text_task(name: str, path: str) -> EvalTask:
         )
     skipped = Skipped()
     try:
-        source = resolve(path, separator=END_OF_TEXT)
+        source = resolve(path, options=ReadOptions(separator=END_OF_TEXT))
     except Refusal as refusal:
         raise Refusal(str(refusal).replace(f"--dataset {path}", f"--texts {name}={path}")) from None
     print_main(f"text      {name}: {inventory(source, hints=False)}")
