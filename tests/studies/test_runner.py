@@ -85,7 +85,7 @@ def test_a_study_compares_its_arms_in_pairs(made):
     _, out = made
     rows = read_json(out / "comparison.json")
     found = {(row["arm"], row["what"]): row for row in rows}
-    for measure, unit in (("eval_loss", "nats"), ("embedded_science bits_per_byte", "bits a byte")):
+    for measure, unit in (("eval_loss", "nats"), ("embedded_science bits_per_byte", "bits per byte")):
         same, lost = found["everything", measure], found["no_optimizer", measure]
         assert same["equal"] == 2 and same["seeds"] == [0.0, 0.0] and same["value"] == 0.0 and same["unit"] == unit
         assert (
@@ -460,11 +460,11 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
     main(
         ["--config", str(study(set={**STUDY["set"], "bf16": bf16})), "--output_dir", str(tmp_path / "out"), "--dry_run"]
     )
-    flops = cost._of_preset("tiny", 64)[1] * 32_768
+    flops = cost._model_cost("tiny", 64)[1] * 32_768
     expected = flops / (0.4 * (2e9 if bf16 else 1e9)) / 60
     told = capsys.readouterr().out
     assert f"{expected:.1f} min to come (by FLOPs, at 40% of what a matrix product reaches here; starts" in told
-    parameters = cost._of_preset("tiny", 64)[0]
+    parameters = cost._model_cost("tiny", 64)[0]
     assert (
         f"{(2 * 12 + 2) * parameters / 2**20:.1f} MiB" in told.splitlines()[1]
     )  # two checkpoints of whole, and the model
