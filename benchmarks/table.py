@@ -140,7 +140,7 @@ def _cell(row: dict) -> str:
         return f"{value}, {verdict(row)}"
     return (
         f"{value} ({form.format(row['low'])} to"
-        f" {form.format(row['high'])}){'' if verdict(row) != 'no difference found' else ', none found'}"
+        f" {form.format(row['high'])}){'' if verdict(row) != 'not significant' else ', none found'}"
     )
 
 

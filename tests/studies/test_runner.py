@@ -523,7 +523,11 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
         and "curves.png" not in report
         and "Health" not in report
     )
-    assert "`weights` {" in report and "`limit` 8" in report and "`num_fewshot`" not in report.split("## Held equal")[1]
+    assert (
+        "`weights` {" in report
+        and "`limit` 8" in report
+        and "`num_fewshot`" not in report.split("## Controlled variables")[1]
+    )
     assert (out / "figures" / "differences.png").exists() and not (out / "figures" / "curves.png").exists()
     before = (out / "results.csv").read_bytes()
     assert before.count(b"embedded_mmlu_cloze") == 12  # acc and acc_norm, 6 runs
@@ -660,10 +664,11 @@ def test_one_seed_has_no_interval():
         "n": 1,
         "seeds": [0.5],
     }
-    assert line_of(row) == "a less b: eval_loss +0.5000 nats; one seed: no interval"
+    assert line_of(row) == "a compared with b: eval_loss +0.5000 nats; one seed: no interval"
     wide = {**row, "low": -0.1, "high": 1.1, "n": 3}
     assert (
-        line_of(wide) == "a less b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; no difference found"
+        line_of(wide)
+        == "a compared with b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; not significant"
     )
 
 
