@@ -61,43 +61,48 @@ def draw(records: Records) -> None:
 
 
 def pictures(records: Records) -> dict[str, tuple[str, object]]:
-    """{name: (what it shows, the function that draws it to a path)} of every figure for which there are records."""
-    found = {}
+    """{name: (caption, function that draws it to a path)} of every figure for which there are records."""
+    plots = {}
     if records.trained:
         resumed = [event["step"] for event in records.events if event["event"] == "resumed"]
         bases = records.data.get("baselines", {})
-        found["training"] = ("training curves", lambda path: figures.training_curves(records.log, bases, path, resumed))
+        plots["training"] = ("training curves", lambda path: figures.training_curves(records.log, bases, path, resumed))
     if curated := records.data.get("curation"):
-        found["curation"] = ("what curation dropped and kept", lambda path: figures.curation(curated, path))
+        plots["curation"] = ("what curation dropped and kept", lambda path: figures.curation(curated, path))
     if records.tuning:
-        found["before_after"] = ("what tuning changed", lambda path: figures.before_after(records.tuning, path))
+        plots["before_after"] = ("what tuning changed", lambda path: figures.before_after(records.tuning, path))
     for evaluation in records.evaluations:
         prefix = "" if records.kind == "evaluation" else f"{evaluation.name}-"
         rows = evaluation.shown()
         if rows:
-            found[f"{prefix}trajectory"] = (
+            plots[f"{prefix}trajectory"] = (
                 "scores against training tokens",
                 lambda path, rows=rows: figures.trajectory(rows, path),
             )
-        for kind, what in (
+        for kind, caption in (
             ("sensitivity", "the same items, asked otherwise"),
             ("robustness", "the same items, disturbed"),
         ):
-            if told := [row for row in evaluation.results[kind] if row["model"] in records.mine(evaluation)]:
-                found[f"{prefix}{kind}"] = (what, lambda path, told=told, kind=kind: figures.variants(told, kind, path))
-        if told := evaluation.results["generalisation"]:
-            found[f"{prefix}generalisation"] = (
+            if variants := [row for row in evaluation.results[kind] if row["model"] in records.mine(evaluation)]:
+                plots[f"{prefix}{kind}"] = (
+                    caption,
+                    lambda path, rows=variants, kind=kind: figures.variants(rows, kind, path),
+                )
+        if texts := evaluation.results["generalisation"]:
+            plots[f"{prefix}generalisation"] = (
                 "bits per byte by kind of text",
-                lambda path, told=told: figures.generalisation(told, path),
+                lambda path, rows=texts: figures.generalization(rows, path),
             )
-    return found
+    return plots
 
 
 def render(records: Records, repo: str | None = None) -> str:
     """The card's text. repo: the Hub's id of what it describes; by default where the run was last published."""
-    drawn = {} if records.step is not None else pictures(records)
-    there = {name: what for name, (what, _) in drawn.items() if (records.folder / "figures" / f"{name}.png").exists()}
-    facts = Facts(records, repo or next((row["repo"] for row in reversed(records.published)), None), there)
+    plots = {} if records.step is not None else pictures(records)
+    captions = {
+        name: caption for name, (caption, _) in plots.items() if (records.folder / "figures" / f"{name}.png").exists()
+    }
+    facts = Facts(records, repo or next((row["repo"] for row in reversed(records.published)), None), captions)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         trim_blocks=True,
@@ -153,8 +158,8 @@ def renew(text: str, old: str) -> str:
 
 def metadata(facts: Facts):
     """The card's metadata in the Hub's terms. Raises CardError for what the Hub would reject."""
-    records, told = facts.r, facts.r.run.get("card", {})
-    common = {"license": told.get("license"), "language": told.get("language")}
+    records, given = facts.r, facts.r.run.get("card", {})
+    common = {"license": given.get("license"), "language": given.get("language")}
     source = facts.source.get("dataset")
     datasets = [source] if source and "files" not in facts.source and "/" in source else None
     if records.kind == "tokens":

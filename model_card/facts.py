@@ -1,4 +1,4 @@
-"""What the templates of a card ask for: rows and sentences, from the records alone."""
+"""Values for the templates of a card: rows and sentences, from the records alone."""
 
 import itertools
 import re
@@ -52,11 +52,12 @@ class Facts:
 
     @property
     def finished(self) -> bool:
+        """Whether the run is finished; never of a single revision."""
         return self.r.step is None and self.r.status.get("status") == "finished"
 
     @property
     def text(self) -> str:
-        """Where the text is from, in words."""
+        """The source of the text, in words."""
         source = self.source
         if source.get("dataset") == "installed-docs":
             return "the English documentation inside installed Python packages"
@@ -71,7 +72,7 @@ class Facts:
         return ", ".join(parts + ([f"revision `{source['revision'][:12]}`"] if source.get("revision") else []))
 
     def glance(self) -> list[list]:
-        """The one table of numbers."""
+        """Rows of the table at the head of the card."""
         r, config = self.r, self.config
         if r.kind == "tokens":
             splits = r.data["splits"]
@@ -85,8 +86,8 @@ class Facts:
         if r.kind == "evaluation":
             rows = r.evaluations[0].shown()
             return [
-                [what, number(len(dict.fromkeys(row[key] for row in rows)))]
-                for what, key in (("models", "model"), ("tasks", "task"))
+                [label, number(len(dict.fromkeys(row[key] for row in rows)))]
+                for label, key in (("models", "model"), ("tasks", "task"))
             ]
         plan = r.run["plan"]
         rows = [["parameters", number(plan["parameters"])]]
@@ -102,13 +103,13 @@ class Facts:
         ]
         if r.evaluated:
             last = r.evaluated[-1]
-            rows += [["validation loss", f"{last['eval_loss']:.4f} nats a token"]]
+            rows += [["validation loss", f"{last['eval_loss']:.4f} nats per token"]]
             rows += [["validation perplexity", f"{last['eval_perplexity']:.2f}"]] if "eval_perplexity" in last else []
             rows += [["bits per byte", f"{last['eval_bits_per_byte']:.4f}"]] if "eval_bits_per_byte" in last else []
             names = {"bigram": "loss of bigram counts", "unigram": "loss of unigram counts"}
             rows += [
-                [what, f"{r.data['baselines'][key]:.4f} nats a token"]
-                for key, what in names.items()
+                [label, f"{r.data['baselines'][key]:.4f} nats per token"]
+                for key, label in names.items()
                 if key in r.data.get("baselines", {})
             ]
         return rows
@@ -134,6 +135,7 @@ class Facts:
         return None if self.finished or last is None else last["revision"]
 
     def last_published(self) -> dict | None:
+        """The last published revision, at most at the step of these records; None where there is none."""
         rows = [
             row
             for row in self.r.published
@@ -164,9 +166,11 @@ class Facts:
         ).strip()
 
     def prompt(self) -> str:
+        """A prompt for the snippet of the card."""
         return (self.r.run.get("given", {}).get("sample_prompts") or ["Once upon a time"])[0]
 
     def question(self) -> str:
+        """A question for the snippet of the card."""
         return self.r.tuning["shown"][0]["prompt"] if self.r.tuning.get("shown") else "What is a language model?"
 
     def checkpoints(self) -> list[list]:
@@ -174,7 +178,7 @@ class Facts:
         rows = []
         for row in sorted(self.r.published, key=lambda row: row["step"]) if self.r.step is None else []:
             if row["repo"] == self.repo:
-                at = {
+                values = {
                     key: entry[key]
                     for entry in self.r.log
                     if entry["step"] <= row["step"]
@@ -184,8 +188,8 @@ class Facts:
                 rows.append(
                     [
                         number(row["step"]),
-                        number(at.get("tokens")),
-                        *(number(at.get(key), 4) for key in ("loss", "eval_loss")),
+                        number(values.get("tokens")),
+                        *(number(values.get(key), 4) for key in ("loss", "eval_loss")),
                         f"`{row['revision']}`",
                     ]
                 )
@@ -194,6 +198,7 @@ class Facts:
     # ---- data and training ----
 
     def curation(self) -> list[list]:
+        """Documents and characters that each curation rule dropped."""
         report = self.r.data.get("curation") or {"rules": []}
         return [
             [rule["rule"], number(rule["documents_dropped"]), number(rule["characters_dropped"])]
@@ -254,81 +259,84 @@ class Facts:
         return " ".join([*sentences, f"The tuning has read {self.tuned_on()}{times}."])
 
     def hyperparameters(self) -> list[list]:
-        settings, data, layout = (self.r.settings(kind) for kind in ("hyperparameters", "data", "layout"))
+        """Adapter, optimizer, data, length and layout of the run."""
+        return [
+            *self._adapter_rows(),
+            *self._optimizer_rows(),
+            *self._batch_rows(),
+        ]
+
+    def _adapter_rows(self) -> list[list]:
+        """Which weights a tuning run trains; nothing of pretraining."""
+        adapter = self.config.get("adapter", {})
+        if not adapter:
+            return []
+        if not adapter["use_lora"]:
+            return [["trained", "all weights"]]
+        kinds = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if adapter[key]]
+        shape = (
+            f"rank {adapter['r']}, alpha {adapter['lora_alpha']:g}, dropout {adapter['lora_dropout']:g},"
+            f" targets {', '.join(adapter['target_modules'])}"
+        )
+        return [["LoRA", ", ".join([shape, *kinds])]]
+
+    def _optimizer_rows(self) -> list[list]:
+        """Optimizer, schedule, regularization and precision."""
+        settings = self.r.settings("hyperparameters")
         floor = (settings.get("lr_scheduler_kwargs") or {}).get("min_lr_rate")
         adam = f"betas {settings['adam_beta1']} and {settings['adam_beta2']}, epsilon {settings['adam_epsilon']:g}"
+        arguments = adam if "adam" in settings["optim"] else settings.get("optim_args") or "defaults"
+        warmup_unit = "steps" if settings["warmup_steps"] >= 1 or not settings["warmup_steps"] else "of the steps"
+        autocast = " autocast over float32 weights" if settings["precision"] != "float32" else ""
         rows = [
-            [
-                "optimiser",
-                (
-                    f"{settings['optim']},"
-                    f" {adam if 'adam' in settings['optim'] else settings.get('optim_args') or 'defaults'}"
-                ),
-            ],
+            ["optimizer", f"{settings['optim']}, {arguments}"],
             ["learning rate", f"{settings['learning_rate']:g}"],
             [
                 "schedule",
                 settings["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else ""),
             ],
-            [
-                "warm-up",
-                (
-                    f"{settings['warmup_steps']:g}"
-                    f" {'steps' if settings['warmup_steps'] >= 1 or not settings['warmup_steps'] else 'of the steps'}"
-                ),
-            ],
+            ["warm-up", f"{settings['warmup_steps']:g} {warmup_unit}"],
             ["weight decay", f"{settings['weight_decay']:g}"],
             ["gradient clipping", f"norm {settings['max_grad_norm']:g}"],
-            [
-                "precision",
-                (
-                    f"{settings['precision']}{' autocast over float32 weights' if settings['precision'] != 'float32' else ''}"
-                ),
-            ],
+            ["precision", f"{settings['precision']}{autocast}"],
         ]
         if alpha := settings.get("neftune_noise_alpha"):
             rows.append(["noise on the embeddings (NEFTune)", f"alpha {alpha:g}"])
+        return rows
+
+    def _batch_rows(self) -> list[list]:
+        """Size of a step, number of steps, seed and layout."""
+        settings, data, layout = (self.r.settings(kind) for kind in ("hyperparameters", "data", "layout"))
         if "tokens_per_step" in data:
-            rows += [
-                ["tokens a step", number(data["tokens_per_step"])],
+            rows = [
+                ["tokens per step", number(data["tokens_per_step"])],
                 ["window", f"{number(data['block_size'])} tokens, {data['order']}"],
             ]
         else:
-            rows += [
-                ["sequences a step", number(data["sequences_per_step"])],
+            rows = [
+                ["sequences per step", number(data["sequences_per_step"])],
                 ["longest sequence", f"{number(data['max_length'])} tokens"],
             ]
         batch = (
             f"{layout['processes']} process{'es' if layout['processes'] > 1 else ''}, micro-batch"
             f" {layout['micro_batch']}, accumulation {layout['accumulation']}"
         )
-        rows += [["steps", number(settings["max_steps"])], ["seed", str(data["seed"])], ["layout", batch]]
-        if adapter := self.config.get("adapter", {}):
-            if adapter["use_lora"]:
-                kinds = [name for name, key in (("rsLoRA", "use_rslora"), ("DoRA", "use_dora")) if adapter[key]]
-                what = (
-                    f"rank {adapter['r']}, alpha {adapter['lora_alpha']:g}, dropout {adapter['lora_dropout']:g},"
-                    f" targets {', '.join(adapter['target_modules'])}"
-                )
-                rows.insert(0, ["LoRA", ", ".join([what, *kinds])])
-            else:
-                rows.insert(0, ["trained", "all weights"])
-        return rows
+        return [*rows, ["steps", number(settings["max_steps"])], ["seed", str(data["seed"])], ["layout", batch]]
 
     def cost(self) -> list[list]:
-        """What it ran on, how long and how fast."""
+        """Hardware, wall time and throughput."""
         hardware, trained = self.r.run["hardware"], self.r.trained
-        what = ", ".join(
+        device = ", ".join(
             f"{hardware[key]} threads" if key == "threads" else str(hardware[key])
             for key in ("device", "threads", "capability", "cuda")
             if key in hardware
         )
-        rows = [["hardware", what]]
+        rows = [["hardware", device]]
         if self.r.step is None and (seconds := self.r.wall_seconds()):
             rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
         for key, name, digits in (
-            ("tokens_per_second", "tokens a second (median)", 0),
-            ("mfu", "model FLOPs utilisation (median), %", 1),
+            ("tokens_per_second", "tokens per second (median)", 0),
+            ("mfu", "model FLOPs utilization (median), %", 1),
         ):
             if values := [entry[key] for entry in trained if key in entry]:
                 rows.append([name, number(statistics.median_low(values), digits)])
@@ -337,7 +345,7 @@ class Facts:
         return rows
 
     def history(self) -> list[list]:
-        """Starts, stops and everything out of the ordinary; attempts that were refused are no part of the run."""
+        """Starts, stops and unusual events. Refused attempts are not part of the run."""
         rows = []
         for event in self.r.events:
             kind, detail = event["event"], event.get("reason") or ""
@@ -374,6 +382,7 @@ class Facts:
 
     @property
     def saves(self) -> int:
+        """Number of checkpoints that were saved."""
         return sum(event["event"] == "saved" for event in self.r.events)
 
     def samples(self) -> list[tuple]:
@@ -388,37 +397,40 @@ class Facts:
     # ---- tuning ----
 
     def before_after(self) -> list[list]:
+        """What tuning changed: losses, and shares of answers."""
         rows, tuning = [], self.r.tuning
         for key, name in (
             ("answer_loss", "loss of held-out answers, nats"),
             ("end_of_text_loss", "loss of the end of the answer, nats"),
         ):
-            found = tuning[key]
-            if found is None:
+            losses = tuning[key]
+            if losses is None:
                 rows.append([name, NO_END, "", ""])
                 continue
-            if (ending := found["difference"]["n"]) < tuning["held_out"]["rows"]:
+            if (ending := losses["difference"]["n"]) < tuning["held_out"]["rows"]:
                 name += f" (of {number(ending)} rows that end)"
-            rows.append([name, f"{found['before']:.3f}", f"{found['after']:.3f}", spread(found["difference"], 3, "+")])
-        for how in ("greedy", "sampled"):
+            rows.append(
+                [name, f"{losses['before']:.3f}", f"{losses['after']:.3f}", spread(losses["difference"], 3, "+")]
+            )
+        for decoding in ("greedy", "sampled"):
             for key, name in (
                 ("stopped", "that stop by themselves"),
                 ("kept_format", "that keep the format"),
                 ("loops", "that end in a loop"),
             ):
-                if how in tuning:
+                if decoding in tuning:
                     rows.append(
                         [
-                            f"{how} answers {name}",
-                            *(f"{tuning[how][when][key]:.0%}" for when in ("before", "after")),
+                            f"{decoding} answers {name}",
+                            *(f"{tuning[decoding][when][key]:.0%}" for when in ("before", "after")),
                             "",
                         ]
                     )
-            if how in tuning:
+            if decoding in tuning:
                 rows.append(
                     [
-                        f"tokens of {how} answers (mean)",
-                        *(f"{tuning[how][when]['mean_tokens']:.1f}" for when in ("before", "after")),
+                        f"tokens of {decoding} answers (mean)",
+                        *(f"{tuning[decoding][when]['mean_tokens']:.1f}" for when in ("before", "after")),
                         "",
                     ]
                 )
@@ -427,10 +439,10 @@ class Facts:
     # ---- evaluation ----
 
     def model(self, row: dict) -> str:
-        """What a reader calls a model: its step in this run, its id on the Hub, or the name of its folder."""
+        """The name of a model for readers: its step in this run, its id on the Hub, or the name of its folder."""
         if (
             self.r.kind != "evaluation"
-            and row["model"] in self.r_own(row)
+            and row["model"] in self._own_models(row)
             and not row["adapter"]
             and row["step"] is not None
         ):
@@ -439,14 +451,16 @@ class Facts:
             return row["model"]
         return "+".join(part.split("/")[-1] for part in row["model"].split("+"))
 
-    def r_own(self, row: dict) -> list[str]:
+    def _own_models(self, row: dict) -> list[str]:
+        """Names of the run's own models in the evaluation that `row` belongs to."""
         return [name for evaluation in self.r.evaluations if row in evaluation.scores for name in evaluation.own or []]
 
     def called(self, evaluation: Evaluation, name: str) -> str:
+        """The name of a model of an evaluation for readers."""
         return next((self.model(row) for row in evaluation.scores if row["model"] == name), name)
 
     def scores(self, evaluation: Evaluation) -> list[list]:
-        """A row a task and model: this run's last, and those that are not of this run."""
+        """One row per task and model: the last model of this run, and the models of others."""
         mine = self.r.mine(evaluation)
         others = {
             row["model"].split("@step-")[0]: row["model"]
@@ -471,11 +485,11 @@ class Facts:
         ]
 
     def described(self, evaluation: Evaluation) -> list[str]:
-        """What the tasks are that no other harness knows."""
+        """Descriptions of the tasks that are this project's own."""
         return [f"`{name}`: {text}" for name, text in evaluation.run.get("descriptions", {}).items()]
 
     def family(self, evaluation: Evaluation) -> str:
-        """How many pairs of models Holm's correction is over."""
+        """Number of pairs of models in Holm's correction."""
         sizes = [
             sum(row["task"] == task for row in evaluation.comparison)
             for task in dict.fromkeys(row["task"] for row in evaluation.comparison)
@@ -518,7 +532,7 @@ class Facts:
         return rows
 
     def variants(self, evaluation: Evaluation, kind: str) -> dict[str, list[list]]:
-        """{what was asked of whom: rows a factor}."""
+        """{task, metric and model: one row per factor}."""
         found: dict[str, list[list]] = {}
         for row in evaluation.results[kind]:
             if "spread" in row and row["model"] in self.r.mine(evaluation):
@@ -531,6 +545,7 @@ class Facts:
         return found
 
     def domains(self, evaluation: Evaluation) -> list[list]:
+        """Bits per byte of each kind of text, for the last model of the run or all of an evaluation."""
         mine = self.r.mine(evaluation)
         wanted = mine if evaluation.own is None else mine[-1:]
         return [
@@ -541,6 +556,7 @@ class Facts:
         ]
 
     def contamination(self, evaluation: Evaluation) -> list[list]:
+        """Items of each task that share text with the training text."""
         return [
             [row["task"], number(row["judged"]), number(row["contaminated"])]
             for row in evaluation.results["contamination"]
@@ -568,28 +584,28 @@ class Facts:
     # ---- limits ----
 
     def limits(self) -> list[str]:
-        """What the records say against the model."""
-        r, said = self.r, []
+        """Limits of the model that its records show."""
+        r, sentences = self.r, []
         if r.step is None and not self.finished:
             how = r.status.get("status", "it goes on, or ended without a word")
-            said.append(
+            sentences.append(
                 f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({how})."
             )
         events = {event["event"]: event for event in reversed(r.events)}
         if found := events.get("saturated"):
             slope = spread({"value": found["slope"], "low": found["low"], "high": found["high"]}, 4, "+")
-            said.append(
-                f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats a doubling of tokens."
+            sentences.append(
+                f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats per doubling of tokens."
             )
         elif len(r.evaluated) >= 5:
-            said.append("Validation loss had not saturated when training ended.")
+            sentences.append("Validation loss had not saturated when training ended.")
         if found := events.get("overfitting"):
-            said.append(
+            sentences.append(
                 f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to"
                 f" {found['eval_loss']:.4f}, at {number(found['tokens'])} tokens."
             )
         if r.trained and r.kind == "pretrain" and r.trained[-1].get("epoch", 0) > 1:
-            said.append(f"The training text was read {r.trained[-1]['epoch']:.2f} times.")
+            sentences.append(f"The training text was read {r.trained[-1]['epoch']:.2f} times.")
         for evaluation in r.evaluations:
             rows = evaluation.shown(self.r.mine(evaluation)[-1:])
             level = [
@@ -598,9 +614,11 @@ class Facts:
                 if row.get("chance") and row["low"] is not None and row["low"] <= row["chance"] <= row["high"]
             ]
             if level:
-                said.append(f"At the level of chance, which the interval holds: {', '.join(level)}.")
+                sentences.append(f"At the level of chance, which the interval holds: {', '.join(level)}.")
             if cut := [f"{row['task']} ({number(row['truncated'])})" for row in rows if row["truncated"]]:
-                said.append(f"Requests longer than the context, of which the beginning was left out: {', '.join(cut)}.")
+                sentences.append(
+                    f"Requests longer than the context, of which the beginning was left out: {', '.join(cut)}."
+                )
             worse = [
                 row
                 for row in evaluation.comparison
@@ -611,15 +629,16 @@ class Facts:
             ]
             if worse:
                 raised = ", ".join(f"{row['task']} by {row['difference']:.4f}" for row in worse)
-                said.append(f"Tuning raised the bits per byte of {raised}.")
+                sentences.append(f"Tuning raised the bits per byte of {raised}.")
         if found := r.tuning.get("greedy", {}).get("after"):
-            said.append(
+            sentences.append(
                 "Whether answers are right was not measured: only their loss, their form, and whether they stop."
             )
-            said += [f"{found['loops']:.0%} of greedy answers end in a loop."] if found["loops"] else []
-        return said
+            sentences += [f"{found['loops']:.0%} of greedy answers end in a loop."] if found["loops"] else []
+        return sentences
 
     def packages(self) -> list[list]:
+        """Versions of Python and of the packages."""
         table = {"python": self.r.run["python"], **self.r.run["packages"]}
         return [[name, version] for name, version in table.items()]
 
@@ -633,13 +652,15 @@ def first_of(config: dict, names: tuple[str, ...]):
     return next((part[name] for part in (config, inner) for name in names if part.get(name) is not None), None)
 
 
-def number(value, digits: int | None = None) -> str:
+def number(value: float | None, digits: int | None = None) -> str:
+    """A number with thousands separators, with `digits` decimals where given; "" for None."""
     if value is None:
         return ""
     return f"{value:,}" if digits is None else f"{value:,.{digits}f}"
 
 
 def probability(value: float | None) -> str:
+    """A p-value with four decimals; "" for None."""
     return "<0.0001" if value is not None and value < 1e-4 else number(value, 4)
 
 
@@ -658,7 +679,8 @@ def blind(row: dict, digits: int) -> str:
     return f"{spread(row, digits)}; blind {row['blind']:.{digits}f}"
 
 
-def short(value) -> str:
+def short(value: object) -> str:
+    """A value in at most 60 characters."""
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
 
@@ -668,7 +690,8 @@ def thinned(rows: list) -> list:
     return rows if len(rows) <= SHOWN else [rows[round(i * (len(rows) - 1) / (SHOWN - 1))] for i in range(SHOWN)]
 
 
-def cell(text) -> str:
+def cell(text: object) -> str:
+    """A value as a cell of a Markdown table."""
     return str(text).replace("|", "\\|").replace("\n", " ").strip()
 
 

@@ -1,4 +1,4 @@
-"""The project's figures: one style, from the records of a run folder alone; the same records give the same bytes."""
+"""The figures of cards: one style, from the records of a folder alone; the same records give the same bytes."""
 
 from pathlib import Path
 
@@ -6,8 +6,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6F6F6F"  # Okabe and Ito: safe for colour-blind readers
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6F6F6F"  # Okabe and Ito: safe for color-blind readers
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -21,78 +23,87 @@ STYLE = {
 }
 
 
-def save(figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure to `path` without the date and the version of matplotlib, and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})
     plt.close(figure)
 
 
 def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[int] = ()) -> None:
-    """Training and validation loss, learning rate and gradient norm against tokens, from `log.jsonl`; `resumed`: steps
-    to mark.
+    """Draw training and validation loss, learning rate and gradient norm against tokens.
+
+    log: the entries of log.jsonl. baselines: {"bigram", "unigram": nats per token}. resumed: steps to mark.
     """
-    steps = [entry for entry in log if "loss" in entry]
-    held = [entry for entry in log if "eval_loss" in entry]
+    trained = [entry for entry in log if "loss" in entry]
     scale, unit = (1e9, "billion") if log and log[-1]["tokens"] >= 1e9 else (1e6, "million")
+    tokens = [entry["tokens"] / scale for entry in trained]
     with plt.rc_context(STYLE):
         figure, (top, middle, bottom) = plt.subplots(
             3, 1, figsize=(8, 8), sharex=True, height_ratios=[3, 1, 1], layout="constrained"
         )
-        top.plot(
-            [e["tokens"] / scale for e in steps],
-            [e["loss"] for e in steps],
-            color=BLUE,
-            alpha=0.45,
-            lw=1,
-            label="training",
-        )
-        top.plot(
-            [e["tokens"] / scale for e in held],
-            [e["eval_loss"] for e in held],
-            color=ORANGE,
-            marker="o",
-            ms=4,
-            label="validation",
-        )
-        for name, style in (("bigram", "--"), ("unigram", ":")):
-            if name in baselines:
-                top.axhline(baselines[name], color=GREY, ls=style, lw=1.2)
-                top.annotate(
-                    f"{name} counts {baselines[name]:.2f}",
-                    (1, baselines[name]),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(0, 3),
-                    textcoords="offset points",
-                    ha="right",
-                    color=GREY,
-                    fontsize=9,
-                )
-        if held:
-            top.annotate(
-                f"{held[-1]['eval_loss']:.3f}",
-                (held[-1]["tokens"] / scale, held[-1]["eval_loss"]),
-                xytext=(0, 8),
-                textcoords="offset points",
-                ha="center",
-                color=ORANGE,
-            )
-        tokens_at = {e["step"]: e["tokens"] for e in log if "step" in e}
+        _draw_losses(top, trained, [entry for entry in log if "eval_loss" in entry], baselines, scale)
+        tokens_at = {entry["step"]: entry["tokens"] for entry in log if "step" in entry}
         for number, step in enumerate(sorted({step for step in resumed if step in tokens_at})):
             top.axvline(tokens_at[step] / scale, color=GREEN, lw=1, ls="-.", label="resumed" if number == 0 else None)
-        top.set_ylabel("loss (nats a token)")
+        top.set_ylabel("loss (nats per token)")
         top.legend(loc="upper center")
-        middle.plot([e["tokens"] / scale for e in steps], [e["learning_rate"] for e in steps], color=GREEN)
+        middle.plot(tokens, [entry["learning_rate"] for entry in trained], color=GREEN)
         middle.set_ylabel("learning rate")
         middle.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        bottom.plot([e["tokens"] / scale for e in steps], [e["grad_norm"] for e in steps], color=BLUE, lw=1)
+        bottom.plot(tokens, [entry["grad_norm"] for entry in trained], color=BLUE, lw=1)
         bottom.set_yscale("log")
         bottom.set_ylabel("gradient norm")
         bottom.set_xlabel(f"training tokens ({unit})")
         save(figure, path)
 
 
+def _draw_losses(axes: Axes, trained: list[dict], evaluated: list[dict], baselines: dict, scale: float) -> None:
+    """Training loss, validation loss with its last value, and the losses of n-gram counts. scale: tokens per unit of
+    the axis.
+    """
+    axes.plot(
+        [entry["tokens"] / scale for entry in trained],
+        [entry["loss"] for entry in trained],
+        color=BLUE,
+        alpha=0.45,
+        lw=1,
+        label="training",
+    )
+    axes.plot(
+        [entry["tokens"] / scale for entry in evaluated],
+        [entry["eval_loss"] for entry in evaluated],
+        color=ORANGE,
+        marker="o",
+        ms=4,
+        label="validation",
+    )
+    for name, style in (("bigram", "--"), ("unigram", ":")):
+        if name in baselines:
+            axes.axhline(baselines[name], color=GREY, ls=style, lw=1.2)
+            axes.annotate(
+                f"{name} counts {baselines[name]:.2f}",
+                (1, baselines[name]),
+                xycoords=("axes fraction", "data"),
+                xytext=(0, 3),
+                textcoords="offset points",
+                ha="right",
+                color=GREY,
+                fontsize=9,
+            )
+    if evaluated:
+        axes.annotate(
+            f"{evaluated[-1]['eval_loss']:.3f}",
+            (evaluated[-1]["tokens"] / scale, evaluated[-1]["eval_loss"]),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=ORANGE,
+        )
+
+
 def curation(report: dict, path: Path) -> None:
-    """What each rule of `curation.json` dropped, in characters and documents, down to what was kept."""
+    """Draw what each rule of `curation.json` dropped, in characters and documents, down to what was kept."""
     rows = [("read", report["read"]["characters"], report["read"]["documents"], GREY)]
     rows += [
         (f"- {rule['rule']}", rule["characters_dropped"], rule["documents_dropped"], ORANGE) for rule in report["rules"]
@@ -102,22 +113,22 @@ def curation(report: dict, path: Path) -> None:
     with plt.rc_context({**STYLE, "axes.grid": False}):
         figure, axes = plt.subplots(figsize=(8, 0.5 * len(rows) + 1), layout="constrained")
         left = 0
-        for index, (name, characters, documents, colour) in enumerate(rows):
-            begin = total - left - characters if name.startswith("- ") else 0
-            axes.barh(index, characters / 1e6, left=begin / 1e6, color=colour, height=0.7)
+        for index, (name, characters, documents, color) in enumerate(rows):
+            start = total - left - characters if name.startswith("- ") else 0
+            axes.barh(index, characters / 1e6, left=start / 1e6, color=color, height=0.7)
             if name.startswith("- "):
                 left += characters
             text = f"{characters / 1e6:.2f}M characters, {documents:,} documents"
-            inside, room = characters > 0.5 * total, begin > 0.5 * total
+            is_inside, is_left = characters > 0.5 * total, start > 0.5 * total
             axes.annotate(
                 text,
-                ((begin if room else begin + characters) / 1e6, index),
-                xytext=(-6 if inside or room else 6, 0),
+                ((start if is_left else start + characters) / 1e6, index),
+                xytext=(-6 if is_inside or is_left else 6, 0),
                 textcoords="offset points",
-                ha="right" if inside or room else "left",
+                ha="right" if is_inside or is_left else "left",
                 va="center",
                 fontsize=9,
-                color="white" if inside else "black",
+                color="white" if is_inside else "black",
             )
         axes.set_yticks(range(len(rows)), [row[0] for row in rows])
         axes.invert_yaxis()
@@ -126,14 +137,14 @@ def curation(report: dict, path: Path) -> None:
 
 
 def before_after(record: dict, path: Path) -> None:
-    """What tuning changed, from `before_after.json`: losses with the interval of their paired difference, and how
+    """Draw what tuning changed, from `before_after.json`: losses with the interval of their paired difference, and how
     answers end.
     """
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=[2, 3], layout="constrained")
         for index, key in enumerate(("answer_loss", "end_of_text_loss")):
-            found = record[key]
-            if found is None:
+            values = record[key]
+            if values is None:
                 left.annotate(
                     "none: all were cut",
                     (index, 0),
@@ -143,43 +154,43 @@ def before_after(record: dict, path: Path) -> None:
                     fontsize=9,
                 )
                 continue
-            change = found["difference"]
-            left.bar(index - 0.2, found["before"], 0.38, color=GREY, label="before" if index == 0 else None)
-            reach = (
+            change = values["difference"]
+            left.bar(index - 0.2, values["before"], 0.38, color=GREY, label="before" if index == 0 else None)
+            errors = (
                 None
                 if change["low"] is None
                 else [[change["value"] - change["low"]], [change["high"] - change["value"]]]
             )
             left.bar(
                 index + 0.2,
-                found["after"],
+                values["after"],
                 0.38,
                 color=BLUE,
-                yerr=reach,
+                yerr=errors,
                 capsize=3,
                 label="after" if index == 0 else None,
             )
-            for x, value in ((index - 0.2, found["before"]), (index + 0.2, found["after"])):
+            for x, value in ((index - 0.2, values["before"]), (index + 0.2, values["after"])):
                 left.annotate(
                     f"{value:.2f}", (x, value), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=9
                 )
         left.set_xticks([0, 1], ["held-out\nanswers", "end of\nthe answer"])
-        left.set_ylabel("loss (nats a token)")
+        left.set_ylabel("loss (nats per token)")
         left.set_title("bar: 95 % of the paired difference", fontsize=9, color=GREY)
         left.margins(y=0.15)
         left.legend(loc="upper right", fontsize=9)
         rows = [
-            (how, key, name)
-            for how in ("greedy", "sampled")
+            (decoding, key, name)
+            for decoding in ("greedy", "sampled")
             for key, name in (("stopped", "stop"), ("kept_format", "keep the format"), ("loops", "loop"))
-            if how in record
+            if decoding in record
         ]
-        for index, (how, key, _) in enumerate(rows):
-            before, after = record[how]["before"][key], record[how]["after"][key]
+        for index, (decoding, key, _) in enumerate(rows):
+            before, after = record[decoding]["before"][key], record[decoding]["after"][key]
             right.plot([before * 100, after * 100], [index, index], color=GREY, lw=1.5, zorder=1)
             right.scatter([before * 100], [index], color=GREY, s=45, zorder=2, label="before" if index == 0 else None)
             right.scatter([after * 100], [index], color=BLUE, s=45, zorder=3, label="after" if index == 0 else None)
-        right.set_yticks(range(len(rows)), [f"{how} answers that {name}" for how, _, name in rows])
+        right.set_yticks(range(len(rows)), [f"{decoding} answers that {name}" for decoding, _, name in rows])
         right.invert_yaxis()
         right.set_xlim(-4, 104)
         right.set_xlabel("share of answers (%)")
@@ -187,19 +198,20 @@ def before_after(record: dict, path: Path) -> None:
 
 
 def trajectory(rows: list[dict], path: Path) -> None:
-    """Score against training tokens, a panel a task: models of one run joined, others as levels; 95 % intervals; chance
-    where there are options.
+    """Draw scores against training tokens, one panel per task: models of one run as a line, others as levels; 95 %
+    intervals; chance where there are options.
 
     rows: {task, metric, value, low, high, chance, tokens, model, adapter} of the models in the order asked for.
     """
     names = list(dict.fromkeys(row["task"] for row in rows))
     columns = min(3, len(names))
-    lines = -(-len(names) // columns)
-    steps = [row for row in rows if row["tokens"] and not row["adapter"]]
-    scale, unit = (1e9, "billion") if steps and max(row["tokens"] for row in steps) >= 1e9 else (1e6, "million")
+    panel_rows = -(-len(names) // columns)
+    checkpoints = [row for row in rows if row["tokens"] and not row["adapter"]]
+    most_tokens = max((row["tokens"] for row in checkpoints), default=0)
+    scale, unit = (1e9, "billion") if most_tokens >= 1e9 else (1e6, "million")
     with plt.rc_context({**STYLE, "font.size": 10}):
         figure, panels = plt.subplots(
-            lines, columns, figsize=(3.6 * columns, 2.9 * lines), squeeze=False, layout="constrained"
+            panel_rows, columns, figsize=(3.6 * columns, 2.9 * panel_rows), squeeze=False, layout="constrained"
         )
         for index, name in enumerate(names):
             panel = panels[index // columns][index % columns]
@@ -212,8 +224,8 @@ def trajectory(rows: list[dict], path: Path) -> None:
                     x, [row["low"] for row in line], [row["high"] for row in line], color=BLUE, alpha=0.15, lw=0
                 )
             others = [row for row in group if row not in line]
-            for row, colour in zip(others, (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00") * 9, strict=False):
-                panel.axhline(row["value"], color=colour, lw=1.2, ls="--")
+            for row, color in zip(others, (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00") * 9, strict=False):
+                panel.axhline(row["value"], color=color, lw=1.2, ls="--")
                 panel.annotate(
                     _short(row["model"]),
                     (1, row["value"]),
@@ -221,7 +233,7 @@ def trajectory(rows: list[dict], path: Path) -> None:
                     xytext=(-2, 2),
                     textcoords="offset points",
                     ha="right",
-                    color=colour,
+                    color=color,
                     fontsize=7,
                 )
             if (chance := group[0].get("chance")) is not None:
@@ -239,7 +251,7 @@ def trajectory(rows: list[dict], path: Path) -> None:
             panel.set_ylabel(group[0]["metric"].replace("_", " "), fontsize=9)
         for panel in panels.flat[len(names) :]:
             panel.axis("off")
-        if steps:
+        if checkpoints:
             figure.supxlabel(f"training tokens ({unit}); band: 95 % interval", fontsize=9)
         save(figure, path)
 
@@ -251,8 +263,8 @@ def _short(name: str) -> str:
 
 
 def variants(rows: list[dict], kind: str, path: Path) -> None:
-    """What variants of the prompt do: change of the score against the prompt as it is, a panel a task, factors below
-    each other.
+    """Draw how variants of the prompt change the score, one panel per model and task, with the factors below each
+    other.
 
     rows: those of sensitivity.json or robustness.json. Dots are variants with the 95 % interval of their paired change.
     """
@@ -277,18 +289,20 @@ def variants(rows: list[dict], kind: str, path: Path) -> None:
                     labels.append((position, label, "normal"))
                     position += 1
             panel.axvline(0, color=GREY, lw=1)
-            panel.set_yticks([at for at, _, _ in labels], [text for _, text, _ in labels], fontsize=7)
+            panel.set_yticks(
+                [label_position for label_position, _, _ in labels], [text for _, text, _ in labels], fontsize=7
+            )
             for tick, (_, _, weight) in zip(panel.get_yticklabels(), labels, strict=True):
                 tick.set_fontweight(weight)
             panel.invert_yaxis()
             panel.tick_params(axis="y", length=0)
-            together = next(row for row in rows if (row["model"], row["task"]) == name and row["factor"] == "all")
+            overall = next(row for row in rows if (row["model"], row["task"]) == name and row["factor"] == "all")
             title = f"{name[1].removeprefix('embedded_').replace('_', ' ')} ({_short(name[0])})"
-            if "flips" in together:
-                flips = together["flips"]
-                title += f"\n{flips['value']:.0%} of answers change (drawn blindly {flips['blind']:.0%})"
+            if "flips" in overall:
+                flips = overall["flips"]
+                title += f"\n{flips['value']:.0%} of answers change (random answers {flips['blind']:.0%})"
             panel.set_title(title, fontsize=9)
-            panel.set_xlabel(f"change of {together['metric'].replace('_', ' ')} (95 % interval)")
+            panel.set_xlabel(f"change of {overall['metric'].replace('_', ' ')} (95 % interval)")
         figure.suptitle(
             {"sensitivity": "The same items, asked otherwise", "robustness": "The same items, disturbed"}[kind],
             fontsize=11,
@@ -296,21 +310,21 @@ def variants(rows: list[dict], kind: str, path: Path) -> None:
         save(figure, path)
 
 
-def generalisation(rows: list[dict], path: Path) -> None:
-    """Bits per byte of each kind of text, a group a kind, a bar a model; 95 % intervals. rows: those of
+def generalization(rows: list[dict], path: Path) -> None:
+    """Draw bits per byte, one group per kind of text and one bar per model; 95 % intervals. rows: those of
     generalisation.json.
     """
     names, models = list(dict.fromkeys(row["task"] for row in rows)), list(dict.fromkeys(row["model"] for row in rows))
     shown = models if len(models) <= 5 else [models[0], models[len(models) // 2], *models[-2:]]
-    colours = (GREY, "#56B4E9", BLUE, ORANGE, GREEN)
+    colors = (GREY, "#56B4E9", BLUE, ORANGE, GREEN)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(8, 3.8), layout="constrained")
         width = 0.8 / len(shown)
-        for index, (model, colour) in enumerate(zip(shown, colours, strict=False)):
-            for at, name in enumerate(names):
+        for index, (model, color) in enumerate(zip(shown, colors, strict=False)):
+            for group, name in enumerate(names):
                 row = next(row for row in rows if row["task"] == name and row["model"] == model)
-                x = at + (index - (len(shown) - 1) / 2) * width
-                reach = (
+                x = group + (index - (len(shown) - 1) / 2) * width
+                errors = (
                     None
                     if row["low"] is None
                     else [[row["bits_per_byte"] - row["low"]], [row["high"] - row["bits_per_byte"]]]
@@ -319,10 +333,10 @@ def generalisation(rows: list[dict], path: Path) -> None:
                     x,
                     row["bits_per_byte"],
                     width * 0.92,
-                    color=colour,
-                    yerr=reach,
+                    color=color,
+                    yerr=errors,
                     error_kw={"lw": 1},
-                    label=_short(model) if at == 0 else None,
+                    label=_short(model) if group == 0 else None,
                 )
         axes.set_xticks(range(len(names)), [name.removeprefix("embedded_").replace("_", " ") for name in names])
         axes.set_ylabel("bits per byte (lower is better)")

@@ -1,5 +1,5 @@
-"""The report of a study, and its pictures, from its records: what was asked, what was held equal, every difference with
-its interval.
+"""The report of a study and its figures, from its records: the question, the controlled variables, every difference
+with its interval.
 """
 
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from .figures import BLUE, GREEN, GREY, ORANGE, STYLE, plt, save
 from .private import redact
 
-COLOURS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
+COLORS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
 SAME = "the same for every seed"
 
@@ -22,37 +22,42 @@ def shown(row: dict, value: float | None) -> str:
 
 
 def name_of(row: dict) -> str:
+    """The arm of a difference, with the step that it begins from."""
     return row["arm"] if row["at"] is None else f"{row['arm']} at {row['at']}"
 
 
 def verdict(row: dict) -> str:
-    """What an interval allows to be said: higher, lower, or no difference found."""
+    """The conclusion that the interval of a difference allows: higher, lower, or not significant."""
     if row["value"] is None:
         return f"not within the run for {sum(value is None for value in row['seeds'])} of {row['n']} seeds"
     if row["low"] is None:
         return "one seed: no interval" if row["n"] == 1 else SAME
-    return "no difference found" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"
+    return "not significant" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"
 
 
 def line_of(row: dict) -> str:
-    """A difference in one line."""
+    """A difference as one line of text."""
     interval = (
         "" if row["low"] is None else f" ({shown(row, row['low'])} to {shown(row, row['high'])}), {row['n']} seeds"
     )
-    return f"{name_of(row)} less {row['against']}: {row['what']} {shown(row, row['value'])}{interval}; {verdict(row)}"
+    return (
+        f"{name_of(row)} compared with {row['against']}: {row['what']} {shown(row, row['value'])}{interval};"
+        f" {verdict(row)}"
+    )
 
 
 def write_report(
     out: Path, study: dict, rows: list[dict], comparison: list[dict], equal: dict, health: dict, cost: dict
 ) -> Path:
-    """report.md with figures/differences.png and, of training, figures/curves.png, in the study's folder. `cost`: {run:
-    seconds or None}.
+    """Write report.md with figures/differences.png and, for training runs, figures/curves.png; returns its path.
+
+    out: the study's folder. study: its fields. rows: every measured value. comparison: every difference. equal: {kind:
+    {name: value}} of the controlled variables. health: {arm: {event: number of runs}}. cost: {run: seconds or None}.
     """
     trains = study["script"] != "run_eval.py"
     if trains:
         curves(study, rows, comparison, out / "figures" / "curves.png")
     differences(comparison, out / "figures" / "differences.png")
-    seeds = len(study["seeds"])
     text = [
         f"# {study['title']}",
         "",
@@ -60,19 +65,33 @@ def write_report(
         "",
         "![every difference with its interval](figures/differences.png)",
         "",
+        *_differences_section(study, comparison),
+        *(_curves_section() if trains else []),
+        *_arms_section(study),
+        *_controlled_section(equal),
+        *(_health_section(study, health) if trains else []),
+        *_cost_section(cost),
     ]
-    text += ["## Differences", ""]
-    text += [
-        f"An arm less what it is compared with, in pairs of one seed, and the 95 % interval of the mean over {seeds}"
-        " seeds (Student's t): it covers other seeds, not other texts or questions. The intervals are not widened for"
-        f" their number ({len(comparison)}); where one holds 0, no difference was found, which does not say that there"
-        " is none."
+    (out / "report.md").write_text("\n".join(map(redact, text)), encoding="utf-8")
+    return out / "report.md"
+
+
+def _differences_section(study: dict, comparison: list[dict]) -> list[str]:
+    """Lines of the section with every difference, its interval and its verdict."""
+    seeds = len(study["seeds"])
+    text = [
+        "## Differences",
+        "",
+        "Each row is an arm minus the arm that it is compared with, in pairs of one seed, with the 95 % interval of the"
+        f" mean over {seeds} seeds (Student's t). The interval covers other seeds, not other texts or questions. The"
+        f" intervals are not widened for their number ({len(comparison)}). Where one contains 0, the difference is not"
+        " significant, which does not mean that there is none.",
     ]
     if seeds == 1:
-        text += ["", "There was one seed, so there is no interval, and nothing follows for another one."]
+        text += ["", "There was one seed, so there is no interval, and nothing follows for other seeds."]
     text += [
         "",
-        "| arm | less | what | difference | 95 % interval | of each seed | verdict |",
+        "| arm | compared with | metric | difference | 95 % interval | of each seed | verdict |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in comparison:
@@ -86,21 +105,29 @@ def write_report(
         outcomes = "; ".join(
             f"{name} and {row['against']} in {row['equal']} of {row['n']} seeds" for name, row in same.items()
         )
-        text += ["", f"Finished weights that are equal bit for bit: {outcomes}."]
-    text += [""]
-    if trains:
-        text += ["![curves of every arm](figures/curves.png)", ""]
-        text += [
-            (
-                "Lines are means over seeds, bands their 95 % intervals; below, each arm less what it is compared with,"
-                " in pairs of one seed."
-            ),
-            "",
-        ]
-    text += ["## Arms", "", "| arm | begins from | set | |", "| --- | --- | --- | --- |"]
+        text += ["", f"Finished weights that are bitwise equal: {outcomes}."]
+    return [*text, ""]
+
+
+def _curves_section() -> list[str]:
+    """Lines with the figure of the loss curves."""
+    return [
+        "![curves of every arm](figures/curves.png)",
+        "",
+        (
+            "Lines are means over seeds, bands are 95 % intervals. Below: each arm minus the arm that it is compared"
+            " with, in pairs of one seed."
+        ),
+        "",
+    ]
+
+
+def _arms_section(study: dict) -> list[str]:
+    """Lines of the section with the arms, what they share, and the commands before and after them."""
+    text = ["## Arms", "", "| arm | begins from | set | |", "| --- | --- | --- | --- |"]
     for arm in study["arms"]:
-        begins = f"{arm['source']}, step {arm['at']}" if arm["source"] else "nothing"
-        text.append(f"| {arm['name']} | {begins} | {_settings(arm['set'])} | {arm['about']} |")
+        source = f"{arm['source']}, step {arm['at']}" if arm["source"] else "nothing"
+        text.append(f"| {arm['name']} | {source} | {_settings(arm['set'])} | {arm['about']} |")
     text += [
         "",
         (
@@ -113,56 +140,61 @@ def write_report(
         text += ["Before them, once:", "", "```bash", *(f"python {command}" for command in study["prepare"]), "```", ""]
     if study["evaluate"]:
         text += [f"After them `run_eval.py` with {_settings(study['evaluate'])}.", ""]
-    text += [
-        "## Held equal",
+    return text
+
+
+def _controlled_section(equal: dict) -> list[str]:
+    """Lines of the section with the controlled variables."""
+    text = [
+        "## Controlled variables",
         "",
-        "Read from the records of the finished runs, and compared before this was written:",
+        "Read from the records of the finished runs, and compared before this report was written:",
         "",
     ]
     for kind in ("data", "hyperparameters"):
-        text.append(
-            f"- {kind}:"
-            f" {_settings({name: value for name, value in equal[kind].items() if name not in ('seed', 'data_seed')})}"
-        )
+        values = {name: value for name, value in equal[kind].items() if name not in ("seed", "data_seed")}
+        text.append(f"- {kind}: {_settings(values)}")
     environment = {
         **equal["layout"],
         **equal["environment"].get("hardware", {}),
         **equal["environment"].get("packages", {}),
     }
-    text += [f"- layout and environment: {_settings(environment)}", ""]
-    if trains:
-        text += [
-            "## Health",
-            "",
-            "What the runs said of themselves, by the definitions of `llama_lite/training/loss_trends.py`:",
-            "",
-        ]
-        for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
-            outcomes = health.get(arm, {})
-            text.append(
-                f"- {arm}:"
-                f" {', '.join(f'{name} in {count} runs' for name, count in sorted(outcomes.items())) or 'neither saturated nor overfitting'}"
-            )
-        text.append("")
+    return [*text, f"- layout and environment: {_settings(environment)}", ""]
+
+
+def _health_section(study: dict, health: dict) -> list[str]:
+    """Lines of the section with saturation and overfitting of each arm."""
+    text = [
+        "## Health",
+        "",
+        "What the runs reported, as defined in `llama_lite/training/loss_trends.py`:",
+        "",
+    ]
+    for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
+        outcomes = ", ".join(f"{name} in {count} runs" for name, count in sorted(health.get(arm, {}).items()))
+        text.append(f"- {arm}: {outcomes or 'neither saturated nor overfitting'}")
+    return [*text, ""]
+
+
+def _cost_section(cost: dict) -> list[str]:
+    """Lines of the section with the wall time of all runs."""
     lost = sum(seconds is None for seconds in cost.values())
-    text += [
+    return [
         "## Cost",
         "",
         (
-            f"{len(cost)} runs, {sum(filter(None, cost.values())) / 60:.0f} minutes by the"
-            f" clock{f' ({lost} of them not counted)' if lost else ''}; what comes before and after them is not in it."
+            f"{len(cost)} runs, {sum(filter(None, cost.values())) / 60:.0f} minutes of wall"
+            f" time{f' ({lost} of them not counted)' if lost else ''}, without what comes before and after them."
         ),
         "",
     ]
-    (out / "report.md").write_text("\n".join(map(redact, text)), encoding="utf-8")
-    return out / "report.md"
 
 
 def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) -> None:
-    """Losses of all arms with bands over seeds, and below them their difference from what they are compared with; of a
-    resumed arm from there on.
+    """Draw the losses of all arms with bands over seeds, and below them the difference from the arm that each is
+    compared with; a resumed arm begins at its checkpoint.
 
-    Seeds meet at steps; where a step's tokens differ between them (rows of a tuning), it is drawn at their mean.
+    Seeds are aligned by step. Where the tokens of a step differ between seeds (tuning), it is drawn at their mean.
     """
     metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
     paired = {
@@ -181,82 +213,91 @@ def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) ->
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
         names = list(dict.fromkeys(arm["name"] for arm in study["arms"]))
         for arm in study["arms"]:
-            own, colour = values[arm["name"], arm["at"]], COLOURS[names.index(arm["name"]) % len(COLOURS)]
+            seed_curves = values[arm["name"], arm["at"]]
+            color = COLORS[names.index(arm["name"]) % len(COLORS)]
             label = (
                 arm["name"]
                 if arm["at"] in (None, min(a["at"] for a in study["arms"] if a["name"] == arm["name"]))
                 else None
             )
-            _band(top, x, own, colour, label)
+            _band(top, x, seed_curves, color, label)
             if arm["against"] != arm["name"] and (arm["name"], arm["at"]) in paired:
                 base = next(curve for (name, _), curve in values.items() if name == arm["against"])
-                less = {
-                    seed: {step: value - base[seed][step] for step, value in own[seed].items() if step in base[seed]}
-                    for seed in own
+                difference = {
+                    seed: {step: value - base[seed][step] for step, value in curve.items() if step in base[seed]}
+                    for seed, curve in seed_curves.items()
                 }
-                _band(bottom, x, less, colour, label)
+                _band(bottom, x, difference, color, label)
         bottom.axhline(0, color=GREY, lw=1)
-        top.set_ylabel(f"{'training' if metric == 'loss' else 'validation'} loss (nats a token)")
-        bottom.set_ylabel("difference (nats a token)")
+        top.set_ylabel(f"{'training' if metric == 'loss' else 'validation'} loss (nats per token)")
+        bottom.set_ylabel("difference (nats per token)")
         bottom.set_xlabel("million training tokens")
         figure.legend(*top.get_legend_handles_labels(), loc="outside right upper")
         save(figure, path)
 
 
 def differences(comparison: list[dict], path: Path) -> None:
-    """Every difference with its interval and its seeds, a panel for each measure and what it is compared with."""
+    """Draw every difference with its interval and its seeds, one panel per metric and reference."""
     panels: dict = {}
     for row in comparison:
         panels.setdefault((row["what"], row["against"] if row["against"] == "its base" else ""), []).append(row)
     columns = min(3, len(panels))
-    lines = -(-len(panels) // columns)
+    rows = -(-len(panels) // columns)
     tallest = max(map(len, panels.values()))
     with plt.rc_context({**STYLE, "font.size": 9}):
         figure, grid = plt.subplots(
-            lines, columns, figsize=(4.6 * columns, (0.9 + 0.24 * tallest) * lines), layout="constrained", squeeze=False
+            rows, columns, figsize=(4.6 * columns, (0.9 + 0.24 * tallest) * rows), layout="constrained", squeeze=False
         )
         for axes in grid.flat[len(panels) :]:
             axes.axis("off")
-        for axes, ((what, base), group) in zip(grid.flat, panels.items(), strict=False):
+        for axes, ((metric, base), group) in zip(grid.flat, panels.items(), strict=False):
             scale = 1000 if group[0]["unit"] == "tokens" else 1
             for index, row in enumerate(group):
-                colour = (
+                color = (
                     ORANGE if verdict(row) in ("higher", "lower") or (row["value"] and verdict(row) == SAME) else GREY
                 )
                 known = [value / scale for value in row["seeds"] if value is not None]
                 axes.plot(known, [-index] * len(known), ".", color=GREY, alpha=0.6)
                 if row["low"] is not None:
-                    axes.plot([row["low"] / scale, row["high"] / scale], [-index, -index], color=colour, lw=2)
+                    axes.plot([row["low"] / scale, row["high"] / scale], [-index, -index], color=color, lw=2)
                 if row["value"] is not None:
-                    axes.plot(row["value"] / scale, -index, "o", color=colour)
+                    axes.plot(row["value"] / scale, -index, "o", color=color)
             axes.axvline(0, color=GREY, lw=1)
-            labels = [f"{name_of(row)}{'' if base or _one(group) else ' - ' + row['against']}" for row in group]
+            labels = [
+                f"{name_of(row)}{'' if base or _same_reference(group) else ' - ' + row['against']}" for row in group
+            ]
             axes.set_yticks([-index for index in range(len(group))], labels)
             axes.set_ylim(-len(group) + 0.5, 0.5)
-            less = base or (group[0]["against"] if _one(group) else "")
-            axes.set_title(f"{what}{f', less {less}' if less else ''}", fontsize=9)
+            reference = base or (group[0]["against"] if _same_reference(group) else "")
+            axes.set_title(f"{metric}{f', minus {reference}' if reference else ''}", fontsize=9)
             axes.set_xlabel("thousand tokens" if scale == 1000 else group[0]["unit"] or "share")
         save(figure, path)
 
 
-def _one(group: list[dict]) -> bool:
+def _same_reference(group: list[dict]) -> bool:
+    """Whether all differences of a panel are to the same arm."""
     return len({row["against"] for row in group}) == 1
 
 
-def _band(axes, x: dict, seeds: dict, colour: str, label: str | None) -> None:
-    """Mean over seeds and its 95 % interval at the steps that all of them logged, each drawn at its `place`."""
+def _band(axes, x: dict, seeds: dict, color: str, label: str | None) -> None:
+    """Draw the mean over seeds and its 95 % interval at the steps that all seeds logged.
+
+    x: {step: position on the axis}. seeds: {seed: {step: value}}.
+    """
     from scipy import stats
 
     steps = sorted(set.intersection(*(set(curve) for curve in seeds.values())))
-    shared, table = [x[step] for step in steps], np.array([[curve[step] for step in steps] for curve in seeds.values()])
+    positions = [x[step] for step in steps]
+    table = np.array([[curve[step] for step in steps] for curve in seeds.values()])  # (seeds, steps)
     mean = table.mean(0)
-    axes.plot(shared, mean, color=colour, lw=1.3, label=label)
+    axes.plot(positions, mean, color=color, lw=1.3, label=label)
     if len(table) > 1:
-        reach = stats.t.ppf(0.975, len(table) - 1) * table.std(0, ddof=1) / np.sqrt(len(table))
-        axes.fill_between(shared, mean - reach, mean + reach, color=colour, alpha=0.2, lw=0)
+        half_width = stats.t.ppf(0.975, len(table) - 1) * table.std(0, ddof=1) / np.sqrt(len(table))
+        axes.fill_between(positions, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0)
 
 
 def _settings(values: dict) -> str:
+    """Arguments and their values, in Markdown."""
     return (
         ", ".join(f"`{name}` {_list(value) if isinstance(value, list) else value}" for name, value in values.items())
         or "nothing"
@@ -264,8 +305,10 @@ def _settings(values: dict) -> str:
 
 
 def _list(values: list) -> str:
+    """Values separated by commas."""
     return ", ".join(map(str, values)) or "none"
 
 
 def _short(path: str) -> str:
+    """A config's path inside the repository, else its file name."""
     return path[path.index("configs/") :] if "configs/" in path else Path(path).name

@@ -1,4 +1,4 @@
-"""What came of a study: what was held equal, every measured value, and the arms' differences, paired by seed."""
+"""Results of a study: the controlled variables, every measured value, and differences of arms, paired by seed."""
 
 import csv
 import dataclasses
@@ -21,16 +21,17 @@ from .spec import Arm, Study, StudyRun, base_of, evaluation_argv
 
 RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
 
-AFTER = 10  # logged losses after a resume in which its spike is looked for, and over which recovery is averaged
+AFTER = 10  # logged losses after a resume in which a spike is searched, and over which recovery is averaged
 
 REPORT_HEAD = (  # a dataset card's
     "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"
 )
 
-BACK = 0.005  # nats: closer than that to the reference, on average, is back
+BACK = 0.005  # nats: a mean excess below this counts as recovered
 
 
-def arguments_of(*groups) -> set[str]:
+def arguments_of(*groups: type) -> set[str]:
+    """Names of the arguments of some dataclasses."""
     return {field.name for group in groups for field in dataclasses.fields(group)}
 
 
@@ -46,49 +47,47 @@ def last_manifest(folder: Path) -> dict:
     return read_manifest(checkpoints(folder)[0][1])
 
 
-def check_controlled_variables(study: Study, made: list[StudyRun]) -> dict:
-    """What the finished runs share, {kind: {name: value}}, from their manifests. Raises Refusal where runs of one seed
-    differ in what no arm sets.
+def check_controlled_variables(study: Study, finished: list[StudyRun]) -> dict:
+    """What all finished runs share, {kind: {name: value}}, from their manifests. Raises Refusal where runs of one seed
+    differ in something that no arm sets.
 
-    Arms that set where text comes from may differ in the data's fingerprint, those that set the model or adapter, in
-    the model; the tokenizer and the number of tokens are equal unless they are named themselves.
+    Arms that set the source of the text may differ in the data's fingerprint; arms that set the model or the adapter,
+    in the model. The tokenizer and the number of tokens must be equal unless an arm sets them.
     """
     shared: dict | None = None
     for seed in study.seeds:
-        own = [one for one in made if one.seed == seed]
-        first = own[0]
-        for one in own:
-            then, now = (_conditions(study, run.folder) for run in (first, one))
-            named = set(first.arm.set) | set(one.arm.set)
-            found = differences(then, now)
-            rows = {name: row for kind in found.values() for name, row in kind.items()}
-            free = (
-                named
-                | ({"data", "held_out"} if named & OF_DATA else set())
-                | ({"tokens"} if named & OF_LENGTH else set())
-            )
-            free |= {"weights"} if "models" in named else set()
-            wrong = sorted(
-                name for name in rows if name not in free and not (name.startswith("model.") and named & OF_MODEL)
-            )
-            if wrong:
+        runs = [run for run in finished if run.seed == seed]
+        first = runs[0]
+        for run in runs:
+            reference, conditions = (_conditions(study, run.folder) for run in (first, run))
+            changed = {
+                name: values for kind in differences(reference, conditions).values() for name, values in kind.items()
+            }
+            if unnamed := _unnamed(changed, set(first.arm.set) | set(run.arm.set)):
                 raise Refusal(
-                    f"{one.folder.name} differs from {first.folder.name} in what the study does not name:"
-                    f" {'; '.join(f'{name} {rows[name][0]} -> {rows[name][1]}' for name in wrong)}. Run the arms again"
-                    " under equal conditions, or name it."
+                    f"{run.folder.name} differs from {first.folder.name} in what the study does not name:"
+                    f" {'; '.join(f'{name} {changed[name][0]} -> {changed[name][1]}' for name in unnamed)}. Run the"
+                    " arms again under equal conditions, or name it."
                 )
-            same = {kind: now[kind] for kind in ("data", "hyperparameters", "environment", "layout")}
+            same = {kind: conditions[kind] for kind in ("data", "hyperparameters", "environment", "layout")}
             shared = (
                 same
                 if shared is None
-                else {k: {n: v for n, v in kept.items() if same[k].get(n) == v} for k, kept in shared.items()}
+                else {k: {n: v for n, v in values.items() if same[k].get(n) == v} for k, values in shared.items()}
             )
     return shared
 
 
+def _unnamed(changed: dict, named: set[str]) -> list[str]:
+    """Names of changed conditions that do not follow from the arguments `named` by the arms."""
+    free = named | ({"data", "held_out"} if named & OF_DATA else set()) | ({"tokens"} if named & OF_LENGTH else set())
+    free |= {"weights"} if "models" in named else set()
+    return sorted(name for name in changed if name not in free and not (name.startswith("model.") and named & OF_MODEL))
+
+
 def _conditions(study: Study, folder: Path) -> dict:
-    """A run's identity, with the tokens that it learnt from and the tokenizer, as further facts of its data; of an
-    evaluation, its arguments, and the models' weights.
+    """The identity of a run, with its tokens and its tokenizer as further facts of its data; of an evaluation, its
+    arguments and the weights of its models.
     """
     if study.script == "run_eval.py":
         run = read_json(folder / "run.json")
@@ -110,79 +109,80 @@ def _conditions(study: Study, folder: Path) -> dict:
 # ---- every value ----
 
 
-def collect(study: Study, made: list[StudyRun]) -> list[dict]:
-    """Logged losses and evaluations of the runs, and what a tuning measured before (step 0) and after: rows of
+def collect(study: Study, finished: list[StudyRun]) -> list[dict]:
+    """Logged losses and evaluations of the runs, and what a tuning run measured before (step 0) and after: rows of
     RUN_COLUMNS.
 
-    Of an evaluation its scores, with the model's name before the task's where there are several.
+    Of an evaluation: its scores, with the name of the model before the task where there are several.
     """
     rows = []
-    for one in made:
+    for run in finished:
         if study.script == "run_eval.py":
-            table = _scores(one.folder)
-            for model, values in table.items():
+            table = _scores(run.folder)
+            for model, scores in table.items():
                 rows += [
-                    _row(one, 0, 0, f"{model} {metric}" if len(table) > 1 else metric, value)
-                    for metric, value in values
+                    _row(run, 0, 0, f"{model} {metric}" if len(table) > 1 else metric, value)
+                    for metric, value in scores
                 ]
             continue
-        log = read_jsonl(one.folder / "log.jsonl")
+        log = read_jsonl(run.folder / "log.jsonl")
         for entry in log:
             for metric in sorted(entry):
                 if metric == "loss" or (metric.startswith("eval_") and isinstance(entry[metric], float)):
-                    rows.append(_row(one, entry["step"], entry["tokens"], metric, entry[metric]))
-        for metric, before, after in _before_after(one.folder):
-            rows += [_row(one, 0, 0, metric, before), _row(one, log[-1]["step"], log[-1]["tokens"], metric, after)]
+                    rows.append(_row(run, entry["step"], entry["tokens"], metric, entry[metric]))
+        for metric, before, after in _before_after(run.folder):
+            rows += [_row(run, 0, 0, metric, before), _row(run, log[-1]["step"], log[-1]["tokens"], metric, after)]
     return rows
 
 
-def _row(one: StudyRun, step: int, tokens: int, metric: str, value: float) -> dict:
-    return dict(zip(RUN_COLUMNS, (one.arm.name, one.arm.at or "", one.seed, step, tokens, metric, value), strict=True))
+def _row(run: StudyRun, step: int, tokens: int, metric: str, value: float) -> dict:
+    return dict(zip(RUN_COLUMNS, (run.arm.name, run.arm.at or "", run.seed, step, tokens, metric, value), strict=True))
 
 
 def _before_after(folder: Path) -> list[tuple[str, float, float]]:
+    """(metric, before, after) of a tuning run; nothing of other runs."""
     record = read_json(folder / "before_after.json") or {}
-    found = [
+    metrics = [
         (name, record[name]["before"], record[name]["after"])
         for name in ("answer_loss", "end_of_text_loss")
         if record.get(name)  # None: every held-out answer is cut
     ]
-    for how in ("greedy", "sampled"):
-        if how in record:
-            found += [
-                (f"{how}_{share}", record[how]["before"][share], record[how]["after"][share])
-                for share in ("stopped", "kept_format", "loops")
+    for decoding in ("greedy", "sampled"):
+        if decoding in record:
+            metrics += [
+                (f"{decoding}_{name}", record[decoding]["before"][name], record[decoding]["after"][name])
+                for name in ("stopped", "kept_format", "loops")
             ]
-    return found
+    return metrics
 
 
-def evaluate(study: Study, made: list[StudyRun], out: Path) -> list[dict]:
-    """What run_eval.py says of every finished run, and of the base that it was tuned from (step 0): rows of
+def evaluate(study: Study, finished: list[StudyRun], out: Path) -> list[dict]:
+    """Scores by run_eval.py of every finished run, and of the base that it was tuned from (step 0): rows of
     RUN_COLUMNS. Raises Refusal, Interrupted.
     """
     if not study.evaluate:
         return []
-    argv = evaluation_argv(study, made, out)
-    call = {"argv": argv, "weights": [weights_of(one) for one in made]}
+    argv = evaluation_argv(study, finished, out)
+    call = {"argv": argv, "weights": [weights_of(run) for run in finished]}
     if read_json(out / "evaluation.json") != call:
         launch("run_eval.py", argv, out / "evaluation.log")
         write_json(out / "evaluation.json", call)
     table, rows = _scores(out / "evaluation"), []
-    for one in made:
-        last = last_manifest(one.folder)
-        base = base_of(study, one)
-        rows += [_row(one, 0, 0, metric, value) for metric, value in (table[base] if base else ())]
-        rows += [_row(one, last["step"], last["tokens"], metric, value) for metric, value in table[str(one.folder)]]
+    for run in finished:
+        last = last_manifest(run.folder)
+        base = base_of(study, run)
+        rows += [_row(run, 0, 0, metric, value) for metric, value in (table[base] if base else ())]
+        rows += [_row(run, last["step"], last["tokens"], metric, value) for metric, value in table[str(run.folder)]]
     return rows
 
 
 def _scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
-    """{model: [(`task metric`, value)]} of an evaluation, as the tasks ask, without variants. Raises Refusal for a
-    table that was altered since.
+    """{model: [(`task metric`, value)]} of an evaluation, prompt variants left out. Raises Refusal for a table that was
+    altered since.
     """
-    found: dict[str, list[tuple[str, float]]] = {}
-    sealed = (read_json(folder / "status.json") or {}).get("files", {}).get("scores.csv")
-    if sealed not in (None, sha256(folder / "scores.csv")):
+    scores: dict[str, list[tuple[str, float]]] = {}
+    recorded = (read_json(folder / "status.json") or {}).get("files", {}).get("scores.csv")
+    if recorded not in (None, sha256(folder / "scores.csv")):
         raise Refusal(
             f"{folder}/scores.csv was altered since its evaluation: remove {folder}/status.json and"
             f" {folder.parent}/evaluation.json, and run again."
@@ -190,19 +190,17 @@ def _scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
     with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             if not line["variant"]:
-                found.setdefault(line["model"], []).append((f"{line['task']} {line['metric']}", float(line["value"])))
-    return found
+                scores.setdefault(line["model"], []).append((f"{line['task']} {line['metric']}", float(line["value"])))
+    return scores
 
 
-def check_measures(study: Study, one: StudyRun) -> None:
-    """Raise Refusal where the study measures what its runs do not log; of one finished run, so that not all are made in
-    vain.
-    """
-    logged = {row["metric"] for row in collect(study, [one])}
+def check_measures(study: Study, run: StudyRun) -> None:
+    """Raise Refusal for measures of the study that a finished run did not log, before the other runs are made."""
+    logged = {row["metric"] for row in collect(study, [run])}
     for measure in study.measures:
         if measure not in logged and (" " not in measure or study.script == "run_eval.py"):
             raise Refusal(
-                f"measure {measure} was not logged by {one.folder.name}; there is {', '.join(sorted(logged))}. What is"
+                f"measure {measure} was not logged by {run.folder.name}; there is {', '.join(sorted(logged))}. What is"
                 " finished stays."
             )
 
@@ -219,68 +217,85 @@ def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float
 # ---- differences ----
 
 
-def compare(study: Study, made: list[StudyRun], rows: list[dict]) -> list[dict]:
-    """Differences in pairs of one seed: each arm's measures at the end less those of the arm that it is compared with;
-    what tuning changed of its base; and for arms that begin from a checkpoint and read the same windows, spike and
-    recovery.
+def compare(study: Study, finished: list[StudyRun], rows: list[dict]) -> list[dict]:
+    """Paired differences, one pair per seed: the last value of each measure of an arm minus that of the arm that it is
+    compared with; what tuning changed of its base; and for arms that begin from a checkpoint and read the same windows,
+    spike and recovery.
 
-    A row: {arm, at, against, what, unit, value, low, high, n, seeds: [...], equal: finished weights that are the
-    other's, bit for bit}.
+    A row: {arm, at, against, what, unit, value, low, high, n, seeds: [...], equal: number of seeds whose finished
+    weights are exactly those of the other arm}. Raises Refusal for measures that were not logged.
     """
-    found = []
-    tokens_at = {row["step"]: row["tokens"] for row in rows}
+    comparison = []
     for arm in study.arms:
-        other = next(one for one in study.arms if one.name == arm.against)
-        pairs = {}
+        other = next(candidate for candidate in study.arms if candidate.name == arm.against)
+        pairs: dict[tuple, list[float]] = {}  # {(against, what, unit): difference of each seed}
         for seed in study.seeds:
-            for measure in study.measures:
-                ours, theirs = (curve(rows, one, seed, measure) for one in (arm, other))
-                if missing := [one.name for one, values in ((arm, ours), (other, theirs)) if not values]:
-                    logged = ", ".join(sorted({row["metric"] for row in rows}))
-                    raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; there is {logged}.")
-                if study.script == "run_sft.py" and 0 in ours:
-                    pairs.setdefault(("its base", measure, unit(measure)), []).append(ours[max(ours)] - ours[0])
-                if arm is not other:
-                    pairs.setdefault((other.name, measure, unit(measure)), []).append(
-                        ours[max(ours)] - theirs[max(theirs)]
-                    )
+            seed_pairs = _measure_differences(study, arm, other, seed, rows)
             if arm.source and same_windows(arm.set):
-                excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
-                pairs.setdefault((other.name, "highest excess of the training loss after the stop", "nats"), []).append(
-                    max(list(excess.values())[:AFTER])
-                )
-                back = recovery(excess, arm.at)
-                pairs.setdefault((other.name, "tokens until back", "tokens"), []).append(
-                    math.inf if back is None else tokens_at[back] - tokens_at[arm.at]
-                )
-        equal = None
-        if arm is not other and study.script != "run_eval.py":
-            weights = {(one.arm.name, one.arm.at, one.seed): weights_of(one) for one in made if one.arm in (arm, other)}
-            equal = sum(weights[arm.name, arm.at, seed] == weights[other.name, other.at, seed] for seed in study.seeds)
-        for (against, what, name), values in pairs.items():
-            whole = [value for value in values if math.isfinite(value)]
-            stated = (
-                statistics.ratio(whole) if len(whole) == len(values) else {"value": None, "low": None, "high": None}
+                seed_pairs |= _recovery_differences(arm, other, seed, rows)
+            for key, value in seed_pairs.items():
+                pairs.setdefault(key, []).append(value)
+        equal = None if arm is other or study.script == "run_eval.py" else _equal_weights(study, finished, arm, other)
+        for (against, what, value_unit), values in pairs.items():
+            finite = [value for value in values if math.isfinite(value)]
+            mean = (
+                statistics.ratio(finite) if len(finite) == len(values) else {"value": None, "low": None, "high": None}
             )
-            row = {"arm": arm.name, "at": arm.at, "against": against, "what": what, "unit": name}
-            row |= {key: stated[key] for key in ("value", "low", "high")} | {"n": len(values)}
-            found.append(
+            row = {"arm": arm.name, "at": arm.at, "against": against, "what": what, "unit": value_unit}
+            row |= {key: mean[key] for key in ("value", "low", "high")} | {"n": len(values)}
+            comparison.append(
                 {**row, "seeds": [value if math.isfinite(value) else None for value in values], "equal": equal}
             )
-    return found
+    return comparison
+
+
+def _measure_differences(study: Study, arm: Arm, other: Arm, seed: int, rows: list[dict]) -> dict[tuple, float]:
+    """{(against, what, unit): difference of the last values} of an arm's measures, for one seed. Raises Refusal for
+    measures that were not logged.
+    """
+    pairs = {}
+    for measure in study.measures:
+        values, reference = (curve(rows, each, seed, measure) for each in (arm, other))
+        if missing := [each.name for each, logged in ((arm, values), (other, reference)) if not logged]:
+            metrics = ", ".join(sorted({row["metric"] for row in rows}))
+            raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; there is {metrics}.")
+        if study.script == "run_sft.py" and 0 in values:
+            pairs["its base", measure, unit(measure)] = values[max(values)] - values[0]
+        if arm is not other:
+            pairs[other.name, measure, unit(measure)] = values[max(values)] - reference[max(reference)]
+    return pairs
+
+
+def _recovery_differences(arm: Arm, other: Arm, seed: int, rows: list[dict]) -> dict[tuple, float]:
+    """{(against, what, unit): value} of a resumed arm, for one seed: the highest excess of its training loss, and
+    tokens until it is back (infinite where it never is).
+    """
+    tokens_at = {row["step"]: row["tokens"] for row in rows}
+    excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
+    back = recovery(excess, arm.at)
+    return {
+        (other.name, "highest excess of the training loss after the stop", "nats"): max(list(excess.values())[:AFTER]),
+        (other.name, "tokens until back", "tokens"): math.inf if back is None else tokens_at[back] - tokens_at[arm.at],
+    }
+
+
+def _equal_weights(study: Study, finished: list[StudyRun], arm: Arm, other: Arm) -> int:
+    """Number of seeds whose finished weights are the same in both arms."""
+    weights = {(run.arm.name, run.arm.at, run.seed): weights_of(run) for run in finished if run.arm in (arm, other)}
+    return sum(weights[arm.name, arm.at, seed] == weights[other.name, other.at, seed] for seed in study.seeds)
 
 
 def same_windows(settings: dict) -> bool:
-    """Whether an arm with these settings reads the windows of the run that it goes on with; of others, the training
-    loss says nothing of it.
+    """Whether an arm with these settings reads the same windows as the run that it resumes; else their training losses
+    cannot be compared.
     """
     return "data" not in names(str(settings.get("resume_without", "")))
 
 
 def unit(measure: str) -> str:
-    """Of a measure's values: nats, bits a byte, or a share ("")."""
+    """Unit of the values of a measure: nats, bits per byte, or "" for a fraction."""
     return (
-        "bits a byte"
+        "bits per byte"
         if measure.endswith(("bits_per_byte", "bits_per_token"))
         else "nats"
         if measure.endswith("loss")
@@ -288,53 +303,55 @@ def unit(measure: str) -> str:
     )
 
 
-def after_resume(ours: dict[int, float], theirs: dict[int, float], at: int) -> dict[int, float]:
-    """{step: loss above the reference's} at the logged steps after a resume."""
-    return {step: ours[step] - theirs[step] for step in sorted(ours) if step > at and step in theirs}
+def after_resume(losses: dict[int, float], reference: dict[int, float], at: int) -> dict[int, float]:
+    """{step: loss minus the reference's, in nats} at the logged steps after a resume at step `at`."""
+    return {step: losses[step] - reference[step] for step in sorted(losses) if step > at and step in reference}
 
 
 def recovery(excess: dict[int, float], at: int) -> int | None:
     """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK: `at` itself
-    where it is so at once, None where it never is.
+    where that holds immediately, None where it never holds.
     """
     steps, values = list(excess), list(excess.values())
     means = [sum(values[i : i + AFTER]) / len(values[i : i + AFTER]) for i in range(len(values))]
-    far = [index for index, mean in enumerate(means) if mean > BACK]
-    if not far:
+    above = [index for index, mean in enumerate(means) if mean > BACK]
+    if not above:
         return at
-    return steps[far[-1] + 1] if far[-1] + 1 < len(steps) else None
+    return steps[above[-1] + 1] if above[-1] + 1 < len(steps) else None
 
 
-def weights_of(one: StudyRun) -> str:
+def weights_of(run: StudyRun) -> str:
     """sha256 of a run's finished weights."""
-    files = last_manifest(one.folder)["files"]
+    files = last_manifest(run.folder)["files"]
     return files.get("model.safetensors", files.get("adapter_model.safetensors"))["sha256"]
 
 
-def health(made: list[StudyRun]) -> dict[str, dict[str, int]]:
-    """{arm: {"saturated" or "overfitting": in how many runs their health said so}}, as trends.py defines them."""
-    found: dict[str, dict[str, int]] = {}
-    for one in made:
-        events = {event["event"] for event in read_jsonl(one.folder / "events.jsonl")}
+def health(finished: list[StudyRun]) -> dict[str, dict[str, int]]:
+    """{arm: {"saturated" or "overfitting": number of runs that reported it}}, as training/loss_trends.py defines
+    them.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for run in finished:
+        events = {event["event"] for event in read_jsonl(run.folder / "events.jsonl")}
         for name in events & {"saturated", "overfitting"}:
-            of_arm = found.setdefault(one.arm.name, {})
-            of_arm[name] = of_arm.get(name, 0) + 1
-    return found
+            arm_counts = counts.setdefault(run.arm.name, {})
+            arm_counts[name] = arm_counts.get(name, 0) + 1
+    return counts
 
 
 def push(out: Path, repo: str) -> None:
-    """Report, results and figures of a study as a dataset repository on the Hub, one commit. Raises Refusal."""
+    """Push report, results and figures of a study to a dataset repository on the Hub, in one commit. Raises Refusal."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     report = REPORT_HEAD + (out / "report.md").read_text(encoding="utf-8")
-    there = {
+    attachments = {
         str(path.relative_to(out)): path
         for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))
     }
-    nothing_private({"README.md": out / "report.md", **there})
+    nothing_private({"README.md": out / "report.md", **attachments})
     files = [
         CommitOperationAdd("README.md", report.encode()),
-        *(CommitOperationAdd(name, str(path)) for name, path in there.items()),
+        *(CommitOperationAdd(name, str(path)) for name, path in attachments.items()),
     ]
     try:
         HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)

@@ -1,8 +1,8 @@
-"""What a study takes, before it is run: steps, tokens, disk and time of every run. Pure but for one matrix product;
-nothing is trained.
+"""Cost of a study before it is run: steps, tokens, disk and time of every run. Nothing is trained; one matrix product
+is timed.
 
-Of a tuning run steps and tokens are at most that (rows that are too long are left out, others are shorter than
---max_length), and nothing is known of it before its base is there.
+Steps and tokens of a tuning run are upper bounds (rows that are too long are dropped, others are shorter than
+--max_length), and unknown until its base exists.
 """
 
 import dataclasses
@@ -10,8 +10,11 @@ import functools
 import shutil
 from pathlib import Path
 
+from transformers import TrainingArguments
+
+from ..config.common import CommonRunArguments
 from ..config.pretrain import parse_pretrain
-from ..config.sft import parse_sft
+from ..config.sft import AdapterArguments, parse_sft
 from ..data.dataset import count_windows
 from ..data.shards import read_manifest
 from ..files import read_json
@@ -23,12 +26,12 @@ from ..training.plan import run_steps, saved_steps
 from .runner import is_done, is_other, seconds_of
 from .spec import Study, StudyRun
 
-MFU = 0.4  # share of the peak at which time is counted while no run is finished
+MFU = 0.4  # fraction of the peak FLOP/s that is assumed while no run is finished
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of one run; None where it cannot be known yet. flops: of its training; disk: bytes in the end."""
+    """Cost of one run; None where it is not known yet. flops: of training; disk: bytes at the end."""
 
     steps: int | None = None
     tokens: int | None = None
@@ -36,13 +39,14 @@ class Cost:
     disk: int | None = None
 
 
-def cost(study: Study, one: StudyRun) -> Cost:
-    """What one run takes, by its arguments."""
-    return {"run_pretrain.py": _pretraining, "run_sft.py": _tuning}.get(study.script, lambda one: Cost())(one)
+def cost(study: Study, study_run: StudyRun) -> Cost:
+    """Cost of one run, from its arguments."""
+    return {"run_pretrain.py": _pretraining, "run_sft.py": _tuning}.get(study.script, lambda _: Cost())(study_run)
 
 
-def _pretraining(one: StudyRun) -> Cost:
-    model, data, _, _, run, training = parse_pretrain(one.argv)
+def _pretraining(study_run: StudyRun) -> Cost:
+    """Cost of a pretraining run."""
+    model, data, _, _, run, training = parse_pretrain(study_run.argv)
     steps = training.max_steps
     if None in (model.model_config, run.block_size, run.tokens_per_step):
         return Cost()  # derived when the run begins
@@ -53,18 +57,24 @@ def _pretraining(one: StudyRun) -> Cost:
         steps = run_steps(
             training, count_windows(manifest, "train", run.block_size) * run.block_size // run.tokens_per_step
         )
-    parameters, flops = _of_preset(model.model_config, run.block_size)
+    parameters, flops = _model_cost(model.model_config, run.block_size)
     if "save_total_limit" not in run.given:
         training.save_total_limit = derive_pretrain.checkpoints_kept(12 * parameters)
-    kept = _kept(run, training, steps, derive_pretrain.EVALUATIONS, one.arm.at or 0)
-    made = steps - (one.arm.at or 0)
+    first_step = study_run.arm.at or 0
+    kept = _checkpoints_kept(run, training, steps, derive_pretrain.EVALUATIONS, first_step)
+    own_steps = steps - first_step
     return Cost(
-        made, made * run.tokens_per_step, flops * made * run.tokens_per_step, kept * 12 * parameters + 2 * parameters
+        own_steps,
+        own_steps * run.tokens_per_step,
+        flops * own_steps * run.tokens_per_step,
+        kept * 12 * parameters + 2 * parameters,
     )
 
 
-def _kept(run, training, steps: int, evaluations: int, first: int = 0) -> int:
-    """Checkpoints that stay of a run of `steps` that begins at step `first`; saved as often as evaluated where no
+def _checkpoints_kept(
+    run: CommonRunArguments, training: TrainingArguments, steps: int, evaluations: int, first: int = 0
+) -> int:
+    """Checkpoints that are kept of a run of `steps` that begins at step `first`; saved as often as evaluated where no
     --save_steps are given.
     """
     if "save_steps" not in run.given:
@@ -74,32 +84,33 @@ def _kept(run, training, steps: int, evaluations: int, first: int = 0) -> int:
 
 
 @functools.cache
-def _of_preset(name: str, length: int) -> tuple[int, float]:
-    """(parameters, FLOPs a token) of a preset."""
+def _model_cost(name: str, length: int) -> tuple[int, float]:
+    """(parameters, FLOPs per token) of a preset or a model's folder, for sequences of `length` tokens."""
     config = load_model_config(name)
     return count_parameters(config)[0], flops_per_token(config, length)
 
 
-def _tuning(one: StudyRun) -> Cost:
-    base, adapter, rows, _, run, training = parse_sft(one.argv)
-    given = {"max_length", "sequences_per_step"} <= set(run.given) and (
+def _tuning(study_run: StudyRun) -> Cost:
+    """Cost of a tuning run, at most."""
+    base, adapter, rows, _, run, training = parse_sft(study_run.argv)
+    is_known = {"max_length", "sequences_per_step"} <= set(run.given) and (
         "max_steps" in run.given or {"num_train_epochs", "eval_rows"} <= set(run.given)
     )
-    if rows.max_rows is None or not given or not (Path(base.model_name_or_path) / "config.json").is_file():
+    if rows.max_rows is None or not is_known or not (Path(base.model_name_or_path) / "config.json").is_file():
         return Cost()
     steps = training.max_steps
     if steps < 0:
         steps = run_steps(training, (rows.max_rows - rows.eval_rows) // run.sequences_per_step)
     tokens = steps * run.sequences_per_step * training.max_length
-    parameters, flops = _of_preset(base.model_name_or_path, training.max_length)
-    trained = _adapted(base.model_name_or_path, adapter) if adapter.use_lora else parameters
-    kept = _kept(run, training, steps, derive_sft.EVALUATIONS)
-    share = 2 / 3 if adapter.use_lora else 1  # no gradients of the frozen weights
-    return Cost(steps, tokens, share * flops * tokens, kept * 12 * trained + 2 * trained)
+    parameters, flops = _model_cost(base.model_name_or_path, training.max_length)
+    trained = _adapter_parameters(base.model_name_or_path, adapter) if adapter.use_lora else parameters
+    kept = _checkpoints_kept(run, training, steps, derive_sft.EVALUATIONS)
+    fraction = derive_sft.LORA_SHARE if adapter.use_lora else 1
+    return Cost(steps, tokens, fraction * flops * tokens, kept * 12 * trained + 2 * trained)
 
 
-def _adapted(base: str, adapter) -> int:
-    """Weights that an adapter trains."""
+def _adapter_parameters(base: str, adapter: AdapterArguments) -> int:
+    """Number of weights that an adapter trains."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -113,65 +124,80 @@ def _adapted(base: str, adapter) -> int:
 
 
 def lines(study: Study, every: list[StudyRun], out: Path) -> list[str]:
-    """The runs, and what they take in all, as --dry_run shows them; a finished run's time is what it took, another's
-    (~) follows from those.
+    """The runs and their total cost, as --dry_run shows them. The time of a finished run was measured; that of another
+    (~) is estimated.
     """
-    costs = [cost(study, one) for one in every]
-    took = [seconds_of(one) if is_done(one) else None for one in every]
-    per_flop, per_run, source = _speed(study, costs, took, every)
-    found, left, most = [], [], "<= " if study.script == "run_sft.py" else ""
-    for one, it, seconds in zip(every, costs, took, strict=True):
-        about = ""
-        if not is_done(one):
-            about, seconds = "~", it.flops * per_flop if it.flops and per_flop else per_run
-            left.append(seconds)
-        state = (
-            "finished" if is_done(one) else "changed since it was run: will be run again" if is_other(one) else "to run"
-        )
-        steps, tokens = _or_unknown(it.steps, most + "{:,} steps"), _or_unknown(it.tokens, most + "{:,} tokens")
-        disk, time = size(it.disk) if it.disk else "?", "?" if seconds is None else about + duration(seconds / 86_400)
-        found.append(f"{one.folder.name:40} {steps:>12} {tokens:>20} {disk:>10} {time:>12}   {state}")
-    tokens, disk = (sum(value for it in costs if (value := getattr(it, name))) for name in ("tokens", "disk"))
-    unknown = sum(seconds is None for seconds in left)
-    todo = (
-        f"{duration(sum(filter(None, left)) / 86_400)} to come ({source})"
-        if len(left) > unknown
-        else "nothing to come"
-        if not left
-        else ""
-    )
-    more = f"of {unknown} runs nothing is known before a first one is finished" if unknown else ""
+    costs = [cost(study, study_run) for study_run in every]
+    finished = [is_done(study_run) for study_run in every]
+    times = [seconds_of(study_run) if done else None for study_run, done in zip(every, finished, strict=True)]
+    per_flop, per_run, source = _speed(study, costs, times, every)
+    bound = "<= " if study.script == "run_sft.py" else ""
+    table, remaining = [], []
+    for study_run, one_cost, done, seconds in zip(every, costs, finished, times, strict=True):
+        if not done:
+            seconds = one_cost.flops * per_flop if one_cost.flops and per_flop else per_run
+            remaining.append(seconds)
+        table.append(_run_line(study_run, one_cost, done, seconds, bound))
     free = shutil.disk_usage(next(parent for parent in (out, *out.absolute().parents) if parent.exists())).free
-    of_tokens = f"{most}{tokens:,} tokens, " if tokens else ""
-    found.append(
-        f"in all    {len(every)} runs: {of_tokens}{size(disk)} of disk ({size(free)} free);"
-        f" {', '.join(filter(None, (todo, more)))}"
+    tokens, disk = (sum(value for it in costs if (value := getattr(it, name))) for name in ("tokens", "disk"))
+    token_total = f"{bound}{tokens:,} tokens, " if tokens else ""
+    table.append(
+        f"in all    {len(every)} runs: {token_total}{size(disk)} of disk ({size(free)} free);"
+        f" {_remaining_time(remaining, source)}"
     )
     if study.prepare:
-        done = read_json(out / "prepare.json") or []
-        found.append(
+        done_commands = read_json(out / "prepare.json") or []
+        table.append(
             f"prepare   {len(study.prepare)} commands before them,"
-            f" {sum(a == b for a, b in zip(done, study.prepare, strict=False))} of them done"
+            f" {sum(a == b for a, b in zip(done_commands, study.prepare, strict=False))} of them done"
         )
     if study.evaluate:
-        found.append(
+        table.append(
             "evaluate  all of them afterwards, with run_eval.py:"
             f" {', '.join(map(str, study.evaluate.get('tasks', ())))}"
         )
-    needed = sum(it.disk or 0 for one, it in zip(every, costs, strict=True) if not is_done(one))
+    needed = sum(it.disk or 0 for it, done in zip(costs, finished, strict=True) if not done)
     if needed > free:
-        found.append(
+        table.append(
             f"WARNING   {size(needed)} of disk are needed and {size(free)} are free at {out}: give an --output_dir on a"
             " larger disk"
         )
-    return found
+    return table
+
+
+def _run_line(study_run: StudyRun, one_cost: Cost, done: bool, seconds: float | None, bound: str) -> str:
+    """One run in the table of --dry_run. bound: the sign before steps and tokens that are upper bounds."""
+    state = "finished" if done else "changed since it was run: will be run again" if is_other(study_run) else "to run"
+    steps = _or_unknown(one_cost.steps, bound + "{:,} steps")
+    tokens = _or_unknown(one_cost.tokens, bound + "{:,} tokens")
+    disk = size(one_cost.disk) if one_cost.disk else "?"
+    time = "?" if seconds is None else ("" if done else "~") + duration(seconds / 86_400)
+    return f"{study_run.folder.name:40} {steps:>12} {tokens:>20} {disk:>10} {time:>12}   {state}"
+
+
+def _remaining_time(seconds: list[float | None], source: str) -> str:
+    """Time of the runs that are not finished, in words. seconds: of each, None where unknown; source: of the
+    estimate.
+    """
+    unknown = sum(value is None for value in seconds)
+    total = (
+        f"{duration(sum(filter(None, seconds)) / 86_400)} to come ({source})"
+        if len(seconds) > unknown
+        else "nothing to come"
+        if not seconds
+        else ""
+    )
+    unknown_runs = f"of {unknown} runs nothing is known before a first one is finished" if unknown else ""
+    return ", ".join(filter(None, (total, unknown_runs)))
 
 
 def _speed(
-    study: Study, costs: list[Cost], took: list, every: list[StudyRun]
+    study: Study, costs: list[Cost], times: list[float | None], every: list[StudyRun]
 ) -> tuple[float | None, float | None, str]:
-    """(seconds a FLOP, seconds a run, where both are from): of the finished runs, else of the peak of this machine."""
-    finished = [(it, seconds) for it, seconds in zip(costs, took, strict=True) if seconds]
+    """(seconds per FLOP, seconds per run, source of both): from the finished runs, else from the peak FLOP/s of this
+    machine. times: seconds of finished runs.
+    """
+    finished = [(it, seconds) for it, seconds in zip(costs, times, strict=True) if seconds]
     if finished:
         flops = sum(it.flops or 0 for it, _ in finished)
         total = sum(seconds for _, seconds in finished)
@@ -191,5 +217,6 @@ def _speed(
     return (1 / (MFU * peak) if peak else None), None, f"{source}; starts, evaluations and saves come on top"
 
 
-def _or_unknown(value, shape: str) -> str:
-    return "?" if value is None else shape.format(value)
+def _or_unknown(value: int | None, template: str) -> str:
+    """A value in a template, "?" for None."""
+    return "?" if value is None else template.format(value)

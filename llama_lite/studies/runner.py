@@ -1,4 +1,4 @@
-"""Running a study's runs, one after the other or as array jobs, each once."""
+"""Runs of a study: made one after the other or as array jobs, each once."""
 
 import functools
 import shlex
@@ -19,31 +19,32 @@ from ..processes import die_with_parent
 from .spec import Study, StudyRun, replace_values
 
 
-def _command_file(one: StudyRun) -> Path:
-    """Beside the run's folder, which is the script's own."""
-    return one.folder.parent / f"{one.folder.name}.json"
+def _command_file(run: StudyRun) -> Path:
+    """Where the command of a run is recorded: next to its folder, which belongs to the script."""
+    return run.folder.parent / f"{run.folder.name}.json"
 
 
-def _command(one: StudyRun) -> dict:
-    return {"argv": one.argv, "source": one.source} | ({"prepare": one.prepared} if one.prepared else {})
+def _command(run: StudyRun) -> dict:
+    """The command of a run, and the commands that it depends on."""
+    return {"argv": run.argv, "source": run.source} | ({"prepare": run.prepared} if run.prepared else {})
 
 
-def is_done(one: StudyRun) -> bool:
-    """Whether a run is finished, by the very command that the study now means. A run of another command is not of this
-    study.
+def is_done(run: StudyRun) -> bool:
+    """Whether a run is finished with exactly the command that the study has now. A run of another command does not
+    belong to the study.
     """
-    status = read_json(one.folder / "status.json")
-    return read_json(_command_file(one)) == _command(one) and bool(status) and status["status"] == "finished"
+    status = read_json(run.folder / "status.json")
+    return read_json(_command_file(run)) == _command(run) and bool(status) and status["status"] == "finished"
 
 
-def is_other(one: StudyRun) -> bool:
-    """Whether the folder holds a run of another command: the arm, or the one that it begins from, was changed since."""
-    return read_json(_command_file(one)) not in (None, _command(one))
+def is_other(run: StudyRun) -> bool:
+    """Whether the folder holds a run of another command: the arm, or the arm that it begins from, has changed."""
+    return read_json(_command_file(run)) not in (None, _command(run))
 
 
 def prepare(study: Study, out: Path) -> None:
-    """Run what comes before the runs, each command once, in order; from one that was changed on, again. Raises Refusal,
-    Interrupted.
+    """Run the commands of `prepare`, each once, in order. A changed command, and all after it, are run again. Raises
+    Refusal, Interrupted.
     """
     lock = FolderLock(out / "prepare", "prepare")
     lock.acquire()
@@ -59,59 +60,59 @@ def prepare(study: Study, out: Path) -> None:
         lock.release()
 
 
-def make(study: Study, one: StudyRun) -> None:
-    """Run one arm with one seed, as a user would; what a kill left of it goes on. Raises Refusal, Interrupted."""
-    one.folder.parent.mkdir(parents=True, exist_ok=True)
-    write_json(_command_file(one), _command(one))
-    argv = one.argv
-    if checkpoints(one.folder):  # what it left out when it began is not left out again
+def make(study: Study, run: StudyRun) -> None:
+    """Run one arm with one seed, as a user would; a killed run is resumed. Raises Refusal, Interrupted."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    write_json(_command_file(run), _command(run))
+    argv = run.argv
+    if checkpoints(run.folder):  # --resume_without applies to the first start alone
         argv = replace_values(argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
-    began = time.monotonic()
+    start = time.monotonic()
     try:
-        launch(study.script, argv, one.folder.with_suffix(".log"))
+        launch(study.script, argv, run.folder.with_suffix(".log"))
     finally:
-        append_jsonl(_sessions(one), {"seconds": round(time.monotonic() - began, 1)})
+        append_jsonl(_sessions(run), {"seconds": round(time.monotonic() - start, 1)})
 
 
-def _sessions(one: StudyRun) -> Path:
-    """Beside the run's folder: how long each launch of it took, by the clock. What a SIGKILL ended is not in it."""
-    return one.folder.parent / f"{one.folder.name}.sessions.jsonl"
+def _sessions(run: StudyRun) -> Path:
+    """Wall time of each launch of a run, next to its folder. A launch that SIGKILL ended is missing."""
+    return run.folder.parent / f"{run.folder.name}.sessions.jsonl"
 
 
-def seconds_of(one: StudyRun) -> float | None:
-    """Seconds that a run took by the clock, its start and its end included; None where no record says so."""
-    sessions = read_jsonl(_sessions(one))
+def seconds_of(run: StudyRun) -> float | None:
+    """Wall time of a run in seconds, start and end included; None where it is not recorded."""
+    sessions = read_jsonl(_sessions(run))
     return sum(row["seconds"] for row in sessions) if sessions else None
 
 
-def forget(one: StudyRun) -> None:
-    """Remove a run that is not of this study any more."""
-    shutil.rmtree(one.folder, ignore_errors=True)
-    _sessions(one).unlink(missing_ok=True)
+def forget(run: StudyRun) -> None:
+    """Remove a run that no longer belongs to the study."""
+    shutil.rmtree(run.folder, ignore_errors=True)
+    _sessions(run).unlink(missing_ok=True)
 
 
 def launch(script: str, argv: list[str], log: Path) -> None:
-    """A script of this repository with this Python; all that it says goes to `log`. Raises Interrupted, and Refusal
+    """Run a script of this repository with this Python; its output is added to `log`. Raises Interrupted, and Refusal
     when it fails.
     """
     code = run_logged([sys.executable, str(ROOT / script), *argv], log)
     if code == EXIT_CODES["interrupted"]:
         raise Interrupted(f"{log.stem} was interrupted. Run the same command again.")
     if code:
-        last = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-        raise Refusal(f"{log.stem} ended with status {code}: {' '.join(last)[-500:]} (all of it: {log})")
+        last_line = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+        raise Refusal(f"{log.stem} ended with status {code}: {' '.join(last_line)[-500:]} (all of it: {log})")
 
 
 def run_logged(command: list[str], log: Path) -> int:
     """The exit status of a command whose output is added to `log`.
 
-    Asked to stop, it asks the command, waits until that has saved, and raises Interrupted; killed, it takes the command
-    along.
+    On Interrupted, terminates the command, waits until it has saved, and raises again. The command ends with this
+    process.
     """
-    goes_along = functools.partial(die_with_parent, signal.SIGTERM)
+    set_parent_death_signal = functools.partial(die_with_parent, signal.SIGTERM)
     with (
         open(log, "a", encoding="utf-8") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=goes_along) as process,
+        subprocess.Popen(command, stdout=file, stderr=file, preexec_fn=set_parent_death_signal) as process,
     ):
         try:
             return process.wait()

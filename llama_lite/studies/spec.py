@@ -1,8 +1,9 @@
-"""A study as its YAML says it: arms, seeds, what they share, and every run that follows from it."""
+"""A study as its YAML file defines it: arms, seeds, what they share, and every run that follows from it."""
 
 import dataclasses
 import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..config.eval import pairs, parse_eval
@@ -35,8 +36,8 @@ ARM_FIELDS = {"set", "from", "at", "against", "about"}
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Arguments over the shared ones; `source`, `at`: the arm and the step of the checkpoint that it begins from (None:
-    from nothing).
+    """Arguments that override the shared ones. `source`, `at`: arm and step of the checkpoint that it begins from (None:
+    it begins from scratch).
 
     against: the arm that it is compared with.
     """
@@ -51,11 +52,11 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """A study file as it is meant. `arms`: the reference first, then what begins from other arms after those.
+    """A checked study file. `arms`: the reference first; arms that begin from another arm come last.
 
-    prepare: command lines that come before the runs. evaluate: arguments of run_eval.py over all of them ({}: none).
-    measures: what is compared, by the names of the log, of the evaluation (`task metric`) and of a tuning's before and
-    after.
+    prepare: command lines that are run before the runs. evaluate: arguments of run_eval.py over all runs ({}: none).
+    measures: the metrics that are compared, by their names in the log, in the evaluation (`task metric`) and in a
+    tuning run's before and after.
     """
 
     title: str
@@ -73,8 +74,9 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class StudyRun:
-    """One arm with one seed: its folder, its command's arguments, and what it rests on: the command of the run that it
-    begins from, and `prepare`.
+    """One arm with one seed: its folder and the arguments of its command.
+
+    source: arguments of the run that it begins from ([]: it begins from scratch). prepared: the study's `prepare`.
     """
 
     arm: Arm
@@ -88,6 +90,29 @@ class StudyRun:
 def load(path: str) -> Study:
     """A study from its YAML file. Raises Refusal with everything that is wrong in it."""
     raw = read_study(path)
+    check_fields(path, raw)
+    raw["arms"], raw["reference"] = {str(name): fields for name, fields in raw["arms"].items()}, str(raw["reference"])
+    problems = _argument_problems("`set`", raw.get("set") or {})
+    problems += _argument_problems("`evaluate`", raw.get("evaluate") or {})
+    arms: list[Arm] = []
+    for name, fields in raw["arms"].items():
+        fields = {} if fields is None else fields
+        if _is_arm(fields):
+            fields |= {field: str(fields[field]) for field in ("from", "against") if fields.get(field) is not None}
+            problems += _arm_problems(name, fields, raw)
+            arms += _arms_of(name, fields, raw["reference"])
+        else:
+            problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
+    problems += _reference_problems(raw, arms) + _script_problems(raw, arms) + _seed_problems(raw["seeds"])
+    if problems:
+        raise Refusal(f"{path}: {' '.join(problems)}")
+    study = _build_study(raw, arms)
+    check_runs(path, study)
+    return study
+
+
+def check_fields(path: str, raw: dict) -> None:
+    """Raise Refusal for fields of a study file that are unknown, missing, empty or of another type."""
     problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
     problems += [
         f"`{name}` is missing."
@@ -102,60 +127,71 @@ def load(path: str) -> Study:
             problems.append(f"`{name}` must be a {'list' if kind is list else 'mapping'}, not {raw[name]!r}.")
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
-    for where, values in [("`set`", raw.get("set") or {}), ("`evaluate`", raw.get("evaluate") or {})]:
-        problems += _empty(where, values) + _own(where, values)
-    arms = []
-    raw["arms"], raw["reference"] = {str(name): fields for name, fields in raw["arms"].items()}, str(raw["reference"])
-    for name, fields in raw["arms"].items():
-        fields = {} if fields is None else fields
-        if (
-            not isinstance(fields, dict)
-            or not isinstance(fields.get("set") or {}, dict)
-            or not isinstance(fields.get("at") or [], list)
-        ):
-            problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
-            continue
-        fields |= {field: str(fields[field]) for field in ("from", "against") if fields.get(field) is not None}
-        where, values = f"`set` of arm {name}", fields.get("set") or {}
-        problems += _empty(where, values) + _own(where, values, fields.get("from") is not None)
-        if (
-            not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)
-            or sum(name.lower() == str(other).lower() for other in raw["arms"]) > 1
-        ):
-            problems.append(
-                f"arm {name!r}: a name is of letters, digits, dots, dashes and underscores, another one whatever the"
-                " case, since folders are called so."
-            )
-        if (fields.get("from") is None) != (not fields.get("at")):
-            problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
-        problems += [
-            f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}."
-            for field in fields
-            if field not in ARM_FIELDS
-        ]
-        if fields.get("from") is not None and fields["from"] not in raw["arms"]:
-            problems.append(f"arm {name} begins from {fields['from']}, which is no arm.")
-        elif fields.get("from") is not None and (raw["arms"][fields["from"]] or {}).get("from") is not None:
-            problems.append(
-                f"arm {name} begins from {fields['from']}, which itself begins from another: begin from an arm that"
-                " begins from nothing."
-            )
-        against = raw["reference"] if fields.get("against") is None else fields["against"]
-        if against not in raw["arms"]:
-            problems.append(
-                f"arm {name} is to be compared with {against}, which is no arm: {', '.join(map(str, raw['arms']))}."
-            )
-        problems += [
-            f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if type(at) is not int or at < 1
-        ]
-        for at in fields.get("at") or [None]:
-            arms.append(
-                Arm(str(name), fields.get("set") or {}, fields.get("from"), at, fields.get("about") or "", str(against))
-            )
+
+
+def _is_arm(fields) -> bool:
+    """Whether an arm of the file, its `set` and its `at` have the right types."""
+    return (
+        isinstance(fields, dict)
+        and isinstance(fields.get("set") or {}, dict)
+        and isinstance(fields.get("at") or [], list)
+    )
+
+
+def _arms_of(name: str, fields: dict, reference: str) -> list[Arm]:
+    """The arms of one entry of the file: one per step of its `at`, or one that begins from scratch."""
+    against = reference if fields.get("against") is None else fields["against"]
+    return [
+        Arm(name, fields.get("set") or {}, fields.get("from"), at, fields.get("about") or "", against)
+        for at in fields.get("at") or [None]
+    ]
+
+
+def _arm_problems(name: str, fields: dict, raw: dict) -> list[str]:
+    """What is wrong with the arm `name` of the study file `raw`."""
+    source = fields.get("from")
+    problems = _argument_problems(f"`set` of arm {name}", fields.get("set") or {}, source is not None)
+    if (
+        not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name)
+        or sum(name.lower() == str(other).lower() for other in raw["arms"]) > 1
+    ):
+        problems.append(
+            f"arm {name!r}: a name has letters, digits, dots, dashes and underscores, and differs from the other names"
+            " by more than case, since folders are named after it."
+        )
+    if (source is None) != (not fields.get("at")):
+        problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
+    problems += [
+        f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}."
+        for field in fields
+        if field not in ARM_FIELDS
+    ]
+    if source is not None and source not in raw["arms"]:
+        problems.append(f"arm {name} begins from {source}, which is no arm.")
+    elif source is not None and (raw["arms"][source] or {}).get("from") is not None:
+        problems.append(
+            f"arm {name} begins from {source}, which itself begins from another: begin from an arm that begins from"
+            " nothing."
+        )
+    against = raw["reference"] if fields.get("against") is None else fields["against"]
+    if against not in raw["arms"]:
+        problems.append(f"arm {name} is to be compared with {against}, which is no arm: {', '.join(raw['arms'])}.")
+    problems += [f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if type(at) is not int or at < 1]
+    return problems
+
+
+def _reference_problems(raw: dict, arms: list[Arm]) -> list[str]:
+    """What is wrong with the reference of a study file."""
     if raw["reference"] not in raw["arms"]:
-        problems.append(f"reference {raw['reference']} is no arm: {', '.join(map(str, raw['arms']))}.")
-    elif any(arm.source for arm in arms if arm.name == str(raw["reference"])):
-        problems.append(f"reference {raw['reference']} begins from another arm: take one that begins from nothing.")
+        return [f"reference {raw['reference']} is no arm: {', '.join(raw['arms'])}."]
+    if any(arm.source for arm in arms if arm.name == raw["reference"]):
+        return [f"reference {raw['reference']} begins from another arm: take one that begins from nothing."]
+    return []
+
+
+def _script_problems(raw: dict, arms: list[Arm]) -> list[str]:
+    """What is wrong with `prepare` and `script` of a study file."""
+    problems = []
     for command in raw.get("prepare") or []:
         if not (ROOT / str(command).partition(" ")[0]).is_file():
             problems.append(
@@ -165,69 +201,75 @@ def load(path: str) -> Study:
         problems.append(f"script {raw['script']}: one of {', '.join(PARSERS)} is wanted.")
     if raw["script"] == "run_eval.py" and (raw.get("evaluate") or any(arm.source for arm in arms)):
         problems.append("arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing.")
-    if odd := [seed for seed in raw["seeds"] if type(seed) is not int]:
+    return problems
+
+
+def _seed_problems(seeds: list) -> list[str]:
+    """What is wrong with the seeds of a study file."""
+    problems = []
+    if odd := [seed for seed in seeds if type(seed) is not int]:
         problems.append(f"seeds {odd[0]!r}: a whole number is wanted.")
-    elif len(set(raw["seeds"])) < len(raw["seeds"]) or not raw["seeds"]:
-        problems.append(f"seeds {raw['seeds']}: at least one, each once.")
-    problems += [problem for seed in raw["seeds"] for problem in range_problems({"seed": seed})]
+    elif len(set(seeds)) < len(seeds) or not seeds:
+        problems.append(f"seeds {seeds}: at least one, each once.")
+    return problems + [problem for seed in seeds for problem in range_problems({"seed": seed})]
+
+
+def _build_study(raw: dict, arms: list[Arm]) -> Study:
+    """The study of a checked file. Its config is found in this repository, too."""
     measures = raw.get("measure", "eval_loss")
-    measures = list(map(str, measures if isinstance(measures, list) else [measures]))
-    if problems:
-        raise Refusal(f"{path}: {' '.join(problems)}")
-    arms.sort(key=lambda arm: (arm.name != raw["reference"], arm.source is not None))
     config = expand_home(raw["config"])
-    config = config if Path(config).exists() else str(ROOT / config)
-    study = Study(
-        raw["title"],
-        raw.get("question") or "",
-        raw["script"],
-        config,
-        raw["seeds"],
-        list(map(str, raw.get("prepare") or [])),
-        raw.get("set") or {},
-        raw["reference"],
-        measures,
-        raw.get("evaluate") or {},
-        arms,
+    return Study(
+        title=raw["title"],
+        question=raw.get("question") or "",
+        script=raw["script"],
+        config=config if Path(config).exists() else str(ROOT / config),
+        seeds=raw["seeds"],
+        prepare=list(map(str, raw.get("prepare") or [])),
+        shared=raw.get("set") or {},
+        reference=raw["reference"],
+        measures=list(map(str, measures if isinstance(measures, list) else [measures])),
+        evaluate=raw.get("evaluate") or {},
+        arms=sorted(arms, key=lambda arm: (arm.name != raw["reference"], arm.source is not None)),
     )
+
+
+def check_runs(path: str, study: Study) -> None:
+    """Raise Refusal for runs whose arguments their script refuses, that cannot begin from their checkpoint, or whose
+    measures are not evaluated.
+    """
     every = runs(study, Path("unused"))
-    for one in every:
-        PARSERS[study.script](one.argv)  # an unknown key, a wrong value: refused before anything is run
-    if problems := [
-        problem
-        for one in every
-        if one.seed == study.seeds[0] and one.source
-        for problem in _beginning(one, study.script)
-    ]:
+    for run in every:
+        PARSERS[study.script](run.argv)  # an unknown key, a wrong value: refused before anything is run
+    first_seed = [run for run in every if run.seed == study.seeds[0] and run.source]
+    if problems := [problem for run in first_seed for problem in _source_problems(run, study.script)]:
         raise Refusal(f"{path}: {' '.join(problems)}")
     if study.evaluate:
         parse_eval(evaluation_argv(study, every, Path("unused")))
     if study.script != "run_eval.py":
-        asked = [*map(str, study.evaluate.get("tasks", ())), *pairs(study.evaluate.get("texts", []))]
-        for measure in measures:
-            task, of, _ = measure.partition(" ")
-            if of and task not in asked:
-                raise Refusal(f"{path}: measure {measure}: `evaluate` asks for no {task}{_near(task, asked)}.")
-    return study
+        tasks = [*map(str, study.evaluate.get("tasks", ())), *pairs(study.evaluate.get("texts", []))]
+        for measure in study.measures:
+            task, metric, _ = measure.partition(" ")
+            if metric and task not in tasks:
+                raise Refusal(f"{path}: measure {measure}: `evaluate` asks for no {task}{_near(task, tasks)}.")
 
 
-def _beginning(one: StudyRun, script: str) -> list[str]:
-    """What keeps a run from the checkpoint that it begins from, by the arguments of both: a step without one, rotated
-    away, or not before the end.
+def _source_problems(run: StudyRun, script: str) -> list[str]:
+    """Why a run cannot begin from its checkpoint, by the arguments of both runs: no checkpoint is saved at that step, it
+    is rotated away, or the step is not before the end.
     """
-    (*_, source_args, source), (*_, training) = PARSERS[script](one.source), PARSERS[script](one.argv)
-    name, at, found = one.arm.name, one.arm.at, []
+    (*_, source_args, source), (*_, training) = PARSERS[script](run.source), PARSERS[script](run.argv)
+    name, at, problems = run.arm.name, run.arm.at, []
     if 0 < training.max_steps <= at:
-        found.append(
+        problems.append(
             f"arm {name}: at {at} is not before its own end (max_steps {training.max_steps}), so it would train"
             " nothing."
         )
     if source.max_steps < 1 or ("save_steps" not in source_args.given and source.save_strategy == "steps"):
         if 0 < source.max_steps < at:
-            found.append(
-                f"arm {name}: at {at} is beyond the end of arm {one.arm.source} (max_steps {source.max_steps})."
+            problems.append(
+                f"arm {name}: at {at} is beyond the end of arm {run.arm.source} (max_steps {source.max_steps})."
             )
-        return found  # how often it saves is derived when it begins
+        return problems  # how often it saves is derived when it begins
     saved = saved_steps(source, source.max_steps)
     kept = (
         saved
@@ -240,37 +282,37 @@ def _beginning(one: StudyRun, script: str) -> list[str]:
             if at in saved
             else f"saves none at step {at}"
         )
-        there = [step for step in kept if step < training.max_steps or training.max_steps < 1]
-        shown = ", ".join(map(str, there[:8] + (["..."] if len(there) > 8 else []))) or "none"
-        found.append(f"arm {name}: at {at}: arm {one.arm.source} {why}; checkpoints to begin from: {shown}.")
-    return found
+        usable = [step for step in kept if step < training.max_steps or training.max_steps < 1]
+        shown = ", ".join(map(str, usable[:8] + (["..."] if len(usable) > 8 else []))) or "none"
+        problems.append(f"arm {name}: at {at}: arm {run.arm.source} {why}; checkpoints to begin from: {shown}.")
+    return problems
 
 
-def _empty(where: str, values: dict) -> list[str]:
-    """What of an arm's, or the evaluation's, arguments is left empty: a command line cannot say so."""
-    return [
-        f"{where}: `{name}` is empty: give a value, or leave it out." for name, value in values.items() if value is None
+def _argument_problems(setting: str, values: dict, has_source: bool = False) -> list[str]:
+    """What is wrong with the arguments of a `set` or `evaluate`: empty values, which a command line cannot express, and
+    arguments that the study sets itself. has_source: whether the runs begin from another arm's checkpoint.
+    """
+    problems = [
+        f"{setting}: `{name}` is empty: give a value, or leave it out."
+        for name, value in values.items()
+        if value is None
+    ]
+    reserved = {"seed": "the seeds are `seeds`", "output_dir": "runs lie in the study's folder"}
+    reserved |= {"resume_from_checkpoint": "`from` and `at` say where it begins"} if has_source else {}
+    return problems + [
+        f"{setting}: `{name}` is the study's own: {why}." for name, why in reserved.items() if name in values
     ]
 
 
-def _near(name: str, known) -> str:
-    """The likeliest of the known names, else all of them."""
-    near = difflib.get_close_matches(str(name), known, 1, 0.5)
-    return f": did you mean `{near[0]}`?" if near else f": {', '.join(sorted(known)) or 'nothing'}"
-
-
-def _own(where: str, values: dict, begins: bool = False) -> list[str]:
-    """What of the settings the study gives itself, one sentence each. begins: whether the runs begin from another arm's
-    checkpoint.
-    """
-    own = {"seed": "the seeds are `seeds`", "output_dir": "runs lie in the study's folder"}
-    own |= {"resume_from_checkpoint": "`from` and `at` say where it begins"} if begins else {}
-    return [f"{where}: `{name}` is the study's own: {why}." for name, why in own.items() if name in values]
+def _near(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the closest known name, else all of them."""
+    closest = difflib.get_close_matches(str(name), known, 1, 0.5)
+    return f": did you mean `{closest[0]}`?" if closest else f": {', '.join(sorted(known)) or 'nothing'}"
 
 
 def runs(study: Study, out: Path) -> list[StudyRun]:
-    """Every run of a study, in the order in which they are made."""
-    found = []
+    """Every run of a study, in the order in which they are run. `out`: the study's folder."""
+    every = []
     for seed in study.seeds:
         commands: dict[str, list[str]] = {}
         for arm in study.arms:
@@ -282,16 +324,16 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
                 )
             argv = ["--config", study.config]
             for name, value in values.items():
-                argv += _words(name, value)
+                argv += _argument_words(name, value)
             if arm.source is None:
                 commands[arm.name] = argv
-            found.append(
+            every.append(
                 StudyRun(arm, seed, folder, argv, [] if arm.source is None else commands[arm.source], study.prepare)
             )
-    return found
+    return every
 
 
-def _words(name: str, value) -> list[str]:
+def _argument_words(name: str, value) -> list[str]:
     """`--name value` as the scripts' parser reads it."""
     if isinstance(value, bool):
         return [f"--{name}", str(value)]
@@ -299,23 +341,23 @@ def _words(name: str, value) -> list[str]:
 
 
 def replace_values(argv: list[str], values: dict) -> list[str]:
-    """A command line with these arguments instead of its own."""
-    kept, own = [], True
+    """A command line in which `values` replace its own values of the same arguments."""
+    words, is_kept = [], True
     for word in argv:
-        own = word.removeprefix("--") not in values if word.startswith("--") else own
-        kept += [word] if own else []
-    return kept + [word for name, value in values.items() for word in _words(name, value)]
+        is_kept = word.removeprefix("--") not in values if word.startswith("--") else is_kept
+        words += [word] if is_kept else []
+    return words + [word for name, value in values.items() for word in _argument_words(name, value)]
 
 
-def base_of(study: Study, one: StudyRun) -> str | None:
+def base_of(study: Study, run: StudyRun) -> str | None:
     """The base model of a tuning run, else None."""
-    return parse_sft(one.argv)[0].model_name_or_path if study.script == "run_sft.py" else None
+    return parse_sft(run.argv)[0].model_name_or_path if study.script == "run_sft.py" else None
 
 
-def evaluation_argv(study: Study, made: list[StudyRun], out: Path) -> list[str]:
-    """Arguments of run_eval.py: every run and, of tuning, every base."""
-    models = [*dict.fromkeys(base for one in made if (base := base_of(study, one))), *(str(one.folder) for one in made)]
-    argv = ["--models", *models, "--output_dir", str(out / "evaluation")]
+def evaluation_argv(study: Study, finished: list[StudyRun], out: Path) -> list[str]:
+    """Arguments of run_eval.py: the model of every run and, in a tuning study, every base."""
+    bases = dict.fromkeys(base for run in finished if (base := base_of(study, run)))
+    argv = ["--models", *bases, *(str(run.folder) for run in finished), "--output_dir", str(out / "evaluation")]
     for name, value in study.evaluate.items():
-        argv += _words(name, value)
+        argv += _argument_words(name, value)
     return argv

@@ -1,6 +1,9 @@
 """The arithmetic of a run: parameters, tokens, steps, accumulation, FLOPs, disk. Pure; nothing is allocated."""
 
+from __future__ import annotations
+
 import dataclasses
+from typing import TYPE_CHECKING
 
 from ..config import schedules
 from ..data.dataset import count_windows
@@ -8,17 +11,27 @@ from ..errors import Refusal
 from ..formatting import size
 from ..models.presets import context_of, count_parameters, flops_per_token
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
+
+    from ..chat_format.packing import Example
+    from ..config.common import CommonRunArguments
+    from ..config.pretrain import RunArguments
+    from ..config.sft import TuningArguments
+
+STATE_BYTES = 4 * 2**20  # of a checkpoint beside weights and moments: tokenizer and trainer state
+
 
 def accumulation_steps(tokens_per_step: int, block_size: int, micro_batch: int, processes: int) -> int:
-    """Micro-batches a process accumulates in a step. Raises Refusal with the nearest sizes that divide."""
+    """Micro-batches that each process accumulates per step. Raises Refusal with the nearest sizes that divide."""
     micro_tokens = block_size * micro_batch * processes
     if tokens_per_step % micro_tokens == 0:
         return tokens_per_step // micro_tokens
     windows = tokens_per_step / (block_size * processes)
-    fitting = [size for size in range(1, 4 * micro_batch + 1) if windows % size == 0]
-    nearest = sorted(sorted(fitting, key=lambda size: abs(size - micro_batch))[:3])
+    divisors = [count for count in range(1, 4 * micro_batch + 1) if windows % count == 0]
+    nearest = sorted(sorted(divisors, key=lambda count: abs(count - micro_batch))[:3])
     below, above = tokens_per_step // micro_tokens * micro_tokens, (tokens_per_step // micro_tokens + 1) * micro_tokens
-    steps = " or ".join(f"{size:,}" for size in (below, above) if size)
+    steps = " or ".join(f"{tokens:,}" for tokens in (below, above) if tokens)
     batches = f"--per_device_train_batch_size {' or '.join(map(str, nearest))}, or " if nearest else ""
     raise Refusal(
         f"--tokens_per_step {tokens_per_step:,} is not a whole number of micro-batches of {micro_tokens:,} tokens"
@@ -27,55 +40,54 @@ def accumulation_steps(tokens_per_step: int, block_size: int, micro_batch: int, 
     )
 
 
-def run_steps(training, per_epoch: int) -> int:
-    """Optimiser steps of a run: --max_steps, else --num_train_epochs of `per_epoch` steps, cut to whole ones."""
-    return training.max_steps if training.max_steps > 0 else int(training.num_train_epochs * per_epoch)
+def run_steps(training: TrainingArguments, steps_per_epoch: float) -> int:
+    """Optimizer steps of a run: --max_steps, else --num_train_epochs of `steps_per_epoch`, cut to whole ones."""
+    return training.max_steps if training.max_steps > 0 else int(training.num_train_epochs * steps_per_epoch)
 
 
-def intervals(training, steps: int) -> dict[str, int]:
+def intervals(training: TrainingArguments, steps: int) -> dict[str, int]:
     """Steps between logged losses, evaluations and checkpoints (`logging`, `eval`, `save`) of a run of `steps`, as
     Trainer counts them.
 
-    A share (below 1) is of all steps, rounded up. What only comes at the run's end (strategy `no`, or an interval of 0)
-    has `steps`.
+    A fraction (below 1) is of all steps, rounded up. What only happens at the end of the run (strategy `no`, or an
+    interval of 0) has the interval `steps`.
     """
     from transformers import TrainerState
 
     state = TrainerState()
     state.compute_steps(training, steps)
-    asked = {
+    configured = {
         kind: getattr(training, f"{kind}_strategy") == "steps" and getattr(state, f"{kind}_steps")
         for kind in ("logging", "eval", "save")
     }
-    return {kind: int(every) if every else steps for kind, every in asked.items()}
+    return {kind: int(every) if every else steps for kind, every in configured.items()}
 
 
-def saved_steps(training, steps: int) -> list[int]:
-    """The steps of which a run of `steps` makes checkpoints: every so many, and the last."""
+def saved_steps(training: TrainingArguments, steps: int) -> list[int]:
+    """Steps at which a run of `steps` saves checkpoints: each multiple of the interval, and the last step."""
     return sorted({*range(every := intervals(training, steps)["save"], steps + 1, every), steps})
 
 
-def check_publish_steps(training, steps: int, every: int | None) -> None:
-    """Raise Refusal for a --publish_steps between which no checkpoint falls."""
+def check_publish_steps(training: TrainingArguments, steps: int, publish_steps: int | None) -> None:
+    """Raise Refusal for a --publish_steps that is not a multiple of the steps between checkpoints."""
     save = intervals(training, steps)["save"]
-    if every is not None and every % save and save < steps:
+    if publish_steps is not None and publish_steps % save and save < steps:
         raise Refusal(
-            f"--publish_steps {every} is no multiple of the {save} steps between checkpoints (--save_steps"
+            f"--publish_steps {publish_steps} is no multiple of the {save} steps between checkpoints (--save_steps"
             f" {training.save_steps:g}): only saved checkpoints can be published."
         )
 
 
-def at_once(plan) -> int:
-    """Checkpoints of a Plan or TuningPlan on the disk at once, at most: those that stay, and the next."""
+def at_once(plan: Plan | TuningPlan) -> int:
+    """Most checkpoints of a plan on disk at the same time: those that are kept, and the next one."""
     return plan.saves if plan.checkpoints_kept is None else min(plan.saves, plan.checkpoints_kept + 1)
 
 
-def plan_warmup(run, training, steps: int) -> int:
-    """Steps of warm-up of a run of so many steps, whose schedule is computed. Raises Refusal for one that cannot be
-    right.
+def plan_warmup(run: CommonRunArguments, training: TrainingArguments, steps: int) -> int:
+    """Warm-up steps of a run of `steps`. Raises Refusal for a schedule that does not fit the run.
 
-    A run that --max_steps on the command line cuts shorter than the warm-up of its YAML file is a trial: its plan tells
-    so.
+    A run that --max_steps on the command line cuts shorter than the warm-up of its YAML file is a trial: its plan holds
+    a warning.
     """
     if problems := schedules.plan_problems(
         training, steps, "max_steps" in run.typed and "warmup_steps" not in run.typed
@@ -85,7 +97,7 @@ def plan_warmup(run, training, steps: int) -> int:
 
 
 def warmup_lines(warmup: int, steps: int) -> list[str]:
-    """The line of a plan whose warm-up is longer than the run."""
+    """The warning of a plan whose warm-up is longer than the run; else nothing."""
     return (
         [f"WARNING             {warmup:,} steps of warm-up: the run ends before its peak learning rate"]
         if warmup > steps
@@ -95,7 +107,7 @@ def warmup_lines(warmup: int, steps: int) -> list[str]:
 
 @dataclasses.dataclass
 class Plan:
-    """Every derived number of a run. Sizes in bytes, FLOPs a token for forward and backward (attention included)."""
+    """Every derived number of a run. Sizes in bytes; FLOPs per token for forward and backward (attention included)."""
 
     parameters: int
     embedding_parameters: int
@@ -112,15 +124,16 @@ class Plan:
     checkpoint_bytes: int
     model_bytes: int
     checkpoints_kept: int | None
-    saves: int  # checkpoints that are made, beside which at most `checkpoints_kept` stay
+    saves: int  # checkpoints that are saved, of which at most `checkpoints_kept` are kept
     warmup: int = 0
 
     @property
     def tokens(self) -> int:
+        """Tokens that the run trains on, repeated ones included."""
         return self.steps * self.tokens_per_step
 
     def lines(self) -> list[str]:
-        """The plan as a person reads it."""
+        """The plan as text, one subject per line."""
         unused = self.windows - self.epoch_windows
         return [
             (
@@ -128,7 +141,7 @@ class Plan:
                 f" layers, {self.embedding_parameters:,} in the embeddings)"
             ),
             (
-                f"tokens a step       {self.tokens_per_step:,} = {self.processes} process(es) x {self.micro_batch}"
+                f"tokens per step     {self.tokens_per_step:,} = {self.processes} process(es) x {self.micro_batch}"
                 f" windows x {self.accumulation} accumulated x {self.tokens_per_step // self.windows_per_step} tokens"
             ),
             f"one epoch           {self.steps_per_epoch:,} steps,"
@@ -136,31 +149,83 @@ class Plan:
             + (f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)" if unused else ""),
             (
                 f"the run             {self.steps:,} steps, {self.tokens:,} tokens,"
-                f" {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens a"
+                f" {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens per"
                 " parameter"
             ),
             (
-                f"compute             {self.flops_per_token / 1e9:.3f} GFLOP a token,"
+                f"compute             {self.flops_per_token / 1e9:.3f} GFLOP per token,"
                 f" {self.flops_per_token * self.tokens:.3e} FLOP in all"
             ),
             *warmup_lines(self.warmup, self.steps),
             (
-                f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once:"
+                f"disk                {size(self.checkpoint_bytes)} per checkpoint, {at_once(self)} at most at once:"
                 f" {size(self.checkpoint_bytes * at_once(self))}; finished model {size(self.model_bytes)}"
             ),
         ]
 
 
-def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, processes: int | None = None) -> Plan:
-    """Plan of a pretraining run over a prepared folder, by as many processes as run now, or by `processes`. Raises
-    Refusal for what cannot work.
+def make_plan(
+    config: PreTrainedConfig,
+    manifest: dict,
+    run: RunArguments,
+    training: TrainingArguments,
+    publish_bytes: int = 2,
+    processes: int | None = None,
+) -> Plan:
+    """Plan of a pretraining run over a prepared folder. Raises Refusal for what cannot work.
+
+    manifest: the prepared folder's. publish_bytes: per weight of the finished model. processes: those of the planned
+    launch; by default those of this one.
     """
-    problems, processes = [], processes or training.world_size
-    vocab = manifest["tokenizer"]["vocab_size"]
-    if vocab > config.vocab_size:
+    processes = processes or training.world_size
+    accumulation = plan_accumulation(config, manifest, run, training, processes)
+    windows = count_windows(manifest, "train", run.block_size)
+    windows_per_step = run.tokens_per_step // run.block_size
+    epoch_windows = windows // windows_per_step * windows_per_step
+    if not epoch_windows:
+        raise Refusal(
+            f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes"
+            f" {windows_per_step:,}: lower --tokens_per_step to {windows * run.block_size:,} or less, or bring more"
+            " text."
+        )
+    steps_per_epoch = epoch_windows // windows_per_step
+    steps = plan_steps(run, training, steps_per_epoch, windows_per_step)
+    warmup = plan_warmup(run, training, steps)
+    check_validation_windows(manifest, run)
+    parameters, embeddings = count_parameters(config)
+    return Plan(
+        parameters=parameters,
+        embedding_parameters=embeddings,
+        flops_per_token=flops_per_token(config, run.block_size),
+        processes=processes,
+        micro_batch=training.per_device_train_batch_size,
+        accumulation=accumulation,
+        windows_per_step=windows_per_step,
+        tokens_per_step=run.tokens_per_step,
+        windows=windows,
+        epoch_windows=epoch_windows,
+        steps=steps,
+        steps_per_epoch=steps_per_epoch,
+        checkpoint_bytes=parameters * 12 + STATE_BYTES,  # float32 weights and two moments
+        model_bytes=parameters * publish_bytes,
+        checkpoints_kept=training.save_total_limit,
+        saves=len(saved_steps(training, steps)),
+        warmup=warmup,
+    )
+
+
+def plan_accumulation(
+    config: PreTrainedConfig, manifest: dict, run: RunArguments, training: TrainingArguments, processes: int
+) -> int:
+    """Micro-batches that each process accumulates per step. Raises Refusal with every problem of vocabulary, context
+    and step size.
+    """
+    problems = []
+    vocab_size = manifest["tokenizer"]["vocab_size"]
+    if vocab_size > config.vocab_size:
         problems.append(
-            f"the tokenizer has {vocab:,} ids and the model's vocabulary is {config.vocab_size:,}: choose a"
-            f" model_config with vocab_size of at least {vocab:,}, or a smaller tokenizer."
+            f"the tokenizer has {vocab_size:,} ids and the model's vocabulary is {config.vocab_size:,}: choose a"
+            f" model_config with vocab_size of at least {vocab_size:,}, or a smaller tokenizer."
         )
     if (context := context_of(config)) and run.block_size > context:
         problems.append(
@@ -175,59 +240,51 @@ def make_plan(config, manifest: dict, run, training, publish_bytes: int = 2, pro
         problems.append(str(refusal))
     if problems:
         raise Refusal(" ".join(problems))
+    check_accumulation(training, accumulation, "--tokens_per_step", f"{run.tokens_per_step:,}")
+    return accumulation
+
+
+def check_accumulation(training: TrainingArguments, accumulation: int, flag: str, value: str) -> None:
+    """Raise Refusal for a --gradient_accumulation_steps other than the one that follows from `flag` `value`."""
     if training.gradient_accumulation_steps not in (1, accumulation):
         raise Refusal(
-            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --tokens_per_step"
-            f" {run.tokens_per_step:,}, which gives {accumulation} here: leave it out."
+            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts {flag} {value}, which"
+            f" gives {accumulation} here: leave it out."
         )
-    windows = count_windows(manifest, "train", run.block_size)
-    per_step = run.tokens_per_step // run.block_size
-    epoch_windows = windows // per_step * per_step
-    if not epoch_windows:
+
+
+def plan_steps(run: RunArguments, training: TrainingArguments, steps_per_epoch: int, windows_per_step: int) -> int:
+    """Optimizer steps of a pretraining run. Raises Refusal for more than one epoch without --allow_epochs, and for less
+    than one step.
+    """
+    steps = run_steps(training, steps_per_epoch)
+    if steps > steps_per_epoch and not run.allow_epochs:
         raise Refusal(
-            f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes {per_step:,}:"
-            f" lower --tokens_per_step to {windows * run.block_size:,} or less, or bring more text."
+            f"{steps:,} steps need {steps * windows_per_step:,} windows and the training text has"
+            f" {steps_per_epoch * windows_per_step:,} ({steps_per_epoch:,} whole steps): lower --max_steps to"
+            f" {steps_per_epoch:,}, bring more text, or read it again with --allow_epochs."
         )
-    per_epoch = epoch_windows // per_step
-    steps = run_steps(training, per_epoch)
-    if steps > per_epoch and not run.allow_epochs:
-        raise Refusal(
-            f"{steps:,} steps need {steps * per_step:,} windows and the training text has {epoch_windows:,}"
-            f" ({per_epoch:,} whole steps): lower --max_steps to {per_epoch:,}, bring more text, or read it again with"
-            " --allow_epochs."
-        )
+    check_one_step(training, steps, steps_per_epoch)
+    return steps
+
+
+def check_one_step(training: TrainingArguments, steps: int, steps_per_epoch: int) -> None:
+    """Raise Refusal for --num_train_epochs of less than one step."""
     if steps < 1:
         raise Refusal(
-            f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs)."
+            f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / steps_per_epoch:.4f} epochs)."
         )
-    warmup = plan_warmup(run, training, steps)
-    held = count_windows(manifest, "validation", run.block_size)
-    wanted = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
-    if held < wanted:
+
+
+def check_validation_windows(manifest: dict, run: RunArguments) -> None:
+    """Raise Refusal for a validation slice with fewer windows than evaluations or the probe need."""
+    windows = count_windows(manifest, "validation", run.block_size)
+    needed = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
+    if windows < needed:
         raise Refusal(
-            f"the validation slice has {held} windows of {run.block_size} tokens, and {wanted} are asked "
+            f"the validation slice has {windows} windows of {run.block_size} tokens, and {needed} are asked "
             "for: lower --eval_windows or --probe_windows, or prepare with more --validation_tokens."
         )
-    parameters, embeddings = count_parameters(config)
-    return Plan(
-        parameters=parameters,
-        embedding_parameters=embeddings,
-        flops_per_token=flops_per_token(config, run.block_size),
-        processes=processes,
-        micro_batch=training.per_device_train_batch_size,
-        accumulation=accumulation,
-        windows_per_step=per_step,
-        tokens_per_step=run.tokens_per_step,
-        windows=windows,
-        epoch_windows=epoch_windows,
-        steps=steps,
-        steps_per_epoch=per_epoch,
-        checkpoint_bytes=parameters * 12 + 4 * 2**20,  # float32 weights and two moments, tokenizer and state
-        model_bytes=parameters * publish_bytes,
-        checkpoints_kept=training.save_total_limit,
-        saves=len(saved_steps(training, steps)),
-        warmup=warmup,
-    )
 
 
 @dataclasses.dataclass
@@ -235,11 +292,11 @@ class TuningPlan:
     """Every derived number of a tuning run. Sizes in bytes; `sequences` are rows, or packs of rows."""
 
     parameters: int
-    trained: int
+    trained: int  # parameters that are trained
     rows: int
     tokens: int
-    learnt_tokens: int
-    held_rows: int
+    learnt_tokens: int  # tokens that are labels (this name is in run.json)
+    held_rows: int  # held-out rows (this name is in run.json)
     sequences: int
     sequences_per_step: int
     processes: int
@@ -253,7 +310,7 @@ class TuningPlan:
     warmup: int = 0
 
     def lines(self) -> list[str]:
-        """The plan as a person reads it."""
+        """The plan as text, one subject per line."""
         unused = self.sequences - self.steps_per_epoch * self.sequences_per_step
         return [
             (
@@ -262,10 +319,10 @@ class TuningPlan:
             ),
             (
                 f"rows                {self.rows:,} in {self.sequences:,} sequences, {self.tokens:,} tokens, of which"
-                f" {self.learnt_tokens:,} are learnt; {self.held_rows:,} held out"
+                f" {self.learnt_tokens:,} are trained on; {self.held_rows:,} held out"
             ),
             (
-                f"sequences a step    {self.sequences_per_step} = {self.processes} process(es) x {self.micro_batch} x"
+                f"sequences per step  {self.sequences_per_step} = {self.processes} process(es) x {self.micro_batch} x"
                 f" {self.accumulation} accumulated"
             ),
             f"the run             {self.steps:,} steps, {self.steps / self.steps_per_epoch:.2f} epochs of"
@@ -273,39 +330,41 @@ class TuningPlan:
             + (f" (cut to whole steps: {unused} of {self.sequences:,} sequences are left out)" if unused else ""),
             *warmup_lines(self.warmup, self.steps),
             (
-                f"disk                {size(self.checkpoint_bytes)} a checkpoint, {at_once(self)} at most at once:"
+                f"disk                {size(self.checkpoint_bytes)} per checkpoint, {at_once(self)} at most at once:"
                 f" {size(self.checkpoint_bytes * at_once(self))}"
             ),
         ]
 
 
-def plan_tuning(model, train_rows: list, eval_rows: list, sequences: int, run, training) -> TuningPlan:
+def plan_tuning(
+    model: PreTrainedModel,
+    train_rows: list[Example],
+    eval_rows: list[Example],
+    sequences: int,
+    run: TuningArguments,
+    training: TrainingArguments,
+) -> TuningPlan:
     """Plan of a tuning run over `sequences` rows or packs. Raises Refusal for what cannot work."""
     per_step = run.sequences_per_step
-    micro = training.per_device_train_batch_size * training.world_size
-    if per_step % micro:
-        below, above = per_step // micro * micro, (per_step // micro + 1) * micro
+    micro_sequences = training.per_device_train_batch_size * training.world_size
+    if per_step % micro_sequences:
+        below = per_step // micro_sequences * micro_sequences
+        nearest = " or ".join(str(count) for count in (below, below + micro_sequences) if count)
         raise Refusal(
-            f"--sequences_per_step {per_step} is not a whole number of micro-batches of {micro} ({training.world_size}"
-            f" process(es) x {training.per_device_train_batch_size}):"
-            f" {' or '.join(str(n) for n in (below, above) if n)} is, or another --per_device_train_batch_size."
+            f"--sequences_per_step {per_step} is not a whole number of micro-batches of {micro_sequences}"
+            f" ({training.world_size} process(es) x {training.per_device_train_batch_size}): {nearest} is, or another"
+            " --per_device_train_batch_size."
         )
-    if training.gradient_accumulation_steps not in (1, per_step // micro):
-        raise Refusal(
-            f"--gradient_accumulation_steps {training.gradient_accumulation_steps} contradicts --sequences_per_step"
-            f" {per_step}, which gives {per_step // micro} here: leave it out."
-        )
-    per_epoch = sequences // per_step
-    if not per_epoch:
+    accumulation = per_step // micro_sequences
+    check_accumulation(training, accumulation, "--sequences_per_step", f"{per_step}")
+    steps_per_epoch = sequences // per_step
+    if not steps_per_epoch:
         raise Refusal(
             f"{len(train_rows)} rows make {sequences} sequences, and a step takes {per_step}: lower"
             " --sequences_per_step, or bring more rows."
         )
-    steps = run_steps(training, per_epoch)
-    if steps < 1:
-        raise Refusal(
-            f"--num_train_epochs {training.num_train_epochs} is less than one step ({1 / per_epoch:.4f} epochs)."
-        )
+    steps = run_steps(training, steps_per_epoch)
+    check_one_step(training, steps, steps_per_epoch)
     warmup = plan_warmup(run, training, steps)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return TuningPlan(
@@ -319,10 +378,10 @@ def plan_tuning(model, train_rows: list, eval_rows: list, sequences: int, run, t
         sequences_per_step=per_step,
         processes=training.world_size,
         micro_batch=training.per_device_train_batch_size,
-        accumulation=per_step // micro,
+        accumulation=accumulation,
         steps=steps,
-        steps_per_epoch=per_epoch,
-        checkpoint_bytes=trained * 12 + 4 * 2**20,  # float32 weights and two moments, tokenizer and state
+        steps_per_epoch=steps_per_epoch,
+        checkpoint_bytes=trained * 12 + STATE_BYTES,  # float32 weights and two moments
         checkpoints_kept=training.save_total_limit,
         saves=len(saved_steps(training, steps)),
         warmup=warmup,

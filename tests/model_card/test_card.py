@@ -155,7 +155,7 @@ def test_sections_are_there_with_their_records_and_gone_without(documented, whol
     text = card.write(documented["run"]).read_text()
     for heading in ("Use", "Data", "Training", "Evaluation", "Limits", "Environment", "Citation"):
         assert f"\n## {heading}\n" in text, heading
-    for heading in ("Prompt sensitivity", "Robustness", "Other kinds of text", "Starts, stops and what happened"):
+    for heading in ("Prompt sensitivity", "Robustness", "Other kinds of text", "Run history"):
         assert f"\n### {heading}\n" in text, heading
     assert "share 13 words" in text and "blind" in text and "[At" not in text
     shutil.copytree(whole_run, tmp_path / "run")

@@ -85,7 +85,7 @@ def test_a_study_compares_its_arms_in_pairs(made):
     _, out = made
     rows = read_json(out / "comparison.json")
     found = {(row["arm"], row["what"]): row for row in rows}
-    for measure, unit in (("eval_loss", "nats"), ("embedded_science bits_per_byte", "bits a byte")):
+    for measure, unit in (("eval_loss", "nats"), ("embedded_science bits_per_byte", "bits per byte")):
         same, lost = found["everything", measure], found["no_optimizer", measure]
         assert same["equal"] == 2 and same["seeds"] == [0.0, 0.0] and same["value"] == 0.0 and same["unit"] == unit
         assert (
@@ -358,8 +358,8 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             "`set` of arm b: `seed` is the study's own: the seeds are `seeds`",
         ),
         ({"set": {"output_dir": "x"}}, "`set`: `output_dir` is the study's own"),
-        ({"arms": {"whole": {}, "../b": {}}}, "arm '../b': a name is of letters"),
-        ({"arms": {"whole": {}, "Whole": {}}}, "arm 'Whole': a name is of letters"),
+        ({"arms": {"whole": {}, "../b": {}}}, "arm '../b': a name has letters"),
+        ({"arms": {"whole": {}, "Whole": {}}}, "arm 'Whole': a name has letters"),
         ({"evaluate": None}, "`evaluate` is empty: give a value, or leave it out"),
         ({"measure": None}, "`measure` is empty"),
         ({"set": {"prepared_dir": None}}, "`set`: `prepared_dir` is empty: give a value, or leave it out"),
@@ -460,11 +460,11 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
     main(
         ["--config", str(study(set={**STUDY["set"], "bf16": bf16})), "--output_dir", str(tmp_path / "out"), "--dry_run"]
     )
-    flops = cost._of_preset("tiny", 64)[1] * 32_768
+    flops = cost._model_cost("tiny", 64)[1] * 32_768
     expected = flops / (0.4 * (2e9 if bf16 else 1e9)) / 60
     told = capsys.readouterr().out
     assert f"{expected:.1f} min to come (by FLOPs, at 40% of what a matrix product reaches here; starts" in told
-    parameters = cost._of_preset("tiny", 64)[0]
+    parameters = cost._model_cost("tiny", 64)[0]
     assert (
         f"{(2 * 12 + 2) * parameters / 2**20:.1f} MiB" in told.splitlines()[1]
     )  # two checkpoints of whole, and the model
@@ -523,7 +523,11 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
         and "curves.png" not in report
         and "Health" not in report
     )
-    assert "`weights` {" in report and "`limit` 8" in report and "`num_fewshot`" not in report.split("## Held equal")[1]
+    assert (
+        "`weights` {" in report
+        and "`limit` 8" in report
+        and "`num_fewshot`" not in report.split("## Controlled variables")[1]
+    )
     assert (out / "figures" / "differences.png").exists() and not (out / "figures" / "curves.png").exists()
     before = (out / "results.csv").read_bytes()
     assert before.count(b"embedded_mmlu_cloze") == 12  # acc and acc_norm, 6 runs
@@ -660,10 +664,11 @@ def test_one_seed_has_no_interval():
         "n": 1,
         "seeds": [0.5],
     }
-    assert line_of(row) == "a less b: eval_loss +0.5000 nats; one seed: no interval"
+    assert line_of(row) == "a compared with b: eval_loss +0.5000 nats; one seed: no interval"
     wide = {**row, "low": -0.1, "high": 1.1, "n": 3}
     assert (
-        line_of(wide) == "a less b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; no difference found"
+        line_of(wide)
+        == "a compared with b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; not significant"
     )
 
 
