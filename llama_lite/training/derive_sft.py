@@ -1,8 +1,11 @@
-"""What a tuning run takes where nobody said it: from the run's record, the rows, the base model and the machine, in
-this order.
+"""Arguments of a tuning run that the user did not give: derived from the run's record, the rows, the base model and
+the machine, in this order.
 """
 
 import dataclasses
+from collections.abc import Sequence
+
+from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example
 from ..data.preparation import name_of
@@ -14,7 +17,7 @@ from . import timing
 from .decisions import Decisions, nice, save_interval
 from .plan import run_steps
 
-HOURS, EPOCHS = 1 / 6, 3  # of a run that nobody gave a length: so many epochs, or hours if that is less
+HOURS, EPOCHS = 1 / 6, 3  # of a run without a given length: the shorter of both
 
 MOST_EPOCHS = 10
 
@@ -24,7 +27,7 @@ FINISH = 15.0  # seconds from here to the first step, and from the last step to 
 
 HELD_SHARE, MOST_HELD = 0.1, 400
 
-LORA_SHARE = 2 / 3  # of a training step's work: the frozen weights have no gradients
+LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weights have no gradients
 
 ANSWERS_AT_ONCE = 16
 
@@ -36,7 +39,7 @@ RECORDED = (
 
 
 def output_dir(base: str) -> str:
-    """The folder of a tuning run that nobody named: beside its base, where that is a run."""
+    """The default folder of a tuning run: next to its base, where that is a run."""
     return (
         f"{base.rstrip('/')}-sft"
         if base.rstrip("/").startswith("runs/")
@@ -44,8 +47,8 @@ def output_dir(base: str) -> str:
     )
 
 
-def machine(groups, given: dict, recorded: dict) -> tuple[dict, dict]:
-    """({argument: value}, {argument: why}) of the number format, and of what the record of the run says."""
+def machine(groups: Sequence, given: dict, recorded: dict) -> tuple[dict, dict]:
+    """({argument: value}, {argument: reason}) of the precision and of the recorded arguments of the run."""
     d = Decisions(groups, _given(given))
     device = groups[-1].device
     value, why = precision.choose("auto", recorded.get("precision"), device)
@@ -59,13 +62,16 @@ def machine(groups, given: dict, recorded: dict) -> tuple[dict, dict]:
 
 
 def _given(given: dict) -> dict:
+    """Given arguments without `--precision auto`, which is to be derived."""
     return {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
 
 
-def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) -> tuple[dict, dict]:
-    """({argument: value} that nobody gave, {argument: why}) of a tuning run over encoded rows (rank 0).
+def tuning(
+    groups: Sequence, given: dict, earlier: dict, config: PreTrainedConfig, examples: list[Example]
+) -> tuple[dict, dict]:
+    """({argument: value}, {argument: reason}) of derived arguments of a tuning run over encoded rows (rank 0).
 
-    earlier: what `machine` decided. config: the base's. examples: every row that can be used, of any length.
+    earlier: what `machine` decided. config: of the base. examples: every usable row, of any length.
     """
     adapter, training = groups[1], groups[-1]
     d = Decisions(groups, {**_given(given), **earlier})
@@ -153,16 +159,16 @@ def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
     d.decide("max_steps", steps, reason)
 
 
-def fit(groups, given: dict, held: int) -> None:
-    """Bring what was decided before the rows were cut into what is held out."""
+def fit(groups: Sequence, given: dict, held: int) -> None:
+    """Lower derived numbers of rows to the `held` rows that are held out after rows were dropped."""
     run = groups[-2]
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
         if name not in given:
             setattr(run, name, max(1, min(getattr(run, name), held)))
 
 
-def settings(groups) -> dict:
-    """The arguments that decide what a run is, as they were settled, for its record."""
+def settings(groups: Sequence) -> dict:
+    """The settled arguments that define a run, for its record."""
     return {
         field.name: getattr(group, field.name)
         for group in groups
