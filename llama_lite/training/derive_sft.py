@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example
+from ..config.sft import SftArguments
 from ..data.preparation import name_of
 from ..formatting import in_words
 from ..machine import precision
@@ -101,19 +102,7 @@ def tuning(
     # ---- steps ----
     tokens = sum(min(length, d["max_length"]) for length in lengths) * (1 - d["eval_rows"] / len(lengths))
     sequences = max(1, int(tokens / d["max_length"]) if training.packing else len(lengths) - d["eval_rows"])
-    if not d.settled("sequences_per_step"):
-        micro = d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1
-        unit = micro * processes
-        wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
-        d.decide(
-            "sequences_per_step",
-            max(unit, wanted // unit * unit),
-            f"of about {sequences:,} {'packs' if training.packing else 'rows'}",
-        )
-    if not d.settled("per_device_train_batch_size"):
-        most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
-        share = max(1, d["sequences_per_step"] // processes)
-        d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
+    _settle_batch(d, sequences, training, processes)
     rate = float(f"{min(3e-3, 2e-4 * (2048 / config.hidden_size) ** 0.97) * (1 if adapter.use_lora else 0.25):.2g}")
     d.decide(
         "learning_rate",
@@ -128,6 +117,23 @@ def tuning(
     d.decide("save_steps", *save_interval(every, d["publish_steps"]))
     d.decide("logging_steps", max(1, nice(steps / 100)), "")
     return d.values(), d.reasons
+
+
+def _settle_batch(d: Decisions, sequences: int, training: SftArguments, processes: int) -> None:
+    """Sequences per step and per micro-batch, for about `sequences` rows or packs."""
+    if not d.settled("sequences_per_step"):
+        micro = d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1
+        unit = micro * processes
+        wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
+        d.decide(
+            "sequences_per_step",
+            max(unit, wanted // unit * unit),
+            f"of about {sequences:,} {'packs' if training.packing else 'rows'}",
+        )
+    if not d.settled("per_device_train_batch_size"):
+        most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
+        share = max(1, d["sequences_per_step"] // processes)
+        d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
 
 
 def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
