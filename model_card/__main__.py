@@ -10,6 +10,7 @@ from .metadata import CardError
 
 
 def main() -> int:
+    """Render a card; returns 2 for a folder of which none can be made."""
     parser = argparse.ArgumentParser(prog="python -m model_card", description=__doc__)
     parser.add_argument(
         "folder", help="runs/NAME (or runs/NAME/merged), data/NAME, or the output folder of an evaluation"

@@ -16,6 +16,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 TEXTS = (".json", ".jsonl", ".md", ".csv", ".txt", ".jinja", ".yaml", ".yml")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
@@ -86,7 +87,7 @@ def _pattern(folder: str) -> re.Pattern:
     return re.compile(rf"(?<![\w.~-]){folder}(?![\w-]|\.\w)")
 
 
-def redact(value):
+def redact(value: Any) -> Any:
     """JSON, or a text, with `.` for the working folder, `~` for home, `$TMPDIR` for the temporary one, and no token."""
     if isinstance(value, dict):
         return {name: redact(one) for name, one in value.items()}

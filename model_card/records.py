@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
@@ -92,10 +93,12 @@ class Records:
 
     @property
     def trained(self) -> list[dict]:
+        """Entries of the log with a training loss."""
         return [entry for entry in self.log if "loss" in entry]
 
     @property
     def evaluated(self) -> list[dict]:
+        """Entries of the log with a validation loss."""
         return [entry for entry in self.log if "eval_loss" in entry]
 
     @property
@@ -114,7 +117,7 @@ class Records:
         return sum(times[-1] - times[0] for times in sessions)
 
 
-def shown_metric(metrics) -> str:
+def shown_metric(metrics: Iterable[str]) -> str:
     """The metric by which a task is shown."""
     return next((name for name in PREFERRED if name in metrics), min(metrics))
 

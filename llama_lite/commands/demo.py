@@ -1,10 +1,10 @@
-"""`make demo`: prepare text, pretrain, tune, evaluate. Says what will be done and about how long it takes here, and in
-the end how long it took.
+"""`make demo`: prepare text, pretrain, tune, evaluate. Prints the stages with their expected times, and at the end the
+measured times.
 
     python -m llama_lite.commands.demo           # ten minutes on two AVX2 cores, six with bfloat16 instructions
     python -m llama_lite.commands.demo --long    # the larger run, on which the studies rest
 
-Every stage is a command of its own, which can be stopped at any moment; the same command goes on.
+Every stage is a command of its own. It can be interrupted at any time; the same command resumes it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MEASURED = (
 
 
 def stages(name: str) -> list[tuple[str, list[str]]]:
-    """(what is done, its command) in order."""
+    """(description, command) of each stage, in order."""
     accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--num_machines", "1"]
     accelerate += ["--mixed_precision", "no", "--dynamo_backend", "no"]  # accelerate's defaults, which it would warn of
     return [
@@ -80,8 +80,8 @@ def expected(name: str, count: int) -> list[float] | None:
 
 
 def run(command: list[str]) -> int:
-    """A command's exit status. A Ctrl-C is the command's own, which finishes its step and saves; a SIGTERM is handed
-    on; it does not outlive this.
+    """Run a command; returns its exit status. Ctrl-C is left to the command, which finishes its step and saves; SIGTERM
+    is passed on. The command ends with this process.
     """
     process = subprocess.Popen(command, preexec_fn=functools.partial(die_with_parent, signal.SIGTERM))
     signal.signal(signal.SIGINT, lambda number, frame: None)
@@ -90,10 +90,12 @@ def run(command: list[str]) -> int:
 
 
 def in_minutes(seconds: float) -> str:
+    """Seconds as text, in minutes from 90 s on."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
 def main() -> None:
+    """Run the stages of the demo, and record their times with --record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="the larger run")
     parser.add_argument(

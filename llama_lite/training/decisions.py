@@ -1,45 +1,52 @@
-"""Arguments that nobody gave, decided one after the other, each with its reason. Given values stay."""
+"""Arguments that the user did not give, decided one after the other, each with its reason. Given values stay."""
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 
 class Decisions:
-    """The arguments of a run, and what is decided of them. `fixed`: the names that somebody gave; these stay."""
+    """The arguments of a run, and which of them were decided. `fixed`: names of the given ones, which stay.
 
-    def __init__(self, groups, given: dict):
+    groups: the dataclasses of arguments, in which values are set. given: {argument: value} of the user.
+    """
+
+    def __init__(self, groups: Sequence, given: dict):
         self.groups, self.fixed, self.reasons = groups, set(given), {}
         self.owner = {field.name: group for group in groups for field in dataclasses.fields(group)}
 
     def __getitem__(self, name: str):
         return getattr(self.owner[name], name)
 
-    def decide(self, name: str, value, reason: str):
-        """Set an argument that is not settled yet; returns the value that it has now."""
+    def decide(self, name: str, value: object, reason: str) -> Any:
+        """Set an argument that is not settled yet; returns its value. A callable `value` is called where it is needed."""
         if name not in self.fixed and name not in self.reasons:
             setattr(self.owner[name], name, value() if callable(value) else value)
             self.reasons[name] = reason
         return self[name]
 
     def settled(self, name: str) -> bool:
+        """Whether an argument was given or decided."""
         return name in self.fixed or name in self.reasons
 
     def values(self) -> dict:
-        """{name: value} of what was decided, for the other processes and the record."""
+        """{name: value} of the decided arguments, for the other processes and the record."""
         return {name: self[name] for name in self.reasons}
 
 
 def lines(values: dict, reasons: dict) -> list[str]:
-    """What was decided and why, as a person reads it; what has no reason needs none."""
+    """One line per decided argument, with its value and reason; arguments without a reason are left out."""
     shown = [
         (name, _format_value(values[name]), reason) for name, reason in reasons.items() if reason and name in values
     ]
     width = max((len(name) for name, _, _ in shown), default=0)
-    wide = min(24, max((len(value) for _, value, _ in shown), default=0))
-    return [f"{name:<{width}}  {value:<{wide}}  {reason}".rstrip() for name, value, reason in shown]
+    value_width = min(24, max((len(value) for _, value, _ in shown), default=0))
+    return [f"{name:<{width}}  {value:<{value_width}}  {reason}".rstrip() for name, value, reason in shown]
 
 
-def _format_value(value) -> str:
+def _format_value(value: object) -> str:
+    """A value as text, numbers with separators or three digits."""
     return (
         f"{value:,}"
         if isinstance(value, int) and not isinstance(value, bool)
@@ -49,8 +56,8 @@ def _format_value(value) -> str:
     )
 
 
-def set_values(groups, values: dict) -> None:
-    """Set arguments in whichever group has them."""
+def set_values(groups: Sequence, values: dict) -> None:
+    """Set arguments in the groups that have them."""
     for group in groups:
         for field in dataclasses.fields(group):
             if field.name in values:
@@ -58,17 +65,15 @@ def set_values(groups, values: dict) -> None:
 
 
 def nice(value: float) -> int:
-    """The nearest of 1, 2, 5, 10, 20, 50 ...; 1 at least."""
+    """The nearest of 1, 2, 5, 10, 20, 50 ..., at least 1."""
     if value <= 1:
         return 1
     power = 10 ** math.floor(math.log10(value))
-    return int(min((power, 2 * power, 5 * power, 10 * power), key=lambda nice: abs(math.log(nice / value))))
+    return int(min((power, 2 * power, 5 * power, 10 * power), key=lambda step: abs(math.log(step / value))))
 
 
 def save_interval(every: int, publish_steps: int | None) -> tuple[int, str]:
-    """(steps between checkpoints, why): those between evaluations, or the nearest of which --publish_steps is a
-    multiple.
-    """
+    """(steps between checkpoints, reason): the interval of evaluations, or the nearest divisor of --publish_steps."""
     if publish_steps is None or publish_steps % every == 0:
         return every, "as often as evaluations"
     divisors = [number for number in range(1, publish_steps + 1) if publish_steps % number == 0]

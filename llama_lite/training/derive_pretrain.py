@@ -1,13 +1,14 @@
-"""What a pretraining run takes where nobody said it: from the run's record, the prepared folder, the text and the
-machine, in this order.
+"""Arguments of a pretraining run that the user did not give: derived from the run's record, the prepared folder, the
+text and the machine, in this order.
 
-Each value comes with its reason. Given values always win, and those that cannot go together are refused before anything
+Each value comes with its reason. Given values always win; values that contradict each other are refused before anything
 is prepared.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from ..files import read_json
 from ..formatting import amount, in_words
 from ..kernels.switches import COMPILED, COMPILING, choose_block_attention, choose_compile, choose_fused_loss
 from ..machine import precision
+from ..machine.parallelism import Layout
 from ..models import shapes
 from ..models.presets import context_of, count_parameters, load_model_config, model_config_of
 from ..processes import seconds_since_start
@@ -30,7 +32,7 @@ from . import timing
 from .decisions import Decisions, nice, save_interval
 from .plan import intervals, run_steps
 
-HOURS = 1 / 6  # of a run that nobody gave a length
+HOURS = 1 / 6  # of a run without a given length
 
 READY, FINISH = (
     4.0,
@@ -41,7 +43,7 @@ SAVE_BYTES, SAVE = 100e6, 0.8  # bytes of a checkpoint that are written, flushed
 
 CURATE = 1e6  # bytes of text per second and core that are curated, near-duplicates included
 
-LEARN_VOCABULARY = 4e6  # bytes of text per second from which a vocabulary is learnt
+LEARN_VOCABULARY = 4e6  # bytes of text per second from which a vocabulary is trained
 
 NOMINAL_FLOPS = {
     "cpu": 5e10,
@@ -62,9 +64,7 @@ VALIDATION_SHARE = 0.05
 
 MOST_VALIDATION, LEAST_VALIDATION = 100_000_000, 4097  # tokens: the paper's, one shard; 16 windows of 256
 
-UNCERTAIN = (
-    1.5  # how far a number of tokens that was counted on a sample may be off before it is believed enough to refuse
-)
+UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
 
 OF_RUN = (
     "model_config block_size tokens_per_step order allow_epochs eval_windows probe_windows sample_prompts hours"
@@ -78,20 +78,18 @@ RECORDED = (*OF_RUN, *OF_TEXT, *OF_TOKENS, *OF_CURATION, "precision", "compile_l
 
 
 def output_dir(dataset: str) -> str:
-    """The folder of a run that nobody named."""
+    """The default folder of a run."""
     return f"runs/{name_of(dataset)}"
 
 
-def settings(groups) -> dict:
-    """The arguments that decide what a run is, as they were settled, for its record."""
-    found = {name: value for group in groups for name, value in vars(group).items() if name in RECORDED}
-    return {name: found[name] for name in RECORDED}
+def settings(groups: Sequence) -> dict:
+    """The settled arguments that define a run, for its record."""
+    values = {name: value for group in groups for name, value in vars(group).items() if name in RECORDED}
+    return {name: values[name] for name in RECORDED}
 
 
 def at_most(tokens: dict) -> dict:
-    """An estimate made so large that no text which fits is refused for it; a manifest, and an exact count, as they
-    are.
-    """
+    """An estimate raised to its upper bound, so that no text is refused by mistake; manifests and exact counts stay."""
     if "estimated" not in tokens or tokens["exact"]:
         return tokens
     splits = {name: {**split, "tokens": int(UNCERTAIN * split["tokens"])} for name, split in tokens["splits"].items()}
@@ -99,14 +97,14 @@ def at_most(tokens: dict) -> dict:
 
 
 class Derivation:
-    """A command's values, in the order in which they follow from each other (rank 0). `settle` may be called again when
-    the text is prepared.
+    """Derives the values of a command, each from those before it (rank 0). `settle` may be called again when the text
+    is prepared.
 
-    groups: what `parse_pretrain` returned, in which the values are set, too. planned: the layout that is planned.
-    recorded: what the record of the run that goes on says of RECORDED (`starting.recorded`).
+    groups: what `parse_pretrain` returned, in which the values are set. planned: the planned layout. recorded: the
+    values of RECORDED in the record of the run that is resumed (`resume.recorded`).
     """
 
-    def __init__(self, groups, text: Text, planned, given: dict, recorded: dict):
+    def __init__(self, groups: Sequence, text: Text, planned: Layout, given: dict, recorded: dict):
         run, training = groups[-2:]
         self.groups, self.text, self.recorded = groups, text, dict(recorded)
         self.given = {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
@@ -122,9 +120,9 @@ class Derivation:
             )
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict, dict]:
-        """({argument: value} that nobody gave, {argument: why}, the tokens that there are or will be). Raises Refusal.
+        """({argument: value} of derived arguments, {argument: reason}, tokens of the text). Raises Refusal.
 
-        The tokens are a manifest, or as much of one as can be estimated. only_tokens: no more than preparing needs.
+        The tokens are a manifest, or an estimate of one. only_tokens: derive only what preparing needs.
         """
         self.d = Decisions(self.groups, self.given)
         self.__dict__.pop("seconds", None)  # what is left of the hours
@@ -162,7 +160,7 @@ class Derivation:
         self.machine = self.machine or timing.Machine(self.device, d["precision"], switches, self.processes)
 
     def drop_unfit_micro_batch(self) -> None:
-        """A recorded micro-batch that more, or fewer, processes cannot use is none that somebody asked for."""
+        """Drop a recorded micro-batch that the present number of processes cannot use."""
         d, name = self.d, "per_device_train_batch_size"
         if name in d.reasons and d["tokens_per_step"] % (d["block_size"] * self.processes * d[name]):
             del d.reasons[name]
@@ -170,7 +168,7 @@ class Derivation:
     # ---- the text, and its tokens ----
 
     def settle_tokens(self) -> None:
-        """Everything that decides the prepared folder: how much of the text, which vocabulary, how much is held out."""
+        """Arguments of the prepared folder: how much of the text, which vocabulary, how much is held out."""
         d = self.d
         self.manifest = self.read_manifest(d["prepared_dir"])
         d.decide("tokenizer", "train", "a vocabulary of this text's own")
@@ -187,7 +185,7 @@ class Derivation:
             self.manifest = self.read_manifest(d["prepared_dir"])
 
     def read_manifest(self, folder: str | None) -> dict | None:
-        """The manifest of a prepared folder; what it was made with is decided then."""
+        """The manifest of a prepared folder, whose recipe decides its arguments; None where there is none."""
         manifest = shards.read_manifest(Path(folder)) if folder else None
         broken = bool(folder) and not manifest and (Path(folder) / "manifest.json").exists()
         if broken and not self.d["prepare_only"]:
@@ -206,6 +204,7 @@ class Derivation:
 
     @property
     def facts(self) -> TextFacts:
+        """Size of the text, and what was measured on a sample of it."""
         return self.text.facts
 
     @property
@@ -254,6 +253,7 @@ class Derivation:
             self.text.cut(most)
 
     def settle_vocabulary(self) -> None:
+        """Size of a vocabulary that is trained on this text."""
         d = self.d
         config = (
             load_model_config(d["model_config"])
@@ -329,6 +329,7 @@ class Derivation:
         return 1 + curated + vocabulary_bytes + size / self.facts.bytes_per_second / d["prepare_workers"]
 
     def settle_model(self) -> None:
+        """The model that fits text, time and machine."""
         if not self.d.settled("model_config"):
             self.d.decide("model_config", *self.best_shape())
 
@@ -414,6 +415,7 @@ class Derivation:
     # ---- length ----
 
     def settle_length(self) -> None:
+        """Steps, repeated passes over the text, and the kernels that pay off for that length."""
         d = self.d
         if not d.settled("max_steps") and not d.settled("num_train_epochs"):
             self.settle_steps()
@@ -430,10 +432,12 @@ class Derivation:
 
     @property
     def accumulation(self) -> float:
+        """Micro-batches per process and step."""
         d = self.d
         return d["tokens_per_step"] / (d["block_size"] * self.processes * d["per_device_train_batch_size"])
 
     def step_pace(self) -> timing.Pace:
+        """Speed of the chosen model with its micro-batch."""
         return self.machine.pace(self.config(), self.d["per_device_train_batch_size"], self.d["block_size"])
 
     def settle_steps(self) -> None:
@@ -475,12 +479,14 @@ class Derivation:
 
     @property
     def steps(self) -> int:
+        """Optimizer steps of the run, at least 1."""
         d = self.d
         return max(1, run_steps(d.owner["max_steps"], self.available / d["tokens_per_step"]))
 
     # ---- what follows from the length ----
 
     def settle_intervals(self) -> None:
+        """Learning rate, warm-up, and intervals of evaluations, checkpoints and log lines."""
         d, steps = self.d, self.steps
         if not d.settled("learning_rate"):
             width = self.config().hidden_size

@@ -1,10 +1,14 @@
-"""What a tuning run takes where nobody said it: from the run's record, the rows, the base model and the machine, in
-this order.
+"""Arguments of a tuning run that the user did not give: derived from the run's record, the rows, the base model and
+the machine, in this order.
 """
 
 import dataclasses
+from collections.abc import Sequence
+
+from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example
+from ..config.sft import SftArguments
 from ..data.preparation import name_of
 from ..formatting import in_words
 from ..machine import precision
@@ -14,7 +18,7 @@ from . import timing
 from .decisions import Decisions, nice, save_interval
 from .plan import run_steps
 
-HOURS, EPOCHS = 1 / 6, 3  # of a run that nobody gave a length: so many epochs, or hours if that is less
+HOURS, EPOCHS = 1 / 6, 3  # of a run without a given length: the shorter of both
 
 MOST_EPOCHS = 10
 
@@ -24,7 +28,7 @@ FINISH = 15.0  # seconds from here to the first step, and from the last step to 
 
 HELD_SHARE, MOST_HELD = 0.1, 400
 
-LORA_SHARE = 2 / 3  # of a training step's work: the frozen weights have no gradients
+LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weights have no gradients
 
 ANSWERS_AT_ONCE = 16
 
@@ -36,7 +40,7 @@ RECORDED = (
 
 
 def output_dir(base: str) -> str:
-    """The folder of a tuning run that nobody named: beside its base, where that is a run."""
+    """The default folder of a tuning run: next to its base, where that is a run."""
     return (
         f"{base.rstrip('/')}-sft"
         if base.rstrip("/").startswith("runs/")
@@ -44,8 +48,8 @@ def output_dir(base: str) -> str:
     )
 
 
-def machine(groups, given: dict, recorded: dict) -> tuple[dict, dict]:
-    """({argument: value}, {argument: why}) of the number format, and of what the record of the run says."""
+def machine(groups: Sequence, given: dict, recorded: dict) -> tuple[dict, dict]:
+    """({argument: value}, {argument: reason}) of the precision and of the recorded arguments of the run."""
     d = Decisions(groups, _given(given))
     device = groups[-1].device
     value, why = precision.choose("auto", recorded.get("precision"), device)
@@ -59,13 +63,16 @@ def machine(groups, given: dict, recorded: dict) -> tuple[dict, dict]:
 
 
 def _given(given: dict) -> dict:
+    """Given arguments without `--precision auto`, which is to be derived."""
     return {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
 
 
-def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) -> tuple[dict, dict]:
-    """({argument: value} that nobody gave, {argument: why}) of a tuning run over encoded rows (rank 0).
+def tuning(
+    groups: Sequence, given: dict, earlier: dict, config: PreTrainedConfig, examples: list[Example]
+) -> tuple[dict, dict]:
+    """({argument: value}, {argument: reason}) of derived arguments of a tuning run over encoded rows (rank 0).
 
-    earlier: what `machine` decided. config: the base's. examples: every row that can be used, of any length.
+    earlier: what `machine` decided. config: of the base. examples: every usable row, of any length.
     """
     adapter, training = groups[1], groups[-1]
     d = Decisions(groups, {**_given(given), **earlier})
@@ -95,19 +102,7 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
     # ---- steps ----
     tokens = sum(min(length, d["max_length"]) for length in lengths) * (1 - d["eval_rows"] / len(lengths))
     sequences = max(1, int(tokens / d["max_length"]) if training.packing else len(lengths) - d["eval_rows"])
-    if not d.settled("sequences_per_step"):
-        micro = d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1
-        unit = micro * processes
-        wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
-        d.decide(
-            "sequences_per_step",
-            max(unit, wanted // unit * unit),
-            f"of about {sequences:,} {'packs' if training.packing else 'rows'}",
-        )
-    if not d.settled("per_device_train_batch_size"):
-        most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
-        share = max(1, d["sequences_per_step"] // processes)
-        d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
+    _settle_batch(d, sequences, training, processes)
     rate = float(f"{min(3e-3, 2e-4 * (2048 / config.hidden_size) ** 0.97) * (1 if adapter.use_lora else 0.25):.2g}")
     d.decide(
         "learning_rate",
@@ -122,6 +117,23 @@ def tuning(groups, given: dict, earlier: dict, config, examples: list[Example]) 
     d.decide("save_steps", *save_interval(every, d["publish_steps"]))
     d.decide("logging_steps", max(1, nice(steps / 100)), "")
     return d.values(), d.reasons
+
+
+def _settle_batch(d: Decisions, sequences: int, training: SftArguments, processes: int) -> None:
+    """Sequences per step and per micro-batch, for about `sequences` rows or packs."""
+    if not d.settled("sequences_per_step"):
+        micro = d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1
+        unit = micro * processes
+        wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
+        d.decide(
+            "sequences_per_step",
+            max(unit, wanted // unit * unit),
+            f"of about {sequences:,} {'packs' if training.packing else 'rows'}",
+        )
+    if not d.settled("per_device_train_batch_size"):
+        most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
+        share = max(1, d["sequences_per_step"] // processes)
+        d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
 
 
 def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
@@ -153,16 +165,16 @@ def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
     d.decide("max_steps", steps, reason)
 
 
-def fit(groups, given: dict, held: int) -> None:
-    """Bring what was decided before the rows were cut into what is held out."""
+def fit(groups: Sequence, given: dict, held: int) -> None:
+    """Lower derived numbers of rows to the `held` rows that are held out after rows were dropped."""
     run = groups[-2]
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
         if name not in given:
             setattr(run, name, max(1, min(getattr(run, name), held)))
 
 
-def settings(groups) -> dict:
-    """The arguments that decide what a run is, as they were settled, for its record."""
+def settings(groups: Sequence) -> dict:
+    """The settled arguments that define a run, for its record."""
     return {
         field.name: getattr(group, field.name)
         for group in groups

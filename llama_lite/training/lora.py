@@ -1,22 +1,23 @@
-"""LoRA adapters: added to a base, loaded, merged, recorded."""
+"""LoRA adapters: add to a base, load, merge, record."""
 
 import json
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from .. import formatting
+from ..config.sft import AdapterArguments
 from ..errors import Refusal
 from ..models import loading, references
 
 # ---- the model ----
 
 
-def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None = None):
+def add_adapter(model: PreTrainedModel, adapter: AdapterArguments, base: str, revision: str | None = None) -> PeftModel:
     """The model with a fresh LoRA adapter (`peft.PeftModel`) that names its base. Raises Refusal for targets that match
     no linear module.
     """
@@ -28,14 +29,14 @@ def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None
     ]
     targets = "all-linear" if adapter.target_modules == ["all-linear"] else list(adapter.target_modules)
     unmatched = [
-        t
-        for t in adapter.target_modules
-        if t != "all-linear" and not any(n == t or n.endswith(f".{t}") for n in linear)
+        target
+        for target in adapter.target_modules
+        if target != "all-linear" and not any(name == target or name.endswith(f".{target}") for name in linear)
     ]
     if unmatched:
-        there = ", ".join(sorted({name.split(".")[-1] for name in linear}))
+        available = ", ".join(sorted({name.split(".")[-1] for name in linear}))
         raise Refusal(
-            f"--target_modules {' '.join(unmatched)}: no linear module of {base} has that name. There are {there} (or"
+            f"--target_modules {' '.join(unmatched)}: no linear module of {base} has that name. There are {available} (or"
             " all-linear)."
         )
     config = LoraConfig(
@@ -59,8 +60,10 @@ def add_adapter(model: PreTrainedModel, adapter, base: str, revision: str | None
     return tuned
 
 
-def merge(base: references.Located, adapter: Path, tokenizer, dtype: str, folder: Path) -> None:
-    """Base and adapter as one model in `folder`, its weights in `dtype`; added in float32. Raises Refusal for a base
+def merge(
+    base: references.Located, adapter: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, folder: Path
+) -> None:
+    """Save base and adapter as one model in `folder`, its weights in `dtype`; they are added in float32. Raises Refusal for a base
     that the adapter was not made for.
     """
     tuned = references.Located(str(adapter), adapter)
@@ -72,14 +75,14 @@ def merge(base: references.Located, adapter: Path, tokenizer, dtype: str, folder
     tokenizer.save_pretrained(folder)
 
 
-def load_adapter(model, folder: Path) -> None:
+def load_adapter(model: PeftModel, folder: Path) -> None:
     """Load a checkpoint's adapter weights. Raises Refusal where one is missing, unknown or of another shape."""
     loading.check_adapter(model, f"in {folder}", folder)
     set_peft_model_state_dict(model, load_file(folder / references.ADAPTER_FILE))
 
 
-def lora_record(adapter) -> dict:
-    """The adapter's settings, as a run's identity keeps them."""
+def lora_record(adapter: AdapterArguments) -> dict:
+    """Settings of an adapter for the identity of a run."""
     return json.loads(
         json.dumps({name: value for name, value in vars(adapter).items() if name not in ("merge_adapter",)})
     )

@@ -1,9 +1,10 @@
-"""What a training step takes of a device's memory, before anything is allocated: the step itself, run on tensors
-without content.
+"""Memory of a training step on a device, before anything is allocated: the step is run on fake tensors.
 
-torch's fake tensors have shapes and no storage, and its MemTracker follows what a real step would hold, from the
-optimiser's state to the last temporary. Sharding divides the part of it that a layout divides.
+torch's fake tensors have shapes and no storage. Its MemTracker records what a real step would allocate, from the state
+of the optimizer to the last temporary tensor. Sharded parts are divided by the number of processes.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -12,19 +13,26 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..formatting import duration, size
 from ..machine.parallelism import Layout
-from .plan import at_once
+from .plan import Plan, at_once
 
-FREE_SHARE = {
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedConfig, TrainingArguments
+
+    from ..config.pretrain import RunArguments
+
+USABLE_FRACTION = {
     "cuda": 0.92,
     "cpu": 0.8,
-}  # of a device's memory that one can count on: the rest is context, libraries and the allocator's fragments
+}  # fraction of a device's memory that is usable: the rest is context, libraries and fragmentation
 
-ONE = Layout()
+ONE_PROCESS = Layout()
 
-WORTH_A_GPU = 1e16  # FLOP of a run from which on its days on GPUs are told: 25 s on an H100, a day on two cores
+GPU_LINES_FLOPS = 1e16  # FLOP of a run from which its days on GPUs are shown: 25 s on an H100, a day on two cores
 
 GPUS = {
     "L4": 24,
@@ -38,9 +46,7 @@ GPUS = {
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes on each device at the peak of a step; `gathered`: weights that FSDP brings together for the layers at
-    work.
-    """
+    """Bytes per device at the peak of a step. `gathered`: weights that FSDP gathers for the layers in use."""
 
     weights: int
     gradients: int
@@ -50,24 +56,24 @@ class Memory:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts."""
         return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
 
 
 def step_memory(
-    config,
+    config: PreTrainedConfig,
     micro_batch: int,
     block_size: int,
     precision: str,
-    layout: Layout = ONE,
+    layout: Layout = ONE_PROCESS,
     fused: bool = False,
     checkpointing: bool = False,
 ) -> Memory:
-    """The peak of a training step of a `LlamaConfig` with `micro_batch` windows of `block_size` tokens, layers not
-    compiled.
+    """The peak of a training step with `micro_batch` windows of `block_size` tokens, layers not compiled.
 
-    One process and DDP are what MemTracker finds (tests hold it against measured peaks). Under FSDP2 and ZeRO-2 the
-    activations are, and the rest is arithmetic: float32 weights, gradients and two moments divided by the processes,
-    and in bfloat16 the weights of the embedding, the output layer and two layers (FSDP2), or all of them (ZeRO-2).
+    For one process and DDP, MemTracker gives it (tests compare it with measured peaks). For FSDP2 and ZeRO-2 it gives
+    the activations; the rest is computed: float32 weights, gradients and two moments divided by the processes, and in
+    bfloat16 the weights of the embedding, the output layer and two layers (FSDP2), or all of them (ZeRO-2).
     """
     import torch
 
@@ -76,22 +82,24 @@ def step_memory(
         layout.sharding in ("fsdp2", "zero2") and precision != "float32"
     )  # the weights are cast once; autocast, which keeps copies, is off
     few, more = 1, min(2, config.num_hidden_layers)
-    peak, elements, ends = _fake_step(config, few, micro_batch, block_size, precision, casts, fused, checkpointing)
+    peak, elements, embeddings = _fake_step(
+        config, few, micro_batch, block_size, precision, casts, fused, checkpointing
+    )
     layer = 0
-    if config.num_hidden_layers > few:  # layers are alike: what one more adds, every one adds
-        other, elements_more, _ = _fake_step(
+    if config.num_hidden_layers > few:  # layers are equal: each adds what the second one adds
+        peak_more, elements_more, _ = _fake_step(
             config, more, micro_batch, block_size, precision, casts, fused, checkpointing
         )
         layer = (elements_more - elements) // (more - few)
-        peak += (other - peak) * (config.num_hidden_layers - few) // (more - few)
+        peak += (peak_more - peak) * (config.num_hidden_layers - few) // (more - few)
         elements += layer * (config.num_hidden_layers - few)
     activations = max(0, peak - 4 * (compute if casts else 4) * elements)
     if layout.sharding in ("none", "ddp"):
         return Memory(4 * elements, (8 if layout.sharding == "ddp" else 4) * elements, 8 * elements, activations)
-    share = -(-elements // layout.processes)
+    shard = -(-elements // layout.processes)
     if layout.sharding == "zero2":
-        return Memory(elements * compute, 4 * share, 12 * share, activations)
-    return Memory(4 * share, 4 * share, 8 * share, activations, (ends + 2 * layer) * compute)
+        return Memory(elements * compute, 4 * shard, 12 * shard, activations)
+    return Memory(4 * shard, 4 * shard, 8 * shard, activations, (embeddings + 2 * layer) * compute)
 
 
 @functools.lru_cache(maxsize=64)
@@ -104,7 +112,8 @@ def _fake(
     casts: bool,
     fused: bool,
     checkpointing: bool,
-) -> tuple:
+) -> tuple[int, int, int]:
+    """As `_fake_step`, cached. layers: number of layers of the model; the config as JSON, which is hashable."""
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.distributed._tools.mem_tracker import MemTracker
@@ -119,8 +128,8 @@ def _fake(
     }
     config = AutoConfig.for_model(**{**fields, "num_hidden_layers": layers, "use_cache": False})
     compute = getattr(torch, precision)
-    with FakeTensorMode(), contextlib.ExitStack() as ends_with:
-        ends_with.callback(setattr, fused_cross_entropy, "MOST_SLICES", fused_cross_entropy.MAX_CHUNKS)
+    with FakeTensorMode(), contextlib.ExitStack() as stack:
+        stack.callback(setattr, fused_cross_entropy, "MAX_CHUNKS", fused_cross_entropy.MAX_CHUNKS)
         fused_cross_entropy.MAX_CHUNKS = 3
         model = AutoModelForCausalLM.from_config(
             config, dtype=compute if casts else torch.float32, trust_remote_code=False
@@ -138,43 +147,50 @@ def _fake(
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            # the moments are there from the first step on, and in the last micro-batch the gradients of an earlier one
+            # at the peak, the moments exist, and so do the gradients of an earlier micro-batch
             optimizer.step()
             with torch.autocast("cpu", compute) if precision != "float32" and not casts else contextlib.nullcontext():
                 loss = model(input_ids=ids, labels=ids, shift_labels=ids).loss
             loss.backward()
-        peak = sum(found["Total"] for found in tracker.get_tracker_snapshot("peak").values())
-        ends = model.get_input_embeddings().weight.numel() + model.get_output_embeddings().weight.numel()
-        return peak, sum(p.numel() for p in model.parameters()), ends
+        peak = sum(device["Total"] for device in tracker.get_tracker_snapshot("peak").values())
+        embeddings = model.get_input_embeddings().weight.numel() + model.get_output_embeddings().weight.numel()
+        return peak, sum(p.numel() for p in model.parameters()), embeddings
 
 
-def _fake_step(config, *shape) -> tuple[int, int, int]:
-    """(peak bytes, parameters, those of the embeddings) of the last micro-batch of a step, on fake tensors, after a
-    first step.
+def _fake_step(config: PreTrainedConfig, *shape) -> tuple[int, int, int]:
+    """(peak bytes, parameters, parameters of the embeddings) of the last micro-batch of the second step, on fake
+    tensors. shape: the further arguments of `_fake`.
     """
     return _fake(json.dumps(config.to_dict(), default=str), *shape)
 
 
-def capacity(device) -> int:
-    """Bytes that a process can count on: of its GPU, or its part of this machine's memory."""
+def capacity(device: torch.device) -> int:
+    """Usable bytes of a process: of its GPU, or its part of the machine's memory."""
     import torch
 
     if device.type == "cuda":
-        return int(FREE_SHARE["cuda"] * torch.cuda.get_device_properties(device).total_memory)
+        return int(USABLE_FRACTION["cuda"] * torch.cuda.get_device_properties(device).total_memory)
     return int(
-        FREE_SHARE["cpu"]
+        USABLE_FRACTION["cpu"]
         * os.sysconf("SC_PHYS_PAGES")
         * os.sysconf("SC_PAGE_SIZE")
         / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     )
 
 
-def forecast(config, plan, layout: Layout, precision: str, fused: bool, training, run) -> tuple[list[str], list[str]]:
-    """(memory, disk and days of a `plan` as a person reads them, what does not fit and what would). `training`, `run`:
-    the arguments.
+def forecast(
+    config: PreTrainedConfig,
+    plan: Plan,
+    layout: Layout,
+    precision: str,
+    fused: bool,
+    training: TrainingArguments,
+    run: RunArguments,
+) -> tuple[list[str], list[str]]:
+    """(lines with memory and days of a plan, problems: what does not fit, and what would). fused: whether the loss is
+    fused.
     """
-    device, kind = training.device, {"none": "one process", "ddp": f"{layout.processes} processes, DDP"}
-    kind |= {"fsdp2": f"FSDP2 over {layout.processes}", "zero2": f"ZeRO-2 over {layout.processes}"}
+    device = training.device
     try:
         memory = step_memory(
             config, plan.micro_batch, run.block_size, precision, layout, fused, training.activation_checkpointing
@@ -185,92 +201,106 @@ def forecast(config, plan, layout: Layout, precision: str, fused: bool, training
         TypeError,
         AttributeError,
         NotImplementedError,
-    ) as error:  # a kind whose step cannot be followed without its numbers
-        why = " ".join(str(error).split())[:120]
-        return [f"memory a device     not known for this kind of model ({config.model_type}): {why}"], _too_large(
-            plan, training
-        )
+    ) as error:  # a model whose step depends on the values of tensors
+        reason = " ".join(str(error).split())[:120]
+        line = f"memory per device   not known for this kind of model ({config.model_type}): {reason}"
+        return [line], _disk_problems(plan, training)
+    if run.plan_launch:
+        available, where = int(USABLE_FRACTION["cuda"] * 80e9), "a GPU of 80 GB"
+    else:
+        available, where = capacity(device), "this GPU" if device.type == "cuda" else "this machine's memory"
+    lines = [_memory_line(memory, layout)]
+    flops = plan.flops_per_token * plan.tokens
+    if run.plan_launch or device.type == "cuda" or flops > GPU_LINES_FLOPS:
+        lines += gpu_lines(memory, flops, precision, layout.processes, run.plan_mfu)
+    problems = []
+    if memory.total > available:
+        fix = what_would_fit(config, plan.micro_batch, run.block_size, precision, layout, fused, available)
+        problems.append(f"a step takes {size(memory.total)} and {where} gives a process {size(available)}: {fix}.")
+    return lines, problems + _disk_problems(plan, training)
+
+
+def _memory_line(memory: Memory, layout: Layout) -> str:
+    """Memory of a step in total and by part."""
+    layouts = {
+        "none": "one process",
+        "ddp": f"{layout.processes} processes, DDP",
+        "fsdp2": f"FSDP2 over {layout.processes}",
+        "zero2": f"ZeRO-2 over {layout.processes}",
+    }
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
-        "optimiser": memory.optimizer,
+        "optimizer": memory.optimizer,
         "activations": memory.activations,
     }
     parts |= {"gathered weights": memory.gathered} if memory.gathered else {}
-    if run.plan_launch:
-        room, where = int(FREE_SHARE["cuda"] * 80e9), "a GPU of 80 GB"
-    else:
-        room, where = capacity(device), "this GPU" if device.type == "cuda" else "this machine's memory"
-    lines = [
-        (
-            f"memory a device     {size(memory.total)} ({kind[layout.sharding]}):"
-            f" {', '.join(f'{name} {size(value)}' for name, value in parts.items())}"
-        ),
-    ]
-    flops = plan.flops_per_token * plan.tokens
-    if run.plan_launch or device.type == "cuda" or flops > WORTH_A_GPU:
-        lines += gpu_lines(memory, flops, precision, layout.processes, run.plan_mfu)
-    problems = []
-    if memory.total > room:
-        way = what_would_fit(config, plan.micro_batch, run.block_size, precision, layout, fused, room)
-        problems.append(f"a step takes {size(memory.total)} and {where} gives a process {size(room)}: {way}.")
-    return lines, problems + _too_large(plan, training)
+    return (
+        f"memory per device   {size(memory.total)} ({layouts[layout.sharding]}):"
+        f" {', '.join(f'{name} {size(value)}' for name, value in parts.items())}"
+    )
 
 
-def _too_large(plan, training) -> list[str]:
-    """What does not fit on the disk of the run's folder, in one sentence; nothing where all of it does."""
+def _disk_problems(plan: Plan, training: TrainingArguments) -> list[str]:
+    """What does not fit on the disk of the run's folder, in one sentence; nothing where everything fits."""
     needed, free = plan.checkpoint_bytes * at_once(plan) + 2 * plan.model_bytes, _free(Path(training.output_dir))
     if needed > free:
-        fitting = (free - 2 * plan.model_bytes) // plan.checkpoint_bytes - 1
-        way = f"it would with --save_total_limit {fitting}" if fitting > 0 else "give an --output_dir on a larger disk"
+        limit = (free - 2 * plan.model_bytes) // plan.checkpoint_bytes - 1
+        fix = f"it would with --save_total_limit {limit}" if limit > 0 else "give an --output_dir on a larger disk"
         return [
-            f"the run takes up to {size(needed)} of disk and {size(free)} are free at {training.output_dir}: {way}."
+            f"the run takes up to {size(needed)} of disk and {size(free)} are free at {training.output_dir}: {fix}."
         ]
     return []
 
 
 def _free(folder: Path) -> int:
-    """Bytes that a run folder can grow to: free ones, and those it has already."""
-    held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
+    """Bytes that a run folder can grow to: those that are free, and those that it has."""
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
     while not folder.exists():
         folder = folder.parent
-    return held + shutil.disk_usage(folder).free
+    return used + shutil.disk_usage(folder).free
 
 
 def what_would_fit(
-    config, micro_batch: int, block_size: int, precision: str, layout: Layout, fused: bool, room: int
+    config: PreTrainedConfig,
+    micro_batch: int,
+    block_size: int,
+    precision: str,
+    layout: Layout,
+    fused: bool,
+    available: int,
 ) -> str:
-    """Changes, each of which brings the step into `room` bytes; one sentence."""
+    """Changes, each of which makes the step fit into `available` bytes, as one sentence."""
 
     def needs(micro: int, checkpointing: bool = False, layout: Layout = layout) -> int:
         return step_memory(config, micro, block_size, precision, layout, fused, checkpointing).total
 
     memory = step_memory(config, micro_batch, block_size, precision, layout, fused)
-    state = memory.total - memory.activations  # stays, however few activations there are
-    ways = []
-    smaller = micro_batch // 2 if state < room else 0
-    while smaller and needs(smaller) > room:
+    state = memory.total - memory.activations  # does not depend on the micro-batch
+    changes = []
+    smaller = micro_batch // 2 if state < available else 0
+    while smaller and needs(smaller) > available:
         smaller //= 2
     if smaller:
-        ways.append(f"--per_device_train_batch_size {smaller}")
-    if state < room and needs(micro_batch, checkpointing=True) <= room:
-        ways.append("--activation_checkpointing")
-    elif state < room and needs(1, checkpointing=True) <= room:
-        ways.append("--activation_checkpointing with --per_device_train_batch_size 1")
+        changes.append(f"--per_device_train_batch_size {smaller}")
+    if state < available and needs(micro_batch, checkpointing=True) <= available:
+        changes.append("--activation_checkpointing")
+    elif state < available and needs(1, checkpointing=True) <= available:
+        changes.append("--activation_checkpointing with --per_device_train_batch_size 1")
     for processes in (2, 4, 8, 16, 32, 64):
-        if processes > layout.processes and needs(micro_batch, layout=Layout(processes, "fsdp2")) <= room:
-            ways.append(f"FSDP2 over {processes} such devices (configs/accelerate/fsdp2.yaml)")
+        if processes > layout.processes and needs(micro_batch, layout=Layout(processes, "fsdp2")) <= available:
+            changes.append(f"FSDP2 over {processes} such devices (configs/accelerate/fsdp2.yaml)")
             break
     return (
-        f"it would with {', or '.join(ways)}"
-        if ways
+        f"it would with {', or '.join(changes)}"
+        if changes
         else "nothing that this project offers would make it fit: choose a smaller --model_config"
     )
 
 
 def gpu_lines(memory: Memory, flops: float, precision: str, processes: int, mfu: float) -> list[str]:
-    """Days of a run of `flops` FLOP at `mfu` % on one device of several kinds, and on `processes` of them; whether a
-    step fits there.
+    """Lines with the days of a run of `flops` FLOP at `mfu` % MFU on one GPU of several kinds and on `processes` of
+    them, and whether a step fits there.
     """
     from trl.trainer.utils import get_peak_flops
 
@@ -281,7 +311,7 @@ def gpu_lines(memory: Memory, flops: float, precision: str, processes: int, mfu:
             days = flops / (peak * mfu / 100) / 86_400
             fits = (
                 ""
-                if memory.total <= FREE_SHARE["cuda"] * gigabytes * 1e9
+                if memory.total <= USABLE_FRACTION["cuda"] * gigabytes * 1e9
                 else f", but a step does not fit in {gigabytes} GB"
             )
             lines.append(

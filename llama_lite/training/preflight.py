@@ -1,14 +1,18 @@
-"""What a run will need and this machine lacks, said before anything is done, with the line that mends it."""
+"""What a run needs and this machine lacks: refused before anything is done, with the command that fixes it."""
 
 import importlib.util
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import Problems
 from ..formatting import size
 from ..paths import first_there
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 DASHBOARDS = {  # --report_to: the packages, one of which it needs
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -33,9 +37,9 @@ DASHBOARDS = {  # --report_to: the packages, one of which it needs
 }
 
 
-def check_packages(training) -> None:
-    """Raise Refusal for a dashboard that transformers does not know, whose package is not installed, or that cannot
-    begin here; and for kernels without theirs. `training`: TrainingArguments.
+def check_packages(training: "TrainingArguments") -> None:
+    """Raise Refusal for a dashboard that transformers does not know, whose package is not installed, or that does not
+    start here; and for Liger kernels without GPU or package.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -58,7 +62,7 @@ def check_packages(training) -> None:
             except Exception as error:  # what a dashboard's package raises is its own affair
                 problems.add_if(
                     True,
-                    f"--report_to {name} cannot begin here: {' '.join(str(error).split())[:200]} Mend that, or leave it"
+                    f"--report_to {name} cannot start here: {' '.join(str(error).split())[:200]} Fix that, or leave it"
                     " out.",
                 )
     liger = not training.use_liger_kernel or (
@@ -83,32 +87,33 @@ def check_token(publishes: bool) -> None:
 
 
 def check_folders(folders: dict[str, str | None], needed: dict[str, int] | None = None) -> None:
-    """Raise Refusal for folders that cannot be written to, or whose disk lacks the bytes that they `needed` beside what
-    they hold.
+    """Raise Refusal for folders that cannot be written to, or whose disk has too few free bytes.
 
-    folders: {argument: path}; needed: {argument: bytes}. Folders on one disk are counted together.
+    folders: {argument: path}; needed: {argument: bytes that are added}. Folders on one disk are counted together.
     """
     problems, disks = Problems(), {}
     for name, path in folders.items():
         if not path:
             continue
-        there = first_there(Path(path).expanduser())
-        problems.add_if(not there.is_dir(), f"--{name} {path}: {there} is a file, not a folder.")
+        existing = first_there(Path(path).expanduser())
+        problems.add_if(not existing.is_dir(), f"--{name} {path}: {existing} is a file, not a folder.")
         problems.add_if(
-            there.is_dir() and not os.access(there, os.W_OK | os.X_OK),
-            f"--{name} {path}: this user may not write to {there}.",
+            existing.is_dir() and not os.access(existing, os.W_OK | os.X_OK),
+            f"--{name} {path}: this user may not write to {existing}.",
         )
-        if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
             try:
-                tempfile.TemporaryFile(dir=there).close()  # has no name, and leaves nothing
+                tempfile.TemporaryFile(dir=existing).close()  # has no name, and leaves nothing
             except OSError as error:
-                problems.append(f"--{name} {path}: nothing can be written to {there} ({error.strerror}).")
-        disks.setdefault(os.stat(there).st_dev, []).append((name, there))
-    for held in disks.values():
-        wanted, free = sum((needed or {}).get(name, 0) for name, _ in held), shutil.disk_usage(held[0][1]).free
+                problems.append(f"--{name} {path}: nothing can be written to {existing} ({error.strerror}).")
+        disks.setdefault(os.stat(existing).st_dev, []).append((name, existing))
+    for disk_folders in disks.values():
+        folder = disk_folders[0][1]
+        total = sum((needed or {}).get(name, 0) for name, _ in disk_folders)
+        free = shutil.disk_usage(folder).free
         problems.add_if(
-            wanted > free,
-            f"the disk of {held[0][1]} has {size(free)} free, and about {size(wanted)} are needed"
-            f" ({', '.join(f'--{name}' for name, _ in held)}): make room, or name folders on a larger one.",
+            total > free,
+            f"the disk of {folder} has {size(free)} free, and about {size(total)} are needed"
+            f" ({', '.join(f'--{name}' for name, _ in disk_folders)}): make room, or name folders on a larger one.",
         )
     problems.end()

@@ -1,7 +1,7 @@
-"""Instruction tuning: TRL's SFTTrainer with this project's checkpoints, and what it changed, measured before and after.
+"""Instruction tuning: TRL's SFTTrainer with this project's checkpoints, and metrics before and after.
 
-Rows lie side by side without padding and do not see each other, in bases that show on their own logits that they can;
-else they are padded. Only answers are learnt, so only their positions go through the head.
+Rows are packed without padding and do not attend to each other, in bases whose logits show that they support it; else
+rows are padded. Only answers are labels, so only their positions go through the output layer.
 """
 
 import math
@@ -28,8 +28,9 @@ HEAD_TOLERANCE = 1e-3  # of the largest loss: TRL's kernel on a GPU multiplies i
 
 
 class TuningTrainer(VerifiedTraining, SFTTrainer):
-    """SFTTrainer over rows that are encoded, packed and ordered already; `held` are the held-out rows, `batches` how
-    rows go together.
+    """SFTTrainer over rows that are already encoded, packed and ordered.
+
+    held: held-out rows. before: metrics of the base. base: record of the base. batches: how rows are batched.
     """
 
     def __init__(self, *args, held: list[Example], before: dict, base: dict, batches: Batches = Batches(), **kwargs):
@@ -39,31 +40,32 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
 
     @torch.no_grad()
     def _head_fits(self) -> bool:
-        """Whether TRL's fused head gives the losses that the model's logits give, tried on the probe; says so where it
-        does not.
-        """
+        """Whether TRL's fused head gives the same losses as the model's logits on the probe; prints the reason if not."""
         batch = {name: value.to(self.args.device) for name, value in self.probe[0].items()}
         try:
             with probe.evaluating(self.model):
-                plain, ours = (
+                expected, losses = (
                     answer_losses(self.model, {**batch, "use_cache": False}, fused)[0] for fused in (False, True)
                 )
-            why = (
+            reason = (
                 None
-                if probe.close(ours, plain, HEAD_TOLERANCE)
-                else f"its loss would be {float(ours.mean()):.4f} where its logits give {float(plain.mean()):.4f}"
+                if probe.close(losses, expected, HEAD_TOLERANCE)
+                else f"its loss would be {float(losses.mean()):.4f} where its logits give {float(expected.mean()):.4f}"
             )
         except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            why = formatting.shortened(error)
-        if why:
-            print_main(f"plain     TRL's fused head stays off for this model ({self.model.config.model_type}): {why}")
-        return why is None
+            reason = formatting.shortened(error)
+        if reason:
+            print_main(
+                f"plain     TRL's fused head stays off for this model ({self.model.config.model_type}): {reason}"
+            )
+        return reason is None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Sum of the losses of all answer tokens over `num_items_in_batch` (their number in the step, on all ranks).
+        """Sum of the losses of all answer tokens divided by `num_items_in_batch` (their number in the step, on all
+        ranks).
 
-        On a GPU TRL's fused head gives them; on a CPU, where that is slower, the head is applied to answer positions
-        only.
+        On a GPU, TRL's fused head computes them; on a CPU, where that is slower, the head is applied to answer
+        positions only.
         """
         auxiliary = {"output_router_logits": True} if self.aux_loss_enabled else {}
         losses, _, router = answer_losses(model, {**inputs, "use_cache": False, **auxiliary}, self.fused)
@@ -79,17 +81,18 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         )  # as TRL's
 
     def held_out_metrics(self) -> dict[str, float]:
-        """Mean loss over the held-out answer tokens, the end-of-text's own (not there where every held-out answer is
-        cut), and the share of tokens that are the likeliest; ranks share the rows out.
+        """Mean loss in nats over the held-out answer tokens and over end-of-text tokens (left out where every held-out
+        answer is cut), and the fraction of tokens that are the most likely ones. Each rank evaluates its part of the
+        rows.
         """
         model = self.accelerator.unwrap_model(self.model)
-        mine = measure_losses(
+        row_losses = measure_losses(
             model,
             self.held[self.args.process_index :: WORLD_SIZE],
             self.args.device,
             self.args.per_device_eval_batch_size if self.batches.packs else 1,
         )
-        sums = [math.fsum(row[key] for row in mine) for key in ("loss", "tokens", "end_loss", "ends", "top")]
+        sums = [math.fsum(row[key] for row in row_losses) for key in ("loss", "tokens", "end_loss", "ends", "top")]
         loss, tokens, end_loss, ends, top = self.sum_of_ranks(sums)
         return {
             "eval_loss": loss / tokens,
@@ -98,6 +101,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         }
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
+        """Log with the number of tokens so far."""
         logs["num_tokens"] = self.tokens
         super().log(logs, start_time)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -10,7 +11,7 @@ from ..distributed import print_main
 from ..files import write_text
 from ..provenance import cpu_name
 
-OF_THE_CALL = {
+NOT_WRITTEN = {  # arguments of one call, not of the run
     "suggest",
     "config",
     "dry_run",
@@ -23,16 +24,16 @@ OF_THE_CALL = {
     "hours",
 }
 
-WIDTH = 40  # of a value, before its comment
+WIDTH = 40  # characters of a value, before its comment
 
 
 def write_suggestion(
-    path: str, script: str, groups, given: dict, reasons: dict[str, str], plan_lines: list[str]
+    path: str, script: str, groups: Sequence, given: dict, reasons: dict[str, str], plan_lines: list[str]
 ) -> None:
-    """Write what was given and what was derived, group by group, each derived value with its reason.
+    """Write the given and the derived arguments to a YAML file, group by group, each derived value with its reason.
 
-    script: which reads it. reasons: {argument: why} of the derived ones; those without a reason, which follow at the
-    start of a run, are left out.
+    script: the script that reads the file. groups: the dataclasses of arguments. reasons: {argument: reason} of the
+    derived ones; those without a reason are derived again when a run starts, and left out.
     """
     lines = [
         f"# A run of {script} that this text, this machine ({cpu_name()}) and this time suggest. Change what you like.",
@@ -43,15 +44,15 @@ def write_suggestion(
         yaml_lines = []
         for field in dataclasses.fields(group):
             value = getattr(getattr(group, field.name), "value", getattr(group, field.name))
-            why = "given" if field.name in given else reasons.get(field.name)
-            if why and field.name not in OF_THE_CALL:
+            reason = "given" if field.name in given else reasons.get(field.name)
+            if reason and field.name not in NOT_WRITTEN:
                 text = (
                     yaml.safe_dump({field.name: value}, default_flow_style=True, width=10**6)
                     .strip()
                     .removeprefix("{")
                     .removesuffix("}")
                 )
-                yaml_lines.append(f"{text:<{WIDTH}} # {why}")
+                yaml_lines.append(f"{text:<{WIDTH}} # {reason}")
         if yaml_lines:
             lines += ["", f"# {group._argument_group_name.partition(' (')[0]}", *yaml_lines]
     Path(path).parent.mkdir(parents=True, exist_ok=True)

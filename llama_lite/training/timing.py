@@ -1,9 +1,12 @@
-"""How fast a model trains on this machine: some steps of the real thing, timed for a few seconds."""
+"""Speed of training on this machine: some steps of a real model, timed for a few seconds."""
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
 import functools
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,31 +14,34 @@ from ..distributed import print_main
 from ..machine import hardware
 from ..models.presets import flops_per_token
 
-ENOUGH, MOST_STEPS = (
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+MIN_SECONDS, MAX_STEPS = (
     1.0,
     30,
 )  # seconds and steps that are timed after the first one, which allocates and chooses kernels
 
-LIMIT = 4.0  # seconds after which a slow, or busy, machine has to do with what was timed
+LIMIT = 4.0  # seconds after which timing ends on a slow or busy machine
 
-LONGEST = 1.5  # seconds of a micro-batch that is still timed
+MAX_TIMED = 1.5  # seconds of a micro-batch that is still timed
 
-LOOK, BUSY = (
+LOAD_SECONDS, BUSY_PERCENT = (
     0.2,
     50,
-)  # seconds in which this process does nothing, and the share of the cores in percent that others may use meanwhile
+)  # seconds in which this process idles, and percent of the cores that other programs may use meanwhile
 
-MFU = {"cpu": 0.3, "cuda": 0.35}  # share of the peak at which a model is counted that is not timed
+MFU = {"cpu": 0.3, "cuda": 0.35}  # fraction of the peak FLOP/s that is assumed for a model that is not timed
 
-PLANNED_GPU = "H100"  # whose peak counts where a run on GPUs is planned on a machine without one
+PLANNED_GPU = "H100"  # whose peak FLOP/s are used to plan a run on GPUs on a machine without one
 
 MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}  # tokens of a micro-batch: a CPU's caches hold no more
 
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Seconds: of a micro-batch trained on, forward and backward; of the optimizer; of a window without gradients; of
-    one generated token.
+    """Seconds of a micro-batch (forward and backward), of the optimizer, of a window without gradients, and of one
+    generated token.
     """
 
     micro_batch: float
@@ -44,11 +50,12 @@ class Pace:
     token: float
 
     def step(self, accumulation: float) -> float:
+        """Seconds of an optimizer step of `accumulation` micro-batches."""
         return accumulation * self.micro_batch + self.optimizer
 
 
 class Machine:
-    """How fast models train here. `precision`, `switches`: as the run will have them; `processes`: which share its
+    """Speed of models on this machine. `precision`, `switches`: those of the run; `processes`: number that share its
     steps.
     """
 
@@ -58,21 +65,21 @@ class Machine:
 
     @functools.cached_property
     def flops_per_second(self) -> float:
-        """That training reaches in one process, before anything is timed."""
+        """FLOP/s of training in one process, assumed before anything is timed."""
         if self.device.type == "cuda" and not torch.cuda.is_available():
             from trl.trainer.utils import get_peak_flops
 
             return MFU["cuda"] * get_peak_flops(PLANNED_GPU, self.precision)
         return MFU[self.device.type] * (hardware.peak_flops(self.precision, self.device) or 1e13)
 
-    def pace(self, config, micro: int, block_size: int) -> Pace:
-        """Timed, once; guessed by FLOPs where a micro-batch would take too long for that, or the planned device is not
-        here.
+    def pace(self, config: PreTrainedConfig, micro: int, block_size: int) -> Pace:
+        """Seconds, timed once per shape; estimated from FLOPs where a micro-batch would take too long, or the planned
+        device is absent.
         """
         key = (str(config.to_dict()), micro, block_size)
         if key not in self.timed:
             guess = flops_per_token(config, block_size) * micro * block_size / self.flops_per_second
-            if guess > LONGEST or (self.device.type == "cuda" and not torch.cuda.is_available()):
+            if guess > MAX_TIMED or (self.device.type == "cuda" and not torch.cuda.is_available()):
                 self.timed[key] = Pace(guess, 0.05 * guess, guess / 3 / micro, guess / 3 / micro / block_size * 8)
             else:
                 if not self.timed:
@@ -81,18 +88,20 @@ class Machine:
         return self.timed[key]
 
     def micro_windows(self, block_size: int) -> int:
-        """Windows of a micro-batch."""
+        """Windows per micro-batch, from the tokens that suit the device."""
         return max(1, MICRO_TOKENS[self.device.type] // block_size)
 
-    def tokens_per_second(self, config, block_size: int) -> float:
-        """Of training alone, over all processes."""
+    def tokens_per_second(self, config: PreTrainedConfig, block_size: int) -> float:
+        """Tokens per second of training alone, over all processes."""
         micro = self.micro_windows(block_size)
         return micro * block_size / self.pace(config, micro, block_size).step(1) * self.processes
 
 
-def pace(config, micro_batch: int, block_size: int, precision: str, switches: dict, device: torch.device) -> Pace:
-    """Times a model of a config (vocabulary included) with `micro_batch` windows of `block_size` tokens: 1 to 3 s on a
-    CPU. Draws no global random number.
+def pace(
+    config: PreTrainedConfig, micro_batch: int, block_size: int, precision: str, switches: dict, device: torch.device
+) -> Pace:
+    """Time a model of a config (vocabulary included) with `micro_batch` windows of `block_size` tokens: 1 to 3 s on a
+    CPU. The global random state does not change.
 
     switches: fused_loss and block_attention, applied as in a run; layers are not compiled, which takes longer than
     this.
@@ -119,9 +128,9 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
         times, updates = [], []
         start = time.perf_counter()
         while len(times) < 2 or (
-            sum(times[1:]) < ENOUGH and len(times) <= MOST_STEPS and time.perf_counter() - start < LIMIT
+            sum(times[1:]) < MIN_SECONDS and len(times) <= MAX_STEPS and time.perf_counter() - start < LIMIT
         ):
-            began = synchronize()
+            phase_start = synchronize()
             with autocast:
                 loss = model(input_ids=ids, labels=ids, **shifted).loss
             loss.backward()
@@ -129,14 +138,14 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            times.append(computed - began)
+            times.append(computed - phase_start)
             updates.append(synchronize() - computed)
         model.eval()
         with torch.no_grad(), autocast:
-            began = synchronize()
+            phase_start = synchronize()
             model(input_ids=ids, labels=ids, **shifted)
-            window = (synchronize() - began) / micro_batch
-            began = synchronize()
+            window = (synchronize() - phase_start) / micro_batch
+            phase_start = synchronize()
             model.generate(
                 ids[:1, :4],
                 attention_mask=torch.ones_like(ids[:1, :4]),
@@ -146,22 +155,22 @@ def pace(config, micro_batch: int, block_size: int, precision: str, switches: di
                 pad_token_id=0,
                 trust_remote_code=False,
             )
-            token = (synchronize() - began) / 8
+            token = (synchronize() - phase_start) / 8
     return Pace(_usual(times[1:]), _usual(updates[1:]), window, token)
 
 
 def _usual(times: list[float]) -> float:
-    """The lower quartile: other work on the machine makes single times too long, never too short."""
+    """The lower quartile: other load makes single times too long, never too short."""
     return sorted(times)[len(times) // 4]
 
 
 def warn_if_busy() -> None:
-    """Say so if other programs compute here while something is about to be timed."""
+    """Print a warning if other programs use the cores while something is about to be timed."""
     import psutil
 
-    busy = psutil.cpu_percent(LOOK)
-    if busy > BUSY:
+    busy = psutil.cpu_percent(LOAD_SECONDS)
+    if busy > BUSY_PERCENT:
         print_main(
-            f"WARNING   other programs keep {busy:.0f} % of this machine's cores busy: what is timed now takes longer"
-            " than on a quiet machine"
+            f"WARNING   other programs keep {busy:.0f} % of this machine's cores busy: timings are longer than on an"
+            " idle machine"
         )

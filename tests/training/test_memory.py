@@ -154,7 +154,7 @@ def planned(tmp_path, room, free, monkeypatch, **run):
 
 def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
-    assert problems == [] and lines[0].startswith("memory a device") and "H100:" in "".join(lines)
+    assert problems == [] and lines[0].startswith("memory per device") and "H100:" in "".join(lines)
     _, problems = planned(tmp_path, 10**9, 419, monkeypatch)
     assert (
         len(problems) == 1 and "takes up to 420 bytes of disk" in problems[0] and "--save_total_limit 2" in problems[0]

@@ -75,6 +75,6 @@ def test_a_dashboard_that_cannot_begin_is_refused_with_its_own_words(monkeypatch
         preflight.importlib.util, "find_spec", lambda name, *rest: object() if name == "dagshub" else real(name, *rest)
     )
     with pytest.raises(
-        Refusal, match=r"--report_to dagshub cannot begin here: .*pip install mlflow.* Mend that, or leave it out"
+        Refusal, match=r"--report_to dagshub cannot start here: .*pip install mlflow.* Fix that, or leave it out"
     ):
         preflight.check_packages(SimpleNamespace(report_to=["dagshub"], use_liger_kernel=False))

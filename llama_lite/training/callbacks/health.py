@@ -3,16 +3,17 @@
 from collections import deque
 
 import numpy as np
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ...distributed import print_main
+from ...run_folder import RunFolder
 from .. import loss_trends
 
 SPIKE_SIGMAS, SPIKE_HISTORY = 6.0, 100
 
 
 class SpikeDetector:
-    """Tells a step whose loss lies 6 standard deviations above the last 100 steps' (at least 20 of them)."""
+    """Detects a loss more than 6 standard deviations above the mean of the last 100 steps (at least 20 of them)."""
 
     def __init__(self):
         self.losses: deque = deque(maxlen=SPIKE_HISTORY)
@@ -28,40 +29,41 @@ class SpikeDetector:
 
 
 class Health(TrainerCallback):
-    """At each evaluation: is the curve saturated, do training and validation loss part? Reported once each."""
+    """At each evaluation: is validation loss saturated, does the model overfit? Each is reported once per run."""
 
-    def __init__(self, run):
-        self.run, self.told = run, set()
+    def __init__(self, run: RunFolder):
+        self.run, self.reported = run, set()
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Report saturation and overfitting on the main process, as events of the run and as printed lines."""
         if not state.is_world_process_zero:
             return
         evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
         logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
         tokens, losses = [entry["tokens"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated]
-        if "saturated" not in self.told and (found := loss_trends.saturation(tokens, losses)):
-            self.told.add("saturated")
-            self.run.event("saturated", tokens=tokens[-1], slope=found.slope, low=found.low, high=found.high)
+        if "saturated" not in self.reported and (slope := loss_trends.saturation(tokens, losses)):
+            self.reported.add("saturated")
+            self.run.event("saturated", tokens=tokens[-1], slope=slope.slope, low=slope.low, high=slope.high)
             print_main(
-                f"validation loss is saturated: {found.slope:+.4f} nats a doubling of tokens ({found.low:+.4f} to"
-                f" {found.high:+.4f})"
+                f"validation loss is saturated: {slope.slope:+.4f} nats per doubling of tokens ({slope.low:+.4f} to"
+                f" {slope.high:+.4f})"
             )
-        stretches = zip([0, *(entry["step"] for entry in evaluated)], evaluated, strict=False)
-        since = [[loss for step, loss in logged if before < step <= entry["step"]] for before, entry in stretches]
-        if "overfitting" in self.told or not all(since):
+        intervals = zip([0, *(entry["step"] for entry in evaluated)], evaluated, strict=False)
+        losses_since = [[loss for step, loss in logged if start < step <= entry["step"]] for start, entry in intervals]
+        if "overfitting" in self.reported or not all(losses_since):
             return
-        if found := loss_trends.overfitting(tokens, [float(np.mean(losses)) for losses in since], losses):
-            self.told.add("overfitting")
+        if slope := loss_trends.overfitting(tokens, [float(np.mean(part)) for part in losses_since], losses):
+            self.reported.add("overfitting")
             self.run.event(
                 "overfitting",
                 tokens=tokens[-1],
                 eval_loss=losses[-1],
                 best_eval_loss=min(losses),
-                slope=found.slope,
-                low=found.low,
-                high=found.high,
+                slope=slope.slope,
+                low=slope.low,
+                high=slope.high,
             )
             print_main(
-                f"validation loss rises and parts from training loss by {found.slope:.4f} nats a doubling of tokens"
-                f" ({found.low:.4f} to {found.high:.4f}): {losses[-1]:.4f}, best {min(losses):.4f}"
+                f"validation loss rises and diverges from training loss by {slope.slope:.4f} nats per doubling of tokens"
+                f" ({slope.low:.4f} to {slope.high:.4f}): {losses[-1]:.4f}, best {min(losses):.4f}"
             )

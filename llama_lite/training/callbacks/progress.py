@@ -4,18 +4,19 @@ import sys
 import time
 
 from tqdm import tqdm
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 OWN_METRICS = ("eval_loss", "eval_bits_per_byte", "eval_perplexity", "eval_end_loss", "eval_mean_token_accuracy")
 
 
 class Progress(TrainerCallback):
-    """One bar on a terminal, one plain line a log entry elsewhere."""
+    """A progress bar on a terminal, and one plain line per log entry."""
 
     def __init__(self):
         self.bar = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Open the bar on the main process."""
         if state.is_world_process_zero:
             self.bar = tqdm(
                 total=state.max_steps,
@@ -24,13 +25,17 @@ class Progress(TrainerCallback):
                 desc="training",
                 disable=not sys.stderr.isatty(),
             )
-            self.started, self.first = time.monotonic(), state.global_step
+            self.start_time, self.first_step = time.monotonic(), state.global_step
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Advance the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
+    ) -> None:
+        """Print losses, scores, throughput, time left and samples of a log entry."""
         if self.bar is None or not logs:
             return
         shown = [f"step {state.global_step}/{state.max_steps}"]
@@ -47,9 +52,9 @@ class Progress(TrainerCallback):
             for name, value in logs.items()
             if name.startswith("eval_") and name not in OWN_METRICS
         ]
-        done = state.global_step - self.first
+        done = state.global_step - self.first_step
         if "loss" in logs and done:
-            left = (time.monotonic() - self.started) / done * (state.max_steps - state.global_step)
+            left = (time.monotonic() - self.start_time) / done * (state.max_steps - state.global_step)
             shown.append(f"{left / 60:.1f} min left" if left >= 90 else f"{left:.0f} s left")
         if len(shown) > 1:
             self.bar.write("  ".join(shown), file=sys.stdout)
@@ -57,6 +62,7 @@ class Progress(TrainerCallback):
             self.bar.write(f"    {sample!r}", file=sys.stdout)
         sys.stdout.flush()
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Close the bar."""
         if self.bar is not None:
             self.bar.close()

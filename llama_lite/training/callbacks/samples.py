@@ -1,22 +1,34 @@
 """Sampled continuations at each evaluation."""
 
+from collections.abc import Sequence
+
 import numpy as np
-from transformers import TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ...errors import Refusal
 from ...models.presets import context_of
 
 
 class Samples(TrainerCallback):
-    """Continuations of fixed prompts at each evaluation (top-k 50, temperature 1, as the paper's), in the log.
+    """Continuations of fixed prompts at each evaluation (top-k 50, temperature 1, as in the paper), in the log.
 
-    The run's random state is left as it was.
+    The random state of the run does not change.
     """
 
-    def __init__(self, trainer, tokenizer, prompts: list[str], tokens: int, seed: int):
+    def __init__(
+        self, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, prompts: list[str], tokens: int, seed: int
+    ):
         self.trainer, self.tokenizer, self.prompts, self.tokens, self.seed = trainer, tokenizer, prompts, tokens, seed
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Generate a continuation of each prompt, at most `tokens` long, and log them."""
         import torch
 
         from ...kernels.probe import without_router_loss
@@ -47,9 +59,9 @@ class Samples(TrainerCallback):
         self.trainer.log({"samples": texts})
 
 
-def check_prompts(prompts: list[str], tokenizer, context: int) -> None:
-    """Raise Refusal for prompts that hold no token, or leave no position of the model's `context` for a
-    continuation.
+def check_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase, context: int) -> None:
+    """Raise Refusal for prompts without tokens, and for prompts that leave no position of the model's `context` (in
+    tokens) for a continuation.
     """
     for prompt in prompts:
         count = len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
@@ -61,15 +73,18 @@ def check_prompts(prompts: list[str], tokenizer, context: int) -> None:
             )
 
 
-def beginnings(held, tokenizer, count: int = 3, tokens: int = 6) -> list[str]:
-    """How the first held-out documents begin, as prompts. `held`: TokenWindows of the validation slice."""
-    found = []
-    for index in range(min(len(held), 200)):
-        ids = np.asarray(held[index])
-        for begin in np.flatnonzero(ids == tokenizer.eos_token_id) + 1:
-            text = tokenizer.decode(ids[begin : begin + tokens]).strip()
-            if begin + tokens <= len(ids) and text and text not in found:
-                found.append(text)
-        if len(found) >= count:
-            return found[:count]
-    return found or [tokenizer.decode(np.asarray(held[0])[:tokens])]
+def beginnings(windows: Sequence, tokenizer: PreTrainedTokenizerBase, count: int = 3, tokens: int = 6) -> list[str]:
+    """The beginnings of the first held-out documents, as prompts.
+
+    windows: TokenWindows of the validation split. count: number of prompts. tokens: length of each.
+    """
+    prompts = []
+    for index in range(min(len(windows), 200)):
+        ids = np.asarray(windows[index])
+        for start in np.flatnonzero(ids == tokenizer.eos_token_id) + 1:
+            text = tokenizer.decode(ids[start : start + tokens]).strip()
+            if start + tokens <= len(ids) and text and text not in prompts:
+                prompts.append(text)
+        if len(prompts) >= count:
+            return prompts[:count]
+    return prompts or [tokenizer.decode(np.asarray(windows[0])[:tokens])]

@@ -1,30 +1,38 @@
 """Scores of small tasks at each evaluation."""
 
-from transformers import TrainerCallback
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from model_card.records import shown_metric
 
 
 class TaskScores(TrainerCallback):
-    """Scores of a few tasks at each evaluation, in the log as `eval_TASK_METRIC`. Every rank asks all of it, so that
-    any layout can.
+    """Scores of a few tasks at each evaluation, in the log as `eval_TASK_METRIC`. Every rank evaluates all items, so
+    that it works with any layout.
 
-    The run's random state is left as it was.
+    The random state of the run does not change.
     """
 
-    def __init__(self, trainer, tokenizer, names: list[str], limit: int, seed: int):
+    def __init__(self, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, names: list[str], limit: int, seed: int):
         from ...evaluation import store
         from ...evaluation.tasks import registry
 
         self.trainer, self.tokenizer, self.seed = trainer, tokenizer, seed
         self.tasks = [(task, store.chosen(task, limit, seed)) for task in registry.build(names, {}, {}, False)]
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
+        """Evaluate the tasks and log their scores."""
         from ...evaluation import store
         from ...evaluation.lm import SharedContextLM, run
 
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        training, found = model.training, {}
+        training, scores = model.training, {}
         model.eval()
         lm = SharedContextLM(model, self.tokenizer)
         for task, items in self.tasks:
@@ -33,6 +41,6 @@ class TaskScores(TrainerCallback):
             )
             metrics = store.metrics_of(samples)
             metric = shown_metric(metrics)
-            found[f"eval_{task.name}_{metric}"] = metrics[metric]["value"]
+            scores[f"eval_{task.name}_{metric}"] = metrics[metric]["value"]
         model.train(training)
-        self.trainer.log(found)
+        self.trainer.log(scores)
