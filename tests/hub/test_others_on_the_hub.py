@@ -234,8 +234,8 @@ def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
     assert main["model.safetensors"] == b"their weights" and "revision.json" not in main and "config.json" not in main
     assert b"<!-- yours: begin -->\n# Mine\n\nmy words\n<!-- yours: end -->" in main["README.md"]
     assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
-    assert len(repository.said) == 1
-    assert repository.said.pop().startswith(
+    assert len(repository.reported) == 1
+    assert repository.reported.pop().startswith(
         f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"
         " (rev"
     )
@@ -270,13 +270,13 @@ def test_what_a_person_put_on_main_after_a_finish_stays(hub, place, tmp_path, pa
             main["merges.txt"] == b"of the earlier finish"
             and main["revision.json"] != new["revision.json"].read_bytes()
         )
-        assert [text.partition(" on main")[0] for text in repository.said] == [path]
+        assert [text.partition(" on main")[0] for text in repository.reported] == [path]
         assert (
             "(revision='step-000012'). To have it on main, take that away and upload the files of the revision"
-            in repository.said.pop()
+            in repository.reported.pop()
         )
     else:
-        assert main["model.safetensors"] == b"weights of 12" and "merges.txt" not in main and not repository.said
+        assert main["model.safetensors"] == b"weights of 12" and "merges.txt" not in main and not repository.reported
 
 
 def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
@@ -293,22 +293,22 @@ def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
             path.write_bytes(CARD.encode() + text if path.suffix == ".md" else text)
 
     draw(b"first")
-    assert repository.publish_cover(cover) and not repository.publish_cover(cover)
+    assert repository.publish_card(cover) and not repository.publish_card(cover)
     put(name, "figures/loss.png", b"theirs")
     draw(b"second")
-    assert repository.publish_cover(cover) and not repository.publish_cover(cover)
+    assert repository.publish_card(cover) and not repository.publish_card(cover)
     main = hub.files(name)
     assert (
         main["figures/loss.png"] == b"theirs"
         and main["figures/rate.png"] == b"second"
         and main["README.md"].endswith(b"second")
     )
-    assert repository.said == {
+    assert repository.reported == {
         f"figures/loss.png on main of {name} is somebody else's and stays: move it away, and --publish_only puts this"
         " run's there"
     }
     HfApi().delete_file("figures/loss.png", name)
-    assert repository.publish_cover(cover) and hub.files(name)["figures/loss.png"] == b"second"
+    assert repository.publish_card(cover) and hub.files(name)["figures/loss.png"] == b"second"
 
 
 def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, capsys, monkeypatch):
