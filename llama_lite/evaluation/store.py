@@ -182,7 +182,7 @@ def samples_of(task: EvalTask, found: dict) -> list[dict]:
                 nats = [answer[0] for answer in row["filtered_resps"]]
                 options = list(asked.doc_to_choice(row["doc"])) if not asked.multiple_input else [" "] * len(nats)
                 placed = (
-                    asked.meant(row["doc"]) if hasattr(asked, "meant") else list(range(len(options)))
+                    asked.option_order(row["doc"]) if hasattr(asked, "option_order") else list(range(len(options)))
                 )  # lm-eval's own tasks have none
                 lengths = [len(option) for option in options] if "acc_norm" in metrics else [1] * len(options)
                 best = int(np.argmax(np.array(nats[: len(options)]) / np.array(lengths)))
