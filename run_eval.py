@@ -54,7 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     asked = registry.build(what.tasks, pairs(what.task_data), shots(what.num_fewshot), what.apply_chat_template)
     asked += [registry.text_task(name, place) for name, place in pairs(what.texts).items()]
     varying = set(what.variant_models or names[-1:])
-    chats = all(model.has_chat_format for model in found if model.name in varying)
+    chats = bool(what.sensitivity) and all(
+        model.tokenizer(which.tokenizer_name).chat_template for model in found if model.name in varying
+    )
     varied = {
         task.name: prompt_variants.sensitivity(task, what.seed, chats)
         for task in asked
@@ -148,10 +150,8 @@ def main(argv: list[str] | None = None) -> None:
 
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])
-    print_main(
-        f"finished  {out}: scores.csv, comparison.csv,"
-        f" {', '.join(f'{name}.json' for name, rows in results.items() if rows)}, samples; {written(out)}"
-    )
+    files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
+    print_main(f"finished  {out}: {', '.join(files)}; {written(out)}")
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
     lock.release()
 

@@ -84,11 +84,10 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = loading.load_tokenizer(base, base_args.tokenizer_name)
     own = tokenizer.chat_template
     template.set_chat_template(tokenizer, training_args.chat_template_path)
-    if own and training_args.chat_template_path is None and own != tokenizer.chat_template:
-        print_main(
-            "format    Vicuna 1.1; the base's own chat template is put aside (to keep it: --chat_template_path"
-            f" {base.folder}/chat_template.jinja)"
-        )
+    if own and training_args.chat_template_path is None and own != tokenizer.chat_template and not recorded:
+        named = base_args.tokenizer_name
+        whose = f"the own chat template of {named or base.name}"
+        print_main(f"format    {template.describe_put_aside(own, whose, Path(named or base.folder))}")
     hub_base = base_on_hub(base, hub_args.base_hub_id)
     if publishes and adapter_args.use_lora and not hub_args.base_hub_id:
         run_on_main(check_named_base, base, hub_base)
@@ -309,6 +308,7 @@ def main(argv: list[str] | None = None) -> None:
             run.event(
                 "resumed" if start.checkpoint else "started",
                 checkpoint=start.checkpoint.name if start.checkpoint else None,
+                data_start=start.data_start,
             )
             trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
             finish_or_raise(trainer)

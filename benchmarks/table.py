@@ -1,6 +1,6 @@
-"""The README's tables of speed, of kinds of machine, and of what the studies found, out of the committed results.
+"""The documentation's tables of speed, kinds of machine and studies, made from the committed results.
 
-python -m benchmarks.table     # writes them between their marks in README.md
+python -m benchmarks.table     # writes them between their marks in docs/
 """
 
 import json
@@ -40,9 +40,9 @@ def table() -> str:
         "run_clm": "`Trainer --bf16`, as run_clm.py",
         "loop": "a plain bfloat16 loop",
     }
-    names["nanogpt"] = "that loop, whole model compiled (nanoGPT, litgpt)"
+    names["nanogpt"] = "that loop with the whole model compiled (nanoGPT, litgpt)"
     for way, name in names.items():
-        row(f"speed, against {name}", lambda shape, way=way: f"{shape['ours_to'][way]:.2f}x")
+        row(f"speed, relative to {name}", lambda shape, way=way: f"{shape['ours_to'][way]:.2f}x")
     flags = {
         "fused loss": "fused_loss",
         "attention in blocks": "block_attention",
@@ -51,36 +51,37 @@ def table() -> str:
     }
     for switch, flag in flags.items():
         row(
-            f"speed, against ours without `--{flag}`",
+            f"speed, relative to this project without `--{flag}`",
             lambda shape, switch=switch: f"{shape['switch_gives'][switch]:.2f}x",
         )
-    row("share of what the matrix products alone allow", lambda shape: f"{100 * shape['share_of_ceiling']:.0f} %")
-    row("two processes, against one on the same two cores", lambda shape: f"{shape['two_processes_to_one']:.2f}x")
     row(
-        "peak memory, GiB: ours, `Trainer --bf16`",
+        "share of the speed that the matrix products alone would allow",
+        lambda shape: f"{100 * shape['share_of_ceiling']:.0f} %",
+    )
+    row("two processes, relative to one on the same two cores", lambda shape: f"{shape['two_processes_to_one']:.2f}x")
+    row(
+        "peak memory, GiB: this project, `Trainer --bf16`",
         lambda shape: f"{shape['peak_gib']['ours']:.2f}, {shape['peak_gib']['run_clm']:.2f}",
     )
     text = "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
     seconds, memory = start["seconds"], ""
     if peak := train.get("124m"):
         memory = (
-            f"The whole 124m preset, micro-batch 8 x 1,024: {peak['peak_gib']['ours']:.1f} GiB,"
-            f" {100 * peak['ours_to_run_clm']:.0f} % of `Trainer --bf16`'s {peak['peak_gib']['run_clm']:.1f}. "
+            f"The whole 124m preset, micro-batch 8 x 1,024: {peak['peak_gib']['ours']:.1f} GiB, "
+            f"{100 * peak['ours_to_run_clm']:.0f} % of `Trainer --bf16`'s {peak['peak_gib']['run_clm']:.1f}. "
         )
     return (
-        f"{text}\n\n{memory}First step of a tiny run after {start['first_step_to_imports']:.2f} times what importing"
-        f" Trainer and SFTTrainer takes ({seconds['first step']:.1f} s and {seconds['imports']:.1f} s; resumed and"
-        f" verified {seconds['resumed']:.1f} s; with `--compile_layers` {seconds['compiled, cold']:.0f} s, and"
-        f" {seconds['compiled, warm']:.0f} s from torch's cache).\nMeasured on {train['cores']} cores with"
-        f" {train['capability']}, torch {train['torch']}, {train['date']}: `benchmarks/train.py`,"
-        " `benchmarks/start.py`; medians of slices in turn.\n"
+        f"{text}\n\n{memory}A tiny run takes its first step after {start['first_step_to_imports']:.2f} times the time to "
+        f"import Trainer and SFTTrainer ({seconds['first step']:.1f} s and {seconds['imports']:.1f} s; resumed and "
+        f"verified {seconds['resumed']:.1f} s; with `--compile_layers` {seconds['compiled, cold']:.0f} s, and "
+        f"{seconds['compiled, warm']:.0f} s from torch's cache).\nMeasured on {train['cores']} cores with "
+        f"{train['capability']}, torch {train['torch']}, {train['date']}, with `benchmarks/train.py` and "
+        f"`benchmarks/start.py`; medians of alternating slices.\n"
     )
 
 
 def machines() -> str:
-    """A kind of machine a row: what is chosen there, the demo's time, and what the choice is worth for the demo's
-    model. Markdown.
-    """
+    """One row per kind of machine: what is chosen there, the demo's time, and the speed of that choice. Markdown."""
     train, demo, rows = read("train")["machines"], read("demo")["demo"], []
     rows = [
         [
@@ -88,8 +89,8 @@ def machines() -> str:
             "precision",
             "`make demo`",
             "switches of a long run",
-            "against the best of all",
-            "against all off",
+            "speed, relative to the best",
+            "speed, relative to all off",
         ],
         ["---"] * 6,
     ]
@@ -98,26 +99,24 @@ def machines() -> str:
         minutes = f"{sum(timed['stages']) / 60:.1f} minutes" if timed else ""
         on = ", ".join(f"`--{switch}`" for switch in found["long"].split())
         sizes = [found[shape] for shape in ("1m", "demo")]
-        measures = [
-            ", ".join(f"{size[measure]:.2f}" for size in sizes) for measure in ("long_to_best", "long_to_nothing")
-        ]
-        rows.append(
-            ["AVX512 with bfloat16" if name == "this processor" else name, found["precision"], minutes, on, *measures]
-        )
+        pairs = [[f"{size[measure]:.2f}" for size in sizes] for measure in ("long_to_best", "long_to_nothing")]
+        measures = [", ".join(pair) for pair in pairs]
+        processor = "AVX512 with bfloat16" if name == "this processor" else name
+        rows.append([processor, found["precision"], minutes, on, *measures])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 
 def studies() -> str:
-    """A table a study: arms down, measures across, each cell a difference with its 95 % interval. Markdown."""
+    """One table per study: arms down, metrics across, each cell a difference with its 95 % interval. Markdown."""
     parts = []
     for folder in sorted((ROOT / "benchmarks" / "studies").iterdir()):
         rows = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
         title = (folder / "report.md").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        measures = {row["what"]: row["unit"] for row in rows}
+        measures = {row["what"]: row["unit"].replace(" a ", " per ") for row in rows}
         cells: dict = {}
         for row in rows:
             cells.setdefault((name_of(row), row["against"]), {})[row["what"]] = _cell(row)
-        head = ["arm", "less", *(f"{what}{f' ({unit})' if unit else ''}" for what, unit in measures.items())]
+        head = ["arm", "compared with", *(f"{what}{f' ({unit})' if unit else ''}" for what, unit in measures.items())]
         lines = [
             head,
             ["---"] * len(head),
@@ -138,9 +137,9 @@ def _cell(row: dict) -> str:
     value = form.format(row["value"])
     if row["low"] is None:
         return f"{value}, {verdict(row)}"
+    holds_zero = row["low"] <= 0 <= row["high"]
     return (
-        f"{value} ({form.format(row['low'])} to"
-        f" {form.format(row['high'])}){'' if verdict(row) != 'no difference found' else ', none found'}"
+        f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){', not significant' if holds_zero else ''}"
     )
 
 
@@ -151,14 +150,15 @@ PARTS = {
 }
 
 
-def placed(readme: str) -> str:
-    """The README's text with the tables as they are now."""
+def placed(page: str) -> str:
+    """A page's text with the tables that have marks in it as they are now."""
     for begin, made in PARTS.items():
-        before, rest = readme.split(begin)
-        readme = f"{before}{begin}{made()}{END}{rest.split(END, 1)[1]}"
-    return readme
+        if begin in page:
+            before, rest = page.split(begin)
+            page = f"{before}{begin}{made()}{END}{rest.split(END, 1)[1]}"
+    return page
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(placed(path.read_text(encoding="utf-8")), encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        path.write_text(placed(path.read_text(encoding="utf-8")), encoding="utf-8")

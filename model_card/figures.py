@@ -133,6 +133,16 @@ def before_after(record: dict, path: Path) -> None:
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.8), width_ratios=[2, 3], layout="constrained")
         for index, key in enumerate(("answer_loss", "end_of_text_loss")):
             found = record[key]
+            if found is None:
+                left.annotate(
+                    "none: all were cut",
+                    (index, 0),
+                    xytext=(0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=9,
+                )
+                continue
             change = found["difference"]
             left.bar(index - 0.2, found["before"], 0.38, color=GREY, label="before" if index == 0 else None)
             reach = (

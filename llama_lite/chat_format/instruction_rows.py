@@ -50,9 +50,9 @@ def load(
     """(rows, where they are from, what was skipped and why). Raises Refusal for another schema, and where nothing can
     be read.
 
-    skip_held_out: of installed-docs, leave out the modules that the embedded evaluation tasks are made of. The record
-    of where they are from says in `columns_not_read` how many rows have something in each column that has no meaning
-    here.
+    most: rows that are taken at most. skip_held_out: of installed-docs, leave out the modules that the embedded
+    evaluation tasks are made of. The record of where they are from says in `columns_not_read` how many rows have
+    something in each column that has no meaning here, and has `max_rows` where as many rows as that were taken.
     """
     skipped, unread = Skipped(), collections.Counter()
     source = resolve(dataset, config, split, revision, only_rows=True)
@@ -63,13 +63,15 @@ def load(
 
             held = {document["document"] for document in held_out_documents()}
             modules = [module for module in modules if module not in held]
-        return embedded(modules, most or EMBEDDED_ROWS, workers), source.record, skipped.reasons
-    print_main(f"rows      {inventory(source)}")
+        most = most or EMBEDDED_ROWS
+        found = embedded(modules, most, workers)
+        return found, source.record | _limit_reached(found, most), skipped.reasons
+    print_main(f"rows      {inventory(source)}{f'; of these the first {most:,} rows (--max_rows)' if most else ''}")
     if source.kind == "installed-files":
         raise Refusal(
             "--dataset installed-files holds no conversations: installed-docs makes questions of the documentation."
         )
-    found: list[Row] = []
+    found = []
     for name, record, first in _records(source):
         if most and len(found) == most:
             break
@@ -86,7 +88,12 @@ def load(
     if not found:
         why = "; ".join(skipped_lines(skipped.reasons)) or "it holds no rows"
         raise Refusal(f"--dataset {dataset}: none of its rows is a conversation to learn from: {why}.")
-    return found, source.record | ({"columns_not_read": dict(unread.most_common())} if unread else {}), skipped.reasons
+    counted = {"columns_not_read": dict(unread.most_common())} if unread else {}
+    return found, source.record | counted | _limit_reached(found, most), skipped.reasons
+
+
+def _limit_reached(found: list[Row], most: int | None) -> dict:
+    return {"max_rows": most} if len(found) == most else {}
 
 
 def _records(source) -> Iterator[tuple[str, dict, bool]]:

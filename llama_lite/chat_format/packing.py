@@ -17,7 +17,7 @@ from .rendering import NotRendered
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """A Row as ids and labels, -100 where nothing is learnt. `cut`: its answer was too long and has no end."""
+    """A Row as ids and labels, -100 where nothing is learnt. `cut`: its last answer was too long and has no end."""
 
     row: Row
     input_ids: list[int]
@@ -62,8 +62,11 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
         elif all(label == -100 for label in example.labels[:max_length]):
             counts.add(f"no answer within {max_length} tokens: dropped", example.row.name)
         else:
-            counts.add(f"longer than {max_length} tokens: answer cut, no end-of-text", example.row.name)
-            kept.append(Example(example.row, example.input_ids[:max_length], example.labels[:max_length], True))
+            # Inside an answer, or between two turns.
+            cut = example.labels[max_length - 1] != -100 and example.labels[max_length] != -100
+            what = "answer cut, no end-of-text" if cut else "later turns cut"
+            counts.add(f"longer than {max_length} tokens: {what}", example.row.name)
+            kept.append(Example(example.row, example.input_ids[:max_length], example.labels[:max_length], cut))
     skipped.update(counts.reasons)
     return kept
 

@@ -6,8 +6,10 @@ them are learnt: the answers, from the blank after `ASSISTANT:` to the end-of-te
 
 import dataclasses
 import re
+from pathlib import Path
 
 from ..errors import Refusal
+from ..files import read_json
 from .rendering import KNOWN, NotRendered, apply_chat_template, render_jinja_template
 
 # The system line and the order of turns are FastChat's vicuna_v1.1; the end-of-text stands where Vicuna has </s>.
@@ -30,6 +32,10 @@ VICUNA = (
 BOS = "{{- bos_token -}}"
 
 KNOWN.update((VICUNA, BOS + VICUNA))
+
+# Where in a template the answer is.
+GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MARKS = "{% generation %} ... {% endgeneration %}"
 
 MARKERS = ("USER:", "ASSISTANT:")  # an answer that holds one has gone on with the conversation by itself
 
@@ -62,9 +68,9 @@ def set_chat_template(tokenizer, path: str | None = None) -> None:
             template = file.read()
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"--chat_template_path {path} is not a readable .jinja file: {error}.") from None
-    if not re.search(r"\{%-?\s*generation\s*-?%\}", template):
+    if not GENERATION.search(template):
         raise Refusal(
-            f"--chat_template_path {path} has no {{% generation %}} ... {{% endgeneration %}} around the answer, so"
+            f"--chat_template_path {path} has no {MARKS} around the answer, so"
             " nobody can tell what is to be learnt. Put them there, the end token included, or leave the argument out"
             " (Vicuna 1.1)."
         )
@@ -75,23 +81,53 @@ def set_chat_template(tokenizer, path: str | None = None) -> None:
         )
     tokenizer.chat_template = template
     try:
-        encode(tokenizer, PROBE)
-        _check_generation_prompt(tokenizer)
+        for messages in (PROBE, PROBE[:2]):
+            encode(tokenizer, messages)
+            _check_generation_prompt(tokenizer, messages)
+        if _has_place_for_system(tokenizer):
+            _check_generation_prompt(tokenizer, SYSTEM_PROBE)
     except Refusal as error:
         raise Refusal(f"--chat_template_path {path}: {error}") from None
 
 
-def _check_generation_prompt(tokenizer) -> None:
-    """Raise Refusal unless an answer is asked for with what stands before it in training."""
-    asked = apply_chat_template(tokenizer, PROBE[:-1], add_generation_prompt=True)
-    rendered, spans = _rendered(tokenizer, PROBE)
+def _has_place_for_system(tokenizer) -> bool:
+    """Whether the template takes a system turn. One that does not may be used: `encode` refuses rows that have one."""
+    try:
+        encode(tokenizer, SYSTEM_PROBE)
+    except Refusal:
+        return False
+    return True
+
+
+def describe_put_aside(own: str | dict[str, str], source: str, folder: Path) -> str:
+    """What a person reads where Vicuna 1.1 takes the place of a tokenizer's own template (or templates by name), and how
+    to keep that one.
+
+    source: what it is, in words; folder: where the tokenizer's files are.
+    """
+    template = own.get("default", "") if isinstance(own, dict) else own
+    marks = "" if GENERATION.search(template) else f", with {MARKS} around the answer"
+    if (file := folder / "chat_template.jinja").is_file():
+        how = f"a copy of {file}{marks}: --chat_template_path COPY" if marks else f"--chat_template_path {file}"
+    else:
+        inside = folder / "tokenizer_config.json"
+        there = f" in {inside}" if "chat_template" in (read_json(inside) or {}) else ""
+        how = f"the text of `chat_template`{there} as a file of its own{marks}: --chat_template_path FILE"
+    return f"Vicuna 1.1; {source} is put aside (to keep it: {how})"
+
+
+def _check_generation_prompt(tokenizer, messages: list[dict]) -> None:
+    """Raise Refusal unless the last answer of `messages` is asked for with what stands before it in training."""
+    asked = apply_chat_template(tokenizer, messages[:-1], add_generation_prompt=True)
+    rendered, spans = _rendered(tokenizer, messages)
     trained = rendered[: spans[-1][0]]
     if asked != trained:
         at = next(
             (i for i, (a, b) in enumerate(zip(asked, trained, strict=False)) if a != b), min(len(asked), len(trained))
         )
+        where = " in a conversation with a system turn" if messages[0]["role"] == "system" else ""
         raise Refusal(
-            f"an answer is asked for behind {asked[at:]!r} and learnt behind {trained[at:]!r} (after the same"
+            f"an answer{where} is asked for behind {asked[at:]!r} and learnt behind {trained[at:]!r} (after the same"
             f" {asked[max(0, at - 20) : at]!r}): with add_generation_prompt the template must write what stands between"
             " the question and {% generation %}, no more and no less."
         )
@@ -118,6 +154,8 @@ PROBE = [
     *conversation("Another?", "", "Tokyo."),
 ]  # with which a template is tried
 
+SYSTEM_PROBE = [{"role": "system", "content": "Be brief."}, *PROBE]
+
 
 @dataclasses.dataclass
 class Encoded:
@@ -138,8 +176,8 @@ def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple
     answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if len(spans) != len(answers):
         raise Refusal(
-            f"the chat template marks {len(spans)} passages for {len(answers)} answers: put {{% generation %}} ... {{%"
-            " endgeneration %} around each answer, and around nothing else."
+            f"the chat template marks {len(spans)} passages for {len(answers)} answers: put {MARKS}"
+            " around each answer, and around nothing else."
         )
     place_of = dict(zip(answers, spans, strict=True))
     for number, message in enumerate(messages):
@@ -166,9 +204,8 @@ def encode(tokenizer, messages: list[dict], learn_from: int = 0, unlearnt: tuple
 
 def _no_end(end: str, answer: str, behind: str) -> str:
     """How to mend a template whose answers do not end with the end-of-text `end`."""
-    marks = "{% generation %} ... {% endgeneration %}"
     if behind.lstrip().startswith(end):
-        how = f"it stands behind {marks}: move {{{{ eos_token }}}} in front of {{% endgeneration %}}."
+        how = f"it stands behind {MARKS}: move {{{{ eos_token }}}} in front of {{% endgeneration %}}."
     elif end in answer:
         how = f"{answer.rpartition(end)[2]!r} follows it there: move that behind {{% endgeneration %}}."
     else:
@@ -177,7 +214,7 @@ def _no_end(end: str, answer: str, behind: str) -> str:
             " writes (--tokenizer_name)."
         )
     return (
-        f"the chat template does not end each answer with the tokenizer's end-of-text {end!r} inside {marks}, so no"
+        f"the chat template does not end each answer with the tokenizer's end-of-text {end!r} inside {MARKS}, so no"
         f" answer would learn to end: {how}"
     )
 

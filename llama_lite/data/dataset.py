@@ -115,7 +115,6 @@ def row_order(count: int, steps: int, per_step: int, seed: int, start: int = 0) 
 
     From step `start` on the order begins again: a run resumed without its data position.
     """
-    pass  # REMOVED
 
     epoch = count // per_step * per_step
     positions = (

@@ -104,6 +104,12 @@ class Text:
             self.source, files=tuple(dataclasses.replace(file, separator=None) for file in self.source.files)
         )
 
+    def every_name(self) -> None:
+        """Read a file that has several names (links) once for each of them, as earlier versions did."""
+        self.source, self.digest = dataclasses.replace(self.source, files=self.source.names), None
+        if self.data.max_bytes is not None:
+            self.source = sources.cut(self.source, self.data.max_bytes)
+
     def cut(self, max_bytes: int) -> None:
         """Read no more than the first files of so many bytes."""
         self.source = sources.cut(self.source, max_bytes)
@@ -218,6 +224,13 @@ def check_recipe(folder: Path, there: dict | None, recipe: dict, claimed) -> Non
 
 def check_content(folder: Path, there: dict, text: Text) -> None:
     """Raise Refusal when the files of a text are not those that a folder was prepared from. `there`: its recipe."""
+    if there["content"] != text.content and text.source.names:
+        text.every_name()
+        if there["content"] == text.content:
+            print_main(
+                f"WARNING   {folder} was prepared by a version that read linked files once for each of their names:"
+                " delete it to prepare it again"
+            )
     if there["content"] != text.content:
         before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
         message = (

@@ -107,12 +107,15 @@ MAKES_TEXT = {
 class Source:
     """Text as a list of files. `record` says where it is from, what was read and what was not, with no path of this
     machine.
+
+    `names`: where a file has several names (links), all of them in order, as earlier versions read them; else empty.
     """
 
     kind: str
     files: tuple[TextFile, ...]
     record: dict
     encoding: str | None = None
+    names: tuple[TextFile, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -250,6 +253,9 @@ def _local_source(
         file.kind not in ROW_KINDS for file in files
     ):  # so that the validation slice is a sample of all documents, not the first by name
         files.sort(key=lambda file: hashlib.sha256(file.name.encode()).digest())
+    names, linked = files, _other_names(files)
+    files = [file for file in names if file.path not in linked]
+    passed += [(path, "another name, by a link, of a file that is read") for path in sorted(linked)]
     endings: dict[str, dict] = {}
     for file in files:
         entry = endings.setdefault(ending_of(file.name) or "without ending", {"files": 0, "bytes": 0})
@@ -266,7 +272,19 @@ def _local_source(
     whole = record["bytes"] <= CACHE_ABOVE  # of more text only the beginnings are searched, to say how many are divided
     divided = sum(_holds(file.path, file.separator, None if whole else HEAD) for file in files if file.separator)
     record |= {"divided": {"separator": separator, "files": divided}} if any(file.separator for file in files) else {}
-    return Source("files", tuple(files), record, encoding)
+    return Source("files", tuple(files), record, encoding, tuple(names) if linked else ())
+
+
+def _other_names(files: list[TextFile]) -> set[str]:
+    """Paths that are links, symbolic or hard, to a file that is in the list already: each file is read once, by its own
+    name, else by its first.
+    """
+    first, others = {}, set()
+    for file in sorted(files, key=lambda file: (os.path.islink(file.path), file.path)):
+        stat = os.stat(file.path)
+        if first.setdefault((stat.st_dev, stat.st_ino), file) is not file:
+            others.add(file.path)
+    return others
 
 
 def _matches(pattern: str) -> list[str]:
@@ -539,8 +557,10 @@ def _encoding_hint(path: str) -> str:
     return f"--encoding {best.encoding} reads it, or so it looks" if best else "name its encoding with --encoding"
 
 
-def inventory(source: Source) -> str:
-    """One line: how many files of which endings are read, and how many are not and why."""
+def inventory(source: Source, hints: bool = True) -> str:
+    """One line: how many files of which endings are read, and how many are not and why. hints: name the arguments that
+    choose otherwise.
+    """
     record = source.record
     if source.kind in INSTALLED:
         what = "files" if source.kind == "installed-files" else "files of Python"
@@ -549,7 +569,7 @@ def inventory(source: Source) -> str:
         divided = next((file.separator for file in source.files if file.separator), None)
         told = (
             f"; those of plain text are divided into documents at {divided!r}, where they hold it"
-            " (--document_separator)"
+            f"{' (--document_separator)' * hints}"
             if divided
             else ""
         )
@@ -560,15 +580,12 @@ def inventory(source: Source) -> str:
     )
     columns = [name for name in record.get("text_columns", ()) if name != "text"]
     line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {told}"
-    line += (
-        f", the text of rows from column {', '.join(map(repr, columns))} (another: --text_column)" if columns else ""
-    )
+    hint = " (another: --text_column)" * hints
+    line += f", the text of rows from column {', '.join(map(repr, columns))}{hint}" if columns else ""
     divided = record.get("divided", {"files": 0})
     if divided["files"]:
-        line += (
-            f"; {divided['files']:,} divided into documents at {divided['separator']!r} (--document_separator; none:"
-            " not divided)"
-        )
+        hint = " (--document_separator; none: not divided)" * hints
+        line += f"; {divided['files']:,} divided into documents at {divided['separator']!r}{hint}"
         without = sum(file.separator is not None for file in source.files) - divided["files"]
         line += f", {without:,} of plain text without it" * (without > 0)
     line += (

@@ -23,6 +23,8 @@ BEFORE = "before.json"  # `measure_before` of the untuned model, stored in every
 
 TEMPERATURE, TOP_K = 0.7, 50  # of sampled answers
 
+NO_END = "none: no held-out answer ends (all were cut)"  # in the place of a loss of the end-of-text
+
 LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in a phrase that is repeated three times or more
 
 
@@ -63,6 +65,8 @@ def measure_losses(
 ) -> list[dict]:
     """For each row {document, loss: sum over its answer tokens in nats, end_loss: of its end-of-text, tokens: answer
     tokens, top: how many were the most likely, ends: 1 if it has an end-of-text, else 0}.
+
+    `end_loss` is 0 where `ends` is 0: the answer is cut and has none.
     """
     model.eval()
     records = []
@@ -76,7 +80,12 @@ def measure_losses(
             ends = 0 if row.cut else 1
             counts = {"tokens": row.learnt, "top": int(likeliest.sum()), "ends": ends}
             records.append(
-                {"document": row.row.document, "loss": float(nats.sum()), "end_loss": float(nats[-1]) * ends, **counts}
+                {
+                    "document": row.row.document,
+                    "loss": float(nats.sum()),
+                    "end_loss": float(nats[-1]) if ends else 0.0,
+                    **counts,
+                }
             )
     return records
 
@@ -247,19 +256,20 @@ def measure_after(
 def compare(before: dict, after: dict) -> dict:
     """The content of `before_after.json`: losses of held-out answers (nats per token) with the paired 95 % interval of
     their difference, and how generated answers end.
+
+    Each loss is a mean over the rows that have such tokens; `end_of_text_loss` is None where every held-out answer is
+    cut.
     """
     pairs = list(zip(before["rows"], after["rows"], strict=True))
-    documents = [row["document"] for row, _ in pairs]
 
-    def losses(key: str, counts: str) -> dict:
-        weights = [row[counts] for row, _ in pairs]
-        total = max(sum(weights), 1)
-        difference = statistics.ratio([b[key] - a[key] for a, b in pairs], weights, documents)
-        return {
-            "before": sum(a[key] for a, _ in pairs) / total,
-            "after": sum(b[key] for _, b in pairs) / total,
-            "difference": difference,
-        }
+    def losses(key: str, counts: str) -> dict | None:
+        having = [(a, b) for a, b in pairs if a[counts]]
+        if not having:
+            return None
+        weights, documents = [a[counts] for a, _ in having], [a["document"] for a, _ in having]
+        difference = statistics.ratio([b[key] - a[key] for a, b in having], weights, documents)
+        means = [sum(row[key] for row in rows) / sum(weights) for rows in zip(*having, strict=True)]
+        return {"before": means[0], "after": means[1], "difference": difference}
 
     def summarize_answers(record: dict, decoding: str) -> dict:
         rows = record[decoding]
@@ -270,7 +280,7 @@ def compare(before: dict, after: dict) -> dict:
         }
 
     return {
-        "held_out": {"rows": len(pairs), "documents": len(set(documents))},
+        "held_out": {"rows": len(pairs), "documents": len({a["document"] for a, _ in pairs})},
         "answer_loss": losses("loss", "tokens"),
         "end_of_text_loss": losses("end_loss", "ends"),
         **{
@@ -293,6 +303,9 @@ def table(record: dict) -> str:
         ("loss of the end-of-text (nats)", "end_of_text_loss"),
     ):
         losses = record[key]
+        if losses is None:
+            lines.append(f"{name:40}{NO_END}")
+            continue
         difference = losses["difference"]
         interval = (
             "no interval" if difference["low"] is None else f"{difference['low']:+.3f} to {difference['high']:+.3f}"

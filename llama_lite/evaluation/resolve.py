@@ -3,13 +3,17 @@
 import dataclasses
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoint.verify import is_well_formed
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference, refs_of
 from ..hub.revision import STEP_PREFIX, newest_first, step_in, step_of
-from ..models import references
+from ..models import loading, references
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # ---- which models ----
 
@@ -26,10 +30,10 @@ class Model:
     step: int | None = None
     tokens: int | None = None
 
-    @property
-    def has_chat_format(self) -> bool:
-        """Whether the model comes with a chat template."""
-        return (self.adapter or self.base).folder.joinpath("chat_template.jinja").exists()
+    def tokenizer(self, tokenizer_name: str | None = None) -> "PreTrainedTokenizerBase":
+        """The tokenizer called `tokenizer_name`; by default the adapter's own, else the base's. Raises Refusal."""
+        own = self.adapter if self.adapter and (self.adapter.folder / "tokenizer.json").exists() else self.base
+        return loading.load_tokenizer(own, tokenizer_name)
 
     @functools.cached_property
     def weights(self) -> tuple[str, str | None]:

@@ -7,6 +7,9 @@ and the other tables are made from these files alone.
 """
 
 import dataclasses
+import hashlib
+import itertools
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -18,7 +21,7 @@ from ..data.tokenizer import tokenizer_record
 from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, sha256, write_json
-from ..models import loading, references
+from ..models import loading
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
@@ -54,9 +57,7 @@ def evaluate_model(
     Refusal.
     """
     digests = store.digests
-    tokenizer = loading.load_tokenizer(
-        model.adapter if model.adapter and _has_tokenizer(model.adapter) else model.base, settings.tokenizer_name
-    )
+    tokenizer = model.tokenizer(settings.tokenizer_name)
     tokenizer_sha = tokenizer_record(tokenizer)["sha256"]
     prefix_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     lm, records = None, []
@@ -68,7 +69,8 @@ def evaluate_model(
             )
         items = chosen(task, limit, settings.seed)
         # prompts are the same for every model, except in a chat format
-        prompts = (task.name, limit, settings.seed, tokenizer_sha if task.chat else None)
+        chat_format = (tokenizer_sha, str(tokenizer.chat_template)) if task.chat else None
+        prompts = (task.name, limit, settings.seed, chat_format)
         if prompts not in digests:
             digests[prompts] = prompts_digest(task, items, tokenizer, settings.seed)
         key = key_of(model, tokenizer_sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix_id)
@@ -149,10 +151,6 @@ def _chance_level(samples: list[dict]) -> float | None:
     return float(np.mean([1 / sample["options"] for sample in samples]))
 
 
-def _has_tokenizer(located: references.Located) -> bool:
-    return (located.folder / "tokenizer.json").exists()
-
-
 def _load(model: Model, tokenizer, settings: Settings):
     """A SharedContextLM of a model on the available device; its begin, end and padding ids are set to the tokenizer's,
     and a difference is printed.
@@ -189,11 +187,20 @@ def runs_of(models: list[Model]) -> dict[Path, list[str]]:
 def copy_to_run(out: Path, run: Path, model_names: list[str]) -> None:
     """Copy an evaluation's tables to `RUN/evaluation/NAME`, where the run's card finds them. `model_names`: those of its
     models that belong to the run.
+
+    They replace those of the same evaluation, recognized by the path of its folder. Where another evaluation has NAME,
+    they go to NAME-2 (-3 ...), and a line says so.
     """
-    folder = run / "evaluation" / out.resolve().name
+    record, name = read_json(out / "run.json"), out.resolve().name
+    path_digest = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]
+    folder = _path_in_run(run / "evaluation", name, path_digest, record)
+    if folder.name != name:
+        print_main(
+            f"scores    go to {folder}: the folder of another evaluation has the name {name}, too, and its scores stay"
+        )
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for name in (
+    for table in (
         "scores.json",
         "comparison.csv",
         "sensitivity.json",
@@ -201,13 +208,26 @@ def copy_to_run(out: Path, run: Path, model_names: list[str]) -> None:
         "generalisation.json",
         "contamination.json",
     ):
-        if (out / name).exists():
-            shutil.copyfile(out / name, folder / name)
+        if (out / table).exists():
+            shutil.copyfile(out / table, folder / table)
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    write_json(
-        folder / "run.json",
-        {
-            **read_json(out / "run.json"),
-            "of": {"id": read_json(run / "run.json")["id"], "models": model_names, "files": files},
-        },
-    )
+    run_id = read_json(run / "run.json")["id"]
+    of_run = {"id": run_id, "models": model_names, "folder": path_digest, "files": files}
+    write_json(folder / "run.json", {**record, "of": of_run})
+
+
+def _path_in_run(parent: Path, name: str, path_digest: str, record: dict) -> Path:
+    """The folder under `parent` for an evaluation's tables. name: of the evaluation's folder; path_digest: digest of
+    that folder's path, which distinguishes it from others; record: its run.json.
+    """
+    read = {path.parent: read_json(path) for path in sorted(parent.glob("*/run.json"))}
+    records = {path: other for path, other in read.items() if isinstance(other, dict)}
+    for path, other in records.items():
+        source = other.get("of") or {}
+        if source.get("folder") == path_digest:
+            return path
+        # records of earlier versions have no folder: there, the same evaluation is one with the same arguments
+        if path.name == name and "folder" not in source and other.get("arguments") == record["arguments"]:
+            return path
+    names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
+    return next(parent / candidate for candidate in names if parent / candidate not in records)

@@ -27,7 +27,7 @@ def ratio(
     strata (the subjects of a group) are fixed parts, not a sample. The error is that of the linearised ratio, corrected
     by G / (G - 1) in each stratum of G clusters, as in statsmodels' clustered OLS; the interval takes Student's t with
     as many degrees of freedom as clusters beyond strata. With one cluster, or where no value differs from another,
-    there is no interval (None).
+    there is no interval (None). Without values, or with weights that add up to 0, there is no value either (None).
     """
     from scipy import stats
 
@@ -35,15 +35,19 @@ def ratio(
     weights = np.ones_like(values) if weights is None else np.asarray(weights, float)
     strata = np.unique(np.asarray(strata if strata is not None else [""] * len(values)), return_inverse=True)[1]
     names = [f"{i}" if clusters is None or clusters[i] is None else f"of {clusters[i]}" for i in range(len(values))]
-    total, value = weights.sum(), values.sum() / weights.sum()
     result = {
-        "value": float(value),
+        "value": None,
         "stderr": None,
         "low": None,
         "high": None,
         "n": len(values),
         "clusters": len(set(names)),
     }
+    total = weights.sum()
+    if not total:
+        return result
+    value = values.sum() / total
+    result["value"] = float(value)
     variance, freedom = 0.0, 0
     for stratum in range(strata.max() + 1):
         inside = strata == stratum

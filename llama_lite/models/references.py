@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 
@@ -181,5 +182,9 @@ def check_base(adapter: Located, base: Located) -> None:
             )
         return
     named = (read_json(adapter.folder / "adapter_config.json") or {}).get("base_model_name_or_path")
-    if named not in (base.name, base.repo):
-        raise Refusal(f"the adapter {adapter.name} says that its base is {named}, not {base.name}.")
+    is_folder = named and base.repo is None and os.path.isdir(named)
+    if named not in (base.name, base.repo) and not (is_folder and os.path.samefile(named, base.folder)):
+        raise Refusal(
+            f"the adapter {adapter.name} says that its base is {named}, not {base.name}: give that base, or name this"
+            " one as base_model_name_or_path in the adapter's adapter_config.json if it is the same model."
+        )

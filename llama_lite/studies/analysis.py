@@ -145,7 +145,7 @@ def _before_after(folder: Path) -> list[tuple[str, float, float]]:
     found = [
         (name, record[name]["before"], record[name]["after"])
         for name in ("answer_loss", "end_of_text_loss")
-        if name in record
+        if record.get(name)  # None: every held-out answer is cut
     ]
     for how in ("greedy", "sampled"):
         if how in record:

@@ -79,8 +79,8 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         )  # as TRL's
 
     def held_out_metrics(self) -> dict[str, float]:
-        """Mean loss over the held-out answer tokens, the end-of-text's own, and the share of tokens that are the
-        likeliest; ranks share the rows out.
+        """Mean loss over the held-out answer tokens, the end-of-text's own (not there where every held-out answer is
+        cut), and the share of tokens that are the likeliest; ranks share the rows out.
         """
         model = self.accelerator.unwrap_model(self.model)
         mine = measure_losses(
@@ -93,7 +93,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         loss, tokens, end_loss, ends, top = self.sum_of_ranks(sums)
         return {
             "eval_loss": loss / tokens,
-            "eval_end_loss": end_loss / max(ends, 1),
+            **({"eval_end_loss": end_loss / ends} if ends else {}),
             "eval_mean_token_accuracy": top / tokens,
         }
 

@@ -317,6 +317,14 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
     assert skipped["contains the text <|endoftext|>"]["rows"] == 1
 
 
+def test_a_row_cut_between_two_answers_keeps_the_end_of_the_first(tokenizer):
+    talk = tuple([*template.conversation("Hi", "", "Hello."), *template.conversation("Why? " * 100, "", "So.")])
+    skipped: dict = {}
+    (found,) = encode([Row("talk", "talk", talk)], tokenizer, 64, "truncate", skipped)
+    assert not found.cut and [label for label in found.labels if label != -100][-1] == tokenizer.eos_token_id
+    assert skipped == {"longer than 64 tokens: later turns cut": {"rows": 1, "first": ["talk"]}}
+
+
 def test_a_row_that_the_template_refuses_is_counted(tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(

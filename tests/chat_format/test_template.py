@@ -241,6 +241,82 @@ def test_an_answer_is_asked_for_with_what_stands_before_it_in_training(tmp_path,
     chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
 
 
+@pytest.mark.parametrize(
+    "asks, where",
+    [
+        (
+            "{{ 'A: ' if messages[0]['role'] != 'system' else 'A, in short: ' }}",
+            " in a conversation with a system turn",
+        ),
+        ("{{ 'A: ' if messages|length > 1 else 'A:' }}", ""),  # behind the first question
+    ],
+)
+def test_the_generation_prompt_is_tried_with_a_system_turn_and_behind_the_first_question(tmp_path, asks, where):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ m['content'] }}\n{% elif m['role'] == 'user' %}Q: {{ m['content'] }}\n{% else %}"
+        + f"A: {GENERATION}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
+    )
+    with pytest.raises(Refusal, match=rf"own.jinja: an answer{where} is asked for behind .* and learnt behind"):
+        chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
+    path.write_text(path.read_text().replace(asks, "A: "))
+    chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
+
+
+def test_a_template_without_a_place_for_a_system_turn_is_used(tmp_path):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{{ raise_exception('no system') if messages[0]['role'] == 'system' }}"
+        + template("{{ eos_token }}{% endgeneration %}")
+    )
+    tokenizer = gpt2_tokenizer()
+    chat_format_template.set_chat_template(tokenizer, str(path))
+    with pytest.raises(chat_format_template.NotRendered, match="no system"):
+        chat_format_template.encode(tokenizer, SYSTEM)
+
+
+PLAIN = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+MARKED = "{% for m in messages %}{%- generation -%}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+MARKS = r", with {% generation %} ... {% endgeneration %} around the answer"
+
+
+@pytest.mark.parametrize(
+    "own, in_file, how",
+    [
+        (MARKED, True, "--chat_template_path {folder}/chat_template.jinja"),
+        (PLAIN, True, "a copy of {folder}/chat_template.jinja" + MARKS + ": --chat_template_path COPY"),
+        (
+            MARKED,
+            False,
+            "the text of `chat_template` in {folder}/tokenizer_config.json as a file of its own: --chat_template_path FILE",
+        ),
+        (
+            PLAIN,
+            False,
+            "the text of `chat_template` in {folder}/tokenizer_config.json as a file of its own"
+            + MARKS
+            + ": --chat_template_path FILE",
+        ),
+        (
+            {"default": PLAIN, "tool_use": MARKED},
+            True,
+            "a copy of {folder}/chat_template.jinja" + MARKS + ": --chat_template_path COPY",
+        ),
+    ],
+)
+def test_a_template_that_is_put_aside_is_named_where_it_is(tmp_path, own, in_file, how):
+    from transformers import AutoTokenizer
+
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = own
+    tokenizer.save_pretrained(tmp_path, save_jinja_files=in_file)
+    assert (tmp_path / "chat_template.jinja").exists() is in_file
+    found = AutoTokenizer.from_pretrained(tmp_path).chat_template
+    assert found == own
+    said = chat_format_template.describe_put_aside(found, "its own", tmp_path)
+    assert said == f"Vicuna 1.1; its own is put aside (to keep it: {how.replace('{folder}', str(tmp_path))})"
+
+
 def test_what_a_template_leaves_out_or_takes_from_the_clock_is_refused(tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from helpers import HARD, data_args, flip, jsonl, prepare
+from helpers import HARD, ROOT, data_args, flip, jsonl, prepare
 
 from llama_lite import files
-from llama_lite.data import formats, preparation, shards
+from llama_lite.data import formats, preparation, shards, sources
 from llama_lite.data.tokenizer import gpt2_tokenizer
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, write_json
@@ -341,6 +341,24 @@ def test_a_folder_that_was_prepared_undivided_is_repaired_so(tmp_path):
     assert prepare(tmp_path, repair=True, **common)["documents"] == 1 and (stream(tmp_path / "tokens") == whole).all()
 
 
+def test_linked_text_is_learnt_once_and_older_tokens_of_it_are_used(tmp_path, text, monkeypatch, capsys):
+    """Earlier versions read a file once for each of its names; what they prepared fits that text, and no other."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    shutil.copy(text, folder / "mine.jsonl")
+    (folder / "again.jsonl").symlink_to("mine.jsonl")
+    once = prepare(tmp_path, dataset=str(text), prepared_dir=str(tmp_path / "once"))["documents"]
+    assert prepare(tmp_path, dataset=str(folder), prepared_dir=str(tmp_path / "linked"))["documents"] == once
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sources, "_other_names", lambda files: set())
+        twice = prepare(tmp_path, dataset=str(folder))["documents"]
+    assert prepare(tmp_path, dataset=str(folder))["documents"] == twice == 2 * once
+    assert "read linked files once for each of their names: delete it to prepare it again" in capsys.readouterr().out
+    jsonl(folder / "new.jsonl", ["Other words, which nobody has prepared."])
+    with pytest.raises(Refusal, match=r"is not what .* was prepared from"):
+        prepare(tmp_path, dataset=str(folder))
+
+
 def test_a_file_is_divided_at_its_tokenizers_own_end_of_text(tmp_path):
     tokenizer = gpt2_tokenizer()
     tokenizer.add_special_tokens({"eos_token": "</s>"})
@@ -453,9 +471,7 @@ def test_two_preparations_of_one_folder(tmp_path, text):
         f"import time; from llama_lite.files import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare');"
         " lock.acquire(); print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=Path(__file__).resolve().parent.parent
-    )
+    other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
         with pytest.raises(Refusal, match=r"is in use by process \d+"):

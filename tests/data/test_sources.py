@@ -685,3 +685,23 @@ def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
         "; 3 divided into documents at '\\n---\\n' (--document_separator; none: not divided), 1 of plain text"
         " without it;" in sources.inventory(source)
     )
+
+
+@pytest.mark.parametrize("only_rows", [False, True])
+def test_a_file_that_several_names_lead_to_is_read_once(tmp_path, only_rows):
+    folder, ending = tmp_path / "text", ".jsonl" if only_rows else ".txt"
+    folder.mkdir()
+    for name in ("mine", "other", "../outside"):
+        (folder / f"{name}{ending}").write_text(
+            json.dumps({"text": f"words of {name}"}) if only_rows else f"words of {name}"
+        )
+    (folder / f"a-link{ending}").symlink_to(f"mine{ending}")
+    os.link(folder / f"mine{ending}", folder / f"second{ending}")
+    for name in ("from", "to"):
+        (folder / f"{name}{ending}").symlink_to(f"../outside{ending}")
+    for path in (folder, f"{folder}/*{ending}"):
+        source = source_of(path, None, only_rows=only_rows)
+        assert sorted(file.name for file in source.files) == [f"from{ending}", f"mine{ending}", f"other{ending}"]
+        assert f"; not read: 3 {ending} (another name, by a link, of a file that is read)" in sources.inventory(source)
+        if not only_rows:
+            assert sorted(texts_of(source)) == ["words of ../outside", "words of mine", "words of other"]

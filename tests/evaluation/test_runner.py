@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers import ROOT, config_file, launch
 from huggingface_hub import HfApi, ModelCard
+from transformers import AutoTokenizer
 
 from llama_lite.config.eval import parse_eval
 from llama_lite.errors import Refusal
@@ -108,7 +110,7 @@ def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, 
     evaluate(out, dtype="bfloat16")
     assert len(calls) == 10 and {row["dtype"] for row in table(out)} == {"bfloat16"}
     for module in (store, runner):
-        monkeypatch.setattr(module, "harness", lambda: "lm-eval 9")
+        monkeypatch.setattr(module, "harness_version", lambda: "lm-eval 9")
     evaluate(out)
     assert len(calls) == 12
     monkeypatch.undo()
@@ -180,6 +182,48 @@ def test_tables_that_were_altered_are_not_taken_over(evaluate, whole_run, tmp_pa
         _scores(out)
     with pytest.raises(CardError, match=r"scores\.json was altered since its evaluation: evaluate again"):
         read(tmp_path / "run")
+
+
+def test_evaluations_whose_folders_have_one_name_both_stay_in_a_run(evaluate, whole_run, tmp_path, capsys):
+    """RUN/evaluation/NAME is of one evaluation; the same one again replaces its own, also an earlier version's."""
+    run = Path(shutil.copytree(whole_run, tmp_path / "run"))
+
+    def handed():
+        return {
+            path.parent.name: {row["task"] for row in read_json(path)}
+            for path in (run / "evaluation").glob("*/scores.json")
+        }
+
+    def told():
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("scores ")]
+
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs"])
+    first = run / "evaluation/out/run.json"
+    record = read_json(first)
+    assert len(record["of"]["folder"]) == 16
+    write_json(
+        first, {**record, "of": {name: value for name, value in record["of"].items() if name != "folder"}}
+    )  # as earlier versions did
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs"])
+    assert handed() == {"out": {"embedded_docs"}} and told() == [] and read_json(first)["of"] == record["of"]
+    evaluate(tmp_path / "b/out", models=[str(run)], tasks=["embedded_web"])
+    assert handed() == {"out": {"embedded_docs"}, "out-2": {"embedded_web"}}
+    (line,) = told()
+    assert "out-2: the folder of another evaluation has the name out, too, and its scores stay" in line
+    evaluate(tmp_path / "b/out", models=[str(run)], tasks=["embedded_code"])
+    evaluate(tmp_path / "b/out-2", models=[str(run)], tasks=["embedded_science"])
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs", "embedded_web"])
+    assert handed() == {
+        "out": {"embedded_docs", "embedded_web"},
+        "out-2": {"embedded_code"},
+        "out-2-2": {"embedded_science"},
+    }
+    shutil.rmtree(tmp_path / "a/out")
+    evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs"])
+    assert handed()["out"] == {"embedded_docs"}
+    from model_card.records import read
+
+    assert {one.name for one in read(run).evaluations} == {"out", "out-2", "out-2-2"}
 
 
 def test_an_adapters_row_names_its_own_revision_and_its_bases(tmp_path):
@@ -269,6 +313,37 @@ def test_checkpoints_adapters_and_what_they_are_of(evaluate, whole_run, whole_sf
     assert rows[str(base)]["value"] != rows[f"{base}+{whole_sft}"]["value"] and rows[f"{base}+{whole_sft}"][
         "adapter"
     ] == str(whole_sft)
+
+
+def test_a_chat_format_counts_wherever_it_lies_and_another_one_is_another_question(evaluate, base, second, tmp_path):
+    """Two models of one tokenizer, each with a template of its own inside tokenizer_config.json, where transformers 4 wrote them."""
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    mine = tmp_path / "mine"
+    shutil.copytree(base, mine)
+
+    def give(folder, sign):
+        tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}" + sign + "{% endfor %}"
+        tokenizer.save_pretrained(folder, save_jinja_files=False)
+
+    def asked() -> dict[str, set[str]]:
+        out = evaluate(
+            tmp_path / "out", models=[str(mine), str(second)], tasks=["embedded_mmlu_cloze"], apply_chat_template=True, limit=2, variant_limit=1,
+            sensitivity=["embedded_mmlu_cloze"],
+        )  # fmt: skip
+        records = [read_json(path) for path in (out / "results").glob("*.json")]
+        assert {record["chat_template"] for record in records if record["factor"] == "chat format"} == {False}
+        return {
+            str(model): {r["key"] for r in records if r["model"] == str(model) and not r["factor"]}
+            for model in (mine, second)
+        }
+
+    give(mine, "!")
+    give(second, "?")
+    first = asked()
+    give(second, "...")
+    then = asked()
+    assert len(first[str(mine)]) == 1 and then[str(mine)] == first[str(mine)]
+    assert len(first[str(second)]) == 1 and len(then[str(second)]) == 2  # of the other format it is computed again
 
 
 def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_path):
@@ -361,6 +436,24 @@ def test_an_adapter_for_another_base_and_a_step_that_is_not_there(
     (tmp_path / "link").symlink_to(base)
     with pytest.raises(Refusal, match=f"--models {base} {tmp_path}/link is one model, given twice"):
         evaluate(tmp_path / "out", models=[str(base), str(tmp_path / "link")])
+
+
+def test_an_adapter_of_peft_names_its_base_by_any_path(second, base, tmp_path, monkeypatch):
+    """Without our record of the base, base_model_name_or_path tells it: the folder by another path is it."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.chdir(tmp_path)
+    lora = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    get_peft_model(AutoModelForCausalLM.from_pretrained("./second"), lora).save_pretrained("adapter")
+    for name in ("second", str(second), "adapter/../second/"):
+        assert [model.base.folder.resolve() for model in resolve.resolve_models([f"{name}+adapter"])] == [
+            second.resolve()
+        ]
+    with pytest.raises(
+        Refusal, match=rf"says that its base is \./second, not {base}: give that base, or name this one"
+    ):
+        resolve.resolve_models([f"{base}+adapter"])
 
 
 def test_samples_of_other_items_are_not_compared(evaluate, base, tmp_path):

@@ -38,6 +38,12 @@ def test_one_cluster_has_no_interval():
     assert found["value"] == 1.5 and found["stderr"] is None and found["low"] is None
 
 
+def test_a_mean_of_nothing_is_no_number():
+    for found in (statistics.ratio([]), statistics.ratio([0.0, 0.0], [0, 0], ["a", "b"])):
+        assert {found[name] for name in ("value", "stderr", "low", "high")} == {None}
+    assert (found["n"], found["clusters"]) == (2, 2)
+
+
 def test_values_that_do_not_differ_have_no_interval():
     found = statistics.ratio([1.0] * 20)
     assert (found["value"], found["stderr"], found["low"], statistics.detectable(found["stderr"])) == (

@@ -2,6 +2,7 @@
 person's words stay.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -175,6 +176,39 @@ def test_a_resumed_run_tells_its_stops(pretrain, tmp_path):
     text = (folder / "README.md").read_text()
     assert "| resumed | from checkpoint-6: every file by sha256" in text and "learning_rate: 0.001 → 0.002" in text
     assert "| learning rate | 0.002 |" in text and "| step | 12 of 12 |" in text
+
+
+@pytest.mark.parametrize(
+    "plan, restarts, step, read",
+    [
+        ({"rows": 40, "sequences": 40, "steps_per_epoch": 10}, [], 10, "40 rows, 1.00 times"),
+        ({"rows": 40, "sequences": 40, "steps_per_epoch": 10}, [], 25, "40 rows, 2.50 times"),
+        ({"rows": 40, "sequences": 40, "steps_per_epoch": 10}, [], 6, "24 of 40 rows"),
+        ({"rows": 43, "sequences": 43, "steps_per_epoch": 10}, [], 25, "40 of 43 rows"),  # an epoch is whole steps
+        ({"rows": 90, "sequences": 40, "steps_per_epoch": 10}, [], 6, "24 of 40 packs (90 rows in all)"),
+        ({"rows": 90, "sequences": 40, "steps_per_epoch": 10}, [], 20, "90 rows, 2.00 times"),
+        (
+            {"rows": 40, "sequences": 40, "steps_per_epoch": 10},
+            [4],
+            9,
+            "20 of 40 rows",
+        ),  # from step 4 on the order began again
+        ({"rows": 40, "sequences": 40, "steps_per_epoch": 10}, [4, 4, 9], 10, "20 of 40 rows"),
+    ],
+)
+def test_a_card_says_which_part_of_the_rows_a_tuning_has_read(whole_sft, plan, restarts, step, read):
+    found = records.read(whole_sft)
+    events = [{"event": "resumed", "data_start": start} for start in restarts]
+    run = {
+        **found.run,
+        "plan": {**found.run["plan"], "sequences_per_step": 4, "held_rows": 5, "learnt_tokens": 1234, **plan},
+    }
+    told = facts.Facts(dataclasses.replace(found, run=run, events=events, step=step), None, {})
+    assert told.rows() == (
+        f"{plan['rows']} rows to learn from (1,234 tokens of answers), 5 rows held out of the tuning by whole documents (the base may have read them). "
+        f"The tuning has read {read}."
+    )
+    assert told.tuned_on() == read.partition(",")[0]
 
 
 # ---- refused ----

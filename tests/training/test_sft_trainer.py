@@ -4,6 +4,7 @@ stopped.
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from llama_lite.errors import Interrupted, Refusal
 from llama_lite.evaluation import before_after
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.models import batches, loading, references
+from llama_lite.studies import analysis
 from llama_lite.training import lora, sft_trainer
 
 
@@ -166,6 +168,73 @@ def test_a_run_learns_and_says_what_changed(whole_sft):
     )  # TRL's own card
 
 
+def measured(*rows) -> dict:
+    """A record of `measure_answers` whose rows have (document, loss, end_loss, ends)."""
+    names = ("document", "loss", "end_loss", "ends")
+    return {
+        "rows": [{**dict(zip(names, row, strict=True)), "tokens": 2} for row in rows],
+        "shown": [],
+        "greedy": [],
+        "sampled": [],
+    }
+
+
+def test_the_end_of_text_loss_is_over_the_answers_that_end():
+    before = measured(("a", 8.0, 3.0, 1), ("b", 6.0, 2.0, 1), ("c", 4.0, 0.0, 0), ("d", 2.0, 0.0, 0))
+    after = measured(("a", 6.0, 1.0, 1), ("b", 4.0, 1.0, 1), ("c", 2.0, 0.0, 0), ("d", 2.0, 0.0, 0))
+    record = before_after.compare(before, after)
+    assert record["held_out"] == {"rows": 4, "documents": 4} and record["answer_loss"]["difference"]["n"] == 4
+    ends = record["end_of_text_loss"]
+    assert (ends["before"], ends["after"], ends["difference"]["value"], ends["difference"]["n"]) == (2.5, 1.0, -1.5, 2)
+    assert ends["difference"]["clusters"] == 2  # the interval is that of two answers: one degree of freedom
+    assert ends["difference"]["high"] - ends["difference"]["low"] == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
+
+
+def test_where_every_held_out_answer_is_cut_there_is_no_end_of_text_loss(sft, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    rows = [
+        {"instruction": "Say nothing.", "output": ""},
+        *({"instruction": f"Count to {i}.", "output": "one two three " * 30} for i in range(65)),
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        run = sft(
+            tmp_path / "run",
+            dataset=str(path),
+            max_rows=60,
+            max_length=64,
+            long_rows="truncate",
+            max_steps=2,
+            eval_steps=1,
+        )
+    record = read_json(run / "before_after.json")
+    assert record["end_of_text_loss"] is None and record["answer_loss"]["difference"]["value"] < 0
+    (first, last) = [entry for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry]
+    assert "eval_end_loss" not in first and last["eval_loss"] == pytest.approx(record["answer_loss"]["after"], abs=1e-6)
+    out = capsys.readouterr().out
+    assert "rows      60 longer than 64 tokens: answer cut, no end-of-text" in out
+    none = "none: no held-out answer ends (all were cut)"
+    assert f"{'loss of the end-of-text (nats)':40}{none}\n" in out
+    card = (run / "README.md").read_text()
+    assert (
+        f"| loss of the end of the answer, nats | {none} |  |  |" in card
+        and (run / "figures/before_after.png").exists()
+    )
+    assert "nan" not in (card + out).lower().split()
+    assert [name for name, _, _ in analysis._before_after(run)][:2] == ["answer_loss", "greedy_stopped"]
+    # what the card says of the rows: limited, left out, cut, and not all of them read
+    assert "of these the first 60 rows (--max_rows)" in out and read_json(run / "run.json")["source"]["max_rows"] == 60
+    learnt = read_json(run / "run.json")["plan"]["learnt_tokens"]
+    assert (
+        f"Local files (rows.jsonl): 44 rows to learn from ({learnt:,} tokens of answers), 16 rows held out of the tuning by whole documents (the base may have "
+        "read them). No more than 60 rows were taken (`--max_rows`); what comes after them was not read. Rows that were left out, as the table says: 1. Of the rows, "
+        "those held out among them, 60 are longer than 64 tokens: answer cut, no end-of-text. The tuning has read 8 of 44 rows.\n"
+    ) in card
+    assert "tuned on 8 of 44 rows of local files (rows.jsonl)." in card
+    assert "| left out because it | rows |\n| --- | --- |\n| empty answer | 1 |\n\n" in card
+
+
 def test_the_adapter_opens_with_peft_alone(whole_sft, base, examples):
     from peft import PeftModel
 
@@ -288,6 +357,30 @@ def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
         match=r"no row is left to learn from \(none were skipped\): all 60 are held out, because they are one document",
     ):
         sft(tmp_path / "run", "--dry_run", dataset=str(path))
+
+
+def test_a_bases_own_chat_template_is_put_aside_and_that_is_said_once(sft, base, tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(base, own)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(own, save_jinja_files=False)  # inside tokenizer_config.json, as transformers 4 wrote it
+    few = {
+        "model_name_or_path": str(own),
+        "max_steps": 1,
+        "eval_strategy": "no",
+        "sampled_answers": 1,
+        "compared_prompts": 0,
+        "answer_tokens": 1,
+    }
+    run = sft(tmp_path / "run", **few)
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("format")]
+    assert said.startswith(f"format    Vicuna 1.1; the own chat template of {own} is put aside")
+    assert f"`chat_template` in {own}/tokenizer_config.json" in said and "chat_template.jinja" not in said
+    assert AutoTokenizer.from_pretrained(run).chat_template == template.vicuna_template(tokenizer)
+    sft(tmp_path / "run", **few)
+    out = capsys.readouterr().out
+    assert "is finished (1 steps)" in out and "format    " not in out
 
 
 # ---- refusals ----

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 from ...data.formats import Skipped, TextFile, Unreadable, kind_of, parts, rows, skipped_lines, utf8_text
-from ...data.sources import absent, resolve
+from ...data.sources import absent, inventory, resolve
 from ...data.tokenizer import END_OF_TEXT
 from ...distributed import print_main
 from ...errors import Refusal
@@ -220,8 +220,8 @@ def _is_utf8(record: dict, text_columns: set[str]) -> bool:
 
 
 def text_task(name: str, path: str) -> EvalTask:
-    """A task of bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; skipped
-    rows are reported. Raises Refusal.
+    """A task of bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; what is
+    read and skipped rows are reported. Raises Refusal.
 
     Plain text files are split at END_OF_TEXT for every tokenizer, so all models get the same items.
     """
@@ -231,7 +231,12 @@ def text_task(name: str, path: str) -> EvalTask:
             " has."
         )
     skipped = Skipped()
-    documents = resolve(path, separator=END_OF_TEXT).documents(skipped)
+    try:
+        source = resolve(path, separator=END_OF_TEXT)
+    except Refusal as refusal:
+        raise Refusal(str(refusal).replace(f"--dataset {path}", f"--texts {name}={path}")) from None
+    print_main(f"text      {name}: {inventory(source, hints=False)}")
+    documents = source.documents(skipped)
     texts = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
     if not texts:
         raise Refusal(

@@ -224,3 +224,19 @@ def test_text_has_no_examples(capsys):
     ) and "examples  embedded_docs is text and has none" in capsys.readouterr().out
     with pytest.raises(Refusal, match="--num_fewshot embedded_docs=2: embedded_docs is text, which has no examples"):
         registry.build(["embedded_docs"], {}, {"embedded_docs": 2}, False)
+
+
+def test_a_text_says_what_of_it_is_read(tmp_path, capsys):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/rows.jsonl").write_text(json.dumps({"id": "a", "content": "Words in another column."}))
+    (tmp_path / "texts/picture.png").write_bytes(b"\x89PNG\0")
+    task = registry.text_task("mine", str(tmp_path / "texts"))
+    assert [item["text"] for item in task.items("mine")] == ["Words in another column."]
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(
+        "text      mine: 1 file, 50 bytes: 1 .jsonl, the text of rows from column 'content'; not read: 1 .png ("
+    )
+    assert "--" not in line
+    (tmp_path / "void").mkdir()
+    with pytest.raises(Refusal, match=f"^--texts mine={tmp_path}/void: that folder holds no file that is not hidden"):
+        registry.text_task("mine", str(tmp_path / "void"))
