@@ -266,15 +266,15 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
         model.to(training_args.device)
         before = read_json(start.checkpoint / before_after.BEFORE) if start.checkpoint else None
-        wanted = (
+        answer_settings = before_after.AnswerSettings(
             run_args.prompts,
             run_args.compared_prompts,
             run_args.sampled_answers,
             run_args.answer_tokens,
             training_args.seed,
-            batches,
         )
-        before = before or run_on_main(before_after.measure_before, model, tokenizer, eval_rows, *wanted)
+        measured = (tokenizer, eval_rows, answer_settings, batches)
+        before = before or run_on_main(before_after.measure_before, model, *measured)
         order = dataset.row_order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
         training_args.padding_free = batches.packs
         training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
@@ -322,9 +322,7 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and
         # the curves ----
         run_on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        after = run_on_main(
-            before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), tokenizer, eval_rows, *wanted
-        )
+        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), *measured)
         run_on_main(finish, run, plan.steps, base, adapter_args, before, after)
         run_on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
 

@@ -16,16 +16,14 @@ VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtyp
 
 
 def build_identity(
-    config: dict, training: dict, data: dict, layout: dict, environment: dict, more: Iterable[str] = ()
+    config: dict, training: dict, data: dict, layout: dict, environment: dict, extra_fields: Iterable[str] = ()
 ) -> dict:
-    """What makes two stretches of training one run, as a manifest records it. `more`: further hyperparameters that
-    count.
-    """
+    """The identity of a run, as its manifest records it. `extra_fields`: further hyperparameters that belong to it."""
     model = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
     return _comparable(
         {
             "model": json.loads(json.dumps(model, default=str)),
-            "hyperparameters": {name: training[name] for name in (*HYPERPARAMETERS, *more)},
+            "hyperparameters": {name: training[name] for name in (*HYPERPARAMETERS, *extra_fields)},
             "data": data,
             "layout": layout,
             "environment": environment,
@@ -34,8 +32,8 @@ def build_identity(
 
 
 def _comparable(identity: dict) -> dict:
-    """An identity as it is written today: what older manifests lack as the default that it was, threads beside the
-    processes, not in the hardware.
+    """An identity in today's form: fields that older manifests lack get their default, and the number of threads
+    belongs to the layout, not to the hardware.
     """
     threads = identity["environment"].get("hardware", {}).get("threads")
     hardware = {name: value for name, value in identity["environment"].get("hardware", {}).items() if name != "threads"}
@@ -50,58 +48,62 @@ def _comparable(identity: dict) -> dict:
     }
 
 
-def differences(saved: dict, now: dict) -> dict[str, dict[str, tuple]]:
-    """{kind: {name: (then, now)}} for the kinds hyperparameters, data, layout and environment.
+def differences(saved: dict, current: dict) -> dict[str, dict[str, tuple]]:
+    """{kind: {name: (saved value, current value)}} for the kinds hyperparameters, data, layout and environment.
 
     Model fields are named `model.field` and count as data: they cannot change within one run.
     """
-    saved, now = _comparable(saved), _comparable(now)
-    found: dict[str, dict[str, tuple]] = {"hyperparameters": {}, "data": {}, "layout": {}, "environment": {}}
-    for kind in found:
-        for name in sorted({*saved[kind], *now[kind]}):
-            then, new = (identity[kind].get(name, SFT_HYPERPARAMETERS.get(name)) for identity in (saved, now))
-            if then != new:
-                found[kind][name] = (then, new)
-    for name in sorted({*saved["model"], *now["model"]}):
-        if saved["model"].get(name) != now["model"].get(name):
-            found["data"][f"model.{name}"] = (saved["model"].get(name), now["model"].get(name))
-    return found
+    saved, current = _comparable(saved), _comparable(current)
+    changes: dict[str, dict[str, tuple]] = {"hyperparameters": {}, "data": {}, "layout": {}, "environment": {}}
+    for kind in changes:
+        for name in sorted({*saved[kind], *current[kind]}):
+            old, new = (identity[kind].get(name, SFT_HYPERPARAMETERS.get(name)) for identity in (saved, current))
+            if old != new:
+                changes[kind][name] = (old, new)
+    for name in sorted({*saved["model"], *current["model"]}):
+        if saved["model"].get(name) != current["model"].get(name):
+            changes["data"][f"model.{name}"] = (saved["model"].get(name), current["model"].get(name))
+    return changes
 
 
 def changed_arithmetic(changed: dict[str, dict[str, tuple]]) -> list[str]:
-    """What of `differences` lets the same mathematics end in other last bits; empty where a result must be the same bit
-    for bit.
-    """
+    """Names of the `differences` that can change rounding; empty where results must be bitwise identical."""
     threads = ["number of threads"] if "threads" in changed["layout"] else []
     return [*(name for name in ("hardware", "packages", "switches") if name in changed["environment"]), *threads]
 
 
-def check_changes(saved: dict, now: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:
-    """The differences from a checkpoint, or a Refusal with all that were not allowed, in one table."""
+def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:
+    """The differences from a checkpoint at `step`. Raises Refusal with one table of those that `allow` does not name
+    (--allow_changes, comma-separated).
+    """
     allowed = names(allow)
-    possible = {*now["hyperparameters"], *now["data"], *(f"model.{name}" for name in {*now["model"], *saved["model"]})}
+    possible = {
+        *current["hyperparameters"],
+        *current["data"],
+        *(f"model.{name}" for name in {*current["model"], *saved["model"]}),
+    }
     for name in allowed:
         if name not in possible:
-            near = difflib.get_close_matches(name, possible, 1, 0.4)
+            closest = difflib.get_close_matches(name, possible, 1, 0.4)
             raise Refusal(
                 f"--allow_changes {name}: no such field of a run's"
-                f" identity{f'; did you mean {near[0]}?' if near else '.'}"
+                f" identity{f'; did you mean {closest[0]}?' if closest else '.'}"
             )
-    found = differences(saved, now)
-    rows = {**found["hyperparameters"], **found["data"]}
+    changes = differences(saved, current)
+    rows = {**changes["hyperparameters"], **changes["data"]}
     refused = [name for name in rows if name not in allowed]
     if refused:
         width = max(len(name) for name in rows)
         table = "\n".join(
-            f"  {name:<{width}}  {_short(then)} -> {_short(new)}{'  (allowed)' if name in allowed else ''}"
-            + (f"; {cost}" if (cost := position_cost(name, saved, now, step)) else "")
-            for name, (then, new) in rows.items()
+            f"  {name:<{width}}  {_short(old)} -> {_short(new)}{'  (allowed)' if name in allowed else ''}"
+            + (f"; {cost}" if (cost := position_cost(name, saved, current, step)) else "")
+            for name, (old, new) in rows.items()
         )
         raise Refusal(
-            f"this is not the run of the checkpoint at step {step}:\n{table}\nGive back the old values, choose another"
-            f" --output_dir, or accept them, really applied from step {step + 1} on: --allow_changes {','.join(rows)}"
+            f"this is not the run of the checkpoint at step {step}:\n{table}\nRestore the old values, choose another"
+            f" --output_dir, or apply the new ones from step {step + 1} on: --allow_changes {','.join(rows)}"
         )
-    return found
+    return changes
 
 
 def _short(value) -> str:
@@ -109,22 +111,29 @@ def _short(value) -> str:
     return text[:12] + "…" if len(text) > 40 and " " not in text else text
 
 
-def position_cost(name: str, saved: dict, now: dict, step: int) -> str:
-    """What a change of data, order or step size repeats or skips, in tokens."""
+def position_cost(name: str, saved: dict, current: dict, step: int) -> str:
+    """What a change of data, order or step size repeats or skips, in tokens; "" where nothing is."""
     if "tokens_per_step" not in saved["data"]:
         return (
             "rows come in another order"
             if name in ("data", "data_seed", "packing", "max_length", "sequences_per_step")
             else ""
         )
-    done = step * saved["data"]["tokens_per_step"]
+    tokens_read = step * saved["data"]["tokens_per_step"]
     if name in ("tokens_per_step", "block_size"):
-        position = step * now["data"]["tokens_per_step"]
-        if position > done:
-            return f"{position - done:,} tokens are skipped"
-        return f"{done - position:,} tokens are read again" if position < done else "windows are cut elsewhere"
+        position = step * current["data"]["tokens_per_step"]
+        if position > tokens_read:
+            return f"{position - tokens_read:,} tokens are skipped"
+        return (
+            f"{tokens_read - position:,} tokens are read again"
+            if position < tokens_read
+            else "windows are cut elsewhere"
+        )
     if name == "data":
-        return f"the first {step * now['data']['tokens_per_step']:,} tokens of the new data are skipped"
+        return f"the first {step * current['data']['tokens_per_step']:,} tokens of the new data are skipped"
     if name in ("order", "data_seed", "epoch_windows"):
-        return f"another order: of the {done:,} tokens read so far, any may come again, and as many unread ones never"
+        return (
+            f"another order: any of the {tokens_read:,} tokens read so far may be repeated, and as many unread ones"
+            " skipped"
+        )
     return ""

@@ -1,7 +1,7 @@
-"""What a stranger's files say of themselves is held against what they are, before anything is built of them.
+"""Checks that downloaded files are what they claim to be, before anything is built from them.
 
-sha256 shows that a revision is as its author published it, not that it is one. Here: JSON of the right types, whole
-safetensors files, no pickle that holds more than numbers, and no model larger than its files.
+sha256 shows that a revision is as its author published it, not that it is well-formed. Checked here: JSON of the right
+types, complete safetensors files, pickles that hold only numbers, and no model larger than its files.
 """
 
 import contextlib
@@ -21,25 +21,25 @@ LAYERS = "num_hidden_layers n_layer n_layers num_layers num_decoder_layers decod
 
 EXPERTS = "num_experts num_local_experts n_routed_experts moe_num_experts num_routed_experts".split()
 
-SMALL = 2**28  # weights of a model that is built without being held against its files first
+UNCHECKED_WEIGHTS = 2**28  # a model of up to so many weights is built without comparing it with its files first
 
 ELSEWHERE = "Use another revision."
 
 
-def read_object(path: Path, what: str) -> dict:
-    """The JSON object that a file must hold. Raises Refusal."""
+def read_object(path: Path, source: str) -> dict:
+    """The JSON object in a file. `source` names the file in messages. Raises Refusal where it holds anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Refusal(f"{what} is no JSON ({type(error).__name__}). {ELSEWHERE}") from None
+        raise Refusal(f"{source} is no JSON ({type(error).__name__}). {ELSEWHERE}") from None
     if not isinstance(value, dict):
-        raise Refusal(f"{what} holds a JSON {type(value).__name__} where an object belongs. {ELSEWHERE}")
+        raise Refusal(f"{source} holds a JSON {type(value).__name__} where an object belongs. {ELSEWHERE}")
     return value
 
 
-def shapes_of(path: Path, what: str) -> dict[str, list[int]]:
-    """{tensor: shape} by the header of a safetensors file, which the library holds against the file's size. Raises
-    Refusal.
+def shapes_of(path: Path, source: str) -> dict[str, list[int]]:
+    """{tensor name: shape} from the header of a safetensors file, which the library checks against the file's size.
+    `source` names the file in messages. Raises Refusal where the file is incomplete or malformed.
     """
     from safetensors import safe_open
 
@@ -48,12 +48,12 @@ def shapes_of(path: Path, what: str) -> dict[str, list[int]]:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
     except Exception as error:  # the library's own, OSError, and whatever a malformed header leads to
         raise Refusal(
-            f"{what} is no whole safetensors file ({' '.join(str(error).split())[:200]}). {ELSEWHERE}"
+            f"{source} is no whole safetensors file ({' '.join(str(error).split())[:200]}). {ELSEWHERE}"
         ) from None
 
 
 def check_model(name: str, folder: Path) -> None:
-    """Raise Refusal where the files of a model or adapter are none, or describe a model that they do not hold."""
+    """Raise Refusal where the files of a model or adapter are malformed, or describe a model that they do not hold."""
     objects = {file: read_object(folder / file, f"{file} of {name}") for file in OBJECTS if (folder / file).is_file()}
     index = objects.get("model.safetensors.index.json", {}).get("weight_map", {})
     if not isinstance(index, dict) or not all(
@@ -72,6 +72,7 @@ def check_model(name: str, folder: Path) -> None:
 
 
 def _check_adapter(name: str, objects: dict, shapes: dict) -> None:
+    """Raise Refusal where the records of an adapter have wrong types or a rank larger than its tensors."""
     config, base = objects["adapter_config.json"], objects.get("base.json", {})
     for file, record, keys in (
         ("adapter_config.json", config, ("base_model_name_or_path", "revision")),
@@ -95,49 +96,49 @@ def _check_adapter(name: str, objects: dict, shapes: dict) -> None:
 
 
 def _check_sizes(name: str, folder: Path, config: dict, shapes: dict[str, list[int]]) -> None:
-    """Every layer has a tensor, every expert one or a row of one; and a large model is counted, without memory, before
-    it is made.
+    """Raise Refusal where a config names more layers or experts than there are tensors, or describes a large model with
+    more weights than its files hold. Weights are counted on the meta device.
     """
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     numbers: list[int] = []
     for key, value in _fields(config):
-        most = len(shapes) if key in LAYERS else max(len(shapes), largest) if key in EXPERTS else None
+        limit = len(shapes) if key in LAYERS else max(len(shapes), largest) if key in EXPERTS else None
         if (
-            most is not None
+            limit is not None
             and value is not None
             and (not isinstance(value, int) or isinstance(value, bool) or value < 0)
         ):
             raise Refusal(f"config.json of {name} has {key} {value!r}, which is no number of them. {ELSEWHERE}")
-        if most is not None and value is not None and value > most:
+        if limit is not None and value is not None and value > limit:
             raise Refusal(
                 f"config.json of {name} has {key} {value:,}, and its weights are {len(shapes):,} tensors. {ELSEWHERE}"
             )
         if isinstance(value, int):
             numbers.append(value)
-    there = sum(math.prod(shape) for shape in shapes.values())
+    stored = sum(math.prod(shape) for shape in shapes.values())
     first, second, third = [*sorted(numbers, reverse=True), 1, 1, 1][:3]
-    if first * second * third <= SMALL or "quantization_config" in config:
+    if first * second * third <= UNCHECKED_WEIGHTS or "quantization_config" in config:
         return
     expected = 0
     with contextlib.suppress(Exception):  # a config that makes no model is refused where it is loaded, with the reason
-        expected = _described(folder)
-    if expected > 2 * there + SMALL:
+        expected = _count_described_weights(folder)
+    if expected > 2 * stored + UNCHECKED_WEIGHTS:
         raise Refusal(
-            f"config.json of {name} describes a model of {expected:,} weights, and its files hold {there:,}."
+            f"config.json of {name} describes a model of {expected:,} weights, and its files hold {stored:,}."
             f" {ELSEWHERE}"
         )
 
 
 def _fields(value) -> Iterator[tuple[str, object]]:
-    """(name, value) of every field of a config and of those inside it (`text_config`)."""
-    for key, one in value.items():
-        yield key, one
-        if isinstance(one, dict):
-            yield from _fields(one)
+    """(name, value) of every field of a config and of the configs nested in it (`text_config`)."""
+    for key, field in value.items():
+        yield key, field
+        if isinstance(field, dict):
+            yield from _fields(field)
 
 
-def _described(folder: Path) -> int:
-    """Weights of the model that a config means, built on the meta device."""
+def _count_described_weights(folder: Path) -> int:
+    """Number of weights of the model that a config describes, built on the meta device."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -147,46 +148,53 @@ def _described(folder: Path) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def check_state(folder: Path, what: str, left_out: tuple[str, ...] = ()) -> None:
-    """Raise Refusal where the training state of a verified checkpoint is none: safetensors, JSON and pickles of
-    numbers, of the right types.
+def check_state(folder: Path, checkpoint: str, left_out: tuple[str, ...] = ()) -> None:
+    """Raise Refusal where the training state of a verified checkpoint is malformed: it must be safetensors, JSON and
+    pickles of numbers, each of the right types.
 
-    Files whose names begin with one of `left_out` are not looked at.
+    Files whose names begin with one of `left_out` are not read. `checkpoint` names it in messages.
     """
     import torch
     from transformers.trainer_pt_utils import safe_globals
 
-    looked_at = sorted(path for path in folder.iterdir() if not (left_out and path.name.startswith(left_out)))
-    for path in (path for path in looked_at if path.suffix == ".safetensors"):
-        shapes_of(path, f"{path.name} of {what}")
+    paths = sorted(path for path in folder.iterdir() if not (left_out and path.name.startswith(left_out)))
+    for path in (path for path in paths if path.suffix == ".safetensors"):
+        shapes_of(path, f"{path.name} of {checkpoint}")
     for name in OBJECTS:
         if (folder / name).is_file():
-            read_object(folder / name, f"{name} of {what}")
+            read_object(folder / name, f"{name} of {checkpoint}")
     if (folder / "adapter_config.json").is_file():
-        check_model(what, folder)
-    manifest = read_object(folder / "manifest.json", f"manifest.json of {what}")
-    _need(manifest.get("probe"), {"loss": float, "sha256": str}, f"manifest.json of {what}: probe")
+        check_model(checkpoint, folder)
+    manifest = read_object(folder / "manifest.json", f"manifest.json of {checkpoint}")
+    _check_types(manifest.get("probe"), {"loss": float, "sha256": str}, f"manifest.json of {checkpoint}: probe")
     progress = {"tokens": int, "pending_loss": list, "logged_step": int, "data_start": int, "schedule_start": int}
-    _need(read_object(folder / "progress.json", f"progress.json of {what}"), progress, f"progress.json of {what}")
-    state = read_object(folder / "trainer_state.json", f"trainer_state.json of {what}")
-    _need(state, {"global_step": int, "log_history": list}, f"trainer_state.json of {what}")
+    _check_types(
+        read_object(folder / "progress.json", f"progress.json of {checkpoint}"),
+        progress,
+        f"progress.json of {checkpoint}",
+    )
+    state = read_object(folder / "trainer_state.json", f"trainer_state.json of {checkpoint}")
+    _check_types(state, {"global_step": int, "log_history": list}, f"trainer_state.json of {checkpoint}")
     for entry in state["log_history"]:
-        _need(entry, {"step": int}, f"trainer_state.json of {what}: log_history")
-    for path in (path for path in looked_at if path.suffix in (".pt", ".pth")):
+        _check_types(entry, {"step": int}, f"trainer_state.json of {checkpoint}: log_history")
+    for path in (path for path in paths if path.suffix in (".pt", ".pth")):
         try:
             with safe_globals():
                 value = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # of pickle, zip and torch
             raise Refusal(
-                f"{path.name} of {what} is no state of numbers ({type(error).__name__}); code in it is not run."
+                f"{path.name} of {checkpoint} is no state of numbers ({type(error).__name__}); code in it is not run."
                 f" {ELSEWHERE}"
             ) from None
         if not isinstance(value, dict):
-            raise Refusal(f"{path.name} of {what} holds a {type(value).__name__} where a state belongs. {ELSEWHERE}")
+            raise Refusal(
+                f"{path.name} of {checkpoint} holds a {type(value).__name__} where a state belongs. {ELSEWHERE}"
+            )
 
 
-def _need(record, kinds: dict[str, type], what: str) -> None:
-    for key, kind in kinds.items():
+def _check_types(record, types: dict[str, type], source: str) -> None:
+    """Raise Refusal where a field of a record is missing or not of its type; an int counts as a float."""
+    for key, expected_type in types.items():
         value = record.get(key) if isinstance(record, dict) else None
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
-            raise Refusal(f"{what} has {key} {value!r}, which is no {kind.__name__}. {ELSEWHERE}")
+        if not isinstance(value, (int, float) if expected_type is float else expected_type) or isinstance(value, bool):
+            raise Refusal(f"{source} has {key} {value!r}, which is no {expected_type.__name__}. {ELSEWHERE}")

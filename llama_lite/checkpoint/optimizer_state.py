@@ -1,7 +1,7 @@
-"""Optimiser state (and float32 weights) by parameter name: one form from every layout, and into every layout.
+"""Optimizer state (and float32 weights) by parameter name, in one form that every layout writes and reads.
 
-One process, DDP and FSDP2 by torch's own distributed state dicts; DeepSpeed ZeRO-2, which flattens parameters and cuts
-the result, by DeepSpeed's accessors. Every function is called on all ranks.
+One process, DDP and FSDP2 use torch's distributed state dicts. DeepSpeed ZeRO-2, which flattens and partitions the
+parameters, uses DeepSpeed's accessors. Call every function on all ranks.
 """
 
 import json
@@ -11,20 +11,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, each of its parameter's shape
 
 
-def is_zero(optimizer) -> bool:
-    """Whether an optimiser is DeepSpeed's ZeRO."""
+def is_zero(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether an optimizer is DeepSpeed's ZeRO."""
     return hasattr(optimizer, "single_partition_of_fp32_groups")
 
 
-def save_optimizer(model, optimizer, path: str, sharded: bool, writes: bool) -> None:
-    """Gather the state and write it to one safetensors file: tensors `parameter|field`, groups in the metadata; only
-    where `writes`.
+def save_optimizer(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: str, sharded: bool, writes: bool
+) -> None:
+    """Gather the optimizer state and, on ranks with `writes`, write it to one safetensors file: tensors
+    `parameter|field`, parameter groups as JSON in the metadata. `sharded`: the state is distributed over the ranks.
     """
     if is_zero(optimizer):
-        tensors, groups = _zero_state(model, optimizer, writes)
+        tensors, groups = _gather_zero_state(model, optimizer, writes)
     else:
         state = get_optimizer_state_dict(
             model, optimizer, options=StateDictOptions(full_state_dict=sharded, cpu_offload=sharded)
@@ -41,8 +43,8 @@ def save_optimizer(model, optimizer, path: str, sharded: bool, writes: bool) -> 
         )
 
 
-def load_optimizer(model, optimizer, path: str, sharded: bool) -> None:
-    """The state in a file of `save_optimizer`, whatever the layout that wrote it."""
+def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: str, sharded: bool) -> None:
+    """Load a file of `save_optimizer` into an optimizer, whichever layout wrote it."""
     state: dict = {}
     with safe_open(path, "pt") as file:
         groups = json.loads(file.metadata()["param_groups"])
@@ -56,57 +58,68 @@ def load_optimizer(model, optimizer, path: str, sharded: bool) -> None:
         set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
 
 
-def zero_weights(model, writes: bool) -> dict[str, torch.Tensor]:
-    """The float32 weights that ZeRO keeps beside a model's own, where `writes`; gathered one by one."""
+def zero_weights(model: torch.nn.Module, writes: bool) -> dict[str, torch.Tensor]:
+    """The float32 master weights of ZeRO by parameter name, gathered one by one; empty tensors on ranks without
+    `writes`.
+    """
     from deepspeed.utils import safe_get_full_fp32_param
 
     gathered = ((name, safe_get_full_fp32_param(parameter)) for name, parameter in model.named_parameters())
     return {name: tensor.cpu() if writes else tensor.new_empty(0) for name, tensor in gathered}
 
 
-def load_zero_weights(model, tensors: dict[str, torch.Tensor]) -> None:
-    """Float32 weights into ZeRO's copies; the model's own are loaded as any model's."""
+def load_zero_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Set ZeRO's float32 master weights to `tensors` (by parameter name), not the model's own."""
     from deepspeed.utils import safe_set_full_fp32_param
 
     for name, parameter in model.named_parameters():
         safe_set_full_fp32_param(parameter, tensors[name].float().to(parameter.device))
 
 
-def _zero_state(model, optimizer, writes: bool) -> tuple[dict, list[dict]]:
+def _gather_zero_state(model, optimizer, writes: bool) -> tuple[dict, list[dict]]:
+    """(tensors `parameter|field` on the CPU, parameter groups) of ZeRO's optimizer; moments only where `writes`."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
-    _link(optimizer)
-    inner, names, tensors, groups = optimizer.optimizer, {id(p): name for name, p in model.named_parameters()}, {}, []
+    _link_moments(optimizer)
+    base_optimizer, names, tensors, groups = (
+        optimizer.optimizer,
+        {id(p): name for name, p in model.named_parameters()},
+        {},
+        [],
+    )
     for group, parameters, flat in zip(
-        inner.param_groups, optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
+        base_optimizer.param_groups, optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True
     ):
         for parameter in parameters:
             for key in MOMENTS:
                 moment = safe_get_full_optimizer_state(parameter, key)
                 if writes:
                     tensors[f"{names[id(parameter)]}|{key}"] = moment.cpu()
-            tensors[f"{names[id(parameter)]}|step"] = torch.as_tensor(inner.state[flat]["step"]).float().cpu().clone()
+            tensors[f"{names[id(parameter)]}|step"] = (
+                torch.as_tensor(base_optimizer.state[flat]["step"]).float().cpu().clone()
+            )
         settings = {key: value for key, value in group.items() if key != "params"}
         groups.append({"params": [names[id(p)] for p in parameters], **json.loads(json.dumps(settings, default=str))})
     return tensors, groups
 
 
 def _load_zero_state(model, optimizer, state: dict) -> None:
+    """Load {parameter name: {field: tensor}} into ZeRO's partitions."""
     from deepspeed.utils import safe_set_full_optimizer_state
 
-    inner, names = optimizer.optimizer, {id(p): name for name, p in model.named_parameters()}
+    base_optimizer, names = optimizer.optimizer, {id(p): name for name, p in model.named_parameters()}
     for parameters, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
         step = state[names[id(parameters[0])]]["step"]  # one group steps as one
-        inner.state[flat] = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
-    _link(optimizer)
+        base_optimizer.state[flat] = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+    _link_moments(optimizer)
     for name, parameter in model.named_parameters():
         for key in MOMENTS:
             safe_set_full_optimizer_state(parameter, state[name][key].to(parameter.device), key)
 
 
-def _link(optimizer) -> None:
-    """Let DeepSpeed's accessors find the moments of all groups: by itself it links them after the first group's first
-    step, when others have none.
+def _link_moments(optimizer) -> None:
+    """Make DeepSpeed's accessors find the moments of all groups. DeepSpeed itself links them after the first group's
+    first step, when the other groups have none.
     """
     optimizer._hp_optimizer_states_linked = False
     optimizer._lazy_init_hp_params_optimizer_state()

@@ -1,12 +1,13 @@
-"""What a checkpoint is, when it can be trusted, and what may differ from it when a run goes on.
+"""Writing, finding and choosing checkpoints on disk.
 
-`checkpoint-N/` exists only when it is whole: files are written aside and flushed, `manifest.json` (size and sha256 of
-each, the run's identity, a proof of the weights) comes last, then the folder gets its name. A folder that does not
-match its manifest is set aside as `checkpoint-N.damaged` and never used.
+`checkpoint-N/` exists only when it is complete: files are written to a staging folder and flushed, `manifest.json`
+(size and sha256 of each file, the run's identity, a probe of the weights) is written last, then the folder gets its
+name. A folder that does not match its manifest is quarantined as `checkpoint-N.damaged` and never used.
 """
 
 import os
 import shutil
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,32 +23,34 @@ STAGING, REPLACED, DELETED = ".staging-", ".replaced-", ".deleted-"
 
 
 def staging_folder(run: Path, step: int) -> Path:
-    """A fresh folder to write checkpoint `step` into."""
+    """A new, empty folder to write checkpoint `step` into."""
     folder = Path(run) / f"{STAGING}{step}"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
 
 
-def need_space(run: Path, needed: int) -> None:
-    """Raise Refusal when the disk cannot take `needed` bytes (with a twentieth to spare)."""
-    way = "Make room or lower --save_total_limit, and run the same command again: the last checkpoint is untouched."
-    files.need_space(run, needed, "the next checkpoint", way)
+def need_space(run: Path, num_bytes: int) -> None:
+    """Raise Refusal when the disk has less free space than `num_bytes` and a margin of 5 %."""
+    advice = "Make room or lower --save_total_limit, and run the same command again: the last checkpoint is untouched."
+    files.need_space(run, num_bytes, "the next checkpoint", advice)
 
 
 def flush_and_hash(folder: Path) -> dict[str, dict]:
-    """Size and sha256 of every file of a folder, each flushed to disk; hashing and flushing run side by side."""
+    """{path in the folder: {size in bytes, sha256}} of every file but the manifest, each flushed to disk. Hashing and
+    flushing run concurrently.
+    """
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST)
 
-    def flush(path):
+    def flush(path: Path) -> None:
         with open(path, "rb") as file:
             files.flush(file.fileno(), path)
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         flushes = [pool.submit(flush, path) for path in paths]
         digests = list(pool.map(sha256, paths))
-        for done in flushes:
-            done.result()
+        for future in flushes:
+            future.result()
     return {
         str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
         for path, digest in zip(paths, digests, strict=True)
@@ -55,7 +58,9 @@ def flush_and_hash(folder: Path) -> dict[str, dict]:
 
 
 def commit_checkpoint(staging: Path, run: Path, step: int, manifest: dict) -> Path:
-    """Write the manifest and give the folder its name; an older `checkpoint-N` makes way without being lost."""
+    """Write the manifest and rename the staging folder to `checkpoint-N`, which is returned. An older folder of that
+    name is deleted only after the rename.
+    """
     manifest = {"format": FORMAT, "step": step, **manifest}
     write_json(staging / MANIFEST, {**manifest, "digest": digest_of(manifest)})
     flush_folder(staging)
@@ -70,7 +75,7 @@ def commit_checkpoint(staging: Path, run: Path, step: int, manifest: dict) -> Pa
 
 
 def rotate(run: Path, limit: int | None) -> None:
-    """Delete the oldest checkpoints beyond `limit`; called right after one was sealed, which always stays."""
+    """Delete the oldest checkpoints beyond `limit` (None: keep all). The newest one always stays."""
     for _, folder in checkpoints(run)[max(limit, 1) :] if limit else ():
         doomed = folder.with_name(f"{DELETED}{folder.name}")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -83,16 +88,16 @@ def rotate(run: Path, limit: int | None) -> None:
 
 def checkpoints(run: Path) -> list[tuple[int, Path]]:
     """(step, folder) of every `checkpoint-N`, newest first."""
-    found = []
+    steps = []
     for folder in Path(run).glob("checkpoint-*"):
         number = folder.name.removeprefix("checkpoint-")
         if number.isdigit() and folder.is_dir():
-            found.append((int(number), folder))
-    return sorted(found, reverse=True)
+            steps.append((int(number), folder))
+    return sorted(steps, reverse=True)
 
 
 def recover_interrupted(run: Path) -> None:
-    """Finish or undo what a crash cut short: a save, a replacement, a rotation."""
+    """Finish or undo a save, a replacement or a rotation that a crash interrupted."""
     for folder in Path(run).glob(f"{REPLACED}*"):
         final = Path(run) / f"checkpoint-{folder.name.removeprefix(REPLACED)}"
         if not final.exists():
@@ -103,7 +108,7 @@ def recover_interrupted(run: Path) -> None:
 
 
 def quarantine(folder: Path, suffix: str) -> Path:
-    """Rename a checkpoint so that nothing takes it for one: `checkpoint-N.damaged`, `.damaged-2` ..."""
+    """Rename a checkpoint so that nothing uses it: `checkpoint-N.damaged`, `.damaged-2` ... Returns the new path."""
     target, count = folder.with_name(f"{folder.name}.{suffix}"), 1
     while target.exists():
         count += 1
@@ -113,36 +118,43 @@ def quarantine(folder: Path, suffix: str) -> Path:
     return target
 
 
-def newest_verified(run: Path, without: tuple[str, ...], report) -> Path | None:
-    """The newest checkpoint that is whole. Each damaged one is set aside and told to `report(folder, problems)`."""
+def newest_verified(
+    run: Path, excluded_state: tuple[str, ...], on_quarantine: Callable[[Path, list[str]], None]
+) -> Path | None:
+    """The newest checkpoint without corruption, None if there is none. Each damaged one is quarantined and reported to
+    `on_quarantine(folder, problems)`.
+    """
     for _, folder in checkpoints(run):
-        wrong = find_corruption(folder, without)
-        if not wrong:
+        problems = find_corruption(folder, excluded_state)
+        if not problems:
             return folder
-        report(quarantine(folder, "damaged"), wrong)
+        on_quarantine(quarantine(folder, "damaged"), problems)
     return None
 
 
-def resolve(run: Path, mode: str, without: tuple[str, ...], report) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means; None for a new run. Raises Refusal.
+def resolve(
+    run: Path, mode: str, excluded_state: tuple[str, ...], on_quarantine: Callable[[Path, list[str]], None]
+) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` selects; None for a new run. Raises Refusal.
 
-    auto: the newest verified one, else none. must: refused without one. never: refused with one. Else a folder.
+    mode: auto (the newest verified one, else None), must (refused without one), never (refused with one), or a folder.
+    excluded_state: keys of `verify.STATE_FILES` that are not loaded and so not verified (--resume_without).
     """
     run = Path(run)
     if mode == "never":
-        if there := checkpoints(run):
+        if existing := checkpoints(run):
             raise Refusal(
-                f"--resume_from_checkpoint never: {run} holds {len(there)} checkpoint(s), the newest at step"
-                f" {there[0][0]}. Choose another --output_dir, or `auto` to go on."
+                f"--resume_from_checkpoint never: {run} holds {len(existing)} checkpoint(s), the newest at step"
+                f" {existing[0][0]}. Choose another --output_dir, or `auto` to go on."
             )
         return None
     if mode in ("auto", "must"):
-        found = newest_verified(run, without, report)
-        if found is None and mode == "must":
+        checkpoint = newest_verified(run, excluded_state, on_quarantine)
+        if checkpoint is None and mode == "must":
             raise Refusal(
                 f"--resume_from_checkpoint must: {run} holds no verified checkpoint. `auto` would start a new run."
             )
-        return found
+        return checkpoint
     folder = Path(mode)
     if not folder.is_dir():
         raise Refusal(f"--resume_from_checkpoint {mode}: no such folder (or use auto, must or never).")
@@ -152,17 +164,17 @@ def resolve(run: Path, mode: str, without: tuple[str, ...], report) -> Path | No
             f"--resume_from_checkpoint {mode}: no {MANIFEST}, so nothing in it can be verified. To start a new run from"
             f" its weights alone: --init_from {mode}."
         )
-    if wrong := find_corruption(folder, without):
+    if problems := find_corruption(folder, excluded_state):
         raise Refusal(
-            f"--resume_from_checkpoint {mode} is damaged: {'; '.join(wrong)}. Use another checkpoint, or `auto`."
+            f"--resume_from_checkpoint {mode} is damaged: {'; '.join(problems)}. Use another checkpoint, or `auto`."
         )
     return folder
 
 
-def supersede_newer(run: Path, resumed: Path, step: int, report) -> None:
-    """A run that goes back to an older checkpoint of its own: the newer ones are of another future and set aside."""
+def supersede_newer(run: Path, resumed: Path, step: int, on_quarantine: Callable[[Path], None]) -> None:
+    """Quarantine the checkpoints of `run` that are newer than `step`, when it resumes from a checkpoint of its own."""
     if resumed.parent.resolve() != Path(run).resolve():
         return
-    for number, folder in checkpoints(run):
-        if number > step:
-            report(quarantine(folder, "superseded"))
+    for newer_step, folder in checkpoints(run):
+        if newer_step > step:
+            on_quarantine(quarantine(folder, "superseded"))

@@ -21,22 +21,22 @@ STATE_FILES = {
     "data": (),
 }
 
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")  # tensors with a row a token
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")  # tensors with one row per token
 
 
-# How the largest difference between two losses of one probe is judged where hardware or packages differ.
+# Largest difference in nats between two losses of one probe that is accepted where hardware or packages differ.
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
 
 
 def digest_of(manifest: dict) -> str:
-    """sha256 of a record, as it is kept in the record itself under `digest`."""
+    """sha256 of a record without its own `digest` field, which holds this value."""
     return hashlib.sha256(
         json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True).encode()
     ).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict | None:
-    """A checkpoint's manifest, or None where there is none that is whole."""
+    """A checkpoint's manifest, or None where it is missing, altered or malformed."""
     try:
         manifest = json.loads((Path(folder) / MANIFEST).read_text(encoding="utf-8"))
         return manifest if manifest["digest"] == digest_of(manifest) and is_well_formed(manifest) else None
@@ -44,14 +44,13 @@ def read_manifest(folder: Path) -> dict | None:
         return None
 
 
-def is_well_formed(record) -> bool:
-    """Whether JSON says of a checkpoint what every record of one says, in the right types: its step, tokens, identity
-    and files.
+def is_well_formed(record: object) -> bool:
+    """Whether a JSON value has the fields of a manifest, in the right types: step, tokens, identity and files.
 
-    A digest shows that a record is as somebody wrote it, not that it is one. Names of files stay inside its folder.
+    A digest shows that a record is as somebody wrote it, not that it is a manifest. File names must stay inside the
+    checkpoint's folder.
     """
-
-    if not isinstance(record, dict) or not _whole(record.get("step")) or not _whole(record.get("tokens")):
+    if not isinstance(record, dict) or not _is_count(record.get("step")) or not _is_count(record.get("tokens")):
         return False
     identity = record.get("identity")
     if not isinstance(identity, dict) or not all(isinstance(identity.get(kind), dict) for kind in IDENTITY):
@@ -59,37 +58,37 @@ def is_well_formed(record) -> bool:
     return isinstance(identity["environment"].get("switches", {}), dict) and is_well_formed_files(record.get("files"))
 
 
-def is_well_formed_files(files) -> bool:
-    """Whether JSON is {path inside a folder: {size, sha256}}."""
+def is_well_formed_files(files: object) -> bool:
+    """Whether a JSON value is {path inside a folder: {size, sha256}}."""
 
-    def inside(name: str) -> bool:
+    def is_inside_folder(name: str) -> bool:
         return bool(name) and not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
 
     return isinstance(files, dict) and all(
-        inside(name)
+        is_inside_folder(name)
         and isinstance(file, dict)
-        and _whole(file.get("size"))
+        and _is_count(file.get("size"))
         and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
         for name, file in files.items()
     )
 
 
-def _whole(number) -> bool:
+def _is_count(number) -> bool:
     return isinstance(number, int) and not isinstance(number, bool) and number >= 0
 
 
-def find_corruption(folder: Path, without: tuple[str, ...] = ()) -> list[str]:
-    """What keeps a checkpoint from being what was written: one sentence a file. Reads every byte of it.
+def find_corruption(folder: Path, excluded_state: tuple[str, ...] = ()) -> list[str]:
+    """How a checkpoint differs from its manifest: one sentence per file, none where it is intact. Reads every byte.
 
-    State that `--resume_without` leaves out is not looked at.
+    excluded_state: keys of STATE_FILES whose files are not read (--resume_without).
     """
     manifest = read_manifest(folder)
     if manifest is None:
         return [f"{MANIFEST} is missing or altered"]
-    left_out = tuple(prefix for part in without for prefix in STATE_FILES[part])
+    left_out = tuple(prefix for kind in excluded_state for prefix in STATE_FILES[kind])
 
-    def check(item):
-        name, expected = item
+    def find_problem(manifest_entry: tuple[str, dict]) -> str | None:
+        name, expected = manifest_entry
         path = Path(folder) / name
         if left_out and name.startswith(left_out):
             return None
@@ -100,33 +99,34 @@ def find_corruption(folder: Path, without: tuple[str, ...] = ()) -> list[str]:
         return f"{name} was altered" if sha256(path) != expected["sha256"] else None
 
     with ThreadPoolExecutor(max_workers=8) as pool:
-        return [problem for problem in pool.map(check, sorted(manifest["files"].items())) if problem]
+        return [problem for problem in pool.map(find_problem, sorted(manifest["files"].items())) if problem]
 
 
 def refuse_sharded(folder: Path) -> None:
-    """Raise Refusal for a checkpoint that another program saved in shards, which only its own layout can read."""
+    """Raise Refusal for sharded weights of FSDP or DeepSpeed, which only the layout that saved them can read."""
     if any(Path(folder).glob("pytorch_model_fsdp_*")):
         raise Refusal(
-            f"{folder} holds weights in shards, which only FSDP over as many processes reads. Make a model of them,"
+            f"{folder} holds weights in shards, which only FSDP over as many processes reads. Merge them into a model,"
             f" `accelerate merge-weights {folder}/pytorch_model_fsdp_0 MODEL`, and start a new run from it: --init_from"
             " MODEL --resume_from_checkpoint never."
         )
     if any(Path(folder).glob("global_step*")):
         raise Refusal(
-            f"{folder} holds weights in DeepSpeed's shards, which only DeepSpeed over as many processes reads. Make a"
-            f" model of them, `python {folder}/zero_to_fp32.py {folder} MODEL --safe_serialization`, and start a new"
-            " run from it: --init_from MODEL --resume_from_checkpoint never."
+            f"{folder} holds weights in DeepSpeed's shards, which only DeepSpeed over as many processes reads. Merge"
+            f" them into a model, `python {folder}/zero_to_fp32.py {folder} MODEL --safe_serialization`, and start a"
+            " new run from it: --init_from MODEL --resume_from_checkpoint never."
         )
 
 
-def require_state(manifest: dict, without: tuple[str, ...]) -> None:
+def require_state(manifest: dict, excluded_state: tuple[str, ...]) -> None:
     """Raise Refusal when the checkpoint was published without state that resuming needs."""
-    for part, prefixes in STATE_FILES.items():
+    for kind, prefixes in STATE_FILES.items():
         absent = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in manifest["files"])]
-        if absent and part not in without:
+        if absent and kind not in excluded_state:
             raise Refusal(
-                f"the checkpoint of step {manifest['step']} has no {part} state: going on would not be the same run. "
-                f"--resume_without {part} does it on purpose; --init_from starts a new run from the weights."
+                f"the checkpoint of step {manifest['step']} has no {kind} state, so a resumed run would differ from an"
+                f" uninterrupted one. --resume_without {kind} accepts that; --init_from starts a new run from the"
+                " weights."
             )
 
 

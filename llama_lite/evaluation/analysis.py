@@ -1,5 +1,6 @@
 """Comparisons over an evaluation's records: pairs, gaps between kinds of text, sensitivity, contamination."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,33 +20,35 @@ PAIRS = (
 
 
 def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, str]) -> dict:
-    """The paired difference second - first of two sample lists, a row of `comparison.csv`. Raises Refusal where they
-    are not of the same items.
+    """The paired difference second - first of two sample lists, as a row of `comparison.csv`. names: of the two models.
+    Raises Refusal where the lists have different items.
     """
 
-    def keyed(samples):
+    def by_key(samples: list[dict]) -> dict[tuple, dict]:
         return {(sample["leaf"], sample["doc_id"], sample["filter"]): sample for sample in samples}
 
-    a, b = keyed(first), keyed(second)
-    if a.keys() != b.keys() or any(a[key]["item"] != b[key]["item"] for key in a):
+    first_by_key, second_by_key = by_key(first), by_key(second)
+    if first_by_key.keys() != second_by_key.keys() or any(
+        first_by_key[key]["item"] != second_by_key[key]["item"] for key in first_by_key
+    ):
         raise Refusal(
             f"{names[0]} and {names[1]} were not asked the same items, so nothing can be said of their difference."
         )
-    keys = sorted(a)
-    strata, clusters = [key[0] for key in keys], [a[key]["cluster"] for key in keys]
-    values = [(a[key]["metrics"][metric], b[key]["metrics"][metric]) for key in keys]
+    keys = sorted(first_by_key)
+    strata, clusters = [key[0] for key in keys], [first_by_key[key]["cluster"] for key in keys]
+    values = [(first_by_key[key]["metrics"][metric], second_by_key[key]["metrics"][metric]) for key in keys]
     if metric == "bits_per_byte":
-        found = statistics.ratio([(x[0] - y[0]) / np.log(2) for x, y in values], [x[1] for x, _ in values], clusters)
+        estimate = statistics.ratio([(x[0] - y[0]) / np.log(2) for x, y in values], [x[1] for x, _ in values], clusters)
     else:
-        found = statistics.ratio([y - x for x, y in values], None, clusters, strata)
+        estimate = statistics.ratio([y - x for x, y in values], None, clusters, strata)
     row = {
         "metric": metric,
         "first": names[0],
         "second": names[1],
-        "difference": found["value"],
-        **{k: found[k] for k in ("stderr", "low", "high", "n")},
+        "difference": estimate["value"],
+        **{k: estimate[k] for k in ("stderr", "low", "high", "n")},
     }
-    row |= {"p": _p_of(found), "detectable": statistics.detectable(found["stderr"])}
+    row |= {"p": _p_of(estimate), "detectable": statistics.detectable(estimate["stderr"])}
     if (
         all(value in (0, 1) for both in values for value in both if not isinstance(value, list))
         and metric != "bits_per_byte"
@@ -55,18 +58,18 @@ def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, s
     return row
 
 
-def _p_of(found: dict) -> float | None:
+def _p_of(estimate: dict) -> float | None:
     """Two-sided p of a difference from its error, normal."""
     from scipy import stats
 
-    if not found["stderr"]:
-        return None if found["stderr"] is None else float(found["value"] == 0)
-    return float(2 * stats.norm.sf(abs(found["value"]) / found["stderr"]))
+    if not estimate["stderr"]:
+        return None if estimate["stderr"] is None else float(estimate["value"] == 0)
+    return float(2 * stats.norm.sf(abs(estimate["value"]) / estimate["stderr"]))
 
 
-def compare(records: list[dict], samples_of_key, most: int = 12) -> list[dict]:
-    """Rows of `comparison.csv`: for each task all pairs of models, or, of more than `most`, neighbours and each against
-    the first.
+def compare(records: list[dict], samples_of_key: Callable[[str], list[dict]], max_all_pairs: int = 12) -> list[dict]:
+    """Rows of `comparison.csv`: for each task all pairs of models, or, for more than `max_all_pairs` models, each with
+    the previous and the first one.
 
     Holm's adjustment is over the pairs of one task.
     """
@@ -77,48 +80,52 @@ def compare(records: list[dict], samples_of_key, most: int = 12) -> list[dict]:
             by_task.setdefault((record["task"], record["variant"]), []).append(record)
     for (task, variant), group in by_task.items():
         metric = shown_metric(group[0]["metrics"])
-        pairs = [(i, j) for j in range(len(group)) for i in range(j) if len(group) <= most or i in (0, j - 1)]
+        pairs = [(i, j) for j in range(len(group)) for i in range(j) if len(group) <= max_all_pairs or i in (0, j - 1)]
         loaded = [samples_of_key(record["key"]) for record in group]
-        found = [pair(loaded[i], loaded[j], metric, (group[i]["model"], group[j]["model"])) for i, j in pairs]
-        judged = [row for row in found if row["p"] is not None]
-        for row, adjusted in zip(judged, statistics.holm([row["p"] for row in judged]), strict=True):
+        compared = [pair(loaded[i], loaded[j], metric, (group[i]["model"], group[j]["model"])) for i, j in pairs]
+        tested = [row for row in compared if row["p"] is not None]
+        for row, adjusted in zip(tested, statistics.holm([row["p"] for row in tested]), strict=True):
             row["p_holm"] = adjusted
-        rows += [{"task": task, "variant": variant, **row} for row in found]
+        rows += [{"task": task, "variant": variant, **row} for row in compared]
     return rows
 
 
 # ---- kinds of text ----
 
 
-def generalisation(records: list[dict], samples_of_key, inside: str, reference_model: str | None) -> list[dict]:
-    """How each model does on each kind of text against its own kind, `inside`: the gap in bits per byte, and whether
-    likelihood tells them apart.
+def generalisation(
+    records: list[dict], samples_of_key: Callable[[str], list[dict]], inside: str, reference_model: str | None
+) -> list[dict]:
+    """For each model and kind of text: the gap in bits per byte to the model's own kind (the task `inside`), and whether
+    likelihood separates the two kinds. Returns JSON rows.
 
-    auroc: the probability that a text of the other kind has more bits per byte (0.5: not told apart; below: it is
-    easier); auroc_two_sided: by the distance from the mean of its own kind; auroc_ratio: by the bits per byte that the
-    model needs more than `reference_model`, which takes out how hard a text is in itself. Rows are JSON.
+    auroc: probability that a text of the other kind has more bits per byte (0.5: not separable; below: it is easier).
+    auroc_two_sided: by the distance from the mean of the own kind. auroc_ratio: by the excess over `reference_model` in
+    bits per byte, which removes the difficulty of a text.
     """
     texts = [record for record in records if "bits_per_byte" in record["metrics"] and not record["factor"]]
     per_text = {(r["model"], r["task"]): _bits_of_texts(samples_of_key(r["key"])) for r in texts}
     rows = []
     for record in texts:
         model, task = record["model"], record["task"]
-        found = record["metrics"]["bits_per_byte"]
+        estimate = record["metrics"]["bits_per_byte"]
         row = {
             "model": model,
             "task": task,
-            "bits_per_byte": found["value"],
-            "low": found["low"],
-            "high": found["high"],
-            "texts": found["n"],
+            "bits_per_byte": estimate["value"],
+            "low": estimate["low"],
+            "high": estimate["high"],
+            "texts": estimate["n"],
         }
         if task != inside and (model, inside) in per_text:
-            own, other = per_text[model, inside], per_text[model, task]
-            centre = float(np.mean(own))
+            inside_bits, other_bits = per_text[model, inside], per_text[model, task]
+            center = float(np.mean(inside_bits))
             row |= {
-                "gap": found["value"] - _record(texts, model, inside)["metrics"]["bits_per_byte"]["value"],
-                "auroc": statistics.auroc(own, other),
-                "auroc_two_sided": statistics.auroc([abs(x - centre) for x in own], [abs(x - centre) for x in other]),
+                "gap": estimate["value"] - _record(texts, model, inside)["metrics"]["bits_per_byte"]["value"],
+                "auroc": statistics.auroc(inside_bits, other_bits),
+                "auroc_two_sided": statistics.auroc(
+                    [abs(x - center) for x in inside_bits], [abs(x - center) for x in other_bits]
+                ),
             }
             if (
                 reference_model
@@ -126,11 +133,11 @@ def generalisation(records: list[dict], samples_of_key, inside: str, reference_m
                 and (reference_model, task) in per_text
                 and (reference_model, inside) in per_text
             ):
-                less = [
-                    [x - y for x, y in zip(per_text[model, t], per_text[reference_model, t], strict=True)]
-                    for t in (inside, task)
+                excess = [
+                    [x - y for x, y in zip(per_text[model, name], per_text[reference_model, name], strict=True)]
+                    for name in (inside, task)
                 ]
-                row["auroc_ratio"] = statistics.auroc(*less)
+                row["auroc_ratio"] = statistics.auroc(*excess)
         rows.append(row)
     return rows
 
@@ -146,9 +153,11 @@ def _bits_of_texts(samples: list[dict]) -> list[float]:
 # ---- variants ----
 
 
-def variant_sensitivity(records: list[dict], samples_of_key, names: set[str]) -> list[dict]:
-    """What the variants of these names do to each model, factor by factor and all together: rows of
-    `scores.sensitivity`. JSON.
+def variant_sensitivity(
+    records: list[dict], samples_of_key: Callable[[str], list[dict]], names: set[str]
+) -> list[dict]:
+    """How the variants with these task names change each model's answers, per factor and over all factors: JSON rows of
+    `statistics.sensitivity`. Raises Refusal where variants have different items.
     """
     groups: dict[tuple, list[dict]] = {}
     for record in records:
@@ -160,62 +169,71 @@ def variant_sensitivity(records: list[dict], samples_of_key, names: set[str]) ->
         first = next(record for record in group if record["factor"] == "reference")
         metric = shown_metric(first["metrics"])
         for factor in ["all", *dict.fromkeys(record["factor"] for record in group if record is not first)]:
-            chosen_ones = [first] + [
+            variants = [first] + [
                 record for record in group if record is not first and factor in ("all", record["factor"])
             ]
-            lists = [loaded[record["key"]] for record in chosen_ones]
+            sample_lists = [loaded[record["key"]] for record in variants]
             if any(
-                [(s["doc_id"], s["item"]) for s in one] != [(s["doc_id"], s["item"]) for s in lists[0]] for one in lists
+                [(sample["doc_id"], sample["item"]) for sample in samples]
+                != [(sample["doc_id"], sample["item"]) for sample in sample_lists[0]]
+                for samples in sample_lists
             ):
                 raise Refusal(f"the variants of {task} were not asked the same items.")
-            correct = [[s["metrics"][metric] for s in one] for one in lists]
+            correct = [[sample["metrics"][metric] for sample in samples] for samples in sample_lists]
             row = {
                 "model": model,
                 "task": task,
                 "factor": factor,
                 "metric": metric,
-                "variants": [record["variant"] for record in chosen_ones],
+                "variants": [record["variant"] for record in variants],
             }
             row["changes"] = [
-                statistics.ratio(np.subtract(one, correct[0]), None, [s["cluster"] for s in lists[0]])
-                for one in correct[1:]
+                statistics.ratio(
+                    np.subtract(samples, correct[0]), None, [sample["cluster"] for sample in sample_lists[0]]
+                )
+                for samples in correct[1:]
             ]
-            if all("meant" in s for one in lists for s in one):
-                targets, options = [[s["meant"] for s in one] for one in lists], [s["options"] for s in lists[0]]
-                row |= statistics.sensitivity(correct, targets, options, [s["cluster"] for s in lists[0]])
+            if all("meant" in sample for samples in sample_lists for sample in samples):
+                targets, options = (
+                    [[sample["meant"] for sample in samples] for samples in sample_lists],
+                    [sample["options"] for sample in sample_lists[0]],
+                )
+                row |= statistics.sensitivity(
+                    correct, targets, options, [sample["cluster"] for sample in sample_lists[0]]
+                )
                 row["flips_of_correct"] = _flips_of_correct(np.array(correct))
             rows.append(row)
     return rows
 
 
 def _flips_of_correct(correct: np.ndarray) -> float | None:
-    """Of the items that are right as they are, the share that a variant gets wrong, on average."""
-    right = correct[0] == 1
-    return float((correct[1:, right] == 0).mean()) if right.any() and len(correct) > 1 else None
+    """Mean fraction of the items answered correctly without a change that a variant gets wrong; None where there are
+    none. correct: (variants, items), the first row without a change.
+    """
+    is_right = correct[0] == 1
+    return float((correct[1:, is_right] == 0).mean()) if is_right.any() and len(correct) > 1 else None
 
 
 # ---- contamination ----
 
 
 def contaminated(
-    asked: list[EvalTask], records: list[dict], store: Store, prepared: str, limit: int | None, seed: int
+    tasks: list[EvalTask], records: list[dict], store: Store, prepared: str, limit: int | None, seed: int
 ) -> list[dict]:
-    """For each task the share of items that the training text holds in part, and each model's score with and without
-    them. JSON.
+    """For each task the fraction of items of which the training text in `prepared` contains parts, and each model's
+    score with and without them, as JSON rows.
     """
     from . import contamination
 
-    places = {}
-    for task in asked:
+    texts = {}
+    for task in tasks:
         for leaf, numbers in chosen(task, limit, seed).items():
             for number in numbers:
-                places[f"{task.name}|{leaf}|{number}"] = _text_of(
-                    task.leaves[leaf], task.leaves[leaf].eval_docs[number]
-                )
-    found = contamination.overlap(places, contamination.prepared_documents(prepared))
+                texts[f"{task.name}|{leaf}|{number}"] = _text_of(task.leaves[leaf], task.leaves[leaf].eval_docs[number])
+    overlap_of = contamination.overlap(texts, contamination.prepared_documents(prepared))
     rows = []
-    for task in asked:
-        overlaps = {name: share for name, share in found.items() if name.startswith(f"{task.name}|")}
+    for task in tasks:
+        overlaps = {name: share for name, share in overlap_of.items() if name.startswith(f"{task.name}|")}
         row = {"task": task.name, "prepared": Path(prepared).name, **contamination.report(overlaps), "models": {}}
         for record in records:
             if record["task"] == task.name:
@@ -231,7 +249,7 @@ def contaminated(
 
 
 def _text_of(task, item) -> str:
-    """The words of an item: the question and its right answer, or the text."""
+    """The text of an item: the question and its right answer, or, for bits per byte, the text itself."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return task.doc_to_target(item)
     target = task.doc_to_target(item)

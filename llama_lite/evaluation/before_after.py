@@ -1,6 +1,8 @@
-"""What tuning changes: losses and sampled answers on held-out rows, before and after."""
+"""Losses and answers on held-out rows before and after tuning, and how they differ."""
 
+import dataclasses
 import re
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,24 +16,29 @@ from ..models.batches import Batches, flatten_batch
 from ..models.presets import context_of
 from . import statistics
 
-BEFORE = "before.json"  # what the untuned model did, carried in every checkpoint
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BEFORE = "before.json"  # `measure_before` of the untuned model, stored in every checkpoint
 
 TEMPERATURE, TOP_K = 0.7, 50  # of sampled answers
 
 NO_END = "none: no held-out answer ends (all were cut)"  # in the place of a loss of the end-of-text
 
-LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in something said three times in a row
+LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in a phrase that is repeated three times or more
 
 
 # ---- measuring ----
 
 
-def answer_losses(model, inputs: dict, fused: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """(loss, whether it was the likeliest) of each answer token of a batch (rows, T), in order, nats; and the router's
-    loss, where it is asked for.
+def answer_losses(
+    model: torch.nn.Module, inputs: dict, fused: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(losses in nats, whether the token was the most likely, router loss or None) of the answer tokens of a batch; the
+    first two are of shape (answer tokens,), in order.
 
-    `inputs` is a batch of TRL's collator, padding-free (one row) or padded, whose labels are -100 but for answers.
-    `fused`: by TRL's fused head, which SFTTrainer has put on the model.
+    inputs: a batch (rows, T) of TRL's collator, padding-free (one row) or padded, whose labels are -100 outside of
+    answers. fused: use TRL's fused head, which SFTTrainer has put on the model.
     """
     labels = inputs.pop("labels")
     if fused:
@@ -53,24 +60,28 @@ def answer_losses(model, inputs: dict, fused: bool = False) -> tuple[torch.Tenso
 
 
 @torch.no_grad()
-def measure_losses(model, examples: list[Example], device, batch: int = 8) -> list[dict]:
-    """For each row: its document, the summed loss of its answer tokens, their number, how many were the likeliest, and
-    the end-of-text's loss (`end_loss`, 0 where `ends` is 0: the answer is cut and has none).
+def measure_losses(
+    model: torch.nn.Module, examples: list[Example], device: torch.device | str, batch: int = 8
+) -> list[dict]:
+    """For each row {document, loss: sum over its answer tokens in nats, end_loss: of its end-of-text, tokens: answer
+    tokens, top: how many were the most likely, ends: 1 if it has an end-of-text, else 0}.
+
+    `end_loss` is 0 where `ends` is 0: the answer is cut and has none.
     """
     model.eval()
-    found = []
+    records = []
     for begin in range(0, len(examples), batch):
         rows = examples[begin : begin + batch]
         losses, top, _ = answer_losses(model, {**flatten_batch(rows, device), "use_cache": False})
-        parts = zip(
+        per_row = zip(
             losses.double().split([row.num_label_tokens for row in rows]),
             top.split([row.num_label_tokens for row in rows]),
             strict=True,
         )
-        for row, (nats, likeliest) in zip(rows, parts, strict=True):
+        for row, (nats, likeliest) in zip(rows, per_row, strict=True):
             ends = 0 if row.cut else 1
             counts = {"tokens": row.num_label_tokens, "top": int(likeliest.sum()), "ends": ends}
-            found.append(
+            records.append(
                 {
                     "document": row.row.document,
                     "loss": float(nats.sum()),
@@ -78,106 +89,145 @@ def measure_losses(model, examples: list[Example], device, batch: int = 8) -> li
                     **counts,
                 }
             )
-    return found
+    return records
 
 
 @torch.no_grad()
 def answers(
-    model, tokenizer, asked: list[list[dict]], longest: int, sample: bool, seed: int, batch: int = 16
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    conversations: list[list[dict]],
+    max_new_tokens: int,
+    sample: bool,
+    seed: int,
+    batch: int = 16,
 ) -> list[dict]:
-    """Answers to conversations: {answer, tokens, stopped, kept_format, loops}. The random state is left as it was."""
+    """Generated answers to conversations: {answer, tokens, stopped, kept_format, loops} each, greedy or, with `sample`,
+    sampled. The global random state does not change.
+    """
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    found = []
-    how = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K} if sample else {"do_sample": False}
+    records = []
+    sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K} if sample else {"do_sample": False}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), probe.without_router_loss(model):
         torch.manual_seed(seed)
-        for begin in range(0, len(asked), batch):
-            rows = [template.encode_prompt(tokenizer, messages) for messages in asked[begin : begin + batch]]
+        for begin in range(0, len(conversations), batch):
+            rows = [template.encode_prompt(tokenizer, messages) for messages in conversations[begin : begin + batch]]
             width = max(map(len, rows))
-            ids = torch.tensor([[tokenizer.pad_token_id] * (width - len(row)) + row for row in rows], device=device)
-            mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+            input_ids = torch.tensor(
+                [[tokenizer.pad_token_id] * (width - len(token_ids)) + token_ids for token_ids in rows], device=device
+            )
+            mask = torch.tensor(
+                [[0] * (width - len(token_ids)) + [1] * len(token_ids) for token_ids in rows], device=device
+            )
             room = (context_of(model.config) or 2**30) - width
             output = model.generate(
-                input_ids=ids,
+                input_ids=input_ids,
                 attention_mask=mask,
-                max_new_tokens=max(1, min(longest, room)),
+                max_new_tokens=max(1, min(max_new_tokens, room)),
                 use_cache=True,
                 trust_remote_code=False,
-                **how,
+                **sampling,
             )
-            for row in output[:, width:].tolist():
-                end = row.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in row else None
-                text = tokenizer.decode(row[:end], skip_special_tokens=True)
-                found.append(
+            for token_ids in output[:, width:].tolist():
+                end = token_ids.index(tokenizer.eos_token_id) if tokenizer.eos_token_id in token_ids else None
+                text = tokenizer.decode(token_ids[:end], skip_special_tokens=True)
+                records.append(
                     {
                         "answer": text.strip(),
-                        "tokens": len(row) if end is None else end,
+                        "tokens": len(token_ids) if end is None else end,
                         "stopped": end is not None,
                         "kept_format": template.kept_format(text),
                         "loops": end is None and bool(LOOP.search(text)),
                     }
                 )
     model.train(training)
-    return found
+    return records
 
 
-def check_prompts(asked: list[str], tokenizer, context: int, answer_tokens: int) -> None:
-    """Raise Refusal for further prompts that are empty, or that with their answer are longer than the model's
-    `context`.
-    """
+def check_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerBase", context: int, answer_tokens: int) -> None:
+    """Raise Refusal for prompts that are empty, or that with their answer exceed the model's `context` (in tokens)."""
     if answer_tokens >= context:
         raise Refusal(
             f"--answer_tokens {answer_tokens}: the base has {context:,} positions, for prompt and answer together."
         )
-    for text in asked:
-        count = len(template.encode_prompt(tokenizer, [{"role": "user", "content": text}]))
-        if not text.strip() or count + answer_tokens > context:
-            shown = text if len(text) <= 40 else f"{text[:40]}..."
+    for prompt in prompts:
+        num_tokens = len(template.encode_prompt(tokenizer, [{"role": "user", "content": prompt}]))
+        if not prompt.strip() or num_tokens + answer_tokens > context:
+            shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
             raise Refusal(
-                f"--prompts {shown!r}: {count:,} tokens in the chat format, and with --answer_tokens {answer_tokens}"
+                f"--prompts {shown!r}: {num_tokens:,} tokens in the chat format, and with --answer_tokens {answer_tokens}"
                 f" the base has {context:,} positions."
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class AnswerSettings:
+    """Which answers `measure_answers` generates.
+
+    prompts: further prompts to show the answers to (--prompts). num_shown: held-out rows whose answers are shown
+    (--compared_prompts). num_sampled: held-out rows that are answered greedily and by sampling (--sampled_answers).
+    max_new_tokens: --answer_tokens. seed: of sampling.
+    """
+
+    prompts: list[str]
+    num_shown: int
+    num_sampled: int
+    max_new_tokens: int
+    seed: int
+
+
 def measure_answers(
-    model,
-    tokenizer,
-    held: list[Example],
-    further: list[str],
-    shown: int,
-    sampled: int,
-    longest: int,
-    seed: int,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    eval_rows: list[Example],
+    settings: AnswerSettings,
     batches: Batches = Batches(),
 ) -> dict:
-    """What a model does with the held-out rows: the losses of each, `shown` answers, and `sampled` greedy and sampled
-    ones. JSON.
-    """
-    asked = [[m for m in example.row.messages if m["role"] != "assistant"][:2] for example in held]
-    asked = [messages if messages[0]["role"] == "system" else messages[:1] for messages in asked]
-    spread = [asked[i * len(asked) // sampled] for i in range(sampled)]
-    fixed = [asked[i * len(asked) // shown] for i in range(shown)] + [
-        [{"role": "user", "content": text}] for text in further
-    ]
-    greedy = answers(model, tokenizer, fixed, longest, False, seed, batches.answered)
+    """What a model does with the held-out rows, as JSON: {rows: losses of each, shown: answers, greedy, sampled}."""
+    prompts = [_prompt_of(example) for example in eval_rows]
+    spread = _spread(prompts, settings.num_sampled)
+    shown = _spread(prompts, settings.num_shown) + [[{"role": "user", "content": text}] for text in settings.prompts]
+
+    def generate(conversations: list[list[dict]], sample: bool) -> list[dict]:
+        size = batches.answered
+        return answers(model, tokenizer, conversations, settings.max_new_tokens, sample, settings.seed, size)
+
+    shown_answers = generate(shown, False)
     return {
-        "rows": measure_losses(model, held, next(model.parameters()).device, batches.measured),
+        "rows": measure_losses(model, eval_rows, next(model.parameters()).device, batches.measured),
         "shown": [
-            {"prompt": messages[-1]["content"], **answer} for messages, answer in zip(fixed, greedy, strict=True)
+            {"prompt": messages[-1]["content"], **answer} for messages, answer in zip(shown, shown_answers, strict=True)
         ],
-        "greedy": answers(model, tokenizer, spread, longest, False, seed, batches.answered),
-        "sampled": answers(model, tokenizer, spread, longest, True, seed, batches.answered),
+        "greedy": generate(spread, False),
+        "sampled": generate(spread, True),
     }
 
 
-def measure_before(model, *asked) -> dict:
-    """`measure_answers` before the first step, which is its trial, too: what cannot be done at the end is refused now.
-    Raises Refusal.
+def _prompt_of(example: Example) -> list[dict]:
+    """The messages of a row up to its first question: a system message if it begins with one, and the user's."""
+    messages = [message for message in example.row.messages if message["role"] != "assistant"]
+    return messages[:2] if messages[0]["role"] == "system" else messages[:1]
+
+
+def _spread(prompts: list[list[dict]], count: int) -> list[list[dict]]:
+    """`count` of the prompts at equal distances."""
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
+def measure_before(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    eval_rows: list[Example],
+    settings: AnswerSettings,
+    batches: Batches = Batches(),
+) -> dict:
+    """`measure_answers` before the first step. It also proves that the measurement after the last step will work: raises
+    Refusal where it fails.
     """
     try:
-        return measure_answers(model, *asked)
+        return measure_answers(model, tokenizer, eval_rows, settings, batches)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise Refusal(
             f"this base ({model.config.model_type}) cannot be measured or answer as it is to be tuned, so nothing is"
@@ -185,12 +235,18 @@ def measure_before(model, *asked) -> dict:
         ) from None
 
 
-def measure_after(model, *asked) -> dict | None:
-    """`measure_answers` after the last step; None, which is said, where it fails: the tuned weights are there
+def measure_after(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    eval_rows: list[Example],
+    settings: AnswerSettings,
+    batches: Batches = Batches(),
+) -> dict | None:
+    """`measure_answers` after the last step; None, with a warning, where it fails, since the tuned weights exist
     already.
     """
     try:
-        return measure_answers(model, *asked)
+        return measure_answers(model, tokenizer, eval_rows, settings, batches)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         print_main(
             f"WARNING   what tuning changed could not be measured ({type(error).__name__}:"
@@ -200,10 +256,11 @@ def measure_after(model, *asked) -> dict | None:
 
 
 def compare(before: dict, after: dict) -> dict:
-    """`before_after.json`: losses of held-out answers with the paired 95 % interval of their difference, and how
-    answers end.
+    """The content of `before_after.json`: losses of held-out answers (nats per token) with the paired 95 % interval of
+    their difference, and how generated answers end.
 
-    A loss is over the rows that have what it is of; `end_of_text_loss` is None where every held-out answer is cut.
+    Each loss is a mean over the rows that have such tokens; `end_of_text_loss` is None where every held-out answer is
+    cut.
     """
     pairs = list(zip(before["rows"], after["rows"], strict=True))
 
@@ -216,8 +273,8 @@ def compare(before: dict, after: dict) -> dict:
         means = [sum(row[key] for row in rows) / sum(weights) for rows in zip(*having, strict=True)]
         return {"before": means[0], "after": means[1], "difference": difference}
 
-    def endings(record: dict, how: str) -> dict:
-        rows = record[how]
+    def summarize_answers(record: dict, decoding: str) -> dict:
+        rows = record[decoding]
         return {
             "answers": len(rows),
             **{share: sum(row[share] for row in rows) / len(rows) for share in ("stopped", "kept_format", "loops")},
@@ -229,9 +286,9 @@ def compare(before: dict, after: dict) -> dict:
         "answer_loss": losses("loss", "tokens"),
         "end_of_text_loss": losses("end_loss", "ends"),
         **{
-            how: {"before": endings(before, how), "after": endings(after, how)}
-            for how in ("greedy", "sampled")
-            if before[how]
+            decoding: {"before": summarize_answers(before, decoding), "after": summarize_answers(after, decoding)}
+            for decoding in ("greedy", "sampled")
+            if before[decoding]
         },
         "shown": [
             {"prompt": a["prompt"], "before": a, "after": b}
@@ -241,32 +298,34 @@ def compare(before: dict, after: dict) -> dict:
 
 
 def table(record: dict) -> str:
-    """`before_after.json` as a person reads it in a terminal."""
+    """`before_after.json` as a table for the terminal."""
     lines = [f"{'':40}{'before':>9}{'after':>9}"]
     for name, key in (
         ("loss of held-out answers (nats)", "answer_loss"),
         ("loss of the end-of-text (nats)", "end_of_text_loss"),
     ):
-        found = record[key]
-        if found is None:
+        losses = record[key]
+        if losses is None:
             lines.append(f"{name:40}{NO_END}")
             continue
-        change = found["difference"]
-        interval = "no interval" if change["low"] is None else f"{change['low']:+.3f} to {change['high']:+.3f}"
-        lines.append(
-            f"{name:40}{found['before']:9.3f}{found['after']:9.3f}   {change['value']:+.3f} ({interval},"
-            f" {change['clusters']} documents)"
+        difference = losses["difference"]
+        interval = (
+            "no interval" if difference["low"] is None else f"{difference['low']:+.3f} to {difference['high']:+.3f}"
         )
-    for how in ("greedy", "sampled"):
+        lines.append(
+            f"{name:40}{losses['before']:9.3f}{losses['after']:9.3f}   {difference['value']:+.3f} ({interval},"
+            f" {difference['clusters']} documents)"
+        )
+    for decoding in ("greedy", "sampled"):
         for name, key in (
             ("stop by themselves", "stopped"),
             ("keep the format", "kept_format"),
             ("end in a loop", "loops"),
         ):
-            if how in record:
-                before, after = (record[how][when] for when in ("before", "after"))
-                lines.append(f"{f'{how} answers that {name}':40}{before[key]:9.0%}{after[key]:9.0%}")
-        if how in record:
-            before, after = (record[how][when]["mean_tokens"] for when in ("before", "after"))
-            lines.append(f"{f'tokens of {how} answers':40}{before:9.1f}{after:9.1f}")
+            if decoding in record:
+                before, after = (record[decoding][when] for when in ("before", "after"))
+                lines.append(f"{f'{decoding} answers that {name}':40}{before[key]:9.0%}{after[key]:9.0%}")
+        if decoding in record:
+            before, after = (record[decoding][when]["mean_tokens"] for when in ("before", "after"))
+            lines.append(f"{f'tokens of {decoding} answers':40}{before:9.1f}{after:9.1f}")
     return "\n".join(lines)

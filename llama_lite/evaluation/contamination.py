@@ -1,8 +1,8 @@
-"""Contamination: which evaluation items share runs of 13 words with the training text.
+"""Contamination: which evaluation items share 13-grams of words with the training text.
 
-Words are the runs of letters and digits of the lower-cased text; case, punctuation and line breaks do not count. Only
-hashes of the items' n-grams are held while the documents stream by, so memory follows the items. It finds what is
-copied word for word; a paraphrase or a translation counts as clean.
+Words are sequences of letters and digits of the lower-cased text; case, punctuation and line breaks do not count. Only
+hashes of the items' n-grams are kept while documents are streamed, so memory grows with the items only. Verbatim copies
+are found; a paraphrase or a translation counts as clean.
 """
 
 import functools
@@ -23,9 +23,9 @@ from ..files import read_json
 BLOCK_BYTES, BLOCK_TOKENS = (
     2**17,
     2**20,
-)  # looked at together: bounds memory; such a block fits into the processor's cache
+)  # processed at once: bounds memory; a block fits into the processor's cache
 
-SLOTS = 32  # of a first, coarse table for each n-gram of the items: of the text's others at most 1 in 32 gets past it
+SLOTS = 32  # of a first, coarse hash table per n-gram of the items: at most 1 in 32 of the text's other n-grams pass it
 
 
 ASCII = bytes(range(128))
@@ -38,7 +38,7 @@ BASE = 0x9E3779B97F4A7C15  # 5 modulo 8, so its powers modulo 2**64 repeat as la
 
 
 def ngrams(text: str, n: int = 13, shortest: int = 8) -> np.ndarray:
-    """uint64 hashes of a text's n-grams in order, the same on every machine.
+    """uint64 hashes of a text's n-grams in order, shape (n-grams,), the same on every machine.
 
     A text of fewer than n words is one n-gram of all its words; below `shortest` words it has none.
     """
@@ -46,56 +46,57 @@ def ngrams(text: str, n: int = 13, shortest: int = 8) -> np.ndarray:
 
 
 def overlap(items: dict[str, str], documents: Iterator[str], n: int = 13, shortest: int = 8) -> dict[str, float | None]:
-    """The share (0 to 1) of each item's n-grams that stand within a document, any; None for an item too short to be
-    judged.
+    """The fraction (0 to 1) of each item's n-grams that occur in any document; None for an item too short to be
+    measured.
 
-    Two different n-grams pass for the same with a chance of about 2**-60. The bar counts the text's bytes.
+    Two different n-grams collide with a probability of about 2**-60. The progress bar counts the text's bytes.
     """
-    grams = {name: _grams(text, n, shortest) for name, text in items.items()}
+    ngrams_of = {name: _grams(text, n, shortest) for name, text in items.items()}
     lengths = {
-        length for length, hashes, _ in grams.values() if len(hashes)
+        length for length, hashes, _ in ngrams_of.values() if len(hashes)
     }  # a short item is looked for at its own length
-    wanted, heads = (
-        np.sort(np.concatenate([np.empty(0, np.uint64), *(each[part] for each in grams.values())])) for part in (1, 2)
+    sorted_hashes, head_hashes = (
+        np.sort(np.concatenate([np.empty(0, np.uint64), *(entry[column] for entry in ngrams_of.values())]))
+        for column in (1, 2)
     )
-    seen, head = np.zeros(len(wanted), bool), min(n, shortest)
-    shift = np.uint64(64 - (SLOTS * len(heads) + 1).bit_length())
+    seen, head_length = np.zeros(len(sorted_hashes), bool), min(n, shortest)
+    shift = np.uint64(64 - (SLOTS * len(head_hashes) + 1).bit_length())
     coarse = np.zeros(2 ** (64 - int(shift)), bool)
-    coarse[heads >> shift] = True
-    rest = b""
+    coarse[head_hashes >> shift] = True
+    carried = b""
     with tqdm(desc="comparing", unit="B", unit_scale=True, disable=None) as bar:
         for block in _blocks(documents) if lengths else ():
-            words, bounds = _words(rest + block)
+            words, bounds = _words(carried + block)
             sums, inverses = _sums(words, bounds)
-            hashes = _windows(sums, inverses, head)
+            hashes = _windows(sums, inverses, head_length)
             positions = np.flatnonzero(coarse[hashes >> shift])
-            positions = positions[_find(heads, hashes[positions])[1]]
+            positions = positions[_find(head_hashes, hashes[positions])[1]]
             for length in lengths:
-                at = positions[positions + length < len(sums)]
-                index, there = _find(wanted, (sums[at + length] - sums[at]) * inverses[at])
-                seen[index[there]] = True
-            rest = words[bounds[-n:][0] :].tobytes()  # the n-grams, and perhaps a word, that go on in the next block
+                starts = positions[positions + length < len(sums)]
+                indices, matches = _find(sorted_hashes, (sums[starts + length] - sums[starts]) * inverses[starts])
+                seen[indices[matches]] = True
+            carried = words[bounds[-n:][0] :].tobytes()  # the n-grams, and perhaps a word, that go on in the next block
             bar.update(len(block))
     return {
-        name: float(seen[_find(wanted, hashes)[0]].mean()) if len(hashes) else None
-        for name, (_, hashes, _) in grams.items()
+        name: float(seen[_find(sorted_hashes, hashes)[0]].mean()) if len(hashes) else None
+        for name, (_, hashes, _) in ngrams_of.items()
     }
 
 
 def _grams(text: str, n: int, shortest: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """(words in an n-gram, the n-grams' hashes, those of the words that each begins with, as many as the shortest
-    n-gram has).
+    """(words per n-gram, hashes of the n-grams, hashes of each n-gram's first words, as many as the shortest n-gram
+    has).
     """
     sums, inverses = _sums(*_words(_plain(text) + b" "))
-    count, head = len(sums) - 1, min(n, shortest)
-    if count < head:
+    count, head_length = len(sums) - 1, min(n, shortest)
+    if count < head_length:
         return count, np.empty(0, np.uint64), np.empty(0, np.uint64)
     hashes = _windows(sums, inverses, min(n, count))
-    return min(n, count), hashes, _windows(sums, inverses, head)[: len(hashes)]
+    return min(n, count), hashes, _windows(sums, inverses, head_length)[: len(hashes)]
 
 
 def _plain(text: str) -> bytes:
-    """UTF-8 of the lower-cased text, with a blank for whatever is neither letter nor digit."""
+    """UTF-8 of the lower-cased text, with a space for every character that is neither letter nor digit."""
     if text.isascii():
         return text.encode().translate(PLAIN)
     raw = text.lower().encode(errors="replace")
@@ -106,7 +107,7 @@ def _plain(text: str) -> bytes:
 
 
 def _blocks(documents: Iterator[str]) -> Iterator[bytes]:
-    """The plain bytes of all documents, END behind each, in parts of at most BLOCK_BYTES."""
+    """The plain bytes of all documents, END after each, in blocks of at most BLOCK_BYTES."""
     parts, size = [], 0
     for text in itertools.chain(documents, [None]):
         if text is not None:
@@ -119,13 +120,13 @@ def _blocks(documents: Iterator[str]) -> Iterator[bytes]:
 
 
 def _words(plain: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 of the words with one blank behind each, where in it words begin: word i is [bounds[i], bounds[i + 1])).
+    """(uint8 of the words with one space after each, bounds: word i is [bounds[i], bounds[i + 1])).
 
-    Without a blank at the end of `plain` the last word, which may go on, is not in the bounds.
+    Without a space at the end of `plain` the last word, which may continue, is not in the bounds.
     """
     raw = np.frombuffer(b" " + plain, np.uint8)
-    letter = raw != 32
-    words = raw[1:][letter[1:] | letter[:-1]]
+    is_letter = raw != 32
+    words = raw[1:][is_letter[1:] | is_letter[:-1]]
     return words, np.append(0, np.flatnonzero(words == 32) + 1)
 
 
@@ -147,16 +148,16 @@ def _sums(words: np.ndarray, bounds: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _windows(sums: np.ndarray, inverses: np.ndarray, n: int) -> np.ndarray:
-    """The hash of every n whole words: the polynomial in BASE of their bytes, a blank behind each, wherever they
-    stand.
+    """The hash of every n consecutive words, independent of their position: the polynomial in BASE of their bytes, with
+    a space after each word.
     """
     return (sums[n:] - sums[:-n]) * inverses[:-n]
 
 
-def _find(wanted: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(first place of each hash in the sorted `wanted`, whether it is there)."""
-    index = np.searchsorted(wanted, hashes).clip(max=len(wanted) - 1)
-    return index, wanted[index] == hashes
+def _find(sorted_hashes: np.ndarray, hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(index of each hash in `sorted_hashes`, whether it occurs there)."""
+    index = np.searchsorted(sorted_hashes, hashes).clip(max=len(sorted_hashes) - 1)
+    return index, sorted_hashes[index] == hashes
 
 
 def source_documents(source: Source) -> Iterator[str]:
@@ -166,10 +167,10 @@ def source_documents(source: Source) -> Iterator[str]:
 
 
 def prepared_documents(folder: str | Path) -> Iterator[str]:
-    """The training documents of a prepared folder in order, decoded; memory follows the longest of them.
+    """The training documents of a prepared folder in order, decoded; memory grows with the longest document.
 
-    Where the validation or `max_tokens` cut went through a document, what was left to train on is one. Raises Refusal,
-    at the call, for a folder that is not a prepared one or is damaged.
+    Where the validation or `max_tokens` cut split a document, its training part is one document. Raises Refusal, at the
+    call, for a folder that is not prepared or is damaged.
     """
     from transformers import AutoTokenizer
 
@@ -202,40 +203,41 @@ def _decoded(folder: Path, manifest: dict, tokenizer) -> Iterator[str]:
         yield decode(document)
 
 
-def report(found: dict[str, float | None], threshold: float = 0.0) -> dict:
-    """What `overlap` found, as JSON: an item is contaminated where more than `threshold` of its n-grams (default: any)
-    was found.
+def report(overlaps: dict[str, float | None], threshold: float = 0.0) -> dict:
+    """A summary of `overlap` as JSON: an item is contaminated where a larger fraction of its n-grams than `threshold`
+    (default: any) was found.
 
-    Shares are of the judged items, None where there are none.
+    Fractions are of the measured items, None where there are none.
     """
-    judged = {name: share for name, share in found.items() if share is not None}
-    hit = {name: share for name, share in judged.items() if share > threshold}
+    measured = {name: share for name, share in overlaps.items() if share is not None}
+    contaminated = {name: share for name, share in measured.items() if share > threshold}
     return {
-        "n": len(found),
-        "judged": len(judged),
-        "too_short": len(found) - len(judged),
+        "n": len(overlaps),
+        "judged": len(measured),
+        "too_short": len(overlaps) - len(measured),
         "threshold": threshold,
-        "contaminated": len(hit),
-        "share": len(hit) / len(judged) if judged else None,
-        "mean_share": sum(judged.values()) / len(judged) if judged else None,
-        "first": [{"id": name, "share": share} for name, share in itertools.islice(hit.items(), EXAMPLES)],
+        "contaminated": len(contaminated),
+        "share": len(contaminated) / len(measured) if measured else None,
+        "mean_share": sum(measured.values()) / len(measured) if measured else None,
+        "first": [{"id": name, "share": share} for name, share in itertools.islice(contaminated.items(), EXAMPLES)],
     }
 
 
-def split_scores(scores: dict[str, float], found: dict[str, float | None], threshold: float = 0.0) -> dict[str, dict]:
-    """Mean score (None without items) and number of all, clean, contaminated and too short items, those that have a
-    score.
+def split_scores(
+    scores: dict[str, float], overlaps: dict[str, float | None], threshold: float = 0.0
+) -> dict[str, dict]:
+    """{kind: {value: mean score or None, n}} of the scored items that are clean, contaminated or too short, and of all.
 
-    Raises ValueError for a scored item that was not looked for.
+    Raises ValueError for a scored item without an entry in `overlaps`.
     """
-    missing = [name for name in scores if name not in found]
+    missing = [name for name in scores if name not in overlaps]
     if missing:
         raise ValueError(
             f"{len(missing)} scored items were not looked for in the training text, the first is {missing[0]!r}"
         )
     kinds: dict[str, list[float]] = {"all": list(scores.values()), "clean": [], "contaminated": [], "too_short": []}
     for name, value in scores.items():
-        share = found[name]
+        share = overlaps[name]
         kinds["too_short" if share is None else "contaminated" if share > threshold else "clean"].append(value)
     return {
         kind: {"value": sum(values) / len(values) if values else None, "n": len(values)}

@@ -1,8 +1,7 @@
-"""Metrics that lm-eval's tasks take from `evaluate`, which would fetch their code from the Hub and run it: local
-equals, or a refusal by name.
+"""Local metrics for lm-eval's tasks in place of those that `evaluate` would download as code and run; others are
+refused by name.
 
-The `evaluate` package brings no metric of its own. Those here are computed by the packages that the Hub's metrics call
-themselves.
+The `evaluate` package contains no metrics. Those here call the same packages as the Hub's metrics.
 """
 
 import ast
@@ -42,7 +41,7 @@ def _rouge(
     from rouge_score import rouge_scorer, scoring
 
     scorer = rouge_scorer.RougeScorer(rouge_types=list(rouge_types), use_stemmer=use_stemmer, tokenizer=tokenizer)
-    found = [
+    scores = [
         (
             scorer.score_multi(reference, prediction)
             if isinstance(reference, list)
@@ -51,16 +50,16 @@ def _rouge(
         for reference, prediction in zip(references, predictions, strict=True)
     ]
     if not use_aggregator:
-        return {name: [score[name].fmeasure for score in found] for name in found[0]}
+        return {name: [score[name].fmeasure for score in scores] for name in scores[0]}
     aggregator = scoring.BootstrapAggregator()
-    for score in found:
+    for score in scores:
         aggregator.add_scores(score)
     return {name: score.mid.fmeasure for name, score in aggregator.aggregate().items()}
 
 
 LOCAL = {"accuracy": _accuracy, "f1": _f1, "rouge": _rouge}
 
-refused: list[str] = []  # metrics that were asked for since `local_metrics` and are not here
+refused: list[str] = []  # metrics that tasks requested since `local_metrics` and that LOCAL lacks
 
 
 class Metric:
@@ -69,20 +68,21 @@ class Metric:
     def __init__(self, name: str):
         self.name = name
 
-    def compute(self, *, predictions, references, **how):
-        return LOCAL[self.name](predictions, references, **how)
+    def compute(self, *, predictions: list, references: list, **kwargs) -> dict:
+        """{metric: value} of predictions against references; `kwargs` as the Hub's metric takes them."""
+        return LOCAL[self.name](predictions, references, **kwargs)
 
 
-def load(name, *args, **kwargs) -> Metric:
-    """In the place of `evaluate.load`. Raises Refusal for a metric that is not here."""
+def load(name: str, *args, **kwargs) -> Metric:
+    """Replacement of `evaluate.load`. Raises Refusal for a metric that LOCAL lacks."""
     if name not in LOCAL:
         refused.append(str(name))
-        raise Refusal(_why([str(name)]))
+        raise Refusal(_describe_refusal([str(name)]))
     return Metric(name)
 
 
 def local_metrics() -> None:
-    """Let every `evaluate.load` of this process be this module's, from now on; `refused` begins anew."""
+    """Replace `evaluate.load` in this process by `load`, and clear `refused`."""
     import evaluate
 
     evaluate.load = evaluate.loading.load = load
@@ -90,51 +90,52 @@ def local_metrics() -> None:
 
 
 def check(name: str, leaves: dict) -> None:
-    """Raise Refusal where the tasks of a name need a metric, or code of a model, that would be fetched from the Hub and
-    run.
+    """Raise Refusal where tasks ({leaf: task} of the task `name`) need a metric, or code of a model, that would be
+    downloaded from the Hub and run.
     """
-    wanted = {*refused, *(metric for task in leaves.values() for metric in _wanted(task))}
-    if other := sorted(wanted - LOCAL.keys()):
-        raise Refusal(f"--tasks {name}: {_why(other)}")
+    needed = {*refused, *(metric for task in leaves.values() for metric in _metrics_of(task))}
+    if missing := sorted(needed - LOCAL.keys()):
+        raise Refusal(f"--tasks {name}: {_describe_refusal(missing)}")
 
 
-def _why(names: list[str]) -> str:
+def _describe_refusal(names: list[str]) -> str:
     return (
         f"the code of its metric {', '.join(names)} would be fetched from the Hub and run, which is never done here."
         f" Metrics that are here: {', '.join(LOCAL)}, and lm-eval's own."
     )
 
 
-def _wanted(task) -> set[str]:
-    """Names of the metrics that a task's config takes from `evaluate`, and that the functions it uses load."""
+def _metrics_of(task) -> set[str]:
+    """Names of the metrics that a task takes from `evaluate`, by its config or in the functions that it uses."""
     from lm_eval.api import registry
 
     config = getattr(task, "config", None)
     listed = getattr(config, "metric_list", None) or []
-    found = {
-        m["metric"]
-        for m in listed
-        if isinstance(m.get("metric"), str) and (m.get("hf_evaluate") or m["metric"] not in registry.metric_registry)
+    names = {
+        entry["metric"]
+        for entry in listed
+        if isinstance(entry.get("metric"), str)
+        and (entry.get("hf_evaluate") or entry["metric"] not in registry.metric_registry)
     }
     functions = [value for value in vars(config).values() if inspect.isfunction(value)] if config else []
-    functions += [value for m in listed for value in m.values() if inspect.isfunction(value)]
+    functions += [value for entry in listed for value in entry.values() if inspect.isfunction(value)]
     if not functions or type(task).__module__ != "lm_eval.api.task":
-        found |= (
-            _loaded(inspect.getsourcefile(type(task)), None)
+        names |= (
+            _loaded_by(inspect.getsourcefile(type(task)), None)
             if not type(task).__module__.startswith("lm_eval.api")
             else set()
         )
     for function in functions:
         function = inspect.unwrap(function)
         if (file := inspect.getsourcefile(function)) and "lm_eval" in file:
-            found |= _loaded(file, function.__name__)
-    return found
+            names |= _loaded_by(file, function.__name__)
+    return names
 
 
 @functools.cache
-def _loaded(file: str, function: str | None) -> frozenset[str]:
-    """What a file loads by `evaluate.load` at its top, and in a function and those of the file that it names; in all of
-    it for None.
+def _loaded_by(file: str, function: str | None) -> frozenset[str]:
+    """Names that a file loads with `evaluate.load` at module level, in `function`, and in the file's functions that it
+    uses; in the whole file for None.
     """
     with open(file, encoding="utf-8") as source:
         tree = ast.parse(source.read())
@@ -154,14 +155,14 @@ def _loaded(file: str, function: str | None) -> frozenset[str]:
         if alias.name == "load"
     }
     defined = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-    reached, new = set(), set(defined) if function is None else {function} & set(defined)
-    while new:
-        reached |= new
-        named = {node.id for name in new for node in ast.walk(defined[name]) if isinstance(node, ast.Name)}
-        new = (named & set(defined)) - reached
-    parts = [node for node in tree.body if node not in defined.values()] + [defined[name] for name in reached]
-    found = set()
-    for node in (node for part in parts for node in ast.walk(part) if isinstance(node, ast.Call)):
+    reached, pending = set(), set(defined) if function is None else {function} & set(defined)
+    while pending:
+        reached |= pending
+        named = {node.id for name in pending for node in ast.walk(defined[name]) if isinstance(node, ast.Name)}
+        pending = (named & set(defined)) - reached
+    nodes = [node for node in tree.body if node not in defined.values()] + [defined[name] for name in reached]
+    names = set()
+    for node in (node for definition in nodes for node in ast.walk(definition) if isinstance(node, ast.Call)):
         called = node.func
         by_module = (
             isinstance(called, ast.Attribute)
@@ -171,10 +172,12 @@ def _loaded(file: str, function: str | None) -> frozenset[str]:
         )
         if by_module or (isinstance(called, ast.Name) and called.id in loads):
             first = node.args[0] if node.args else None
-            found.add(first.value if isinstance(first, ast.Constant) else "of its own")
+            names.add(first.value if isinstance(first, ast.Constant) else "of its own")
         if any(
-            word.arg == "trust_remote_code" and isinstance(word.value, ast.Constant) and word.value.value is True
-            for word in node.keywords
+            keyword.arg == "trust_remote_code"
+            and isinstance(keyword.value, ast.Constant)
+            and keyword.value.value is True
+            for keyword in node.keywords
         ):
-            found.add("(code of a model or data set: trust_remote_code=True)")
-    return frozenset(found)
+            names.add("(code of a model or data set: trust_remote_code=True)")
+    return frozenset(names)

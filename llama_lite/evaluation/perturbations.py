@@ -1,11 +1,10 @@
-"""Seeded perturbations of a question's text, for robustness: one seed, item and strength give every model the same
-text.
+"""Seeded perturbations of a question's text, for robustness: a seed, item and strength give every model the same text.
 
-A word is what stands between blanks, without the quotes, parentheses and sentence marks around it. It can be edited if
-it is four or more Latin letters in lower, upper or title case: one with a digit, apostrophe, hyphen, underscore, dot or
-capital inside is left alone. So is text in backticks, a call with its arguments, and a label such as "Question:" at the
-start of a line; no line break is moved or lost. A program without backticks is read as prose, and answer options are
-the caller's to keep away.
+A word is the text between whitespace, without the quotes, parentheses and sentence marks around it. It can be edited if
+it has four or more Latin letters in lower, upper or title case. Words with a digit, apostrophe, hyphen, underscore, dot
+or inner capital are not edited, nor is text in backticks, a call with its arguments, or a label such as "Question:" at
+the start of a line. Line breaks stay. A program without backticks is treated as prose. Callers must not pass answer
+options.
 """
 
 import hashlib
@@ -67,8 +66,8 @@ SENTENCE_END = re.compile(r"[.?!][\"')\u201d\u2019]*$")
 
 
 def perturb(text: str, operation: str, strength: float, seed: int, key: str) -> str:
-    """The text after `edits`. `key` names the item (its hash, say); strength 0 gives the text itself. Raises ValueError
-    as `edits`.
+    """The text after `edits`. key: identifies the item, e.g. its hash. Strength 0 returns the text unchanged. Raises
+    ValueError as `edits`.
     """
     pieces, position = [], 0
     for start, end, new in edits(text, operation, strength, seed, key):
@@ -78,12 +77,11 @@ def perturb(text: str, operation: str, strength: float, seed: int, key: str) -> 
 
 
 def edits(text: str, operation: str, strength: float, seed: int, key: str) -> list[tuple[int, int, str]]:
-    """What `perturb` does: (start, end, new) for each text[start:end] that becomes `new`, in order and without overlap.
+    """The edits of `perturb`: (start, end, new) for each text[start:end] that becomes `new`, in order, without overlap.
 
-    `strength` is the share of the words open to the operation that get their one edit, 0 to 1 (rounded to whole words,
-    at least one above 0), and for `distractor` the number of sentences. It takes no part in the draws, so a lower
-    strength has a subset of the edits of a higher one. Raises ValueError for an unknown operation and for a strength
-    out of its range.
+    strength: the fraction of editable words that get one edit each, 0 to 1 (rounded to whole words, at least one above
+    0); for `distractor` the number of sentences. The random draws do not depend on it, so a lower strength has a subset
+    of the edits of a higher one. Raises ValueError for an unknown operation or a strength out of its range.
     """
     if operation not in OPERATIONS:
         raise ValueError(f"operation {operation!r} is not one of {', '.join(OPERATIONS)}")
@@ -94,9 +92,9 @@ def edits(text: str, operation: str, strength: float, seed: int, key: str) -> li
     # `random()` of an integer seed is the one sequence that Python promises to keep.
     draw = random.Random(int.from_bytes(hashlib.sha256(f"{seed}|{operation}|{key}".encode()).digest(), "big")).random
     if operation == "distractor":
-        return sorted(_sentences(text, draw)[: int(strength)], key=lambda edit: edit[0])
-    spans = _places(text, operation)
-    draws = [(draw(), draw()) for _ in spans]  # who is edited first, and how
+        return sorted(_distractor_edits(text, draw)[: int(strength)], key=lambda edit: edit[0])
+    spans = _editable_spans(text, operation)
+    draws = [(draw(), draw()) for _ in spans]  # (priority of the word, which edit)
     count = max(1, round(strength * len(spans))) if strength > 0 else 0
     chosen = set(sorted(range(len(spans)), key=draws.__getitem__)[:count])
     return [
@@ -104,29 +102,31 @@ def edits(text: str, operation: str, strength: float, seed: int, key: str) -> li
     ]
 
 
-def _places(text: str, operation: str) -> list[tuple[int, int, list[str]]]:
-    """(start, end, what may stand there instead) of each word that is open to the operation; for `spacing` with the
-    blank before it.
+def _editable_spans(text: str, operation: str) -> list[tuple[int, int, list[str]]]:
+    """(start, end, possible replacements) of each word that the operation can edit; for `spacing` with the space before
+    it.
     """
-    spans, last = [], len(text)
+    spans, last_end = [], len(text)
     for match in TOKEN.finditer(text):
         if not (word := match["word"]):
             continue
         start = match.start("word")
-        gap = " " if operation == "spacing" and text[last:start] == " " else ""  # one blank, after another plain word
-        last = match.end()
+        leading_space = (
+            " " if operation == "spacing" and text[last_end:start] == " " else ""
+        )  # one blank, after another plain word
+        last_end = match.end()
         if (
             len(word) >= SHORTEST_WORD
             and word in (word.lower(), word.upper(), word.title())
-            and (forms := _forms(operation, word, gap))
+            and (forms := _edited_forms(operation, word, leading_space))
         ):
-            spans.append((start - len(gap), start + len(word), forms))
+            spans.append((start - len(leading_space), start + len(word), forms))
     return spans
 
 
-def _forms(operation: str, word: str, gap: str) -> list[str]:
-    """Every result of one edit of a word, first letter kept. A blank doubled, dropped, or put inside are equally
-    many.
+def _edited_forms(operation: str, word: str, gap: str) -> list[str]:
+    """Every result of one edit of a word that keeps its first letter. For spacing, doubled, dropped and inserted spaces
+    are equally many.
     """
     inner = range(1, len(word))
     if operation == "swap":
@@ -143,17 +143,17 @@ def _forms(operation: str, word: str, gap: str) -> list[str]:
     return inside + ["  " + word, word] * len(inside) if gap else inside
 
 
-def _sentences(text: str, draw) -> list[tuple[int, int, str]]:
-    """Every distractor as an insertion, in the order in which they are taken. None if there is no question between the
+def _distractor_edits(text: str, draw) -> list[tuple[int, int, str]]:
+    """Every distractor as an insertion, in the order in which they are used. Empty if there is no question between the
     labels.
 
-    Before the question is after its label (on a line of its own where the question begins with code, a list or a
-    quotation); after it (before a last label such as "Answer:") is only where it ends as a sentence does, for a text
-    that is to be continued must stay the last thing said.
+    A distractor before the question comes after its label, on its own line where the question begins with code, a list
+    or a quotation. One after the question comes before a final label such as "Answer:", and only where the question
+    ends as a sentence does: a text to be continued must stay last.
     """
-    lead, body, _ = FRAME.fullmatch(text).groups()
-    before = (len(lead), len(lead), "{}\n" if body.startswith(tuple("`#-*>|")) else "{} ")
-    after = (len(lead + body), len(lead + body), " {}") if SENTENCE_END.search(body) else before
+    prefix, body, _ = FRAME.fullmatch(text).groups()
+    before = (len(prefix), len(prefix), "{}\n" if body.startswith(tuple("`#-*>|")) else "{} ")
+    after = (len(prefix + body), len(prefix + body), " {}") if SENTENCE_END.search(body) else before
     draws = sorted((draw(), draw() < 0.5, sentence) for sentence in DISTRACTORS)
     sides = [(before if first else after, sentence) for _, first, sentence in draws if body]
     return [(start, end, form.format(sentence)) for (start, end, form), sentence in sides]
@@ -170,14 +170,14 @@ def edit_distance(a: str, b: str) -> int:
     last_seen: dict[str, int] = {}
     for i, letter in enumerate(a):
         last_seen[letter] = last_seen.get(letter, 0) | 1 << i
-    whole, last = (1 << len(a)) - 1, len(a) - 1
-    rises, falls, distance = whole, 0, len(a)
+    all_bits, last = (1 << len(a)) - 1, len(a) - 1
+    increases, decreases, distance = all_bits, 0, len(a)
     for letter in b:
         same = last_seen.get(letter, 0)
-        diagonal = (((same & rises) + rises) ^ rises) | same
-        up, down = falls | (whole & ~(diagonal | rises)), rises & diagonal
+        diagonal = (((same & increases) + increases) ^ increases) | same
+        up, down = decreases | (all_bits & ~(diagonal | increases)), increases & diagonal
         distance += (up >> last) - (down >> last)
         up, down = up << 1 | 1, down << 1
-        same |= falls
-        rises, falls = (down | ~(same | up)) & whole, up & same & whole
+        same |= decreases
+        increases, decreases = (down | ~(same | up)) & all_bits, up & same & all_bits
     return distance

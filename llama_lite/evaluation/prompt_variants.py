@@ -1,10 +1,11 @@
-"""The same task asked otherwise: systematic variants of the prompt (sensitivity), and disturbed questions (robustness).
+"""Prompt variants of a task: systematic changes of the prompt (sensitivity) and perturbed questions (robustness).
 
-A variant is a task object over the same items, in the same order, so that answers are compared item by item. Options
-are never disturbed; where their order changes, answers are compared by the option that was meant. What a variant does
-to an item depends on the item and the seed alone, never on the model.
+A variant is a task object over the same items in the same order, so answers are compared item by item. Options are
+never perturbed; where their order changes, answers are compared by the original option. A variant depends on the item
+and the seed only, never on the model.
 """
 
+import dataclasses
 import hashlib
 import random
 from collections.abc import Callable
@@ -37,85 +38,92 @@ def _hash(*parts) -> int:
 
 
 class _VariantTask:
-    """A task's items in one form: question text, option texts, and which is right; `lettered` where the options are in
-    the prompt.
+    """Question, options and right option of a task's items in one form; `lettered` where the prompt lists the options
+    by letter. Raises Refusal for tasks without one question with options.
     """
 
     def __init__(self, task):
         self.task = task
-        first = task.eval_docs[0]
+        first_item = task.eval_docs[0]
         if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
             raise Refusal(
                 f"--tasks {task.config.task} is not asked as one question with options, so its prompt cannot be varied."
             )
-        self.lettered = list(task.doc_to_choice(first)) == LETTERS
-        self.field = next((name for name in OPTIONS if isinstance(first.get(name), list)), None)
-        if self.lettered and (self.field is None or "question" not in first):
+        self.lettered = list(task.doc_to_choice(first_item)) == LETTERS
+        self.field = next((name for name in OPTIONS if isinstance(first_item.get(name), list)), None)
+        if self.lettered and (self.field is None or "question" not in first_item):
             raise Refusal(
                 f"--tasks {task.config.task} asks for letters, and its items have no `question` with `choices`: its"
                 " prompt cannot be varied."
             )
 
-    def question(self, item) -> str:
+    def question(self, item: dict) -> str:
+        """The question text of an item."""
         return item["question"].strip() if self.lettered else self.task.doc_to_text(item)
 
-    def options(self, item) -> list[str]:
+    def options(self, item: dict) -> list[str]:
+        """The option texts of an item, in their original order."""
         return list(item[self.field]) if self.lettered else list(self.task.doc_to_choice(item))
 
-    def gold(self, item) -> int:
+    def key(self, item: dict) -> str:
+        """Text that identifies an item: its question and options."""
+        return f"{self.question(item)}|{'|'.join(self.options(item))}"
+
+    def gold(self, item: dict) -> int:
+        """Index of an item's right option."""
         target = self.task.doc_to_target(item)
         choices = list(self.task.doc_to_choice(item))
         return target if isinstance(target, int) else int(target) if str(target).isdigit() else choices.index(target)
 
 
-def derive(
-    task,
-    name: str,
-    *,
-    question: Callable[[str, str], str] = lambda text, key: text,
-    order: Callable[[int, str], list[int]] | None = None,
-    description: str = "",
-    enumerators: tuple[str, ...] = ("A. ", "B. ", "C. ", "D. "),
-    labels: tuple[str, ...] = ("A", "B", "C", "D"),
-    separator: str = "\n",
-    ending: str = "Answer:",
-    casing: Callable[[str], str] = str,
-    n_shot: int | None = None,
-):
-    """A task over `task`'s items with another prompt. `question(text, key)` and `order(number of options, key)` are
-    given the item's key.
+@dataclasses.dataclass(frozen=True)
+class PromptFormat:
+    """How a prompt is written; the defaults write the original task's prompt.
 
-    Without any of these it asks what `task` asks, bit for bit.
+    question: `question(text, key)` rewrites the question text, key identifies the item. order: `order(number of
+    options, key)` gives the indices of the options in their new order (None: unchanged). enumerators, separator,
+    ending and labels: of options that are in the prompt (`lettered`). casing: applied to the whole prompt.
     """
-    asked = _VariantTask(task)
 
-    def key(item) -> str:
-        return f"{asked.question(item)}|{'|'.join(asked.options(item))}"
+    question: Callable[[str, str], str] = lambda text, key: text
+    order: Callable[[int, str], list[int]] | None = None
+    description: str = ""
+    enumerators: tuple[str, ...] = ("A. ", "B. ", "C. ", "D. ")
+    labels: tuple[str, ...] = ("A", "B", "C", "D")
+    separator: str = "\n"
+    ending: str = "Answer:"
+    casing: Callable[[str], str] = str
 
-    def placed(item) -> list[int]:
-        count = len(asked.options(item))
-        return order(count, key(item)) if order else list(range(count))
 
-    def text(item) -> str:
-        told = question(asked.question(item), key(item))
-        if asked.lettered:
-            told += (
-                separator
-                + "".join(f"{enumerators[at]}{asked.options(item)[i]}{separator}" for at, i in enumerate(placed(item)))
-                + ending
-            )
-        return casing(told)
+def derive(task, name: str, prompt_format: PromptFormat, n_shot: int | None = None):
+    """An lm-eval task over the items of `task` with another prompt; `n_shot` None keeps the number of examples.
 
-    def choices(item) -> list[str]:
-        return (
-            list(labels[: len(asked.options(item))])
-            if asked.lettered
-            else [asked.options(item)[i] for i in placed(item)]
-        )
+    With `PromptFormat()` it has exactly the prompts of `task`. Raises Refusal for a task that has no variants.
+    """
+    source = _VariantTask(task)
 
-    config, examples = task.config, {"fewshot_split": "test"}
-    if task.fewshot_cfg.split != config.test_split and (there := task.fewshot_docs()) is not None:
-        examples = {"fewshot_config": {"sampler": task.fewshot_cfg.sampler, "samples": list(there)}}
+    def option_order(item: dict) -> list[int]:
+        num_options = len(source.options(item))
+        return prompt_format.order(num_options, source.key(item)) if prompt_format.order else list(range(num_options))
+
+    def text(item: dict) -> str:
+        prompt = prompt_format.question(source.question(item), source.key(item))
+        if source.lettered:
+            separator, options = prompt_format.separator, source.options(item)
+            rows = [
+                f"{prompt_format.enumerators[row]}{options[index]}{separator}"
+                for row, index in enumerate(option_order(item))
+            ]
+            prompt += separator + "".join(rows) + prompt_format.ending
+        return prompt_format.casing(prompt)
+
+    def choices(item: dict) -> list[str]:
+        options = source.options(item)
+        if source.lettered:
+            return list(prompt_format.labels[: len(options)])
+        return [options[index] for index in option_order(item)]
+
+    config = task.config
     derived = make(
         name,
         list(task.eval_docs),
@@ -123,70 +131,84 @@ def derive(
         task.VERSION,
         doc_to_text=text,
         doc_to_choice=choices,
-        doc_to_target=lambda item: placed(item).index(asked.gold(item)),
+        doc_to_target=lambda item: option_order(item).index(source.gold(item)),
         target_delimiter=config.target_delimiter,
         fewshot_delimiter=config.fewshot_delimiter,
         metric_list=config.metric_list,
-        description=casing((config.description or "") + description),
+        description=prompt_format.casing((config.description or "") + prompt_format.description),
         num_fewshot=config.num_fewshot if n_shot is None else n_shot,
-        **examples,
+        **_fewshot_fields(task),
     )
-    derived.meant = placed  # which option of the original each answer means
+    derived.option_order = option_order  # item -> index of the original's option for each of its options
     return derived
 
 
+def _fewshot_fields(task) -> dict:
+    """Config fields with the few-shot examples of `task`: its test split, or the examples of another split."""
+    if task.fewshot_cfg.split != task.config.test_split and (examples := task.fewshot_docs()) is not None:
+        return {"fewshot_config": {"sampler": task.fewshot_cfg.sampler, "samples": list(examples)}}
+    return {"fewshot_split": "test"}
+
+
 def _shuffled(seed: int) -> Callable[[int, str], list[int]]:
-    return lambda count, key: random.Random(_hash("order", seed, key)).sample(range(count), count)
+    return lambda num_options, key: random.Random(_hash("order", seed, key)).sample(range(num_options), num_options)
 
 
 def _variant(
-    base: EvalTask, factor: str, label: str, n_shot: int | None = None, chat: bool | None = None, **how
+    base: EvalTask, factor: str, label: str, n_shot: int | None = None, chat: bool | None = None, **format_fields
 ) -> EvalTask:
+    """The variant `label` of a task, which changes `factor`; `format_fields`: of its PromptFormat."""
+    prompt_format = PromptFormat(**format_fields)
     leaves = {
-        leaf: derive(task, f"{leaf}|{factor}: {label}", n_shot=n_shot, **how) for leaf, task in base.leaves.items()
+        leaf: derive(task, f"{leaf}|{factor}: {label}", prompt_format, n_shot) for leaf, task in base.leaves.items()
     }
     leaves = {task.config.task: task for task in leaves.values()}
-    shots = base.n_shot if n_shot is None else n_shot
+    num_examples = base.n_shot if n_shot is None else n_shot
     name = f"{base.name}|{factor}: {label}"
-    return EvalTask(name, leaves, shots, base.name, label, factor, base.chat if chat is None else chat)
+    return EvalTask(name, leaves, num_examples, base.name, label, factor, base.chat if chat is None else chat)
 
 
 def sensitivity(base: EvalTask, seed: int, chat: bool) -> list[EvalTask]:
-    """The task asked in systematic variants, each changing one factor; the first is the task itself. `chat`: the models
-    have a chat format.
+    """Variants of a task that each change one factor of the prompt; the first is the task itself. chat: the models have
+    a chat format.
 
-    A task of instructions is asked in paraphrases instead.
+    A task with generated answers gets paraphrased instructions instead. Raises Refusal where the prompt cannot be
+    varied.
     """
     first = next(iter(base.leaves.values()))
     if first.OUTPUT_TYPE == "generate_until":
         return _paraphrases(base, first)
-    found = [_variant(base, "reference", "as it is")]
+    variants = [_variant(base, "reference", "as it is")]
     for label, text in DESCRIPTIONS.items():
-        found.append(_variant(base, "description", label, description=text))
-    found += [
+        variants.append(_variant(base, "description", label, description=text))
+    variants += [
         _variant(base, "casing", "upper case", casing=str.upper),
         _variant(base, "casing", "lower case", casing=str.lower),
     ]
     if _VariantTask(first).lettered:
-        found.append(_variant(base, "enumerators", "(A)", enumerators=("(A) ", "(B) ", "(C) ", "(D) ")))
-        found.append(
+        variants.append(_variant(base, "enumerators", "(A)", enumerators=("(A) ", "(B) ", "(C) ", "(D) ")))
+        variants.append(
             _variant(base, "enumerators", "1.", enumerators=("1. ", "2. ", "3. ", "4. "), labels=("1", "2", "3", "4"))
         )
-        found.append(_variant(base, "separators", "double line", separator="\n\n"))
-        found.append(_variant(base, "separators", "blanks", separator=" "))
-        found.append(_variant(base, "ending", "The answer is", ending="The answer is"))
+        variants.append(_variant(base, "separators", "double line", separator="\n\n"))
+        variants.append(_variant(base, "separators", "blanks", separator=" "))
+        variants.append(_variant(base, "ending", "The answer is", ending="The answer is"))
     else:
-        found.append(
+        variants.append(
             _variant(
                 base, "descriptor", "Question: ... Answer:", question=lambda text, key: f"Question: {text}\nAnswer:"
             )
         )
-        found.append(_variant(base, "descriptor", "Text: ...", question=lambda text, key: f"Text: {text}"))
-    found += [_variant(base, "option order", f"shuffled {turn}", order=_shuffled(seed + turn)) for turn in (1, 2)]
-    found += [_variant(base, "examples", f"{count} examples", n_shot=count) for count in (1, 3) if count != base.n_shot]
+        variants.append(_variant(base, "descriptor", "Text: ...", question=lambda text, key: f"Text: {text}"))
+    variants += [
+        _variant(base, "option order", f"shuffled {offset}", order=_shuffled(seed + offset)) for offset in (1, 2)
+    ]
+    variants += [
+        _variant(base, "examples", f"{count} examples", n_shot=count) for count in (1, 3) if count != base.n_shot
+    ]
     if chat:
-        found.append(_variant(base, "chat format", "off" if base.chat else "on", chat=not base.chat))
-    return found
+        variants.append(_variant(base, "chat format", "off" if base.chat else "on", chat=not base.chat))
+    return variants
 
 
 def _paraphrases(base: EvalTask, task) -> list[EvalTask]:
@@ -195,32 +217,39 @@ def _paraphrases(base: EvalTask, task) -> list[EvalTask]:
         raise Refusal(
             f"--tasks {name} is generated, and its items have no `question` and `answer`: its prompt cannot be varied."
         )
-    found = []
+    variants = []
     for label, wrap in {"as it is": str, **PARAPHRASES}.items():
         factor = "reference" if label == "as it is" else "paraphrase"
         leaf = f"{name}|{factor}: {label}"
-        found.append(
+        variants.append(
             EvalTask(leaf, {leaf: embedded.instruction_task(leaf, items, wrap)}, 0, base.name, label, factor, base.chat)
         )
-    return found
+    return variants
 
 
-def robustness(base: EvalTask, seed: int, strengths: tuple[float, ...] = (0.1, 0.3), turns: int = 2) -> list[EvalTask]:
-    """The task with disturbed questions, at several strengths and seeds, and with its options in another order; the
-    first is the task itself.
+def robustness(
+    base: EvalTask, seed: int, strengths: tuple[float, ...] = (0.1, 0.3), num_seeds: int = 2
+) -> list[EvalTask]:
+    """Variants of a task with perturbed questions, at several strengths and seeds, and with its options in another
+    order; the first is the task itself. Raises Refusal where the prompt cannot be varied.
     """
-    found = [_variant(base, "reference", "as it is")]
+    variants = [_variant(base, "reference", "as it is")]
     for operation in perturbations.OPERATIONS:
         for strength in (1, 2) if operation == "distractor" else strengths:
-            for turn in range(turns):
+            for offset in range(num_seeds):
 
-                def disturbed(text, key, operation=operation, strength=strength, turn=turn):
-                    return perturbations.perturb(text, operation, strength, seed + turn, key)
+                def perturb_question(text: str, key: str, operation=operation, strength=strength, offset=offset) -> str:
+                    return perturbations.perturb(text, operation, strength, seed + offset, key)
 
-                found.append(_variant(base, operation, f"{strength:g}, seed {seed + turn}", question=disturbed))
-    found += [_variant(base, "option order", f"shuffled {turn}", order=_shuffled(seed + turn)) for turn in range(turns)]
+                variants.append(
+                    _variant(base, operation, f"{strength:g}, seed {seed + offset}", question=perturb_question)
+                )
+    variants += [
+        _variant(base, "option order", f"shuffled {offset}", order=_shuffled(seed + offset))
+        for offset in range(num_seeds)
+    ]
     if _VariantTask(next(iter(base.leaves.values()))).lettered:
-        found.append(
+        variants.append(
             _variant(base, "labels", "P Q R S", enumerators=("P. ", "Q. ", "R. ", "S. "), labels=("P", "Q", "R", "S"))
         )
-    return found
+    return variants

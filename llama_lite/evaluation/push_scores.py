@@ -1,8 +1,7 @@
-"""Scores on the Hub: on main of the model's repository, each row naming the revision and commit that it was computed
-on.
+"""Publishes scores on main of the model's repository; each row names the revision and commit that was evaluated.
 
-Published tags never move, so scores of a revision go to main: `scores.csv` for all of them, `.eval_results/*.yaml` and
-the card's model-index for main's own model only. A value that differs from an older one is added, and the older one
+Published tags never move, so scores of a revision go to main: all of them to `scores.csv`, those of main's own model
+also to `.eval_results/*.yaml` and the card's model-index. A value that differs from an older one is added; the older one
 stays.
 """
 
@@ -17,7 +16,7 @@ from model_card.records import shown_metric
 
 from ..distributed import print_main
 from ..errors import Refusal
-from ..files import csv_text, read_json, write_text
+from ..files import csv_text, read_json, sha256, write_text
 from ..hub.client import (
     HubPermissionError,
     HubUnavailable,
@@ -29,19 +28,21 @@ from ..hub.client import (
     token,
     translated,
 )
-from ..hub.revision import REVISION, as_record
+from ..hub.revision import REVISION, STEP_PREFIX, as_record
+from ..models.references import Located
 from .resolve import Model
 from .store import COLUMNS, rows_of
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
 
-TRIES = 5  # when somebody else writes to main meanwhile
+TRIES = 5  # while others write to main
 
 
 def push_scores(model: Model, records: list[dict]) -> None:
-    """Put the scores of a model on main of its repository (the adapter's, where there is one). Raises Refusal.
+    """Publish the scores of a model on main of its repository (the adapter's, for a model with an adapter). Raises
+    Refusal.
 
-    A model in a folder has no repository, and that is said. Pushing the same scores again changes nothing.
+    A model in a folder has no repository; a message says so. Pushing the same scores again changes nothing.
     """
     located = model.adapter or model.base
     if located.repo is None:
@@ -60,27 +61,27 @@ def push_scores(model: Model, records: list[dict]) -> None:
     raise Refusal(f"--push_to_hub {located.repo}: main kept changing. Run the same command again.")
 
 
-def _push(located, model: Model, records: list[dict]) -> bool:
+def _push(located: Located, model: Model, records: list[dict]) -> bool:
     """One try; False when main moved meanwhile."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     head = commit_of(Reference(located.repo, "main"))
-    there = files_of(located.repo, head)
-    _of_what_is_published(located, records, head, there)
+    entries = files_of(located.repo, head)
+    _check_commits(located, records, head)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        old = (
+        old_table = (
             fetch(Reference(located.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8", errors="replace")
-            if TABLE in there
+            if TABLE in entries
             else ""
         )
-        named = {"model": str(located.repo)} | (
+        model_columns = {"model": str(located.repo)} | (
             {"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {}
         )
-        files = {TABLE: merged(old, [row for record in records for row in rows_of({**record, **named})])}
-        if _is_mains(located, head, there, folder):
+        files = {TABLE: merged(old_table, [row for record in records for row in rows_of({**record, **model_columns})])}
+        if _is_model_on_main(located, head, entries, folder):
             files |= eval_results(records, located.repo)
-            if "README.md" in there:
+            if "README.md" in entries:
                 try:
                     card = fetch(Reference(located.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
                     files["README.md"] = with_index(card, located.repo, records)
@@ -106,44 +107,44 @@ def _push(located, model: Model, records: list[dict]) -> bool:
     return True
 
 
-def _of_what_is_published(located, records: list[dict], head: str, there: dict) -> None:
-    """Raise Refusal when the scores are of other files than the revision has now."""
-    now = commit_of(Reference(located.repo, located.revision)) if located.revision else head
+def _check_commits(located: Located, records: list[dict], head: str) -> None:
+    """Raise Refusal when the scores were computed on another commit than the revision has now."""
+    current_commit = commit_of(Reference(located.repo, located.revision)) if located.revision else head
     for record in records:
         if record["commit"] is None or (
-            located.revision and located.revision.startswith("step-") and record["commit"] != now
+            located.revision and located.revision.startswith(STEP_PREFIX) and record["commit"] != current_commit
         ):
             raise Refusal(
                 f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit {record['commit']},"
-                f" and {located.repo}@{located.revision} is {now} now: evaluate again in another --output_dir."
+                f" and {located.repo}@{located.revision} is {current_commit} now: evaluate again in another --output_dir."
             )
 
 
-def _is_mains(located, head: str, there: dict, folder: Path) -> bool:
+def _is_model_on_main(located: Located, head: str, entries: dict, folder: Path) -> bool:
     """Whether the evaluated files are those of main."""
-    weights = [name for name in there if name in ("model.safetensors", "adapter_model.safetensors")]
+    weights = [name for name in entries if name in ("model.safetensors", "adapter_model.safetensors")]
     if not weights:
         return False
-    own = as_record(read_json(located.folder / REVISION))
-    entry = there[weights[0]]
-    from ..files import sha256
-
+    record = as_record(read_json(located.folder / REVISION))
+    entry = entries[weights[0]]
     path = located.folder / weights[0]
-    ours = own["files"][weights[0]]["sha256"] if own else sha256(path) if path.exists() else None
-    theirs = entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(located.repo, "main"), head, weights[0], folder))
-    return ours == theirs
+    local_sha = record["files"][weights[0]]["sha256"] if record else sha256(path) if path.exists() else None
+    main_sha = (
+        entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(located.repo, "main"), head, weights[0], folder))
+    )
+    return local_sha == main_sha
 
 
-def merged(old: str, rows: list[dict]) -> str:
-    """The text of `scores.csv` with rows added; a row that is there is not there twice."""
-    kept = list(csv.DictReader(io.StringIO(old)))
-    seen = {_identity(row) for row in kept}
+def merged(old_table: str, rows: list[dict]) -> str:
+    """The text of `scores.csv` with rows added that it does not contain yet."""
+    table_rows = list(csv.DictReader(io.StringIO(old_table)))
+    identities = {_identity(row) for row in table_rows}
     for row in rows:
         row = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
-        if _identity(row) not in seen:
-            seen.add(_identity(row))
-            kept.append(row)
-    return csv_text(COLUMNS, kept)
+        if _identity(row) not in identities:
+            identities.add(_identity(row))
+            table_rows.append(row)
+    return csv_text(COLUMNS, table_rows)
 
 
 def _identity(row: dict) -> tuple:
@@ -151,7 +152,7 @@ def _identity(row: dict) -> tuple:
 
 
 def eval_results(records: list[dict], repo: str) -> dict[str, str]:
-    """`.eval_results/TASK.yaml` in the Hub's own form, for the tasks whose data is a dataset of the Hub."""
+    """{path: text} of `.eval_results/TASK.yaml` in the Hub's format, for the tasks whose data is a dataset on the Hub."""
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files = {}
@@ -177,15 +178,17 @@ def eval_results(records: list[dict], repo: str) -> dict[str, str]:
 
 
 def with_index(card: str, repo: str, records: list[dict]) -> str:
-    """A card whose model-index has the scores; results of other tasks in it stay."""
+    """A card with the scores in its model-index; results of other tasks stay. Raises ValueError or yaml.YAMLError for
+    malformed metadata.
+    """
     from huggingface_hub import EvalResult, ModelCard
 
     parsed = ModelCard(card, ignore_metadata_errors=True)
     parsed.data.model_name = parsed.data.model_name or repo.split("/")[-1]
-    new = []
+    results = []
     for record in records:
         metric = shown_metric(record["metrics"])
-        new.append(
+        results.append(
             EvalResult(
                 task_type="text-generation",
                 dataset_type=record.get("dataset") or record["task"],
@@ -197,8 +200,8 @@ def with_index(card: str, repo: str, records: list[dict]) -> str:
                 source_url="https://github.com/EleutherAI/lm-evaluation-harness",
             )
         )
-    names = {result.dataset_name for result in new}
+    names = {result.dataset_name for result in results}
     parsed.data.eval_results = [
         result for result in parsed.data.eval_results or [] if result.dataset_name not in names
-    ] + new
+    ] + results
     return str(parsed)

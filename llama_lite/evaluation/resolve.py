@@ -2,22 +2,26 @@
 
 import dataclasses
 import functools
-import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoint.verify import is_well_formed
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference, refs_of
+from ..hub.revision import STEP_PREFIX, newest_first, step_in, step_of
 from ..models import loading, references
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # ---- which models ----
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """One model of an evaluation: base, adapter on it or none, and where in its run it stands, as far as a record says
-    so.
+    """One model of an evaluation: its base, its adapter or None, and the step and training tokens that its records
+    state.
     """
 
     name: str
@@ -26,61 +30,57 @@ class Model:
     step: int | None = None
     tokens: int | None = None
 
-    def tokenizer(self, other: str | None = None):
-        """The adapter's own tokenizer, else the base's; or `other`. Raises Refusal."""
+    def tokenizer(self, tokenizer_name: str | None = None) -> "PreTrainedTokenizerBase":
+        """The tokenizer called `tokenizer_name`; by default the adapter's own, else the base's. Raises Refusal."""
         own = self.adapter if self.adapter and (self.adapter.folder / "tokenizer.json").exists() else self.base
-        return loading.load_tokenizer(own, other)
+        return loading.load_tokenizer(own, tokenizer_name)
 
     @functools.cached_property
     def weights(self) -> tuple[str, str | None]:
-        """sha256 of the base's weights and config, and of the adapter's; read once."""
+        """(digest of the base, digest of the adapter or None) over weights and config; computed once."""
         return references.model_digest(self.base.folder), (
             references.model_digest(self.adapter.folder) if self.adapter else None
         )
 
 
-def resolve_models(asked: list[str]) -> list[Model]:
-    """Models of references: `path`, `org/name@revision`, `...@step-*` (all of them, in order), each `+adapter`. Raises
-    Refusal.
+def resolve_models(texts: list[str]) -> list[Model]:
+    """The models of --models: `path`, `org/name@revision` or `...@step-*` (all steps, in order), each with an optional
+    `+adapter`. Raises Refusal.
     """
-    found = []
-    for text in asked:
+    models = []
+    for text in texts:
         base, plus, adapter = text.partition("+")
-        names = _steps(base) if base.endswith("@step-*") else [base]
+        names = _expand_steps(base) if base.endswith(f"@{STEP_PREFIX}*") else [base]
         for name in names:
-            found.append(_model(name, adapter if plus else None))
-    if repeated := [model.name for model in found if sum(other.name == model.name for other in found) > 1]:
+            models.append(_resolve_model(name, adapter if plus else None))
+    if repeated := [model.name for model in models if sum(second.name == model.name for second in models) > 1]:
         raise Refusal(f"--models {repeated[0]} is given twice.")
     name_of: dict[tuple, str] = {}
-    for model in found:
-        folders = tuple(one and one.folder.resolve() for one in (model.base, model.adapter))
+    for model in models:
+        folders = tuple(located and located.folder.resolve() for located in (model.base, model.adapter))
         if folders in name_of:
             raise Refusal(f"--models {name_of[folders]} {model.name} is one model, given twice.")
         name_of[folders] = model.name
-    return found
+    return models
 
 
-def _steps(text: str) -> list[str]:
-    """`place@step-*` as one reference a step, oldest first."""
-    name = text.removesuffix("@step-*")
+def _expand_steps(text: str) -> list[str]:
+    """`name@step-*` as one reference per step, oldest first."""
+    name = text.removesuffix(f"@{STEP_PREFIX}*")
     if Path(name).is_dir():
         steps = sorted(
             int(path.name.removeprefix("checkpoint-"))
             for path in Path(name).glob("checkpoint-*")
             if path.name[11:].isdigit()
         )
-        names = [f"{name}@step-{step}" for step in steps]
+        names = [f"{name}@{STEP_PREFIX}{step}" for step in steps]
     else:
-        from ..hub.revision import newest_first, step_of
-
         try:
             tags = refs_of(name)[1]
-            steps = {
-                step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))
-            }  # of step-N and step-N-2 the last is the run's
-            steps = steps or {
-                int(tag[5:]): tag for tag in tags if re.fullmatch("step-[0-9]+", tag)
-            }  # of another project
+            # of step-N and step-N-2, the last is the run's
+            steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))}
+            if not steps:  # tags of another project
+                steps = {step_in(tag): tag for tag in tags if step_in(tag) is not None}
             names = [f"{name}@{steps[step]}" for step in sorted(steps)]
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(
@@ -93,15 +93,15 @@ def _steps(text: str) -> list[str]:
 
 
 def _locate(name: str) -> references.Located:
-    """As `models.locate`; `folder@step-N` is the folder's checkpoint-N."""
-    folder, at, step = name.rpartition("@step-")
-    if at and Path(folder).is_dir():
+    """As `references.locate`; `folder@step-N` is the folder's checkpoint-N."""
+    folder, separator, step = name.rpartition(f"@{STEP_PREFIX}")
+    if separator and Path(folder).is_dir():
         checkpoint = Path(folder) / f"checkpoint-{int(step) if step.isdigit() else step}"
         return dataclasses.replace(references.locate(str(checkpoint), argument="--models"), name=name)
     return references.locate(name, argument="--models")
 
 
-def _model(name: str, adapter: str | None) -> Model:
+def _resolve_model(name: str, adapter: str | None) -> Model:
     base, extra = _locate(name), _locate(adapter) if adapter else None
     if base.adapter and extra is None:  # an adapter alone: its own record names its base
         record = read_json(base.folder / "adapter_config.json")
@@ -115,14 +115,14 @@ def _model(name: str, adapter: str | None) -> Model:
             raise Refusal(f"--models {name}+{adapter}: {adapter} is no adapter (it has no adapter_config.json).")
         references.check_base(extra, base)
     last = extra or base
-    step, tokens = _place(last.folder)
+    step, tokens = _read_position(last.folder)
     return Model(name if not adapter else f"{name}+{adapter}", base, extra, step, tokens)
 
 
-def _place(folder: Path) -> tuple[int | None, int | None]:
-    """(step, training tokens) of a checkpoint, a published revision, or a finished run."""
-    for record in ("revision.json", "manifest.json"):
-        if is_well_formed(found := read_json(folder / record)):
-            return found["step"], found["tokens"]
+def _read_position(folder: Path) -> tuple[int | None, int | None]:
+    """(step, training tokens) of a checkpoint, a published revision or a finished run; (None, None) of other folders."""
+    for file_name in ("revision.json", "manifest.json"):
+        if is_well_formed(record := read_json(folder / file_name)):
+            return record["step"], record["tokens"]
     log = [entry for entry in read_jsonl(folder / "log.jsonl") if "tokens" in entry]
     return (log[-1]["step"], log[-1]["tokens"]) if log else (None, None)

@@ -1,9 +1,9 @@
-"""Evaluations as records: each (model, task) is kept as it ends, is never computed twice, and never mixed with another.
+"""Runs evaluations and keeps one record per (model, task): a pair is stored as it ends and computed only once.
 
-`results/KEY.json` holds the scores of one pair and what they are of, `samples/KEY.jsonl` what each item was answered.
-KEY is a digest of everything that decides the numbers: weights, tokenizer, prompts and data, number format, seed and
-harness. Both are sealed by sha256: a pair that was altered or cut since is computed again. `scores.csv`,
-`comparison.csv` and the rest are made from these files alone.
+`results/KEY.json` holds the scores of one pair and its settings, `samples/KEY.jsonl` the answer to each item. KEY is a
+digest of everything that decides the numbers: weights, tokenizer, prompts and data, number format, seed and harness.
+Both files carry a sha256: a pair that was altered or truncated since is computed again. `scores.csv`, `comparison.csv`
+and the other tables are made from these files alone.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import itertools
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,16 @@ from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
 
-# ---- asking ----
+# ---- evaluating ----
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How models are asked: what every record of an evaluation has in common."""
+    """Settings that all records of an evaluation share.
+
+    dtype: of the weights ("float32" ...). batch_tokens: tokens per forward pass (None: by device). tokenizer_name: of
+    another tokenizer than the model's. unsafe: generated code may be run.
+    """
 
     dtype: str
     seed: int
@@ -40,22 +45,21 @@ class Settings:
 
 
 def evaluate_model(
-    store: Store, model: Model, tasks: list[tuple[EvalTask, int | None]], settings: Settings, done
+    store: Store,
+    model: Model,
+    tasks: list[tuple[EvalTask, int | None]],
+    settings: Settings,
+    on_record: Callable[[dict, bool], None],
 ) -> list[dict]:
-    """The records of a model for (task, limit) pairs: those that are there, and the others computed. `done(record,
-    fresh)` after each.
+    """The records of a model for (task, limit) pairs: stored ones are reused, the others computed.
 
-    The model is loaded only if something is to be computed, and let go of afterwards. Raises Refusal.
+    Calls `on_record(record, computed)` after each. The model is loaded only if something is to be computed. Raises
+    Refusal.
     """
-    from . import lm as evaluation_lm
-    from .tasks import sandbox
-
     digests = store.digests
     tokenizer = model.tokenizer(settings.tokenizer_name)
-    sha, prefix = (
-        tokenizer_record(tokenizer)["sha256"],
-        (tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id),
-    )
+    tokenizer_sha = tokenizer_record(tokenizer)["sha256"]
+    prefix_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     lm, records = None, []
     for task, limit in tasks:
         if task.chat and not tokenizer.chat_template:
@@ -64,66 +68,93 @@ def evaluate_model(
                 " --apply_chat_template."
             )
         items = chosen(task, limit, settings.seed)
-        prompts = (
-            task.name,
-            limit,
-            settings.seed,
-            (sha, str(tokenizer.chat_template)) if task.chat else None,
-        )  # the same for every model, but for a chat format
+        # prompts are the same for every model, except in a chat format
+        chat_format = (tokenizer_sha, str(tokenizer.chat_template)) if task.chat else None
+        prompts = (task.name, limit, settings.seed, chat_format)
         if prompts not in digests:
             digests[prompts] = prompts_digest(task, items, tokenizer, settings.seed)
-        key = key_of(model, sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix)
+        key = key_of(model, tokenizer_sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix_id)
         record = store.result(key)
-        if fresh := record is None:
+        if computed := record is None:
             lm = lm or _load(model, tokenizer, settings)
-            before = lm.truncated
-            found = evaluation_lm.run(
-                lm, {leaf: task.leaves[leaf] for leaf in items}, items, settings.seed, task.chat, settings.unsafe
-            )
-            samples = samples_of(task, found)
-            metrics = metrics_of(samples)
-            wanted = {name for leaf in items for name in task.leaves[leaf].aggregation()}
-            if missing := sorted(wanted - {name for sample in samples for name in sample["metrics"]}):
-                raise Refusal(
-                    f"{task.name}: lm-eval returned no {', '.join(missing)}. Its metric needs the network, or a package"
-                    " that is not here."
-                )
-            record = {
-                **{name: getattr(model, name) for name in ("step", "tokens")},
-                "key": key,
-                "model": model.name,
-                **where_from(model),
-                "task": task.name,
-                "base": task.base,
-                "dataset": task.dataset,
-                "variant": task.variant,
-                "factor": task.factor,
-                "version": task.version,
-                "n_shot": task.n_shot,
-                "limit": limit,
-                "chat_template": task.chat,
-                "dtype": settings.dtype,
-                "seed": settings.seed,
-                "prefix_id": prefix,
-                "truncated": lm.truncated - before,
-                "harness": harness_version(),
-                "sandbox": ", ".join(sandbox.protections()) if task.unsafe else None,
-                "date": time.strftime("%Y-%m-%d", time.gmtime()),
-                "chance": (
-                    float(np.mean([1 / sample["options"] for sample in samples]))
-                    if all("options" in sample for sample in samples)
-                    else None
-                ),
-                "metrics": metrics,
-            }
+            samples, num_truncated = _run_task(lm, task, items, settings)
+            record = _make_record(key, model, task, limit, settings, prefix_id, num_truncated, samples)
             store.save(key, record, samples)
         records.append(record)
-        done(record, fresh)
+        on_record(record, computed)
     return records
 
 
+def _run_task(lm, task: EvalTask, items: dict[str, list[int]], settings: Settings) -> tuple[list[dict], int]:
+    """(sample records of a task's `items`, number of requests that were truncated). Raises Refusal where lm-eval leaves
+    out a metric of the task.
+    """
+    from . import lm as evaluation_lm
+
+    truncated_before = lm.truncated
+    leaves = {leaf: task.leaves[leaf] for leaf in items}
+    results = evaluation_lm.run(lm, leaves, items, settings.seed, task.chat, settings.unsafe)
+    samples = samples_of(task, results)
+    expected = {name for leaf in leaves.values() for name in leaf.aggregation()}
+    if missing := sorted(expected - {name for sample in samples for name in sample["metrics"]}):
+        raise Refusal(
+            f"{task.name}: lm-eval returned no {', '.join(missing)}. Its metric needs the network, or a package"
+            " that is not here."
+        )
+    return samples, lm.truncated - truncated_before
+
+
+def _make_record(
+    key: str,
+    model: Model,
+    task: EvalTask,
+    limit: int | None,
+    settings: Settings,
+    prefix_id: int,
+    num_truncated: int,
+    samples: list[dict],
+) -> dict:
+    """The record of one (model, task) pair: what was computed with which settings, and its metrics."""
+    from .tasks import sandbox
+
+    return {
+        "step": model.step,
+        "tokens": model.tokens,
+        "key": key,
+        "model": model.name,
+        **where_from(model),
+        "task": task.name,
+        "base": task.base,
+        "dataset": task.dataset,
+        "variant": task.variant,
+        "factor": task.factor,
+        "version": task.version,
+        "n_shot": task.n_shot,
+        "limit": limit,
+        "chat_template": task.chat,
+        "dtype": settings.dtype,
+        "seed": settings.seed,
+        "prefix_id": prefix_id,
+        "truncated": num_truncated,
+        "harness": harness_version(),
+        "sandbox": ", ".join(sandbox.protections()) if task.unsafe else None,
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "chance": _chance_level(samples),
+        "metrics": metrics_of(samples),
+    }
+
+
+def _chance_level(samples: list[dict]) -> float | None:
+    """Expected accuracy of random guessing; None where a sample has no options."""
+    if not all("options" in sample for sample in samples):
+        return None
+    return float(np.mean([1 / sample["options"] for sample in samples]))
+
+
 def _load(model: Model, tokenizer, settings: Settings):
-    """A SharedContextLM of a model; its begin, end and padding ids are mended to the tokenizer's, which is said."""
+    """A SharedContextLM of a model on the available device; its begin, end and padding ids are set to the tokenizer's,
+    and a difference is printed.
+    """
     import torch
 
     from .lm import SharedContextLM
@@ -131,20 +162,20 @@ def _load(model: Model, tokenizer, settings: Settings):
     loaded = loading.load_model(model.base, settings.dtype)
     loading.check_vocabulary(model.name, loaded.get_input_embeddings().num_embeddings, tokenizer)
     loading.check_language_model(model.name, loaded)
-    if said := loading.align_special_tokens(loaded, tokenizer):
-        print_main(f"{model.name}: {said}")
+    if mismatch := loading.align_special_tokens(loaded, tokenizer):
+        print_main(f"{model.name}: {mismatch}")
     if model.adapter:
         loaded = loading.attach(loaded, model.adapter)
     device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     return SharedContextLM(loaded.to(device).eval(), tokenizer, settings.batch_tokens)
 
 
-def runs_of(found: list[Model]) -> dict[Path, list[str]]:
-    """{run folder: names of its models} of those that are in folders of this machine: the run's own, its checkpoints',
-    and adapters on them.
+def runs_of(models: list[Model]) -> dict[Path, list[str]]:
+    """{run folder: names of its models} for models in local run folders: the run's own, its checkpoints, and adapters
+    on them.
     """
     runs: dict[Path, list[str]] = {}
-    for model in found:
+    for model in models:
         for located in (model.base, model.adapter):
             if located and located.repo is None:
                 folder = located.folder.parent if located.folder.name.startswith("checkpoint-") else located.folder
@@ -153,22 +184,22 @@ def runs_of(found: list[Model]) -> dict[Path, list[str]]:
     return runs
 
 
-def copy_to_run(out: Path, run: Path, own: list[str]) -> None:
-    """Put an evaluation's tables into `RUN/evaluation/NAME`, where the run's card finds them; `own`: which of its
-    models are the run's.
+def copy_to_run(out: Path, run: Path, model_names: list[str]) -> None:
+    """Copy an evaluation's tables to `RUN/evaluation/NAME`, where the run's card finds them. `model_names`: those of its
+    models that belong to the run.
 
-    They replace those of the same evaluation, told by the path of its folder. Where another one has NAME, they go to
-    NAME-2 (-3 ...), which is said.
+    They replace those of the same evaluation, recognized by the path of its folder. Where another evaluation has NAME,
+    they go to NAME-2 (-3 ...), and a line says so.
     """
     record, name = read_json(out / "run.json"), out.resolve().name
-    folder = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]
-    path = _path_in_run(run / "evaluation", name, folder, record)
-    if path.name != name:
+    path_digest = hashlib.sha256(os.fsencode(out.resolve())).hexdigest()[:16]
+    folder = _path_in_run(run / "evaluation", name, path_digest, record)
+    if folder.name != name:
         print_main(
-            f"scores    go to {path}: the folder of another evaluation has the name {name}, too, and its scores stay"
+            f"scores    go to {folder}: the folder of another evaluation has the name {name}, too, and its scores stay"
         )
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for table in (
         "scores.json",
         "comparison.csv",
@@ -178,23 +209,25 @@ def copy_to_run(out: Path, run: Path, own: list[str]) -> None:
         "contamination.json",
     ):
         if (out / table).exists():
-            shutil.copyfile(out / table, path / table)
-    files = {table.name: sha256(table) for table in sorted(path.iterdir())}
-    of = {"id": read_json(run / "run.json")["id"], "models": own, "folder": folder, "files": files}
-    write_json(path / "run.json", {**record, "of": of})
+            shutil.copyfile(out / table, folder / table)
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    run_id = read_json(run / "run.json")["id"]
+    of_run = {"id": run_id, "models": model_names, "folder": path_digest, "files": files}
+    write_json(folder / "run.json", {**record, "of": of_run})
 
 
-def _path_in_run(parent: Path, name: str, folder: str, record: dict) -> Path:
-    """Where under `parent` an evaluation's tables belong. name: of its folder; folder: digest of that folder's path,
-    which tells it from others; record: its run.json.
+def _path_in_run(parent: Path, name: str, path_digest: str, record: dict) -> Path:
+    """The folder under `parent` for an evaluation's tables. name: of the evaluation's folder; path_digest: digest of
+    that folder's path, which distinguishes it from others; record: its run.json.
     """
-    kept = {path.parent: read_json(path) for path in sorted(parent.glob("*/run.json"))}
-    of = {path: one.get("of") or {} for path, one in kept.items() if isinstance(one, dict)}
-    for path, known in of.items():
-        if known.get("folder") == folder:
+    read = {path.parent: read_json(path) for path in sorted(parent.glob("*/run.json"))}
+    records = {path: other for path, other in read.items() if isinstance(other, dict)}
+    for path, other in records.items():
+        source = other.get("of") or {}
+        if source.get("folder") == path_digest:
             return path
-        # Of earlier versions, which kept no folder: the same evaluation is one that asks the same of the same models.
-        if path.name == name and "folder" not in known and kept[path].get("arguments") == record["arguments"]:
+        # records of earlier versions have no folder: there, the same evaluation is one with the same arguments
+        if path.name == name and "folder" not in source and other.get("arguments") == record["arguments"]:
             return path
     names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
-    return next(parent / one for one in names if parent / one not in of)
+    return next(parent / candidate for candidate in names if parent / candidate not in records)

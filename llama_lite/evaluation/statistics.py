@@ -1,20 +1,25 @@
-"""Statistics of evaluations, from the items alone: errors that know of groups and shared sources, pairs, families of
-tests, variants.
+"""Statistics of evaluations from values per item: clustered and stratified errors, paired tests, families of tests,
+prompt variants.
 
-All of it takes plain lists, one value an item, and gives JSON. Sources: Miller, "Adding Error Bars to Evals" (2024) for
-clustered and paired errors; McNemar's exact test; Holm (1979) for families.
+Functions take plain lists with one value per item and return JSON. Sources: Miller, "Adding Error Bars to Evals" (2024)
+for clustered and paired errors; McNemar's exact test; Holm (1979) for families.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 CONFIDENCE = 0.95
 
-DRAWS = 1000  # of a bootstrap
+DRAWS = 1000  # resamples of a bootstrap
 
 
-def ratio(values, weights=None, clusters=None, strata=None) -> dict:
+def ratio(
+    values: Sequence[float] | np.ndarray,
+    weights: Sequence[float] | None = None,
+    clusters: Sequence[str | None] | None = None,
+    strata: Sequence[str] | None = None,
+) -> dict:
     """Sum of values over sum of weights with its standard error and 95 % interval: {value, stderr, low, high, n,
     clusters}.
 
@@ -30,7 +35,7 @@ def ratio(values, weights=None, clusters=None, strata=None) -> dict:
     weights = np.ones_like(values) if weights is None else np.asarray(weights, float)
     strata = np.unique(np.asarray(strata if strata is not None else [""] * len(values)), return_inverse=True)[1]
     names = [f"{i}" if clusters is None or clusters[i] is None else f"of {clusters[i]}" for i in range(len(values))]
-    found = {
+    result = {
         "value": None,
         "stderr": None,
         "low": None,
@@ -40,26 +45,26 @@ def ratio(values, weights=None, clusters=None, strata=None) -> dict:
     }
     total = weights.sum()
     if not total:
-        return found
+        return result
     value = values.sum() / total
-    found["value"] = float(value)
+    result["value"] = float(value)
     variance, freedom = 0.0, 0
     for stratum in range(strata.max() + 1):
         inside = strata == stratum
         cluster = np.unique(np.asarray(names)[inside], return_inverse=True)[1]
         count = cluster.max() + 1
-        alone = count == 1  # one cluster says nothing of its stratum's spread: it is held against the whole
-        centre = value if alone else values[inside].sum() / weights[inside].sum()
-        residuals = np.bincount(cluster, values[inside] - centre * weights[inside])
-        variance += (1.0 if alone else count / (count - 1)) * float((residuals**2).sum())
+        is_single = count == 1  # one cluster has no spread of its own: it is compared with the overall value
+        center = value if is_single else values[inside].sum() / weights[inside].sum()
+        residuals = np.bincount(cluster, values[inside] - center * weights[inside])
+        variance += (1.0 if is_single else count / (count - 1)) * float((residuals**2).sum())
         freedom += count - 1
     if freedom < 1:
-        return found
+        return result
     error = float(np.sqrt(variance) / total)
     if error < 1e-12 * max(1.0, abs(value)):
-        return {**found, "stderr": 0.0}
+        return {**result, "stderr": 0.0}
     reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, freedom)) * error
-    return {**found, "stderr": error, "low": float(value - reach), "high": float(value + reach)}
+    return {**result, "stderr": error, "low": float(value - reach), "high": float(value + reach)}
 
 
 def mcnemar(first: list[bool], second: list[bool]) -> dict:
@@ -68,13 +73,13 @@ def mcnemar(first: list[bool], second: list[bool]) -> dict:
     """
     from scipy import stats
 
-    a, b = np.asarray(first, bool), np.asarray(second, bool)
-    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
-    both = only_first + only_second
+    first_right, second_right = np.asarray(first, bool), np.asarray(second, bool)
+    only_first, only_second = int((first_right & ~second_right).sum()), int((~first_right & second_right).sum())
+    disagreements = only_first + only_second
     return {
         "only_first": only_first,
         "only_second": only_second,
-        "p": float(stats.binomtest(only_first, both, 0.5).pvalue) if both else 1.0,
+        "p": float(stats.binomtest(only_first, disagreements, 0.5).pvalue) if disagreements else 1.0,
     }
 
 
@@ -88,12 +93,14 @@ def holm(values: list[float]) -> list[float]:
 
 
 def detectable(stderr: float | None) -> float | None:
-    """The smallest true difference that a two-sided test at 5 % finds with 80 % probability: 2.8 standard errors."""
+    """The smallest true difference that a two-sided test at 5 % finds with 80 % probability: 2.8 standard errors. None
+    without a standard error.
+    """
     return 2.8 * stderr if stderr else None
 
 
 def auroc(inside: list[float], outside: list[float]) -> float:
-    """Probability that a value from outside lies above one from inside, ties by half (Mann-Whitney)."""
+    """Probability that a value from `outside` exceeds one from `inside`; ties count half (Mann-Whitney)."""
     from scipy import stats
 
     return float(stats.mannwhitneyu(outside, inside).statistic / (len(inside) * len(outside)))
@@ -102,8 +109,8 @@ def auroc(inside: list[float], outside: list[float]) -> float:
 def bootstrap(
     count: int, statistics: Callable[[np.ndarray], list[float]], clusters: list[str] | None = None, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """95 % interval of each of `statistics(numbers of items)` over draws of items, or of whole clusters, with
-    replacement.
+    """95 % interval of each value of `statistics(indices of items)` over DRAWS resamples of items, or of whole clusters,
+    with replacement.
     """
     names = np.unique(
         [f"alone {i}" if clusters[i] is None else clusters[i] for i in range(count)] if clusters else np.arange(count),
@@ -123,11 +130,11 @@ def bootstrap(
 
 
 def spread(correct: np.ndarray, targets: np.ndarray) -> dict[str, float]:
-    """What K variants do to n items. correct, meant: (K, n), whether right, and which option was meant; variant 0 is
-    the reference.
+    """How answers to n items vary over K variants. correct, targets: (K, n), whether the answer is right, and which
+    option was chosen; variant 0 is the reference.
 
-    spread: best less worst variant (it grows with K); worst_of_k: share of items right in every variant; flips: share
-    of answers that differ from the reference's; consistency: mean agreement of two variants' answers.
+    spread: best minus worst variant (it grows with K). worst_of_k: fraction of items that are right in every variant.
+    flips: fraction of answers that differ from the reference's. consistency: mean agreement of two variants' answers.
     """
     means, count = correct.mean(1), len(targets)
     agreeing = (targets[:, None] == targets[None]).mean(2).sum() - count  # of all ordered pairs of two variants
@@ -142,27 +149,33 @@ def spread(correct: np.ndarray, targets: np.ndarray) -> dict[str, float]:
     }
 
 
-def sensitivity(correct, targets, options: list[int], clusters: list[str] | None, seed: int = 0) -> dict:
-    """`spread` with a 95 % bootstrap interval over items (variants are fixed), and beside it what answers drawn blindly
-    would give.
+def sensitivity(
+    correct: Sequence[Sequence[float]],
+    targets: Sequence[Sequence[int]],
+    options: list[int],
+    clusters: list[str] | None,
+    seed: int = 0,
+) -> dict:
+    """`spread` with a 95 % bootstrap interval over items (variants are fixed), next to the value for random guessing.
 
-    options: the number of options of each item. JSON: {k, n, measure: {value, low, high, blind}}.
+    correct, targets: (K, n) as in `spread`. options: the number of options of each item. Returns {k, n, measure:
+    {value, low, high, blind}}.
     """
     correct, targets, options = np.asarray(correct, float), np.asarray(targets), np.asarray(options)
     chance, blind = np.random.default_rng(seed), []
     for _ in range(200):
         drawn = (chance.random(targets.shape) * options).astype(int)
         blind.append(spread((drawn == 0).astype(float), drawn))
-    found: dict = {"k": len(targets), "n": targets.shape[1]}
+    result: dict = {"k": len(targets), "n": targets.shape[1]}
     value = spread(correct, targets)
     intervals = bootstrap(
         targets.shape[1], lambda items: list(spread(correct[:, items], targets[:, items]).values()), clusters, seed
     )
-    for (name, one), (low, high) in zip(value.items(), intervals, strict=True):
-        found[name] = {
-            "value": one,
+    for (name, observed), (low, high) in zip(value.items(), intervals, strict=True):
+        result[name] = {
+            "value": observed,
             "low": low,
             "high": high,
             "blind": float(np.mean([drawn[name] for drawn in blind])),
         }
-    return found
+    return result

@@ -1,6 +1,4 @@
-"""Records of an evaluation: one per model and task, kept as it ends, never mixed with another's; the tables made of
-them.
-"""
+"""Records of an evaluation, one per model and task, and the tables made from them."""
 
 import hashlib
 import json
@@ -29,74 +27,80 @@ COLUMNS = (
 
 
 def chosen(task: EvalTask, limit: int | None, seed: int) -> dict[str, list[int]]:
-    """Numbers of the items of each leaf: all, or a seeded sample of `limit` over the whole task, which any variant of
-    it shares.
+    """{leaf: sorted indices of its items}: all, or a seeded sample of `limit` items over the whole task, the same for
+    every variant of it.
     """
     sizes = {leaf: len(task.items(leaf)) for leaf in task.leaves}
-    items = [(leaf_index, number) for leaf_index, size in enumerate(sizes.values()) for number in range(size)]
-    if limit is not None and limit < len(items):
-        items = random.Random(seed).sample(items, limit)
-    found = {leaf: sorted(number for at, number in items if at == leaf_index) for leaf_index, leaf in enumerate(sizes)}
-    return {leaf: numbers for leaf, numbers in found.items() if numbers}
+    all_items = [(leaf_index, number) for leaf_index, size in enumerate(sizes.values()) for number in range(size)]
+    if limit is not None and limit < len(all_items):
+        all_items = random.Random(seed).sample(all_items, limit)
+    numbers_of = {
+        leaf: sorted(number for index, number in all_items if index == leaf_index)
+        for leaf_index, leaf in enumerate(sizes)
+    }
+    return {leaf: numbers for leaf, numbers in numbers_of.items() if numbers}
 
 
 def prompts_digest(task: EvalTask, items: dict[str, list[int]], tokenizer, seed: int) -> str:
-    """sha256 over every prompt and target as the model will see them, few-shot examples and chat format included."""
+    """sha256 over every prompt and target as the model will see them, with few-shot examples and chat format."""
     digest = hashlib.sha256()
 
-    def render(messages, add_generation_prompt=True):
+    def render(messages: list[dict], add_generation_prompt: bool = True) -> str:
         return render_chat(tokenizer, messages, add_generation_prompt)
 
     for leaf, numbers in items.items():
-        asked = task.leaves[leaf]
-        asked.set_fewshot_seed(seed)
-        documents, rolling = asked.eval_docs, asked.OUTPUT_TYPE == "loglikelihood_rolling"
+        leaf_task = task.leaves[leaf]
+        leaf_task.set_fewshot_seed(seed)
+        documents, rolling = leaf_task.eval_docs, leaf_task.OUTPUT_TYPE == "loglikelihood_rolling"
         for number in numbers:
             document = documents[number]
-            text = "" if rolling else asked.fewshot_context(document, task.n_shot, None, task.chat, task.chat, render)
-            choices = asked.doc_to_choice(document) if asked.config.doc_to_choice is not None else None
-            digest.update(json.dumps([leaf, text, choices, asked.doc_to_target(document)], default=str).encode())
+            text = (
+                "" if rolling else leaf_task.fewshot_context(document, task.n_shot, None, task.chat, task.chat, render)
+            )
+            choices = leaf_task.doc_to_choice(document) if leaf_task.config.doc_to_choice is not None else None
+            digest.update(json.dumps([leaf, text, choices, leaf_task.doc_to_target(document)], default=str).encode())
     return digest.hexdigest()
 
 
 class Store:
-    """The results and samples of an evaluation's folder."""
+    """The results and samples in an evaluation's folder."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.digests: dict[tuple, str] = {}  # of prompts, so far
-        for part in ("results", "samples"):
-            (self.folder / part).mkdir(parents=True, exist_ok=True)
+        for subfolder in ("results", "samples"):
+            (self.folder / subfolder).mkdir(parents=True, exist_ok=True)
 
     def result(self, key: str) -> dict | None:
-        """The record of a pair that is there and as it was written, samples and all; else None, and why is said, for it
-        is computed again.
+        """The record of a pair if it and its samples are as they were written, else None; a damaged one is reported,
+        since it is computed again.
         """
         path, samples = self.folder / "results" / f"{key}.json", self.folder / "samples" / f"{key}.jsonl"
         if not path.exists():
             return None
         record = read_json(path)
-        wrong = None
+        problem = None
         if not isinstance(record, dict):
-            wrong = "its record is no whole JSON"
+            problem = "its record is no whole JSON"
         elif "digest" not in record:
-            wrong = "it was kept without a seal, as earlier versions did"
+            problem = "it was kept without a seal, as earlier versions did"
         elif record["digest"] != digest_of(record) or record.get("key") != key:
-            wrong = "its record was altered"
+            problem = "its record was altered"
         elif not samples.exists():
-            wrong = "its samples are missing"
+            problem = "its samples are missing"
         elif record["samples"] != {"size": samples.stat().st_size, "sha256": sha256(samples)}:
-            wrong = "its samples were altered"
-        if wrong:
-            print_main(f"WARNING   results/{key}: {wrong}, so it is computed again")
-        return None if wrong else record
+            problem = "its samples were altered"
+        if problem:
+            print_main(f"WARNING   results/{key}: {problem}, so it is computed again")
+        return None if problem else record
 
     def samples(self, key: str) -> list[dict]:
+        """The samples of a pair."""
         return read_jsonl(self.folder / "samples" / f"{key}.jsonl")
 
     def save(self, key: str, record: dict, samples: list[dict]) -> None:
-        """Samples first: a result is there only when they are, and it is sealed like a checkpoint, by their sha256 and
-        its own.
+        """Write the samples, then the record with their sha256 and its own digest, so that a record exists only with
+        its samples.
         """
         path = self.folder / "samples" / f"{key}.jsonl"
         write_text(path, "".join(json.dumps(sample, sort_keys=True, default=str) + "\n" for sample in samples))
@@ -114,7 +118,7 @@ def key_of(
     limit: int | None,
     prefix: int,
 ) -> str:
-    """What two evaluations must agree in to be one: 16 hex digits and a readable beginning."""
+    """Key of a pair: a readable prefix, and 16 hex digits of a digest over everything that decides its numbers."""
     parts = [
         *model.weights,
         tokenizer_sha,
@@ -131,40 +135,39 @@ def key_of(
 
 
 def where_from(model: Model) -> dict:
-    """Which files a model is: revision and commit of what was asked for, an adapter where there is one, and of its base
-    in columns of their own.
-    """
-    own = model.adapter or model.base
-    found = {
-        "revision": own.revision,
-        "commit": own.commit,
+    """Columns that name a model's files: revision and commit of the model or adapter, and of an adapter's base."""
+    located = model.adapter or model.base
+    columns = {
+        "revision": located.revision,
+        "commit": located.commit,
         "adapter": None,
         "base_model": None,
         "base_revision": None,
         "base_commit": None,
     }
     if model.adapter:
-        found |= {
+        columns |= {
             "adapter": model.adapter.name,
             "base_model": model.base.name,
             "base_revision": model.base.revision,
             "base_commit": model.base.commit,
         }
-    return found
+    return columns
 
 
 def harness_version() -> str:
-    """Name and version of what computed the numbers."""
+    """Name and version of the evaluation library."""
     return f"lm-eval {version('lm-eval')}"
 
 
-def samples_of(task: EvalTask, found: dict) -> list[dict]:
-    """lm-eval's samples as records: one an item, what it was answered and what that is worth, and what it shares with
-    others.
+def samples_of(task: EvalTask, results: dict) -> list[dict]:
+    """lm-eval's samples as records, one per item: its answer, its metrics, and the cluster of items that it belongs to.
+
+    `meant` is the index of the chosen option in the original task's order.
     """
-    kept = []
-    for leaf, rows in found["samples"].items():
-        asked = task.leaves[leaf]
+    records = []
+    for leaf, rows in results["samples"].items():
+        leaf_task = task.leaves[leaf]
         for row in rows:
             metrics = {name: row[name] for name in row["metrics"]}
             record = {
@@ -178,56 +181,60 @@ def samples_of(task: EvalTask, found: dict) -> list[dict]:
                     name: list(value) if isinstance(value, tuple) else value for name, value in metrics.items()
                 },
             }
-            if asked.OUTPUT_TYPE == "multiple_choice":
+            if leaf_task.OUTPUT_TYPE == "multiple_choice":
                 nats = [answer[0] for answer in row["filtered_resps"]]
-                options = list(asked.doc_to_choice(row["doc"])) if not asked.multiple_input else [" "] * len(nats)
-                placed = (
-                    asked.meant(row["doc"]) if hasattr(asked, "meant") else list(range(len(options)))
+                options = (
+                    list(leaf_task.doc_to_choice(row["doc"])) if not leaf_task.multiple_input else [" "] * len(nats)
+                )
+                option_order = (
+                    leaf_task.option_order(row["doc"])
+                    if hasattr(leaf_task, "option_order")
+                    else list(range(len(options)))
                 )  # lm-eval's own tasks have none
                 lengths = [len(option) for option in options] if "acc_norm" in metrics else [1] * len(options)
                 best = int(np.argmax(np.array(nats[: len(options)]) / np.array(lengths)))
-                record |= {"nats": nats, "meant": placed[best], "options": len(options)}
-            elif asked.OUTPUT_TYPE == "generate_until":
+                record |= {"nats": nats, "meant": option_order[best], "options": len(options)}
+            elif leaf_task.OUTPUT_TYPE == "generate_until":
                 record["answer"] = (
                     row["filtered_resps"][0]
                     if isinstance(row["filtered_resps"][0], str)
                     else row["filtered_resps"][0][0]
                 )
-            kept.append(record)
-    return kept
+            records.append(record)
+    return records
 
 
 def metrics_of(samples: list[dict]) -> dict[str, dict]:
-    """{metric: value, error, interval, n} of samples: means, and bits per byte as a ratio of sums; others have no
-    per-item value.
+    """{metric: {value, stderr, low, high, n}} of samples: means, and bits per byte as a ratio of sums. Metrics without
+    values per item are left out.
     """
-    found = {}
+    metrics = {}
     strata = [sample["leaf"] for sample in samples]
     clusters = [sample["cluster"] for sample in samples]
     for name in {metric for sample in samples for metric in sample["metrics"]}:
         values = [sample["metrics"][name] for sample in samples]
         if name == "bits_per_byte":
-            found[name] = statistics.ratio(
+            metrics[name] = statistics.ratio(
                 [-nats / np.log(2) for nats, _ in values], [count for _, count in values], clusters
             )
         elif all(isinstance(value, int | float) for value in values):
-            found[name] = statistics.ratio(values, None, clusters, strata)
-    return dict(sorted(found.items()))
+            metrics[name] = statistics.ratio(values, None, clusters, strata)
+    return dict(sorted(metrics.items()))
 
 
 # ---- tables ----
 
 
 def rows_of(record: dict) -> list[dict]:
-    """Rows of `scores.csv` of one result."""
+    """Rows of `scores.csv` of one record, one per metric."""
     return [
-        {**{name: record.get(name) for name in COLUMNS}, "metric": metric, **found}
-        for metric, found in record["metrics"].items()
+        {**{name: record.get(name) for name in COLUMNS}, "metric": metric, **values}
+        for metric, values in record["metrics"].items()
     ]
 
 
 def write_scores(folder: Path, records: list[dict]) -> None:
-    """`scores.csv` and `scores.json`, in the order in which models and tasks were asked for."""
+    """Write `scores.csv` and `scores.json`, in the order of the records."""
     rows = [row for record in records for row in rows_of(record)]
     write_text(folder / "scores.csv", csv_text(COLUMNS, rows))
     write_json(folder / "scores.json", [{name: row[name] for name in COLUMNS} for row in rows])

@@ -1,7 +1,7 @@
-"""Talking to the Hub: names, verified downloads, and errors as one line. Nothing here knows what a run is.
+"""Access to the Hub: references, verified downloads, and errors in one line. Nothing here knows what a run is.
 
-Two facts shape it: the client checks a download's size and not its digest, and gives an older cached
-revision when the Hub does not answer. So a revision is resolved to its commit first, and every file is verified.
+huggingface_hub checks a download's size but not its digest, and returns an older cached revision when the Hub does not
+answer. So a revision is resolved to its commit first, and every file is verified.
 """
 
 import dataclasses
@@ -14,27 +14,26 @@ from model_card.private import found_in, redact
 
 from ..errors import Refusal, no_space, unreachable
 from ..files import need_space, sha256
+from .revision import STEP
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
-STEP = re.compile(r"step-([0-9]{6,})(?:-([0-9]+))?")  # tags of this project: `publishing.tag_of`
-
 
 class HubUnavailable(Exception):
-    """The Hub could not be reached, or is out of order: trying again later can help."""
+    """The Hub could not be reached or failed: a later try can succeed."""
 
 
 class Damaged(Refusal):
-    """What the Hub gives is not what was published, twice in a row."""
+    """Two downloads in a row do not match what was published."""
 
 
 class HubPermissionError(Exception):
-    """The Hub answered that this token may not do that: only the user can help."""
+    """The Hub refuses this token: only the user can change that."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """`org/name@revision`: a repository and a branch, tag or commit of it."""
+    """`org/name@revision`: a repository and one of its branches, tags or commits."""
 
     repo: str
     revision: str | None = None
@@ -44,7 +43,7 @@ class Reference:
 
 
 def reference(text: str) -> Reference | None:
-    """The Reference that `text` means, or None where it is a path."""
+    """The Reference that `text` (`org/name` or `org/name@revision`) names, or None where it is a path."""
     match = REFERENCE.fullmatch(text)
     if match is None or os.path.exists(text) or text.startswith(("./", "../")):
         return None
@@ -52,38 +51,38 @@ def reference(text: str) -> Reference | None:
 
 
 def token() -> str | None:
-    """The token of the Hub's own login or environment."""
+    """The token from the Hub's login or environment, None without one."""
     from huggingface_hub import get_token
 
     return get_token()
 
 
-def reason(error: BaseException, *secret: str | Path | None) -> str:
-    """An error in one line, without the token and without paths of this machine."""
+def reason(error: BaseException, *private_texts: str | Path | None) -> str:
+    """An error in one line of at most 400 characters, without the token, `private_texts` and paths of this machine."""
     cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error
     if unreachable(error):
-        return f"it cannot be reached from here ({_first_word(cause)})"
+        return f"it cannot be reached from here ({_network_failure(cause)})"
     text = " ".join(str(getattr(cause, "server_message", None) or cause).split()) or type(cause).__name__
-    for part in (token(), *secret):
-        if part and len(str(part)) > 1:
-            text = text.replace(str(part), "…")
+    for value in (token(), *private_texts):
+        if value and len(str(value)) > 1:
+            text = text.replace(str(value), "…")
     return redact(text)[:400]
 
 
 def nothing_private(files: dict[str, str | Path]) -> None:
-    """Raise Refusal when one of `files` ({path in the repository: file}), which are to be published, holds a path,
-    token or name of this machine.
+    """Raise Refusal when one of the `files` to be published ({path in the repository: file}) holds a path, token or
+    name of this machine.
     """
     for name, path in files.items():
-        if found := found_in(name, Path(path)):
+        if private_text := found_in(name, Path(path)):
             raise Refusal(
-                f"{name} holds {found}, and is not published. Give paths relative to the working folder, leave tokens"
+                f"{name} holds {private_text}, and is not published. Give paths relative to the working folder, leave tokens"
                 " out of arguments, and start a new run."
             )
 
 
-def _first_word(cause: BaseException) -> str:
-    """`[Errno -2] Name or service not known` as what it means."""
+def _network_failure(cause: BaseException) -> str:
+    """A network error in plain words: `[Errno -2] Name or service not known` is "no network, or no such host"."""
     text = str(cause)
     if "Errno -2]" in text or "Errno -3]" in text or "Name or service" in text:
         return "no network, or no such host"
@@ -97,7 +96,9 @@ def _first_word(cause: BaseException) -> str:
 
 
 def translated(error: Exception) -> Exception:
-    """HubPermissionError for an answer that only the user can change, else HubUnavailable; both say why in one line."""
+    """HubPermissionError for an error that only the user can resolve, else HubUnavailable; both give the reason in one
+    line.
+    """
     from huggingface_hub.errors import LocalTokenNotFoundError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -107,7 +108,7 @@ def translated(error: Exception) -> Exception:
 
 
 def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
-    """({branch: commit}, {tag: commit}) of a model repository; both empty where there is none. Raises
+    """({branch: commit}, {tag: commit}) of a model repository; both empty where there is no repository. Raises
     HubPermissionError or HubUnavailable.
     """
     from huggingface_hub import HfApi
@@ -122,28 +123,29 @@ def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
     return tuple({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
 
 
-def commit_of(where: Reference, repo_type: str = "model") -> str:
-    """The commit that a reference means now. Raises Refusal where there is none, HubUnavailable where nobody answers.
+def commit_of(ref: Reference, repo_type: str = "model") -> str:
+    """The commit that a reference resolves to now. Raises Refusal where there is none, HubUnavailable or
+    HubPermissionError.
 
-    `step-N` is the tag, also where somebody has made a branch of that name, which the Hub would take first.
+    `step-N` is the tag, even where a branch has the same name, which the Hub would prefer.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     if (
         repo_type == "model"
-        and where.revision
-        and STEP.fullmatch(where.revision)
-        and (tagged := refs_of(where.repo)[1].get(where.revision))
+        and ref.revision
+        and STEP.fullmatch(ref.revision)
+        and (commit := refs_of(ref.repo)[1].get(ref.revision))
     ):
-        return tagged
+        return commit
     try:
-        return HfApi().repo_info(where.repo, revision=where.revision, repo_type=repo_type).sha
+        return HfApi().repo_info(ref.repo, revision=ref.revision, repo_type=repo_type).sha
     except RevisionNotFoundError:
-        raise Refusal(f"{where.repo} on the Hub has no revision {where.revision}.") from None
+        raise Refusal(f"{ref.repo} on the Hub has no revision {ref.revision}.") from None
     except RepositoryNotFoundError:
         raise Refusal(
-            f"{where.repo} is neither a folder here nor on the Hub, or it is private and this token may not see it."
+            f"{ref.repo} is neither a folder here nor on the Hub, or it is private and this token may not see it."
         ) from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise translated(error) from None
@@ -166,60 +168,62 @@ def files_of(repo: str, commit: str) -> dict:
 
 
 def download(
-    where: Reference, commit: str, files: dict[str, dict], folder: Path | None, repo_type: str = "model"
+    ref: Reference, commit: str, files: dict[str, dict], folder: Path | None, repo_type: str = "model"
 ) -> None:
-    """Download `files` ({path: {size, sha256}}) of a commit into `folder`, or into the Hub's own cache; what is there
-    and whole is kept.
+    """Download `files` ({path: {size in bytes, sha256}}) of a commit into `folder`, or into the Hub's cache (None).
+    Intact files that exist already are kept.
 
-    A file whose sha256 is not the expected one is fetched once more, then refused. Raises Refusal or HubUnavailable.
+    A file with another sha256 is downloaded once more, then refused. Raises Refusal, Damaged, HubPermissionError or
+    HubUnavailable.
     """
 
-    def whole(target: Path, expected: dict) -> bool:
+    def is_intact(target: Path, expected: dict) -> bool:
         return target.is_file() and target.stat().st_size == expected["size"] and sha256(target) == expected["sha256"]
 
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    cached = (lambda name: Path(folder) / name) if folder else lambda name: _in_cache(where, commit, name, repo_type)
-    missing = sum(
+    cached_path = (lambda name: Path(folder) / name) if folder else lambda name: _in_cache(ref, commit, name, repo_type)
+    missing_bytes = sum(
         expected["size"]
         for name, expected in files.items()
-        if not (path := cached(name)).is_file() or path.stat().st_size != expected["size"]
+        if not (path := cached_path(name)).is_file() or path.stat().st_size != expected["size"]
     )
     need_space(
         Path(folder or HF_HUB_CACHE),
-        missing,
-        str(where),
+        missing_bytes,
+        str(ref),
         "Make room, and run the same command again: what was downloaded stays.",
     )
     for name, expected in sorted(files.items()):
-        if folder and whole(Path(folder) / name, expected):
+        if folder and is_intact(Path(folder) / name, expected):
             continue
-        target = fetch(where, commit, name, folder, repo_type)
-        if not whole(target, expected):
-            target = fetch(where, commit, name, folder, repo_type, again=True)
-            if not whole(target, expected):
+        target = fetch(ref, commit, name, folder, repo_type)
+        if not is_intact(target, expected):
+            target = fetch(ref, commit, name, folder, repo_type, force=True)
+            if not is_intact(target, expected):
                 target.unlink()
                 raise Damaged(
-                    f"{name} of {where} is damaged: twice its sha256 was not the one that was published. Use another"
+                    f"{name} of {ref} is damaged: twice its sha256 was not the one that was published. Use another"
                     " revision."
                 )
     if folder:
         shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
 
 
-def _in_cache(where: Reference, commit: str, name: str, repo_type: str) -> Path:
-    """Where a file of a commit is in the Hub's own cache; no file's path where it is not."""
+def _in_cache(ref: Reference, commit: str, name: str, repo_type: str) -> Path:
+    """Path of a commit's file in the Hub's cache; a path that does not exist where it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(where.repo, name, revision=commit, repo_type=repo_type)
-    return Path(found) if isinstance(found, str) else Path(os.devnull, "none")
+    path = try_to_load_from_cache(ref.repo, name, revision=commit, repo_type=repo_type)
+    return Path(path) if isinstance(path, str) else Path(os.devnull, "none")
 
 
 def fetch(
-    where: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", again: bool = False
+    ref: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", force: bool = False
 ) -> Path:
-    """One file of a commit, into `folder` or the Hub's own cache, not verified. Raises Refusal where there is no such
-    commit or it has none, HubUnavailable where nobody answers.
+    """Download one file of a commit into `folder` or the Hub's cache (None), without verifying it; returns its path.
+    `force`: download it even where it is cached. Raises Refusal where the commit or the file does not exist,
+    HubPermissionError or HubUnavailable.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
@@ -228,14 +232,14 @@ def fetch(
     try:
         return Path(
             hf_hub_download(
-                where.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=again
+                ref.repo, name, revision=commit, repo_type=repo_type, local_dir=folder, force_download=force
             )
         )
     except LocalEntryNotFoundError as error:
         raise HubUnavailable(reason(error, folder or "")) from None
     except (EntryNotFoundError, RevisionNotFoundError):
-        raise Refusal(f"{where} has no {name}.") from None
+        raise Refusal(f"{ref} has no {name}.") from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        if full := no_space(error, Path(folder or HF_HUB_CACHE)):
-            raise Refusal(f"{name} of {where} cannot be downloaded: {full}") from None
+        if disk_full := no_space(error, Path(folder or HF_HUB_CACHE)):
+            raise Refusal(f"{name} of {ref} cannot be downloaded: {disk_full}") from None
         raise translated(error) from None

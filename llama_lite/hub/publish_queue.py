@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from model_card import card
@@ -15,9 +16,10 @@ from ..checkpoint import store, verify
 from ..distributed import print_main
 from ..errors import Refusal
 from ..files import append_jsonl, flush_folder, read_json, read_jsonl, write_json, write_text
+from ..run_folder import RunFolder
 from .client import HubPermissionError, HubUnavailable, nothing_private, reason
 from .repository import NO_CARD, Repository
-from .revision import REVISION, is_final, step_of, tag_of, write_revision
+from .revision import REVISION, STEP_PREFIX, is_final, step_of, tag_of, write_revision
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two tries
 
@@ -26,128 +28,140 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two tries
 
 
 class Publisher:
-    """A queue of a run folder and the thread that works it off. All of it happens on rank 0.
+    """A queue in a run folder and the thread that publishes its entries. Use it on rank 0 only.
 
-    `export_to(checkpoint, folder)` writes what a revision has at its root. A run that publishes two things has two
-    queues, told apart by `name`.
+    export_to: `export_to(checkpoint, folder)` writes the root files of a revision. state: which revisions include
+    training state (--publish_training_state: all, final or none). every: --publish_steps. name: suffix of the queue,
+    for a run that publishes two repositories.
     """
 
-    def __init__(self, run, repository: Repository, export_to, state: str, every: int | None, name: str = ""):
+    def __init__(
+        self,
+        run: RunFolder,
+        repository: Repository,
+        export_to: Callable[[Path, Path], None],
+        state: str,
+        every: int | None,
+        name: str = "",
+    ):
         self.run, self.repository, self.export_to, self.state, self.every = run, repository, export_to, state, every
-        self.place = Path(run.path) / name.strip("-")  # whose card it is
+        self.card_folder = Path(run.path) / name.strip("-")  # whose records the card describes
         self.folder = Path(run.path) / f"queue{name}"
         self.published = Path(run.path) / f"published{name}.jsonl"
         self.failure: str | None = None
-        self.blocked = False  # only the user can help: waiting is of no use
-        self.lost: list[int] = []  # steps whose revision is gone from the Hub, and whose checkpoint from here
-        self.wake, self.ending, self.thread = threading.Event(), False, None
+        self.blocked = False  # only the user can resolve the failure: waiting is of no use
+        self.lost: list[int] = []  # steps whose revision is no longer on the Hub and whose checkpoint is not here
+        self.wake, self.stopping, self.thread = threading.Event(), False, None
 
     def check(self, required: bool) -> None:
-        """Tell before the first step what will keep revisions from the Hub. Raises Refusal, too, when the Hub is
-        `required`.
+        """Check before the first step that revisions can be published, and print a warning if not. Raises Refusal
+        instead when the Hub is `required`.
         """
         try:
-            with tempfile.TemporaryDirectory() as folder:  # what every revision says of the run, before there is one
+            with tempfile.TemporaryDirectory() as folder:  # the run's identity, as every revision will contain it
                 write_json(Path(folder) / REVISION, (read_json(self.run.path / "run.json") or {}).get("identity") or {})
                 nothing_private({REVISION: Path(folder) / REVISION})
-            self._compare(self.repository.prepare())
+            self._reconcile(self.repository.prepare())
         except (Refusal, HubPermissionError, HubUnavailable) as error:
-            what = f"--push_to_hub {self.repository.repo}: {error}"
+            problem = f"--push_to_hub {self.repository.repo}: {error}"
             if required:
                 raise Refusal(
-                    f"{what}. Mend it, or train without --hub_required and publish later with --publish_only."
+                    f"{problem}. Fix it, or train without --hub_required and publish later with --publish_only."
                 ) from None
             print_main(
-                f"WARNING   {what}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes"
+                f"WARNING   {problem}. Training goes on; revisions wait in {self.folder}, and --publish_only publishes"
                 " them."
             )
             self.run.event("hub", reason=str(error))
 
     def add(self, checkpoint: Path) -> None:
-        """Queue a sealed checkpoint, by hard links (by a copy where the disk has none), if it is to be published."""
+        """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none)."""
         manifest = verify.read_manifest(checkpoint)
         step = manifest["step"]
         if not is_published(step, self.every, is_final(manifest)):
             return
-        entry, aside = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        entry, staging = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
         try:
-            shutil.copytree(checkpoint, aside / "checkpoint", copy_function=os.link)
+            shutil.copytree(checkpoint, staging / "checkpoint", copy_function=os.link)
         except OSError:
-            shutil.rmtree(aside / "checkpoint", ignore_errors=True)
-            shutil.copytree(checkpoint, aside / "checkpoint")
+            shutil.rmtree(staging / "checkpoint", ignore_errors=True)
+            shutil.copytree(checkpoint, staging / "checkpoint")
         discard(entry)
-        os.rename(aside, entry)
+        os.rename(staging, entry)
         flush_folder(self.folder)
         self.wake.set()
 
-    def _compare(self, tags: dict[str, str]) -> None:
-        """Hold the record of what was published against the repository's tags, and correct it where others changed
-        something there. Raises as `claim`.
+    def _reconcile(self, tags: dict[str, str]) -> None:
+        """Compare the record of published revisions with the repository's tags, and correct it where others changed
+        something there. Raises as `Repository.claim`.
 
-        A revision whose tag was deleted or moved is tagged again. One that is gone is recorded no longer, and so is
-        published again where its checkpoint is here. Of a run that published elsewhere before, what is here too (the
-        repository was renamed) counts as published here.
+        A revision whose tag was deleted or moved is tagged again. One that no longer exists is removed from the record,
+        so it is published again where its checkpoint exists. Revisions that were published to another repository and
+        exist in this one, too (it was renamed), are recorded as published here.
         """
         repo, rows = self.repository.repo, read_jsonl(self.published)
-        there = dict(store.checkpoints(self.run.path)) | dict(queued(self.folder))
-        here = {row["step"] for row in rows if row["repo"] == repo}
-        kept, gone = [], []
+        available = dict(store.checkpoints(self.run.path)) | dict(queued(self.folder))
+        published_here = {row["step"] for row in rows if row["repo"] == repo}
+        rows_kept, missing = [], []
         for row in rows:
             step, tag, commit = row["step"], row["revision"], row["commit"]
             if row["repo"] != repo:
-                found = None if step in here else self.repository.find(step, None, tags)
-                kept.append({**row, "repo": repo, "revision": found[0], "commit": found[1]} if found else row)
+                revision = None if step in published_here else self.repository.find(step, None, tags)
+                rows_kept.append(
+                    {**row, "repo": repo, "revision": revision[0], "commit": revision[1]} if revision else row
+                )
             elif tags.get(tag) == commit:
-                kept.append(row)
-            elif found := self.repository.find(step, commit, tags):
-                kept.append({**row, "revision": found[0], "commit": found[1]})
+                rows_kept.append(row)
+            elif revision := self.repository.find(step, commit, tags):
+                rows_kept.append({**row, "revision": revision[0], "commit": revision[1]})
                 if tag not in tags:
                     print_main(f"hub       {repo}@{tag} was deleted, and is there again")
-                elif found[0] != tag:
+                elif revision[0] != tag:
                     print_main(
                         f"hub       {repo}@{tag} is somebody else's tag now, and stays: this run's revision is"
-                        f" {found[0]}"
+                        f" {revision[0]}"
                     )
             else:
-                gone.append(step)
-        if gone:
-            self.lost = [step for step in gone if step not in there]
-            again = _named([step for step in gone if step in there])
-            ways = [
-                f"{again} will be published again" if again else "",
-                f"{_named(self.lost)} cannot be: no checkpoint here" if self.lost else "",
+                missing.append(step)
+        if missing:
+            self.lost = [step for step in missing if step not in available]
+            republished = _list_tags([step for step in missing if step in available])
+            consequences = [
+                f"{republished} will be published again" if republished else "",
+                f"{_list_tags(self.lost)} cannot be: no checkpoint here" if self.lost else "",
             ]
             text = (
-                f"{_named(gone)} of {repo} was published, and is gone from there (deleted, or the repository made"
-                f" anew): {'; '.join(filter(None, ways))}"
+                f"{_list_tags(missing)} of {repo} was published, and is gone from there (deleted, or the repository made"
+                f" anew): {'; '.join(filter(None, consequences))}"
             )
             print_main(f"WARNING   {text}")
             self.run.event("hub", reason=text)
-        if kept != rows:
-            write_text(self.published, "".join(json.dumps(row) + "\n" for row in kept))
+        if rows_kept != rows:
+            write_text(self.published, "".join(json.dumps(row) + "\n" for row in rows_kept))
 
     def catch_up(self) -> None:
-        """Queue the checkpoints that are neither queued nor published: a crash came between, or publishing is new,
-        there or at all.
+        """Queue the checkpoints that are neither queued nor published: after a crash, or where the run did not publish
+        to this repository before.
         """
-        done = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
+        published = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
         for leftover in self.folder.glob(".*") if self.folder.exists() else ():
             shutil.rmtree(leftover, ignore_errors=True)
-        there = {step for step, _ in queued(self.folder)}
+        queued_steps = {step for step, _ in queued(self.folder)}
         for step, checkpoint in reversed(store.checkpoints(self.run.path)):
-            if step not in done and step not in there and verify.read_manifest(checkpoint):
+            if step not in published and step not in queued_steps and verify.read_manifest(checkpoint):
                 self.add(checkpoint)
 
     def start(self) -> None:
-        """Begin to work the queue off in the background."""
+        """Start the thread that publishes queued checkpoints."""
         self.thread = threading.Thread(target=self._work, name="publisher", daemon=True)
         self.thread.start()
 
     def _work(self) -> None:
-        wait = FIRST_WAIT
-        while not self.ending:
+        """Publish entries, oldest first, until `stop`; a failed entry is tried again after a growing delay."""
+        delay = FIRST_WAIT
+        while not self.stopping:
             self.wake.clear()
             waiting = queued(self.folder)
             if not waiting:
@@ -155,27 +169,30 @@ class Publisher:
                 continue
             try:
                 self._publish(*waiting[0])
-                wait, self.failure, self.blocked = FIRST_WAIT, None, False
+                delay, self.failure, self.blocked = FIRST_WAIT, None, False
                 (self.folder / "last_failure.json").unlink(missing_ok=True)
             except Exception as error:  # whatever it is, training goes on, and this checkpoint stays first in the queue
-                self._failed(error, waiting[0][0])
-                deadline = time.monotonic() + wait
-                while time.monotonic() < deadline and not self.ending:
+                self._record_failure(error, waiting[0][0])
+                deadline = time.monotonic() + delay
+                while time.monotonic() < deadline and not self.stopping:
                     time.sleep(0.05)
-                wait = min(wait * 2, LONGEST_WAIT)
+                delay = min(delay * 2, LONGEST_WAIT)
 
     def _publish(self, step: int, entry: Path) -> None:
-        wrong = verify.find_corruption(entry / "checkpoint")
-        if wrong:
-            print_main(f"hub       {tag_of(step)} was damaged on this disk before it was published: {'; '.join(wrong)}")
-            self.run.event("not published", revision=tag_of(step), problems=wrong)
+        """Publish one entry, record it and remove it from the queue; a corrupt entry is removed only."""
+        problems = verify.find_corruption(entry / "checkpoint")
+        if problems:
+            print_main(
+                f"hub       {tag_of(step)} was damaged on this disk before it was published: {'; '.join(problems)}"
+            )
+            self.run.event("not published", revision=tag_of(step), problems=problems)
             discard(entry)
             return
         final = is_final(verify.read_manifest(entry / "checkpoint"))
-        state = self.state == "all" or (self.state == "final" and final)
+        with_state = self.state == "all" or (self.state == "final" and final)
         tag = self.repository.claim(step)
-        row = {"step": step, "repo": self.repository.repo, "revision": tag, "state": state}
-        files = write_revision(entry, self.repository.run, self.export_to, state, self._card(row, step))
+        row = {"step": step, "repo": self.repository.repo, "revision": tag, "state": with_state}
+        files = write_revision(entry, self.repository.run, self.export_to, with_state, self._card(row, step))
         write_text(entry / "cover.md", self._card(row))
         commit, is_main = self.repository.publish(
             files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"}
@@ -183,40 +200,40 @@ class Publisher:
         append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
         self.run.event("published", revision=tag, repo=self.repository.repo, commit=commit)
-        other = "" if tag == tag_of(step) else f"; {tag_of(step)} is somebody else's tag, and stays"
-        print_main(f"hub       {self.repository.repo}@{tag} is published{' and is main' if is_main else ''}{other}")
+        note = "" if tag == tag_of(step) else f"; {tag_of(step)} is somebody else's tag, and stays"
+        print_main(f"hub       {self.repository.repo}@{tag} is published{' and is main' if is_main else ''}{note}")
 
     def _card(self, row: dict, step: int | None = None) -> str:
         """The card of a revision that is about to be published, or, without a step, of main.
 
-        Records that contradict each other do not keep a revision from the Hub: the card says what is wrong with them.
+        Contradictory records do not prevent publishing: the card then states the contradiction.
         """
         try:
-            records = card.read(self.place, step)
+            records = card.read(self.card_folder, step)
             records.published.append(row)
             return card.render(records, self.repository.repo)
         except card.CardError as error:
             return f"{NO_CARD}{error}\n"
 
-    def _cover(self) -> None:
-        """Put the card of a finished run, with its figures, on main."""
+    def _publish_card(self) -> None:
+        """Publish the card of a finished run, with its figures, on main."""
         published = any(row["repo"] == self.repository.repo for row in read_jsonl(self.published))
         if (read_json(self.run.path / "status.json") or {}).get("status") != "finished" or not published:
             return
         try:
-            path = card.write(self.place, self.repository.repo)
+            path = card.write(self.card_folder, self.repository.repo)
             cover = {"README.md": path} | {
-                f"figures/{one.name}": one for one in sorted((self.place / "figures").glob("*.png"))
+                f"figures/{figure.name}": figure for figure in sorted((self.card_folder / "figures").glob("*.png"))
             }
-            if self.repository.publish_cover(cover):
+            if self.repository.publish_card(cover):
                 print_main(f"hub       the card of {self.repository.repo} is on main")
         except (card.CardError, Refusal, HubPermissionError, HubUnavailable) as error:
             print_main(
                 f"WARNING   the card of {self.repository.repo} is not on main: {error}. --publish_only tries again."
             )
 
-    def _failed(self, error: Exception, step: int) -> None:
-        """Say a failure once, not once a try."""
+    def _record_failure(self, error: Exception, step: int) -> None:
+        """Print and record a failure, once per reason and not once per try."""
         text = (
             str(error)
             if isinstance(error, Refusal | HubUnavailable | HubPermissionError)
@@ -230,7 +247,9 @@ class Publisher:
             print_main(f"hub       {tag_of(step)} waits: {text}")
 
     def drain(self, timeout: float) -> bool:
-        """Wait until the queue is empty; False when `timeout` seconds were not enough, or only the user can help."""
+        """Wait until the queue is empty; returns False when `timeout` seconds were not enough, or when only the user can
+        resolve the failure.
+        """
         deadline, announced = time.monotonic() + timeout, None
         while (waiting := queued(self.folder)) and time.monotonic() < deadline and not self.blocked:
             if announced != len(waiting):
@@ -243,12 +262,12 @@ class Publisher:
             time.sleep(0.1)
         self.stop()
         if not queued(self.folder):
-            self._cover()
+            self._publish_card()
         return not queued(self.folder)
 
     def stop(self) -> None:
-        """End the thread after what it is doing; a request that hangs is left to die with the process."""
-        self.ending = True
+        """Stop the thread after its current entry; after 5 seconds, a request that hangs is left to the daemon thread."""
+        self.stopping = True
         self.wake.set()
         if self.thread:
             self.thread.join(5)
@@ -258,39 +277,39 @@ class Publisher:
 
 
 def queued(folder: Path) -> list[tuple[int, Path]]:
-    """(step, entry) of what waits in a queue, oldest first."""
-    found = (
-        [(step_of(path.name)[0], path) for path in folder.glob("step-*") if step_of(path.name)]
+    """(step, folder) of the entries of a queue, oldest first."""
+    entries = (
+        [(step_of(path.name)[0], path) for path in folder.glob(f"{STEP_PREFIX}*") if step_of(path.name)]
         if folder.exists()
         else []
     )
-    return sorted(found)
+    return sorted(entries)
 
 
 def queue_lines(folder: Path) -> list[str]:
-    """What waits in a queue, how large it is, and why, for the log and the plan."""
+    """Number, size and last failure of a queue's entries as lines for the log and the plan; none for an empty queue."""
     waiting = queued(folder)
     if not waiting:
         return []
     size = sum(path.stat().st_size for _, entry in waiting for path in (entry / "checkpoint").iterdir())
     failure = read_json(folder / "last_failure.json")
-    first = (
+    summary = (
         f"{len(waiting)} revisions wait to be published ({formatting.size(size)}):"
         f" {', '.join(entry.name for _, entry in waiting[:5])}"
     )
     return [
-        first + (" ..." if len(waiting) > 5 else ""),
+        summary + (" ..." if len(waiting) > 5 else ""),
         *([f"last failure ({failure['revision']}): {failure['reason']}"] if failure else []),
     ]
 
 
-def _named(steps: list[int]) -> str:
-    """The tags of steps, five of them."""
+def _list_tags(steps: list[int]) -> str:
+    """The tags of steps as text, the first five by name."""
     return ", ".join(tag_of(step) for step in steps[:5]) + (f" and {len(steps) - 5} more" if len(steps) > 5 else "")
 
 
 def discard(entry: Path) -> None:
-    """Remove a queue entry in one step."""
+    """Remove a queue entry; it leaves the queue in one atomic rename."""
     if entry.exists():
         doomed = entry.with_name(f".done-{entry.name}")
         shutil.rmtree(doomed, ignore_errors=True)
@@ -299,15 +318,15 @@ def discard(entry: Path) -> None:
 
 
 def losses_at(checkpoint: Path) -> dict:
-    """The last training and validation loss before a checkpoint, as it logged them."""
-    found = {"loss": "", "eval_loss": ""}
+    """{loss, eval_loss}: the last training and validation loss that a checkpoint logged (nats per token), "" if none."""
+    losses = {"loss": "", "eval_loss": ""}
     for entry in read_json(checkpoint / "trainer_state.json")["log_history"]:
-        found.update({key: entry[key] for key in found if key in entry})
-    return found
+        losses.update({key: entry[key] for key in losses if key in entry})
+    return losses
 
 
 def is_published(step: int, every: int | None, last: bool) -> bool:
-    """Whether the checkpoint of a step becomes a revision. `every`: --publish_steps; last: whether it ends the run,
+    """Whether the checkpoint of a step is published. every: --publish_steps. last: whether it is the run's last one,
     which always is.
     """
     return last or every is None or step % every == 0

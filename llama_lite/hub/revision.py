@@ -2,14 +2,23 @@
 
 import hashlib
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checkpoint import verify
 from ..files import sha256, write_json, write_text
-from .client import STEP
+
+if TYPE_CHECKING:
+    from huggingface_hub import RepoFile
 
 FORMAT = "llama_lite.revision/1"
+
+STEP_PREFIX = "step-"
+
+STEP = re.compile(rf"{STEP_PREFIX}([0-9]{{6,}})(?:-([0-9]+))?")  # tags that `tag_of` makes
 
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
 
@@ -17,41 +26,51 @@ RECORDS = (
     "README.md",
     f"{STATE}/{verify.MANIFEST}",
     f"{STATE}/trainer_state.json",
-)  # hold times: two equal runs differ in them
+)  # files with times, in which two equal runs differ
 
-TITLE = "Checkpoint of step "  # of our commits on the branch
+TITLE = "Checkpoint of step "  # first words of this project's commits on BRANCH
 
 
 def tag_of(step: int, number: int = 1) -> str:
-    """`step-000250`; `step-000250-2` and so on where that name is somebody else's."""
-    return f"step-{step:06d}" + (f"-{number}" if number > 1 else "")
+    """`step-000250`; with `number` 2, `step-000250-2`, for a name that somebody else uses."""
+    return f"{STEP_PREFIX}{step:06d}" + (f"-{number}" if number > 1 else "")
 
 
 def step_of(tag: str) -> tuple[int, int] | None:
-    """(step, number) of a tag that `tag_of` makes, as numbers; None for any other name, which is a person's."""
+    """(step, number) of a tag that `tag_of` makes; None for any other name."""
     match = STEP.fullmatch(tag)
-    found = (int(match[1]), int(match[2] or 1)) if match else None
-    return found if found and tag_of(*found) == tag else None
+    numbers = (int(match[1]), int(match[2] or 1)) if match else None
+    return numbers if numbers and tag_of(*numbers) == tag else None
+
+
+def step_in(tag: str) -> int | None:
+    """N of a tag `step-N` with any number of digits, as other projects write it; None for any other name."""
+    match = re.fullmatch(f"{STEP_PREFIX}([0-9]+)", tag)
+    return int(match[1]) if match else None
 
 
 def run_id(identity: dict) -> str:
-    """16 hex digits of what a run is when it first starts; it stays when `--allow_changes` alters the run."""
+    """16 hex digits of the sha256 of a run's first identity; they stay the same when `--allow_changes` alters it."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> dict[str, Path]:
-    """Export the queued checkpoint `entry` by `export_to(checkpoint, folder)`, write its card `text` and
-    `revision.json`; returns {path in the revision: file}.
+def write_revision(
+    entry: Path, run: str, export_to: Callable[[Path, Path], None], state: bool, card_text: str
+) -> dict[str, Path]:
+    """Export the queued checkpoint in `entry` with `export_to(checkpoint, folder)`, write its card and `revision.json`;
+    returns {path in the revision: file}.
+
+    run: the run's id. state: whether the revision includes the training state.
     """
     checkpoint, export = entry / "checkpoint", entry / "export"
     shutil.rmtree(export, ignore_errors=True)
     manifest = verify.read_manifest(checkpoint)
     export_to(checkpoint, export)
-    write_text(export / "README.md", text)
+    write_text(export / "README.md", card_text)
     files = {path.name: path for path in sorted(export.iterdir())}
     if state:
         files |= {f"{STATE}/{name}": checkpoint / name for name in [*manifest["files"], verify.MANIFEST]}
-    known = {f"{STATE}/{name}": record for name, record in manifest["files"].items()}
+    verified_files = {f"{STATE}/{name}": record for name, record in manifest["files"].items()}
     record = {
         "format": FORMAT,
         "run": run,
@@ -59,7 +78,7 @@ def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> 
         "tokens": manifest["tokens"],
         "identity": manifest["identity"],
         "files": {
-            name: known.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)}
+            name: verified_files.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)}
             for name, path in files.items()
         },
     }
@@ -67,35 +86,35 @@ def write_revision(entry: Path, run: str, export_to, state: bool, text: str) -> 
     return {**files, REVISION: export / REVISION}
 
 
-def as_record(value) -> dict | None:
-    """A `revision.json` of this project, or None for JSON of any other kind."""
-    whole = verify.is_well_formed(value) and value.get("format") == FORMAT and isinstance(value.get("run"), str)
-    return value if whole else None
+def as_record(value: object) -> dict | None:
+    """A JSON value if it is a `revision.json` of this project, else None."""
+    valid = verify.is_well_formed(value) and value.get("format") == FORMAT and isinstance(value.get("run"), str)
+    return value if valid else None
 
 
 def is_final(manifest: dict) -> bool:
-    """Whether a checkpoint is the last one of its run."""
+    """Whether a manifest is that of the last checkpoint of its run."""
     return manifest["step"] >= manifest["identity"]["hyperparameters"]["max_steps"]
 
 
 def same_content(first: dict, second: dict) -> bool:
-    """Whether two `revision.json` mean the same revision: every file but the records that hold times."""
+    """Whether two `revision.json` have the same step and files, apart from RECORDS."""
 
-    def content(record):
+    def step_and_digests(record: dict) -> tuple[int, dict[str, str]]:
         return record["step"], {name: file["sha256"] for name, file in record["files"].items() if name not in RECORDS}
 
-    return content(first) == content(second)
+    return step_and_digests(first) == step_and_digests(second)
 
 
 def newest_first(tags: dict[str, str]) -> list[tuple[str, str]]:
-    """(tag, commit) of the tags of this project's form, by their numbers; others are people's."""
+    """(tag, commit) of the tags that `tag_of` makes, newest step first; other tags are left out."""
     return sorted(
-        ((tag, commit) for tag, commit in tags.items() if step_of(tag)), key=lambda one: step_of(one[0]), reverse=True
+        ((tag, commit) for tag, commit in tags.items() if step_of(tag)), key=lambda item: step_of(item[0]), reverse=True
     )
 
 
-def has_content_of(entry, path: Path) -> bool:
-    """Whether a file of the Hub is this one."""
+def has_content_of(entry: "RepoFile", path: Path) -> bool:
+    """Whether a file on the Hub has the content of a local file, by the sha256 (LFS) or blob id that the Hub reports."""
     if entry.lfs:
         return entry.lfs.sha256 == sha256(path)
     data = path.read_bytes()

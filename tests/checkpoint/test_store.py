@@ -48,13 +48,13 @@ def test_the_files_are_all_that_there_are(whole_run):
 @pytest.mark.parametrize("damage", [truncate, empty, zero_tail, flip, delete], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", FILES)
 def test_damage_is_found_and_the_newest_whole_checkpoint_is_used(whole_run, tmp_path, name, damage):
-    run, told = tmp_path / "run", []
+    run, reports = tmp_path / "run", []
     for step in (10, 12):
         shutil.copytree(whole_run / f"checkpoint-{step}", run / f"checkpoint-{step}")
     damage(run / "checkpoint-12" / name)
-    found = store.resolve(run, "auto", (), lambda folder, problems: told.append((folder.name, problems)))
+    found = store.resolve(run, "auto", (), lambda folder, problems: reports.append((folder.name, problems)))
     assert found == run / "checkpoint-10"
-    ((folder, problems),) = told
+    ((folder, problems),) = reports
     assert folder == "checkpoint-12.damaged" and name in problems[0]
     assert (run / folder).is_dir() and not (run / "checkpoint-12").exists()
 
@@ -186,8 +186,8 @@ def test_each_hyperparameter_is_refused_until_it_is_allowed(name):
     "kind, name, value, cost",
     [
         ("data", "data", "e" * 64, "the first 10,240 tokens of the new data are skipped"),
-        ("data", "order", "sequential", "of the 10,240 tokens read so far, any may come again"),
-        ("data", "data_seed", 2, "of the 10,240 tokens read so far, any may come again"),
+        ("data", "order", "sequential", "any of the 10,240 tokens read so far may be repeated"),
+        ("data", "data_seed", 2, "any of the 10,240 tokens read so far may be repeated"),
         ("data", "seed", 2, "seed"),
         ("data", "block_size", 32, "windows are cut elsewhere"),
         ("data", "tokens_per_step", 2048, "10,240 tokens are skipped"),

@@ -56,7 +56,9 @@ def test_likelihoods_are_lm_evals(base, pairs, batch_tokens):
     found, expected = (lm.loglikelihood(requests_of(pairs), disable_tqdm=True) for lm in (ours, theirs))
     assert [a for a, _ in found] == pytest.approx([a for a, _ in expected], abs=1e-4)
     assert (
-        [greedy for _, greedy in found] == [greedy for _, greedy in expected] and not ours.whole and ours.truncated == 0
+        [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+        and not ours.needs_full_forward
+        and ours.truncated == 0
     )
 
 
@@ -108,7 +110,7 @@ def test_a_model_whose_head_does_more_is_asked_whole(base, pairs):
 
     model.forward = scaled
     ours, theirs = SharedContextLM(model, tokenizer), HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
-    assert ours.whole
+    assert ours.needs_full_forward
     found, expected = (lm.loglikelihood(requests_of(pairs[:9]), disable_tqdm=True) for lm in (ours, theirs))
     assert [a for a, _ in found] == pytest.approx([a for a, _ in expected], abs=1e-4)
 

@@ -96,8 +96,8 @@ def test_a_lettered_answer_means_its_option():
         for item in list(leaf.eval_docs)[:20]:
             lines = leaf.doc_to_text(item).split("\n")[-5:-1]
             shown = [line.split(" ", 1)[1] for line in lines]
-            assert shown == [item["choices"][i] for i in leaf.meant(item)]
-            assert leaf.meant(item)[leaf.doc_to_target(item)] == item["answer"]
+            assert shown == [item["choices"][i] for i in leaf.option_order(item)]
+            assert leaf.option_order(item)[leaf.doc_to_target(item)] == item["answer"]
 
 
 def test_disturbed_questions_are_equal_for_every_model_and_spare_the_options(task):

@@ -53,7 +53,7 @@ def publish(repository: Repository, files: dict[str, Path], final: bool = False)
 
 
 @pytest.fixture
-def place(hub) -> tuple[str, object]:
+def shared_repo(hub) -> tuple[str, object]:
     """(id, the server's side) of a fresh repository."""
     name = f"org/shared-{len(hub.repos)}"
     HfApi().create_repo(name)
@@ -101,9 +101,9 @@ def test_tags_of_our_form_are_ordered_by_their_numbers():
 
 
 @pytest.mark.parametrize("path", ["notes.txt", "model.safetensors", "revision.json"])
-def test_a_commit_between_ours_and_its_tag(hub, place, tmp_path, path):
+def test_a_commit_between_ours_and_its_tag(hub, shared_repo, tmp_path, path):
     """The head then carries our record (or nobody's): ours is the commit whose tree is ours, and is not made twice."""
-    name, there = place
+    name, there = shared_repo
     repository, first, second = Repository(name, None, "ours"), revision(tmp_path, 5), revision(tmp_path, 10)
     publish(repository, first)
     hub.faults.append(Fault("POST .*/tag/", 503, 1))
@@ -123,9 +123,9 @@ def test_a_commit_between_ours_and_its_tag(hub, place, tmp_path, path):
     assert ours_at(hub, name, "step-000012", third) and rows(hub, name) == sorted(there.tags.items())
 
 
-def test_a_writer_that_is_always_faster(hub, place, tmp_path, monkeypatch):
+def test_a_writer_that_is_always_faster(hub, shared_repo, tmp_path, monkeypatch):
     """Somebody commits between our look at the branch and our commit, and behind our commit before its tag."""
-    name, there = place
+    name, there = shared_repo
     repository, files, replace, tag = (
         Repository(name, None, "ours"),
         revision(tmp_path, 5),
@@ -156,9 +156,9 @@ def test_a_writer_that_is_always_faster(hub, place, tmp_path, monkeypatch):
     assert sum(commit["title"].startswith("Checkpoint of step 5") for commit in there.commits.values()) == 1
 
 
-def test_a_tag_of_ours_on_other_content_stays(hub, place, tmp_path):
+def test_a_tag_of_ours_on_other_content_stays(hub, shared_repo, tmp_path):
     """Before we come, on main; on an altered copy of ours; and between our look and our tag."""
-    name, there = place
+    name, there = shared_repo
     repository, files = Repository(name, None, "ours"), {step: revision(tmp_path, step) for step in (5, 10, 12)}
     there.tags["step-000005"] = theirs = there.branches["main"]
     assert publish(repository, files[5]) == "step-000005-2" == publish(Repository(name, None, "ours"), files[5])
@@ -199,8 +199,8 @@ OTHERS = {  # what somebody does when the first revision is there
 
 
 @pytest.mark.parametrize("act", OTHERS.values(), ids=OTHERS)
-def test_no_edit_keeps_a_revision_back(hub, place, tmp_path, act):
-    name, there = place
+def test_no_edit_keeps_a_revision_back(hub, shared_repo, tmp_path, act):
+    name, there = shared_repo
     put(name, "mine.md", b"before the first revision")
     files = {step: revision(tmp_path, step) for step in (5, 10, 12)}
     publish(Repository(name, None, "ours"), files[5])
@@ -220,11 +220,11 @@ def test_no_edit_keeps_a_revision_back(hub, place, tmp_path, act):
         Repository(name, None, "other").prepare()
 
 
-def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
+def test_what_a_person_put_on_main_stays(hub, shared_repo, tmp_path):
     """Their words go between the marks of the card, and their model is not written over: ours is at its tag, which is
     said.
     """
-    name, there = place
+    name, there = shared_repo
     put(name, "README.md", b"---\nlicense: mit\n---\n# Mine\n\nmy words\n")
     put(name, "model.safetensors", b"their weights")
     put(name, "checkpoints.csv", b"step,tokens,loss,eval_loss,revision,commit\n7,,,,step-best,abc\n")
@@ -234,17 +234,17 @@ def test_what_a_person_put_on_main_stays(hub, place, tmp_path):
     assert main["model.safetensors"] == b"their weights" and "revision.json" not in main and "config.json" not in main
     assert b"<!-- yours: begin -->\n# Mine\n\nmy words\n<!-- yours: end -->" in main["README.md"]
     assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
-    assert len(repository.said) == 1
-    assert repository.said.pop().startswith(
+    assert len(repository.reported) == 1
+    assert repository.reported.pop().startswith(
         f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"
         " (rev"
     )
 
 
 @pytest.mark.parametrize("path", ["model.safetensors", "config.json", "README.md", "chat_template.jinja"])
-def test_what_a_person_put_on_main_after_a_finish_stays(hub, place, tmp_path, path):
+def test_what_a_person_put_on_main_after_a_finish_stays(hub, shared_repo, tmp_path, path):
     """A later finish (of more steps) replaces what is still as this run put it there, and nothing else."""
-    name, there = place
+    name, there = shared_repo
     repository = Repository(name, None, "ours")
     old = revision(
         tmp_path,
@@ -270,17 +270,17 @@ def test_what_a_person_put_on_main_after_a_finish_stays(hub, place, tmp_path, pa
             main["merges.txt"] == b"of the earlier finish"
             and main["revision.json"] != new["revision.json"].read_bytes()
         )
-        assert [text.partition(" on main")[0] for text in repository.said] == [path]
+        assert [text.partition(" on main")[0] for text in repository.reported] == [path]
         assert (
             "(revision='step-000012'). To have it on main, take that away and upload the files of the revision"
-            in repository.said.pop()
+            in repository.reported.pop()
         )
     else:
-        assert main["model.safetensors"] == b"weights of 12" and "merges.txt" not in main and not repository.said
+        assert main["model.safetensors"] == b"weights of 12" and "merges.txt" not in main and not repository.reported
 
 
-def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
-    name, _ = place
+def test_a_figure_of_a_person_stays_and_is_told(hub, shared_repo, tmp_path):
+    name, _ = shared_repo
     repository = Repository(name, None, "ours")
     cover = {
         "README.md": tmp_path / "README.md",
@@ -293,22 +293,22 @@ def test_a_figure_of_a_person_stays_and_is_told(hub, place, tmp_path):
             path.write_bytes(CARD.encode() + text if path.suffix == ".md" else text)
 
     draw(b"first")
-    assert repository.publish_cover(cover) and not repository.publish_cover(cover)
+    assert repository.publish_card(cover) and not repository.publish_card(cover)
     put(name, "figures/loss.png", b"theirs")
     draw(b"second")
-    assert repository.publish_cover(cover) and not repository.publish_cover(cover)
+    assert repository.publish_card(cover) and not repository.publish_card(cover)
     main = hub.files(name)
     assert (
         main["figures/loss.png"] == b"theirs"
         and main["figures/rate.png"] == b"second"
         and main["README.md"].endswith(b"second")
     )
-    assert repository.said == {
+    assert repository.reported == {
         f"figures/loss.png on main of {name} is somebody else's and stays: move it away, and --publish_only puts this"
         " run's there"
     }
     HfApi().delete_file("figures/loss.png", name)
-    assert repository.publish_cover(cover) and hub.files(name)["figures/loss.png"] == b"second"
+    assert repository.publish_card(cover) and hub.files(name)["figures/loss.png"] == b"second"
 
 
 def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, capsys, monkeypatch):
@@ -414,8 +414,8 @@ def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_p
             pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(tmp_path / "pulled"))
 
 
-def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, place, tmp_path, capsys):
-    name, there = place
+def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, shared_repo, tmp_path, capsys):
+    name, there = shared_repo
     repository, files = Repository(name, None, "ours"), revision(tmp_path, 5)
     publish(repository, files, final=True)
     put(name, "README.md", b"---\nlicense: [\n---\nmy words")
@@ -447,7 +447,7 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, place, tmp_path, c
         (["step-1000", "step-200", "step-last"], ["step-200", "step-1000"]),  # of another project
     ],
 )
-def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, place, tags, expected):
-    name, there = place
+def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, shared_repo, tags, expected):
+    name, there = shared_repo
     there.tags |= dict.fromkeys(tags, there.branches["main"])
     assert resolve._steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]

@@ -269,7 +269,7 @@ def test_options_of_a_context_are_scored_as_each_alone(kind, base):
         with torch.no_grad():
             log_p = model(input_ids=ids[:, :-1], use_cache=False).logits[0, len(context) - 1 :].log_softmax(-1)
         assert nats == pytest.approx(float(log_p.gather(1, torch.tensor(option)[:, None]).sum()), abs=1e-4), kind
-    assert lm.shares == (kind in ("llama", "qwen3_moe", "gpt2", "opt"))
+    assert lm.shares_contexts == (kind in ("llama", "qwen3_moe", "gpt2", "opt"))
 
 
 TUNED = {

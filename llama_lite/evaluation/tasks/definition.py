@@ -1,4 +1,4 @@
-"""What a task is: lm-eval task objects over our own items, by letters, by cloze, by bits per byte."""
+"""Evaluation tasks: lm-eval task objects over local items, scored by letters, by cloze, or by bits per byte."""
 
 import dataclasses
 import hashlib
@@ -16,11 +16,10 @@ CLUSTERS = (
 
 @dataclasses.dataclass(frozen=True)
 class EvalTask:
-    """A task as it was asked for: one lm-eval task, or the leaves of a group, with the prompt's variant where it is
-    one.
+    """A requested task: one lm-eval task, or the leaves of a group.
 
-    `base` is the task of which it is a `variant`, `factor` what the variant changes. `chat`: the model's chat template
-    is applied.
+    leaves: {name: lm-eval task}. base, variant, factor: of a prompt variant, its original task, its label, and what it
+    changes. chat: the model's chat template is applied.
     """
 
     name: str
@@ -33,11 +32,12 @@ class EvalTask:
 
     @property
     def version(self) -> str:
+        """lm-eval's version of the task."""
         return str(next(iter(self.leaves.values())).VERSION)
 
     @property
     def dataset(self) -> str | None:
-        """The Hub's id of its data; None for embedded and local data."""
+        """The Hub id of its data set; None for embedded and local data."""
         path = next(iter(self.leaves.values())).DATASET_PATH
         return path if path and path.count("/") == 1 and not path.startswith((".", "/")) else None
 
@@ -47,11 +47,12 @@ class EvalTask:
 
     @property
     def unsafe(self) -> bool:
+        """Whether it runs generated code."""
         return any(getattr(task, "UNSAFE_CODE", False) for task in self.leaves.values())
 
 
 def clusters_of(item: dict) -> str | None:
-    """What an item shares with others that are not independent of it; None where it stands alone."""
+    """The cluster of items that an item belongs to because they share a source; None for an independent item."""
     return next((f"{field} {item[field]}" for field in CLUSTERS if item.get(field) not in (None, "")), None)
 
 
@@ -59,7 +60,9 @@ def clusters_of(item: dict) -> str | None:
 
 
 def make(name: str, items: list[dict], kind: str, version: float = 1.0, **config):
-    """An lm-eval task over `items`. `config`: its ConfigurableTask fields, functions allowed."""
+    """An lm-eval ConfigurableTask over `items`. kind: its output_type. config: further fields of its config, functions
+    allowed.
+    """
     from lm_eval.api.task import ConfigurableTask
 
     from ..lm import quiet
@@ -91,7 +94,7 @@ MEAN = {"aggregation": "mean", "higher_is_better": True}
 ANSWERED = {
     "doc_to_target": "answer",
     "fewshot_split": "test",
-}  # examples come from the items themselves, the one that is asked left out
+}  # few-shot examples come from the items, without the current one
 
 ACCURACY = [{"metric": "acc", **MEAN}]
 
@@ -101,7 +104,7 @@ BITS = [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_b
 def letters(name: str, items: list[dict], **config):
     """Multiple choice by letter, in MMLU's own format: items hold question, choices, answer (an index)."""
 
-    def text(item):
+    def text(item: dict) -> str:
         return (
             f"{item['question'].strip()}\n"
             + "".join(f"{LETTERS[i]}. {c}\n" for i, c in enumerate(item["choices"]))
@@ -124,7 +127,7 @@ def cloze(name: str, items: list[dict], ending: str = "", **config):
     """Multiple choice by the likelihood of each option's own text, after the question and `ending`."""
     metrics = [*ACCURACY, {"metric": "acc_norm", **MEAN}]
 
-    def question(item):
+    def question(item: dict) -> str:
         return item["question"] + ending
 
     return make(
@@ -145,7 +148,7 @@ def bits_per_byte(name: str, texts: list[dict]):
 
 
 def sample_texts(texts: list[dict], seed: str) -> list[dict]:
-    """DOCUMENTS of the texts, cut to DOCUMENT_CHARACTERS, chosen by a hash of their content."""
+    """DOCUMENTS of the texts, each cut to DOCUMENT_CHARACTERS, chosen by a hash of `seed` and their content."""
     cut = {item["text"][:DOCUMENT_CHARACTERS].rstrip(): item for item in texts}
     chosen = sorted(cut, key=lambda text: hashlib.sha256((seed + text).encode()).digest())[:DOCUMENTS]
     return [{**cut[text], "text": text} for text in chosen]

@@ -1,9 +1,7 @@
-"""Evaluation tasks as lm-eval's task objects, built once for all models: built-in ones, and embedded ones that need no
-network.
+"""Embedded evaluation tasks, which need no network: their items come from installed packages.
 
-Embedded: real MMLU questions (the exemplars inside lm-eval), HumanEval (from its package), the next sentence of
-held-out documentation, bits per byte of four kinds of text, and held-out instructions. Their text is that of the
-installed packages.
+They are MMLU questions (the exemplars inside lm-eval), HumanEval (from its package), the next sentence of held-out
+documentation, bits per byte of four kinds of text, and held-out instructions.
 """
 
 import ast
@@ -36,9 +34,7 @@ SCIENCES = (
 
 
 def mmlu_items(subjects: tuple[str, ...] | None = None) -> list[dict]:
-    """Real MMLU questions: the exemplars that lm-eval carries, with their subject and the reasoning that comes with
-    them.
-    """
+    """MMLU questions: the exemplars that lm-eval contains, with subject and reasoning. subjects: None for all."""
     folder = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0])
     record = json.loads((folder / "tasks/mmlu/flan_cot_fewshot/_cot_prompts.json").read_text(encoding="utf-8"))
     items = []
@@ -65,10 +61,10 @@ def mmlu_items(subjects: tuple[str, ...] | None = None) -> list[dict]:
 
 
 def code_documents() -> list[dict]:
-    """Functions of the installed packages as source code, without their documentation; from the modules of the held-out
-    text.
+    """Source code of functions of the installed packages without their docstrings, from the modules of the held-out
+    documentation.
     """
-    found = []
+    documents = []
     for module in sorted({item["document"] for item in held_out_documents()}):
         package, _, inner = module.partition("/")
         source = Path(package_root(package), inner).read_text(encoding="utf-8")
@@ -79,20 +75,20 @@ def code_documents() -> list[dict]:
                 head = lines[node.lineno - 1 : first.lineno - 1 if documented else first.end_lineno]
                 text = textwrap.dedent("".join([*head, *lines[first.end_lineno : node.end_lineno]]))
                 if 200 <= len(text) <= 3000:
-                    found.append({"text": text, "document": module})
-    return found
+                    documents.append({"text": text, "document": module})
+    return documents
 
 
 def web_documents() -> list[dict]:
     """The project pages of the installed packages, as PyPI shows them: headings, links, badges, lists, advertising."""
-    found = []
+    documents = []
     for distribution in importlib.metadata.distributions():
         name, text = distribution.metadata["Name"], (distribution.metadata.get_payload() or "").strip()
         for begin in range(0, min(len(text), 6 * DOCUMENT_CHARACTERS), DOCUMENT_CHARACTERS):
-            part = text[begin : begin + DOCUMENT_CHARACTERS]
-            if len(part) >= 200:
-                found.append({"text": part, "document": name})
-    return found
+            chunk = text[begin : begin + DOCUMENT_CHARACTERS]
+            if len(chunk) >= 200:
+                documents.append({"text": chunk, "document": name})
+    return documents
 
 
 def science_documents() -> list[dict]:
@@ -107,10 +103,10 @@ def science_documents() -> list[dict]:
 
 
 def next_sentence_items() -> list[dict]:
-    """Held-out documentation: its beginning, and which of four sentences comes next (the others are from other
+    """Held-out documentation: a beginning and four sentences, of which one comes next (the others are from other
     documents).
     """
-    chance, parts = random.Random(0), []
+    generator, passages = random.Random(0), []
     for item in held_out_documents():
         prose = list(
             itertools.takewhile(
@@ -120,18 +116,22 @@ def next_sentence_items() -> list[dict]:
         sentences = [s for block in prose for s in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(block.split()))]
         usable = list(itertools.takewhile(lambda s: 40 <= len(s) <= 250 and s[-1] in ".!?", sentences))
         if len(usable) >= 2:
-            parts.append((item["document"], " ".join(usable[:-1])[-600:], usable[-1]))
+            passages.append((item["document"], " ".join(usable[:-1])[-600:], usable[-1]))
     items = []
-    for document, begin, sentence in parts:
-        others = sorted(
-            {s for other, _, s in parts if other != document and s != sentence and 0.6 <= len(s) / len(sentence) <= 1.6}
+    for document, beginning, sentence in passages:
+        distractors = sorted(
+            {
+                s
+                for other_document, _, s in passages
+                if other_document != document and s != sentence and 0.6 <= len(s) / len(sentence) <= 1.6
+            }
         )
-        if len(others) >= 3:
-            choices = [sentence, *chance.sample(others, 3)]
-            order = chance.sample(range(4), 4)
+        if len(distractors) >= 3:
+            choices = [sentence, *generator.sample(distractors, 3)]
+            order = generator.sample(range(4), 4)
             items.append(
                 {
-                    "question": begin,
+                    "question": beginning,
                     "choices": [choices[i] for i in order],
                     "answer": order.index(0),
                     "document": document,
@@ -141,32 +141,32 @@ def next_sentence_items() -> list[dict]:
 
 
 def instruction_items() -> list[dict]:
-    """Questions about the installed packages that no tuning run learns which holds a tenth of its rows, or 400, out."""
+    """Questions about the installed packages that no tuning run trains on that holds out a tenth of its rows, or 400."""
     from ...chat_format import instruction_rows
 
     rows, _, _ = instruction_rows.load("installed-docs", None, "train", None, 1500, 1)
-    held = instruction_rows.held_documents(rows, 60)
-    asked = [row for row in rows if row.document in held]
+    held_documents = instruction_rows.held_documents(rows, 60)
+    eval_rows = [row for row in rows if row.document in held_documents]
     return [
         {"question": row.messages[0]["content"], "answer": row.messages[1]["content"], "document": row.document}
-        for row in asked
+        for row in eval_rows
     ]
 
 
 def word_f1(answer: str, reference: str) -> float:
     """Harmonic mean of precision and recall of an answer's words against the reference's (as SQuAD counts them)."""
-    found, wanted = (re.findall(r"\w+", text.lower()) for text in (answer, reference))
-    common = sum(min(found.count(word), wanted.count(word)) for word in set(found))
-    return 0.0 if not common else 2 * common / (len(found) + len(wanted))
+    answer_words, reference_words = (re.findall(r"\w+", text.lower()) for text in (answer, reference))
+    common = sum(min(answer_words.count(word), reference_words.count(word)) for word in set(answer_words))
+    return 0.0 if not common else 2 * common / (len(answer_words) + len(reference_words))
 
 
 def instruction_task(name: str, items: list[dict], wrap: Callable[[str], str] = str):
-    """Greedy answers to instructions: how many words they share with the reference, and whether they keep the
-    format.
+    """An lm-eval task of greedy answers to instructions: word F1 against the reference, and whether they keep the
+    format. wrap: changes each question.
     """
     from ...chat_format import template
 
-    def measured(item, answers):
+    def score_answers(item: dict, answers: list[str]) -> dict[str, float]:
         return {"word_f1": word_f1(answers[0], item["answer"]), "kept_format": float(template.kept_format(answers[0]))}
 
     return make(
@@ -176,7 +176,7 @@ def instruction_task(name: str, items: list[dict], wrap: Callable[[str], str] = 
         doc_to_text=lambda item: wrap(item["question"]),
         doc_to_target="answer",
         generation_kwargs={"until": [template.USER_MARKER], "max_gen_toks": 64, "do_sample": False},
-        process_results=measured,
+        process_results=score_answers,
         metric_list=[{"metric": "word_f1", **MEAN}, {"metric": "kept_format", **MEAN}],
     )
 
@@ -189,9 +189,9 @@ def humaneval_items() -> list[dict]:
 
 
 def humaneval():
-    """HumanEval, pass@1 of greedy completions; each program runs in the sandbox."""
+    """An lm-eval task of HumanEval: pass@1 of greedy completions; each program runs in the sandbox."""
 
-    def passes(item, completions):
+    def score_completions(item: dict, completions: list[str]) -> dict[str, float]:
         checks = f"{item['test']}\ncheck({item['entry_point']})\n"
         return {"pass@1": float(sandbox.run(item["prompt"] + completions[0], checks).passed)}
 
@@ -207,7 +207,7 @@ def humaneval():
             "max_gen_toks": 512,
             "do_sample": False,
         },
-        process_results=passes,
+        process_results=score_completions,
         metric_list=[{"metric": "pass@1", **MEAN}],
     )
 

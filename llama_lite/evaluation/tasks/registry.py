@@ -23,10 +23,10 @@ from .embedded import EMBEDDED
 
 
 def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], chat: bool) -> list[EvalTask]:
-    """EvalTasks of embedded and built-in tasks and groups. Raises Refusal for a name or data that is not there, with
-    what to do.
+    """EvalTasks of embedded and built-in tasks and groups. Raises Refusal for an unknown name or missing data.
 
-    `task_data` points a built-in task at a folder of its data; `n_shots`: few-shot examples by task, "" for all.
+    task_data: {built-in task: folder with its data}. n_shots: {task: number of few-shot examples}, "" for all tasks.
+    chat: apply the model's chat template.
     """
     if unknown := set(task_data) - set(names):
         raise Refusal(f"--task_data {min(unknown)}=...: {min(unknown)} is not among --tasks ({', '.join(names)}).")
@@ -35,56 +35,62 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
             f"--num_fewshot {min(unknown)}={n_shots[min(unknown)]}: {min(unknown)} is not among --tasks"
             f" ({', '.join(names)})."
         )
-    found = []
+    tasks = []
     for name in names:
-        shots = n_shots.get(name, n_shots.get(""))
+        requested = n_shots.get(name, n_shots.get(""))
         leaves = {name: EMBEDDED[name]()} if name in EMBEDDED else _builtin(_manager(name), name, task_data.get(name))
         for leaf, task in leaves.items():
-            wanted = shots if shots is not None else int(task.config.num_fewshot or 0)
-            if wanted and task.config.output_type == "loglikelihood_rolling":
+            num_examples = requested if requested is not None else int(task.config.num_fewshot or 0)
+            if num_examples and task.config.output_type == "loglikelihood_rolling":
                 if name in n_shots:
                     raise Refusal(
-                        f"--num_fewshot {name}={wanted}: {leaf} is text, which has no examples: leave it out."
+                        f"--num_fewshot {name}={num_examples}: {leaf} is text, which has no examples: leave it out."
                     )
-                print_main(f"examples  {leaf} is text and has none: --num_fewshot {wanted} is for the other tasks")
-                wanted = 0
-            task.set_config(key="num_fewshot", value=wanted)
-            if not wanted:
+                print_main(
+                    f"examples  {leaf} is text and has none: --num_fewshot {num_examples} is for the other tasks"
+                )
+                num_examples = 0
+            task.set_config(key="num_fewshot", value=num_examples)
+            if not num_examples:
                 continue
-            apart = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples
-            if not (apart or task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs())):
+            has_own_examples = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples
+            if not (
+                has_own_examples or task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs())
+            ):
                 raise Refusal(
-                    f"--num_fewshot {wanted}: {leaf} has one split and no examples set aside, so an item's own answer"
+                    f"--num_fewshot {num_examples}: {leaf} has one split and no examples set aside, so an item's own answer"
                     " could stand in its prompt. Use 0."
                 )
-            there = len(list(task.fewshot_docs()))
-            there -= task.fewshot_cfg.split is not None and task.fewshot_cfg.split == (
+            available = len(list(task.fewshot_docs()))
+            available -= task.fewshot_cfg.split is not None and task.fewshot_cfg.split == (
                 task.config.test_split or task.config.validation_split
             )
-            if wanted > there:
-                raise Refusal(f"--num_fewshot {wanted}: {leaf} has {there:,} examples to show: {there} at most.")
-        found.append(EvalTask(name, leaves, int(next(iter(leaves.values())).config.num_fewshot), name, chat=chat))
-    return found
+            if num_examples > available:
+                raise Refusal(
+                    f"--num_fewshot {num_examples}: {leaf} has {available:,} examples to show: {available} at most."
+                )
+        tasks.append(EvalTask(name, leaves, int(next(iter(leaves.values())).config.num_fewshot), name, chat=chat))
+    return tasks
 
 
 def _manager(name: str):
-    """lm-eval's index of the one file that defines a task; of all its tasks (some seconds) for groups and for what no
-    single file defines.
+    """lm-eval's TaskManager for the one file that defines a task; for groups, and where no single file defines it, for
+    all tasks (takes some seconds).
     """
     from lm_eval.tasks import TaskManager
 
-    own = re.compile(rf"^task:\s*['\"]?{re.escape(name)}['\"]?\s*$", re.MULTILINE).search
-    files = [path for path, text in _texts() if name in text and own(text)]
+    defines_task = re.compile(rf"^task:\s*['\"]?{re.escape(name)}['\"]?\s*$", re.MULTILINE).search
+    files = [path for path, text in _definition_files() if name in text and defines_task(text)]
     if len(files) == 1:
-        near = TaskManager(include_path=str(files[0].parent), include_defaults=False)
-        if name in near.task_index and near.task_index[name].kind.name in ("TASK", "PY_TASK"):
-            return near
+        manager = TaskManager(include_path=str(files[0].parent), include_defaults=False)
+        if name in manager.task_index and manager.task_index[name].kind.name in ("TASK", "PY_TASK"):
+            return manager
     return _whole_index()
 
 
 @functools.cache
-def _texts() -> list[tuple[Path, str]]:
-    """(file, text) of every definition that comes with lm-eval."""
+def _definition_files() -> list[tuple[Path, str]]:
+    """(path, text) of every task definition that lm-eval contains."""
     root = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
     return [(path, path.read_text(encoding="utf-8", errors="replace")) for path in sorted(root.rglob("*.yaml"))]
 
@@ -97,11 +103,11 @@ def _whole_index():
 
 
 def _builtin(manager, name: str, folder: str | None) -> dict:
-    """{leaf: task} of a built-in task or group, on its own data or on a local copy in `folder`."""
+    """{leaf: task} of a built-in task or group, on its own data or on a local copy in `folder`. Raises Refusal."""
     if name not in manager.task_index:
-        near = difflib.get_close_matches(name, [*EMBEDDED, *manager.all_tasks], 3, 0.5)
+        close_matches = difflib.get_close_matches(name, [*EMBEDDED, *manager.all_tasks], 3, 0.5)
         raise Refusal(
-            f"--tasks {name}: no such task{f'; near: {chr(44).join(near)}' if near else ''}. Embedded, without network:"
+            f"--tasks {name}: no such task{f'; close_matches: {chr(44).join(close_matches)}' if close_matches else ''}. Embedded, without network:"
             f" {', '.join(EMBEDDED)}."
         )
     if name.startswith("humaneval") or name.startswith("mbpp"):
@@ -148,15 +154,15 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
         raise FileNotFoundError(f"{folder} is no folder")
     paths = [path for path in sorted(folder.iterdir()) if path.suffix in (".jsonl", ".json", ".parquet")]
     for path in paths:
-        if why := absent(str(path)):
-            raise OSError(f"{path.name} is {why}")
+        if problem := absent(str(path)):
+            raise OSError(f"{path.name} is {problem}")
     entry = manager.task_index[name]
     with tempfile.TemporaryDirectory() as temporary:
         local = {"dataset_path": str(folder.resolve())}
         if paths and not (folder / "README.md").exists():
             kind = "parquet" if {path.suffix for path in paths} == {".parquet"} else "json"
             files = {
-                path.stem.split("-")[0]: glob.escape(_without_odd_rows(path.resolve(), Path(temporary)))
+                path.stem.split("-")[0]: glob.escape(_copy_valid_rows(path.resolve(), Path(temporary)))
                 for path in paths
             }  # `datasets` reads globs
             local = {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": files}}
@@ -169,30 +175,30 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
         return dict(TaskManager(include_path=temporary).load([config["group"]])["tasks"])
 
 
-def _without_odd_rows(path: Path, aside: Path) -> str:
-    """A split of jsonl or parquet whose rows are all UTF-8: the file itself, or a copy in `aside` less the others,
-    which are said. Raises Refusal.
+def _copy_valid_rows(path: Path, copy_folder: Path) -> str:
+    """Path of a jsonl or parquet split with only UTF-8 rows: the file itself, or a copy in `copy_folder` without the
+    other rows, which are reported. Raises Refusal.
     """
     import pyarrow.parquet
 
     skipped, records = Skipped(), []
     if path.suffix == ".json":
         return str(path)
-    for part in parts(TextFile(str(path), path.name, kind_of(str(path)))):
-        texts = part.raw.schema.names if part.kind == "parquet" else ()
-        texts = {
-            name for name in texts if str(part.raw.schema.field(name).type) in ("string", "large_string")
+    for file_part in parts(TextFile(str(path), path.name, kind_of(str(path)))):
+        text_columns = file_part.raw.schema.names if file_part.kind == "parquet" else ()
+        text_columns = {
+            name for name in text_columns if str(file_part.raw.schema.field(name).type) in ("string", "large_string")
         }  # others may hold any bytes
-        for number, record in rows(part):
-            good = _is_utf8(record, texts)
-            records.append(record if good else None)
-            if not good:
+        for number, record in rows(file_part):
+            valid = _is_utf8(record, text_columns)
+            records.append(record if valid else None)
+            if not valid:
                 skipped.add("not UTF-8", f"{path.name}:{number}")
     if not skipped.reasons:
         return str(path)
     for line in skipped_lines(skipped.reasons):
         print_main(f"not read  {line}")
-    copy = aside / path.name
+    copy = copy_folder / path.name
     if path.suffix == ".parquet":
         table = pyarrow.parquet.read_table(path)
         pyarrow.parquet.write_table(table.filter(pyarrow.array([record is not None for record in records])), copy)
@@ -203,10 +209,10 @@ def _without_odd_rows(path: Path, aside: Path) -> str:
     return str(copy)
 
 
-def _is_utf8(record: dict, texts: set[str]) -> bool:
-    """Whether all text of a row is UTF-8. `texts`: its columns of text, where the file says so."""
+def _is_utf8(record: dict, text_columns: set[str]) -> bool:
+    """Whether all text of a row is UTF-8. text_columns: its text columns, as far as the file declares them."""
     values = record.values()
-    if any(isinstance(record[name], bytes) and utf8_text(record[name]) is None for name in texts) or any(
+    if any(isinstance(record[name], bytes) and utf8_text(record[name]) is None for name in text_columns) or any(
         isinstance(value, Unreadable) and value == "not UTF-8" for value in values
     ):
         return False
@@ -214,10 +220,10 @@ def _is_utf8(record: dict, texts: set[str]) -> bool:
 
 
 def text_task(name: str, path: str) -> EvalTask:
-    """Bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; says what is
-    read and which rows are none. Raises Refusal.
+    """A task of bits per byte of local or Hub text: DOCUMENTS of its first 2,000, cut to DOCUMENT_CHARACTERS; what is
+    read and skipped rows are reported. Raises Refusal.
 
-    A file of plain text is divided at END_OF_TEXT, whatever the models' tokenizers are: all are asked the same.
+    Plain text files are split at END_OF_TEXT for every tokenizer, so all models get the same items.
     """
     if name in EMBEDDED or not re.fullmatch(r"[\w.-]+", name):
         raise Refusal(
@@ -231,11 +237,11 @@ def text_task(name: str, path: str) -> EvalTask:
         raise Refusal(str(refusal).replace(f"--dataset {path}", f"--texts {name}={path}")) from None
     print_main(f"text      {name}: {inventory(source, hints=False)}")
     documents = source.documents(skipped)
-    found = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
-    if not found:
+    texts = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
+    if not texts:
         raise Refusal(
             f"--texts {name}={path} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}."
         )
     for line in skipped_lines(skipped.reasons):
         print_main(f"not read  {name}: {line}")
-    return EvalTask(name, {name: bits_per_byte(name, sample_texts(found, name))}, 0, name)
+    return EvalTask(name, {name: bits_per_byte(name, sample_texts(texts, name))}, 0, name)

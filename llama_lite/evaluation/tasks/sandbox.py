@@ -112,10 +112,10 @@ def _protections(isolate: bool) -> tuple[str, ...]:
         os.chmod(folder, 0o777)
         paths = [folder, str(Path.home()), *_python_folders(), *"/ /usr /etc /var/tmp /dev/shm".split()]
         facts = f"{os.getpid()}, {server.getsockname()[1]}, {paths}, {[folder, *_private(Path.home())]}"
-        found = _verdict(f"import __main__; __main__._probe({facts})", "", 30.0, _namespaces_work(isolate))
-    if not found.passed:
-        raise RuntimeError(f"the sandbox cannot be probed: {found}")
-    return ("own process", *json.loads(found.output))
+        verdict = _verdict(f"import __main__; __main__._probe({facts})", "", 30.0, _namespaces_work(isolate))
+    if not verdict.passed:
+        raise RuntimeError(f"the sandbox cannot be probed: {verdict}")
+    return ("own process", *json.loads(verdict.output))
 
 
 def _private(folder: Path) -> list[str]:
@@ -127,9 +127,9 @@ def _private(folder: Path) -> list[str]:
 
 
 @functools.cache
-def _namespaces_work(wanted: bool) -> bool:
+def _namespaces_work(isolate: bool) -> bool:
     with contextlib.suppress(RuntimeError):
-        return wanted and _verdict("", "", 30.0, True).passed
+        return isolate and _verdict("", "", 30.0, True).passed
     return False
 
 
@@ -158,17 +158,17 @@ def _verdict(code: str, checks: str, timeout: float, isolate: bool) -> Verdict:
 
 def _read(process: subprocess.Popen, deadline: float) -> tuple[list[str], str]:
     """(lines of the report, end of the output), until the report is closed, whose pipe the code never holds."""
-    kept = {process.stdout: b"", process.stderr: b""}
+    tails = {process.stdout: b"", process.stderr: b""}
     with selectors.DefaultSelector() as selector:
-        for stream in kept:
+        for stream in tails:
             selector.register(stream, selectors.EVENT_READ)
-        while process.stdout in selector.get_map() and (left := deadline - time.monotonic()) > 0:
-            for key, _ in selector.select(left):
+        while process.stdout in selector.get_map() and (seconds_left := deadline - time.monotonic()) > 0:
+            for key, _ in selector.select(seconds_left):
                 chunk = os.read(key.fd, 2**16)
-                kept[key.fileobj] = (kept[key.fileobj] + chunk)[-KEPT:]
+                tails[key.fileobj] = (tails[key.fileobj] + chunk)[-KEPT:]
                 if not chunk:
                     selector.unregister(key.fileobj)
-    report, output = kept.values()
+    report, output = tails.values()
     os.set_blocking(process.stderr.fileno(), False)  # what got away may hold the other end: take what is there
     with contextlib.suppress(BlockingIOError):
         output += os.read(process.stderr.fileno(), 2**20)
@@ -263,7 +263,7 @@ def _isolate() -> bool:
     os.mkdir(f"{root}/tmp")
     _mount("tmpfs", f"{root}/tmp", "tmpfs", NOSUID | NODEV, f"mode=1777,{SCRATCH}")
     for path in [*SYSTEM, *DEVICES, *_python_folders()]:
-        if os.path.exists(path) and not any(Path(path).is_relative_to(other) for other in bound):
+        if os.path.exists(path) and not any(Path(path).is_relative_to(mounted) for mounted in bound):
             inside = Path(root + path)
             inside.parent.mkdir(parents=True, exist_ok=True)
             inside.mkdir() if os.path.isdir(path) else inside.touch()
@@ -292,8 +292,8 @@ def _shut(job: dict) -> None:
         with contextlib.suppress(OSError, ValueError):  # macOS refuses some; protections() looks
             limit = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(limit)[1]
-            wanted = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(limit, (wanted, wanted))
+            limit_value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(limit, (limit_value, limit_value))
     for capability in range(64):
         with contextlib.suppress(OSError):  # fewer exist
             _prctl(BOUNDING_DROP, capability)
@@ -330,9 +330,9 @@ def _deny_calls() -> None:
         (has, "deny", "allow", USER_NAMESPACE),
     ]
     code = b""
-    for step, (operation, *where, value) in enumerate(steps, 1):
+    for step, (operation, *targets, value) in enumerate(steps, 1):
         code += struct.pack(
-            "HBBI", operation, *[len(steps) - step + list(ENDS).index(end) if end else 0 for end in where], value
+            "HBBI", operation, *[len(steps) - step + list(ENDS).index(end) if end else 0 for end in targets], value
         )
     code += b"".join(struct.pack("HBBI", 6, 0, 0, value) for value in ENDS.values())
     program = ctypes.create_string_buffer(code)
