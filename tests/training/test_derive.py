@@ -37,7 +37,7 @@ def fast(monkeypatch):
         return timing.Pace(seconds, 0.02 * seconds, seconds / 3 / micro, 1e-3)
 
     monkeypatch.setattr(timing, "pace", pace)
-    monkeypatch.setattr(timing, "LONGEST", 1e9)
+    monkeypatch.setattr(timing, "MAX_TIMED", 1e9)
     monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: 3e10)
     monkeypatch.setattr(derive_pretrain, "seconds_since_start", lambda: 10.0)
 
