@@ -120,7 +120,7 @@ def _fake(
     config = AutoConfig.for_model(**{**fields, "num_hidden_layers": layers, "use_cache": False})
     compute = getattr(torch, precision)
     with FakeTensorMode(), contextlib.ExitStack() as ends_with:
-        ends_with.callback(setattr, fused_cross_entropy, "MOST_SLICES", fused_cross_entropy.MAX_CHUNKS)
+        ends_with.callback(setattr, fused_cross_entropy, "MAX_CHUNKS", fused_cross_entropy.MAX_CHUNKS)
         fused_cross_entropy.MAX_CHUNKS = 3
         model = AutoModelForCausalLM.from_config(
             config, dtype=compute if casts else torch.float32, trust_remote_code=False
