@@ -117,7 +117,10 @@ def pull_model(where: Reference) -> tuple[str, Path]:
     there = {name: entry for name, entry in files_of(where.repo, commit).items() if "/" not in name}
     weights = [name for name in there if re.fullmatch(r"(adapter_)?model.*\.safetensors(\.index\.json)?", name)]
     if not weights or not {"config.json", "adapter_config.json"} & set(there):
-        raise Refusal(f"{where} holds no config.json with model.safetensors (and no adapter).")
+        raise Refusal(
+            f"{where} holds no config.json with model.safetensors (and no adapter): only safetensors are"
+            " read. Give a revision that has them, or convert a copy of it with transformers' save_pretrained."
+        )
     names = weights + [
         name
         for name in there
