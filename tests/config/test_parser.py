@@ -516,10 +516,10 @@ def test_the_name_of_a_text_is_no_task():
 @pytest.mark.parametrize("text", ["-1", "-0.001", "-.5", "-1.", "-1e-3", "-1E3", "-1.5e+2", "-.5e1", "-inf", "-nan"])
 def test_a_negative_number_is_a_value_and_its_range_is_named(text):
     with pytest.raises(
-        Refusal, match="^--learning_rate .*it must be above 0|^--learning_rate -[0-9.e+]+ must be above 0"
+        Refusal, match=r"^--learning_rate .*it must be above 0|^--learning_rate -[0-9.e+]+ must be above 0"
     ):
         parsed("--learning_rate", text)
-    with pytest.raises(Refusal, match="`-lr` belongs to no argument|expected one argument"):
+    with pytest.raises(Refusal, match=r"`-lr` belongs to no argument|expected one argument"):
         parsed("--learning_rate", "-lr")
 
 
