@@ -10,7 +10,7 @@ from ..chat_format.packing import Example
 from ..distributed import print_main
 from ..errors import Refusal
 from ..kernels import probe
-from ..models.batches import Batches, flatten_batch
+from ..models.batches import Batches, flatten_batch, groups
 from ..models.presets import context_of
 from . import statistics
 
@@ -53,14 +53,14 @@ def answer_losses(model, inputs: dict, fused: bool = False) -> tuple[torch.Tenso
 
 
 @torch.no_grad()
-def measure_losses(model, examples: list[Example], device, batch: int = 8) -> list[dict]:
+def measure_losses(model, examples: list[Example], device, batch: int = 8, longest: int | None = None) -> list[dict]:
     """For each row: its document, the summed loss of its answer tokens, their number, how many were the likeliest, and
-    the end-of-text's loss (`end_loss`, 0 where `ends` is 0: the answer is cut and has none).
+    the end-of-text's loss (`end_loss`, 0 where `ends` is 0: the answer is cut and has none). Rows lie side by side,
+    `batch` of them and `longest` tokens at most.
     """
     model.eval()
     found = []
-    for begin in range(0, len(examples), batch):
-        rows = examples[begin : begin + batch]
+    for rows in groups(examples, batch, longest):
         losses, top, _ = answer_losses(model, {**flatten_batch(rows, device), "use_cache": False})
         parts = zip(
             losses.double().split([row.num_label_tokens for row in rows]),
@@ -163,7 +163,7 @@ def measure_answers(
     ]
     greedy = answers(model, tokenizer, fixed, longest, False, seed, batches.answered)
     return {
-        "rows": measure_losses(model, held, next(model.parameters()).device, batches.measured),
+        "rows": measure_losses(model, held, next(model.parameters()).device, batches.measured, batches.longest),
         "shown": [
             {"prompt": messages[-1]["content"], **answer} for messages, answer in zip(fixed, greedy, strict=True)
         ],

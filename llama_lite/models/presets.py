@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from ..errors import Refusal
+from ..formatting import shortened
 from ..paths import ROOT
 from . import shapes
 
@@ -42,12 +43,18 @@ def model_config_of(name: str, vocab_size: int, context: int | None):
 
 
 def count_parameters(config) -> tuple[int, int]:
-    """(all parameters, those of the embedding matrices) of a model, built on the meta device."""
+    """(all parameters, those of the embedding matrices) of a model, built on the meta device. Raises Refusal."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # malformed values lead to errors of every kind
+        raise Refusal(
+            f"{config.name_or_path or 'this config'} ({config.model_type}) makes no causal language model of transformers:"
+            f" {shortened(error).rstrip('.')}. Mend that config.json, or give another --model_config."
+        ) from None
     ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
     embeddings = {id(layer.weight): layer.weight.numel() for layer in ends}
     return sum(p.numel() for p in model.parameters()), sum(embeddings.values())
