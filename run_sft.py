@@ -167,6 +167,16 @@ def main(argv: list[str] | None = None) -> None:
             f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows"
             " (max_position_embeddings): lower it, or tune a base with a longer context."
         )
+    longest = training_args.max_length or max(len(example.input_ids) for example in examples)
+    at_once = training_args.per_device_train_batch_size * longest
+    if batches.packs and not batches.fits(at_once):
+        batches, training_args.packing = dataclasses.replace(batches, packs=False), False
+        print_main(
+            f"plain     {at_once:,} tokens side by side are more than the {batches.max_tokens:,} that {config.model_type}"
+            " takes in a row: rows are padded, one sequence a row"
+        )
+        further, why = run_on_main(derive_sft.tuning, groups, run_args.given, values, config, examples)
+        set_values(groups, further)
     before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
     documents = instruction_rows.held_documents(rows, row_args.eval_rows)
     examples = run_on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)

@@ -55,13 +55,15 @@ def shapes_of(path: Path, source: str) -> dict[str, list[int]]:
 def check_model(name: str, folder: Path) -> None:
     """Raise Refusal where the files of a model or adapter are malformed, or describe a model that they do not hold."""
     objects = {file: read_object(folder / file, f"{file} of {name}") for file in OBJECTS if (folder / file).is_file()}
+    whole = [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
     index = objects.get("model.safetensors.index.json", {}).get("weight_map", {})
     if not isinstance(index, dict) or not all(
-        isinstance(file, str) and "/" not in file and (folder / file).is_file() for file in index.values()
+        isinstance(file, str) and "/" not in file and (whole or (folder / file).is_file()) for file in index.values()
     ):
         raise Refusal(f"model.safetensors.index.json of {name} names files that are not there. {ELSEWHERE}")
     adapter = "adapter_config.json" in objects
-    paths = sorted(folder.glob("adapter_model.safetensors" if adapter else "model*.safetensors"))
+    named = sorted({folder / file for file in index.values()})
+    paths = sorted(folder.glob("adapter_model.safetensors")) if adapter else whole or named
     shapes: dict[str, list[int]] = {}
     for path in paths:
         shapes |= shapes_of(path, f"{path.name} of {name}")

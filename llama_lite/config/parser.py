@@ -7,6 +7,7 @@ right one), values of the wrong type or outside their choices in YAML, abbreviat
 import dataclasses
 import inspect
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import get_type_hints
@@ -18,7 +19,11 @@ from ..machine.precision import LAUNCHER_PRECISIONS
 from ..paths import expand_home
 from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent
 from .common import CommonRunArguments
-from .ranges import range_problems
+from .ranges import comma_problems, range_problems
+
+NEGATIVE_NUMBER = re.compile(
+    r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|infinity|nan)$", re.I
+)  # what argparse takes as a value, not an option; its own pattern does not know -1e-3
 
 # arguments whose `~` is the home folder, in YAML and on the command line alike; a list's also behind `=`, `+` or at its
 # beginning
@@ -37,6 +42,7 @@ class Parser(TrlParser):
         self.add_argument(
             "--config", help="YAML file whose values become the defaults; the command line wins. One file."
         )
+        self._negative_number_matcher = NEGATIVE_NUMBER
         self.script = Script(self.prog, self.usage, self.description, [])
         hints = {name: hint for group in dataclass_types for name, hint in get_type_hints(group).items()}
         groups = {field.name: group for group in dataclass_types for field in dataclasses.fields(group)}
@@ -85,7 +91,7 @@ class Parser(TrlParser):
                 "fp16": False,
             }
             given = given - {"bf16", "fp16"} | ({"precision"} if values["precision"] != "auto" else set())
-        if problems := range_problems(values):
+        if problems := range_problems(values) + comma_problems(values):
             raise Refusal(" ".join(problems))
         try:
             parsed = self.parse_dict(values, allow_extra_keys=True)

@@ -1,6 +1,8 @@
 """The valid range of every numeric argument. NaN and infinity are always refused."""
 
 import math
+import os
+import re
 
 SEEDS = 2**32  # numpy's, which Trainer sets, too
 
@@ -79,3 +81,27 @@ def range_problems(values: dict) -> list[str]:
         elif not is_valid(value):
             problems.append(f"--{name} {value if isinstance(value, int) else f'{value:g}'} must be {rule}.")
     return problems
+
+
+LISTS = (
+    "models tasks eval_tasks sensitivity robustness variant_models num_fewshot task_data texts target_modules file_types"
+).split()  # of names and places; texts of a person (prompts) hold commas
+
+
+def comma_problems(values: dict) -> list[str]:
+    """One sentence for each item of a list that is several, separated by commas. values: {argument: value}. A place
+    that is there may hold commas.
+    """
+
+    def is_several(item: str) -> bool:
+        parts = [part for part in re.split("[+=@]", item) if "," in part]
+        return bool(parts) and not all(os.path.exists(os.path.expanduser(part)) for part in parts)
+
+    return [
+        f"--{name} {item}: blanks separate the items of a list, commas do not: --{name}"
+        f" {' '.join(part.strip() for part in item.split(',') if part.strip())}"
+        f" (in YAML [{', '.join(part.strip() for part in item.split(',') if part.strip())}])."
+        for name in LISTS
+        for item in values.get(name) or []
+        if is_several(item)
+    ]

@@ -12,7 +12,7 @@ from ..chat_format.packing import Example
 from ..distributed import print_main
 from ..errors import Refusal
 from ..kernels import probe
-from ..models.batches import Batches, flatten_batch
+from ..models.batches import Batches, flatten_batch, group_rows
 from ..models.presets import context_of
 from . import statistics
 
@@ -61,17 +61,21 @@ def answer_losses(
 
 @torch.no_grad()
 def measure_losses(
-    model: torch.nn.Module, examples: list[Example], device: torch.device | str, batch: int = 8
+    model: torch.nn.Module,
+    examples: list[Example],
+    device: torch.device | str,
+    batch: int = 8,
+    max_tokens: int | None = None,
 ) -> list[dict]:
     """For each row {document, loss: sum over its answer tokens in nats, end_loss: of its end-of-text, tokens: answer
     tokens, top: how many were the most likely, ends: 1 if it has an end-of-text, else 0}.
 
-    `end_loss` is 0 where `ends` is 0: the answer is cut and has none.
+    Rows lie side by side, at most `batch` rows and `max_tokens` tokens. `end_loss` is 0 where `ends` is 0: the answer
+    is cut and has none.
     """
     model.eval()
     records = []
-    for begin in range(0, len(examples), batch):
-        rows = examples[begin : begin + batch]
+    for rows in group_rows(examples, batch, max_tokens):
         losses, top, _ = answer_losses(model, {**flatten_batch(rows, device), "use_cache": False})
         per_row = zip(
             losses.double().split([row.num_label_tokens for row in rows]),
@@ -196,7 +200,9 @@ def measure_answers(
 
     shown_answers = generate(shown, False)
     return {
-        "rows": measure_losses(model, eval_rows, next(model.parameters()).device, batches.loss_batch_size),
+        "rows": measure_losses(
+            model, eval_rows, next(model.parameters()).device, batches.loss_batch_size, batches.max_tokens
+        ),
         "shown": [
             {"prompt": messages[-1]["content"], **answer} for messages, answer in zip(shown, shown_answers, strict=True)
         ],

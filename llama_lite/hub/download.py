@@ -118,7 +118,10 @@ def pull_model(ref: Reference) -> tuple[str, Path]:
     entries = {name: entry for name, entry in files_of(ref.repo, commit).items() if "/" not in name}
     weights = [name for name in entries if re.fullmatch(r"(adapter_)?model.*\.safetensors(\.index\.json)?", name)]
     if not weights or not {"config.json", "adapter_config.json"} & set(entries):
-        raise Refusal(f"{ref} holds no config.json with model.safetensors (and no adapter).")
+        raise Refusal(
+            f"{ref} holds no config.json with model.safetensors (and no adapter): only safetensors are"
+            " read. Give a revision that has them, or convert a copy of it with transformers' save_pretrained."
+        )
     names = weights + [
         name
         for name in entries

@@ -11,11 +11,14 @@ TOLERANCE = 1e-5  # of the largest number, in float32: what another order of add
 
 
 def probe_ids(model: "PreTrainedModel") -> "torch.Tensor":
-    """Ids to test a model on, [2, 24], on the model's device."""
+    """Ids to test a model on, [2, 24 or as many as it has positions], on its device."""
     import torch
 
+    from ..models.presets import context_of
+
+    width = min(24, context_of(model.config) or 24)
     return (
-        torch.arange(1, 49, device=next(model.parameters()).device).reshape(2, 24)
+        torch.arange(1, 2 * width + 1, device=next(model.parameters()).device).reshape(2, width)
         * 7
         % model.config.get_text_config().vocab_size
     )

@@ -72,6 +72,8 @@ def load_model(located: Located, dtype: str = "float32"):
             f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first."
         )
     config = load_config(located)
+    if not any((located.folder / file).is_file() for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        references.refuse_unread(located.folder, located.name)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of keys that do not fit: they are refused below
     try:
@@ -86,7 +88,16 @@ def load_model(located: Located, dtype: str = "float32"):
     except Exception as error:  # malformed values lead to errors of every kind
         if "conversion of the weights" in str(error):
             check_filled(located.name, *_unlike_files(located.folder, config))
-        raise Refusal(f"{located.name} cannot be loaded: {shortened(error)}") from None
+        record = read_json(located.folder / "config.json") or {}
+        attention = record.get("attn_implementation") or record.get("_attn_implementation")
+        way = (
+            f"remove attn_implementation ({attention}) from its config.json, and transformers takes one that is here"
+            if attention
+            else "mend its files"
+        )
+        raise Refusal(
+            f"{located.name} cannot be loaded: {shortened(error).rstrip('.')}. To go on, {way}, or give another model."
+        ) from None
     finally:
         logging.set_verbosity(verbosity)
     check_filled(located.name, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
@@ -149,7 +160,7 @@ def check_language_model(name: str, model: "PreTrainedModel") -> None:
             f" ({', '.join(non_finite[:3])}{' ...' if len(non_finite) > 3 else ''}): no loss of it is a number. Give an earlier"
             " step, or whole weights."
         )
-    ids, labels = probe_ids(model), probe_ids(model).flip(1)
+    kind, ids, labels = model.config.model_type, probe_ids(model), probe_ids(model).flip(1)
     altered = ids.clone()
     altered[:, -1] = (altered[:, -1] + 1) % model.config.get_text_config().vocab_size
     try:
@@ -159,9 +170,11 @@ def check_language_model(name: str, model: "PreTrainedModel") -> None:
                 model(input_ids=row, use_cache=False).logits[:, :-1].float() for row in (ids, altered)
             )
             loss = torch.nn.functional.cross_entropy(outputs.logits.float().flatten(0, 1), labels.flatten())
-    except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, ImportError) as error:
-        raise Refusal(f"{name} cannot be run as a causal language model of transformers: {shortened(error)}") from None
-    kind = model.config.model_type
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, ImportError) as error:
+        raise Refusal(
+            f"{name} ({kind}) cannot be run as a causal language model of transformers, so its config.json does not fit"
+            f" its class: {shortened(error).rstrip('.')}. Fix that config.json, or give another model."
+        ) from None
     if not close(altered_logits, logits):
         raise Refusal(
             f"{name} ({kind}) sees the tokens that it is to predict: it is no decoder-only language model. Give one"
@@ -298,8 +311,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     weights_path, index_path = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     if not weights_path.is_file() and not index_path.is_file():
-        verify.refuse_sharded(folder)
-        raise Refusal(f"{folder} holds no {SAFE_WEIGHTS_NAME}.")
+        references.refuse_unread(folder)
     names = (
         [SAFE_WEIGHTS_NAME]
         if weights_path.is_file()

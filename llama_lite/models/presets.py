@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import Refusal
+from ..formatting import shortened
 from ..paths import ROOT
 from . import shapes
 
@@ -46,12 +47,20 @@ def model_config_of(name: str, vocab_size: int, context: int | None):
 
 
 def count_parameters(config: "PretrainedConfig") -> tuple[int, int]:
-    """(number of parameters, number of those in embedding matrices) of a model, built on the meta device."""
+    """(number of parameters, number of those in embedding matrices) of a model, built on the meta device. Raises
+    Refusal.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # malformed values lead to errors of every kind
+        raise Refusal(
+            f"{config.name_or_path or 'this config'} ({config.model_type}) makes no causal language model of transformers:"
+            f" {shortened(error).rstrip('.')}. Fix that config.json, or give another --model_config."
+        ) from None
     embedding_layers = [
         layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
     ]

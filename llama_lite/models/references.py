@@ -7,7 +7,9 @@ import os
 import re
 from pathlib import Path
 
-from ..checkpoint import integrity
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+from ..checkpoint import integrity, verify
 from ..checkpoint.identity import VOLATILE_CONFIG
 from ..errors import Refusal
 from ..files import read_json, sha256
@@ -86,8 +88,23 @@ def weights_digest(folder: Path) -> str:
         path for pattern in ("model*.safetensors", "adapter_model.safetensors") for path in Path(folder).glob(pattern)
     )
     if not files:
-        raise Refusal(f"{folder} holds no model.safetensors: only safetensors are read.")
+        refuse_unread(Path(folder))
     return hashlib.sha256(json.dumps([[path.name, sha256(path)] for path in files]).encode()).hexdigest()
+
+
+def refuse_unread(folder: Path, name: str | None = None) -> None:
+    """Raise Refusal for a folder without model.safetensors or an index of its shards, with what makes one of what it
+    holds.
+    """
+    verify.refuse_sharded(folder)
+    pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+    way = (
+        f'Convert its {pickles[0]}, where you trust who made it: python -c "from transformers import'
+        f" AutoModelForCausalLM as M; M.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
+        if pickles
+        else "Give a folder or revision that does (transformers' save_pretrained writes one)."
+    )
+    raise Refusal(f"{name or folder} holds no {SAFE_WEIGHTS_NAME}: only safetensors are read. {way}")
 
 
 def model_digest(folder: Path) -> str:
@@ -110,7 +127,10 @@ def load_config(located: Located):
         config = AutoConfig.from_pretrained(located.folder, trust_remote_code=False)
     except Exception as error:  # malformed values lead to errors of every kind
         check_native(located)
-        raise Refusal(f"{located.name} has no config that transformers can read: {shortened(error)}") from None
+        raise Refusal(
+            f"{located.name} has no config that transformers can read: {shortened(error).rstrip('.')}. Mend its config.json,"
+            " or give another model."
+        ) from None
     if quantization := getattr(config, "quantization_config", None):
         method = (
             quantization.get("quant_method")

@@ -91,6 +91,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
             self.held[self.args.process_index :: WORLD_SIZE],
             self.args.device,
             self.args.per_device_eval_batch_size if self.batches.packs else 1,
+            self.batches.max_tokens,
         )
         sums = [math.fsum(row[key] for row in row_losses) for key in ("loss", "tokens", "end_loss", "ends", "top")]
         loss, tokens, end_loss, ends, top = self.sum_of_ranks(sums)

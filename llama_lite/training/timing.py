@@ -109,6 +109,7 @@ def pace(
     from transformers import AutoModelForCausalLM
 
     from ..kernels.switches import apply_kernels
+    from ..models.loading import check_language_model
 
     def synchronize():
         if device.type == "cuda":
@@ -120,6 +121,7 @@ def pace(
         with device:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
             ids = torch.randint(0, config.vocab_size, (micro_batch, block_size))
+        check_language_model(f"--model_config {config.name_or_path}", model)
         shifted = {"shift_labels": ids} if switches["fused_loss"] else {}
         apply_kernels(model, switches["fused_loss"], switches["block_attention"])
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-9, fused=True)

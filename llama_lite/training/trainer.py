@@ -22,6 +22,7 @@ from ..checkpoint.verify import OPTIMIZER_FILE
 from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy
 from ..files import read_json
+from ..kernels.probe import without_router_loss
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 
@@ -439,7 +440,7 @@ class PretrainTrainer(VerifiedTraining, Trainer):
         """Mean loss in nats over the tokens of all validation windows, each measured once; ranks share the windows out.
 
         Every rank makes as many forward passes (a sharded model needs them): one that has run out of windows repeats
-        the first, and does not count it.
+        the first, and does not count it. A router's loss is of no token, and left out.
         """
         held, size = self.eval_dataset, self.args.per_device_eval_batch_size
         begins, losses, counted = range(0, len(held), size), [], []
@@ -449,7 +450,8 @@ class PretrainTrainer(VerifiedTraining, Trainer):
             batch = self._prepare_inputs(
                 self.data_collator([held[i] for i in range(begin, min(begin + size, len(held)))])
             )
-            loss = self.compute_loss(self.model, dict(batch)).item()
+            with without_router_loss(self.accelerator.unwrap_model(self.model)):
+                loss = self.compute_loss(self.model, dict(batch)).item()
             if own < len(begins):
                 counted.append(int((batch["labels"] != -100).sum()))
                 losses.append(loss * counted[-1])

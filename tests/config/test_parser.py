@@ -511,3 +511,44 @@ def test_the_name_of_a_text_is_no_task():
                 "out",
             ]
         )
+
+
+@pytest.mark.parametrize("text", ["-1", "-0.001", "-.5", "-1.", "-1e-3", "-1E3", "-1.5e+2", "-.5e1", "-inf", "-nan"])
+def test_a_negative_number_is_a_value_and_its_range_is_named(text):
+    with pytest.raises(
+        Refusal, match=r"^--learning_rate .*it must be above 0|^--learning_rate -[0-9.e+]+ must be above 0"
+    ):
+        parsed("--learning_rate", text)
+    with pytest.raises(Refusal, match=r"`-lr` belongs to no argument|expected one argument"):
+        parsed("--learning_rate", "-lr")
+
+
+@pytest.mark.parametrize(
+    "parse, argv, told",
+    [
+        (parse_eval, ["--models", "a,b"], "--models a b (in YAML [a, b])"),
+        (parse_eval, ["--models", "a", "--tasks", "mmlu,", "arc_easy"], "--tasks mmlu (in YAML [mmlu])"),
+        (parse_eval, ["--models", "a", "--tasks", "mmlu", "--sensitivity", "mmlu,x"], "--sensitivity mmlu x"),
+        (parse_eval, ["--models", "a", "--tasks", "mmlu", "--robustness", "mmlu,x"], "--robustness mmlu x"),
+        (parse_eval, ["--models", "a", "--tasks", "mmlu", "--variant_models", "a,b"], "--variant_models a b"),
+        (parse_eval, ["--models", "a", "--tasks", "m", "--num_fewshot", "m=1,n=2"], "--num_fewshot m=1 n=2"),
+        (parse_pretrain, ["--eval_tasks", "embedded_mmlu,arc_easy"], "--eval_tasks embedded_mmlu arc_easy"),
+        (parse_pretrain, ["--file_types", "md,txt"], "--file_types md txt"),
+        (parse_sft, ["--target_modules", "q_proj, v_proj"], "--target_modules q_proj v_proj"),
+    ],
+)
+def test_a_list_with_commas_is_told_that_blanks_separate(parse, argv, told):
+    with pytest.raises(Refusal) as refused:
+        parse([*argv, *(["--output_dir", "out"] if parse is parse_eval else [])])
+    assert "blanks separate the items of a list, commas do not: " + told in str(refused.value)
+
+
+def test_commas_in_yaml_are_told_too_and_those_of_places_and_prompts_stay(tmp_path):
+    (tmp_path / "c.yaml").write_text("eval_tasks: embedded_mmlu,arc_easy\n")
+    with pytest.raises(Refusal, match="--eval_tasks embedded_mmlu,arc_easy: blanks separate"):
+        parsed("--config", str(tmp_path / "c.yaml"))
+    place = tmp_path / "a, b"
+    place.mkdir()
+    models, *_ = parse_eval(["--models", f"x/y+{place}", "--tasks", "mmlu", "--output_dir", "out"])
+    assert models.models == [f"x/y+{place}"]
+    assert parse_pretrain(["--block_size", "256", "--sample_prompts", "One, two"])[4].sample_prompts == ["One, two"]

@@ -223,3 +223,20 @@ def test_such_a_run_of_an_earlier_version_goes_on_with_a_warning_and_is_exported
     assert loaded(PROBE, add_special_tokens=False)["input_ids"] == learnt and loaded.eos_token == END
     again = data_tokenizer.load_tokenizer(str(run))  # as --tokenizer FOLDER
     assert data_tokenizer.tokenizer_record(again) == data_tokenizer.tokenizer_record(loaded)
+
+
+@pytest.mark.parametrize(
+    "changes, warned",
+    [({"use_lora": False}, True), ({"merge_adapter": True}, True), ({}, False)],
+    ids=["all weights", "merged", "an adapter"],
+)
+def test_a_tuned_model_that_others_load_with_another_tokenizer_is_told(changes, warned, sft, base, tmp_path, capsys):
+    """A whole model is published beside its config, an adapter beside none."""
+    from transformers import AutoConfig
+
+    folder = tmp_path / "qwen2-base"
+    AutoConfig.for_model("qwen2", **{**KINDS["qwen2"], "max_position_embeddings": 512}).save_pretrained(folder)
+    loading.load_tokenizer(references.Located("base", base)).save_pretrained(folder)
+    sft(tmp_path / "run", "--show_example", model_name_or_path=str(folder), **changes)
+    told = f"WARNING   {folder} (qwen2): beside a qwen2 model, AutoTokenizer of transformers makes every tokenizer Qwen2Tok"
+    assert (told in capsys.readouterr().out) == warned

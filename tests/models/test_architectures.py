@@ -155,6 +155,38 @@ def test_an_argument_that_blocks_do_not_know_is_not_left_out():
     )
 
 
+@pytest.mark.parametrize(
+    "kind, fields, told",
+    [
+        (
+            "minicpm3",
+            SHARED,
+            r"--model_config .* \(minicpm3\) cannot be run as .*config\.json does not fit its class: The size",
+        ),
+        (
+            "llama",
+            {**SHARED, "num_key_value_heads": 3},
+            r"--model_config .* \(llama\) cannot be run .*: The size of tensor",
+        ),
+        ("gpt2", {**GPT2, "n_embd": 33}, r"\(gpt2\) makes no causal language model .*divisible by num_heads"),
+        ("t5", {"vocab_size": 512, "d_model": 32}, r"\(t5\) makes no causal language model .*Unrecognized"),
+    ],
+)
+def test_a_config_that_does_not_fit_its_class_is_refused_by_name(kind, fields, told, pretrain, tmp_path):
+    """While the run is planned, where a tiny model of it is timed first."""
+    AutoConfig.for_model(kind, **{**fields, "vocab_size": 512}).save_pretrained(tmp_path / kind)
+    with pytest.raises(Refusal, match=told) as refused:
+        pretrain(tmp_path / "run", model_config=str(tmp_path / kind))
+    assert str(tmp_path / kind) in str(refused.value) and "Mend that config.json, or give another" in str(refused.value)
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_a_model_of_few_positions_is_tried_on_as_many():
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **{**GPT2, "n_positions": 16}))
+    loading.check_language_model("somewhere", model)
+    assert not switches.apply_kernels(model, fused=True, blocks=True)
+
+
 def test_what_is_no_decoder_is_refused():
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **WIDE))
     with pytest.raises(Refusal, match=r"somewhere \(bert\) sees the tokens that it is to predict"):
@@ -182,15 +214,16 @@ def test_a_loss_that_takes_no_shifted_labels_is_refused(monkeypatch):
 
 
 def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tmp_path, capsys):
-    """Granite, whose logits are scaled, and GPT-2, whose config has other names: trained with every default, saved,
-    finished with a card.
+    """Granite, whose logits are scaled, GPT-2, whose config has other names, and Mixtral, whose training loss holds its
+    router's: trained with every default, saved, finished with a card; the held-out loss is that of the text's tokens.
     """
     import numpy as np
 
     from llama_lite.files import read_jsonl
 
     granite = {**SHARED, "vocab_size": 512, "logits_scaling": 8.0, "embedding_multiplier": 12.0}
-    for kind, fields in (("granite", granite), ("gpt2", {**GPT2, "vocab_size": 512})):
+    mixtral = {**KINDS["mixtral"][0], "vocab_size": 512}
+    for kind, fields in (("granite", granite), ("gpt2", {**GPT2, "vocab_size": 512}), ("mixtral", mixtral)):
         AutoConfig.for_model(kind, **fields).save_pretrained(tmp_path / kind)
         changes = {
             "max_steps": 2,
@@ -241,6 +274,7 @@ def test_rows_go_side_by_side_only_where_the_model_keeps_them_apart(kind, tmp_pa
     model = small(kind)
     found = batches.batches_of(model)
     assert found.packs == (kind not in MIX), kind
+    assert found.max_tokens == (128 if kind == "gpt_neo" else None), kind
     first, second = torch.randint(1, 128, (2, 30))
     places = torch.arange(30)
     with torch.no_grad():
@@ -318,6 +352,46 @@ def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, cap
     )
     card = (run / "README.md").read_text()
     assert f"| kind | {kind} |" in card and "| shape | 2 layers, width 32" in card
+
+
+@pytest.mark.parametrize("micro, packs", [(2, False), (1, True)])
+def test_rows_that_are_longer_together_than_a_base_takes_are_padded_and_measured_apart(
+    micro, packs, sft, base, tmp_path, capsys
+):
+    """GPT-Neo cuts its attention out of a mask of its positions: 256 here, for packs of 192."""
+    from transformers import AutoTokenizer
+
+    from llama_lite.chat_format.packing import Example
+    from llama_lite.files import read_json, read_jsonl
+    from llama_lite.models import batches
+
+    folder = tmp_path / "neo"
+    torch.manual_seed(0)
+    fields = {**KINDS["gpt_neo"][0], "vocab_size": 512, "max_position_embeddings": 256}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("gpt_neo", **fields, eos_token_id=0, bos_token_id=0)
+    ).eval()
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    run = sft(
+        tmp_path / "run",
+        model_name_or_path=str(folder),
+        per_device_train_batch_size=micro,
+        **{"max_steps": 2, "eval_steps": 2, "save_steps": 2},
+    )
+    said = "plain     384 tokens side by side are more than the 256 that gpt_neo takes in a row: rows are padded"
+    assert (said in capsys.readouterr().out) == (not packs)
+    assert read_json(run / "run.json")["identity"]["data"]["packing"] == packs
+    record = read_json(run / "before_after.json")
+    logged = [entry["eval_loss"] for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry][-1]
+    assert record["answer_loss"]["after"] == pytest.approx(logged, abs=1e-5)
+    assert record["answer_loss"]["after"] < record["answer_loss"]["before"]
+    rows = [
+        Example(None, torch.randint(1, 512, (length,)).tolist(), list(range(1, length + 1)))
+        for length in (100, 100, 56, 1 + 200, 60, 30)
+    ]
+    sizes = [len(group) for group in batches.group_rows(rows, 2, 256)]
+    assert sizes == [2, 1, 1, 2] and [len(group) for group in batches.group_rows(rows, 8, None)] == [6]
 
 
 def test_rows_longer_than_the_positions_of_a_base_are_refused(sft, tmp_path):

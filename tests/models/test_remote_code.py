@@ -180,8 +180,10 @@ def test_a_task_is_refused_for_the_metrics_that_it_uses_and_for_no_other(tmp_pat
 def test_what_functions_load_is_read_from_their_source():
     """squadv2 loads its metric inside a function; of darija's file only some functions load one."""
     folder = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks"
-    assert metrics._loaded(str(folder / "squadv2/task.py"), None) == {"squad_v2"}
-    assert metrics._loaded(str(folder / "scrolls/task.py"), None) == {"of its own"}
+    assert metrics._loaded_by(str(folder / "squadv2/task.py"), None) == {"squad_v2"}
+    assert metrics._loaded_by(str(folder / "scrolls/task.py"), None) == {"of its own"}
     darija = str(folder / "darija_bench/darija_translation/utils.py")
-    assert metrics._loaded(darija, "darijabert") == {"bertscore"} and metrics._loaded(darija, "doc_to_text") == set()
-    assert metrics._loaded(str(folder / "french_bench/utils.py"), "rouge1_agg") == {"rouge"}
+    assert (
+        metrics._loaded_by(darija, "darijabert") == {"bertscore"} and metrics._loaded_by(darija, "doc_to_text") == set()
+    )
+    assert metrics._loaded_by(str(folder / "french_bench/utils.py"), "rouge1_agg") == {"rouge"}

@@ -69,9 +69,17 @@ def test_a_whole_model_is_read_even_beside_stale_shards(base, tmp_path):
     save_file(
         {key: value + 1 for key, value in shards.items()}, folder / "model-00001-of-00001.safetensors", {"format": "pt"}
     )
+    (folder / "model-00002-of-00003.safetensors").write_bytes(b"cut off")
+    index = {"weight_map": {UP: "model-00003-of-00003.safetensors"}}  # which is not there
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     fresh = AutoModelForCausalLM.from_config(model.config)
     load_weights(fresh, folder)
     assert all(torch.equal(value, shards[key]) for key, value in fresh.state_dict().items())
+    found = loading.load_model(references.locate(str(folder)))
+    assert all(torch.equal(value, shards[key]) for key, value in found.state_dict().items())
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(Refusal, match="names files that are not there"):
+        references.locate(str(folder))
     model.save_pretrained(tmp_path / "sharded", max_shard_size="100KB")
     fresh = AutoModelForCausalLM.from_config(model.config)
     load_weights(fresh, tmp_path / "sharded")
@@ -230,3 +238,41 @@ def test_adapters_whose_tensors_do_not_fit_are_refused_by_name(base, tmp_path):
     (tmp_path / "half/adapter_model.safetensors").rename(tmp_path / "half/adapter_model.bin")
     with pytest.raises(Refusal, match=r"holds no adapter_model\.safetensors: only safetensors are read"):
         loading.attach(model(), references.Located("half", tmp_path / "half"))
+
+
+# ---- ways out ----
+
+
+def test_a_model_without_safetensors_is_refused_with_what_makes_one_of_it(base, tmp_path):
+    folder = shutil.copytree(base, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    ways = {"": "Give a folder or revision that does"}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    ways["pytorch_model.bin"] = "Convert its pytorch_model.bin, where you trust who made it: python -c"
+    for pickle, way in ways.items():
+        if pickle:
+            (tmp_path / pickle).rename(folder / pickle)
+        for read in (
+            lambda: loading.load_model(references.locate(str(folder))),
+            lambda: loading.read_weights(folder),
+            lambda: references.weights_digest(folder),
+        ):
+            with pytest.raises(Refusal) as refused:
+                read()
+            assert f"{folder} holds no model.safetensors: only safetensors are read. {way}" in str(refused.value)
+    code = str(refused.value).partition('python -c "')[2].rstrip('"')
+    exec(code, {})
+    found = loading.load_model(references.locate(str(folder)))
+    assert all(torch.equal(value, tensors[key]) for key, value in found.state_dict().items())
+
+
+@pytest.mark.parametrize("attention", ["flash_attention_2", "nonesuch"])
+def test_attention_that_is_not_here_is_refused_with_the_field_to_remove(base, tmp_path, attention):
+    folder = shutil.copytree(base, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": attention}))
+    with pytest.raises(
+        Refusal, match=rf"cannot be loaded: .*remove attn_implementation \({attention}\) from its config"
+    ):
+        loading.load_model(references.locate(str(folder)))

@@ -164,6 +164,15 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     assert planned(tmp_path, 1000, 420, monkeypatch, plan_launch="somewhere")[1] == []  # a GPU of 80 GB takes it
 
 
+def test_a_forecast_leaves_the_loss_whole():
+    """Where a step is only followed for its memory three slices are enough; a run in the same process takes all."""
+    from llama_lite.kernels import fused_cross_entropy
+
+    memory._fake.cache_clear()
+    step_memory(shaped(), 1, 64, "float32", fused=True)
+    assert fused_cross_entropy.MAX_CHUNKS is None and not hasattr(fused_cross_entropy, "MOST_SLICES")
+
+
 def test_strict_plan_refuses_before_anything_is_trained(pretrain, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "capacity", lambda device: 1000)
     with pytest.raises(Refusal, match=r"--strict_plan: a step takes .* gives a process 1\.0 KiB"):
