@@ -450,4 +450,4 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, shared_repo, tmp_p
 def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, shared_repo, tags, expected):
     name, there = shared_repo
     there.tags |= dict.fromkeys(tags, there.branches["main"])
-    assert resolve._steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]
+    assert resolve._expand_steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]
