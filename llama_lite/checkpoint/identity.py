@@ -1,5 +1,6 @@
 """What makes two runs the same run, what may change on resume, and what a change costs."""
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable
@@ -15,27 +16,41 @@ IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
-def build_identity(
-    config: dict, training: dict, data: dict, layout: dict, environment: dict, more: Iterable[str] = ()
-) -> dict:
-    """What makes two stretches of training one run, as a manifest records it. `more`: further hyperparameters that
-    count.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What makes two stretches of training one run.
+
+    config: the model's, as its `to_dict()` gives it, with what else belongs to the model. training: TrainingArguments as
+    a dict, and `precision`; of these, HYPERPARAMETERS and `further_hyperparameters` count. data: fingerprints, seeds and
+    sizes. layout: how the run is shared between processes. environment: hardware, packages, switches, code revision.
     """
-    model = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
-    return _comparable(
-        {
-            "model": json.loads(json.dumps(model, default=str)),
-            "hyperparameters": {name: training[name] for name in (*HYPERPARAMETERS, *more)},
-            "data": data,
-            "layout": layout,
-            "environment": environment,
-        }
-    )
+
+    config: dict
+    training: dict
+    data: dict
+    layout: dict
+    environment: dict
+    further_hyperparameters: Iterable[str] = ()
+
+    def record(self) -> dict:
+        """JSON of the kinds IDENTITY, as a manifest and `run.json` hold it."""
+        model = {name: value for name, value in self.config.items() if name not in VOLATILE_CONFIG}
+        return _comparable(
+            {
+                "model": json.loads(json.dumps(model, default=str)),
+                "hyperparameters": {
+                    name: self.training[name] for name in (*HYPERPARAMETERS, *self.further_hyperparameters)
+                },
+                "data": self.data,
+                "layout": self.layout,
+                "environment": self.environment,
+            }
+        )
 
 
 def _comparable(identity: dict) -> dict:
-    """An identity as it is written today: what older manifests lack as the default that it was, threads beside the
-    processes, not in the hardware.
+    """The record of an identity as it is written today: what older manifests lack is as the default that it was, and
+    threads are in the layout, not in the hardware.
     """
     threads = identity["environment"].get("hardware", {}).get("threads")
     hardware = {name: value for name, value in identity["environment"].get("hardware", {}).items() if name != "threads"}
@@ -51,7 +66,7 @@ def _comparable(identity: dict) -> dict:
 
 
 def differences(saved: dict, now: dict) -> dict[str, dict[str, tuple]]:
-    """{kind: {name: (then, now)}} for the kinds hyperparameters, data, layout and environment.
+    """{kind: {name: (then, now)}} of two records, for the kinds hyperparameters, data, layout and environment.
 
     Model fields are named `model.field` and count as data: they cannot change within one run.
     """
