@@ -108,7 +108,7 @@ def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, 
     evaluate(out, dtype="bfloat16")
     assert len(calls) == 10 and {row["dtype"] for row in table(out)} == {"bfloat16"}
     for module in (store, runner):
-        monkeypatch.setattr(module, "harness", lambda: "lm-eval 9")
+        monkeypatch.setattr(module, "harness_version", lambda: "lm-eval 9")
     evaluate(out)
     assert len(calls) == 12
     monkeypatch.undo()
