@@ -7,6 +7,7 @@ Stop it at any moment and run the same command again.
 """
 
 import dataclasses
+import functools
 import sys
 import warnings
 from pathlib import Path
@@ -23,145 +24,206 @@ from model_card.records import shown_metric
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     answer_early("run_eval.py", argv)  # --help and misspelt arguments, before the libraries are imported
-    from llama_lite.config.eval import pairs, parse_eval, shots
+    from llama_lite.config.eval import parse_eval
 
-    which, what, where = parse_eval(argv)
+    model_args, task_args, output_args = parse_eval(argv)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
     import torch
     from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite.evaluation import analysis, prompt_variants, resolve, runner
-    from llama_lite.evaluation.store import Store, chosen, write_scores
-    from llama_lite.evaluation.tasks import embedded, registry, sandbox
+    from llama_lite.evaluation import resolve, runner
+    from llama_lite.evaluation.store import Store, write_scores
     from llama_lite.folder_kinds import check_folder
-    from llama_lite.provenance import provenance
     from llama_lite.training.preflight import check_folders
-    from model_card.card import written
+    from model_card.card import write_card_or_reason
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
-    torch.set_num_threads(cores_for_a_process() if which.cpu_threads is None else which.cpu_threads)
+    threads = model_args.cpu_threads
+    torch.set_num_threads(cores_for_a_process() if threads is None else threads)
 
-    check_folders({"output_dir": where.output_dir})
-    check_folder("output_dir", where.output_dir, "eval")
+    check_folders({"output_dir": output_args.output_dir})
+    check_folder("output_dir", output_args.output_dir, "eval")
 
     # ---- Models and tasks ----
-    found = resolve.resolve_models(which.models)
-    names = [model.name for model in found]
-    for flag, named in (
-        ("variant_models", what.variant_models),
-        ("reference_model", [what.reference_model] if what.reference_model else []),
-    ):
-        if unknown := [name for name in named if name not in names]:
-            raise Refusal(f"--{flag} {unknown[0]} is not among the models: {', '.join(names)}.")
-    asked = registry.build(what.tasks, pairs(what.task_data), shots(what.num_fewshot), what.apply_chat_template)
-    asked += [registry.text_task(name, place) for name, place in pairs(what.texts).items()]
-    varying = set(what.variant_models or names[-1:])
-    chats = bool(what.sensitivity) and all(
-        model.tokenizer(which.tokenizer_name).chat_template for model in found if model.name in varying
-    )
-    varied = {
-        task.name: prompt_variants.sensitivity(task, what.seed, chats)
-        for task in asked
-        if task.name in what.sensitivity
-    }
-    disturbed = {
-        task.name: prompt_variants.robustness(task, what.seed) for task in asked if task.name in what.robustness
-    }
-    work = {}
-    for model in found:
-        extra = (
-            [task for group in (*varied.values(), *disturbed.values()) for task in group]
-            if model.name in varying
-            else []
-        )
-        work[model.name] = [(task, what.limit) for task in asked] + [
-            (task, what.limit if what.variant_limit is None else what.variant_limit) for task in extra
-        ]
-    print_main(f"models    {len(found)}: {', '.join(names)}")
-    for task in asked:
-        count = sum(map(len, chosen(task, what.limit, what.seed).values()))
-        ways = len(varied.get(task.name, ())) + len(disturbed.get(task.name, ()))
-        print_main(
-            f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}"
-        )
-    if any(task.unsafe for task in asked):
-        print_main(f"sandbox   {', '.join(sandbox.protections())}")
-    if where.dry_run:
+    found = resolve.resolve_models(model_args.models)
+    check_named_models(found, task_args)
+    tasks = Tasks(found, task_args)
+    work = {model.name: tasks.of(model.name) for model in found}
+    print_work(found, tasks)
+    if output_args.dry_run:
         return
 
-    out = Path(where.output_dir)
+    out = Path(output_args.output_dir)
     lock = FolderLock(out, "write to")
     lock.acquire()
-    settings = runner.Settings(
-        which.dtype, what.seed, what.batch_tokens, which.tokenizer_name, what.confirm_run_unsafe_code
-    )
-    descriptions = {task.name: embedded.DESCRIPTIONS[task.name] for task in asked if task.name in embedded.DESCRIPTIONS}
-    arguments = [dataclasses.asdict(part) for part in (which, what)]
-    (out / "status.json").unlink(missing_ok=True)
-    weights = {model.name: model.weights for model in found}
-    write_json(
-        out / "run.json",
-        {"kind": "eval", "arguments": arguments, "weights": weights, "descriptions": descriptions, **provenance()},
-    )
+    write_run(out, found, tasks, model_args, task_args)
     store = Store(out)
+    settings = runner.Settings(
+        model_args.dtype,
+        task_args.seed,
+        task_args.batch_tokens,
+        model_args.tokenizer_name,
+        task_args.confirm_run_unsafe_code,
+    )
 
     # ---- Ask, pair by pair; what is there is not asked again ----
     records = []
     with tqdm(total=sum(map(len, work.values())), desc="evaluating", unit="task", disable=None) as bar:
-
-        def done(record, fresh):
-            metric = shown_metric(record["metrics"])
-            value = record["metrics"][metric]
-            if fresh or not record["factor"]:
-                cut = f", {record['truncated']} requests longer than the context" if record["truncated"] else ""
-                bar.write(
-                    f"{record['model']}  {record['task']}  {metric} {told(value)}{cut}{'' if fresh else ', as before'}"
-                )
-            bar.update()
-
         for model in found:
-            records += runner.evaluate_model(store, model, work[model.name], settings, done)
+            records += runner.evaluate_model(
+                store, model, work[model.name], settings, functools.partial(print_record, bar)
+            )
 
     # ---- Tables, pairs and pictures, from the records alone ----
     plain = [record for record in records if not record["factor"]]
     write_scores(out, records)
-    comparison = analysis.compare(plain, store.samples)
-    write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
-    kinds = analysis.generalisation(plain, store.samples, what.inside, what.reference_model)
-    in_variants = {
-        "sensitivity": analysis.variant_sensitivity(
-            records, store.samples, {task.name for group in varied.values() for task in group}
-        ),
-        "robustness": analysis.variant_sensitivity(
-            records, store.samples, {task.name for group in disturbed.values() for task in group}
-        ),
-    }
-    results = {"generalisation": kinds, **in_variants}
-    if what.contamination:
-        results["contamination"] = analysis.contaminated(asked, plain, store, what.contamination, what.limit, what.seed)
-    for name, rows in results.items():
-        (out / f"{name}.json").unlink(missing_ok=True)  # of another call
-        if rows:
-            write_json(out / f"{name}.json", rows)
+    comparison, results = analyze(out, store, records, tasks, task_args)
     summary(plain, comparison, results)
     for folder, own in runner.runs_of(found).items():
         runner.copy_to_run(out, folder, own)
-        print_main(f"card      {written(folder)}")
-    if where.push_to_hub:
+        print_main(f"card      {write_card_or_reason(folder)}")
+    if output_args.push_to_hub:
         from llama_lite.evaluation.push_scores import push_scores
 
         for model in found:
             push_scores(model, [record for record in plain if record["model"] == model.name])
     files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
-    print_main(f"finished  {out}: {', '.join(files)}; {written(out)}")
+    print_main(f"finished  {out}: {', '.join(files)}; {write_card_or_reason(out)}")
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
     lock.release()
 
 
-def told(value: dict) -> str:
+# ---- what is asked ----
+
+
+class Tasks:
+    """The tasks of an evaluation: `asked` of every model, and their variants, {task: variants}, of `varied_models`.
+
+    found: the models. Raises Refusal for a task that is not there or cannot be built.
+    """
+
+    def __init__(self, found, args):
+        from llama_lite.config.eval import pairs, shots
+        from llama_lite.evaluation import prompt_variants
+        from llama_lite.evaluation.tasks import registry
+
+        self.args = args
+        self.asked = registry.build(
+            args.tasks, pairs(args.task_data), shots(args.num_fewshot), args.apply_chat_template
+        )
+        self.asked += [registry.text_task(name, path) for name, path in pairs(args.texts).items()]
+        self.varied_models = set(args.variant_models or [model.name for model in found[-1:]])
+        chats = all(model.has_chat_format for model in found if model.name in self.varied_models)
+        self.sensitivity = {
+            task.name: prompt_variants.sensitivity(task, args.seed, chats)
+            for task in self.asked
+            if task.name in args.sensitivity
+        }
+        self.robustness = {
+            task.name: prompt_variants.robustness(task, args.seed)
+            for task in self.asked
+            if task.name in args.robustness
+        }
+
+    def of(self, model: str) -> list[tuple]:
+        """(task, number of items at most) of everything that a model is asked."""
+        limit, variant_limit = self.args.limit, self.args.variant_limit
+        variant_limit = limit if variant_limit is None else variant_limit
+        groups = (*self.sensitivity.values(), *self.robustness.values()) if model in self.varied_models else ()
+        variants = [(task, variant_limit) for group in groups for task in group]
+        return [(task, limit) for task in self.asked] + variants
+
+
+def check_named_models(found, task_args) -> None:
+    """Raise Refusal for --variant_models and a --reference_model that are not evaluated."""
+    names = [model.name for model in found]
+    reference = [task_args.reference_model] if task_args.reference_model else []
+    for flag, named in (("variant_models", task_args.variant_models), ("reference_model", reference)):
+        if unknown := [name for name in named if name not in names]:
+            raise Refusal(f"--{flag} {unknown[0]} is not among the models: {', '.join(names)}.")
+
+
+def print_work(found, tasks: Tasks) -> None:
+    """The models, and how many items and variants each task has."""
+    from llama_lite.evaluation.store import chosen
+    from llama_lite.evaluation.tasks import sandbox
+
+    print_main(f"models    {len(found)}: {', '.join(model.name for model in found)}")
+    for task in tasks.asked:
+        count = sum(map(len, chosen(task, tasks.args.limit, tasks.args.seed).values()))
+        ways = len(tasks.sensitivity.get(task.name, ())) + len(tasks.robustness.get(task.name, ()))
+        print_main(
+            f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}"
+        )
+    if any(task.unsafe for task in tasks.asked):
+        print_main(f"sandbox   {', '.join(sandbox.protections())}")
+
+
+# ---- what is written and printed ----
+
+
+def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
+    """`run.json` of an evaluation that begins; the `status.json` of an earlier end goes."""
+    from llama_lite.evaluation.tasks import embedded
+    from llama_lite.provenance import provenance
+
+    (out / "status.json").unlink(missing_ok=True)
+    known = embedded.DESCRIPTIONS
+    record = {
+        "kind": "eval",
+        "arguments": [dataclasses.asdict(model_args), dataclasses.asdict(task_args)],
+        "weights": {model.name: model.weights for model in found},
+        "descriptions": {task.name: known[task.name] for task in tasks.asked if task.name in known},
+        **provenance(),
+    }
+    write_json(out / "run.json", record)
+
+
+def print_record(bar, record: dict, fresh: bool) -> None:
+    """The score of a task above the progress bar: of variants only if it is `fresh`, computed in this call."""
+    metric = shown_metric(record["metrics"])
+    value = record["metrics"][metric]
+    if fresh or not record["factor"]:
+        cut = f", {record['truncated']} requests longer than the context" if record["truncated"] else ""
+        bar.write(
+            f"{record['model']}  {record['task']}  {metric} {format_metric(value)}{cut}{'' if fresh else ', as before'}"
+        )
+    bar.update()
+
+
+def analyze(out: Path, store, records: list[dict], tasks: Tasks, task_args) -> tuple[list[dict], dict]:
+    """(comparison of models in pairs, {name: rows} of the other analyses), as written to `comparison.csv` and
+    `NAME.json`.
+    """
+    from llama_lite.evaluation import analysis
+
+    def variants(groups: dict) -> list[dict]:
+        names = {task.name for group in groups.values() for task in group}
+        return analysis.variant_sensitivity(records, store.samples, names)
+
+    plain = [record for record in records if not record["factor"]]
+    comparison = analysis.compare(plain, store.samples)
+    write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
+    results = {
+        "generalisation": analysis.generalisation(plain, store.samples, task_args.inside, task_args.reference_model),
+        "sensitivity": variants(tasks.sensitivity),
+        "robustness": variants(tasks.robustness),
+    }
+    if task_args.contamination:
+        results["contamination"] = analysis.contaminated(
+            tasks.asked, plain, store, task_args.contamination, task_args.limit, task_args.seed
+        )
+    for name, rows in results.items():
+        (out / f"{name}.json").unlink(missing_ok=True)  # of another call
+        if rows:
+            write_json(out / f"{name}.json", rows)
+    return comparison, results
+
+
+def format_metric(value: dict) -> str:
     """A value with its 95 % interval."""
     interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
     return f"{value['value']:.4f}{interval}, {value['n']} items"

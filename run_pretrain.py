@@ -6,7 +6,6 @@
 Stop it at any moment and run the same command again.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
@@ -19,7 +18,6 @@ from llama_lite.distributed import print_main, run_on_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import read_json, write_json
-from llama_lite.run_folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,337 +26,191 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.config.pretrain import parse_pretrain
 
     groups = model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
-    rules = dataclasses.asdict(curation_args)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-    from transformers.utils.logging import disable_progress_bar
+    from transformers import set_seed
 
-    from llama_lite.checkpoint import identity as checkpoint_identity
-    from llama_lite.config.fields import switches
     from llama_lite.data.dataset import TokenWindows, collate
-    from llama_lite.data.preparation import Text, prepare
-    from llama_lite.data.shards import describe, verify_prepared
-    from llama_lite.data.tokenizer import check_stock, load_tokenizer, tokenizer_record, tokenizer_to_be
-    from llama_lite.folder_kinds import check_apart, check_folder
-    from llama_lite.hub import download, publish_queue
-    from llama_lite.hub import export as hub_export
-    from llama_lite.hub.client import reference
-    from llama_lite.hub.repository import Repository
-    from llama_lite.kernels import block_attention
-    from llama_lite.kernels.compile import compile_layers
-    from llama_lite.kernels.switches import apply_kernels
-    from llama_lite.machine import precision
-    from llama_lite.machine.hardware import configure_cpu, peak_flops
-    from llama_lite.machine.parallelism import check_launch, layout, layout_of, use_one_gpu
-    from llama_lite.models import loading
-    from llama_lite.models.presets import context_of, model_config_of
-    from llama_lite.processes import StopSignals
-    from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.training import derive_pretrain, resume
-    from llama_lite.training.callbacks.health import Health, SpikeDetector
-    from llama_lite.training.callbacks.progress import Progress
-    from llama_lite.training.callbacks.samples import Samples, beginnings, check_prompts
-    from llama_lite.training.callbacks.task_scores import TaskScores
-    from llama_lite.training.decisions import lines, set_values
-    from llama_lite.training.memory import forecast
-    from llama_lite.training.plan import check_publish_steps, make_plan
-    from llama_lite.training.preflight import check_folders, check_packages, check_token
-    from llama_lite.training.suggest import write_suggestion
-    from llama_lite.training.trainer import PretrainTrainer, finish_or_raise
+    from llama_lite.data.preparation import Text
+    from llama_lite.hub.export import export_model
+    from llama_lite.machine.hardware import peak_flops
+    from llama_lite.machine.parallelism import layout, layout_of
+    from llama_lite.models.loading import load_weights
+    from llama_lite.training import derive_pretrain
+    from llama_lite.training.session import Session
+    from llama_lite.training.trainer import PretrainTrainer
 
-    check_launch(training_args)
-    idle_gpus = use_one_gpu(training_args, "run_pretrain.py")
-    publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
-    check_packages(training_args)
-    check_token(publishes)
-    launched = layout()
-    planned = layout_of(run_args.plan_launch) if run_args.plan_launch else launched
-    disable_progress_bar()
-    configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
-    training_args.output_dir = (
-        derive_pretrain.output_dir(data_args.dataset)
-        if "output_dir" not in run_args.given
-        else training_args.output_dir
-    )
-    folders = {"prepared_dir": data_args.prepared_dir, "curated_dir": data_args.curated_dir}
-    run_on_main(
-        check_folders, folders if data_args.prepare_only else {**folders, "output_dir": training_args.output_dir}
-    )
-    run_on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
-    if not data_args.prepare_only:
-        run_on_main(check_folder, "output_dir", training_args.output_dir, "pretrain")
-        check_apart(training_args.output_dir, folders)
-    text, claimed, memory_lines = Text(data_args), set(run_args.given), {}
-    tokens_hub = reference(data_args.prepared_hub_id) if data_args.prepared_hub_id else None
-    publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
+    # ---- How this process is launched, and the folders of the run ----
+    session = Session("pretrain", hub_args, run_args, training_args)
+    planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
+    if "output_dir" not in run_args.given:
+        training_args.output_dir = derive_pretrain.output_dir(data_args.dataset)
+    check_paths(data_args, training_args.output_dir)
+    session.export_to = functools.partial(export_model, dtype=model_args.publish_dtype)
+    rules = dataclasses.asdict(curation_args)
+    values = Values(session, groups, Text(data_args), planned)
 
-    @functools.cache
-    def derivation():
-        repo = training_args.hub_model_id if publishes else None
-        recorded = resume.going_on(run_args, training_args, repo, derive_pretrain.RECORDED)
-        return derive_pretrain.Derivation(groups, text, planned, run_args.given, recorded)
-
-    def settle(only_tokens: bool = False) -> tuple[dict, dict]:
-        """Every argument that nobody gave, from the run's record, the text and the machine; returns why, and the tokens
-        that there are, or will be.
-        """
-        values, reasons, tokens = run_on_main(lambda: derivation().settle(only_tokens))
-        set_values(groups, values)
-        precision.apply(training_args, run_args.precision)
-        for line in lines({name: value for name, value in values.items() if memory_lines.get(name) != value}, reasons):
-            print_main(f"chosen    {line}")
-        memory_lines.update(values)
-        return reasons, tokens
-
-    def plan_of(tokens: dict, processes: int | None = None):
-        config = model_config_of(model_args.model_config, tokens["tokenizer"]["vocab_size"], run_args.block_size)
-        plan = make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
-        check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
-        return config, plan
-
-    def check_tokenizer(config, tokens: dict) -> None:
-        """That others who load the model get its tokenizer. Raises Refusal."""
-        found = (
-            tokenizer_to_be(data_args.tokenizer)
-            if "estimated" in tokens
-            else load_tokenizer(f"{data_args.prepared_dir}/tokenizer")
-        )
-        check_stock(f"--model_config {model_args.model_config}", config, found, begins=not derivation().recorded)
-
-    # ---- Plan without touching anything ----
+    # ---- Commands that train nothing ----
     if run_args.dry_run or run_args.suggest:
-        reasons, tokens = settle()
-        if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
-            run_on_main(
-                verify_prepared,
-                Path(data_args.prepared_dir),
-                run_on_main(prepare, data_args, rules, text, claimed),
-                "sizes",
-            )
-        config, plan = plan_of(tokens, planned.processes)
-        run_on_main(check_tokenizer, config, tokens)
-        fused = run_args.fused_loss and not run_args.plan_launch
-        memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
-        print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
-        if publishes:
-            print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
-        for problem in problems:
-            print_main(f"WARNING             {problem}")
-        if problems and run_args.strict_plan:
-            raise Refusal(f"--strict_plan: {' '.join(problems)}")
-        if run_args.suggest:
-            run_on_main(
-                write_suggestion, run_args.suggest, "run_pretrain.py", groups, run_args.given, reasons, plan.lines()
-            )
+        show_plan(session, groups, rules, values)
         return
-
     if data_args.prepare_only:
-        StopSignals(lambda: None)
-        if tokens_hub and not publishes:
-            data_args.prepared_dir = run_on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
-        _, tokens = settle(only_tokens=True)
-        run_on_main(
-            check_folders, {"prepared_dir": data_args.prepared_dir}, {"prepared_dir": tokens.get("estimated", 0)}
-        )
-        print_main(describe(run_on_main(prepare, data_args, rules, text, claimed, True)))
-        if publishes:
-            run_on_main(
-                download.push_prepared,
-                Path(data_args.prepared_dir),
-                data_args.prepared_hub_id,
-                training_args.hub_private_repo,
-            )
+        prepare_only(session, data_args, rules, values)
         return
-
-    def publishers(run, identifier: str) -> list:
-        def export(checkpoint, folder):
-            hub_export.export_model(checkpoint, folder, model_args.publish_dtype)
-
-        repository = Repository(training_args.hub_model_id, training_args.hub_private_repo, identifier)
-        return [
-            publish_queue.Publisher(run, repository, export, hub_args.publish_training_state, hub_args.publish_steps)
-        ]
-
     if hub_args.publish_only:
-        resume.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
+        session.publish_only()
         return
 
-    with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
-        signals = StopSignals(run.stopping)
+    with session:
+        session.catch_signals()
 
         # ---- What nobody said; what cannot be right; then text to tokens ----
-        if tokens_hub:
-            data_args.prepared_dir = run_on_main(download.pull_prepared, tokens_hub, data_args, rules, claimed)
-        _, tokens = settle()
-        config, plan = plan_of(derive_pretrain.at_most(tokens))
-        if "estimated" in tokens:
-            run_on_main(check_tokenizer, config, tokens)
-        needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
-        run_on_main(
-            check_folders, {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}, needed
-        )
-        manifest, folder = run_on_main(prepare, data_args, rules, text, claimed), Path(data_args.prepared_dir)
-        run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
-        print_main(f"data      {describe(manifest)}")
-        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-        if tokenizer_record(tokenizer) != manifest["tokenizer"]:
-            raise Refusal(
-                f"{folder}/tokenizer is not the one the tokens were made with. Run the same command with --prepare_only"
-                " in a new --prepared_dir."
-            )
+        manifest, tokenizer = prepare_text(groups, rules, values)
+        folder = Path(data_args.prepared_dir)
 
         # ---- What is this run, and does it go on from somewhere ----
-        if "estimated" in tokens:
-            settle()  # now that they are counted
-        config, plan = plan_of(manifest)
-        run_on_main(check_tokenizer, config, manifest)
-        check_prompts(
-            run_args.sample_prompts if run_args.sample_tokens else [], tokenizer, context_of(config) or math.inf
-        )
-        forecasted = config, plan, launched, run_args.precision, run_args.fused_loss, training_args, run_args
-        if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
-            raise Refusal(f"--strict_plan: {' '.join(problems)}")
+        config, plan = plan_of(groups, manifest)
+        check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
-        order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
-        identity = checkpoint_identity.build_identity(
-            config.to_dict(),
-            {**training_args.to_dict(), "precision": run_args.precision},
-            {
+        identity = session.identity(
+            plan,
+            config=config.to_dict(),
+            data={
                 "data": manifest["fingerprint"],
                 "order": run_args.order,
-                "data_seed": order_seed,
-                "seed": training_args.seed,
                 "block_size": run_args.block_size,
                 "tokens_per_step": run_args.tokens_per_step,
             },
-            {
-                "processes": plan.processes,
-                "micro_batch": plan.micro_batch,
-                "accumulation": plan.accumulation,
-                "sharding": launched.sharding,
-            },
-            {
-                "hardware": hardware(),
-                "packages": package_versions(),
-                "switches": {
-                    "compile_layers": run_args.compile_layers,
-                    "attention": block_attention.NAME if run_args.block_attention else config._attn_implementation,
-                    "fused_loss": run_args.fused_loss,
-                    **switches(training_args),
-                },
-                "code_revision": code_revision(),
-            },
+            switches=switches(config, run_args),
         )
         print_main(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
-        card = {"license": hub_args.card_license, "language": hub_args.card_language}
-        record = {
-            "kind": "pretrain",
-            "identity": identity,
-            "plan": dataclasses.asdict(plan),
-            "given": run_args.given,
-            "settings": derive_pretrain.settings(groups),
-            "card": card,
-            **provenance(),
-        }
-        asked = resume.ResumeOptions(
-            training_args.resume_from_checkpoint,
-            run_args.resume_without,
-            run_args.allow_changes,
-            training_args.hub_model_id if publishes else None,
-            hub_args.hub_required,
-            hub_args.hub_drain_timeout,
-        )
-        start, opened = resume.prepare_run(
-            run, record, plan.steps, asked, lambda identifier: publishers(run, identifier)
-        )
-        for publisher in opened:
-            ends.callback(publisher.stop)
+        start = session.begin(identity, plan, derive_pretrain.settings(groups))
         if start is None:
             return
-        run_on_main(write_json, run.path / "data.json", {**manifest, "curation": read_json(folder / "curation.json")})
+        data = {**manifest, "curation": read_json(folder / "curation.json")}
+        run_on_main(write_json, session.run.path / "data.json", data)
 
         # ---- Model and trainer ----
         set_seed(training_args.seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
-        loading.check_language_model(f"--model_config {model_args.model_config}", model)
-        for name, why in apply_kernels(model, run_args.fused_loss, run_args.block_attention).items():
-            print_main(f"plain     --{name} stays off for this model ({config.model_type}): {why}")
-        if run_args.compile_layers:
-            compile_layers(model, training_args.device)
+        model = build_model(config, model_args.model_config, run_args, training_args.device)
         if model_args.init_from and start.checkpoint is None:
-            weights = run_on_main(
-                resume.init_folder, run, model_args.init_from, config, manifest["tokenizer"]["vocab_size"]
-            )
-            loading.load_weights(model, weights)
-            run.event("initialised", weights=model_args.init_from if reference(model_args.init_from) else weights.name)
+            load_initial_weights(session.run, model, config, model_args.init_from, manifest)
         train = TokenWindows(
             folder,
             manifest,
             "train",
             run_args.block_size,
             run_args.order,
-            order_seed,
+            session.order_seed,
             plan.epoch_windows,
             plan.steps * plan.windows_per_step,
         )
         train.restart_order_at(start.data_start * plan.windows_per_step)
-        held = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
+        held_out = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
+        device_peak = run_args.peak_flops
+        if device_peak is None:
+            device_peak = peak_flops(run_args.precision, training_args.device)
         trainer = PretrainTrainer(
             model=model,
-            args=training_args,
             train_dataset=train,
-            eval_dataset=held,
+            eval_dataset=held_out,
             data_collator=collate,
             processing_class=tokenizer,
-            run=run,
-            identity=identity,
-            start=start,
-            signals=signals,
-            publisher=opened[0] if opened else None,
-            probe=[collate([held[i]]) for i in range(run_args.probe_windows)],
+            probe=[collate([held_out[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
-            peak_flops=(
-                peak_flops(run_args.precision, training_args.device)
-                if run_args.peak_flops is None
-                else run_args.peak_flops
-            ),
+            peak_flops=device_peak,
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
+            **session.trainer_arguments(),
         )
-        trainer.on_spike = SpikeDetector()
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
-        trainer.add_callback(Progress())
-        trainer.add_callback(Health(run))
-        if run_args.eval_tasks:
-            trainer.add_callback(
-                TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, training_args.seed)
-            )
-        if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.given):
-            prompts = run_args.sample_prompts or beginnings(held, tokenizer)
-            trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, training_args.seed))
+        session.add_callbacks(trainer)
+        add_evaluations(trainer, tokenizer, held_out, run_args)
 
-        # ---- Train, or go on ----
-        signals.at_once = False
-        if start.step < plan.steps:
-            if idle_gpus:
-                print_main(f"device    {idle_gpus}")
-            run.event(
-                "resumed" if start.checkpoint else "started",
-                checkpoint=start.checkpoint.name if start.checkpoint else None,
-            )
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            finish_or_raise(trainer)
-        else:
-            loading.load_weights(model, start.checkpoint)
+        # ---- Train, or go on; then a complete model, and the curves ----
+        if not session.train(trainer, plan.steps):
+            load_weights(model, start.checkpoint)
+        run_on_main(finish, session.run, plan.steps, manifest["baselines"], model_args.publish_dtype)
+        session.publish_rest(plan.steps)
+        print_main("\n".join(what_next(session.run.path)))
 
-        # ---- Finish: a complete model, and the curves ----
-        run_on_main(finish, run, plan.steps, manifest["baselines"], model_args.publish_dtype)
-        run_on_main(lambda: [publisher.drain(hub_args.hub_drain_timeout) for publisher in opened])
-        print_main("\n".join(what_next(run.path)))
+
+# ---- arguments that nobody gave, and the plan ----
+
+
+class Values:
+    """The values that nobody gave, from the record of the run, the text and the machine. Each choice is printed once.
+
+    planned: the Layout that the run is planned for.
+    """
+
+    def __init__(self, session, groups, text, planned):
+        self.session, self.groups, self.text, self.planned = session, groups, text, planned
+        self.printed = {}
+
+    @functools.cached_property
+    def derivation(self):
+        """The Derivation of this command (rank 0)."""
+        from llama_lite.training import derive_pretrain
+
+        recorded = self.session.recorded(derive_pretrain.RECORDED)
+        return derive_pretrain.Derivation(self.groups, self.text, self.planned, self.session.run_args.given, recorded)
+
+    def settle(self, only_tokens: bool = False) -> tuple[dict, dict]:
+        """Set every argument that nobody gave; returns why, and the tokens that there are, or will be."""
+        from llama_lite.machine import precision
+        from llama_lite.training.decisions import lines, set_values
+
+        values, reasons, tokens = run_on_main(lambda: self.derivation.settle(only_tokens))
+        set_values(self.groups, values)
+        precision.apply(self.session.training_args, self.session.run_args.precision)
+        new = {name: value for name, value in values.items() if self.printed.get(name) != value}
+        for line in lines(new, reasons):
+            print_main(f"chosen    {line}")
+        self.printed.update(values)
+        return reasons, tokens
+
+
+def plan_of(groups, tokens: dict, processes: int | None = None):
+    """(model config, Plan) of a run over `tokens` (a manifest, or an estimate of one). Raises Refusal."""
+    import torch
+
+    from llama_lite.models.presets import model_config_of
+    from llama_lite.training.plan import check_publish_steps, make_plan
+
+    model_args, _, _, hub_args, run_args, training_args = groups
+    config = model_config_of(model_args.model_config, tokens["tokenizer"]["vocab_size"], run_args.block_size)
+    publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
+    plan = make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
+    check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
+    return config, plan
+
+
+def show_plan(session, groups, rules: dict, values: Values) -> None:
+    """--dry_run and --suggest: the plan, without touching anything. Raises Refusal."""
+    from llama_lite.data.preparation import prepare
+    from llama_lite.data.shards import describe, verify_prepared
+    from llama_lite.training.memory import forecast
+    from llama_lite.training.suggest import write_suggestion
+
+    _, data_args, _, hub_args, run_args, training_args = groups
+    given, planned = run_args.given, values.planned
+    reasons, tokens = values.settle()
+    if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
+        manifest = run_on_main(prepare, data_args, rules, values.text, set(given))
+        run_on_main(verify_prepared, Path(data_args.prepared_dir), manifest, "sizes")
+    config, plan = plan_of(groups, tokens, planned.processes)
+    run_on_main(check_tokenizer, groups, values, config, tokens)
+    fused = run_args.fused_loss and not run_args.plan_launch
+    memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
+    print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
+    if session.publishes:
+        print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
+    for problem in problems:
+        print_main(f"WARNING             {problem}")
+    if problems and run_args.strict_plan:
+        raise Refusal(f"--strict_plan: {' '.join(problems)}")
+    if run_args.suggest:
+        run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, given, reasons, plan.lines())
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
@@ -380,15 +232,186 @@ def publishing_lines(plan, hub_args, training_args) -> list[str]:
     ]
 
 
+# ---- paths, text and tokens ----
+
+
+def check_paths(data_args, output_dir: str) -> None:
+    """Raise Refusal for folders that cannot be written to, hold something else, or lie in each other."""
+    from llama_lite.folder_kinds import check_apart, check_folder
+    from llama_lite.training.preflight import check_folders
+
+    folders = {"prepared_dir": data_args.prepared_dir, "curated_dir": data_args.curated_dir}
+    run_on_main(check_folders, folders if data_args.prepare_only else {**folders, "output_dir": output_dir})
+    run_on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
+    if not data_args.prepare_only:
+        run_on_main(check_folder, "output_dir", output_dir, "pretrain")
+        check_apart(output_dir, folders)
+
+
+def prepare_only(session, data_args, rules: dict, values: Values) -> None:
+    """--prepare_only: the token shards, repaired where they are damaged; with --push_to_hub, as a Hub dataset."""
+    from llama_lite.data.preparation import prepare
+    from llama_lite.data.shards import describe
+    from llama_lite.hub import download
+    from llama_lite.training.preflight import check_folders
+
+    session.catch_signals()
+    given = set(session.run_args.given)
+    if not session.publishes:
+        pull_prepared(data_args, rules, given)
+    _, tokens = values.settle(only_tokens=True)
+    folder, size = data_args.prepared_dir, tokens.get("estimated", 0)
+    run_on_main(check_folders, {"prepared_dir": folder}, {"prepared_dir": size})
+    print_main(describe(run_on_main(prepare, data_args, rules, values.text, given, True)))
+    if session.publishes:
+        private = session.training_args.hub_private_repo
+        run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, private)
+
+
+def pull_prepared(data_args, rules: dict, given: set[str]) -> None:
+    """Download the tokens that --prepared_hub_id names, if it names some."""
+    from llama_lite.hub import client, download
+
+    if hub := data_args.prepared_hub_id and client.reference(data_args.prepared_hub_id):
+        data_args.prepared_dir = run_on_main(download.pull_prepared, hub, data_args, rules, given)
+
+
+def prepare_text(groups, rules: dict, values: Values):
+    """(manifest, tokenizer) of the prepared folder, which is made where it is not there and verified; every argument is
+    settled. Raises Refusal, as far as can be before a long preparation.
+    """
+    from transformers import AutoTokenizer
+
+    from llama_lite.data.preparation import prepare
+    from llama_lite.data.shards import describe, verify_prepared
+    from llama_lite.data.tokenizer import tokenizer_record
+    from llama_lite.training import derive_pretrain
+    from llama_lite.training.preflight import check_folders
+
+    _, data_args, _, _, run_args, training_args = groups
+    given = set(run_args.given)
+    pull_prepared(data_args, rules, given)
+    _, tokens = values.settle()
+    config, plan = plan_of(groups, derive_pretrain.at_most(tokens))
+    if "estimated" in tokens:
+        run_on_main(check_tokenizer, groups, values, config, tokens)
+    folders = {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}
+    needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
+    run_on_main(check_folders, folders, needed)
+    manifest, folder = run_on_main(prepare, data_args, rules, values.text, given), Path(data_args.prepared_dir)
+    run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
+    print_main(f"data      {describe(manifest)}")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+    if tokenizer_record(tokenizer) != manifest["tokenizer"]:
+        raise Refusal(
+            f"{folder}/tokenizer is not the one the tokens were made with. Run the same command with --prepare_only"
+            " in a new --prepared_dir."
+        )
+    if "estimated" in tokens:
+        values.settle()  # now that they are counted
+    return manifest, tokenizer
+
+
+# ---- the run ----
+
+
+def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
+    """Raise Refusal where others who load the model would not get its tokenizer (rank 0)."""
+    from llama_lite.data.tokenizer import check_stock, load_tokenizer, tokenizer_to_be
+
+    model_args, data_args = groups[:2]
+    found = (
+        tokenizer_to_be(data_args.tokenizer)
+        if "estimated" in tokens
+        else load_tokenizer(f"{data_args.prepared_dir}/tokenizer")
+    )
+    begins = not values.derivation.recorded
+    check_stock(f"--model_config {model_args.model_config}", config, found, begins=begins)
+
+
+def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -> None:
+    """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have."""
+    from llama_lite.machine.parallelism import layout
+    from llama_lite.models.presets import context_of
+    from llama_lite.training.callbacks.samples import check_prompts
+    from llama_lite.training.memory import forecast
+
+    run_args, training_args = groups[-2:]
+    run_on_main(check_tokenizer, groups, values, config, manifest)
+    prompts = run_args.sample_prompts if run_args.sample_tokens else []
+    check_prompts(prompts, tokenizer, context_of(config) or math.inf)
+    forecasted = config, plan, layout(), run_args.precision, run_args.fused_loss, training_args, run_args
+    if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
+        raise Refusal(f"--strict_plan: {' '.join(problems)}")
+
+
+def switches(config, run_args) -> dict:
+    """How the run computes, of its identity."""
+    from llama_lite.kernels import block_attention
+
+    return {
+        "compile_layers": run_args.compile_layers,
+        "attention": block_attention.NAME if run_args.block_attention else config._attn_implementation,
+        "fused_loss": run_args.fused_loss,
+    }
+
+
+def build_model(config, name: str, run_args, device):
+    """A model of random weights in float32, with the kernels that fit it. name: what --model_config said."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from llama_lite.kernels.compile import compile_layers
+    from llama_lite.kernels.switches import apply_kernels
+    from llama_lite.models import loading
+
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    loading.check_language_model(f"--model_config {name}", model)
+    for kernel, why in apply_kernels(model, run_args.fused_loss, run_args.block_attention).items():
+        print_main(f"plain     --{kernel} stays off for this model ({config.model_type}): {why}")
+    if run_args.compile_layers:
+        compile_layers(model, device)
+    return model
+
+
+def load_initial_weights(run, model, config, init_from: str, manifest: dict) -> None:
+    """Load the weights that --init_from names. Raises Refusal where they are another model's, or lack ids of the tokens
+    of `manifest`.
+    """
+    from llama_lite.hub.client import reference
+    from llama_lite.models import loading
+    from llama_lite.training import resume
+
+    weights = run_on_main(resume.init_folder, run, init_from, config, manifest["tokenizer"]["vocab_size"])
+    loading.load_weights(model, weights)
+    run.event("initialised", weights=init_from if reference(init_from) else weights.name)
+
+
+def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
+    """The task scores and the samples of each evaluation."""
+    from llama_lite.training.callbacks.samples import Samples, beginnings
+    from llama_lite.training.callbacks.task_scores import TaskScores
+
+    seed = trainer.args.seed
+    if run_args.eval_tasks:
+        trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, seed))
+    if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.given):
+        prompts = run_args.sample_prompts or beginnings(held_out, tokenizer)
+        trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, seed))
+
+
+# ---- its end ----
+
+
 def finish(run, steps: int, bases: dict, dtype: str) -> None:
     """The finished model at the root of the run folder, its card and figures (rank 0)."""
     from llama_lite.files import read_jsonl
     from llama_lite.hub.export import export_model
-    from model_card.card import written
+    from model_card.card import write_card_or_reason
 
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
-    card = written(run.path)
+    card = write_card_or_reason(run.path)
     last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
     print_main(
         f"finished  validation loss {last['eval_loss']:.4f} nats a token ({last['eval_bits_per_byte']:.4f} bits a"

@@ -6,8 +6,8 @@
 Stop it at any moment and run the same command again.
 """
 
-import contextlib
 import dataclasses
+import functools
 import math
 import shlex
 import sys
@@ -19,7 +19,6 @@ from llama_lite.distributed import print_main, run_on_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import read_json
-from llama_lite.run_folder import RunFolder
 
 FEW_STEPS = 10  # of a run that is said to have been too short
 
@@ -32,309 +31,255 @@ def main(argv: list[str] | None = None) -> None:
     groups = base_args, adapter_args, row_args, hub_args, run_args, training_args = parse_sft(argv)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
-    import torch
     from transformers import set_seed
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-    from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite.chat_format import instruction_rows, packing, template
-    from llama_lite.checkpoint import identity as checkpoint_identity
-    from llama_lite.config.fields import SFT_HYPERPARAMETERS, switches
-    from llama_lite.data import dataset
-    from llama_lite.data.formats import skipped_lines
-    from llama_lite.data.tokenizer import check_stock, tokenizer_record
+    from llama_lite.chat_format import packing
+    from llama_lite.config.fields import SFT_HYPERPARAMETERS
+    from llama_lite.data.dataset import row_order
+    from llama_lite.data.tokenizer import tokenizer_record
     from llama_lite.evaluation import before_after
-    from llama_lite.folder_kinds import check_folder
-    from llama_lite.hub import publish_queue
-    from llama_lite.hub.export import export_adapter, export_model
-    from llama_lite.hub.repository import Repository
-    from llama_lite.machine import precision
-    from llama_lite.machine.hardware import configure_cpu
-    from llama_lite.machine.parallelism import check_launch, layout, use_one_gpu
-    from llama_lite.models import loading, references
-    from llama_lite.models.batches import Batches, batches_of
-    from llama_lite.models.presets import context_of
-    from llama_lite.processes import StopSignals
-    from llama_lite.provenance import code_revision, hardware, package_versions, provenance
-    from llama_lite.training import derive_sft, lora, resume, sft_trainer
-    from llama_lite.training.callbacks.health import Health, SpikeDetector
-    from llama_lite.training.callbacks.progress import Progress
-    from llama_lite.training.decisions import lines, set_values
-    from llama_lite.training.plan import check_publish_steps, plan_tuning
-    from llama_lite.training.preflight import check_folders, check_packages, check_token
-    from llama_lite.training.suggest import write_suggestion
-    from llama_lite.training.trainer import finish_or_raise
+    from llama_lite.models import references
+    from llama_lite.training import derive_sft, lora
+    from llama_lite.training.decisions import lines
+    from llama_lite.training.session import Session
+    from llama_lite.training.sft_trainer import TuningTrainer
 
-    check_launch(training_args, shards=False)
-    idle_gpus = use_one_gpu(training_args, "run_sft.py")
-    publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
-    check_packages(training_args)
-    check_token(publishes)
-    disable_progress_bar()
+    # ---- How this process is launched, and the folder of the run ----
+    session = Session("sft", hub_args, run_args, training_args, shards=False)
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
-    configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
-    if "output_dir" not in run_args.given:
-        training_args.output_dir = derive_sft.output_dir(base_args.model_name_or_path)
-    check_folders({"output_dir": training_args.output_dir})
-    run_on_main(check_folder, "output_dir", training_args.output_dir, "sft")
+    choose_output_dir(base_args.model_name_or_path, run_args, training_args)
 
     # ---- What the record of the run says; the base, and the chat format ----
-    repo = training_args.hub_model_id if publishes else None
-    recorded = run_on_main(resume.going_on, run_args, training_args, repo, derive_sft.RECORDED)
-    values, reasons = run_on_main(derive_sft.machine, groups, run_args.given, recorded)
-    set_values(groups, values)
-    precision.apply(training_args, run_args.precision)
+    values, reasons, recorded = settle_machine(session, groups)
     base = run_on_main(references.locate, base_args.model_name_or_path, base_args.model_revision)
-    tokenizer = loading.load_tokenizer(base, base_args.tokenizer_name)
-    own = tokenizer.chat_template
-    template.set_chat_template(tokenizer, training_args.chat_template_path)
-    if own and training_args.chat_template_path is None and own != tokenizer.chat_template and not recorded:
-        named = base_args.tokenizer_name
-        whose = f"the own chat template of {named or base.name}"
-        print_main(f"format    {template.describe_put_aside(own, whose, Path(named or base.folder))}")
-    hub_base = base_on_hub(base, hub_args.base_hub_id)
-    if publishes and adapter_args.use_lora and not hub_args.base_hub_id:
-        run_on_main(check_named_base, base, hub_base)
-
-    def publishers(run, identifier: str) -> list:
-        def repository(name):
-            return Repository(name, training_args.hub_private_repo, identifier)
-
-        def merged(checkpoint, folder):
-            lora.merge(base, checkpoint, tokenizer, base_args.publish_dtype, folder)
-
-        def whole(checkpoint, folder):
-            export_model(checkpoint, folder, base_args.publish_dtype)
-
-        export = export_adapter if adapter_args.use_lora else whole
-        opened = [
-            publish_queue.Publisher(
-                run,
-                repository(training_args.hub_model_id),
-                export,
-                hub_args.publish_training_state,
-                hub_args.publish_steps,
-            )
-        ]
-        if adapter_args.merge_adapter:
-            opened.append(
-                publish_queue.Publisher(
-                    run, repository(f"{training_args.hub_model_id}-merged"), merged, "none", sys.maxsize, "-merged"
-                )
-            )
-        return opened
-
+    tokenizer = load_chat_tokenizer(base, base_args.tokenizer_name, training_args.chat_template_path, not recorded)
+    hub_base = find_hub_base(session, base, adapter_args)
+    set_exports(session, base, tokenizer, base_args.publish_dtype, adapter_args)
     if hub_args.publish_only:
-        resume.publish_only(training_args.output_dir, publishers, hub_args.hub_drain_timeout)
+        session.publish_only()
         return
 
     # ---- Rows to ids ----
-    signals = StopSignals(lambda: None)
-    rows, source, skipped = run_on_main(
-        instruction_rows.load,
-        row_args.dataset,
-        row_args.dataset_config,
-        row_args.dataset_split,
-        row_args.dataset_revision,
-        row_args.max_rows,
-        row_args.prepare_workers,
-        row_args.skip_held_out,
-    )
-    examples = run_on_main(packing.encode, rows, tokenizer, skipped)
-    packing.need_rows(examples, examples, 1, skipped)
-    config = references.load_config(base)
-    if not adapter_args.use_lora or adapter_args.merge_adapter:
-        run_on_main(check_stock, base.name, config, tokenizer, False)
-    batches = Batches()
-    if not row_args.show_example:
-        model = loading.load_model(base)
-        loading.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
-        loading.check_language_model(base.name, model)
-        if said := loading.align_special_tokens(model, tokenizer):
-            print_main(f"base      {base.name}: {said}")
-        batches = batches_of(model)
-        if not batches.packs:
-            training_args.packing = False
-            print_main(
-                f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they"
-                " are padded, one sequence a row"
-            )
-    further, why = run_on_main(derive_sft.tuning, groups, run_args.given, values, config, examples)
-    set_values(groups, further)
-    context = context_of(config)
-    if context and training_args.max_length and training_args.max_length > context:
-        raise Refusal(
-            f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows"
-            " (max_position_embeddings): lower it, or tune a base with a longer context."
-        )
-    longest = training_args.max_length or max(len(example.input_ids) for example in examples)
-    at_once = training_args.per_device_train_batch_size * longest
-    if batches.packs and not batches.fits(at_once):
+    session.catch_signals()
+    rows, source, skipped, examples = load_rows(row_args, tokenizer)
+    config, model, batches = load_base(groups, base, tokenizer)
+    values, reasons = settle_tuning(groups, values, reasons, config, examples)
+    check_lengths(base, config, tokenizer, run_args, training_args)
+    if batches and not rows_fit(batches, examples, config, training_args):
         batches, training_args.packing = dataclasses.replace(batches, packs=False), False
-        print_main(
-            f"plain     {at_once:,} tokens side by side are more than the {batches.max_tokens:,} that {config.model_type}"
-            " takes in a row: rows are padded, one sequence a row"
-        )
-        further, why = run_on_main(derive_sft.tuning, groups, run_args.given, values, config, examples)
-        set_values(groups, further)
-    before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
-    documents = instruction_rows.held_documents(rows, row_args.eval_rows)
-    examples = run_on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)
-    train_rows, eval_rows = (
-        [example for example in examples if (example.row.document in documents) == out] for out in (False, True)
-    )
-    derive_sft.fit(groups, run_args.given, len(eval_rows))
-    least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
-    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}))
-    for line in (*skipped_lines(skipped), *instruction_rows.unread_lines(source)):
-        print_main(f"rows      {line}")
+        values, reasons = settle_tuning(groups, values, reasons, config, examples)
+    train_rows, eval_rows = split_rows(groups, rows, examples, skipped)
+    print_rows(skipped, source)
     if row_args.show_example:
         print_main(packing.show(tokenizer, eval_rows[0], sys.stdout.isatty()))
         return
-    for line in lines({**values, **further}, {**reasons, **why}):
+    for line in lines(values, reasons):
         print_main(f"chosen    {line}")
     packed = packing.pack(train_rows, training_args.max_length, training_args.packing)
+
+    # ---- The adapter, and the plan ----
     set_seed(training_args.seed)
     if adapter_args.use_lora:
         model = lora.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
-    plan = plan_tuning(model, train_rows, eval_rows, len(packed), run_args, training_args)
-    check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
-    print_main(
-        "\n".join(plan.lines())
-        if run_args.dry_run
-        else f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}"
-    )
-    if run_args.suggest:
-        run_on_main(
-            write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, {**reasons, **why}, plan.lines()
-        )
+    plan = plan_of(groups, model, train_rows, eval_rows, len(packed))
+    show_plan(groups, plan, reasons)
     if run_args.dry_run or run_args.suggest:
         return
 
-    with RunFolder(training_args.output_dir) as run, contextlib.ExitStack() as ends:
-        signals.on_stop = run.stopping
+    with session:
+        session.catch_signals()
 
         # ---- What is this run, and does it go on from somewhere ----
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         base_record = references.base_record(base, *(hub_base or (None, None)))
-        order_seed = training_args.data_seed if training_args.data_seed is not None else training_args.seed
-        identity = checkpoint_identity.build_identity(
-            {**model.config.to_dict(), "base": base_record["sha256"], "adapter": lora.lora_record(adapter_args)},
-            {**training_args.to_dict(), "precision": run_args.precision},
-            {
+        identity = session.identity(
+            plan,
+            config={**model.config.to_dict(), "base": base_record["sha256"], "adapter": lora.lora_record(adapter_args)},
+            data={
                 "data": packing.fingerprint(train_rows),
                 "held_out": packing.fingerprint(eval_rows),
                 "tokenizer": tokenizer_record(tokenizer)["sha256"],
-                "data_seed": order_seed,
-                "seed": training_args.seed,
                 "packing": training_args.packing,
                 "max_length": training_args.max_length,
                 "sequences_per_step": run_args.sequences_per_step,
             },
-            {
-                "processes": plan.processes,
-                "micro_batch": plan.micro_batch,
-                "accumulation": plan.accumulation,
-                "sharding": layout().sharding,
-            },
-            {
-                "hardware": hardware(),
-                "packages": package_versions(),
-                "switches": {"attention": model.config._attn_implementation, **switches(training_args)},
-                "code_revision": code_revision(),
-            },
-            SFT_HYPERPARAMETERS,
+            switches={"attention": model.config._attn_implementation},
+            further_hyperparameters=SFT_HYPERPARAMETERS,
         )
-        record = {
-            "kind": "sft",
-            "identity": identity,
-            "plan": dataclasses.asdict(plan),
-            "source": source,
-            "skipped": skipped,
-            "given": run_args.given,
-            "settings": derive_sft.settings(groups),
-            "card": {"license": hub_args.card_license, "language": hub_args.card_language},
-            "base": base_record | {"name": base.name if base.repo else base.folder.name, "commit": base.commit},
-            **provenance(),
-        }
-        asked = resume.ResumeOptions(
-            training_args.resume_from_checkpoint,
-            run_args.resume_without,
-            run_args.allow_changes,
-            training_args.hub_model_id if publishes else None,
-            hub_args.hub_required,
-            hub_args.hub_drain_timeout,
-        )
-        start, opened = resume.prepare_run(
-            run, record, plan.steps, asked, lambda identifier: publishers(run, identifier)
-        )
-        for publisher in opened:
-            ends.callback(publisher.stop)
+        record = {"source": source, "skipped": skipped, "base": base_record | name_of(base)}
+        start = session.begin(identity, plan, derive_sft.settings(groups), **record)
         if start is None:
             return
 
         # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
         model.to(training_args.device)
+        measured = what_is_measured(tokenizer, eval_rows, run_args, training_args.seed, batches)
         before = read_json(start.checkpoint / before_after.BEFORE) if start.checkpoint else None
-        answer_settings = before_after.AnswerSettings(
-            run_args.prompts,
-            run_args.compared_prompts,
-            run_args.sampled_answers,
-            run_args.answer_tokens,
-            training_args.seed,
-        )
-        measured = (tokenizer, eval_rows, answer_settings, batches)
         before = before or run_on_main(before_after.measure_before, model, *measured)
-        order = dataset.row_order(len(packed), plan.steps, run_args.sequences_per_step, order_seed, start.data_start)
+        order = row_order(len(packed), plan.steps, run_args.sequences_per_step, session.order_seed, start.data_start)
         training_args.padding_free = batches.packs
         training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
-        trainer = sft_trainer.TuningTrainer(
+        trainer = TuningTrainer(
             model=model,
-            args=training_args,
             train_dataset=packed.select(order),
             eval_dataset=packing.pack(eval_rows, 0, packing=False),
             processing_class=tokenizer,
-            run=run,
-            identity=identity,
-            start=start,
-            signals=signals,
-            publisher=opened[0] if opened else None,
-            probe=[
-                {name: torch.tensor([getattr(row, name)]) for name in ("input_ids", "labels")}
-                for row in eval_rows[: run_args.probe_rows]
-            ],
-            held=eval_rows,
+            probe=probe_batches(eval_rows[: run_args.probe_rows]),
+            eval_rows=eval_rows,
             before=before,
             base=base_record,
             batches=batches,
+            **session.trainer_arguments(),
         )
-        trainer.on_spike = SpikeDetector()
-        for callback in (PrinterCallback, ProgressCallback):
-            trainer.remove_callback(callback)
-        trainer.add_callback(Progress())
-        trainer.add_callback(Health(run))
+        session.add_callbacks(trainer)
 
-        # ---- Train, or go on ----
-        signals.at_once = False
-        if start.step < plan.steps:
-            if idle_gpus:
-                print_main(f"device    {idle_gpus}")
-            run.event(
-                "resumed" if start.checkpoint else "started",
-                checkpoint=start.checkpoint.name if start.checkpoint else None,
-                data_start=start.data_start,
-            )
-            trainer.train(resume_from_checkpoint=str(start.checkpoint) if start.checkpoint else None)
-            finish_or_raise(trainer)
-        else:
+        # ---- Train, or go on; first the adapter or model, which nothing can cost any more; then what tuning changed ----
+        if not session.train(trainer, plan.steps):
             trainer._load_from_checkpoint(start.checkpoint)
+        run_on_main(export, session.run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
+        tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # as before: in float32
+        after = run_on_main(before_after.measure_after, tuned, *measured)
+        run_on_main(finish, session.run, plan.steps, base, adapter_args, before, after)
+        session.publish_rest(plan.steps)
 
-        # ---- Finish: adapter or model first, which nothing that comes later can cost; then what tuning changed, and
-        # the curves ----
-        run_on_main(export, run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), *measured)
-        run_on_main(finish, run, plan.steps, base, adapter_args, before, after)
-        run_on_main(publish_rest, opened, run.path / f"checkpoint-{plan.steps}", hub_args.hub_drain_timeout)
+
+# ---- the arguments, and the plan ----
+
+
+def choose_output_dir(base: str, run_args, training_args) -> None:
+    """Name the run's folder where nobody did. Raises Refusal for one that cannot be written to, or holds something else
+    than a tuning run.
+    """
+    from llama_lite.folder_kinds import check_folder
+    from llama_lite.training import derive_sft
+    from llama_lite.training.preflight import check_folders
+
+    if "output_dir" not in run_args.given:
+        training_args.output_dir = derive_sft.output_dir(base)
+    check_folders({"output_dir": training_args.output_dir})
+    run_on_main(check_folder, "output_dir", training_args.output_dir, "sft")
+
+
+def settle_machine(session, groups) -> tuple[dict, dict, dict]:
+    """Set what follows from the record of the run and from the machine.
+
+    Returns ({argument: value}, {argument: why}, what the record of an earlier start holds).
+    """
+    from llama_lite.machine import precision
+    from llama_lite.training import derive_sft
+    from llama_lite.training.decisions import set_values
+
+    run_args, training_args = groups[-2:]
+    recorded = run_on_main(session.recorded, derive_sft.RECORDED)
+    values, reasons = run_on_main(derive_sft.machine, groups, run_args.given, recorded)
+    set_values(groups, values)
+    precision.apply(training_args, run_args.precision)
+    return values, reasons, recorded
+
+
+def settle_tuning(groups, values: dict, reasons: dict, config, examples: list) -> tuple[dict, dict]:
+    """Set what follows from the rows and the base; returns `values` and `reasons` with these."""
+    from llama_lite.training import derive_sft
+    from llama_lite.training.decisions import set_values
+
+    further, why = run_on_main(derive_sft.tuning, groups, groups[-2].given, values, config, examples)
+    set_values(groups, further)
+    return {**values, **further}, {**reasons, **why}
+
+
+def plan_of(groups, model, train_rows: list, eval_rows: list, sequences: int):
+    """The TuningPlan of a run over so many sequences. Raises Refusal."""
+    from llama_lite.training.plan import check_publish_steps, plan_tuning
+
+    _, _, _, hub_args, run_args, training_args = groups
+    plan = plan_tuning(model, train_rows, eval_rows, sequences, run_args, training_args)
+    check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
+    return plan
+
+
+def show_plan(groups, plan, reasons: dict) -> None:
+    """Print the plan; with --suggest, write it as a config with the `reasons` of its values."""
+    from llama_lite.training.suggest import write_suggestion
+
+    run_args, text = groups[-2], "\n".join(plan.lines())
+    print_main(text if run_args.dry_run else f"plan      {text.replace(chr(10), chr(10) + '          ')}")
+    if run_args.suggest:
+        run_on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, reasons, plan.lines())
+
+
+# ---- the base ----
+
+
+def load_chat_tokenizer(base, name: str | None, template_path: str | None, is_new_run: bool):
+    """The tokenizer of a base, or the one of that name, with the chat format of the run. A new run prints one line where
+    the tokenizer has another chat template of its own.
+    """
+    from llama_lite.chat_format import template
+    from llama_lite.models import loading
+
+    tokenizer = loading.load_tokenizer(base, name)
+    own = tokenizer.chat_template
+    template.set_chat_template(tokenizer, template_path)
+    if own and template_path is None and own != tokenizer.chat_template and is_new_run:
+        owner = f"the own chat template of {name or base.name}"
+        print_main(f"format    {template.describe_put_aside(own, owner, Path(name or base.folder))}")
+    return tokenizer
+
+
+def load_base(groups, base, tokenizer):
+    """(config, model, Batches) of the base that is tuned; no model to show an example. Packing is off where rows would
+    see each other. Raises Refusal, also where loaders of a model that is published would get another tokenizer.
+    """
+    from llama_lite.data.tokenizer import check_stock
+    from llama_lite.models import loading, references
+    from llama_lite.models.batches import batches_of
+
+    _, adapter_args, row_args, _, _, training_args = groups
+    config = references.load_config(base)
+    if not adapter_args.use_lora or adapter_args.merge_adapter:
+        run_on_main(check_stock, base.name, config, tokenizer, False)
+    if row_args.show_example:
+        return config, None, None
+    model = loading.load_model(base)
+    loading.check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
+    loading.check_language_model(base.name, model)
+    if said := loading.align_special_tokens(model, tokenizer):
+        print_main(f"base      {base.name}: {said}")
+    batches = batches_of(model)
+    if not batches.packs:
+        training_args.packing = False
+        print_main(
+            f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they"
+            " are padded, one sequence a row"
+        )
+    return config, model, batches
+
+
+def rows_fit(batches, examples: list, config, training_args) -> bool:
+    """Whether the rows of a micro-batch can lie side by side in one row of the base; one line where they cannot."""
+    longest = training_args.max_length or max(len(example.input_ids) for example in examples)
+    tokens = training_args.per_device_train_batch_size * longest
+    if not batches.packs or batches.fits(tokens):
+        return True
+    print_main(
+        f"plain     {tokens:,} tokens side by side are more than the {batches.max_tokens:,} that {config.model_type}"
+        " takes in a row: rows are padded, one sequence a row"
+    )
+    return False
+
+
+def name_of(base) -> dict:
+    """How the records of a run name its base: without a path of this machine."""
+    return {"name": base.name if base.repo else base.folder.name, "commit": base.commit}
+
+
+def find_hub_base(session, base, adapter_args) -> tuple[str, str | None] | None:
+    """As `base_on_hub`. Raises Refusal where an adapter is to be published and its base is not there."""
+    named = session.hub_args.base_hub_id
+    hub_base = base_on_hub(base, named)
+    if session.publishes and adapter_args.use_lora and not named:
+        run_on_main(check_named_base, base, hub_base)
+    return hub_base
 
 
 def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
@@ -379,6 +324,102 @@ def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
         return  # the queue says so, and waits
 
 
+# ---- the rows ----
+
+
+def load_rows(row_args, tokenizer):
+    """(rows, record of their source, {reason: rows skipped}, encoded examples of any length). Raises Refusal."""
+    from llama_lite.chat_format import instruction_rows, packing
+
+    rows, source, skipped = run_on_main(
+        instruction_rows.load,
+        row_args.dataset,
+        row_args.dataset_config,
+        row_args.dataset_split,
+        row_args.dataset_revision,
+        row_args.max_rows,
+        row_args.prepare_workers,
+        row_args.skip_held_out,
+    )
+    examples = run_on_main(packing.encode, rows, tokenizer, skipped)
+    packing.need_rows(examples, examples, 1, skipped)
+    return rows, source, skipped, examples
+
+
+def check_lengths(base, config, tokenizer, run_args, training_args) -> None:
+    """Raise Refusal for rows, or prompts with their answers, that are longer than the base's context."""
+    from llama_lite.evaluation import before_after
+    from llama_lite.models.presets import context_of
+
+    context = context_of(config)
+    if context and training_args.max_length and training_args.max_length > context:
+        raise Refusal(
+            f"--max_length {training_args.max_length:,} is above the {context:,} positions that {base.name} knows"
+            " (max_position_embeddings): lower it, or tune a base with a longer context."
+        )
+    before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
+
+
+def split_rows(groups, rows: list, examples: list, skipped: dict) -> tuple[list, list]:
+    """(training, held-out) examples, none longer than --max_length; `skipped` counts what is dropped for that. What was
+    derived for held-out rows is cut to their number. Raises Refusal for too few.
+    """
+    from llama_lite.chat_format import instruction_rows, packing
+    from llama_lite.training import derive_sft
+
+    _, _, row_args, _, run_args, training_args = groups
+    documents = instruction_rows.held_documents(rows, row_args.eval_rows)
+    examples = run_on_main(packing.limit, examples, training_args.max_length, row_args.long_rows, skipped)
+    train_rows, eval_rows = (
+        [example for example in examples if (example.row.document in documents) == out] for out in (False, True)
+    )
+    derive_sft.fit(groups, run_args.given, len(eval_rows))
+    least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
+    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}))
+    return train_rows, eval_rows
+
+
+def print_rows(skipped: dict, source: dict) -> None:
+    """What of the rows was not used, and what of their files was not read."""
+    from llama_lite.chat_format import instruction_rows
+    from llama_lite.data.formats import skipped_lines
+
+    for line in (*skipped_lines(skipped), *instruction_rows.unread_lines(source)):
+        print_main(f"rows      {line}")
+
+
+def probe_batches(eval_rows: list) -> list[dict]:
+    """One batch for each row, whose loss proves a checkpoint."""
+    import torch
+
+    names = ("input_ids", "labels")
+    return [{name: torch.tensor([getattr(row, name)]) for name in names} for row in eval_rows]
+
+
+def what_is_measured(tokenizer, eval_rows: list, run_args, seed: int, batches) -> tuple:
+    """The arguments of `before_after.measure_answers` but the model: the same before and after training."""
+    from llama_lite.evaluation.before_after import AnswerSettings
+
+    shown, sampled = run_args.compared_prompts, run_args.sampled_answers
+    settings = AnswerSettings(run_args.prompts, shown, sampled, run_args.answer_tokens, seed)
+    return tokenizer, eval_rows, settings, batches
+
+
+# ---- what comes of it ----
+
+
+def set_exports(session, base, tokenizer, dtype: str, adapter_args) -> None:
+    """Let the session publish the adapter or the model of each checkpoint, and at the end the merged model."""
+    from llama_lite.hub.export import export_adapter, export_model
+    from llama_lite.training import lora
+
+    def merge(checkpoint: Path, folder: Path) -> None:
+        lora.merge(base, checkpoint, tokenizer, dtype, folder)
+
+    session.export_to = export_adapter if adapter_args.use_lora else functools.partial(export_model, dtype=dtype)
+    session.merge_to = merge if adapter_args.merge_adapter else None
+
+
 def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
     """The finished adapter or model at the root of the run folder (rank 0)."""
     from llama_lite.hub.export import export_adapter, export_model
@@ -403,15 +444,15 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     """`before_after.json`, card and figures (rank 0). `after`: None where it could not be measured."""
     from llama_lite.evaluation import before_after
     from llama_lite.files import write_json
-    from model_card.card import written
+    from model_card.card import write_card_or_reason
 
     record = before_after.compare(before, after) if after else {}
     if record:
         write_json(run.path / "before_after.json", record)
     run.ends("finished")
-    card = written(run.path)
+    card = write_card_or_reason(run.path)
     if (run.path / "merged").exists():
-        written(run.path / "merged")
+        write_card_or_reason(run.path / "merged")
     for row in record.get("shown", ()):
         print_main(
             f"asked     {row['prompt']!r}\n  before  {row['before']['answer']!r}\n  after   {row['after']['answer']!r}"
@@ -427,15 +468,6 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     asked = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
     tuned = f"{asked}+{run.path}" if adapter_args.use_lora else str(run.path)
     print_main(f"next      python run_eval.py --models {shlex.join([asked, tuned])} --limit 100")
-
-
-def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
-    """Queue the merged model, and wait for all queues (rank 0)."""
-    for publisher in publishers[1:]:
-        publisher.add(checkpoint)
-        publisher.start()
-    for publisher in publishers:
-        publisher.drain(timeout)
 
 
 if __name__ == "__main__":

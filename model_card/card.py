@@ -39,7 +39,7 @@ def write(folder: Path, repo: str | None = None) -> Path:
     return path
 
 
-def written(folder: Path, repo: str | None = None) -> str:
+def write_card_or_reason(folder: Path, repo: str | None = None) -> str:
     """Where the card of a folder now is, or why there is none: for scripts whose work is done, card or not."""
     try:
         return str(write(folder, repo))

@@ -1,5 +1,6 @@
 """What makes two runs the same run, what may change on resume, and what a change costs."""
 
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable
@@ -15,20 +16,36 @@ IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
-def build_identity(
-    config: dict, training: dict, data: dict, layout: dict, environment: dict, extra_fields: Iterable[str] = ()
-) -> dict:
-    """The identity of a run, as its manifest records it. `extra_fields`: further hyperparameters that belong to it."""
-    model = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG}
-    return _comparable(
-        {
-            "model": json.loads(json.dumps(model, default=str)),
-            "hyperparameters": {name: training[name] for name in (*HYPERPARAMETERS, *extra_fields)},
-            "data": data,
-            "layout": layout,
-            "environment": environment,
-        }
-    )
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunIdentity:
+    """What makes two stretches of training one run.
+
+    config: the model's, as its `to_dict()` gives it, with what else belongs to the model. training: TrainingArguments as
+    a dict, and `precision`; of these, HYPERPARAMETERS and `further_hyperparameters` count. data: fingerprints, seeds and
+    sizes. layout: how the run is shared between processes. environment: hardware, packages, switches, code revision.
+    """
+
+    config: dict
+    training: dict
+    data: dict
+    layout: dict
+    environment: dict
+    further_hyperparameters: Iterable[str] = ()
+
+    def record(self) -> dict:
+        """JSON of the kinds IDENTITY, as a manifest and `run.json` hold it."""
+        model = {name: value for name, value in self.config.items() if name not in VOLATILE_CONFIG}
+        return _comparable(
+            {
+                "model": json.loads(json.dumps(model, default=str)),
+                "hyperparameters": {
+                    name: self.training[name] for name in (*HYPERPARAMETERS, *self.further_hyperparameters)
+                },
+                "data": self.data,
+                "layout": self.layout,
+                "environment": self.environment,
+            }
+        )
 
 
 def _comparable(identity: dict) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..checkpoint import integrity, store, verify
 from ..checkpoint.identity import changed_arithmetic, check_changes
 from ..config.fields import names
-from ..distributed import RANK, print_main, run_on_main
+from ..distributed import print_main, run_on_main
 from ..errors import Interrupted, Refusal
 from ..files import read_json, write_json
 from ..folder_kinds import check_folder
@@ -36,41 +36,50 @@ class ResumeOptions:
     allow_changes: str
     repo: str | None
     hub_required: bool
-    hub_drain_timeout: float
 
 
-def prepare_run(
-    run: RunFolder, record: dict, steps: int, asked: ResumeOptions, publishers
-) -> tuple[trainer.ResumePoint | None, list]:
-    """(where the run begins, its publishers on rank 0), with `run.json`, the events of changes and the Hub settled.
-    Raises Refusal.
+def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.ResumePoint:
+    """Where the run begins, the same on every rank; its folder is tidied. Raises Refusal.
 
-    `record` (kind, identity, ...) becomes `run.json`; `publishers(run's id)` makes the Publishers. The Start is None
-    for a run that is finished: what it still has to publish is published, and it stays as it is.
+    record: what is to become `run.json` (kind, identity, given ...).
     """
-    start = run_on_main(_find_start, run, record["kind"], record["identity"], asked)
+    start = run_on_main(_find_start, run, record["kind"], record["identity"], options)
     run_on_main(_check_initial, run, record, start)
     run.step = start.step
-    there = read_json(run.path / "run.json") or {"id": revision.run_id(record["identity"])}
-    opened = publishers(there["id"]) if asked.repo and RANK == 0 else []
+    return start
+
+
+def run_id_of(run: RunFolder, identity: dict) -> str:
+    """The id in `run.json`, or that of a run which begins with this identity."""
+    return (read_json(run.path / "run.json") or {"id": revision.run_id(identity)})["id"]
+
+
+def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
+    """Whether a run of so many steps has nothing left to do, which is said; its end is not recorded again then. Raises
+    Refusal for one that is beyond them.
+    """
     if start.step > steps:
         raise Refusal(
             f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or"
             " another --output_dir."
         )
-    if (
+    if not (
         start.step >= steps
         and run.is_finished()
         and run_on_main(has_model, run.path, run.path / f"checkpoint-{start.step}")
     ):
-        print_main(
-            f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with"
-            " --allow_changes max_steps to go on."
-        )
-        run.record_end = False
-        run_on_main(_drain, [one for one in opened if publish_queue.queued(one.folder)], asked.hub_drain_timeout)
-        return None, opened
-    run_on_main(_new_run, run, {**record, "id": there["id"]})
+        return False
+    print_main(
+        f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with"
+        " --allow_changes max_steps to go on."
+    )
+    run.record_end = False
+    return True
+
+
+def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
+    """Write `run.json`, and the events of what changed since the checkpoint; say where the run begins."""
+    run_on_main(_new_run, run, record)
     for kind in ("hyperparameters", "data", "layout", "environment"):
         if start.changed.get(kind):
             run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
@@ -78,8 +87,6 @@ def prepare_run(
         f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in"
         f" {run.path}"
     )
-    run_on_main(_open, opened[:1], asked.hub_required)
-    return start, opened
 
 
 def has_model(folder: Path, checkpoint: Path) -> bool:
@@ -122,19 +129,6 @@ def _check_initial(run: RunFolder, record: dict, start: trainer.ResumePoint) -> 
             f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and goes on with its"
             f" checkpoint at step {start.step}. Leave it out, or give another --output_dir."
         )
-
-
-def _open(publishers: list, required: bool) -> None:
-    for publisher in publishers:
-        publisher.check(required)
-        publisher.catch_up()
-        publisher.start()
-
-
-def _drain(publishers: list, timeout: float) -> None:
-    for publisher in publishers:
-        publisher.start()
-        publisher.drain(timeout)
 
 
 # by kind: arguments that a run without `settings` in its record did not give were these, before they followed from text
@@ -250,34 +244,56 @@ def going_on(run, training, repo: str | None, names) -> dict:
     return found
 
 
-def publish_only(folder: str, publishers, timeout: float) -> None:
-    """Work the queues of a run folder off. Raises Refusal where it is none, Interrupted when some of it still waits."""
-    record = read_json(Path(folder) / "run.json")
-    if record is None:
-        raise Refusal(f"--publish_only: {folder} is not the folder of a run.")
+# ---- queues (rank 0) ----
 
-    def work_off(run) -> None:
-        left, lost = [], []
-        for publisher in publishers(run, record["id"]):
-            publisher.check(required=True)
-            publisher.catch_up()
+
+def open_queues(publishers: list, required: bool) -> None:
+    """Begin to publish, after a look at the repository. Raises Refusal where the Hub is `required` and cannot be."""
+    for publisher in publishers:
+        publisher.check(required)
+        publisher.catch_up()
+        publisher.start()
+
+
+def publish_queued(publishers: list, timeout: float) -> None:
+    """Publish what waits in the queues of a finished run, for `timeout` seconds at most each."""
+    for publisher in publishers:
+        if publish_queue.queued(publisher.folder):
             publisher.start()
-            if not publisher.drain(timeout):
-                left += publish_queue.queue_lines(publisher.folder)
-            lost += publisher.lost
-        if left:
-            raise Interrupted("; ".join(left))
-        print_main(
-            f"everything in {run.path} is"
-            f" published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
-        )
-
-    with RunFolder(folder) as run:
-        run.record_end = False
-        run_on_main(work_off, run)
+            publisher.drain(timeout)
 
 
-def _find_start(run, kind: str, identity: dict, asked: ResumeOptions) -> trainer.ResumePoint:
+def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
+    """Queue what only the last checkpoint gives (a merged model), and wait for all queues."""
+    for publisher in publishers[1:]:
+        publisher.add(checkpoint)
+        publisher.start()
+    for publisher in publishers:
+        publisher.drain(timeout)
+
+
+def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
+    """Publish what waits in the queues of a run, and what should. Raises Interrupted when some of it still waits."""
+    left, lost = [], []
+    for publisher in publishers:
+        publisher.check(required=True)
+        publisher.catch_up()
+        publisher.start()
+        if not publisher.drain(timeout):
+            left += publish_queue.queue_lines(publisher.folder)
+        lost += publisher.lost
+    if left:
+        raise Interrupted("; ".join(left))
+    print_main(
+        f"everything in {run.path} is"
+        f" published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
+    )
+
+
+# ---- the checkpoint to begin from (rank 0) ----
+
+
+def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> trainer.ResumePoint:
     """Tidies the folder, pulls from the Hub, verifies, compares identities."""
 
     def report(folder, problems=("a run that went back to an older checkpoint",)):
@@ -287,8 +303,8 @@ def _find_start(run, kind: str, identity: dict, asked: ResumeOptions) -> trainer
     check_folder("output_dir", run.path, kind)
     store.recover_interrupted(run.path)
     (run.path / "stop").unlink(missing_ok=True)
-    without = tuple(names(asked.resume_without))
-    mode = _from_hub(run, kind, identity, asked)
+    without = tuple(names(options.resume_without))
+    mode = _from_hub(run, kind, identity, options)
     folder = store.resolve(run.path, mode, without, report)
     if folder and folder.parent.resolve() != run.path.resolve():
         integrity.check_state(
@@ -298,7 +314,7 @@ def _find_start(run, kind: str, identity: dict, asked: ResumeOptions) -> trainer
     if folder is None:
         run.rewind_log([])
         return start
-    start.changed = check_changes(start.manifest["identity"], identity, start.step, asked.allow_changes)
+    start.changed = check_changes(start.manifest["identity"], identity, start.step, options.allow_changes)
     if "optimizer" not in without:
         _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):
@@ -323,11 +339,11 @@ def _check_optimizer(changed: dict[str, tuple]) -> None:
             )
 
 
-def _from_hub(run, kind: str, identity: dict, asked: ResumeOptions) -> str:
+def _from_hub(run, kind: str, identity: dict, options: ResumeOptions) -> str:
     """Bring a checkpoint from the Hub into the run folder where `resume_from_checkpoint` means one; returns the mode
     that is left.
     """
-    mode = asked.resume_from_checkpoint
+    mode = options.resume_from_checkpoint
     record, where = read_json(run.path / "run.json") or {}, reference(mode)
     if where and record.get("resumed_from") == str(where) and store.checkpoints(run.path):
         return "auto"  # the same command again: it goes on from where it got to
@@ -339,13 +355,13 @@ def _from_hub(run, kind: str, identity: dict, asked: ResumeOptions) -> str:
     if where:
         _pull(run, kind, where)
         return "must"
-    if mode != "auto" or not asked.repo or store.checkpoints(run.path):
+    if mode != "auto" or not options.repo or store.checkpoints(run.path):
         return mode
-    refused, found = None, download.resumable(asked.repo)
-    while step := _next(found, asked, refused):
+    refused, found = None, download.resumable(options.repo)
+    while step := _next(found, options, refused):
         where, theirs = step
         try:
-            check_changes(theirs["identity"], identity, theirs["step"], asked.allow_changes)
+            check_changes(theirs["identity"], identity, theirs["step"], options.allow_changes)
         except Refusal as refusal:
             raise Refusal(
                 f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one:"
@@ -363,16 +379,16 @@ def _from_hub(run, kind: str, identity: dict, asked: ResumeOptions) -> str:
     return mode
 
 
-def _next(found, asked: ResumeOptions, refused: Refusal | None):
+def _next(found, options: ResumeOptions, refused: Refusal | None):
     """The next of the revisions `found` on the Hub, None where there is no more, or where nobody answers, which is
     said, or refused.
     """
     try:
         return next(found, None)
     except (HubUnavailable, HubPermissionError) as error:
-        if asked.hub_required or refused:
-            raise Refusal(f"--push_to_hub {asked.repo}: {error}. Mend it, or leave out --hub_required.") from None
-        print_main(f"WARNING   nobody can tell whether {asked.repo} has checkpoints of this run: {error}")
+        if options.hub_required or refused:
+            raise Refusal(f"--push_to_hub {options.repo}: {error}. Mend it, or leave out --hub_required.") from None
+        print_main(f"WARNING   nobody can tell whether {options.repo} has checkpoints of this run: {error}")
         return None
 
 

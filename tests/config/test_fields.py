@@ -112,18 +112,18 @@ RECORDED = {  # what a command can ask for, and the row of the table in which a 
 
 def identity_of(*argv: str, hardware: dict = HARDWARE) -> dict:
     *_, run, training = parse_pretrain(["--output_dir", "runs/x", *argv])
-    return checkpoint_identity.build_identity(
-        {"hidden_size": 64},
-        {**training.to_dict(), "precision": run.precision},
-        {"data": "f", "tokens_per_step": 1024, "block_size": 64},
-        {"processes": 1, "micro_batch": 8, "accumulation": 2, "sharding": "none"},
-        {
+    return checkpoint_identity.RunIdentity(
+        config={"hidden_size": 64},
+        training={**training.to_dict(), "precision": run.precision},
+        data={"data": "f", "tokens_per_step": 1024, "block_size": 64},
+        layout={"processes": 1, "micro_batch": 8, "accumulation": 2, "sharding": "none"},
+        environment={
             "hardware": hardware,
             "packages": {"torch": "1"},
             "switches": {"fused_loss": True, **fields.switches(training)},
             "code_revision": "a",
         },
-    )
+    ).record()
 
 
 def older(identity: dict) -> dict:

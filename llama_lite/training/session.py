@@ -1,0 +1,211 @@
+"""One run from launch to publication: what run_pretrain.py and run_sft.py have in common."""
+
+import contextlib
+import dataclasses
+import sys
+from pathlib import Path
+
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.utils.logging import disable_progress_bar
+
+from .. import provenance
+from ..checkpoint.identity import RunIdentity
+from ..config.fields import switches as library_switches
+from ..distributed import RANK, print_main, run_on_main
+from ..errors import Refusal
+from ..files import read_json
+from ..hub.publish_queue import Publisher
+from ..hub.repository import Repository
+from ..machine.hardware import configure_cpu
+from ..machine.parallelism import check_launch, layout, use_one_gpu
+from ..processes import StopSignals
+from ..run_folder import RunFolder
+from . import resume
+from .callbacks.health import Health, SpikeDetector
+from .callbacks.progress import Progress
+from .preflight import check_packages, check_token
+from .trainer import ResumePoint, VerifiedTraining, finish_or_raise
+
+
+class Session:
+    """A run of a training script. As a context it holds the run's folder, and stops its publishers at the end.
+
+    kind: `pretrain` or `sft`. hub_args, run_args, training_args: the groups of arguments that both scripts have.
+    shards: whether the script can train a model that is sharded over processes. Raises Refusal for a launch, a package
+    or a login that the run cannot do with.
+
+    Before the run publishes, the script sets `export_to(checkpoint, folder)`, which writes a revision's files, and
+    `merge_to`, the same for the merged model of a second repository, if there is one.
+    """
+
+    def __init__(self, kind: str, hub_args, run_args, training_args, shards: bool = True):
+        self.kind, self.hub_args, self.run_args, self.training_args = kind, hub_args, run_args, training_args
+        check_launch(training_args, shards)
+        self.gpu_note = use_one_gpu(training_args, f"run_{kind}.py")
+        self.publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
+        check_packages(training_args)
+        check_token(self.publishes)
+        disable_progress_bar()
+        configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
+        self.export_to = self.merge_to = None
+        self.run: RunFolder | None = None
+        self.signals: StopSignals | None = None
+        self.start: ResumePoint | None = None
+        self.publishers: list[Publisher] = []  # on rank 0
+        self.ends = contextlib.ExitStack()
+
+    def __enter__(self):
+        self.run = self.ends.enter_context(RunFolder(self.training_args.output_dir))
+        return self
+
+    def __exit__(self, *error):
+        return self.ends.__exit__(*error)
+
+    @property
+    def repo(self) -> str | None:
+        """Where the run publishes; None if it does not."""
+        return self.training_args.hub_model_id if self.publishes else None
+
+    def recorded(self, names) -> dict:
+        """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
+        return resume.going_on(self.run_args, self.training_args, self.repo, names)
+
+    def catch_signals(self) -> None:
+        """Let signals end the process in order: at once until training begins, then after a save. In the run's folder,
+        whoever starts the same run meanwhile waits for that.
+        """
+        on_stop = self.run.stopping if self.run else lambda: None
+        if self.signals is None:
+            self.signals = StopSignals(on_stop)
+        else:
+            self.signals.on_stop = on_stop
+
+    def publish_only(self) -> None:
+        """Publish what waits in the folder's queues. Raises Refusal where there is no run, Interrupted when some of it
+        still waits.
+        """
+        folder = self.training_args.output_dir
+        record = read_json(Path(folder) / "run.json")
+        if record is None:
+            raise Refusal(f"--publish_only: {folder} is not the folder of a run.")
+        with RunFolder(folder) as run:
+            run.record_end = False
+            publishers = self._make_publishers(run, record["id"])
+            run_on_main(resume.publish_waiting, run, publishers, self.hub_args.hub_drain_timeout)
+
+    def _make_publishers(self, run: RunFolder, identifier: str) -> list[Publisher]:
+        """The queue of the run's checkpoints, and that of its merged model; identifier: the run's, in its records."""
+        hub, repo, private = self.hub_args, self.training_args.hub_model_id, self.training_args.hub_private_repo
+        repository = Repository(repo, private, identifier)
+        publishers = [Publisher(run, repository, self.export_to, hub.publish_training_state, hub.publish_steps)]
+        if self.merge_to:
+            repository = Repository(f"{repo}-merged", private, identifier)
+            publishers.append(Publisher(run, repository, self.merge_to, "none", sys.maxsize, "-merged"))
+        return publishers
+
+    def identity(self, plan, *, config: dict, data: dict, switches: dict, further_hyperparameters=()) -> RunIdentity:
+        """The identity of this run as it is launched here; the arguments but plan as in RunIdentity, `switches` being
+        the script's own of its environment.
+        """
+        return RunIdentity(
+            config=config,
+            training={**self.training_args.to_dict(), "precision": self.run_args.precision},
+            data={**data, "data_seed": self.order_seed, "seed": self.training_args.seed},
+            layout={
+                "processes": plan.processes,
+                "micro_batch": plan.micro_batch,
+                "accumulation": plan.accumulation,
+                "sharding": layout().sharding,
+            },
+            environment={
+                "hardware": provenance.hardware(),
+                "packages": provenance.package_versions(),
+                "switches": {**switches, **library_switches(self.training_args)},
+                "code_revision": provenance.code_revision(),
+            },
+            further_hyperparameters=further_hyperparameters,
+        )
+
+    @property
+    def order_seed(self) -> int:
+        """The seed of the order of the data."""
+        args = self.training_args
+        return args.data_seed if args.data_seed is not None else args.seed
+
+    def begin(self, identity: RunIdentity, plan, settings: dict, **record) -> ResumePoint | None:
+        """Find where the run begins, write `run.json` and open the queues. Returns None for a run that is finished:
+        what it still has to publish is published. Raises Refusal.
+
+        settings: the values of the arguments that decide what the run is. record: what else `run.json` holds.
+        """
+        hub, run_args = self.hub_args, self.run_args
+        record = {
+            "kind": self.kind,
+            "identity": identity.record(),
+            "plan": dataclasses.asdict(plan),
+            "given": run_args.given,
+            "settings": settings,
+            "card": {"license": hub.card_license, "language": hub.card_language},
+            **record,
+            **provenance.provenance(),
+        }
+        options = resume.ResumeOptions(
+            self.training_args.resume_from_checkpoint,
+            run_args.resume_without,
+            run_args.allow_changes,
+            self.repo,
+            hub.hub_required,
+        )
+        self.identity_record = record["identity"]
+        self.start = resume.find_start(self.run, record, options)
+        record["id"] = resume.run_id_of(self.run, record["identity"])
+        if self.publishes and RANK == 0:
+            self.publishers = self._make_publishers(self.run, record["id"])
+        for publisher in self.publishers:
+            self.ends.callback(publisher.stop)
+        if resume.is_finished(self.run, self.start, plan.steps):
+            run_on_main(resume.publish_queued, self.publishers, hub.hub_drain_timeout)
+            return None
+        resume.begin_run(self.run, record, self.start)
+        run_on_main(resume.open_queues, self.publishers[:1], hub.hub_required)
+        return self.start
+
+    def trainer_arguments(self) -> dict:
+        """The arguments of VerifiedTraining that come from the session."""
+        return {
+            "args": self.training_args,
+            "run": self.run,
+            "identity": self.identity_record,
+            "start": self.start,
+            "signals": self.signals,
+            "publisher": self.publishers[0] if self.publishers else None,
+        }
+
+    def add_callbacks(self, trainer: VerifiedTraining) -> None:
+        """The progress lines and health checks of this project, in place of Trainer's own lines."""
+        trainer.on_spike = SpikeDetector()
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.add_callback(Progress())
+        trainer.add_callback(Health(self.run))
+
+    def train(self, trainer: VerifiedTraining, steps: int) -> bool:
+        """Train up to the last step; False if the run begins there. Raises Interrupted when it was asked to stop."""
+        checkpoint, self.signals.at_once = self.start.checkpoint, False
+        if self.start.step >= steps:
+            return False
+        if self.gpu_note:
+            print_main(f"device    {self.gpu_note}")
+        self.run.event(
+            "resumed" if checkpoint else "started",
+            checkpoint=checkpoint.name if checkpoint else None,
+            data_start=self.start.data_start,
+        )
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finish_or_raise(trainer)
+        return True
+
+    def publish_rest(self, steps: int) -> None:
+        """Queue the merged model of the last checkpoint, if there is one, and wait until all queues are empty."""
+        checkpoint, timeout = self.run.path / f"checkpoint-{steps}", self.hub_args.hub_drain_timeout
+        run_on_main(resume.publish_rest, self.publishers, checkpoint, timeout)
