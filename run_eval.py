@@ -8,7 +8,6 @@ Stop it at any moment and run the same command again.
 
 import dataclasses
 import functools
-import sys
 import warnings
 from pathlib import Path
 
@@ -22,8 +21,7 @@ from model_card.records import shown_metric
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    answer_early("run_eval.py", argv)  # --help and misspelt arguments, before the libraries are imported
+    argv = answer_early("run_eval.py", argv)  # --help and misspelt arguments, before the libraries are imported
     from llama_lite.config.eval import parse_eval
 
     model_args, task_args, output_args = parse_eval(argv)

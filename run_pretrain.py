@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import shlex
-import sys
 from pathlib import Path
 
 from llama_lite.config.arguments import answer_early
@@ -21,8 +20,7 @@ from llama_lite.files import read_json, write_json
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    answer_early("run_pretrain.py", argv)  # --help and misspelt arguments, before the libraries are imported
+    argv = answer_early("run_pretrain.py", argv)  # --help and misspelt arguments, before the libraries are imported
     from llama_lite.config.pretrain import parse_pretrain
 
     groups = model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
@@ -108,9 +106,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         train.restart_order_at(start.data_start * plan.windows_per_step)
         held_out = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
-        device_peak = run_args.peak_flops
-        if device_peak is None:
-            device_peak = peak_flops(run_args.precision, training_args.device)
+        measured_peak = None if run_args.peak_flops else peak_flops(run_args.precision, training_args.device)
         trainer = PretrainTrainer(
             model=model,
             train_dataset=train,
@@ -119,7 +115,7 @@ def main(argv: list[str] | None = None) -> None:
             processing_class=tokenizer,
             probe=[collate([held_out[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
-            peak_flops=device_peak,
+            peak_flops=run_args.peak_flops or measured_peak,
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
             **session.trainer_arguments(),
         )
@@ -331,8 +327,8 @@ def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
 
 def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -> None:
     """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have."""
+    from llama_lite.kernels.probe import context_of
     from llama_lite.machine.parallelism import layout
-    from llama_lite.models.presets import context_of
     from llama_lite.training.callbacks.samples import check_prompts
     from llama_lite.training.memory import forecast
 
@@ -414,7 +410,7 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     card = write_card_or_reason(run.path)
     last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
     print_main(
-        f"finished  validation loss {last['eval_loss']:.4f} nats a token ({last['eval_bits_per_byte']:.4f} bits a"
+        f"finished  validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits a"
         f" byte); baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
     )
     print_main(f"          model {run.path}, its card {card}")

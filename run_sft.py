@@ -24,8 +24,7 @@ FEW_STEPS = 10  # of a run that is said to have been too short
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    answer_early("run_sft.py", argv)  # --help and misspelt arguments, before the libraries are imported
+    argv = answer_early("run_sft.py", argv)  # --help and misspelt arguments, before the libraries are imported
     from llama_lite.config.sft import parse_sft
 
     groups = base_args, adapter_args, row_args, hub_args, run_args, training_args = parse_sft(argv)
@@ -40,13 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.evaluation import before_after
     from llama_lite.models import references
     from llama_lite.training import derive_sft, lora
-    from llama_lite.training.decisions import lines
     from llama_lite.training.session import Session
     from llama_lite.training.sft_trainer import TuningTrainer
 
     # ---- How this process is launched, and the folder of the run ----
     session = Session("sft", hub_args, run_args, training_args, shards=False)
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
     choose_output_dir(base_args.model_name_or_path, run_args, training_args)
 
     # ---- What the record of the run says; the base, and the chat format ----
@@ -65,17 +62,14 @@ def main(argv: list[str] | None = None) -> None:
     config, model, batches = load_base(groups, base, tokenizer)
     values, reasons = settle_tuning(groups, values, reasons, config, examples)
     check_lengths(base, config, tokenizer, run_args, training_args)
-    if batches and not rows_fit(batches, examples, config, training_args):
-        batches, training_args.packing = dataclasses.replace(batches, packs=False), False
-        values, reasons = settle_tuning(groups, values, reasons, config, examples)
+    batches, values, reasons = fit_rows(groups, batches, values, reasons, config, examples)
     train_rows, eval_rows = split_rows(groups, rows, examples, skipped)
     print_rows(skipped, source)
     if row_args.show_example:
         print_main(packing.show(tokenizer, eval_rows[0], sys.stdout.isatty()))
         return
-    for line in lines(values, reasons):
-        print_main(f"chosen    {line}")
-    packed = packing.pack(train_rows, training_args.max_length, training_args.packing)
+    print_chosen(values, reasons)
+    packed = packing.pack(train_rows, training_args.max_length, training_args.packing)  # TRL's trainer packs no more
 
     # ---- The adapter, and the plan ----
     set_seed(training_args.seed)
@@ -114,11 +108,9 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
         model.to(training_args.device)
         measured = what_is_measured(tokenizer, eval_rows, run_args, training_args.seed, batches)
-        before = read_json(start.checkpoint / before_after.BEFORE) if start.checkpoint else None
-        before = before or run_on_main(before_after.measure_before, model, *measured)
+        before = recorded_before(start) or run_on_main(before_after.measure_before, model, *measured)
         order = row_order(len(packed), plan.steps, run_args.sequences_per_step, session.order_seed, start.data_start)
-        training_args.padding_free = batches.packs
-        training_args.packing, training_args.max_length = False, None  # done already; what comes is laid side by side
+        training_args.padding_free, training_args.packing, training_args.max_length = batches.packs, False, None
         trainer = TuningTrainer(
             model=model,
             train_dataset=packed.select(order),
@@ -133,12 +125,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         session.add_callbacks(trainer)
 
-        # ---- Train, or go on; first the adapter or model, which nothing can cost any more; then what tuning changed ----
+        # ---- Train, or go on; first the adapter or model, which nothing can cost any more; then what tuning changed
+        # ----
         if not session.train(trainer, plan.steps):
             trainer._load_from_checkpoint(start.checkpoint)
         run_on_main(export, session.run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        tuned = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # as before: in float32
-        after = run_on_main(before_after.measure_after, tuned, *measured)
+        after = run_on_main(before_after.measure_after, without_autocast(trainer), *measured)
         run_on_main(finish, session.run, plan.steps, base, adapter_args, before, after)
         session.publish_rest(plan.steps)
 
@@ -187,6 +179,14 @@ def settle_tuning(groups, values: dict, reasons: dict, config, examples: list) -
     return {**values, **further}, {**reasons, **why}
 
 
+def print_chosen(values: dict, reasons: dict) -> None:
+    """One line for each value that nobody gave."""
+    from llama_lite.training.decisions import lines
+
+    for line in lines(values, reasons):
+        print_main(f"chosen    {line}")
+
+
 def plan_of(groups, model, train_rows: list, eval_rows: list, sequences: int):
     """The TuningPlan of a run over so many sequences. Raises Refusal."""
     from llama_lite.training.plan import check_publish_steps, plan_tuning
@@ -211,8 +211,8 @@ def show_plan(groups, plan, reasons: dict) -> None:
 
 
 def load_chat_tokenizer(base, name: str | None, template_path: str | None, is_new_run: bool):
-    """The tokenizer of a base, or the one of that name, with the chat format of the run. A new run prints one line where
-    the tokenizer has another chat template of its own.
+    """The tokenizer of a base, or the one of that name, with the chat format of the run. A new run prints one line
+    where the tokenizer has another chat template of its own.
     """
     from llama_lite.chat_format import template
     from llama_lite.models import loading
@@ -235,6 +235,7 @@ def load_base(groups, base, tokenizer):
     from llama_lite.models.batches import batches_of
 
     _, adapter_args, row_args, _, _, training_args = groups
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
     config = references.load_config(base)
     if not adapter_args.use_lora or adapter_args.merge_adapter:
         run_on_main(check_stock, base.name, config, tokenizer, False)
@@ -255,17 +256,34 @@ def load_base(groups, base, tokenizer):
     return config, model, batches
 
 
-def rows_fit(batches, examples: list, config, training_args) -> bool:
-    """Whether the rows of a micro-batch can lie side by side in one row of the base; one line where they cannot."""
+def fit_rows(groups, batches, values: dict, reasons: dict, config, examples: list) -> tuple:
+    """(Batches, values, reasons): rows are padded where a micro-batch of them does not fit into one row of the base,
+    which is printed. batches: None to show an example.
+    """
+    training_args = groups[-1]
     longest = training_args.max_length or max(len(example.input_ids) for example in examples)
     tokens = training_args.per_device_train_batch_size * longest
-    if not batches.packs or batches.fits(tokens):
-        return True
+    if batches is None or not batches.packs or batches.fits(tokens):
+        return batches, values, reasons
     print_main(
         f"plain     {tokens:,} tokens side by side are more than the {batches.max_tokens:,} that {config.model_type}"
-        " takes in a row: rows are padded, one sequence a row"
+        " takes in a row: rows are padded, one sequence per row"
     )
-    return False
+    training_args.packing = False
+    values, reasons = settle_tuning(groups, values, reasons, config, examples)
+    return dataclasses.replace(batches, packs=False), values, reasons
+
+
+def recorded_before(start) -> dict | None:
+    """What the base did with the held-out rows, as the checkpoint to resume from carries it."""
+    from llama_lite.evaluation.before_after import BEFORE
+
+    return read_json(start.checkpoint / BEFORE) if start.checkpoint else None
+
+
+def without_autocast(trainer):
+    """The tuned model without the trainer's mixed precision, so that it is measured as the base was: in float32."""
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def name_of(base) -> dict:
@@ -349,7 +367,7 @@ def load_rows(row_args, tokenizer):
 def check_lengths(base, config, tokenizer, run_args, training_args) -> None:
     """Raise Refusal for rows, or prompts with their answers, that are longer than the base's context."""
     from llama_lite.evaluation import before_after
-    from llama_lite.models.presets import context_of
+    from llama_lite.kernels.probe import context_of
 
     context = context_of(config)
     if context and training_args.max_length and training_args.max_length > context:

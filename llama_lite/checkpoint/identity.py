@@ -20,9 +20,10 @@ VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtyp
 class RunIdentity:
     """What makes two stretches of training one run.
 
-    config: the model's, as its `to_dict()` gives it, with what else belongs to the model. training: TrainingArguments as
-    a dict, and `precision`; of these, HYPERPARAMETERS and `further_hyperparameters` count. data: fingerprints, seeds and
-    sizes. layout: how the run is shared between processes. environment: hardware, packages, switches, code revision.
+    config: the model's, as its `to_dict()` gives it, with what else belongs to the model. training: TrainingArguments
+    as a dict, and `precision`; of these, HYPERPARAMETERS and `further_hyperparameters` count. data: fingerprints, seeds
+    and sizes. layout: how the run is shared between processes. environment: hardware, packages, switches, code
+    revision.
     """
 
     config: dict

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 from enum import Enum
 from pathlib import Path
 from types import UnionType
@@ -164,10 +165,14 @@ def load_script(name: str) -> Script:
     return Script(**{**entry, "arguments": [Argument(**argument) for argument in entry["arguments"]]})
 
 
-def answer_early(name: str, argv: list[str]) -> None:
-    """Print the help and end the process, or raise Refusal, where the table is enough to do so."""
+def answer_early(name: str, argv: list[str] | None) -> list[str]:
+    """The arguments of the command line (argv, or the process's own). Print the help and end the process, or raise
+    Refusal, where the table is enough to do so.
+    """
+    argv = sys.argv[1:] if argv is None else argv
     if argv:
         check_command(load_script(name), argv)
+    return argv
 
 
 def arguments_of(parser: argparse.ArgumentParser, hints: dict) -> list[Argument]:

@@ -96,8 +96,8 @@ def compare(records: list[dict], samples_of_key: Callable[[str], list[dict]], ma
 def generalisation(
     records: list[dict], samples_of_key: Callable[[str], list[dict]], inside: str, reference_model: str | None
 ) -> list[dict]:
-    """For each model and kind of text: the gap in bits per byte to the model's own kind (the task `inside`), and whether
-    likelihood separates the two kinds. Returns JSON rows.
+    """For each model and kind of text: the gap in bits per byte to the model's own kind (the task `inside`), and
+    whether likelihood separates the two kinds. Returns JSON rows.
 
     auroc: probability that a text of the other kind has more bits per byte (0.5: not separable; below: it is easier).
     auroc_two_sided: by the distance from the mean of the own kind. auroc_ratio: by the excess over `reference_model` in

@@ -12,8 +12,8 @@ from ..chat_format.packing import Example
 from ..distributed import print_main
 from ..errors import Refusal
 from ..kernels import probe
+from ..kernels.probe import context_of
 from ..models.batches import Batches, flatten_batch, group_rows
-from ..models.presets import context_of
 from . import statistics
 
 if TYPE_CHECKING:
@@ -229,8 +229,8 @@ def measure_before(
     settings: AnswerSettings,
     batches: Batches = Batches(),
 ) -> dict:
-    """`measure_answers` before the first step. It also proves that the measurement after the last step will work: raises
-    Refusal where it fails.
+    """`measure_answers` before the first step. It also proves that the measurement after the last step will work:
+    raises Refusal where it fails.
     """
     try:
         return measure_answers(model, tokenizer, eval_rows, settings, batches)

@@ -1,8 +1,8 @@
 """Publishes scores on main of the model's repository; each row names the revision and commit that was evaluated.
 
 Published tags never move, so scores of a revision go to main: all of them to `scores.csv`, those of main's own model
-also to `.eval_results/*.yaml` and the card's model-index. A value that differs from an older one is added; the older one
-stays.
+also to `.eval_results/*.yaml` and the card's model-index. A value that differs from an older one is added; the older
+one stays.
 """
 
 import csv
@@ -152,7 +152,9 @@ def _identity(row: dict) -> tuple:
 
 
 def eval_results(records: list[dict], repo: str) -> dict[str, str]:
-    """{path: text} of `.eval_results/TASK.yaml` in the Hub's format, for the tasks whose data is a dataset on the Hub."""
+    """{path: text} of `.eval_results/TASK.yaml` in the Hub's format, for the tasks whose data is a dataset on the
+    Hub.
+    """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
     files = {}

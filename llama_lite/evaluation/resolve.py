@@ -120,7 +120,9 @@ def _resolve_model(name: str, adapter: str | None) -> Model:
 
 
 def _read_position(folder: Path) -> tuple[int | None, int | None]:
-    """(step, training tokens) of a checkpoint, a published revision or a finished run; (None, None) of other folders."""
+    """(step, training tokens) of a checkpoint, a published revision or a finished run; (None, None) of other
+    folders.
+    """
     for file_name in ("revision.json", "manifest.json"):
         if is_well_formed(record := read_json(folder / file_name)):
             return record["step"], record["tokens"]

@@ -185,8 +185,8 @@ def runs_of(models: list[Model]) -> dict[Path, list[str]]:
 
 
 def copy_to_run(out: Path, run: Path, model_names: list[str]) -> None:
-    """Copy an evaluation's tables to `RUN/evaluation/NAME`, where the run's card finds them. `model_names`: those of its
-    models that belong to the run.
+    """Copy an evaluation's tables to `RUN/evaluation/NAME`, where the run's card finds them. `model_names`: those of
+    its models that belong to the run.
 
     They replace those of the same evaluation, recognized by the path of its folder. Where another evaluation has NAME,
     they go to NAME-2 (-3 ...), and a line says so.

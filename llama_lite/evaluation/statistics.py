@@ -109,8 +109,8 @@ def auroc(inside: list[float], outside: list[float]) -> float:
 def bootstrap(
     count: int, statistics: Callable[[np.ndarray], list[float]], clusters: list[str] | None = None, seed: int = 0
 ) -> list[tuple[float, float]]:
-    """95 % interval of each value of `statistics(indices of items)` over DRAWS resamples of items, or of whole clusters,
-    with replacement.
+    """95 % interval of each value of `statistics(indices of items)` over DRAWS resamples of items, or of whole
+    clusters, with replacement.
     """
     names = np.unique(
         [f"alone {i}" if clusters[i] is None else clusters[i] for i in range(count)] if clusters else np.arange(count),

@@ -1,4 +1,6 @@
-"""Verified downloads from the Hub: checkpoints to resume, models, and prepared tokens, which are also published here."""
+"""Verified downloads from the Hub: checkpoints to resume, models, and prepared tokens, which are also published
+here.
+"""
 
 import os
 import re
@@ -148,8 +150,8 @@ def pull_model(ref: Reference) -> tuple[str, Path]:
 
 
 def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
-    """Publish a prepared folder as a dataset repository: one commit of its shards, tokenizer and records, with the sha256
-    of each file.
+    """Publish a prepared folder as a dataset repository: one commit of its shards, tokenizer and records, with the
+    sha256 of each file.
 
     Content that is published already is not pushed again. Raises Refusal where the repository holds other data, or the
     Hub fails.
@@ -181,8 +183,8 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
 
 
 def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict) -> bool:
-    """Commit the files of `record` from a prepared folder, the record and a card; False where the repository holds these
-    tokens already. Raises Refusal where it holds other data, HubUnavailable, HubPermissionError, and the client's
+    """Commit the files of `record` from a prepared folder, the record and a card; False where the repository holds
+    these tokens already. Raises Refusal where it holds other data, HubUnavailable, HubPermissionError, and the client's
     errors.
     """
     api, ref = HfApi(), Reference(repo)

@@ -23,8 +23,8 @@ ADAPTER = (
 
 
 def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
-    """Write the model of a checkpoint in `dtype` ("float32", "bfloat16" ...), its vocabulary cut to the tokenizer's (the
-    rows beyond it were padding).
+    """Write the model of a checkpoint in `dtype` ("float32", "bfloat16" ...), its vocabulary cut to the tokenizer's
+    (the rows beyond it were padding).
 
     Reads files only, so that training can continue meanwhile. The same checkpoint gives the same bytes.
     """

@@ -247,8 +247,8 @@ class Publisher:
             print_main(f"hub       {tag_of(step)} waits: {text}")
 
     def drain(self, timeout: float) -> bool:
-        """Wait until the queue is empty; returns False when `timeout` seconds were not enough, or when only the user can
-        resolve the failure.
+        """Wait until the queue is empty; returns False when `timeout` seconds were not enough, or when only the user
+        can resolve the failure.
         """
         deadline, announced = time.monotonic() + timeout, None
         while (waiting := queued(self.folder)) and time.monotonic() < deadline and not self.blocked:
@@ -266,7 +266,9 @@ class Publisher:
         return not queued(self.folder)
 
     def stop(self) -> None:
-        """Stop the thread after its current entry; after 5 seconds, a request that hangs is left to the daemon thread."""
+        """Stop the thread after its current entry; after 5 seconds, a request that hangs is left to the daemon
+        thread.
+        """
         self.stopping = True
         self.wake.set()
         if self.thread:
@@ -318,7 +320,9 @@ def discard(entry: Path) -> None:
 
 
 def losses_at(checkpoint: Path) -> dict:
-    """{loss, eval_loss}: the last training and validation loss that a checkpoint logged (nats per token), "" if none."""
+    """{loss, eval_loss}: the last training and validation loss that a checkpoint logged (nats per token), "" if
+    none.
+    """
     losses = {"loss": "", "eval_loss": ""}
     for entry in read_json(checkpoint / "trainer_state.json")["log_history"]:
         losses.update({key: entry[key] for key in losses if key in entry})

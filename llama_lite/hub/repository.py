@@ -77,7 +77,9 @@ class Repository:
             raise translated(error) from None
 
     def prepare(self) -> dict[str, str]:
-        """Create the repository if it does not exist, and check that this run may write to it; returns {tag: commit}."""
+        """Create the repository if it does not exist, and check that this run may write to it; returns {tag:
+        commit}.
+        """
         if token() is None:
             raise HubPermissionError("no token: run `hf auth login`, or set HF_TOKEN")
         role = self._call("whoami").get("auth", {}).get("accessToken", {}).get("role")
@@ -259,8 +261,8 @@ class Repository:
         return self._replace(BRANCH, head, files, title, set(files_of(self.repo, head)))
 
     def _replace(self, branch: str, head: str, files: dict[str, Path], title: str, existing: set[str]) -> str:
-        """One commit that adds `files` and deletes the other `existing` ones; returns its id. Raises HubUnavailable when
-        the branch has moved from `head`.
+        """One commit that adds `files` and deletes the other `existing` ones; returns its id. Raises HubUnavailable
+        when the branch has moved from `head`.
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
@@ -279,8 +281,8 @@ class Repository:
         return self._mismatched_files(commit, stored, files)
 
     def _mismatched_files(self, commit: str, record: dict, files: dict[str, Path]) -> list[str]:
-        """Files of a commit that are missing, additional, or differ from its record. `files`: the local ones, which save
-        downloads.
+        """Files of a commit that are missing, additional, or differ from its record. `files`: the local ones, which
+        save downloads.
         """
         entries = files_of(self.repo, commit)
 
@@ -404,8 +406,8 @@ class Repository:
 
 
 def keep_user_text(card_text: str, old_card: str) -> str:
-    """A new card with what people wrote into the current one: the text between its marks, or, of a README without marks,
-    all of it. Raises CardError.
+    """A new card with what people wrote into the current one: the text between its marks, or, of a README without
+    marks, all of it. Raises CardError.
     """
     if YOURS[0] not in old_card and YOURS[1] not in old_card and not old_card.startswith(NO_CARD):
         words = re.sub(r"\A---\n.*?\n---\n", "", old_card, flags=re.DOTALL).strip()

@@ -114,7 +114,9 @@ def newest_first(tags: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def has_content_of(entry: "RepoFile", path: Path) -> bool:
-    """Whether a file on the Hub has the content of a local file, by the sha256 (LFS) or blob id that the Hub reports."""
+    """Whether a file on the Hub has the content of a local file, by the sha256 (LFS) or blob id that the Hub
+    reports.
+    """
     if entry.lfs:
         return entry.lfs.sha256 == sha256(path)
     data = path.read_bytes()

@@ -5,16 +5,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 TOLERANCE = 1e-5  # of the largest number, in float32: what another order of additions changes
+
+
+def context_of(config: "PretrainedConfig") -> int | None:
+    """Maximum number of positions of a model; None for architectures without a maximum (Mamba, BLOOM)."""
+    config = config.get_text_config()
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
 
 
 def probe_ids(model: "PreTrainedModel") -> "torch.Tensor":
     """Ids to test a model on, [2, 24 or as many as it has positions], on its device."""
     import torch
-
-    from ..models.presets import context_of
 
     width = min(24, context_of(model.config) or 24)
     return (

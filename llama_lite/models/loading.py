@@ -149,8 +149,8 @@ def check_filled(
 
 
 def check_language_model(name: str, model: "PreTrainedModel") -> None:
-    """Raise Refusal unless a model's weights are finite, it predicts each token from the earlier ones only, and its loss
-    with `shift_labels` is the cross-entropy of its logits.
+    """Raise Refusal unless a model's weights are finite, it predicts each token from the earlier ones only, and its
+    loss with `shift_labels` is the cross-entropy of its logits.
     """
     import torch
 
@@ -264,8 +264,8 @@ def check_adapter(model: "PeftModel", name: str, folder: Path) -> None:
 
 
 def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, torch.Tensor]:
-    """Load the `model*.safetensors` of a folder into a model, and return them. Raises Refusal where a tensor is missing,
-    unknown or of another shape.
+    """Load the `model*.safetensors` of a folder into a model, and return them. Raises Refusal where a tensor is
+    missing, unknown or of another shape.
 
     A published model's vocabulary is cut to the tokenizer's: the model's rows beyond it, which are padding, do not
     change. Of two tied tensors one is enough; if both are stored, they must be equal.

@@ -38,8 +38,8 @@ def load_model_config(name: str):
 
 
 def model_config_of(name: str, vocab_size: int, context: int | None):
-    """The config of `--model_config`: LAYERSxWIDTH with `vocab_size` ids and `context` positions (None: by width), or as
-    `load_model_config`. Raises Refusal.
+    """The config of `--model_config`: LAYERSxWIDTH with `vocab_size` ids and `context` positions (None: by width), or
+    as `load_model_config`. Raises Refusal.
     """
     if shapes.is_shape(name):
         return shapes.config(shapes.parse(name), vocab_size, context or shapes.context_of(shapes.parse(name)[1]))
@@ -68,16 +68,10 @@ def count_parameters(config: "PretrainedConfig") -> tuple[int, int]:
     return sum(p.numel() for p in model.parameters()), sum(embeddings.values())
 
 
-def context_of(config: "PretrainedConfig") -> int | None:
-    """Maximum number of positions of a model; None for architectures without a maximum (Mamba, BLOOM)."""
-    config = config.get_text_config()
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
-
-
 def flops_per_token(config: "PretrainedConfig", context: int) -> int:
-    """Training FLOPs per token, attention included: TRL's formula, or, for configs that it does not support (GPT-2, most
-    mixtures of experts), 6 per parameter without the embedding, as in Kaplan et al. (arXiv 2001.08361), plus
-    12 x layers x width x context for attention scores.
+    """Training FLOPs per token, attention included: TRL's formula, or, for configs that it does not support (GPT-2,
+    most mixtures of experts), 6 per parameter without the embedding, as in Kaplan et al. (arXiv 2001.08361), plus 12 x
+    layers x width x context for attention scores.
     """
     from trl.trainer.utils import compute_flops_per_token
 

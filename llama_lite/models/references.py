@@ -55,8 +55,8 @@ class Located:
 
 
 def locate(name: str, revision: str | None = None, argument: str = "--model_name_or_path") -> Located:
-    """The verified files of a folder, `org/name`, or `org/name@revision`; files on the Hub are downloaded. argument: the
-    flag that messages name. Raises Refusal.
+    """The verified files of a folder, `org/name`, or `org/name@revision`; files on the Hub are downloaded. argument:
+    the flag that messages name. Raises Refusal.
     """
     folder, ref = Path(name).expanduser(), reference(name)
     if revision and ref and ref.revision:
@@ -83,7 +83,9 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over the names and sha256 of the weight files of a model or adapter. Raises Refusal where there are none."""
+    """sha256 over the names and sha256 of the weight files of a model or adapter. Raises Refusal where there are
+    none.
+    """
     files = sorted(
         path for pattern in ("model*.safetensors", "adapter_model.safetensors") for path in Path(folder).glob(pattern)
     )

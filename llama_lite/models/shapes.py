@@ -2,8 +2,8 @@
 text and the available compute.
 
 The constants come from our own runs on a CPU (benchmarks/shapes.py; those in benchmarks/shapes.json, and earlier ones
-of up to 8M tokens whose records are not kept) and extend, where stated, to the paper's 1.7B model. The value of repeated
-text follows Muennighoff et al., "Scaling Data-Constrained Language Models" (arXiv 2305.16264).
+of up to 8M tokens whose records are not kept) and extend, where stated, to the paper's 1.7B model. The value of
+repeated text follows Muennighoff et al., "Scaling Data-Constrained Language Models" (arXiv 2305.16264).
 """
 
 import math
@@ -143,8 +143,8 @@ def expected_loss(shape: tuple[int, int], reads: float, unique: float) -> float:
     tokens.
 
     By FIT, the loss falls with a power of the number of tokens, and a model that is too small for them loses with the
-    square of the tokens per weight. The runs of benchmarks/shapes.json over new text are within 0.11 of it; a short text
-    that is read eight times ends up to 0.5 above.
+    square of the tokens per weight. The runs of benchmarks/shapes.json over new text are within 0.11 of it; a short
+    text that is read eight times ends up to 0.5 above.
     """
     repeated = max(0.0, reads / unique - 1)
     effective_tokens = unique * (1 + REPEATS * (1 - math.exp(-repeated / REPEATS))) if repeated else reads

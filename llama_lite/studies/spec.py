@@ -36,8 +36,8 @@ ARM_FIELDS = {"set", "from", "at", "against", "about"}
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """Arguments that override the shared ones. `source`, `at`: arm and step of the checkpoint that it begins from (None:
-    it begins from scratch).
+    """Arguments that override the shared ones. `source`, `at`: arm and step of the checkpoint that it begins from
+    (None: it begins from scratch).
 
     against: the arm that it is compared with.
     """
@@ -254,8 +254,8 @@ def check_runs(path: str, study: Study) -> None:
 
 
 def _source_problems(run: StudyRun, script: str) -> list[str]:
-    """Why a run cannot begin from its checkpoint, by the arguments of both runs: no checkpoint is saved at that step, it
-    is rotated away, or the step is not before the end.
+    """Why a run cannot begin from its checkpoint, by the arguments of both runs: no checkpoint is saved at that step,
+    it is rotated away, or the step is not before the end.
     """
     (*_, source_args, source), (*_, training) = PARSERS[script](run.source), PARSERS[script](run.argv)
     name, at, problems = run.arm.name, run.arm.at, []

@@ -20,7 +20,9 @@ class Decisions:
         return getattr(self.owner[name], name)
 
     def decide(self, name: str, value: object, reason: str) -> Any:
-        """Set an argument that is not settled yet; returns its value. A callable `value` is called where it is needed."""
+        """Set an argument that is not settled yet; returns its value. A callable `value` is called where it is
+        needed.
+        """
         if name not in self.fixed and name not in self.reasons:
             setattr(self.owner[name], name, value() if callable(value) else value)
             self.reasons[name] = reason

@@ -22,11 +22,12 @@ from ..data.text_facts import TextFacts
 from ..distributed import print_main
 from ..files import read_json
 from ..formatting import amount, in_words
+from ..kernels.probe import context_of
 from ..kernels.switches import COMPILED, COMPILING, choose_block_attention, choose_compile, choose_fused_loss
 from ..machine import precision
 from ..machine.parallelism import Layout
 from ..models import shapes
-from ..models.presets import context_of, count_parameters, load_model_config, model_config_of
+from ..models.presets import count_parameters, load_model_config, model_config_of
 from ..processes import seconds_since_start
 from . import timing
 from .decisions import Decisions, nice, save_interval

@@ -11,8 +11,8 @@ from ..chat_format.packing import Example
 from ..config.sft import SftArguments
 from ..data.preparation import name_of
 from ..formatting import in_words
+from ..kernels.probe import context_of
 from ..machine import precision
-from ..models.presets import context_of
 from ..processes import seconds_since_start
 from . import timing
 from .decisions import Decisions, nice, save_interval

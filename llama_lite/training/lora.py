@@ -63,8 +63,8 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterArguments, base: str, re
 def merge(
     base: references.Located, adapter: Path, tokenizer: PreTrainedTokenizerBase, dtype: str, folder: Path
 ) -> None:
-    """Save base and adapter as one model in `folder`, its weights in `dtype`; they are added in float32. Raises Refusal for a base
-    that the adapter was not made for.
+    """Save base and adapter as one model in `folder`, its weights in `dtype`; they are added in float32. Raises Refusal
+    for a base that the adapter was not made for.
     """
     tuned = references.Located(str(adapter), adapter)
     references.check_base(tuned, base)

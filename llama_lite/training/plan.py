@@ -9,7 +9,8 @@ from ..config import schedules
 from ..data.dataset import count_windows
 from ..errors import Refusal
 from ..formatting import size
-from ..models.presets import context_of, count_parameters, flops_per_token
+from ..kernels.probe import context_of
+from ..models.presets import count_parameters, flops_per_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments

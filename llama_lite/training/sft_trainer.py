@@ -40,7 +40,9 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
 
     @torch.no_grad()
     def _head_fits(self) -> bool:
-        """Whether TRL's fused head gives the same losses as the model's logits on the probe; prints the reason if not."""
+        """Whether TRL's fused head gives the same losses as the model's logits on the probe; prints the reason if
+        not.
+        """
         batch = {name: value.to(self.args.device) for name, value in self.probe[0].items()}
         try:
             with probe.evaluating(self.model):

@@ -24,6 +24,8 @@ MIN_SECONDS, MAX_STEPS = (
 
 LIMIT = 4.0  # seconds after which timing ends on a slow or busy machine
 
+GENERATED = 8  # tokens of a timed generation
+
 MAX_TIMED = 1.5  # seconds of a micro-batch that is still timed
 
 LOAD_SECONDS, BUSY_PERCENT = (
@@ -148,17 +150,22 @@ def pace(
             model(input_ids=ids, labels=ids, **shifted)
             window = (synchronize() - phase_start) / micro_batch
             phase_start = synchronize()
-            model.generate(
-                ids[:1, :4],
-                attention_mask=torch.ones_like(ids[:1, :4]),
-                max_new_tokens=8,
-                do_sample=True,
-                eos_token_id=None,
-                pad_token_id=0,
-                trust_remote_code=False,
-            )
-            token = (synchronize() - phase_start) / 8
+            _generate(model, ids[:1, :4], GENERATED)
+            token = (synchronize() - phase_start) / GENERATED
     return Pace(_usual(times[1:]), _usual(updates[1:]), window, token)
+
+
+def _generate(model, ids: torch.Tensor, count: int) -> None:
+    """Sample `count` tokens behind ids [1, prompt]."""
+    model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=count,
+        do_sample=True,
+        eos_token_id=None,
+        pad_token_id=0,
+        trust_remote_code=False,
+    )
 
 
 def _usual(times: list[float]) -> float:

@@ -141,7 +141,9 @@ def next_sentence_items() -> list[dict]:
 
 
 def instruction_items() -> list[dict]:
-    """Questions about the installed packages that no tuning run trains on that holds out a tenth of its rows, or 400."""
+    """Questions about the installed packages that no tuning run trains on that holds out a tenth of its rows, or
+    400.
+    """
     from ...chat_format import instruction_rows
 
     rows, _, _ = instruction_rows.load("installed-docs", None, "train", None, 1500, 1)

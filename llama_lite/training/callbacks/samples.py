@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from ...errors import Refusal
-from ...models.presets import context_of
+from ...kernels.probe import context_of
 
 
 class Samples(TrainerCallback):
