@@ -189,12 +189,12 @@ def measure_answers(
     shown = _spread(prompts, settings.num_shown) + [[{"role": "user", "content": text}] for text in settings.prompts]
 
     def generate(conversations: list[list[dict]], sample: bool) -> list[dict]:
-        size = batches.answered
+        size = batches.generation_batch_size
         return answers(model, tokenizer, conversations, settings.max_new_tokens, sample, settings.seed, size)
 
     shown_answers = generate(shown, False)
     return {
-        "rows": measure_losses(model, eval_rows, next(model.parameters()).device, batches.measured),
+        "rows": measure_losses(model, eval_rows, next(model.parameters()).device, batches.loss_batch_size),
         "shown": [
             {"prompt": messages[-1]["content"], **answer} for messages, answer in zip(shown, shown_answers, strict=True)
         ],

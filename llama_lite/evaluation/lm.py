@@ -15,6 +15,7 @@ import torch
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from ..chat_format.rendering import apply_chat_template
 from ..kernels import probe
@@ -84,14 +85,14 @@ class SharedContextLM(HFLM):
         tolerance = APART if next(base_model.parameters()).dtype == torch.float32 else APART_HALF
         return bool(np.allclose(shared, separate, rtol=tolerance, atol=0))
 
-    def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, chat_history: list[dict], add_generation_prompt: bool = True) -> str:
         """As lm-eval's, plus the space before an answer of this format where `answer_blank` is set.
 
         lm-eval leaves it out before options, so that it would score `ASSISTANT:Paris`, which no model was trained on.
         """
         return render_chat(self.tokenizer, chat_history, add_generation_prompt, self.answer_blank)
 
-    def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
+    def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """As lm-eval's: the log-likelihood of each text in nats."""
         batch_size, self.batch_size_per_gpu = (
             self.batch_size,
@@ -220,7 +221,12 @@ class SharedContextLM(HFLM):
         return torch.cat(nats).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()
 
 
-def render_chat(tokenizer, messages, add_generation_prompt: bool = True, answer_blank: bool = False) -> str:
+def render_chat(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[dict],
+    add_generation_prompt: bool = True,
+    answer_blank: bool = False,
+) -> str:
     """Messages in a tokenizer's chat format, up to where an answer begins. answer_blank: include the space before the
     answer, if the format has one, which lm-eval moves into the answer.
     """
@@ -271,7 +277,7 @@ def quiet():
             module.tqdm = progress_bar
 
 
-def run(lm, tasks: dict, samples: dict[str, list[int]], seed: int, chat: bool, unsafe: bool) -> dict:
+def run(lm: SharedContextLM, tasks: dict, samples: dict[str, list[int]], seed: int, chat: bool, unsafe: bool) -> dict:
     """lm-eval's result ({results, samples, ...}) for {name: task object}. The caller's random state does not change.
 
     samples: {name: sorted indices of the documents}. lm-eval's few-shot draws would continue from one evaluation to the

@@ -9,11 +9,15 @@ import dataclasses
 import hashlib
 import random
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from ..errors import Refusal
 from . import perturbations
 from .tasks import embedded
 from .tasks.definition import LETTERS, EvalTask, make
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
 
 DESCRIPTIONS = {
     "knowledge": "The following are questions with their answers.\n\n",
@@ -95,7 +99,9 @@ class PromptFormat:
     casing: Callable[[str], str] = str
 
 
-def derive(task, name: str, prompt_format: PromptFormat, n_shot: int | None = None):
+def derive(
+    task: "ConfigurableTask", name: str, prompt_format: PromptFormat, n_shot: int | None = None
+) -> "ConfigurableTask":
     """An lm-eval task over the items of `task` with another prompt; `n_shot` None keeps the number of examples.
 
     With `PromptFormat()` it has exactly the prompts of `task`. Raises Refusal for a task that has no variants.

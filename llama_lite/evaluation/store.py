@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from ..checkpoint.verify import digest_of
 from ..distributed import print_main
@@ -41,7 +42,7 @@ def chosen(task: EvalTask, limit: int | None, seed: int) -> dict[str, list[int]]
     return {leaf: numbers for leaf, numbers in numbers_of.items() if numbers}
 
 
-def prompts_digest(task: EvalTask, items: dict[str, list[int]], tokenizer, seed: int) -> str:
+def prompts_digest(task: EvalTask, items: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
     """sha256 over every prompt and target as the model will see them, with few-shot examples and chat format."""
     digest = hashlib.sha256()
 

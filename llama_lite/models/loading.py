@@ -1,14 +1,15 @@
-"""From a reference to a model: a folder, a revision on the Hub, one of the authors' checkpoints; with an adapter or
-without.
+"""Loads tokenizers, models, adapters and weights from verified files.
 
-Files of the Hub are verified before anything is loaded, and only safetensors and JSON are ever read; code that comes
-with a model is never run and never asked about. Weights must fill the model: what is missing, unknown or of another
-shape is refused by name. A model's begin, end and padding ids are made those of its tokenizer, and that is said.
+Only safetensors and JSON are read; code that comes with a model is never run. Weights must fill the model: missing,
+unknown or differently shaped tensors are refused by name. A model's begin, end and padding ids are set to those of its
+tokenizer.
 """
 
 import os
 import warnings
+from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
@@ -28,15 +29,19 @@ from ..kernels.probe import close, evaluating, probe_ids
 from . import references
 from .references import ADAPTER_FILE, Located, check_native, load_config
 
-UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more than this is another tokenizer's
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more unused rows mean another tokenizer
 
 
-def load_tokenizer(located: Located, other: str | None = None):
-    """The tokenizer of a model, or the one named by `other` (`gpt2`, a folder, a Hub id). Raises Refusal."""
+def load_tokenizer(located: Located, tokenizer_name: str | None = None):
+    """The tokenizer of a model, or the one that `tokenizer_name` names (`gpt2`, a folder, a Hub id). Raises Refusal."""
     from ..data import tokenizer as data_tokenizer
 
-    if other:
-        return data_tokenizer.load_tokenizer(other)
+    if tokenizer_name:
+        return data_tokenizer.load_tokenizer(tokenizer_name)
     try:
         tokenizer = data_tokenizer.read_tokenizer(located.folder)
     except Exception as error:  # the tokenizers library raises bare ones
@@ -55,7 +60,7 @@ def load_tokenizer(located: Located, other: str | None = None):
 
 
 def load_model(located: Located, dtype: str = "float32"):
-    """The causal language model of a folder, its weights in `dtype`, every one of them from its files. Raises
+    """The causal language model in a folder, with all weights from its files, in `dtype` ("float32" ...). Raises
     Refusal.
     """
     import torch
@@ -91,7 +96,7 @@ def load_model(located: Located, dtype: str = "float32"):
 
 
 def _unlike_files(folder: Path, config) -> tuple[set[str], set[str]]:
-    """(missing, unknown) tensors of a model's files, for kinds whose files name them otherwise than the model does."""
+    """(missing, unknown) tensors of a model's files, for architectures whose files use other names than the model."""
     import torch
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
@@ -99,22 +104,30 @@ def _unlike_files(folder: Path, config) -> tuple[set[str], set[str]]:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    wanted, there = set(revert_weight_conversion(model, model.state_dict())), set()
+    expected, stored = set(revert_weight_conversion(model, model.state_dict())), set()
     for path in folder.glob("model*.safetensors"):
         with safe_open(path, "pt") as file:
-            there |= set(file.keys())
-    return wanted - there - set(model.all_tied_weights_keys), there - wanted
+            stored |= set(file.keys())
+    return expected - stored - set(model.all_tied_weights_keys), stored - expected
 
 
-def check_filled(name: str, missing, unexpected, mismatched=()) -> None:
-    """Raise Refusal unless weights fill their model: names that are missing, that the model does not know, or of
-    another shape (name, theirs, its).
+def check_filled(
+    name: str,
+    missing: Collection[str],
+    unexpected: Collection[str],
+    mismatched: Collection[tuple[str, Sequence[int], Sequence[int]]] = (),
+) -> None:
+    """Raise Refusal unless weights fill their model: no tensor is missing, unknown to the model, or of another shape.
+
+    mismatched: (tensor name, shape in the file, shape in the model).
     """
-    found = {"missing": sorted(missing), "unknown": sorted(unexpected)}
-    found["of another shape"] = [f"{key} {list(theirs)} for {list(own)}" for key, theirs, own in sorted(mismatched)]
+    problems_by_kind = {"missing": sorted(missing), "unknown": sorted(unexpected)}
+    problems_by_kind["of another shape"] = [
+        f"{key} {list(stored)} for {list(expected)}" for key, stored, expected in sorted(mismatched)
+    ]
     problems = [
-        f"{len(keys):,} {what} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
-        for what, keys in found.items()
+        f"{len(keys):,} {kind} ({', '.join(keys[:3])}{' ...' if len(keys) > 3 else ''})"
+        for kind, keys in problems_by_kind.items()
         if keys
     ]
     if problems:
@@ -124,30 +137,32 @@ def check_filled(name: str, missing, unexpected, mismatched=()) -> None:
         )
 
 
-def check_language_model(name: str, model) -> None:
-    """Raise Refusal unless a model's weights are finite, it predicts each token from those before it, and its loss of
-    `shift_labels` is what these logits give.
+def check_language_model(name: str, model: "PreTrainedModel") -> None:
+    """Raise Refusal unless a model's weights are finite, it predicts each token from the earlier ones only, and its loss
+    with `shift_labels` is the cross-entropy of its logits.
     """
     import torch
 
-    if wrong := [key for key, value in model.named_parameters() if not torch.isfinite(value).all()]:
+    if non_finite := [key for key, value in model.named_parameters() if not torch.isfinite(value).all()]:
         raise Refusal(
-            f"{name}: {len(wrong):,} of its tensors hold NaN or infinity"
-            f" ({', '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}): no loss of it is a number. Give an earlier"
+            f"{name}: {len(non_finite):,} of its tensors hold NaN or infinity"
+            f" ({', '.join(non_finite[:3])}{' ...' if len(non_finite) > 3 else ''}): no loss of it is a number. Give an earlier"
             " step, or whole weights."
         )
     ids, labels = probe_ids(model), probe_ids(model).flip(1)
-    other = ids.clone()
-    other[:, -1] = (other[:, -1] + 1) % model.config.get_text_config().vocab_size
+    altered = ids.clone()
+    altered[:, -1] = (altered[:, -1] + 1) % model.config.get_text_config().vocab_size
     try:
         with torch.no_grad(), evaluating(model):
             outputs = model(input_ids=ids, labels=labels, shift_labels=labels, use_cache=False)
-            before, after = (model(input_ids=row, use_cache=False).logits[:, :-1].float() for row in (ids, other))
+            logits, altered_logits = (
+                model(input_ids=row, use_cache=False).logits[:, :-1].float() for row in (ids, altered)
+            )
             loss = torch.nn.functional.cross_entropy(outputs.logits.float().flatten(0, 1), labels.flatten())
     except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError, ImportError) as error:
         raise Refusal(f"{name} cannot be run as a causal language model of transformers: {shortened(error)}") from None
     kind = model.config.model_type
-    if not close(after, before):
+    if not close(altered_logits, logits):
         raise Refusal(
             f"{name} ({kind}) sees the tokens that it is to predict: it is no decoder-only language model. Give one"
             " that is."
@@ -159,8 +174,8 @@ def check_language_model(name: str, model) -> None:
         )
 
 
-def check_vocabulary(name: str, rows: int, tokenizer) -> None:
-    """Raise Refusal when a tokenizer is not that of a model with `rows` embeddings."""
+def check_vocabulary(name: str, rows: int, tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Raise Refusal when a tokenizer does not belong to a model with `rows` embeddings."""
     ids = vocabulary_size(tokenizer)
     if not ids <= rows <= ids + UNUSED_ROWS:
         raise Refusal(
@@ -169,34 +184,30 @@ def check_vocabulary(name: str, rows: int, tokenizer) -> None:
         )
 
 
-def align_special_tokens(model, tokenizer) -> str | None:
-    """Give config and generation config the tokenizer's begin, end and padding ids; says what was wrong, None if
-    nothing was.
+def align_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """Set the begin, end and padding ids of config and generation config to the tokenizer's; returns a description of
+    the mismatch, None if there was none.
     """
-    end = tokenizer.eos_token_id
+    eos_id = tokenizer.eos_token_id
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    begin = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    said = describe_mismatch(model.config, begin, end)
+    bos_id = eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    mismatch = describe_mismatch(model.config, bos_id, eos_id)
     for config in (model.config, model.generation_config):
-        config.bos_token_id, config.eos_token_id, config.pad_token_id = begin, end, tokenizer.pad_token_id
-    return said
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = bos_id, eos_id, tokenizer.pad_token_id
+    return mismatch
 
 
-def describe_mismatch(config, begin: int, end: int) -> str | None:
-    """What to say when the ids of a config are not its tokenizer's, as in the authors' checkpoints (1 and 2 instead of
-    50256).
+def describe_mismatch(config: "PretrainedConfig", bos_id: int, eos_id: int) -> str | None:
+    """A message when the ids of a config are not its tokenizer's, as in the authors' checkpoints (1 and 2 instead of
+    50256), else None.
     """
-    before = (config.bos_token_id, config.eos_token_id)
-    return (
-        None if before == (begin, end) else f"begin and end ids {before} are mended to {(begin, end)}, the tokenizer's"
-    )
+    current, expected = (config.bos_token_id, config.eos_token_id), (bos_id, eos_id)
+    return None if current == expected else f"begin and end ids {current} are replaced by {expected}, the tokenizer's"
 
 
-def attach(model, adapter: Located):
-    """The model with an adapter on it (`peft.PeftModel`), not trainable, each of its weights from the adapter's file.
-    Raises Refusal.
-    """
+def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":
+    """The model with an adapter on it, not trainable, with all adapter weights from its file. Raises Refusal."""
     from peft import PeftModel
 
     if not (adapter.folder / ADAPTER_FILE).is_file():
@@ -211,79 +222,88 @@ def attach(model, adapter: Located):
     return tuned
 
 
-def check_adapter(model, name: str, folder: Path) -> None:
-    """Raise Refusal unless the adapter's file in `folder` holds every weight of a PeftModel's adapter, in its shape,
-    and no other.
+def check_adapter(model: "PeftModel", name: str, folder: Path) -> None:
+    """Raise Refusal unless the adapter's file in `folder` has exactly the weights of a PeftModel's adapter, in their
+    shapes.
 
-    Embeddings of the base, which PEFT can store beside an adapter, are no other.
+    Embeddings of the base, which PEFT can store with an adapter, are allowed, too.
     """
     from peft import get_peft_model_state_dict
     from safetensors import safe_open
 
     with safe_open(folder / ADAPTER_FILE, "pt") as file:
-        theirs = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
-    own = {
+        stored = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
+    expected = {
         key: list(value.shape) for key, value in get_peft_model_state_dict(model, save_embedding_layers=False).items()
     }
-    ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
-    base = {f"{key}.weight" for key, module in model.named_modules() if any(module is layer for layer in ends)}
-    other = [(key, theirs[key], own[key]) for key in own.keys() & theirs.keys() if theirs[key] != own[key]]
-    check_filled(f"the adapter {name}", own.keys() - theirs.keys(), theirs.keys() - own.keys() - base, other)
+    embedding_layers = [
+        layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
+    ]
+    base_keys = {
+        f"{key}.weight" for key, module in model.named_modules() if any(module is layer for layer in embedding_layers)
+    }
+    mismatched = [
+        (key, stored[key], expected[key]) for key in expected.keys() & stored.keys() if stored[key] != expected[key]
+    ]
+    check_filled(
+        f"the adapter {name}", expected.keys() - stored.keys(), stored.keys() - expected.keys() - base_keys, mismatched
+    )
 
 
-def load_weights(model, folder: Path) -> dict[str, torch.Tensor]:
-    """Load the `model*.safetensors` of a folder into a model, and return them; Refusal where a tensor is missing,
+def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, torch.Tensor]:
+    """Load the `model*.safetensors` of a folder into a model, and return them. Raises Refusal where a tensor is missing,
     unknown or of another shape.
 
-    A published model's vocabulary is cut to the tokenizer's: rows beyond it, which are padding, stay as they are. Where
-    the model ties two tensors, one of them is enough, and two must be equal.
+    A published model's vocabulary is cut to the tokenizer's: the model's rows beyond it, which are padding, do not
+    change. Of two tied tensors one is enough; if both are stored, they must be equal.
     """
     tensors = read_weights(folder)
-    if get_model_conversion_mapping(
-        model, add_legacy=False
-    ):  # files of this kind (Mixtral's) name their tensors otherwise than the model: as transformers reads them
+    # files of some architectures (Mixtral) use other tensor names than the model: transformers converts them
+    if get_model_conversion_mapping(model, add_legacy=False):
         with patch.dict(os.environ, {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}):  # every rank reads all of them
             tensors = load_model(references.Located(str(folder), folder)).state_dict()
-    own, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
+    model_state, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
     for name, tensor in tensors.items():
         if (
             name in verify.VOCABULARY
-            and name in own
-            and tensor.shape[0] < own[name].shape[0]
-            and tensor.shape[1:] == own[name].shape[1:]
+            and name in model_state
+            and tensor.shape[0] < model_state[name].shape[0]
+            and tensor.shape[1:] == model_state[name].shape[1:]
         ):
-            tensors[name] = torch.cat([tensor.to(own[name]), own[name][len(tensor) :]])
+            tensors[name] = torch.cat([tensor.to(model_state[name]), model_state[name][len(tensor) :]])
     for first, second in tied.items():
         if first in tensors and second in tensors and not torch.equal(tensors[first], tensors[second]):
             raise Refusal(
                 f"the weights in {folder} are not this model's: {first} and {second} are tied here"
                 " (tie_word_embeddings) and differ there."
             )
-    there = {
+    loaded = {
         *tensors,
         *(first for first, second in tied.items() if second in tensors),
         *(second for first, second in tied.items() if first in tensors),
     }
-    other = [
-        (name, tensor.shape, own[name].shape)
+    mismatched = [
+        (name, tensor.shape, model_state[name].shape)
         for name, tensor in tensors.items()
-        if name in own and tensor.shape != own[name].shape
+        if name in model_state and tensor.shape != model_state[name].shape
     ]
-    check_filled(str(folder), own.keys() - there, tensors.keys() - own.keys(), other)
+    check_filled(str(folder), model_state.keys() - loaded, tensors.keys() - model_state.keys(), mismatched)
     set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
     return tensors
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a folder as its files name them: of model.safetensors, or of the files that its index names, as
+    """The tensors of a folder by their names in its files: model.safetensors, or else the files in its index, as
     transformers chooses. Raises Refusal.
     """
-    whole, index = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
-    if not whole.is_file() and not index.is_file():
+    weights_path, index_path = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
+    if not weights_path.is_file() and not index_path.is_file():
         verify.refuse_sharded(folder)
         raise Refusal(f"{folder} holds no {SAFE_WEIGHTS_NAME}.")
     names = (
-        [SAFE_WEIGHTS_NAME] if whole.is_file() else sorted(set((read_json(index) or {}).get("weight_map", {}).values()))
+        [SAFE_WEIGHTS_NAME]
+        if weights_path.is_file()
+        else sorted(set((read_json(index_path) or {}).get("weight_map", {}).values()))
     )
     tensors = {}
     for name in names:

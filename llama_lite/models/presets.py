@@ -1,16 +1,20 @@
 """Model configurations: presets and shapes, their parameters, context and FLOPs per token."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import Refusal
 from ..paths import ROOT
 from . import shapes
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 PRESETS = ROOT / "configs" / "model"
 
 
 def load_model_config(name: str):
-    """The `LlamaConfig` (or any causal LM's) of a preset or of a folder with a config.json. Raises Refusal."""
+    """The config of a preset or of a folder with a config.json, of any causal language model. Raises Refusal."""
     from transformers import AutoConfig
 
     folder = PRESETS / name if (PRESETS / name / "config.json").exists() else Path(name)
@@ -33,36 +37,38 @@ def load_model_config(name: str):
 
 
 def model_config_of(name: str, vocab_size: int, context: int | None):
-    """The config of `--model_config`: LAYERSxWIDTH with that vocabulary and context, or as `load_model_config`. Raises
-    Refusal.
+    """The config of `--model_config`: LAYERSxWIDTH with `vocab_size` ids and `context` positions (None: by width), or as
+    `load_model_config`. Raises Refusal.
     """
     if shapes.is_shape(name):
         return shapes.config(shapes.parse(name), vocab_size, context or shapes.context_of(shapes.parse(name)[1]))
     return load_model_config(name)
 
 
-def count_parameters(config) -> tuple[int, int]:
-    """(all parameters, those of the embedding matrices) of a model, built on the meta device."""
+def count_parameters(config: "PretrainedConfig") -> tuple[int, int]:
+    """(number of parameters, number of those in embedding matrices) of a model, built on the meta device."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
-    embeddings = {id(layer.weight): layer.weight.numel() for layer in ends}
+    embedding_layers = [
+        layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
+    ]
+    embeddings = {id(layer.weight): layer.weight.numel() for layer in embedding_layers}
     return sum(p.numel() for p in model.parameters()), sum(embeddings.values())
 
 
-def context_of(config) -> int | None:
-    """Positions that a model knows; None where its kind sets no end to them (Mamba, BLOOM)."""
+def context_of(config: "PretrainedConfig") -> int | None:
+    """Maximum number of positions of a model; None for architectures without a maximum (Mamba, BLOOM)."""
     config = config.get_text_config()
     return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)
 
 
-def flops_per_token(config, context: int) -> int:
-    """FLOPs of training on a token, attention included: TRL's formula, or, for configs that it does not know (GPT-2's,
-    most mixtures of experts), 6 for each parameter but those of the embedding, as Kaplan et al. (arXiv 2001.08361)
-    count, and 12 x layers x width x context for attention scores.
+def flops_per_token(config: "PretrainedConfig", context: int) -> int:
+    """Training FLOPs per token, attention included: TRL's formula, or, for configs that it does not support (GPT-2, most
+    mixtures of experts), 6 per parameter without the embedding, as in Kaplan et al. (arXiv 2001.08361), plus
+    12 x layers x width x context for attention scores.
     """
     from trl.trainer.utils import compute_flops_per_token
 

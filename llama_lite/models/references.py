@@ -23,13 +23,13 @@ VOLATILE_ADAPTER = (
     "peft_version",
     "inference_mode",
     "auto_mapping",
-)  # of adapter_config.json: its place
+)  # fields of adapter_config.json that do not decide what an adapter computes
 
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to, and what their config makes of them
 
-# Fields of a config that weights do not depend on: the length of the vocabulary (padding, held against the tensors) and
-# of the context, ids, what only
-# training uses (dropout, initial values, router losses), and how it is computed.
+# Fields of a config that do not decide what its weights compute: sizes of vocabulary (padding, checked against the
+# tensors) and context, token ids, fields used in training only (dropout, initial values, router losses), and output
+# options.
 FREE_FIELDS = re.compile(
     r"^(vocab_size|n_positions|max_position_embeddings|max_seq_len|n_ctx|\w+_token_id|\w*(dropout|pdrop|drop|initializer\w*|init_std)|router_aux_loss_coef|output_\w+|"
     rf"pretraining_tp|problem_type|return_dict|chunk_size_feed_forward|is_encoder_decoder|id2label|label2id|{'|'.join(VOLATILE_CONFIG)})$"
@@ -38,7 +38,7 @@ FREE_FIELDS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """A model, or adapter, as verified files in a folder. `repo` and `commit` are None for a folder of this machine."""
+    """A model or adapter as verified files in a folder. `repo`, `revision` and `commit` are None for a local folder."""
 
     name: str
     folder: Path
@@ -48,15 +48,18 @@ class Located:
 
     @property
     def adapter(self) -> bool:
+        """Whether it is an adapter."""
         return (self.folder / "adapter_config.json").is_file()
 
 
 def locate(name: str, revision: str | None = None, argument: str = "--model_name_or_path") -> Located:
-    """The verified files that a folder, `org/name`, or `org/name@revision` means. Raises Refusal."""
-    folder, where = Path(name).expanduser(), reference(name)
-    if revision and where and where.revision:
+    """The verified files of a folder, `org/name`, or `org/name@revision`; files on the Hub are downloaded. argument: the
+    flag that messages name. Raises Refusal.
+    """
+    folder, ref = Path(name).expanduser(), reference(name)
+    if revision and ref and ref.revision:
         raise Refusal(f"{argument} {name} names a revision, and --model_revision {revision} another: give one of them.")
-    if where is None:
+    if ref is None:
         if revision:
             raise Refusal(f"--model_revision {revision}: {name} is a folder, and folders have no revisions.")
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
@@ -65,20 +68,20 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
             )
         integrity.check_model(name, folder)
         return Located(name, folder)
-    where = Reference(where.repo, where.revision or revision)
+    ref = Reference(ref.repo, ref.revision or revision)
     try:
-        commit, folder = download.pull_model(where)
+        commit, folder = download.pull_model(ref)
     except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(
-            f"{argument} {where}: no folder here has this name, and the Hub says: {error}. Make it first, give another"
+            f"{argument} {ref}: no folder here has this name, and the Hub says: {error}. Make it first, give another"
             " name, or run the same command again when the Hub answers."
         ) from None
-    integrity.check_model(str(where), folder)
-    return Located(str(where), folder, where.repo, where.revision, commit)
+    integrity.check_model(str(ref), folder)
+    return Located(str(ref), folder, ref.repo, ref.revision, commit)
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over the names and sha256 of the weight files of a model or adapter."""
+    """sha256 over the names and sha256 of the weight files of a model or adapter. Raises Refusal where there are none."""
     files = sorted(
         path for pattern in ("model*.safetensors", "adapter_model.safetensors") for path in Path(folder).glob(pattern)
     )
@@ -88,8 +91,8 @@ def weights_digest(folder: Path) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """sha256 over the weights of a model or adapter and what of its config decides what they compute (epsilons,
-    rotations, LoRA's alpha).
+    """sha256 over the weights of a model or adapter and the config fields that decide what they compute (epsilons,
+    rotations, LoRA's alpha). Raises Refusal where there are no weights.
     """
     configs = [read_json(Path(folder) / name) for name in ("config.json", ADAPTER_CONFIG)]
     counted = [
@@ -100,7 +103,7 @@ def model_digest(folder: Path) -> str:
 
 
 def load_config(located: Located):
-    """The config of a model, of an adapter's base where it is one. Raises Refusal."""
+    """The config of a model, or of an adapter's base. Raises Refusal for an unreadable or quantized one."""
     from transformers import AutoConfig
 
     try:
@@ -122,7 +125,7 @@ def load_config(located: Located):
 
 
 def check_native(located: Located, file: str = "config.json") -> None:
-    """Raise Refusal where a model or tokenizer needs code of its own, as its `auto_map` says: such code is never
+    """Raise Refusal where a model or tokenizer needs custom code, according to `auto_map` in `file`: such code is never
     run.
     """
     record = read_json(located.folder / file)
@@ -136,8 +139,8 @@ def check_native(located: Located, file: str = "config.json") -> None:
 
 
 def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict:
-    """`base.json` of an adapter: the digest of its base's weights, what of its config they depend on, and where on the
-    Hub they are.
+    """The content of an adapter's `base.json`: digest and counted config fields of its base, and where it is on the
+    Hub.
     """
     return {
         "sha256": weights_digest(base.folder),
@@ -148,8 +151,8 @@ def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict
 
 
 def counted_fields(located: Located) -> dict:
-    """The fields of a model's config that decide what its weights compute (rotations, epsilons, heads), as JSON has
-    them. Raises Refusal.
+    """The fields of a model's config that decide what its weights compute (rotations, epsilons, heads), as JSON values.
+    Raises Refusal.
     """
     fields = load_config(located).to_dict()
     return json.loads(
@@ -158,8 +161,8 @@ def counted_fields(located: Located) -> dict:
 
 
 def check_base(adapter: Located, base: Located) -> None:
-    """Raise Refusal when an adapter was made for other weights than `base`'s, or for the same with another config,
-    where its record says that.
+    """Raise Refusal when an adapter was trained for other weights than `base`, or for the same weights with another
+    config, as far as its record states them.
     """
     record = read_json(adapter.folder / BASE_RECORD)
     if record:
@@ -168,17 +171,17 @@ def check_base(adapter: Located, base: Located) -> None:
             raise Refusal(
                 f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256 differ)."
             )
-        then = record.get("config", {})  # which the first versions did not record
-        now = counted_fields(base) if then else {}
-        other = [
-            f"{name} was {then[name]} and is {now[name]}"
-            for name in sorted(then.keys() & now.keys())
-            if then[name] != now[name]
+        saved_fields = record.get("config", {})  # which the first versions did not record
+        current_fields = counted_fields(base) if saved_fields else {}
+        changes = [
+            f"{name} was {saved_fields[name]} and is {current_fields[name]}"
+            for name in sorted(saved_fields.keys() & current_fields.keys())
+            if saved_fields[name] != current_fields[name]
         ]
-        if other:
+        if changes:
             raise Refusal(
                 f"the adapter {adapter.name} was made for the weights of {base.name} with another config"
-                f" ({'; '.join(other)}): give the base with the config that it had."
+                f" ({'; '.join(changes)}): give the base with the config that it had."
             )
         return
     named = (read_json(adapter.folder / "adapter_config.json") or {}).get("base_model_name_or_path")

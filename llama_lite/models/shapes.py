@@ -1,9 +1,9 @@
-"""A model's size as LAYERSxWIDTH: the LLaMA that it means, and which size, vocabulary, step and rate fit a text and the
-compute there is.
+"""Model sizes as LAYERSxWIDTH: the LLaMA config of a size, and the size, vocabulary, step and learning rate that fit a
+text and the available compute.
 
-The constants are chosen by our own runs on a CPU (benchmarks/shapes.py; those of benchmarks/shapes.json, and earlier
-ones of up to 8M tokens whose records are not kept) and reach, where it says so, to the paper's 1.7B model; what
-repeated text is worth is Muennighoff et al.'s, "Scaling Data-Constrained Language Models" (arXiv 2305.16264).
+The constants come from our own runs on a CPU (benchmarks/shapes.py; those in benchmarks/shapes.json, and earlier ones
+of up to 8M tokens whose records are not kept) and extend, where stated, to the paper's 1.7B model. The value of repeated
+text follows Muennighoff et al., "Scaling Data-Constrained Language Models" (arXiv 2305.16264).
 """
 
 import math
@@ -33,24 +33,25 @@ LADDER = (
     *((12, 768), (16, 896), (18, 1024), (20, 1280), (24, 1536), (28, 1792), (36, 2048)),
 )  # (layers, width), from smallest to largest
 
-NARROW = 384  # widths below have heads of 32, the others of 64
+NARROW = 384  # smaller widths have a head dimension of 32, others of 64
 
 FIT = {
     "E": 1.0,
     "B": 131.0,
     "beta": 0.348,
     "K": 110.0,
-}  # of `expected_loss`; fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens
+}  # parameters of `expected_loss`, fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens
 
-REPEATS = 15.4  # Muennighoff et al.: after so many repetitions, another one is worth 1/e of new text
+REPEATS = 15.4  # Muennighoff et al.: after this many repetitions, another one is worth 1/e of new text
 
 
 def is_shape(name: str) -> bool:
+    """Whether a name is LAYERSxWIDTH."""
     return bool(SHAPE.fullmatch(name))
 
 
 def parse(name: str) -> tuple[int, int]:
-    """`6x256` -> (6, 256): layers and width. Raises Refusal for a width that heads do not divide."""
+    """(layers, width) of `6x256`. Raises Refusal for a width that heads do not divide."""
     layers, width = map(int, SHAPE.fullmatch(name).groups())
     if layers < 1 or width < 32 or width % 32:
         below, above = max(32, width // 32 * 32), (width // 32 + 1) * 32
@@ -62,8 +63,8 @@ def parse(name: str) -> tuple[int, int]:
 
 
 def config(shape: tuple[int, int], vocab_size: int, context: int):
-    """The LlamaConfig of (layers, width). Its initial weights are drawn as narrowly as the paper's from a width of 625
-    on, more widely below.
+    """The LlamaConfig of (layers, width). From a width of 625 on, its initial weights have the paper's standard
+    deviation; below, a larger one.
     """
     from transformers import LlamaConfig
 
@@ -88,65 +89,64 @@ def config(shape: tuple[int, int], vocab_size: int, context: int):
 
 
 def layer_parameters(shape: tuple[int, int]) -> int:
-    """Weights of the layers: all but embedding and output layer."""
+    """Number of weights in the layers, without embedding and output layer."""
     layers, width = shape
     return layers * (4 * width * width + 3 * width * round(width * 8 / 3 / 16) * 16)
 
 
 def parameters(shape: tuple[int, int], vocab_size: int) -> int:
+    """Number of weights, with embedding and output layer."""
     return layer_parameters(shape) + 2 * vocab_size * shape[1]
 
 
 def flops_per_token(shape: tuple[int, int], vocab_size: int, context: int) -> float:
-    """Forward and backward, attention included."""
+    """Training FLOPs per token, forward and backward, attention included."""
     layers, width = shape
     return 6 * (layer_parameters(shape) + vocab_size * width) + 12 * layers * width * context / 2
 
 
 def context_of(width: int) -> int:
-    """Window of a model that nobody gave one: 256 to the paper's 1,024."""
+    """Default context in tokens of a model of this width: 256 to the paper's 1,024."""
     return 256 if width < 320 else 512 if width < 640 else 1024
 
 
 def vocabulary_for(size: float) -> int:
-    """Ids for so many bytes of text: 1,024 for 200 KB, 4,096 for 30 MB, 32,768 from 7 GB on."""
+    """Vocabulary size for `size` bytes of text: 1,024 for 200 KB, 4,096 for 30 MB, 32,768 from 7 GB on."""
     return 2 ** min(15, max(10, round(10 + (math.log2(max(size, 1)) - 18.5) / 3)))
 
 
 def affordable_tokens(flops: float) -> float:
-    """Tokens that a model of the right size reads with so much compute: 20 a weight (Hoffmann et al., arXiv
-    2203.15556).
-    """
+    """Training tokens for a compute-optimal model at `flops`: 20 per weight (Hoffmann et al., arXiv 2203.15556)."""
     return math.sqrt(flops * 20 / 6)
 
 
 def tokens_per_step(reads: float) -> int:
-    """2,048 tokens a step for 2M, and the paper's 524,288 for its 20e9; a power of two between."""
+    """Tokens per step for `reads` training tokens: 2,048 for 2M, the paper's 524,288 for its 20e9; a power of two."""
     return 2 ** min(19, max(10, round(11 + 0.6 * math.log2(max(reads, 1) / 2e6))))
 
 
 def learning_rate(width: int) -> float:
-    """5e-3 at a width of 96, 3e-3 at 192, the paper's 6e-4 at 2,048."""
+    """Peak learning rate: 5e-3 at a width of 96, 3e-3 at 192, the paper's 6e-4 at 2,048."""
     return float(f"{6e-4 * (2048 / width) ** 0.69:.2g}")
 
 
 def most_epochs(unique: float) -> float:
-    """How often a text of so many tokens can be read before the validation loss rises: 4 times for 100,000 of them
-    (measured: of 2, 4 and 8 times), and the more the longer it is: 7 for a million, 16 at most (not measured;
-    Muennighoff et al. found gains up to there).
+    """How many epochs over `unique` tokens are useful before the validation loss rises: 4 for 100,000 tokens (measured:
+    the best of 2, 4 and 8), more for longer texts: 7 for a million, 16 at most (not measured; Muennighoff et al. found
+    gains up to there).
     """
     return min(16.0, max(4.0, 4 * (unique / 1e5) ** 0.25))
 
 
 def expected_loss(shape: tuple[int, int], reads: float, unique: float) -> float:
-    """Bits a byte that a shape is expected to reach on our documentation text after `reads` tokens of a text of
-    `unique` ones.
+    """Expected loss in bits per byte of a shape on our documentation text after `reads` tokens, of a text of `unique`
+    tokens.
 
-    By FIT: more tokens help by a power of their number, and a model that is small for them loses by the square of the
-    tokens that a weight has read. The runs of benchmarks/shapes.json over new text lie within 0.11 of it; a short text
+    By FIT, the loss falls with a power of the number of tokens, and a model that is too small for them loses with the
+    square of the tokens per weight. The runs of benchmarks/shapes.json over new text are within 0.11 of it; a short text
     that is read eight times ends up to 0.5 above.
     """
     repeated = max(0.0, reads / unique - 1)
-    worth = unique * (1 + REPEATS * (1 - math.exp(-repeated / REPEATS))) if repeated else reads
-    small = reads / (FIT["K"] * layer_parameters(shape))
-    return FIT["E"] + FIT["B"] / max(worth, 1) ** FIT["beta"] * (1 + small**2)
+    effective_tokens = unique * (1 + REPEATS * (1 - math.exp(-repeated / REPEATS))) if repeated else reads
+    excess = reads / (FIT["K"] * layer_parameters(shape))
+    return FIT["E"] + FIT["B"] / max(effective_tokens, 1) ** FIT["beta"] * (1 + excess**2)

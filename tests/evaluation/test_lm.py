@@ -162,11 +162,11 @@ def write_hellaswag(folder):
     return folder
 
 
-def command_results(folder, data, place):
+def command_results(folder, data, work_folder):
     """`lm_eval` as a user would run it, on the built-in task with local data: (results, samples)."""
     source = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks/hellaswag/hellaswag.yaml"
-    (place / "tasks").mkdir()
-    (place / "tasks/local.yaml").write_text(
+    (work_folder / "tasks").mkdir()
+    (work_folder / "tasks/local.yaml").write_text(
         f"include: {source}\ntask: hellaswag_local\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    validation:"
         f" {data}/validation.jsonl\n    train: {data}/train.jsonl\n"
     )
@@ -184,19 +184,21 @@ def command_results(folder, data, place):
     ]
     command += [
         "--include_path",
-        str(place / "tasks"),
+        str(work_folder / "tasks"),
         "--device",
         "cpu",
         "--batch_size",
         "4",
         "--output_path",
-        str(place / "out"),
+        str(work_folder / "out"),
         "--log_samples",
     ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=place, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=work_folder, timeout=300)
     assert result.returncode == 0, result.stderr
-    results = json.loads(next((place / "out").rglob("results_*.json")).read_text())["results"]["hellaswag_local"]
-    samples = [json.loads(line) for line in next((place / "out").rglob("samples_*.jsonl")).read_text().splitlines()]
+    results = json.loads(next((work_folder / "out").rglob("results_*.json")).read_text())["results"]["hellaswag_local"]
+    samples = [
+        json.loads(line) for line in next((work_folder / "out").rglob("samples_*.jsonl")).read_text().splitlines()
+    ]
     return results, samples
 
 

@@ -155,12 +155,12 @@ def test_a_kept_result_that_was_altered_is_computed_again(evaluate, tmp_path, ca
         assert not samples.exists() or (result.read_text(), samples.read_text()) != whole, name
         capsys.readouterr()
         evaluate(out)
-        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
+        messages = [line for line in capsys.readouterr().out.splitlines() if line.startswith("WARNING")]
         assert (
-            len(told) == 1
-            and f"results/{result.stem}: " in told[0]
-            and f"{said}" in told[0]
-            and told[0].endswith("so it is computed again")
+            len(messages) == 1
+            and f"results/{result.stem}: " in messages[0]
+            and f"{said}" in messages[0]
+            and messages[0].endswith("so it is computed again")
         ), name
         assert {name: (out / name).read_text() for name in tables} == tables and samples.read_text() == whole[1], name
     evaluate(out)

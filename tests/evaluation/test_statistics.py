@@ -123,8 +123,8 @@ def test_auroc_by_counting():
 
 def test_spread_by_hand():
     correct = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0]], float)
-    meant = np.array([[0, 1, 2, 3], [0, 2, 1, 3], [0, 1, 1, 3]])
-    found = statistics.spread(correct, meant)
+    targets = np.array([[0, 1, 2, 3], [0, 2, 1, 3], [0, 1, 1, 3]])
+    found = statistics.spread(correct, targets)
     assert (found["lowest"], found["highest"], found["spread"], found["worst_of_k"]) == (0.5, 0.75, 0.25, 0.25)
     assert found["flips"] == pytest.approx(3 / 8) and found["consistency"] == pytest.approx((2 + 3 + 3) / 12)
 
@@ -134,7 +134,7 @@ def test_sensitivity_tells_a_steady_model_from_blind_answers():
     gold = np.zeros(120, int)
     steady = np.tile(rng.integers(0, 4, 120), (8, 1))
     blind = rng.integers(0, 4, (8, 120))
-    one, other = (statistics.sensitivity(meant == gold, meant, [4] * 120, None) for meant in (steady, blind))
+    one, other = (statistics.sensitivity(targets == gold, targets, [4] * 120, None) for targets in (steady, blind))
     assert one["flips"]["value"] == 0 and one["consistency"]["value"] == 1 and one["spread"]["value"] == 0
     for name in ("flips", "consistency", "worst_of_k", "mean"):
         assert other[name]["low"] - 0.02 <= other[name]["blind"] <= other[name]["high"] + 0.02, name

@@ -425,7 +425,7 @@ def test_the_authors_checkpoints_are_mended(hub, settings, pretrain, tmp_path, c
     HfApi().create_repo("org/DMaS-LLaMa-Lite-step-40.5k", exist_ok=True)
     HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="org/DMaS-LLaMa-Lite-step-40.5k")
     run = pretrain(tmp_path / "run", init_from="org/DMaS-LLaMa-Lite-step-40.5k", max_steps=2)
-    assert "org/DMaS-LLaMa-Lite-step-40.5k: begin and end ids (1, 2) are mended to" in capsys.readouterr().out
+    assert "org/DMaS-LLaMa-Lite-step-40.5k: begin and end ids (1, 2) are replaced by" in capsys.readouterr().out
     assert (
         AutoModelForCausalLM.from_pretrained(run).config.eos_token_id == AutoTokenizer.from_pretrained(run).eos_token_id
     )

@@ -152,7 +152,7 @@ def test_the_authors_checkpoint_is_tuned_with_its_ids_mended(hub, sft, base, tmp
     HfApi().upload_folder(folder_path=tmp_path / "theirs", repo_id="org/DMaS-LLaMa-Lite-step-43.5k")
     run = sft(tmp_path / "run", model_name_or_path="org/DMaS-LLaMa-Lite-step-43.5k", use_lora=False, max_steps=2)
     end = AutoTokenizer.from_pretrained(run).eos_token_id
-    assert f"begin and end ids (1, 2) are mended to {(end, end)}" in capsys.readouterr().out
+    assert f"begin and end ids (1, 2) are replaced by {(end, end)}" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(run)
     assert {model.config.eos_token_id, model.config.bos_token_id, model.generation_config.eos_token_id} == {end}
 

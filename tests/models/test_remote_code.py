@@ -81,11 +81,13 @@ ELSEWHERE = {
 @pytest.mark.parametrize("auto_map", [OWN, ELSEWHERE])
 def test_a_model_of_its_own_code_is_refused_everywhere(foreign, auto_map):
     folder = foreign("nano", "config.json", model_type="mynanogpt", auto_map=auto_map)
-    told = r"nano needs code of its own \(auto_map in its config\.json; mynanogpt is no class of transformers\)"
+    expected_message = (
+        r"nano needs code of its own \(auto_map in its config\.json; mynanogpt is no class of transformers\)"
+    )
     for load in (references.load_config, loading.load_model):
-        with pytest.raises(Refusal, match=told):
+        with pytest.raises(Refusal, match=expected_message):
             load(references.locate(str(folder)))
-    with pytest.raises(Refusal, match=told):
+    with pytest.raises(Refusal, match=expected_message):
         presets.load_model_config(str(folder))
 
 

@@ -42,23 +42,23 @@ def altered(base, folder, change):
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_weights_that_do_not_fill_a_model_are_refused_by_name(name, base, tmp_path):
-    change, told = DAMAGE[name]
+    change, expected_message = DAMAGE[name]
     folder = altered(base, tmp_path / "model", change)
-    with pytest.raises(Refusal, match=f"do not fill the model: .*{told}"):
+    with pytest.raises(Refusal, match=f"do not fill the model: .*{expected_message}"):
         loading.load_model(references.Located("model", folder))
     model = AutoModelForCausalLM.from_pretrained(base)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(Refusal, match=f"do not fill the model: .*{told}"):
+    with pytest.raises(Refusal, match=f"do not fill the model: .*{expected_message}"):
         load_weights(model, folder)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # nothing was loaded of it
 
 
 def test_a_model_with_a_layer_more_or_less_than_its_config_is_refused(base, tmp_path):
-    for layers, told in ((3, "9 missing"), (1, "9 unknown")):
+    for layers, expected_message in ((3, "9 missing"), (1, "9 unknown")):
         folder = shutil.copytree(base, tmp_path / str(layers))
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
-        with pytest.raises(Refusal, match=told):
+        with pytest.raises(Refusal, match=expected_message):
             loading.load_model(references.locate(str(folder)))
 
 
@@ -150,9 +150,11 @@ def test_weights_of_another_kind_or_tying_are_refused(tmp_path):
             "rope_parameters is .*500000",
         ),
     }
-    for name, (kind, fields, told) in cases.items():
+    for name, (kind, fields, expected_message) in cases.items():
         made(tmp_path / name, kind, **fields)
-        with pytest.raises(Refusal, match=f"{name} is another model: .*{told}.*Give its config.json as --model_config"):
+        with pytest.raises(
+            Refusal, match=f"{name} is another model: .*{expected_message}.*Give its config.json as --model_config"
+        ):
             resume.init_folder(None, str(tmp_path / name), config)
 
 
@@ -181,9 +183,9 @@ def test_what_weights_do_not_depend_on_may_differ(tmp_path):
 
 
 def test_a_run_refuses_them_before_a_step(pretrain, whole_run, tmp_path):
-    change, told = DAMAGE["one missing"]
+    change, expected_message = DAMAGE["one missing"]
     folder = altered(whole_run / "checkpoint-12", tmp_path / "damaged", change)
-    with pytest.raises(Refusal, match=told):
+    with pytest.raises(Refusal, match=expected_message):
         pretrain(tmp_path / "run", init_from=str(folder), max_steps=1)
     assert not (tmp_path / "run/log.jsonl").exists() or not (tmp_path / "run/log.jsonl").read_text()
 
@@ -220,10 +222,10 @@ def test_adapters_whose_tensors_do_not_fit_are_refused_by_name(base, tmp_path):
             r"cannot be put on this model|4 of another shape",
         ),
     }
-    for name, (changed, told) in cases.items():
+    for name, (changed, expected_message) in cases.items():
         shutil.copytree(tmp_path / "adapter", tmp_path / name)
         save_file(changed, tmp_path / name / "adapter_model.safetensors", {"format": "pt"})
-        with pytest.raises(Refusal, match=f"adapter {name} .*({told})"):
+        with pytest.raises(Refusal, match=f"adapter {name} .*({expected_message})"):
             loading.attach(model(), references.Located(name, tmp_path / name))
     (tmp_path / "half/adapter_model.safetensors").rename(tmp_path / "half/adapter_model.bin")
     with pytest.raises(Refusal, match=r"holds no adapter_model\.safetensors: only safetensors are read"):

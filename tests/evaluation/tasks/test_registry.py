@@ -39,8 +39,8 @@ def test_held_out_instructions_are_held_out_of_every_default_tuning_run():
     demo = parse_sft([])[2]
     for most, count in ((demo.max_rows, demo.eval_rows), (5000, 400), (None, derive_sft.MOST_HELD)):
         rows, _, _ = instruction_rows.load(demo.dataset, None, "train", None, most, 2, demo.skip_held_out)
-        learnt = {row.document for row in rows} - instruction_rows.held_documents(rows, count)
-        assert len(learnt) > 200 and not held & learnt
+        train_documents = {row.document for row in rows} - instruction_rows.held_documents(rows, count)
+        assert len(train_documents) > 200 and not held & train_documents
 
 
 @pytest.mark.parametrize(
