@@ -107,8 +107,8 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
     if name not in manager.task_index:
         close_matches = difflib.get_close_matches(name, [*EMBEDDED, *manager.all_tasks], 3, 0.5)
         raise Refusal(
-            f"--tasks {name}: no such task{f'; close_matches: {chr(44).join(close_matches)}' if close_matches else ''}. Embedded, without network:"
-            f" {', '.join(EMBEDDED)}."
+            f"--tasks {name}: no such task{f'; near: {chr(44).join(close_matches)}' if close_matches else ''}. Embedded,"
+            f" without network: {', '.join(EMBEDDED)}."
         )
     if name.startswith("humaneval") or name.startswith("mbpp"):
         raise Refusal(
