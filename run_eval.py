@@ -1,6 +1,6 @@
 """Evaluate many models and revisions with lm-eval: records, paired statistics, sensitivity, robustness, generalisation.
 
-    python run_eval.py                                            # the demo's checkpoints and its tuned model, without network
+    python run_eval.py                                            # the demo's checkpoints and tuned model, offline
     python run_eval.py --config configs/eval/trajectory.yaml --models you/name@step-*
 
 Stop it at any moment and run the same command again.

@@ -1,7 +1,7 @@
 """Tune a model on instructions with TRL's SFTTrainer and LoRA, and resume it bit for bit.
 
-    accelerate launch run_sft.py                                            # on the demo's own model
-    accelerate launch run_sft.py --config configs/sft/paper.yaml --model_name_or_path you/name --model_revision step-040000
+    accelerate launch run_sft.py                                    # on the demo's own model
+    accelerate launch run_sft.py --config configs/sft/paper.yaml --model_name_or_path you/name
 
 Stop it at any moment and run the same command again.
 """

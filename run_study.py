@@ -3,7 +3,7 @@ claims no more than its intervals.
 
     python run_study.py --config configs/studies/resume.yaml
     python run_study.py --config configs/studies/resume.yaml --dry_run
-    python run_study.py --config configs/studies/resume.yaml --seed 1     # the runs of one seed, for Slurm array tasks or several devices
+    python run_study.py --config configs/studies/resume.yaml --seed 1     # one seed: for Slurm array tasks
 
 Stop it at any moment and run the same command again: finished runs are kept, changed arms are run again.
 """

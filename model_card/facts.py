@@ -243,7 +243,8 @@ class Facts:
         plan, found = self.r.run["plan"], self.r.run.get("skipped") or {}
         sentences = [
             f"{number(plan['rows'])} rows to learn from ({number(plan['learnt_tokens'])} tokens of answers),"
-            f" {number(plan['held_rows'])} rows held out of the tuning by whole documents (the base may have read them)."
+            f" {number(plan['held_rows'])} rows held out of the tuning by whole documents (the base may have"
+            " read them)."
         ]
         if most := self.source.get("max_rows"):
             sentences.append(
@@ -595,7 +596,8 @@ class Facts:
         if found := events.get("saturated"):
             slope = spread({"value": found["slope"], "low": found["low"], "high": found["high"]}, 4, "+")
             sentences.append(
-                f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats per doubling of tokens."
+                f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats per doubling of"
+                " tokens."
             )
         elif len(r.evaluated) >= 5:
             sentences.append("Validation loss had not saturated when training ended.")

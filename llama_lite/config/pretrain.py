@@ -22,8 +22,8 @@ class ModelArguments:
 
     model_config: str | None = arg(
         None,
-        "A preset of configs/model (tiny, 1m, demo, 3m, 8m, 124m, 978m, 1.7b), LAYERSxWIDTH (6x256), or a folder that holds"
-        " a config.json.",
+        "A preset of configs/model (tiny, 1m, demo, 3m, 8m, 124m, 978m, 1.7b), LAYERSxWIDTH (6x256), or a folder that"
+        " holds a config.json.",
     )
     init_from: str | None = arg(
         None,

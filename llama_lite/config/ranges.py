@@ -84,7 +84,8 @@ def range_problems(values: dict) -> list[str]:
 
 
 LISTS = (
-    "models tasks eval_tasks sensitivity robustness variant_models num_fewshot task_data texts target_modules file_types"
+    "models tasks eval_tasks sensitivity robustness variant_models num_fewshot task_data texts target_modules"
+    " file_types"
 ).split()  # of names and places; texts of a person (prompts) hold commas
 
 

@@ -161,8 +161,8 @@ def check_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerBase", cont
         if not prompt.strip() or num_tokens + answer_tokens > context:
             shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
             raise Refusal(
-                f"--prompts {shown!r}: {num_tokens:,} tokens in the chat format, and with --answer_tokens {answer_tokens}"
-                f" the base has {context:,} positions."
+                f"--prompts {shown!r}: {num_tokens:,} tokens in the chat format, and with --answer_tokens"
+                f" {answer_tokens} the base has {context:,} positions."
             )
 
 

@@ -56,7 +56,8 @@ LABEL = r"^[ \t]*(?:#+ *)?[A-Z][A-Za-z0-9]*(?: [A-Za-z0-9]+)?:(?!\S)"
 
 # Letters are listed (ASCII, Latin-1, Latin Extended-A), since what counts as one in Unicode grows with Python's
 # version.
-WORD = r"(?<!\S)[\"'(\u201c\u2018]*(?P<word>[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f]+)[.,;:!?\"')\u2026\u201d\u2019]*(?!\S)"
+LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f"
+WORD = rf"(?<!\S)[\"'(\u201c\u2018]*(?P<word>[{LETTERS}]+)[.,;:!?\"')\u2026\u201d\u2019]*(?!\S)"
 
 TOKEN = re.compile("|".join((FENCED, QUOTED, CALL, LABEL, WORD)), re.MULTILINE)
 

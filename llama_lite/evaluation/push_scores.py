@@ -116,7 +116,8 @@ def _check_commits(located: Located, records: list[dict], head: str) -> None:
         ):
             raise Refusal(
                 f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit {record['commit']},"
-                f" and {located.repo}@{located.revision} is {current_commit} now: evaluate again in another --output_dir."
+                f" and {located.repo}@{located.revision} is {current_commit} now: evaluate again in another"
+                " --output_dir."
             )
 
 

@@ -76,8 +76,8 @@ def nothing_private(files: dict[str, str | Path]) -> None:
     for name, path in files.items():
         if private_text := found_in(name, Path(path)):
             raise Refusal(
-                f"{name} holds {private_text}, and is not published. Give paths relative to the working folder, leave tokens"
-                " out of arguments, and start a new run."
+                f"{name} holds {private_text}, and is not published. Give paths relative to the working folder, leave"
+                " tokens out of arguments, and start a new run."
             )
 
 

@@ -133,8 +133,8 @@ class Publisher:
                 f"{_list_tags(self.lost)} cannot be: no checkpoint here" if self.lost else "",
             ]
             text = (
-                f"{_list_tags(missing)} of {repo} was published, and is gone from there (deleted, or the repository made"
-                f" anew): {'; '.join(filter(None, consequences))}"
+                f"{_list_tags(missing)} of {repo} was published, and is gone from there (deleted, or the repository"
+                f" made anew): {'; '.join(filter(None, consequences))}"
             )
             print_main(f"WARNING   {text}")
             self.run.event("hub", reason=text)

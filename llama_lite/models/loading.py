@@ -157,8 +157,8 @@ def check_language_model(name: str, model: "PreTrainedModel") -> None:
     if non_finite := [key for key, value in model.named_parameters() if not torch.isfinite(value).all()]:
         raise Refusal(
             f"{name}: {len(non_finite):,} of its tensors hold NaN or infinity"
-            f" ({', '.join(non_finite[:3])}{' ...' if len(non_finite) > 3 else ''}): no loss of it is a number. Give an earlier"
-            " step, or whole weights."
+            f" ({', '.join(non_finite[:3])}{' ...' if len(non_finite) > 3 else ''}): no loss of it is a number. Give an"
+            " earlier step, or whole weights."
         )
     kind, ids, labels = model.config.model_type, probe_ids(model), probe_ids(model).flip(1)
     altered = ids.clone()

@@ -58,8 +58,8 @@ def count_parameters(config: "PretrainedConfig") -> tuple[int, int]:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(
-            f"{config.name_or_path or 'this config'} ({config.model_type}) makes no causal language model of transformers:"
-            f" {shortened(error).rstrip('.')}. Fix that config.json, or give another --model_config."
+            f"{config.name_or_path or 'this config'} ({config.model_type}) makes no causal language model of"
+            f" transformers: {shortened(error).rstrip('.')}. Fix that config.json, or give another --model_config."
         ) from None
     embedding_layers = [
         layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None

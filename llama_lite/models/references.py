@@ -102,7 +102,8 @@ def refuse_unread(folder: Path, name: str | None = None) -> None:
     pickles = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
     way = (
         f'Convert its {pickles[0]}, where you trust who made it: python -c "from transformers import'
-        f" AutoModelForCausalLM as M; M.from_pretrained('{folder}', use_safetensors=False).save_pretrained('{folder}')\""
+        f" AutoModelForCausalLM as M; M.from_pretrained('{folder}',"
+        f" use_safetensors=False).save_pretrained('{folder}')\""
         if pickles
         else "Give a folder or revision that does (transformers' save_pretrained writes one)."
     )
@@ -130,8 +131,8 @@ def load_config(located: Located):
     except Exception as error:  # malformed values lead to errors of every kind
         check_native(located)
         raise Refusal(
-            f"{located.name} has no config that transformers can read: {shortened(error).rstrip('.')}. Mend its config.json,"
-            " or give another model."
+            f"{located.name} has no config that transformers can read: {shortened(error).rstrip('.')}. Mend its"
+            " config.json, or give another model."
         ) from None
     if quantization := getattr(config, "quantization_config", None):
         method = (

@@ -36,8 +36,8 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterArguments, base: str, re
     if unmatched:
         available = ", ".join(sorted({name.split(".")[-1] for name in linear}))
         raise Refusal(
-            f"--target_modules {' '.join(unmatched)}: no linear module of {base} has that name. There are {available} (or"
-            " all-linear)."
+            f"--target_modules {' '.join(unmatched)}: no linear module of {base} has that name. There are {available}"
+            " (or all-linear)."
         )
     config = LoraConfig(
         r=adapter.r,

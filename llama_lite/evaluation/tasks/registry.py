@@ -58,8 +58,8 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
                 has_own_examples or task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs())
             ):
                 raise Refusal(
-                    f"--num_fewshot {num_examples}: {leaf} has one split and no examples set aside, so an item's own answer"
-                    " could stand in its prompt. Use 0."
+                    f"--num_fewshot {num_examples}: {leaf} has one split and no examples set aside, so an item's own"
+                    " answer could stand in its prompt. Use 0."
                 )
             available = len(list(task.fewshot_docs()))
             available -= task.fewshot_cfg.split is not None and task.fewshot_cfg.split == (
@@ -107,8 +107,8 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
     if name not in manager.task_index:
         close_matches = difflib.get_close_matches(name, [*EMBEDDED, *manager.all_tasks], 3, 0.5)
         raise Refusal(
-            f"--tasks {name}: no such task{f'; near: {chr(44).join(close_matches)}' if close_matches else ''}. Embedded,"
-            f" without network: {', '.join(EMBEDDED)}."
+            f"--tasks {name}: no such task{f'; near: {chr(44).join(close_matches)}' if close_matches else ''}."
+            f" Embedded, without network: {', '.join(EMBEDDED)}."
         )
     if name.startswith("humaneval") or name.startswith("mbpp"):
         raise Refusal(

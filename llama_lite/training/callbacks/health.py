@@ -64,6 +64,6 @@ class Health(TrainerCallback):
                 high=slope.high,
             )
             print_main(
-                f"validation loss rises and diverges from training loss by {slope.slope:.4f} nats per doubling of tokens"
-                f" ({slope.low:.4f} to {slope.high:.4f}): {losses[-1]:.4f}, best {min(losses):.4f}"
+                f"validation loss rises and diverges from training loss by {slope.slope:.4f} nats per doubling of"
+                f" tokens ({slope.low:.4f} to {slope.high:.4f}): {losses[-1]:.4f}, best {min(losses):.4f}"
             )
