@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- Models and tasks ----
     found = resolve.resolve_models(model_args.models)
     check_named_models(found, task_args)
-    tasks = Tasks(found, task_args)
+    tasks = Tasks(found, task_args, model_args.tokenizer_name)
     work = {model.name: tasks.of(model.name) for model in found}
     print_work(found, tasks)
     if output_args.dry_run:
@@ -103,7 +103,7 @@ class Tasks:
     found: the models. Raises Refusal for a task that is not there or cannot be built.
     """
 
-    def __init__(self, found, args):
+    def __init__(self, found, args, tokenizer_name: str | None):
         from llama_lite.config.eval import pairs, shots
         from llama_lite.evaluation import prompt_variants
         from llama_lite.evaluation.tasks import registry
@@ -114,7 +114,9 @@ class Tasks:
         )
         self.asked += [registry.text_task(name, path) for name, path in pairs(args.texts).items()]
         self.varied_models = set(args.variant_models or [model.name for model in found[-1:]])
-        chats = all(model.has_chat_format for model in found if model.name in self.varied_models)
+        chats = bool(args.sensitivity) and all(
+            model.tokenizer(tokenizer_name).chat_template for model in found if model.name in self.varied_models
+        )
         self.sensitivity = {
             task.name: prompt_variants.sensitivity(task, args.seed, chats)
             for task in self.asked

@@ -33,9 +33,11 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
     held: held-out rows. before: metrics of the base. base: record of the base. batches: how rows are batched.
     """
 
-    def __init__(self, *args, held: list[Example], before: dict, base: dict, batches: Batches = Batches(), **kwargs):
+    def __init__(
+        self, *args, eval_rows: list[Example], before: dict, base: dict, batches: Batches = Batches(), **kwargs
+    ):
         super().__init__(*args, **kwargs)
-        self.held, self.before, self.base, self.batches = held, before, base, batches
+        self.eval_rows, self.before, self.base, self.batches = eval_rows, before, base, batches
         self.fused = self.args.device.type == "cuda" and self._head_fits()
 
     @torch.no_grad()
@@ -90,7 +92,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         model = self.accelerator.unwrap_model(self.model)
         row_losses = measure_losses(
             model,
-            self.held[self.args.process_index :: WORLD_SIZE],
+            self.eval_rows[self.args.process_index :: WORLD_SIZE],
             self.args.device,
             self.args.per_device_eval_batch_size if self.batches.packs else 1,
             self.batches.max_tokens,
