@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
         if not session.train(trainer, plan.steps):
             trainer._load_from_checkpoint(start.checkpoint)
         run_on_main(export, session.run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        after = run_on_main(before_after.measure_after, without_autocast(trainer), *measured)
+        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), *measured)
         run_on_main(finish, session.run, plan.steps, base, adapter_args, before, after)
         session.publish_rest(plan.steps)
 
@@ -279,11 +279,6 @@ def recorded_before(start) -> dict | None:
     from llama_lite.evaluation.before_after import BEFORE
 
     return read_json(start.checkpoint / BEFORE) if start.checkpoint else None
-
-
-def without_autocast(trainer):
-    """The tuned model without the trainer's mixed precision, so that it is measured as the base was: in float32."""
-    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
 
 
 def name_of(base) -> dict:

@@ -177,7 +177,7 @@ def test_a_config_that_does_not_fit_its_class_is_refused_by_name(kind, fields, t
     AutoConfig.for_model(kind, **{**fields, "vocab_size": 512}).save_pretrained(tmp_path / kind)
     with pytest.raises(Refusal, match=told) as refused:
         pretrain(tmp_path / "run", model_config=str(tmp_path / kind))
-    assert str(tmp_path / kind) in str(refused.value) and "Mend that config.json, or give another" in str(refused.value)
+    assert str(tmp_path / kind) in str(refused.value) and "Fix that config.json, or give another" in str(refused.value)
     assert not (tmp_path / "run/run.json").exists()
 
 
