@@ -410,8 +410,8 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     card = write_card_or_reason(run.path)
     last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
     print_main(
-        f"finished  validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits a"
-        f" byte); baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
+        f"finished  validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits"
+        f" per byte); baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
     )
     print_main(f"          model {run.path}, its card {card}")
     if last["eval_loss"] > bases["unigram"]:

@@ -251,7 +251,7 @@ def load_base(groups, base, tokenizer):
         training_args.packing = False
         print_main(
             f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they"
-            " are padded, one sequence a row"
+            " are padded, one sequence per row"
         )
     return config, model, batches
 

@@ -143,10 +143,21 @@ def test_names_are_the_fields():
     assert not found
 
 
+def texts_of(path: Path):
+    """(line, text) of every line of a file, and of every string of Python code, whose parts can stand on several lines."""
+    source = path.read_text(encoding="utf-8")
+    yield from enumerate(source.splitlines(), 1)
+    for node in ast.walk(ast.parse(source)) if path.suffix == ".py" else ():
+        if isinstance(node, ast.JoinedStr):
+            yield node.lineno, "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
 def test_units_are_per_something():
     found = []
     for path in [*SOURCES, *sorted((ROOT / "configs").rglob("*.yaml")), *sorted((ROOT / "model_card").rglob("*.j2"))]:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if match := UNITS.search(line):
+        for number, text in texts_of(path):
+            if match := UNITS.search(" ".join(text.split())):
                 found.append(f"{path.relative_to(ROOT)}:{number} {match[0]}")
     assert not found
