@@ -106,7 +106,6 @@ def main(argv: list[str] | None = None) -> None:
         )
         train.restart_order_at(start.data_start * plan.windows_per_step)
         held_out = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
-        measured_peak = None if run_args.peak_flops else peak_flops(run_args.precision, training_args.device)
         trainer = PretrainTrainer(
             model=model,
             train_dataset=train,
@@ -115,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
             processing_class=tokenizer,
             probe=[collate([held_out[i]]) for i in range(run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
-            peak_flops=run_args.peak_flops or measured_peak,
+            peak_flops=run_args.peak_flops or peak_flops(run_args.precision, training_args.device),
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
             **session.trainer_arguments(),
         )

@@ -125,8 +125,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         session.add_callbacks(trainer)
 
-        # ---- Train, or go on; first the adapter or model, which nothing can cost any more; then what tuning changed
-        # ----
+        # ---- Train, or resume; then export, before anything that could still fail; then what tuning changed ----
         if not session.train(trainer, plan.steps):
             trainer._load_from_checkpoint(start.checkpoint)
         run_on_main(export, session.run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)

@@ -12,7 +12,15 @@ from trl import SFTConfig
 from ..paths import ROOT
 from . import fields
 from .arguments import REPOSITORY
-from .common import CommonRunArguments, HubArguments, arg, before_transformers, check_training
+from .common import (
+    RESUME_HELP,
+    SCHEDULE_HELP,
+    CommonRunArguments,
+    HubArguments,
+    arg,
+    before_transformers,
+    check_training,
+)
 from .parser import Parser
 
 
@@ -123,19 +131,10 @@ class SftArguments(SFTConfig):
     _argument_group_name = "Training (trl.SFTConfig)"
 
     output_dir: str | None = arg(None, "Folder of the run.")
-    resume_from_checkpoint: str | None = arg(
-        "auto",
-        "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true):"
-        " refused without one. never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the"
-        " Hub.",
-    )
+    resume_from_checkpoint: str | None = arg("auto", RESUME_HELP)
     learning_rate: float = arg(2e-4, "Peak learning rate.")
     lr_scheduler_type: str = arg("cosine_warmup_with_min_lr", "Schedule.")
-    lr_scheduler_kwargs: dict | str | None = arg(
-        None,
-        'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that'
-        " have a floor).",
-    )
+    lr_scheduler_kwargs: dict | str | None = arg(None, SCHEDULE_HELP)
     warmup_steps: float = arg(0.03, "Steps of linear warm-up (below 1: a share of all steps).")
     weight_decay: float = arg(0.0, "Weight decay.")
     max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
