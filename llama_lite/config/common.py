@@ -15,13 +15,13 @@ from .fields import KEPT, accelerator_problems, names, unknown_fields
 from .schedules import default_kwargs, optimizer_problems, schedule_problems
 
 RESUME_HELP = (
-    "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true): refused"
-    " without one. never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the Hub."
+    "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true):"
+    " refused without one. never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the Hub."
 )
 
 SCHEDULE_HELP = (
-    'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that have a'
-    " floor)."
+    'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that have'
+    " a floor)."
 )
 
 
