@@ -26,9 +26,8 @@ KINDS = {
 
 SPLITS = ("train", "validation")
 
-OWN_PARTS = re.compile(
-    r"checkpoint-.*|evaluation|merged|queue.*|figures|samples|results"
-)  # what a run, or an evaluation, makes in its folder
+# what a run, or an evaluation, makes in its folder
+OWN_PARTS = re.compile(r"checkpoint-.*|evaluation|merged|queue.*|figures|samples|results")
 
 
 def kind_of_folder(path: str | Path) -> str:

@@ -135,9 +135,8 @@ def renew(text: str, old: str) -> str:
             )
         kept = old[old.index(YOURS[0]) : old.index(YOURS[1]) + len(YOURS[1])]
         marker = "\n".join(YOURS)
-        text = (
-            text.replace(marker, kept) if marker in text else f"{text}\n{kept}\n"
-        )  # a card that could not be made has no place for it
+        # a card that could not be made has no place for it
+        text = text.replace(marker, kept) if marker in text else f"{text}\n{kept}\n"
     try:
         before = ModelCard(old, ignore_metadata_errors=True).data
     except (ValueError, yaml.YAMLError):

@@ -13,14 +13,8 @@ from pathlib import Path
 
 from .metadata import CardError
 
-PREFERRED = (
-    "acc_norm",
-    "acc",
-    "exact_match",
-    "pass@1",
-    "word_f1",
-    "bits_per_byte",
-)  # the metric by which a task is shown and compared
+# the metric by which a task is shown and compared
+PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")
 
 
 @dataclasses.dataclass

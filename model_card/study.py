@@ -197,9 +197,8 @@ def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) ->
     Seeds are aligned by step. Where the tokens of a step differ between seeds (tuning), it is drawn at their mean.
     """
     metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
-    paired = {
-        (row["arm"], row["at"]) for row in comparison if metric == "eval_loss" or row["unit"] == "tokens"
-    }  # the same windows
+    # the same windows
+    paired = {(row["arm"], row["at"]) for row in comparison if metric == "eval_loss" or row["unit"] == "tokens"}
     values: dict = {}
     tokens: dict[int, list[int]] = {}
     for row in rows:

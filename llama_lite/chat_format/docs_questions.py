@@ -18,9 +18,8 @@ LONGEST_INPUT, LONGEST_ANSWER, SHORTEST_ANSWER = 500, 320, 25  # characters of a
 
 MODULE_ROWS = 6  # of each kind that a module gives at most, so that no package fills the set
 
-MARKUP = re.compile(
-    r"https?://|\.\. |>>>|::|\\|_{2,}|[=\-~]{3,}|\{|\}|TODO|auto_docstring"
-)  # links, directives, code, rulers, templates: not plain sentences
+# links, directives, code, rulers, templates: not plain sentences
+MARKUP = re.compile(r"https?://|\.\. |>>>|::|\\|_{2,}|[=\-~]{3,}|\{|\}|TODO|auto_docstring")
 
 
 # ---- the embedded rows ----

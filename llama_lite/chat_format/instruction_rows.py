@@ -20,11 +20,7 @@ from .docs_questions import EMBEDDED_ROWS, embedded
 
 SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  # alpaca's `input` may be absent
 
-OPTIONAL_COLUMNS = {
-    SCHEMAS[0]: (),
-    SCHEMAS[1]: ("history",),
-    SCHEMAS[2]: ("input", "history"),
-}  # optional columns
+OPTIONAL_COLUMNS = {SCHEMAS[0]: (), SCHEMAS[1]: ("history",), SCHEMAS[2]: ("input", "history")}
 
 COMMON_COLUMNS = ("system", "weight", "train")
 
@@ -194,11 +190,12 @@ def _is_trained(fields: dict, whose: str, unread: collections.Counter) -> bool:
     trained = True
     for name, meanings in (("weight", {0: False, 1: True}), ("train", {False: False, True: True})):
         value = fields.get(name)
+        # of a CSV file
         value = (
             {"0": 0, "1": 1, "false": False, "true": True}.get(value.lower(), value)
             if isinstance(value, str)
             else value
-        )  # of a CSV file
+        )
         if _is_empty(value):
             continue
         if isinstance(value, bool | int | float) and value in meanings:

@@ -160,10 +160,8 @@ def conversation(instruction: str, input: str = "", output: str | None = None) -
     return messages if output is None else [*messages, {"role": "assistant", "content": output.strip()}]
 
 
-PROBE = [
-    *conversation("Name a city.", "", "Paris."),
-    *conversation("Another?", "", "Tokyo."),
-]  # the conversation that templates are tested with
+# the conversation that templates are tested with
+PROBE = [*conversation("Name a city.", "", "Paris."), *conversation("Another?", "", "Tokyo.")]
 
 SYSTEM_PROBE = [{"role": "system", "content": "Be brief."}, *PROBE]
 

@@ -22,9 +22,8 @@ from ..processes import die_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MEASURED = (
-    ROOT / "benchmarks" / "demo.json"
-)  # seconds of each stage, on the machines that were at hand, and of `work_seconds` there
+# seconds of each stage, on the machines that were at hand, and of `work_seconds` there
+MEASURED = ROOT / "benchmarks" / "demo.json"
 
 
 def stages(name: str) -> list[tuple[str, list[str]]]:

@@ -57,21 +57,13 @@ SHORT_NAMES = {  # what other programs call an argument
     "resume": "resume_from_checkpoint",
 }
 
-NONE_COUNTS = {
-    "save_total_limit",
-    "pad_to_multiple_of",
-}  # None is a value here (all checkpoints, no padding); elsewhere it is as if nothing was given
+# None is a value here (all checkpoints, no padding); elsewhere it is as if nothing was given
+NONE_COUNTS = {"save_total_limit", "pad_to_multiple_of"}
 
 BLANKS_COUNT = {"document_separator"}  # blanks and line breaks alone are a value here; elsewhere they are nothing
 
-SWITCHES = {
-    "yes": True,
-    "on": True,
-    "true": True,
-    "no": False,
-    "off": False,
-    "false": False,
-}  # words for a switch in YAML
+# words for a switch in YAML
+SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 
 HELP_FLAGS = ("-h", "--help")
 HELP_ALL_FLAGS = ("--help_all", "--help-all")

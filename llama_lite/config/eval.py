@@ -87,13 +87,8 @@ class TasksArguments:
     batch_tokens: int | None = arg(None, "Tokens per forward pass (default: 2,048 on a CPU, 32,768 on a GPU).")
 
 
-LISTS = (
-    "tasks",
-    "num_fewshot",
-    "sensitivity",
-    "robustness",
-    "variant_models",
-)  # of TasksArguments, in which nothing comes twice
+# of TasksArguments, in which nothing comes twice
+LISTS = ("tasks", "num_fewshot", "sensitivity", "robustness", "variant_models")
 
 
 @dataclasses.dataclass

@@ -21,9 +21,8 @@ from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, i
 from .common import CommonRunArguments
 from .ranges import comma_problems, range_problems
 
-NEGATIVE_NUMBER = re.compile(
-    r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|infinity|nan)$", re.I
-)  # what argparse takes as a value, not an option; its own pattern does not know -1e-3
+# what argparse takes as a value, not an option; its own pattern does not know -1e-3
+NEGATIVE_NUMBER = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|infinity|nan)$", re.I)
 
 # arguments whose `~` is the home folder, in YAML and on the command line alike; a list's also behind `=`, `+` or at its
 # beginning

@@ -35,13 +35,14 @@ from .installed import package_root
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
+# by ending; any other file that is text is one document
 KINDS = {
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     **dict.fromkeys((".html", ".htm", ".xhtml"), "html"),
     **{f".{kind}": kind for kind in ("parquet", "arrow", "json", "csv", "tsv", "mbox")},
     ".eml": "mail",
     ".ipynb": "notebook",
-}  # by ending; any other file that is text is one document
+}
 
 ARROW_KINDS = ("parquet", "arrow")  # read by pyarrow, whole record batches at a time
 

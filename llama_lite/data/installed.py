@@ -16,10 +16,8 @@ DISTRIBUTIONS = {"sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"
 
 FOREIGN_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 
-INSTALLED = {
-    "installed-docs": (".py", FOREIGN_FOLDERS | {"test", "tests"}),
-    "installed-files": ("", FOREIGN_FOLDERS),
-}  # ending of files, folders that are skipped
+# ending of files, folders that are skipped
+INSTALLED = {"installed-docs": (".py", FOREIGN_FOLDERS | {"test", "tests"}), "installed-files": ("", FOREIGN_FOLDERS)}
 
 
 def installed_files(dataset: str) -> tuple[list[str], dict[str, str]]:

@@ -351,9 +351,8 @@ def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
         problems.append("recipe.json was altered (it is not the manifest's)" if exists else "recipe.json is missing")
     for name, expected in manifest.get("files", {}).items():
         problems += filter(None, [_file_problem(folder, name, expected["size"], expected["sha256"])])
-    if (
-        "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]
-    ):  # of an earlier version
+    # of an earlier version
+    if "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]:
         is_present = (folder / "tokenizer" / "tokenizer.json").exists()
         problems.append(
             "tokenizer/ is not the one that the tokens were made with"

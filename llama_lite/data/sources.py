@@ -48,16 +48,8 @@ from .formats import (
 )
 from .installed import INSTALLED, installed_files, package_root
 
-PROJECT_FOLDERS = (
-    "pretrain",
-    "sft",
-    "eval",
-    "study",
-    "prepared",
-    "curated",
-    "begun",
-    "unknown run",
-)  # kinds of folders that are not a user's text
+# kinds of folders that are not a user's text
+PROJECT_FOLDERS = ("pretrain", "sft", "eval", "study", "prepared", "curated", "begun", "unknown run")
 
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
 
@@ -78,18 +70,11 @@ POINTERS = {  # {first bytes of a pointer file: what it is, and how to fetch the
 
 POINTER_BYTES = 1024  # a pointer is smaller: https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md
 
-ARROW_METADATA = {
-    "dataset_info.json",
-    "state.json",
-    "dataset_dict.json",
-}  # metadata that `save_to_disk` of `datasets` writes
+# metadata that `save_to_disk` of `datasets` writes
+ARROW_METADATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
 
-SPLIT_ENDINGS = (
-    ".txt",
-    ".text",
-    ".raw",
-    ".tokens",
-)  # files with these endings can be splits, as files of rows can; train.py is a program
+# files with these endings can be splits, as files of rows can; train.py is a program
+SPLIT_ENDINGS = (".txt", ".text", ".raw", ".tokens")
 
 ALL_SPLITS = "all"
 
@@ -484,9 +469,8 @@ def _inspect(path: str, explicit: bool, options: ReadOptions) -> tuple[str, str 
 
 def _is_utf8(head: bytes, is_complete: bool) -> bool:
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(
-            head, final=is_complete
-        )  # the head of a longer file may end within a character
+        # the head of a longer file may end within a character
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=is_complete)
     except UnicodeDecodeError:
         return False
     return True

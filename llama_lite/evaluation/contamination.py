@@ -20,10 +20,8 @@ from ..data.tokenizer import Encoder
 from ..errors import Refusal
 from ..files import read_json
 
-BLOCK_BYTES, BLOCK_TOKENS = (
-    2**17,
-    2**20,
-)  # processed at once: bounds memory; a block fits into the processor's cache
+# processed at once: bounds memory; a block fits into the processor's cache
+BLOCK_BYTES, BLOCK_TOKENS = (2**17, 2**20)
 
 SLOTS = 32  # of a first, coarse hash table per n-gram of the items: at most 1 in 32 of the text's other n-grams pass it
 
@@ -52,9 +50,8 @@ def overlap(items: dict[str, str], documents: Iterator[str], n: int = 13, shorte
     Two different n-grams collide with a probability of about 2**-60. The progress bar counts the text's bytes.
     """
     ngrams_of = {name: _grams(text, n, shortest) for name, text in items.items()}
-    lengths = {
-        length for length, hashes, _ in ngrams_of.values() if len(hashes)
-    }  # a short item is looked for at its own length
+    # a short item is looked for at its own length
+    lengths = {length for length, hashes, _ in ngrams_of.values() if len(hashes)}
     sorted_hashes, head_hashes = (
         np.sort(np.concatenate([np.empty(0, np.uint64), *(entry[column] for entry in ngrams_of.values())]))
         for column in (1, 2)

@@ -22,16 +22,11 @@ from ..kernels import probe
 
 HEAD_ELEMENTS = 2**25  # logits held at once, in float32: 128 MB, and as much for their logarithms
 
-WINDOWS = (
-    "sliding_window",
-    "attention_window_size",
-    "attention_chunk_size",
-)  # fields of a config that shorten attention
+# fields of a config that shorten attention
+WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")
 
-APART, APART_HALF = (
-    1e-5,
-    2e-2,
-)  # relative change of a score by another order of additions, in float32 and half precision
+# relative change of a score by another order of additions, in float32 and half precision
+APART, APART_HALF = (1e-5, 2e-2)
 
 CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # in a batch
 
@@ -53,9 +48,8 @@ class SharedContextLM(HFLM):
                 max_length=max_length,
                 softmax_dtype="float32",
             )
-        base_model = (
-            model.get_base_model() if hasattr(model, "peft_config") else model
-        )  # without importing peft for a plain model
+        # without importing peft for a plain model
+        base_model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.body, self.head = base_model.base_model, base_model.get_output_embeddings()
         self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
         self.truncated, self.needs_full_forward, self.answer_blank = 0, not probe.head_is_separate(base_model), False
@@ -94,10 +88,8 @@ class SharedContextLM(HFLM):
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """As lm-eval's: the log-likelihood of each text in nats."""
-        batch_size, self.batch_size_per_gpu = (
-            self.batch_size,
-            max(1, len(requests)),
-        )  # batches are made by tokens, below
+        # batches are made by tokens, below
+        batch_size, self.batch_size_per_gpu = (self.batch_size, max(1, len(requests)))
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm)
         finally:
@@ -151,10 +143,8 @@ class SharedContextLM(HFLM):
         """For each (context, continuations): (log-likelihood in nats, whether greedy) of each continuation."""
         width = max(map(_num_tokens, rows))
         ids = np.zeros((len(rows), width), np.int64)
-        positions, owners = (
-            np.zeros_like(ids),
-            np.full_like(ids, -1),
-        )  # owner 0: context, k: continuation k, -1: padding
+        # owner 0: context, k: continuation k, -1: padding
+        positions, owners = (np.zeros_like(ids), np.full_like(ids, -1))
         flat_positions, targets, bounds, branches = [], [], [0], False
         for row, (context, continuations) in enumerate(rows):
             context_length = len(context)
@@ -214,9 +204,8 @@ class SharedContextLM(HFLM):
         chunk_size = max(1, HEAD_ELEMENTS // self.vocab_size)
         for chunk, target_chunk in zip(flat_positions.split(chunk_size), targets.split(chunk_size), strict=True):
             logits = (features[chunk] if self.needs_full_forward else self.head(features[chunk])).float()
-            nats.append(
-                logits.log_softmax(1).gather(1, target_chunk[:, None])[:, 0]
-            )  # rounds as lm-eval's does; logsumexp is closer to the truth
+            # rounds as lm-eval's does; logsumexp is closer to the truth
+            nats.append(logits.log_softmax(1).gather(1, target_chunk[:, None])[:, 0])
             greedy.append(logits.argmax(1) == target_chunk)
         return torch.cat(nats).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()
 

@@ -112,9 +112,8 @@ def _editable_spans(text: str, operation: str) -> list[tuple[int, int, list[str]
         if not (word := match["word"]):
             continue
         start = match.start("word")
-        leading_space = (
-            " " if operation == "spacing" and text[last_end:start] == " " else ""
-        )  # one blank, after another plain word
+        # one blank, after another plain word
+        leading_space = " " if operation == "spacing" and text[last_end:start] == " " else ""
         last_end = match.end()
         if (
             len(word) >= SHORTEST_WORD

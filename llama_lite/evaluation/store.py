@@ -187,11 +187,12 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
                 options = (
                     list(leaf_task.doc_to_choice(row["doc"])) if not leaf_task.multiple_input else [" "] * len(nats)
                 )
+                # lm-eval's own tasks have none
                 option_order = (
                     leaf_task.option_order(row["doc"])
                     if hasattr(leaf_task, "option_order")
                     else list(range(len(options)))
-                )  # lm-eval's own tasks have none
+                )
                 lengths = [len(option) for option in options] if "acc_norm" in metrics else [1] * len(options)
                 best = int(np.argmax(np.array(nats[: len(options)]) / np.array(lengths)))
                 record |= {"nats": nats, "meant": option_order[best], "options": len(options)}

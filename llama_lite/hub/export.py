@@ -12,11 +12,8 @@ from ..checkpoint import verify
 from ..data.tokenizer import read_tokenizer, vocabulary_size
 from ..files import flush_folder, sha256
 
-ADAPTER = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "base.json",
-)  # files of a checkpoint that its revision holds unchanged
+# files of a checkpoint that its revision holds unchanged
+ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "base.json")
 
 
 # ---- what a revision holds ----

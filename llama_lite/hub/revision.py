@@ -22,11 +22,8 @@ STEP = re.compile(rf"{STEP_PREFIX}([0-9]{{6,}})(?:-([0-9]+))?")  # tags that `ta
 
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
 
-RECORDS = (
-    "README.md",
-    f"{STATE}/{verify.MANIFEST}",
-    f"{STATE}/trainer_state.json",
-)  # files with times, in which two equal runs differ
+# files with times, in which two equal runs differ
+RECORDS = ("README.md", f"{STATE}/{verify.MANIFEST}", f"{STATE}/trainer_state.json")
 
 TITLE = "Checkpoint of step "  # first words of this project's commits on BRANCH
 

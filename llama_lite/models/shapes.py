@@ -13,6 +13,7 @@ from ..errors import Refusal
 
 SHAPE = re.compile(r"(\d+)x(\d+)")
 
+# (layers, width), from smallest to largest
 LADDER = (
     *(
         (2, 64),
@@ -31,16 +32,12 @@ LADDER = (
         (12, 640),
     ),
     *((12, 768), (16, 896), (18, 1024), (20, 1280), (24, 1536), (28, 1792), (36, 2048)),
-)  # (layers, width), from smallest to largest
+)
 
 NARROW = 384  # smaller widths have a head dimension of 32, others of 64
 
-FIT = {
-    "E": 1.0,
-    "B": 131.0,
-    "beta": 0.348,
-    "K": 110.0,
-}  # parameters of `expected_loss`, fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens
+# parameters of `expected_loss`, fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens
+FIT = {"E": 1.0, "B": 131.0, "beta": 0.348, "K": 110.0}
 
 REPEATS = 15.4  # Muennighoff et al.: after this many repetitions, another one is worth 1/e of new text
 

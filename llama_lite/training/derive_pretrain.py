@@ -35,10 +35,8 @@ from .plan import intervals, run_steps
 
 HOURS = 1 / 6  # of a run without a given length
 
-READY, FINISH = (
-    4.0,
-    10.0,
-)  # seconds: from here to the first step, beside preparing; and from the last step to the end (export, card, figures)
+# seconds: from here to the first step, beside preparing; and from the last step to the end (export, card, figures)
+READY, FINISH = (4.0, 10.0)
 
 SAVE_BYTES, SAVE = 100e6, 0.8  # bytes of a checkpoint that are written, flushed and hashed in a second; seconds of any
 
@@ -46,10 +44,8 @@ CURATE = 1e6  # bytes of text per second and core that are curated, near-duplica
 
 LEARN_VOCABULARY = 4e6  # bytes of text per second from which a vocabulary is trained
 
-NOMINAL_FLOPS = {
-    "cpu": 5e10,
-    "cuda": 3e14,
-}  # per core or GPU: a guess that is the same every time, for what decides the prepared folder
+# per core or GPU: a guess that is the same every time, for what decides the prepared folder
+NOMINAL_FLOPS = {"cpu": 5e10, "cuda": 3e14}
 
 BYTES_OF_TOKEN = 4  # a guess, before there is a vocabulary
 
@@ -381,9 +377,8 @@ class Derivation:
             wanted, context = shapes.context_of(config.hidden_size), context_of(config)
             limit = 2**30 if shapes.is_shape(d["model_config"]) else context or 2**30
             block = min(wanted, limit)
-            while block > 32 and (
-                self.available < 400 * block or d["validation_tokens"] < 8 * block + 1
-            ):  # some hundred windows at least
+            # some hundred windows at least
+            while block > 32 and (self.available < 400 * block or d["validation_tokens"] < 8 * block + 1):
                 block //= 2
             why = (
                 f"for {self.tokens:,} tokens of text"
@@ -499,9 +494,8 @@ class Derivation:
         d.decide("logging_steps", nice(steps / 100), "some hundred lines")
         windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])
         if not d.settled("eval_windows"):
-            trained = (
-                steps * d["tokens_per_step"] / d["block_size"]
-            )  # windows; one that is evaluated is a third of the work
+            # windows; one that is evaluated is a third of the work
+            trained = steps * d["tokens_per_step"] / d["block_size"]
             most = max(
                 8,
                 int(3 * EVALUATION_SHARE * trained / max(1, steps // intervals(d.owner["eval_steps"], steps)["eval"])),

@@ -25,23 +25,15 @@ if TYPE_CHECKING:
 
     from ..config.pretrain import RunArguments
 
-USABLE_FRACTION = {
-    "cuda": 0.92,
-    "cpu": 0.8,
-}  # fraction of a device's memory that is usable: the rest is context, libraries and fragmentation
+# fraction of a device's memory that is usable: the rest is context, libraries and fragmentation
+USABLE_FRACTION = {"cuda": 0.92, "cpu": 0.8}
 
 ONE_PROCESS = Layout()
 
 GPU_LINES_FLOPS = 1e16  # FLOP of a run from which its days on GPUs are shown: 25 s on an H100, a day on two cores
 
-GPUS = {
-    "L4": 24,
-    "L40S": 48,
-    "A100 80GB": 80,
-    "H100": 80,
-    "H200": 141,
-    "B200": 180,
-}  # makers' GB; peak FLOP/s are in TRL's table
+# makers' GB; peak FLOP/s are in TRL's table
+GPUS = {"L4": 24, "L40S": 48, "A100 80GB": 80, "H100": 80, "H200": 141, "B200": 180}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +70,8 @@ def step_memory(
     import torch
 
     compute = getattr(torch, precision).itemsize
-    casts = (
-        layout.sharding in ("fsdp2", "zero2") and precision != "float32"
-    )  # the weights are cast once; autocast, which keeps copies, is off
+    # the weights are cast once; autocast, which keeps copies, is off
+    casts = layout.sharding in ("fsdp2", "zero2") and precision != "float32"
     few, more = 1, min(2, config.num_hidden_layers)
     peak, elements, embeddings = _fake_step(
         config, few, micro_batch, block_size, precision, casts, fused, checkpointing

@@ -196,9 +196,8 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
         steps = store.checkpoints(folder)
         manifests = [verify.read_manifest(path) for path in [path for _, path in steps] or [folder]]
         identity = next((manifest["identity"] for manifest in manifests if manifest), None)
-        of_a_run = (
-            identity is not None and not steps and not (folder / "run.json").exists()
-        )  # a checkpoint, whose record lies beside it
+        # a checkpoint, whose record lies beside it
+        of_a_run = identity is not None and not steps and not (folder / "run.json").exists()
         run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):

@@ -80,9 +80,10 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
         loss = losses.sum() / torch.as_tensor(count).clamp(min=1) * scale
         if not self.aux_loss_enabled:
             return loss
+        # as TRL's
         return loss + self.router_aux_loss_coef * router / (
             self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
-        )  # as TRL's
+        )
 
     def held_out_metrics(self) -> dict[str, float]:
         """Mean loss in nats over the held-out answer tokens and over end-of-text tokens (left out where every held-out

@@ -17,10 +17,8 @@ from ..models.presets import flops_per_token
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-MIN_SECONDS, MAX_STEPS = (
-    1.0,
-    30,
-)  # seconds and steps that are timed after the first one, which allocates and chooses kernels
+# seconds and steps that are timed after the first one, which allocates and chooses kernels
+MIN_SECONDS, MAX_STEPS = (1.0, 30)
 
 LIMIT = 4.0  # seconds after which timing ends on a slow or busy machine
 
@@ -28,10 +26,8 @@ GENERATED = 8  # tokens of a timed generation
 
 MAX_TIMED = 1.5  # seconds of a micro-batch that is still timed
 
-LOAD_SECONDS, BUSY_PERCENT = (
-    0.2,
-    50,
-)  # seconds in which this process idles, and percent of the cores that other programs may use meanwhile
+# seconds in which this process idles, and percent of the cores that other programs may use meanwhile
+LOAD_SECONDS, BUSY_PERCENT = (0.2, 50)
 
 MFU = {"cpu": 0.3, "cuda": 0.35}  # fraction of the peak FLOP/s that is assumed for a model that is not timed
 

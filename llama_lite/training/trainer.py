@@ -93,9 +93,8 @@ class VerifiedTraining:
     # ---- stepping ----
 
     def training_step(self, model, inputs, *args, **kwargs):
-        mask = inputs.get(
-            "attention_mask"
-        )  # of padded rows, which are learnt where a base cannot have them side by side
+        # of padded rows, which are learnt where a base cannot have them side by side
+        mask = inputs.get("attention_mask")
         self.step_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
         loss = super().training_step(model, inputs, *args, **kwargs)
         self.step_loss = loss if self.step_loss is None else self.step_loss + loss
@@ -176,9 +175,8 @@ class VerifiedTraining:
         processes repeat, too much.
         """
         began, training = time.perf_counter(), self.model.training
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # other shapes, samples and tasks: only training steps are worth compiling
+        # other shapes, samples and tasks: only training steps are worth compiling
+        with torch.compiler.set_stance("force_eager"):
             self.model.eval()
             metrics = self.held_out_metrics()
             self.model.train(training)

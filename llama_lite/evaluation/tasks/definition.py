@@ -7,11 +7,8 @@ DOCUMENTS, DOCUMENT_CHARACTERS = 150, 1500  # of each kind of text
 
 LETTERS = ["A", "B", "C", "D"]
 
-CLUSTERS = (
-    "source_id",
-    "passage",
-    "document",
-)  # fields of an item that tell which items share a source, and so are not independent
+# fields of an item that tell which items share a source, and so are not independent
+CLUSTERS = ("source_id", "passage", "document")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +88,8 @@ class _Rows(list):
 
 MEAN = {"aggregation": "mean", "higher_is_better": True}
 
-ANSWERED = {
-    "doc_to_target": "answer",
-    "fewshot_split": "test",
-}  # few-shot examples come from the items, without the current one
+# few-shot examples come from the items, without the current one
+ANSWERED = {"doc_to_target": "answer", "fewshot_split": "test"}
 
 ACCURACY = [{"metric": "acc", **MEAN}]
 

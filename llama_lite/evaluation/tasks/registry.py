@@ -131,9 +131,8 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
         raise Refusal(f"--tasks {name} cannot be made: {' '.join(str(error).split())[:200]}") from None
     except (ConnectionError, FileNotFoundError, OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         metrics.check(name, {})
-        cause = (
-            error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
-        )  # "An error occurred" is all that the other says
+        # "An error occurred" is all that the other says
+        cause = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         reason = f"it has no split {error}" if isinstance(error, KeyError) else " ".join(str(cause).split())[:200]
         hint = f"give a local copy of it: --task_data {name}=FOLDER"
         if folder:
@@ -161,10 +160,11 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
         local = {"dataset_path": str(folder.resolve())}
         if paths and not (folder / "README.md").exists():
             kind = "parquet" if {path.suffix for path in paths} == {".parquet"} else "json"
+            # `datasets` reads globs
             files = {
                 path.stem.split("-")[0]: glob.escape(_copy_valid_rows(path.resolve(), Path(temporary)))
                 for path in paths
-            }  # `datasets` reads globs
+            }
             local = {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         config = {"group": f"{name}_local", "task": [name], **local}
         if entry.kind.name in ("TASK", "PY_TASK"):
@@ -186,9 +186,10 @@ def _copy_valid_rows(path: Path, copy_folder: Path) -> str:
         return str(path)
     for file_part in parts(TextFile(str(path), path.name, kind_of(str(path)))):
         text_columns = file_part.raw.schema.names if file_part.kind == "parquet" else ()
+        # others may hold any bytes
         text_columns = {
             name for name in text_columns if str(file_part.raw.schema.field(name).type) in ("string", "large_string")
-        }  # others may hold any bytes
+        }
         for number, record in rows(file_part):
             valid = _is_utf8(record, text_columns)
             records.append(record if valid else None)

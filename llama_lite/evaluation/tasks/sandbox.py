@@ -188,10 +188,8 @@ def _python_folders() -> list[str]:
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
-NAMESPACES, USER_NAMESPACE = (
-    0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000,
-    0x10000000,
-)  # mount, uts, ipc, pid, network
+# mount, uts, ipc, pid, network
+NAMESPACES, USER_NAMESPACE = (0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000, 0x10000000)
 
 NOSUID, NODEV, REMOUNT, BIND, RECURSIVE, PRIVATE, DETACH = 2, 4, 32, 4096, 16384, 1 << 18, 2
 
@@ -273,9 +271,8 @@ def _isolate() -> bool:
         mount_point, options = line.split()[4:6]
         mount_point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), mount_point)  # a space is written \040
         if Path(mount_point).is_relative_to(root) and mount_point != f"{root}/tmp":
-            flags = {
-                MOUNT_FLAGS.get(option, 0) for option in [*options.split(","), "ro", "nosuid"]
-            }  # the kernel refuses to lose one
+            # the kernel refuses to lose one
+            flags = {MOUNT_FLAGS.get(option, 0) for option in [*options.split(","), "ro", "nosuid"]}
             _mount("", mount_point, "", REMOUNT | BIND | sum(flags))
     os.chdir(root)
     _call("pivot_root", b".", b".")  # the old root comes to lie upon the new one,
