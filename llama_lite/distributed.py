@@ -47,7 +47,6 @@ def _launched(environ) -> tuple[int, int]:
 
 
 RANK, WORLD_SIZE = _launched(os.environ)
-
 _printed: set[str] = set()
 
 

@@ -13,7 +13,6 @@ from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem
 from .errors import Refusal, end_of, status_of
 
 FIRST_WORD = 30.0  # seconds that other ranks wait, so that rank 0 reports the same refusal first
-
 EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "interrupted": 75}
 
 

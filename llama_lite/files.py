@@ -64,7 +64,6 @@ def read_yaml(path: str):
 
 
 UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOTTY}  # by a file system
-
 NO_LOCKS = {errno.ENOLCK, *UNSUPPORTED}
 
 

@@ -13,9 +13,7 @@ from . import template
 from .conversation import Row
 
 EMBEDDED_ROWS = 6000
-
 LONGEST_INPUT, LONGEST_ANSWER, SHORTEST_ANSWER = 500, 320, 25  # characters of an embedded row
-
 MODULE_ROWS = 6  # of each kind that a module gives at most, so that no package fills the set
 
 # links, directives, code, rulers, templates: not plain sentences

@@ -19,15 +19,10 @@ from .conversation import NoRow, Row
 from .docs_questions import EMBEDDED_ROWS, embedded
 
 SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  # alpaca's `input` may be absent
-
 OPTIONAL_COLUMNS = {SCHEMAS[0]: (), SCHEMAS[1]: ("history",), SCHEMAS[2]: ("input", "history")}
-
 COMMON_COLUMNS = ("system", "weight", "train")
-
 MESSAGE_KEYS = ("role", "content", "weight", "train")
-
 ROLES = ("system", "user", "assistant")
-
 EMPTY = (None, "", [], {})
 
 

@@ -20,13 +20,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TIMEOUT = 20.0  # seconds for one conversation
-
 MEMORY_LIMIT = 2**30  # bytes beyond what the process has when it starts
-
 MAX_REPLY = 2**26  # bytes
-
 TRUSTED_TEMPLATES: set[str] = set()  # templates of this project
-
 MAX_PROCESSES = 4  # of the templates that were used last
 
 REMEDY = (

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 USER_MARKER, ASSISTANT_MARKER = "USER:", "ASSISTANT:"
-
 MARKERS = (USER_MARKER, ASSISTANT_MARKER)  # an answer that contains one continues the conversation by itself
 
 # The system prompt and the order of turns are FastChat's vicuna_v1.1; the end-of-text replaces Vicuna's </s>.
@@ -43,7 +42,6 @@ BOS = "{{- bos_token -}}"
 TRUSTED_TEMPLATES.update((VICUNA, BOS + VICUNA))
 
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")  # begins an answer in a template
-
 GENERATION_BLOCK = "{% generation %} ... {% endgeneration %}"
 
 
@@ -162,7 +160,6 @@ def conversation(instruction: str, input: str = "", output: str | None = None) -
 
 # the conversation that templates are tested with
 PROBE = [*conversation("Name a city.", "", "Paris."), *conversation("Another?", "", "Tokyo.")]
-
 SYSTEM_PROBE = [{"role": "system", "content": "Be brief."}, *PROBE]
 
 

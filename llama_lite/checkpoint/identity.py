@@ -12,7 +12,6 @@ from ..errors import Refusal
 # ---- identity ----
 
 IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
-
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 

@@ -18,11 +18,8 @@ OBJECTS = (
 ).split()  # files that hold one JSON object each
 
 LAYERS = "num_hidden_layers n_layer n_layers num_layers num_decoder_layers decoder_layers".split()
-
 EXPERTS = "num_experts num_local_experts n_routed_experts moe_num_experts num_routed_experts".split()
-
 UNCHECKED_WEIGHTS = 2**28  # a model of up to so many weights is built without comparing it with its files first
-
 ELSEWHERE = "Use another revision."
 
 

@@ -11,7 +11,6 @@ from ..files import sha256
 from .identity import IDENTITY
 
 FORMAT = "llama_lite.checkpoint/1"
-
 MANIFEST = "manifest.json"
 
 STATE_FILES = {

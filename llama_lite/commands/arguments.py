@@ -20,7 +20,6 @@ from ..files import write_text
 from ..paths import ROOT
 
 REFERENCE = ROOT / "docs" / "arguments.md"
-
 MACHINE_DEFAULTS = {"prepare_workers"}  # defaults that differ from machine to machine are not in the table
 
 INTRODUCTION = """# Arguments

@@ -24,7 +24,6 @@ from ..files import read_json, read_yaml
 from ..paths import ROOT
 
 TABLE = Path(__file__).with_name("arguments.json")
-
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # on the Hub: owner/name
 
 SHORT_NAMES = {  # what other programs call an argument
@@ -59,21 +58,15 @@ SHORT_NAMES = {  # what other programs call an argument
 
 # None is a value here (all checkpoints, no padding); elsewhere it is as if nothing was given
 NONE_COUNTS = {"save_total_limit", "pad_to_multiple_of"}
-
 BLANKS_COUNT = {"document_separator"}  # blanks and line breaks alone are a value here; elsewhere they are nothing
 
 # words for a switch in YAML
 SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
-
 HELP_FLAGS = ("-h", "--help")
 HELP_ALL_FLAGS = ("--help_all", "--help-all")
-
 NAMED_INHERITED = ("push_to_hub", "hub_model_id", "per_device_train_batch_size", "report_to")  # in the short help
-
 HELP_ALL = "show every argument, also those inherited from libraries, and exit"
-
 LONG_CHOICES = 60  # characters; longer lists of choices stand in the help text, not behind the flag
-
 METAVARS = {"int": "INT", "float": "FLOAT", "dict": "JSON", "bool": "BOOL"}  # TEXT for any other type
 
 

@@ -13,9 +13,7 @@ def _at_least(least: float):
 
 
 ABOVE_0 = (lambda value: value > 0), "above 0"
-
 BELOW_1 = (lambda value: 0 <= value < 1), "at least 0 and below 1"
-
 SEED = (lambda value: 0 <= value < SEEDS), f"from 0 to {SEEDS - 1:,}"
 
 INTERVAL = (

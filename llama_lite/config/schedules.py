@@ -8,13 +8,9 @@ if TYPE_CHECKING:
     from transformers import SchedulerType, TrainingArguments
 
 FLOOR = {"min_lr_rate": 0.1}  # the paper's: a tenth of the peak
-
 FLOORED = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")  # the schedules whose floor is an argument
-
 BY_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
-
 CONSTANT = ("constant", "constant_with_warmup")  # transformers ignores the arguments of these
-
 SCHEDULE_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
 # Optimizers that were tested (started, saved, resumed exactly), with the --optim_args that transformers reads for each
@@ -28,7 +24,6 @@ OPTIMIZERS = {
 }
 
 RATE_RATIOS = ("min_lr_rate", "min_lr_ratio", "warmup_lr_rate")  # of the peak rate, among lr_scheduler_kwargs
-
 CHECKED_STEPS = 1000  # at most, at which the rate is computed before the run
 
 

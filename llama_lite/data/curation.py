@@ -32,7 +32,6 @@ TASK_BYTES, MOST_TASKS = 4_000_000, 512
 # Tasks with equally many files. Which of several near-duplicates is kept depends on this division, and published
 # studies use it.
 INSTALLED_TASKS = 16
-
 EXAMPLE_CHARACTERS = 200
 
 

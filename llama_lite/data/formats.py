@@ -45,7 +45,6 @@ KINDS = {
 }
 
 ARROW_KINDS = ("parquet", "arrow")  # read by pyarrow, whole record batches at a time
-
 ROW_KINDS = (*ARROW_KINDS, "jsonl", "json", "csv", "tsv")
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
@@ -54,11 +53,8 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32",
 }
 
 LARGEST_FILE = 2_000_000  # bytes of an installed file that is read as text
-
 EXAMPLES = 3  # of what was skipped or dropped, for a reader of the records
-
 PART_BYTES, PART_ROWS = 1_000_000, 256  # size of a part: whole lines of jsonl, rows of parquet and CSV
-
 DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, csv.Error)
 
 

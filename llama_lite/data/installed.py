@@ -13,7 +13,6 @@ DOCUMENTED_PACKAGES = (
 ).split()
 
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
-
 FOREIGN_FOLDERS = {"site-packages", "dist-packages", "__pycache__"}
 
 # ending of files, folders that are skipped

@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from ..config.pretrain import DataArguments
 
 ROOT = Path("data")
-
 DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and time
 
 OF_TEXT = (

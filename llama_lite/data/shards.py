@@ -28,13 +28,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FORMAT, FORMAT_1 = "llama_lite.tokens/2", "llama_lite.tokens/1"  # the fingerprint of /1 covers recipe and records too
-
 IN_FLIGHT = 3  # parts per worker that are queued or done; bounds memory for any corpus
-
 NO_DOCUMENTS = dict.fromkeys(("documents", "slow_documents", "special_text_documents", "special_id_documents"), 0)
-
 BEGINNING = {"file": 0, "part": 0, "document": 0, "tokens": 0}
-
 HASH_BELOW = 2**30  # bytes of shards that `verify_data: auto` hashes before the first step
 
 

@@ -50,15 +50,10 @@ from .installed import INSTALLED, installed_files, package_root
 
 # kinds of folders that are not a user's text
 PROJECT_FOLDERS = ("pretrain", "sft", "eval", "study", "prepared", "curated", "begun", "unknown run")
-
 SKIPPED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden ones
-
 HEAD = 2**16  # bytes from which the kind of a file is inferred
-
 TEXT_COLUMNS = "text content body document article story markdown code message raw_content".split()
-
 HUB_PATHS = 500  # files per request for sizes
-
 CACHE_ABOVE = 2**30  # bytes of text above which digests are cached by size and time
 
 POINTERS = {  # {first bytes of a pointer file: what it is, and how to fetch the content}
@@ -75,7 +70,6 @@ ARROW_METADATA = {"dataset_info.json", "state.json", "dataset_dict.json"}
 
 # files with these endings can be splits, as files of rows can; train.py is a program
 SPLIT_ENDINGS = (".txt", ".text", ".raw", ".tokens")
-
 ALL_SPLITS = "all"
 
 CONVERSIONS = {

@@ -10,9 +10,7 @@ from .sources import Source, size_of
 
 # The size of the sample: bytes in all, number of files, bytes per file.
 SAMPLE_BYTES, SAMPLE_FILES, FILE_BYTES = 2_000_000, 64, 200_000
-
 COMPRESSION = 3.5  # bytes of text per byte of a compressed file, where it is not measured
-
 UNKNOWN = 10**12  # assumed bytes of a Hub dataset whose size is not known: more than any run needs
 
 

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 TRAINER_CHARACTERS = 50_000_000  # text that `--tokenizer train` is trained on
-
 LONGEST_WORD = 1000  # byte characters per word of the trainer, whose time grows with the square of a word's length
-
 END_OF_TEXT = "<|endoftext|>"  # of GPT-2, and of tokenizers that are trained here
 
 

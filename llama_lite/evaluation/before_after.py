@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BEFORE = "before.json"  # `measure_before` of the untuned model, stored in every checkpoint
-
 TEMPERATURE, TOP_K = 0.7, 50  # of sampled answers
-
 NO_END = "none: no held-out answer ends (all were cut)"  # in the place of a loss of the end-of-text
-
 LOOP = re.compile(r"(.{4,80}?)\1{2,}\s*$", re.S)  # ends in a phrase that is repeated three times or more
 
 

@@ -22,16 +22,12 @@ from ..files import read_json
 
 # processed at once: bounds memory; a block fits into the processor's cache
 BLOCK_BYTES, BLOCK_TOKENS = (2**17, 2**20)
-
 SLOTS = 32  # of a first, coarse hash table per n-gram of the items: at most 1 in 32 of the text's other n-grams pass it
 
 
 ASCII = bytes(range(128))
-
 PLAIN = bytes(byte if byte >= 128 else ord(chr(byte).lower()) if chr(byte).isalnum() else 32 for byte in range(256))
-
 END = b" \xff "  # a word that no UTF-8 text holds: no n-gram of an item spans two documents
-
 BASE = 0x9E3779B97F4A7C15  # 5 modulo 8, so its powers modulo 2**64 repeat as late as they can
 
 

@@ -27,7 +27,6 @@ WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")
 
 # relative change of a score by another order of additions, in float32 and half precision
 APART, APART_HALF = (1e-5, 2e-2)
-
 CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # in a batch
 
 

@@ -58,7 +58,6 @@ def _rouge(
 
 
 LOCAL = {"accuracy": _accuracy, "f1": _f1, "rouge": _rouge}
-
 refused: list[str] = []  # metrics that tasks requested since `local_metrics` and that LOCAL lacks
 
 

@@ -35,7 +35,6 @@ DISTRACTORS = (  # true anywhere and at any time, without numbers, and no help w
 
 # Where the keys of a QWERTY keyboard lie, in widths of a key: neighbours are at most one apart in both directions.
 ROWS = (("qwertyuiop", 0), ("asdfghjkl", 0.25), ("zxcvbnm", 0.75))
-
 KEYS = {key: (column + shift, row) for row, (keys, shift) in enumerate(ROWS) for column, key in enumerate(keys)}
 
 NEAR = {
@@ -47,22 +46,16 @@ NEAR |= {key.upper(): near.upper() for key, near in NEAR.items()}
 
 
 FENCED = r"```[\s\S]*?(?:```|\Z)"
-
 QUOTED = r"(?P<ticks>`{1,2})[^`\n]+(?P=ticks)"
-
 CALL = r"(?<![^\s(])[^\s()]+\((?:[^()\n]|\([^()\n]*\))*\)"
-
 LABEL = r"^[ \t]*(?:#+ *)?[A-Z][A-Za-z0-9]*(?: [A-Za-z0-9]+)?:(?!\S)"
 
 # Letters are listed (ASCII, Latin-1, Latin Extended-A), since what counts as one in Unicode grows with Python's
 # version.
 LETTERS = r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u017f"
 WORD = rf"(?<!\S)[\"'(\u201c\u2018]*(?P<word>[{LETTERS}]+)[.,;:!?\"')\u2026\u201d\u2019]*(?!\S)"
-
 TOKEN = re.compile("|".join((FENCED, QUOTED, CALL, LABEL, WORD)), re.MULTILINE)
-
 FRAME = re.compile(rf"(\s*(?:{LABEL}\s*)?)(.*?)(\s*(?:{LABEL}\s*)?)", re.MULTILINE | re.DOTALL)
-
 SENTENCE_END = re.compile(r"[.?!][\"')\u201d\u2019]*$")
 
 

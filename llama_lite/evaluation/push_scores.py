@@ -34,7 +34,6 @@ from .resolve import Model
 from .store import COLUMNS, rows_of
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
-
 TRIES = 5  # while others write to main
 
 

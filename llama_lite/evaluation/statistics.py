@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 CONFIDENCE = 0.95
-
 DRAWS = 1000  # resamples of a bootstrap
 
 

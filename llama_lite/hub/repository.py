@@ -39,13 +39,9 @@ from .revision import (
 )
 
 COLUMNS = ("step", "tokens", "loss", "eval_loss", "revision", "commit")
-
 CARD_TITLE = "Card"  # title of this project's commits of card and figures on main
-
 NO_CARD = "No card can be made: "
-
 TAKEN = "somebody else made the tag {tag} meanwhile: the next try takes another name"
-
 MOST_TAGS = 100  # tags of a repository, newest first, whose records are read
 
 

@@ -15,16 +15,12 @@ if TYPE_CHECKING:
     from huggingface_hub import RepoFile
 
 FORMAT = "llama_lite.revision/1"
-
 STEP_PREFIX = "step-"
-
 STEP = re.compile(rf"{STEP_PREFIX}([0-9]{{6,}})(?:-([0-9]+))?")  # tags that `tag_of` makes
-
 BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.json", "training_state"
 
 # files with times, in which two equal runs differ
 RECORDS = ("README.md", f"{STATE}/{verify.MANIFEST}", f"{STATE}/trainer_state.json")
-
 TITLE = "Checkpoint of step "  # first words of this project's commits on BRANCH
 
 

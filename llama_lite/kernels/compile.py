@@ -12,7 +12,6 @@ from . import probe
 # Model types whose compiled layers the tests compare with uncompiled ones; others are tested at the start of a run,
 # which takes as long as compiling.
 TESTED_MODEL_TYPES = ("llama",)
-
 COMPILED_TOLERANCE = 1e-4  # of the largest logit, in float32: fused operations round differently
 
 

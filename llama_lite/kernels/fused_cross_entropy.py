@@ -12,9 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from . import probe
 
 LOGITS_CHUNK = 2**27  # logits per chunk: 256 MiB in bfloat16
-
 FP32_CHUNK = 2**20  # logits converted to float32 at a time: 4 MiB, which stay in the processor's cache
-
 MAX_CHUNKS = None  # limit for estimating memory (training/memory.py): all chunks take the same
 
 

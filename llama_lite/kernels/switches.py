@@ -9,9 +9,7 @@ from ..machine.hardware import missing_compiler
 from . import block_attention, fused_cross_entropy
 
 COMPILING = 35.0  # what compiling the layers takes
-
 COMPILED = {"bfloat16": 1.4, "float32": 1.15}  # over uncompiled layers (benchmarks/train.py, machines)
-
 MIN_GAIN = 3.0  # times COMPILING that a run must save for layers to be compiled
 
 

@@ -56,7 +56,6 @@ def missing_compiler(device: torch.device) -> str | None:
 
 # The products that are timed, 0.1 s in all: their size, how many are timed per round, and rounds at most.
 PRODUCT_SIZE, PRODUCTS_PER_ROUND, MAX_ROUNDS = 256, 12, 20
-
 CLEAR_RATIO = 1.25  # a ratio of times beyond which no further products are timed
 
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 PRECISIONS = ("float32", "bfloat16", "float16")
-
 LAUNCHER_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # as accelerate names them
 
 

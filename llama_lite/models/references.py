@@ -21,7 +21,6 @@ ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json
 
 # fields of adapter_config.json that do not decide what an adapter computes
 VOLATILE_ADAPTER = ("base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping")
-
 BASE_RECORD = "base.json"  # in an adapter's folder: which weights it belongs to, and what their config makes of them
 
 # Fields of a config that do not decide what its weights compute: sizes of vocabulary (padding, checked against the

@@ -20,7 +20,6 @@ from .runner import launch
 from .spec import Arm, Study, StudyRun, base_of, evaluation_argv
 
 RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
-
 AFTER = 10  # logged losses after a resume in which a spike is searched, and over which recovery is averaged
 
 REPORT_HEAD = (  # a dataset card's
@@ -36,9 +35,7 @@ def arguments_of(*groups: type) -> set[str]:
 
 
 OF_DATA = arguments_of(DataArguments, CurationArguments, RowArguments)
-
 OF_MODEL = arguments_of(ModelArguments, BaseArguments, AdapterArguments)
-
 OF_LENGTH = {"max_steps", "num_train_epochs", "tokens_per_step", "sequences_per_step"}
 
 

@@ -37,30 +37,19 @@ HOURS = 1 / 6  # of a run without a given length
 
 # seconds: from here to the first step, beside preparing; and from the last step to the end (export, card, figures)
 READY, FINISH = (4.0, 10.0)
-
 SAVE_BYTES, SAVE = 100e6, 0.8  # bytes of a checkpoint that are written, flushed and hashed in a second; seconds of any
-
 CURATE = 1e6  # bytes of text per second and core that are curated, near-duplicates included
-
 LEARN_VOCABULARY = 4e6  # bytes of text per second from which a vocabulary is trained
 
 # per core or GPU: a guess that is the same every time, for what decides the prepared folder
 NOMINAL_FLOPS = {"cpu": 5e10, "cuda": 3e14}
-
 BYTES_OF_TOKEN = 4  # a guess, before there is a vocabulary
-
 ALL_BELOW = 64e6  # bytes of text that are always prepared whole
-
 TEXT_MARGIN = 4  # times as much text is prepared as the run is guessed to read
-
 EVALUATIONS, EVALUATION_SHARE = 10, 0.08  # of a run, and the most of its time that they may take
-
 SAMPLES = 3  # prompts that are continued at each evaluation, where nobody gave some
-
 VALIDATION_SHARE = 0.05
-
 MOST_VALIDATION, LEAST_VALIDATION = 100_000_000, 4097  # tokens: the paper's, one shard; 16 windows of 256
-
 UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
 
 OF_RUN = (
@@ -70,7 +59,6 @@ OF_RUN = (
 ).split()
 
 OF_CURATION = [field.name for field in dataclasses.fields(CurationArguments)]
-
 RECORDED = (*OF_RUN, *OF_TEXT, *OF_TOKENS, *OF_CURATION, "precision", "compile_layers", "fused_loss", "block_attention")
 
 

@@ -19,17 +19,11 @@ from .decisions import Decisions, nice, save_interval
 from .plan import run_steps
 
 HOURS, EPOCHS = 1 / 6, 3  # of a run without a given length: the shorter of both
-
 MOST_EPOCHS = 10
-
 EVALUATIONS = 8  # of a run
-
 FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
-
 HELD_SHARE, MOST_HELD = 0.1, 400
-
 LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weights have no gradients
-
 ANSWERS_AT_ONCE = 16
 
 RECORDED = (

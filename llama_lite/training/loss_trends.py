@@ -9,9 +9,7 @@ import dataclasses
 import math
 
 SATURATED = 0.02  # nats per doubling of tokens: a smaller gain counts as none
-
 MIN_EVALUATIONS = 6  # evaluations in the last doubling
-
 CONFIDENCE = 0.998  # of the interval that decides, since each evaluation is a new test; the reported interval has 95 %
 
 

@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 
 # fraction of a device's memory that is usable: the rest is context, libraries and fragmentation
 USABLE_FRACTION = {"cuda": 0.92, "cpu": 0.8}
-
 ONE_PROCESS = Layout()
-
 GPU_LINES_FLOPS = 1e16  # FLOP of a run from which its days on GPUs are shown: 25 s on an H100, a day on two cores
 
 # makers' GB; peak FLOP/s are in TRL's table

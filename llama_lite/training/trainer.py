@@ -27,7 +27,6 @@ from ..models.loading import load_weights
 from ..run_folder import RunFolder
 
 PROGRESS_FILE = "progress.json"
-
 TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 
 DOCUMENTS, DOCUMENT_CHARACTERS = 150, 1500  # of each kind of text
-
 LETTERS = ["A", "B", "C", "D"]
 
 # fields of an item that tell which items share a source, and so are not independent
@@ -90,9 +89,7 @@ MEAN = {"aggregation": "mean", "higher_is_better": True}
 
 # few-shot examples come from the items, without the current one
 ANSWERED = {"doc_to_target": "answer", "fewshot_split": "test"}
-
 ACCURACY = [{"metric": "acc", **MEAN}]
-
 BITS = [{"metric": "bits_per_byte", "aggregation": "bits_per_byte", "higher_is_better": False}]
 
 

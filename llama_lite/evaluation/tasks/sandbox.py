@@ -40,27 +40,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ISOLATE = LINUX = sys.platform == "linux"
-
 MEMORY = 512 * 2**20  # bytes of address space, for each process
-
 LIMITS = {"AS": MEMORY, "NPROC": 16, "NOFILE": 64, "FSIZE": 16 * 2**20, "CORE": 0}
-
 SCRATCH = "size=64m,nr_inodes=4096"  # of all files together
-
 KEPT = 10_000  # last bytes of the output, for the verdict
-
 START = 60  # seconds that a busy machine may need until a run's own clock starts
-
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
 LIBRARIES = ("LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")  # some Pythons do not start without
-
 SYSTEM = "/usr /bin /sbin /lib /lib32 /lib64 /nix/store /etc/ld.so.cache /etc/alternatives".split()
-
 DEVICES = "/dev/null /dev/zero /dev/full /dev/random /dev/urandom".split()
-
 STRANGERS, NOBODY = range(61184, 65520), 65534  # ids that systemd lends for a while: they own no files
-
 GONE = 3  # exit status of the checks when the code's process is no more
 
 
@@ -190,9 +179,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 
 # mount, uts, ipc, pid, network
 NAMESPACES, USER_NAMESPACE = (0x00020000 | 0x04000000 | 0x08000000 | 0x20000000 | 0x40000000, 0x10000000)
-
 NOSUID, NODEV, REMOUNT, BIND, RECURSIVE, PRIVATE, DETACH = 2, 4, 32, 4096, 16384, 1 << 18, 2
-
 MOUNT_FLAGS = {"ro": 1, "nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
 
 PDEATHSIG, DUMPABLE, SECCOMP, BOUNDING_DROP, SUBREAPER, NO_NEW_PRIVS, GET_NO_NEW_PRIVS, AMBIENT = (
@@ -218,7 +205,6 @@ DENIED = {
 }
 
 CLONE3 = 435  # its flags are out of a filter's sight; without it libc takes clone
-
 ENDS = {"allow": 0x7FFF0000, "deny": 0x00050001, "missing": 0x00050026}  # EPERM, ENOSYS
 
 
