@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
-SHARDINGS = ("none", "ddp", "fsdp2", "zero2")
 
 
 @dataclasses.dataclass(frozen=True)

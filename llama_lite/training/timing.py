@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 # seconds and steps that are timed after the first one, which allocates and chooses kernels
-MIN_SECONDS, MAX_STEPS = (1.0, 30)
+MIN_SECONDS, MAX_STEPS = 1.0, 30
 LIMIT = 4.0  # seconds after which timing ends on a slow or busy machine
 GENERATED = 8  # tokens of a timed generation
 MAX_TIMED = 1.5  # seconds of a micro-batch that is still timed
 
 # seconds in which this process idles, and percent of the cores that other programs may use meanwhile
-LOAD_SECONDS, BUSY_PERCENT = (0.2, 50)
+LOAD_SECONDS, BUSY_PERCENT = 0.2, 50
 MFU = {"cpu": 0.3, "cuda": 0.35}  # fraction of the peak FLOP/s that is assumed for a model that is not timed
 PLANNED_GPU = "H100"  # whose peak FLOP/s are used to plan a run on GPUs on a machine without one
 MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}  # tokens of a micro-batch: a CPU's caches hold no more
