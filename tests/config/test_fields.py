@@ -5,7 +5,7 @@ cannot change unsaid.
 import dataclasses
 
 import pytest
-from helpers import log_of, same_tensors
+from helpers import QUICK, log_of, same_tensors
 from transformers import TrainingArguments
 from trl import SFTConfig
 
@@ -189,17 +189,6 @@ def test_another_processor_and_other_kernels_are_told():
 
 
 # ---- in runs ----
-
-QUICK = {
-    "precision": "float32",
-    "max_steps": 4,
-    "save_steps": 2,
-    "logging_steps": 1,
-    "eval_strategy": "no",
-    "eval_windows": 4,
-    "sample_tokens": 0,
-    "save_total_limit": 9,
-}
 
 
 def test_noise_is_learnt_with_resumes_and_cannot_change_unsaid(pretrain, tmp_path, capsys):

@@ -7,7 +7,7 @@ import types
 
 import pytest
 import torch
-from helpers import log_of, same_tensors
+from helpers import QUICK, log_of, same_tensors
 from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
@@ -161,16 +161,7 @@ TRIED = {
 
 @pytest.mark.parametrize("name", TRIED)
 def test_an_optimizer_resumes_bit_for_bit(name, pretrain, tmp_path):
-    quick = {
-        "max_steps": 4,
-        "save_steps": 2,
-        "logging_steps": 1,
-        "eval_strategy": "no",
-        "eval_windows": 4,
-        "sample_tokens": 0,
-        "save_total_limit": 9,
-    }
-    asked = {"optim": name, **TRIED[name], **quick, "lr_scheduler_type": "linear", "precision": "float32"}
+    asked = {"optim": name, **TRIED[name], **QUICK, "lr_scheduler_type": "linear"}
     whole = pretrain(tmp_path / "whole", **asked)
     again = pretrain(tmp_path / "again", **asked, resume_from_checkpoint=str(whole / "checkpoint-2"))
     assert log_of(again) == log_of(whole) and len({entry["loss"] for entry in log_of(whole) if "loss" in entry}) == 4

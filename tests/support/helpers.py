@@ -20,6 +20,18 @@ from llama_lite.files import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# a run of four steps that saves two checkpoints and does nothing else
+QUICK = {
+    "precision": "float32",
+    "max_steps": 4,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "eval_strategy": "no",
+    "eval_windows": 4,
+    "sample_tokens": 0,
+    "save_total_limit": 9,
+}
+
 
 def config_file(folder: Path, settings: dict, **changes) -> Path:
     """A YAML file with `settings` and `changes`, where None removes."""
