@@ -1,5 +1,7 @@
 """The number format a run computes in: the requested one, that of its checkpoint, or the one native to this device."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +35,25 @@ def apply(training: "TrainingArguments", precision: str) -> None:
     training.bf16, training.fp16, training.mixed_precision = precision == "bfloat16", precision == "float16", mixed
     if training.deepspeed_plugin is not None:
         training.deepspeed_plugin.set_mixed_precision(mixed)
+
+
+@contextlib.contextmanager
+def without_autocast(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """`model` as it was before accelerate put autocast around its forward: it computes in the format of its weights.
+    Afterwards its forward is autocast again. A model without that wrapper stays as it is.
+
+    `unwrap_model(keep_fp32_wrapper=False)` is no substitute: it also takes the decorators of transformers off the
+    model's own forward, for good.
+    """
+    original, wrapped = model.__dict__.get("_original_forward"), model.__dict__.get("forward")
+    if original is None or wrapped is None:
+        yield model
+        return
+    model.forward = original
+    try:
+        yield model
+    finally:
+        model.forward = wrapped
 
 
 def check_device(precision: str, device: torch.device) -> None:

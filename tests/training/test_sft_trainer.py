@@ -23,6 +23,8 @@ from llama_lite.models import batches, loading, references
 from llama_lite.studies import analysis
 from llama_lite.training import lora, sft_trainer
 
+BFLOAT16_NATS = 0.02  # a loss under autocast from the one in float32, at most: bfloat16 has 8 bits, logits are below 4
+
 
 @pytest.fixture(scope="module")
 def examples(base):
@@ -157,15 +159,30 @@ def test_a_run_learns_and_says_what_changed(whole_sft):
     assert loss["after"] < loss["before"] and loss["difference"]["high"] < 0 and record["held_out"]["rows"] >= 16
     assert loss["after"] - loss["before"] == pytest.approx(loss["difference"]["value"])
     last = [entry for entry in read_jsonl(whole_sft / "log.jsonl") if "eval_loss" in entry][-1]
-    assert last["eval_loss"] == pytest.approx(loss["after"], abs=1e-6) and last["eval_end_loss"] == pytest.approx(
-        record["end_of_text_loss"]["after"], abs=1e-6
-    )
+    in_float32 = read_json(whole_sft / "run.json")["identity"]["hyperparameters"]["precision"] == "float32"
+    off = 1e-6 if in_float32 else BFLOAT16_NATS  # the log's losses are those of the format that the run trains in
+    assert last["eval_loss"] == pytest.approx(loss["after"], abs=off)
+    assert last["eval_end_loss"] == pytest.approx(record["end_of_text_loss"]["after"], abs=off)
     assert [set(row) for row in record["shown"]] == [{"prompt", "before", "after"}] * 2
     assert record["greedy"]["before"]["answers"] == record["sampled"]["after"]["answers"] == 4
     assert (whole_sft / "figures/before_after.png").stat().st_size > 10_000
     assert not list(whole_sft.glob("checkpoint-*/README.md")) and not list(
         whole_sft.rglob("training_args.bin")
     )  # TRL's own card
+
+
+def test_before_and_after_are_measured_in_float32_in_a_bfloat16_run(sft, tmp_path):
+    """A run that learns nothing has changed nothing, also where its own losses are those of autocast."""
+    run = sft(
+        tmp_path / "run",
+        use_lora=False,
+        **{"precision": "bfloat16", "learning_rate": 1e-12, "max_steps": 1, "eval_steps": 1},
+    )
+    record = read_json(run / "before_after.json")
+    for name in ("answer_loss", "end_of_text_loss"):
+        assert record[name]["after"] == pytest.approx(record[name]["before"], abs=1e-6)
+    logged = read_jsonl(run / "log.jsonl")[-1]["eval_loss"]
+    assert 1e-6 < abs(logged - record["answer_loss"]["after"]) < BFLOAT16_NATS
 
 
 def measured(*rows) -> dict:
@@ -207,6 +224,7 @@ def test_where_every_held_out_answer_is_cut_there_is_no_end_of_text_loss(sft, tm
             long_rows="truncate",
             max_steps=2,
             eval_steps=1,
+            precision="float32",
         )
     record = read_json(run / "before_after.json")
     assert record["end_of_text_loss"] is None and record["answer_loss"]["difference"]["value"] < 0
