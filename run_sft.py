@@ -37,7 +37,6 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.data.dataset import row_order
     from llama_lite.data.tokenizer import tokenizer_record
     from llama_lite.evaluation import before_after
-    from llama_lite.machine.precision import without_autocast
     from llama_lite.models import references
     from llama_lite.training import derive_sft, lora
     from llama_lite.training.session import Session
@@ -130,8 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         if not session.train(trainer, plan.steps):
             trainer._load_from_checkpoint(start.checkpoint)
         run_on_main(export, session.run, plan.steps, base, tokenizer, base_args.publish_dtype, adapter_args)
-        with without_autocast(trainer.accelerator.unwrap_model(trainer.model)) as tuned:  # in float32, as before
-            after = run_on_main(before_after.measure_after, tuned, *measured)
+        after = run_on_main(before_after.measure_after, trainer.accelerator.unwrap_model(trainer.model), *measured)
         run_on_main(finish, session.run, plan.steps, base, adapter_args, before, after)
         session.publish_rest(plan.steps)
 

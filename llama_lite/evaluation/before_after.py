@@ -13,6 +13,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..kernels import probe
 from ..kernels.probe import context_of
+from ..machine.precision import without_autocast
 from ..models.batches import Batches, flatten_batch, group_rows
 from . import statistics
 
@@ -245,11 +246,12 @@ def measure_after(
     settings: AnswerSettings,
     batches: Batches = Batches(),
 ) -> dict | None:
-    """`measure_answers` after the last step; None, with a warning, where it fails, since the tuned weights exist
-    already.
+    """`measure_answers` after the last step, in float32 as before the first; None, with a warning, where it fails,
+    since the tuned weights exist already.
     """
     try:
-        return measure_answers(model, tokenizer, eval_rows, settings, batches)
+        with without_autocast(model):
+            return measure_answers(model, tokenizer, eval_rows, settings, batches)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         print_main(
             f"WARNING   what tuning changed could not be measured ({type(error).__name__}:"

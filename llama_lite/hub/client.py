@@ -14,7 +14,7 @@ from model_card.private import found_in, redact
 
 from ..errors import Refusal, no_space, unreachable
 from ..files import need_space, sha256
-from .revision import STEP
+from .revision import STEP, has_content_of
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -151,20 +151,50 @@ def commit_of(ref: Reference, repo_type: str = "model") -> str:
         raise translated(error) from None
 
 
-def files_of(repo: str, commit: str) -> dict:
-    """{path: huggingface_hub's RepoFile} of all files of a commit of a model repository. Raises HubPermissionError or
-    HubUnavailable.
-    """
+def files_of(repo: str, commit: str, repo_type: str = "model") -> dict:
+    """{path: huggingface_hub's RepoFile} of all files of a commit. Raises HubPermissionError or HubUnavailable."""
     from huggingface_hub import HfApi, RepoFile
 
     try:
         return {
             entry.path: entry
-            for entry in HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+            for entry in HfApi().list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)
             if isinstance(entry, RepoFile)
         }
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise translated(error) from None
+
+
+def last_titles(repo: str, commit: str, paths: list[str], repo_type: str = "model") -> dict[str, str]:
+    """{path: title of the last commit that changed it} of those `paths` that a commit has. Raises HubPermissionError or
+    HubUnavailable.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        infos = HfApi().get_paths_info(repo, paths, expand=True, revision=commit, repo_type=repo_type) if paths else []
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise translated(error) from None
+    return {info.path: info.last_commit.title if info.last_commit else "" for info in infos}
+
+
+def foreign_files(
+    repo: str, commit: str, files: dict[str, Path], own_title: str, repo_type: str = "model"
+) -> tuple[dict[str, Path], list[str]]:
+    """({path: file} of `files` that differ from those of a commit or are not there; names of others in their place).
+
+    files: {path in the repository: local file}; a README.md among them has what others wrote there already. own_title:
+    pattern of the titles of this project's commits of such files. A file whose last commit has another title was
+    written or edited by somebody else, and must stay. Raises HubPermissionError or HubUnavailable.
+    """
+    entries = files_of(repo, commit, repo_type)
+    changed = {
+        name: path for name, path in files.items() if name not in entries or not has_content_of(entries[name], path)
+    }
+    existing = [name for name in changed if name in entries and name != "README.md"]
+    titles = last_titles(repo, commit, existing, repo_type)
+    foreign = [name for name, title in titles.items() if not re.fullmatch(own_title, title)]
+    return {name: path for name, path in changed.items() if name not in foreign}, foreign
 
 
 def download(

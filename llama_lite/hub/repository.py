@@ -19,6 +19,7 @@ from .client import (
     Reference,
     fetch,
     files_of,
+    foreign_files,
     nothing_private,
     refs_of,
     token,
@@ -200,22 +201,14 @@ class Repository:
         A figure whose last commit is not this project's is somebody else's, and stays.
         """
         head = refs_of(self.repo)[0]["main"]
-        entries = files_of(self.repo, head)
         with tempfile.TemporaryDirectory() as folder:
             merged = self._merge_card(card_files, head, Path(folder))
-            changed = {
-                name: path
-                for name, path in merged.items()
-                if name not in entries or not has_content_of(entries[name], path)
-            }
-            if existing := [name for name in changed if name in entries and name != "README.md"]:
-                for entry in self._call("get_paths_info", self.repo, existing, expand=True, revision=head):
-                    if entry.last_commit is None or entry.last_commit.title != CARD_TITLE:
-                        del changed[entry.path]
-                        self._print_once(
-                            f"{entry.path} on main of {self.repo} is somebody else's and stays: move it away, and"
-                            " --publish_only puts this run's there"
-                        )
+            changed, foreign = foreign_files(self.repo, head, merged, CARD_TITLE)
+            for name in foreign:
+                self._print_once(
+                    f"{name} on main of {self.repo} is somebody else's and stays: move it away, and --publish_only"
+                    " puts this run's there"
+                )
             if changed:
                 self._replace("main", head, changed, CARD_TITLE, set())
         return bool(changed)
@@ -403,9 +396,10 @@ class Repository:
 
 def keep_user_text(card_text: str, old_card: str) -> str:
     """A new card with what people wrote into the current one: the text between its marks, or, of a README without
-    marks, all of it. Raises CardError.
+    marks, all of it; and metadata of their own. Raises CardError.
     """
     if YOURS[0] not in old_card and YOURS[1] not in old_card and not old_card.startswith(NO_CARD):
-        words = re.sub(r"\A---\n.*?\n---\n", "", old_card, flags=re.DOTALL).strip()
-        old_card = "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
+        head = re.match(r"---\n.*?\n---\n|", old_card, flags=re.DOTALL)[0]
+        words = old_card[len(head) :].strip()
+        old_card = head + "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
     return renew(card_text, old_card)

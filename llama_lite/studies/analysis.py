@@ -3,7 +3,13 @@
 import csv
 import dataclasses
 import math
+import tempfile
 from pathlib import Path
+
+import yaml
+
+from model_card.card import YOURS
+from model_card.metadata import CardError
 
 from ..checkpoint.identity import differences
 from ..checkpoint.store import checkpoints
@@ -14,8 +20,19 @@ from ..config.sft import AdapterArguments, BaseArguments, RowArguments
 from ..distributed import print_main
 from ..errors import Refusal
 from ..evaluation import statistics
-from ..files import read_json, read_jsonl, sha256, write_json
-from ..hub.client import nothing_private, translated
+from ..files import read_json, read_jsonl, sha256, write_json, write_text
+from ..hub.client import (
+    HubPermissionError,
+    HubUnavailable,
+    Reference,
+    commit_of,
+    fetch,
+    foreign_files,
+    last_titles,
+    nothing_private,
+    translated,
+)
+from ..hub.repository import keep_user_text
 from .runner import launch
 from .spec import Arm, Study, StudyRun, base_of, evaluation_argv
 
@@ -25,6 +42,8 @@ AFTER = 10  # logged losses after a resume in which a spike is searched, and ove
 REPORT_HEAD = (  # a dataset card's
     "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"
 )
+COMMIT_TITLE = "Report of a study"
+TRIES = 5  # while others write to the repository
 
 BACK = 0.005  # nats: a mean excess below this counts as recovered
 
@@ -337,24 +356,86 @@ def health(finished: list[StudyRun]) -> dict[str, dict[str, int]]:
 
 
 def push(out: Path, repo: str) -> None:
-    """Push report, results and figures of a study to a dataset repository on the Hub, in one commit. Raises Refusal."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    """Push report, results and figures of a study to a dataset repository on the Hub, in one commit. What others wrote
+    around the report and into the card's metadata stays. Raises Refusal, also where the repository has other files of
+    the same names.
+    """
+    from huggingface_hub import HfApi
 
-    report = REPORT_HEAD + (out / "report.md").read_text(encoding="utf-8")
-    attachments = {
-        str(path.relative_to(out)): path
-        for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))
-    }
-    nothing_private({"README.md": out / "report.md", **attachments})
-    files = [
-        CommitOperationAdd("README.md", report.encode()),
-        *(CommitOperationAdd(name, str(path)) for name, path in attachments.items()),
-    ]
     try:
         HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
-        HfApi().create_commit(repo, files, commit_message="Report of a study", repo_type="dataset")
+        if not any(_push(out, repo, commit_of(Reference(repo), "dataset")) for _ in range(TRIES)):
+            raise Refusal(f"--hub_model_id {repo} kept changing. The report stays; run the same command again.")
+    except Refusal:
+        raise
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise Refusal(
-            f"--hub_model_id {repo}: {translated(error)}. The report stays; run the same command again."
-        ) from None
+        failure = error if isinstance(error, HubUnavailable | HubPermissionError) else translated(error)
+        raise Refusal(f"--hub_model_id {repo}: {failure}. The report stays; run the same command again.") from None
     print_main(f"hub       {repo} holds the report")
+
+
+def _push(out: Path, repo: str, head: str) -> bool:
+    """One commit upon `head`; False when the repository moved meanwhile. Raises Refusal and the client's errors."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    paths = (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))
+    files = {str(path.relative_to(out)): path for path in paths}
+    with tempfile.TemporaryDirectory() as folder:
+        files["README.md"] = Path(folder) / "README.md"
+        write_text(files["README.md"], _card(out, repo, head, Path(folder)))
+        nothing_private(files)
+        changed, foreign = foreign_files(repo, head, files, COMMIT_TITLE, "dataset")
+        if foreign:
+            raise Refusal(
+                f"--hub_model_id {repo} holds {', '.join(foreign[:3])} of somebody else, which is not written over:"
+                " choose another name, or rename it there. The report stays here."
+            )
+        operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
+        try:
+            if operations:
+                HfApi().create_commit(
+                    repo, operations, commit_message=COMMIT_TITLE, repo_type="dataset", parent_commit=head
+                )
+        except Exception as error:  # the client raises its own, httpx2's and OSError
+            if getattr(getattr(error, "response", None), "status_code", None) == 412:
+                return False
+            raise
+    return True
+
+
+def _card(out: Path, repo: str, head: str, folder: Path) -> str:
+    """The dataset card of a study's report, with what others wrote into the card at `head`. Raises Refusal where that
+    is the report of another study.
+    """
+    report = (out / "report.md").read_text(encoding="utf-8")
+    text = f"{REPORT_HEAD}{report}\n\n{chr(10).join(YOURS)}\n"
+    title = last_titles(repo, head, ["README.md"], "dataset").get("README.md")
+    if title is None:
+        return text
+    old = fetch(Reference(repo), head, "README.md", folder / "old", "dataset").read_text("utf-8", errors="replace")
+    old_title = _study_title(old)
+    if old_title not in (None, _study_title(text)):
+        raise Refusal(
+            f"--hub_model_id {repo} holds the report of another study ({old_title}), which is not written over: choose"
+            " another name."
+        )
+    if old_title and title == COMMIT_TITLE and YOURS[0] not in old:
+        return text  # as earlier versions wrote it: nothing of others is in it
+    try:
+        return keep_user_text(text, old)
+    except CardError as error:
+        raise Refusal(f"--hub_model_id {repo}: {error}") from None
+
+
+def _study_title(card: str) -> str | None:
+    """Title of the study whose report a dataset card is; None for any other card."""
+    from huggingface_hub import RepoCard
+
+    try:
+        parsed = RepoCard(card)
+    except (ValueError, yaml.YAMLError):
+        return None
+    tags = parsed.data.to_dict().get("tags")
+    if not isinstance(tags, list) or not {"llama-lite", "study"} <= set(map(str, tags)):
+        return None
+    return next((line for line in parsed.text.splitlines() if line.startswith("# ")), None)

@@ -10,17 +10,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from environment import HUB
 from hub_server import Fault
 from huggingface_hub import HfApi
 
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import push_scores, resolve, store
-from llama_lite.files import read_jsonl
+from llama_lite.files import read_jsonl, write_text
 from llama_lite.hub.client import HubUnavailable
 from llama_lite.hub.repository import Repository
 from llama_lite.hub.revision import FORMAT, newest_first, step_of, tag_of
 from llama_lite.models import references
+from llama_lite.studies import analysis
 
 IDENTITY = {kind: {} for kind in ("model", "hyperparameters", "data", "layout", "environment")}
 CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours: end -->\n"
@@ -414,24 +416,25 @@ def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_p
             pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(tmp_path / "pulled"))
 
 
+def evaluated(name: str, files: dict[str, Path], there, tmp_path: Path, value: float = 0.5) -> tuple:
+    """(the Model of a repository's step 5, [a record of its score on task t])."""
+    folder = tmp_path / "located"
+    folder.mkdir(exist_ok=True)
+    for path, file in files.items():
+        (folder / path).write_bytes(file.read_bytes())
+    commit = there.tags["step-000005"]
+    model = resolve.Model("m", references.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
+    record = {"model": "m", "task": "t", "metrics": {"acc": {"value": value, "stderr": 0.1, "n": 4}}, "dataset": "o/t"}
+    record |= {"n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01", **store.where_from(model)}
+    return model, [record]
+
+
 def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, shared_repo, tmp_path, capsys):
     name, there = shared_repo
     repository, files = Repository(name, None, "ours"), revision(tmp_path, 5)
     publish(repository, files, final=True)
     put(name, "README.md", b"---\nlicense: [\n---\nmy words")
-    folder = tmp_path / "located"
-    folder.mkdir()
-    for path, file in files.items():
-        (folder / path).write_bytes(file.read_bytes())
-    commit = there.tags["step-000005"]
-    model = resolve.Model("m", references.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
-    record = {
-        **store.where_from(model),
-        "model": "m",
-        "task": "t",
-        "metrics": {"acc": {"value": 0.5, "stderr": 0.1, "n": 4}},
-    }
-    push_scores.push_scores(model, [{**record, "n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01"}])
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path))
     assert "stays without scores: its metadata cannot be read" in capsys.readouterr().out
     main = hub.files(name)
     assert main["README.md"] == b"---\nlicense: [\n---\nmy words" and b"step-000005" in main["scores.csv"]
@@ -451,3 +454,90 @@ def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, shared_repo,
     name, there = shared_repo
     there.tags |= dict.fromkeys(tags, there.branches["main"])
     assert resolve._expand_steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]
+
+
+def test_scores_that_others_put_there_stay(hub, shared_repo, tmp_path, capsys):
+    name, there = shared_repo
+    files = revision(tmp_path, 5)
+    publish(Repository(name, None, "ours"), files, final=True)
+    theirs = {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": "t", "type": "o/t"},
+        "metrics": [{"type": "acc", "value": 0.9}],
+        "source": {"url": "https://example.org/ours"},
+    }
+    head = {"license": "mit", "thumbnail": "me.png", "model-index": [{"name": "M", "results": [theirs]}]}
+    put(name, "README.md", f"---\n{yaml.safe_dump(head)}---\nmy words".encode())
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path))
+    first = hub.files(name)
+    put(
+        name,
+        "scores.csv",
+        first["scores.csv"].replace(b",date\n", b",date,remark\n").replace(b"01-01\n", b"01-01,good\n"),
+    )
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.25))
+    main = hub.files(name)
+    header, *values = (
+        yaml.safe_load(main["README.md"].decode().split("---")[1]),
+        main["README.md"].endswith(b"my words"),
+    )
+    results = header["model-index"][0]["results"]
+    assert values == [True] and header["thumbnail"] == "me.png" and header["model-index"][0]["name"] == "M"
+    assert results[0] == theirs and [result["metrics"][0]["value"] for result in results] == [0.9, 0.25]
+    table = list(csv.DictReader(io.StringIO(main["scores.csv"].decode())))
+    assert [(row["value"], row["remark"]) for row in table] == [("0.5", "good"), ("0.25", "")]
+    assert [yaml.safe_load(one[".eval_results/t.yaml"])[0]["value"] for one in (first, main)] == [0.5, 0.25]
+
+    put(name, ".eval_results/t.yaml", b"[]\n")
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.75))
+    assert hub.files(name)[".eval_results/t.yaml"] == b"[]\n" and b",0.75," in hub.files(name)["scores.csv"]
+    assert f".eval_results/t.yaml on main of {name} is somebody else's and stays" in capsys.readouterr().out
+    put(name, "scores.csv", b"player,points\nme,3\n")
+    with pytest.raises(Refusal, match=r"scores\.csv on its main is no table of this project, and is not written over"):
+        push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.125))
+    assert hub.files(name)["scores.csv"] == b"player,points\nme,3\n"
+
+
+def test_what_others_keep_beside_a_studys_report_stays(hub, tmp_path):
+    name = f"org/study-{len(hub.repos)}"
+    HfApi().create_repo(name, repo_type="dataset")
+    there, out = hub.repos["datasets", name], tmp_path / "study"
+
+    def put_theirs(**files: bytes) -> None:
+        entries = {path.replace("__", "."): (hub.store(data), len(data), False) for path, data in files.items()}
+        there.commit("main", {**there.commits[there.branches["main"]]["files"], **entries}, "Theirs")
+
+    def push(title: str, results: bytes) -> dict[str, bytes]:
+        write_text(out / "report.md", f"# {title}\n\n{results.decode()}")
+        (out / "results.csv").write_bytes(results)
+        analysis.push(out, name)
+        return hub.files(name, kind="datasets")
+
+    (out / "figures").mkdir(parents=True)
+    write_text(out / "comparison.json", "[]")
+    put_theirs(
+        README__md=b"---\nlicense: mit\nconfigs:\n- config_name: mine\n  data_files: a.csv\n---\nmy words", a__csv=b"x"
+    )
+    push("One", b"first")
+    files = push("One", b"second")
+    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert [config["config_name"] for config in header["configs"]] == ["results", "mine"]
+    assert header["license"] == "mit" and header["tags"] == ["llama-lite", "study"]
+    card = files["README.md"].decode()
+    assert card.endswith("# One\n\nsecond\n\n<!-- yours: begin -->\nmy words\n<!-- yours: end -->\n")
+    assert (files["a.csv"], files["results.csv"]) == (b"x", b"second")
+    commits = len(there.commits)
+    assert push("One", b"second") == files and len(there.commits) == commits  # the same again sends nothing
+
+    with pytest.raises(Refusal, match="holds the report of another study \\(# One\\)"):
+        push("Two", b"third")
+    put_theirs(results__csv=b"theirs")
+    with pytest.raises(Refusal, match=r"holds results\.csv of somebody else, which is not written over"):
+        push("One", b"third")
+    assert hub.files(name, kind="datasets") == {**files, "results.csv": b"theirs"}
+
+    put_theirs(results__csv=b"theirs", README__md=b"")
+    earlier = (analysis.REPORT_HEAD + "# One\n\nold").encode()  # as versions without the marks wrote it
+    entries = {path: (hub.store(data), len(data), False) for path, data in {**files, "README.md": earlier}.items()}
+    there.commit("main", entries, analysis.COMMIT_TITLE)
+    assert push("One", b"third")["README.md"].decode().endswith("third\n\n<!-- yours: begin -->\n<!-- yours: end -->\n")
