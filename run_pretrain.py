@@ -82,8 +82,10 @@ def main(argv: list[str] | None = None) -> None:
             },
             switches=switches(config, run_args),
         )
+        values.print_chosen()
         print_main(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
-        start = session.begin(identity, plan, derive_pretrain.settings(groups))
+        initial = InitialWeights(session.run, model_args.init_from, config, manifest)
+        start = session.begin(identity, plan, derive_pretrain.settings(groups), initial.find)
         if start is None:
             return
         data = {**manifest, "curation": read_json(folder / "curation.json")}
@@ -92,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = build_model(config, model_args.model_config, run_args, training_args.device)
-        if model_args.init_from and start.checkpoint is None:
-            load_initial_weights(session.run, model, config, model_args.init_from, manifest)
+        if start.checkpoint is None:
+            initial.load(model)
         train = TokenWindows(
             folder,
             manifest,
@@ -133,14 +135,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class Values:
-    """The values that nobody gave, from the record of the run, the text and the machine. Each choice is printed once.
+    """The values that nobody gave, from the record of the run, the text and the machine. Each choice is printed once,
+    when what could refuse it has not.
 
     planned: the Layout that the run is planned for.
     """
 
     def __init__(self, session, groups, text, planned):
         self.session, self.groups, self.text, self.planned = session, groups, text, planned
-        self.printed = {}
+        self.printed, self.waiting = {}, []
 
     @functools.cached_property
     def derivation(self):
@@ -159,10 +162,15 @@ class Values:
         set_values(self.groups, values)
         precision.apply(self.session.training_args, self.session.run_args.precision)
         new = {name: value for name, value in values.items() if self.printed.get(name) != value}
-        for line in lines(new, reasons):
-            print_main(f"chosen    {line}")
+        self.waiting += lines(new, reasons)
         self.printed.update(values)
         return reasons, tokens
+
+    def print_chosen(self) -> None:
+        """Print the choices that were not printed yet."""
+        for line in self.waiting:
+            print_main(f"chosen    {line}")
+        self.waiting = []
 
 
 def plan_of(groups, tokens: dict, processes: int | None = None):
@@ -197,6 +205,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     run_on_main(check_tokenizer, groups, values, config, tokens)
     fused = run_args.fused_loss and not run_args.plan_launch
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
+    values.print_chosen()
     print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
     if session.publishes:
         print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
@@ -257,6 +266,7 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     _, tokens = values.settle(only_tokens=True)
     folder, size = data_args.prepared_dir, tokens.get("estimated", 0)
     run_on_main(check_folders, {"prepared_dir": folder}, {"prepared_dir": size})
+    values.print_chosen()
     print_main(describe(run_on_main(prepare, data_args, rules, values.text, given, True)))
     if session.publishes:
         private = session.training_args.hub_private_repo
@@ -293,6 +303,8 @@ def prepare_text(groups, rules: dict, values: Values):
     folders = {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}
     needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
     run_on_main(check_folders, folders, needed)
+    if "estimated" in tokens:
+        values.print_chosen()  # preparing takes its time
     manifest, folder = run_on_main(prepare, data_args, rules, values.text, given), Path(data_args.prepared_dir)
     run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
     print_main(f"data      {describe(manifest)}")
@@ -369,17 +381,35 @@ def build_model(config, name: str, run_args, device):
     return model
 
 
-def load_initial_weights(run, model, config, init_from: str, manifest: dict) -> None:
-    """Load the weights that --init_from names. Raises Refusal where they are another model's, or lack ids of the tokens
-    of `manifest`.
-    """
-    from llama_lite.hub.client import reference
-    from llama_lite.models import loading
-    from llama_lite.training import resume
+class InitialWeights:
+    """The weights that --init_from names, if it names some.
 
-    weights = run_on_main(resume.init_folder, run, init_from, config, manifest["tokenizer"]["vocab_size"])
-    loading.load_weights(model, weights)
-    run.event("initialised", weights=init_from if reference(init_from) else weights.name)
+    config: of the run's model. manifest: of its tokens.
+    """
+
+    def __init__(self, run, init_from: str | None, config, manifest: dict):
+        self.run, self.init_from, self.config, self.manifest = run, init_from, config, manifest
+        self.folder = None
+
+    def find(self) -> None:
+        """Find the weights, or download them. Raises Refusal where they are another model's, or lack ids of the
+        tokens.
+        """
+        from llama_lite.training import resume
+
+        if self.init_from:
+            ids = self.manifest["tokenizer"]["vocab_size"]
+            self.folder = run_on_main(resume.init_folder, self.run, self.init_from, self.config, ids)
+
+    def load(self, model) -> None:
+        """Load them into a model. Raises Refusal where they do not fill it."""
+        from llama_lite.hub.client import reference
+        from llama_lite.models import loading
+
+        if self.folder:
+            loading.load_weights(model, self.folder)
+            name = self.init_from if reference(self.init_from) else self.folder.name
+            self.run.event("initialised", weights=name)
 
 
 def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:

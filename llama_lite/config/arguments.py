@@ -24,7 +24,8 @@ from ..files import read_json, read_yaml
 from ..paths import ROOT
 
 TABLE = Path(__file__).with_name("arguments.json")
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # on the Hub: owner/name
+# owner/name, as the Hub takes them: no `--`, `..` or `.git`, no `-` or `.` at an end, 96 characters each
+REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))(?!.*\.git$)\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 
 SHORT_NAMES = {  # what other programs call an argument
     "lr": "learning_rate",

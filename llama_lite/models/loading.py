@@ -72,8 +72,7 @@ def load_model(located: Located, dtype: str = "float32"):
             f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first."
         )
     config = load_config(located)
-    if not any((located.folder / file).is_file() for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        references.refuse_unread(located.folder, located.name)
+    references.need_weights(located.folder, located.name)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of keys that do not fit: they are refused below
     try:
@@ -310,8 +309,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     transformers chooses. Raises Refusal.
     """
     weights_path, index_path = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
-    if not weights_path.is_file() and not index_path.is_file():
-        references.refuse_unread(folder)
+    references.need_weights(folder)
     names = (
         [SAFE_WEIGHTS_NAME]
         if weights_path.is_file()

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..checkpoint import integrity, verify
 from ..checkpoint.identity import VOLATILE_CONFIG
@@ -86,6 +86,12 @@ def weights_digest(folder: Path) -> str:
     if not files:
         refuse_unread(Path(folder))
     return hashlib.sha256(json.dumps([[path.name, sha256(path)] for path in files]).encode()).hexdigest()
+
+
+def need_weights(folder: Path, name: str | None = None) -> None:
+    """Raise Refusal for a folder without model.safetensors or an index of its shards."""
+    if not any((folder / file).is_file() for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        refuse_unread(folder, name)
 
 
 def refuse_unread(folder: Path, name: str | None = None) -> None:

@@ -20,7 +20,7 @@ from ..kernels import block_attention
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
 from ..models.loading import describe_mismatch
 from ..models.presets import load_model_config
-from ..models.references import FREE_FIELDS
+from ..models.references import FREE_FIELDS, need_weights
 from ..run_folder import RunFolder
 from . import trainer
 
@@ -49,9 +49,17 @@ def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.
     return start
 
 
-def run_id_of(run: RunFolder, identity: dict) -> str:
-    """The id in `run.json`, or that of a run which begins with this identity."""
-    return (read_json(run.path / "run.json") or {"id": revision.run_id(identity)})["id"]
+def run_id_of(run: RunFolder, identity: dict, begins: bool = False) -> str:
+    """The id in `run.json`, or that of a run which begins with this identity.
+
+    begins: from no checkpoint. Then the id of an earlier start with another identity counts only where something was
+    published, or waits to be.
+    """
+    there = read_json(run.path / "run.json") or {}
+    is_other = begins and there.get("identity") not in (None, identity)
+    if "id" not in there or (is_other and not any((run.path / name).exists() for name in ("published.jsonl", "queue"))):
+        return revision.run_id(identity)
+    return there["id"]
 
 
 def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
@@ -79,7 +87,7 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
 
 def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
     """Write `run.json`, and the events of what changed since the checkpoint; say where the run begins."""
-    run_on_main(_new_run, run, record)
+    run_on_main(_new_run, run, record, start.checkpoint is None)
     for kind in ("hyperparameters", "data", "layout", "environment"):
         if start.changed.get(kind):
             run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
@@ -420,6 +428,7 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
     integrity.check_model(init_from, folder)
+    need_weights(folder)
     if (folder / "config.json").exists():
         theirs = load_model_config(str(folder))
         if other := other_fields(theirs, config):
@@ -452,11 +461,14 @@ def other_fields(theirs, config) -> dict[str, tuple]:
     return {name: both for name, both in other.items() if both[0] != both[1]}
 
 
-def _new_run(run, record: dict) -> None:
-    """`run.json` of a run's first start; one that began on the Hub keeps its id. The `status.json` of an end before
-    this start goes.
+def _new_run(run, record: dict, begins: bool) -> None:
+    """`run.json` of a run's first start, or of one from no checkpoint (`begins`): an earlier start that kept nothing,
+    because it was refused or killed, may have had other arguments. A run that began on the Hub keeps its id. The
+    `status.json` of an end before this start goes.
     """
     (run.path / "status.json").unlink(missing_ok=True)
     there = read_json(run.path / "run.json") or {}
-    if "identity" not in there:
+    if begins:
+        write_json(run.path / "run.json", record)
+    elif "identity" not in there:
         write_json(run.path / "run.json", record | there)

@@ -230,6 +230,17 @@ def test_a_config_that_is_not_there():
         (["--save_strategy", "epoch"], "--save_strategy must be steps"),
         (["--logging_nan_inf_filter"], "--logging_nan_inf_filter must stay False"),
         (["--push_to_hub"], "--push_to_hub needs --hub_model_id owner/name"),
+        *(
+            (["--push_to_hub", "--hub_model_id", name], f"needs --hub_model_id owner/name, not '{name}'")
+            for name in (
+                "a/b--c",
+                "a/-b",
+                "a/b.git",
+                "a/" + "x" * 97,
+                "é/b",
+                "a/b.",
+            )  # as the Hub's client refuses them
+        ),
         (["--hub_token", "hf_x"], "--hub_token must stay None: it would be visible in the list of processes"),
         (["--publish_only"], "--publish_only needs --push_to_hub"),
         (["--publish_steps", "300", "--save_steps", "250"], "--publish_steps 300 is no multiple of --save_steps 250"),

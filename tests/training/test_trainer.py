@@ -313,11 +313,30 @@ def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
         pretrain(tmp_path / "run", **again)
     with pytest.raises(Refusal, match="holds no model"):
         pretrain(tmp_path / "other", init_from=str(tmp_path))
+    assert not (tmp_path / "other/run.json").exists()  # a refused command begins no run
     with pytest.raises(
         Refusal,
         match=r"is another model: head_dim is 16 there and 48 here; .*num_key_value_heads is 2 there and 4 here",
     ):
         pretrain(tmp_path / "third", init_from=str(whole_run / "checkpoint-12"), model_config="demo", block_size=64)
+
+
+def test_a_start_that_kept_nothing_leaves_its_record_to_none(tmp_path):
+    """`run.json` is the next start's, which may have other arguments; the id stays where something was published."""
+    from llama_lite.run_folder import RunFolder
+    from llama_lite.training import resume, trainer
+
+    with RunFolder(tmp_path) as run:
+        start = trainer.read_resume_point(None, ())
+        for seed in (1, 2):
+            record = {"kind": "pretrain", "identity": {"data": {"seed": seed}}, "given": {"seed": seed}}
+            record["id"] = resume.run_id_of(run, record["identity"], begins=True)
+            resume.begin_run(run, record, start)
+            assert read_json(tmp_path / "run.json") == record
+        another = {"data": {"seed": 3}}
+        assert resume.run_id_of(run, another, begins=True) != record["id"] == resume.run_id_of(run, another)
+        (tmp_path / "published.jsonl").touch()
+        assert resume.run_id_of(run, another, begins=True) == record["id"]
 
 
 def test_labels_are_counted_in_whole_numbers(pretrain, tmp_path, monkeypatch):
