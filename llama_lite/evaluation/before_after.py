@@ -112,7 +112,11 @@ def answers(
     model.eval()
     records = []
     sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K} if sample else {"do_sample": False}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), probe.without_router_loss(model):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        probe.without_router_loss(model),
+        probe.plain_generation(model),
+    ):
         torch.manual_seed(seed)
         for begin in range(0, len(conversations), batch):
             rows = [template.encode_prompt(tokenizer, messages) for messages in conversations[begin : begin + batch]]

@@ -196,6 +196,18 @@ def measured(*rows) -> dict:
     }
 
 
+def test_greedy_answers_do_not_follow_the_generation_config_of_a_base(model, base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    template.set_chat_template(tokenizer)
+    question = [template.conversation("Count to 3.", "")]
+    plain = before_after.answers(model, tokenizer, question, 6, False, 0)
+    first = tokenizer(plain[0]["answer"], add_special_tokens=False)["input_ids"][:1]
+    model.generation_config.update(suppress_tokens=first, repetition_penalty=5.0)
+    before = model.generation_config.to_dict()
+    assert first and before_after.answers(model, tokenizer, question, 6, False, 0) == plain
+    assert model.generation_config.to_dict() == before
+
+
 def test_the_end_of_text_loss_is_over_the_answers_that_end():
     before = measured(("a", 8.0, 3.0, 1), ("b", 6.0, 2.0, 1), ("c", 4.0, 0.0, 0), ("d", 2.0, 0.0, 0))
     after = measured(("a", 6.0, 1.0, 1), ("b", 4.0, 1.0, 1), ("c", 2.0, 0.0, 0), ("d", 2.0, 0.0, 0))
