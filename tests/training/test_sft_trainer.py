@@ -201,10 +201,9 @@ def test_greedy_answers_do_not_follow_the_generation_config_of_a_base(model, bas
     template.set_chat_template(tokenizer)
     question = [template.conversation("Count to 3.", "")]
     plain = before_after.answers(model, tokenizer, question, 6, False, 0)
-    first = tokenizer(plain[0]["answer"], add_special_tokens=False)["input_ids"][:1]
-    model.generation_config.update(suppress_tokens=first, repetition_penalty=5.0)
+    model.generation_config.suppress_tokens = [token for token in range(512) if token != tokenizer.eos_token_id]
     before = model.generation_config.to_dict()
-    assert first and before_after.answers(model, tokenizer, question, 6, False, 0) == plain
+    assert not plain[0]["stopped"] and before_after.answers(model, tokenizer, question, 6, False, 0) == plain
     assert model.generation_config.to_dict() == before
 
 
