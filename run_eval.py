@@ -1,4 +1,4 @@
-"""Evaluate many models and revisions with lm-eval: records, paired statistics, sensitivity, robustness, generalisation.
+"""Evaluate many models and revisions with lm-eval: records, paired statistics, sensitivity, robustness, generalization.
 
     python run_eval.py                                            # the demo's checkpoints and tuned model, offline
     python run_eval.py --config configs/eval/trajectory.yaml --models you/name@step-*
@@ -208,7 +208,7 @@ def analyze(out: Path, store, records: list[dict], tasks: Tasks, task_args) -> t
     comparison = analysis.compare(plain, store.samples)
     write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
     results = {
-        "generalisation": analysis.generalisation(plain, store.samples, task_args.inside, task_args.reference_model),
+        "generalisation": analysis.generalization(plain, store.samples, task_args.inside, task_args.reference_model),
         "sensitivity": variants(tasks.sensitivity),
         "robustness": variants(tasks.robustness),
     }
@@ -238,7 +238,8 @@ def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
             judged = f"p {row['p_holm']:.2g} (Holm)" if row.get("p_holm") is not None else ""
             print_main(
                 f"change    {row['task']}: {row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to"
-                f" {row['high']:+.4f}), {judged}; a difference below {row['detectable']:.4f} could not have been seen"
+                f" {row['high']:+.4f}), {judged}; a difference below {row['detectable']:.4f} could not have been"
+                " detected"
             )
     for name in ("sensitivity", "robustness"):
         for row in results[name]:

@@ -131,15 +131,13 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
     if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
         raise CardError(
-            f"{folder} is no run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an"
+            f"{folder} is not a run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an"
             " evaluation (runs/demo-eval)."
         )
     if run["kind"] == "eval":
         return Records(folder, "evaluation", run, {}, [], [], {}, {}, [_evaluation(run_folder, run)], [])
     if "identity" not in run:
-        raise CardError(
-            f"{folder}/run.json says where the run is from and nothing else: it has not begun. Start it first."
-        )
+        raise CardError(f"{folder}/run.json only says where the run is from: it has not started. Start it first.")
     if run["kind"] == "sft":
         kind = kind or (
             "merged"

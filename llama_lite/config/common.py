@@ -96,7 +96,8 @@ class CommonRunArguments:
     resume_without: str = arg(
         "", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated."
     )
-    given: dict = dataclasses.field(init=False, default_factory=dict)  # {argument: value} of YAML and command line
+    # {argument: value} of YAML and command line
+    explicit_args: dict = dataclasses.field(init=False, default_factory=dict)
     typed: frozenset = dataclasses.field(init=False, default=frozenset())  # the arguments of the command line
 
 
@@ -142,21 +143,23 @@ def check_training(
     )
     problems += _field_problems(run, training, {**KEPT, **kept})
     problems.add_if(
-        run.given.get("do_train") is False,
-        "--do_train false: this script trains; --dry_run plans, run_eval.py measures a finished model.",
+        run.explicit_args.get("do_train") is False,
+        "--do_train false: this script always trains. Use --dry_run to plan, or run_eval.py to evaluate a finished"
+        " model.",
     )
     problems += _hub_problems(run, hub, training, publishes)
     problems.add_if(
         run.suggest and Path(run.suggest).exists(),
-        f"--suggest {run.suggest}: that file is there already, and is not written over: name another.",
+        f"--suggest {run.suggest}: that file already exists and is not overwritten: choose another name.",
     )
     problems.add_if(
         str(training.save_strategy.value) not in ("steps", "no"),
-        "--save_strategy must be steps (or no): epochs are not whole steps.",
+        "--save_strategy must be steps (or no): an epoch is not a whole number of steps.",
     )
     for name in ("eval_strategy", "logging_strategy"):
         problems.add_if(
-            getattr(training, name).value == "epoch", f"--{name} must be steps (or no): epochs are not whole steps."
+            getattr(training, name).value == "epoch",
+            f"--{name} must be steps (or no): an epoch is not a whole number of steps.",
         )
     return problems
 
@@ -175,11 +178,12 @@ def _field_problems(run: CommonRunArguments, training: TrainingArguments, kept: 
     """
     problems = Problems()
     for name, (value, why) in kept.items():
-        problems.add_if(name in run.given and getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
+        differs = name in run.explicit_args and getattr(training, name) != value
+        problems.add_if(differs, f"--{name} must stay {value}: {why}.")
     for name in unknown_fields(training, kept):
         problems.append(
-            f"--{name} is new in the installed transformers or TRL, and what it does to a verified run is not known"
-            " here: leave it out."
+            f"--{name} is new in the installed transformers or TRL, and its effect on a verified run has not been"
+            " checked: leave it out."
         )
     return (
         problems
@@ -208,10 +212,10 @@ def _hub_problems(
     )
     problems.add_if(
         hub.publish_steps is not None
-        and "save_steps" in run.given
+        and "save_steps" in run.explicit_args
         and training.save_steps >= 1
         and hub.publish_steps % training.save_steps,
-        f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved"
+        f"--publish_steps {hub.publish_steps} is not a multiple of --save_steps {training.save_steps:g}: only saved"
         " checkpoints can be published.",
     )
     return problems

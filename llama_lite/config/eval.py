@@ -155,11 +155,11 @@ def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_ar
     problems.add_if(
         "embedded_humaneval" in task_args.tasks and not task_args.confirm_run_unsafe_code,
         "--tasks embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox;"
-        " the log says what holds).",
+        " the log lists its protections).",
     )
     for name in ("task_data", "texts"):
         for text in getattr(task_args, name):
-            problems.add_if("=" not in text, f"--{name} {text}: NAME=PATH is wanted.")
+            problems.add_if("=" not in text, f"--{name} {text}: expected NAME=PATH.")
     named = {
         name: [text.rpartition("=")[0] for text in task_args.num_fewshot]
         if name == "num_fewshot"
@@ -170,7 +170,7 @@ def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_ar
     for name in named["texts"]:
         problems.add_if(
             name in task_args.tasks,
-            f"--tasks {name} names a text of --texts, which is measured without being a task: leave it out of --tasks.",
+            f"--tasks {name} names a text of --texts, which is evaluated anyway: leave it out of --tasks.",
         )
     for name, items in {**named, "models": model_args.models}.items():
         duplicates = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})
@@ -193,7 +193,7 @@ def shots(texts: list[str]) -> dict[str, int]:
     for text in texts:
         name, equals, number = text.rpartition("=")
         if not number.isdigit():
-            raise Refusal(f"--num_fewshot {text}: N or TASK=N is wanted.")
+            raise Refusal(f"--num_fewshot {text}: expected N or TASK=N.")
         if (name if equals else "") in found:
             raise Refusal(
                 f"--num_fewshot {text}: {f'{name} is' if equals else 'a number for all tasks is'} given twice."

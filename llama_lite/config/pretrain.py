@@ -298,24 +298,25 @@ def check_pretrain(
     lengths = [
         name
         for name in ("max_steps", "hours", "num_train_epochs")
-        if name in run.given and (name != "max_steps" or training.max_steps > 0)
+        if name in run.explicit_args and (name != "max_steps" or training.max_steps > 0)
     ]
     problems.add_if(
         "hours" in lengths and len(lengths) > 1,
-        f"{' and '.join(f'--{name}' for name in lengths)} are two lengths of one run: give one of them.",
+        f"{' and '.join(f'--{name}' for name in lengths)} both set the length of the run: give one of them.",
     )
     problems.add_if(
         None not in (curation.min_characters, curation.max_characters)
         and curation.min_characters > curation.max_characters,
         f"--min_characters {curation.min_characters} is above --max_characters {curation.max_characters}: no document"
-        " is both.",
+        " can satisfy both.",
     )
     problems.add_if(
         None not in (data.validation_tokens, data.max_tokens) and data.validation_tokens >= data.max_tokens,
-        f"--validation_tokens {data.validation_tokens} leaves nothing to train on of --max_tokens {data.max_tokens},"
-        " which counts them, too.",
+        f"--validation_tokens {data.validation_tokens} leaves nothing to train on: --max_tokens {data.max_tokens}"
+        " includes the validation tokens.",
     )
-    problems.add_if(run.plan_launch and not run.dry_run, "--plan_launch plans another launch: it goes with --dry_run.")
+    plans_only = run.plan_launch and not run.dry_run
+    problems.add_if(plans_only, "--plan_launch only plans another launch: use it with --dry_run.")
     problems.add_if(
         None not in (data.validation_tokens, run.block_size) and data.validation_tokens < run.block_size + 1,
         f"--validation_tokens {data.validation_tokens} does not fill one window of {run.block_size} predictions.",

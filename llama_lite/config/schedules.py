@@ -39,11 +39,11 @@ def schedule_problems(training: "TrainingArguments") -> list[str]:
     name, kwargs = training.lr_scheduler_type.value, training.lr_scheduler_kwargs or {}
     if name in BY_EVALUATIONS:
         return [
-            f"--lr_scheduler_type {name}: its rate follows the evaluations, so that --eval_steps would change the"
-            " training. Use another one."
+            f"--lr_scheduler_type {name}: its rate depends on evaluation results, so --eval_steps would change the"
+            " training. Use another schedule."
         ]
     if not isinstance(kwargs, dict):
-        return [f"--lr_scheduler_kwargs {kwargs}: a mapping is wanted, such as '{{\"min_lr_rate\": 0.1}}'."]
+        return [f"--lr_scheduler_kwargs {kwargs}: expected a mapping, such as '{{\"min_lr_rate\": 0.1}}'."]
     parameters = dict(inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[training.lr_scheduler_type]).parameters)
     parameters = (
         {} if name in CONSTANT else {key: value for key, value in parameters.items() if key not in SCHEDULE_OWN}
@@ -81,7 +81,7 @@ def optimizer_problems(training: "TrainingArguments") -> list[str]:
     """What is wrong with --optim and --optim_args."""
     name = training.optim.value
     if name not in OPTIMIZERS:
-        return [f"--optim {name}: that it resumes is not known here. Those that do: {', '.join(OPTIMIZERS)}."]
+        return [f"--optim {name} has not been tested for exact resume. Supported: {', '.join(OPTIMIZERS)}."]
     problems = []
     for pair in (training.optim_args or "").replace(" ", "").split(","):
         key, equals, value = pair.partition("=")
@@ -89,7 +89,7 @@ def optimizer_problems(training: "TrainingArguments") -> list[str]:
             supported = f"it takes {', '.join(OPTIMIZERS[name])}" if OPTIMIZERS[name] else "leave it out: it takes none"
             problems.append(f"--optim_args {pair}: --optim {name} does not read {key}; {supported}.")
         elif pair and not (equals and _is_value(key, value)):
-            problems.append(f"--optim_args {pair}: NAME=NUMBER is wanted (nesterov and centered: true or false).")
+            problems.append(f"--optim_args {pair}: expected NAME=NUMBER (nesterov and centered: true or false).")
     return problems or _constructor_problems(training)
 
 
@@ -151,7 +151,7 @@ def plan_problems(training: "TrainingArguments", steps: int, cut_short: bool = F
         []
         if invalid_step is None
         else [
-            f"{flags} gives {rates[invalid_step]} of the peak rate at step {invalid_step + 1}: a rate is from 0 to"
-            " the peak."
+            f"{flags} gives {rates[invalid_step]} of the peak rate at step {invalid_step + 1}: the rate must stay"
+            " between 0 and the peak."
         ]
     )

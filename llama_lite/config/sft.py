@@ -252,7 +252,7 @@ def check_sft(
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
         count, eval_rows = getattr(run, name), rows.eval_rows
         problems.add_if(
-            name in run.given and eval_rows is not None and count > eval_rows,
+            name in run.explicit_args and eval_rows is not None and count > eval_rows,
             f"--{name} {count} is more than --eval_rows {eval_rows}.",
         )
     problems.add_if(

@@ -21,12 +21,12 @@ from ..hub.client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    check_no_private_values,
     commit_of,
     fetch,
     files_of,
-    nothing_private,
+    to_hub_error,
     token,
-    translated,
 )
 from ..hub.revision import REVISION, STEP_PREFIX, as_record
 from ..models.references import Located
@@ -93,7 +93,7 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
         for name, text in files.items():
             written[name].parent.mkdir(parents=True, exist_ok=True)
             write_text(written[name], text)
-        nothing_private(written)
+        check_no_private_values(written)
         operations = [CommitOperationAdd(name, str(path)) for name, path in written.items()]
         title = f"Scores of {located.revision or 'main'}"
         try:
@@ -101,7 +101,7 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
         except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
             if getattr(getattr(error, "response", None), "status_code", None) == 412:
                 return False
-            raise translated(error) from None
+            raise to_hub_error(error) from None
     print_main(f"hub       scores of {model.name} are on main of {located.repo}")
     return True
 

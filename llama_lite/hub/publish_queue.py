@@ -17,7 +17,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import append_jsonl, flush_folder, read_json, read_jsonl, write_json, write_text
 from ..run_folder import RunFolder
-from .client import HubPermissionError, HubUnavailable, nothing_private, reason
+from .client import HubPermissionError, HubUnavailable, check_no_private_values, reason
 from .repository import NO_CARD, Repository
 from .revision import REVISION, STEP_PREFIX, is_final, step_of, tag_of, write_revision
 
@@ -60,7 +60,7 @@ class Publisher:
         try:
             with tempfile.TemporaryDirectory() as folder:  # the run's identity, as every revision will contain it
                 write_json(Path(folder) / REVISION, (read_json(self.run.path / "run.json") or {}).get("identity") or {})
-                nothing_private({REVISION: Path(folder) / REVISION})
+                check_no_private_values({REVISION: Path(folder) / REVISION})
             self._reconcile(self.repository.prepare())
         except (Refusal, HubPermissionError, HubUnavailable) as error:
             problem = f"--push_to_hub {self.repository.repo}: {error}"

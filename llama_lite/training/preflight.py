@@ -48,7 +48,7 @@ def check_packages(training: "TrainingArguments") -> None:
         packages = DASHBOARDS.get(name)
         problems.add_if(
             packages is None,
-            f"--report_to {name}: no such dashboard; there are {', '.join(sorted(DASHBOARDS))}, and none.",
+            f"--report_to {name}: no such dashboard. Choose among {', '.join(sorted(DASHBOARDS))}, and none.",
         )
         missing = packages and not any(importlib.util.find_spec(package) for package in packages)
         problems.add_if(

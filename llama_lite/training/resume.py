@@ -41,7 +41,7 @@ class ResumeOptions:
 def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.ResumePoint:
     """Where the run begins, the same on every rank; its folder is tidied. Raises Refusal.
 
-    record: what is to become `run.json` (kind, identity, given ...).
+    record: what is to become `run.json` (kind, identity, `given`: the explicit arguments ...).
     """
     start = run_on_main(_find_start, run, record["kind"], record["identity"], options)
     run_on_main(_check_initial, run, record, start)
@@ -60,8 +60,8 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
     """
     if start.step > steps:
         raise Refusal(
-            f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or"
-            " another --output_dir."
+            f"--max_steps {steps:,}: the run in {run.path} is already at step {start.step:,}. Give at least that"
+            " number, or another --output_dir."
         )
     if not (
         start.step >= steps
@@ -70,8 +70,8 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
     ):
         return False
     print_main(
-        f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with"
-        " --allow_changes max_steps to go on."
+        f"{run.path} is finished ({steps} steps): nothing to do. To train longer, raise --max_steps and add"
+        " --allow_changes max_steps."
     )
     run.record_end = False
     return True
@@ -126,7 +126,7 @@ def _check_initial(run: RunFolder, record: dict, start: trainer.ResumePoint) -> 
         and not (before and Path(asked).resolve() == Path(before).resolve())
     ):
         raise Refusal(
-            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and goes on with its"
+            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and continues from its"
             f" checkpoint at step {start.step}. Leave it out, or give another --output_dir."
         )
 
@@ -230,14 +230,14 @@ def going_on(run, training, repo: str | None, names) -> dict:
 
     run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
     """
-    if run.suggest or (run.dry_run and "hours" in run.given):
+    if run.suggest or (run.dry_run and "hours" in run.explicit_args):
         return {}
     found = recorded(training.output_dir, training.resume_from_checkpoint, repo, names)
-    if found and "hours" in run.given and run.hours != found.get("hours"):
+    if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
         began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
         raise Refusal(
-            f"--hours {run.hours:g}: the run in {training.output_dir} was begun with {began}, and its"
-            f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to go on with it; give another --output_dir"
+            f"--hours {run.hours:g}: the run in {training.output_dir} was started with {began}, and its"
+            f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to continue it; give another --output_dir"
             " for another run, or --max_steps N --allow_changes max_steps to make this one longer."
         )
     return found
@@ -333,8 +333,8 @@ def _check_optimizer(changed: dict[str, tuple]) -> None:
         then, now = changed.get(name, (None, None))
         if then != now and not {then, now} <= {*ADAMW}:
             raise Refusal(
-                f"--{name} {now}: the saved state of {then} is not what it goes on with. Add --resume_without"
-                " optimizer, and it begins without state, or give back the old value."
+                f"--{name} {now} cannot use the saved state of {then}. Restore the old value, or add --resume_without"
+                " optimizer to start without optimizer state."
             )
 
 
@@ -348,7 +348,7 @@ def _from_hub(run, kind: str, identity: dict, options: ResumeOptions) -> str:
         return "auto"  # the same command again: it goes on from where it got to
     if where and "identity" in record:
         raise Refusal(
-            f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another"
+            f"--resume_from_checkpoint {where}: {run.path} holds a run already. Use `auto` to continue it, or another"
             " --output_dir."
         )
     if where:
@@ -363,7 +363,7 @@ def _from_hub(run, kind: str, identity: dict, options: ResumeOptions) -> str:
             check_changes(theirs["identity"], identity, theirs["step"], options.allow_changes)
         except Refusal as refusal:
             raise Refusal(
-                f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one:"
+                f"{where.repo} belongs to another run, so choose another --hub_model_id, or continue that run:"
                 f" {refusal}"
             ) from None
         try:
@@ -386,8 +386,8 @@ def _next(found, options: ResumeOptions, refused: Refusal | None):
         return next(found, None)
     except (HubUnavailable, HubPermissionError) as error:
         if options.hub_required or refused:
-            raise Refusal(f"--push_to_hub {options.repo}: {error}. Mend it, or leave out --hub_required.") from None
-        print_main(f"WARNING   nobody can tell whether {options.repo} has checkpoints of this run: {error}")
+            raise Refusal(f"--push_to_hub {options.repo}: {error}. Fix that, or leave out --hub_required.") from None
+        print_main(f"WARNING   cannot find out whether {options.repo} has checkpoints of this run: {error}")
         return None
 
 
@@ -430,8 +430,9 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
             )
         if theirs.get_text_config().vocab_size < ids:
             raise Refusal(
-                f"--init_from {init_from} knows {theirs.get_text_config().vocab_size:,} tokens and this run's tokenizer"
-                f" has {ids:,}: prepare the text with the tokenizer of those weights (--tokenizer FOLDER)."
+                f"--init_from {init_from} has a vocabulary of {theirs.get_text_config().vocab_size:,} ids, but this"
+                f" run's tokenizer has {ids:,}: prepare the text with the tokenizer of those weights (--tokenizer"
+                " FOLDER)."
             )
         if said := describe_mismatch(theirs, config.bos_token_id, config.eos_token_id):
             print_main(f"init      {init_from}: {said}")

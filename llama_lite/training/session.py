@@ -143,7 +143,7 @@ class Session:
             "kind": self.kind,
             "identity": identity.record(),
             "plan": dataclasses.asdict(plan),
-            "given": run_args.given,
+            "given": run_args.explicit_args,
             "settings": settings,
             "card": {"license": hub.card_license, "language": hub.card_language},
             **record,

@@ -111,8 +111,9 @@ class VerifiedTraining:
         reduction.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        asked = self.signals.asked is not None or (self.is_world_process_zero() and (self.run.path / "stop").exists())
-        counted = torch.tensor([float(asked), float(self.step_tokens)], device=self.step_loss.device)
+        stop_file = self.is_world_process_zero() and (self.run.path / "stop").exists()
+        stop_requested = self.signals.received is not None or stop_file
+        counted = torch.tensor([float(stop_requested), float(self.step_tokens)], device=self.step_loss.device)
         shared = torch.cat([self.step_loss.float().reshape(1), counted])
         self.step_loss, self.step_tokens = None, 0
         if dist.is_initialized() and WORLD_SIZE > 1:
@@ -121,7 +122,7 @@ class VerifiedTraining:
         loss /= WORLD_SIZE
         self.last_loss, self.tokens = loss, self.tokens + int(tokens)
         if stops:
-            self.stop_reason = self.signals.asked or "stop"
+            self.stop_reason = self.signals.received or "stop"
         step = self.state.global_step + 1
         norm = float(grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -297,13 +298,13 @@ class VerifiedTraining:
         if checkpoint is None:
             return
         optimizer, without = self._raw_optimizer(), self.start.without
-        asked = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+        options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
         if "optimizer" not in without:
             optimizer_state.load_optimizer(
                 self.model, optimizer, os.path.join(checkpoint, OPTIMIZER_FILE), self.is_fsdp_enabled
             )
-        for group, values in zip(optimizer.param_groups, asked, strict=True):
-            group.update(values)  # what was asked for counts, not what the checkpoint was made with
+        for group, values in zip(optimizer.param_groups, options, strict=True):
+            group.update(values)  # this run's options, not those of the checkpoint
         self._place_on_schedule(self.start.step - self.start.schedule_start, checkpoint)
 
     def _place_on_schedule(self, step: int, checkpoint) -> None:
@@ -360,7 +361,7 @@ class VerifiedTraining:
         recorded, found = self.start.manifest["probe"]["loss"], self.probe_loss()
         measured = [(i["model"], i["hyperparameters"]["precision"]) for i in (then, now)]
         if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
-            print_main("the probe is another one than the checkpoint's: its loss is not compared")
+            print_main("the probe windows are not those of the checkpoint, so their loss is not compared")
             return
         same = not changed_arithmetic(differences(then, now))
         tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
@@ -411,7 +412,7 @@ def finish_or_raise(trainer: VerifiedTraining) -> None:
         (trainer.run.path / "stop").unlink(missing_ok=True)
         raise Interrupted(
             f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps};"
-            f" checkpoint-{trainer.state.global_step} is verified. Run the same command again to go on."
+            f" checkpoint-{trainer.state.global_step} is verified. Run the same command again to continue."
         )
 
 

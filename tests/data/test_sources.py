@@ -151,7 +151,7 @@ def test_a_dataset_that_is_not_there(tmp_path, monkeypatch, name):
 
 def test_a_hub_that_does_not_answer_is_one_paragraph():
     with pytest.raises(
-        Refusal, match=r"neither a file or folder here nor a dataset that the Hub gives \(revision main\)"
+        Refusal, match=r"neither a local file or folder nor a dataset on the Hub \(revision main\)"
     ) as refusal:
         source_of("someone/some-dataset")
     assert "\n" not in str(refusal.value)
@@ -302,7 +302,7 @@ def test_what_stands_in_place_of_a_file_is_refused_by_name(tmp_path, name, as_gl
     (folder / name).unlink()
     assert len(texts_of(source_of(folder, None))) == 2  # a text about pointers is one
     (folder / name).symlink_to("nowhere")
-    with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link\. Bring the content, remove them"):
+    with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link\. Fetch the content, remove the files"):
         source_of(folder / "*" if as_glob else folder, None)
     with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link"):
         source_of(folder / name, None)

@@ -89,7 +89,7 @@ def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_pat
 @pytest.mark.parametrize(
     ("fault", "changes", "message"),
     [
-        ("absent", {"dataset": "org/nothing"}, "neither a file or folder here nor a dataset that the Hub gives"),
+        ("absent", {"dataset": "org/nothing"}, "neither a local file or folder nor a dataset on the Hub"),
         ("revision", {"dataset_revision": "v9"}, r"\(revision v9\)"),
         ("split", {"dataset_split": "test"}, "--dataset_split test: .* has train"),
         ("config", {"dataset_config": "nope"}, "nope"),
@@ -98,7 +98,7 @@ def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_pat
             "down",
             {},
             (
-                r"neither a file or folder here nor a dataset that the Hub gives \(revision main\): the Hub cannot be"
+                r"neither a local file or folder nor a dataset on the Hub \(revision main\): the Hub cannot be"
                 r" reached from here"
             ),
         ),
@@ -276,7 +276,7 @@ def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
     assert there.tags == tags and there.branches["checkpoints"] == branch
     capsys.readouterr()
     run = pretrain(tmp_path / "none", resume_from_checkpoint="never", publish_training_state="none", **changes)
-    assert there.tags == tags and "is there with other content" in capsys.readouterr().out
+    assert there.tags == tags and "exists with other content" in capsys.readouterr().out
     assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
 
 
@@ -400,7 +400,7 @@ def test_what_cannot_be_resumed_from_the_hub_is_refused(hub, pretrain, tmp_path)
             pretrain(tmp_path / "other", resume_from_checkpoint=f"{changes['hub_model_id']}@{revision}")
     with pytest.raises(Refusal, match="neither a folder here nor on the Hub"):
         pretrain(tmp_path / "third", resume_from_checkpoint="org/nothing@main")
-    with pytest.raises(Refusal, match="none of them carries training state"):
+    with pytest.raises(Refusal, match="none of them includes training state"):
         pretrain(tmp_path / "fourth", **changes)
     hub.down()
     with pytest.raises(Refusal, match=r"cannot be downloaded: .*Run the same command again when the Hub answers"):
@@ -481,9 +481,9 @@ def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, sett
     hub.faults.append(Fault("GET .*/train-00000.npy", "garble", 2))
     with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: twice"):
         pretrain(tmp_path / "other", prepared_hub_id=name, prepared_dir=str(tmp_path / "damaged"))
-    with pytest.raises(Refusal, match="was prepared otherwise: vocab_size was 512, now 300"):
+    with pytest.raises(Refusal, match="was prepared with other settings: vocab_size was 512, now 300"):
         pretrain(tmp_path / "third", prepared_hub_id=name, prepared_dir=str(tmp_path / "otherwise"), vocab_size=300)
-    with pytest.raises(Refusal, match="holds other data, which is not written over"):
+    with pytest.raises(Refusal, match="holds other data, which is not overwritten"):
         pretrain(
             tmp_path / "fourth",
             "--prepare_only",
