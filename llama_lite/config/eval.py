@@ -58,8 +58,7 @@ class TasksArguments:
     )
     texts: list[str] = arg(
         [],
-        "NAME=PATH or NAME=HUB_ID: further text whose bits per byte are measured (parquet, jsonl, txt; a `text`"
-        " column).",
+        "NAME=PATH or NAME=HUB_ID: more texts whose bits per byte are measured (parquet, jsonl, txt; a `text` column).",
     )
     num_fewshot: list[str] = arg([], "Few-shot examples: N for all tasks, or TASK=N (default: each task's own number).")
     limit: int | None = arg(None, "Items per task: a seeded sample, the same for every model (default: all).")
@@ -67,7 +66,7 @@ class TasksArguments:
     sensitivity: list[str] = arg([], "Tasks that are also evaluated with systematic variants of the prompt.")
     robustness: list[str] = arg(
         [],
-        "Tasks that are also evaluated with typing errors, other case and spacing, and distracting sentences.",
+        "Tasks that are also evaluated with typing errors, changed case and spacing, and distracting sentences.",
     )
     variant_limit: int | None = arg(None, "Items of each variant (default: as --limit).")
     variant_models: list[str] = arg([], "Models that are evaluated on variants (default: the last one).")
@@ -83,7 +82,7 @@ class TasksArguments:
         None, "One of the models, with which the likelihood of other kinds of text is compared."
     )
     confirm_run_unsafe_code: bool = arg(False, "Run the code that models write (embedded_humaneval), in a sandbox.")
-    seed: int = arg(1234, "Seed of samples, few-shot examples, option orders and disturbances.")
+    seed: int = arg(1234, "Seed of samples, few-shot examples, option orders and perturbations.")
     batch_tokens: int | None = arg(None, "Tokens per forward pass (default: 2,048 on a CPU, 32,768 on a GPU).")
 
 

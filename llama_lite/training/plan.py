@@ -186,8 +186,7 @@ def make_plan(
     if not epoch_windows:
         raise Refusal(
             f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes"
-            f" {windows_per_step:,}: lower --tokens_per_step to {windows * run.block_size:,} or less, or bring more"
-            " text."
+            f" {windows_per_step:,}: lower --tokens_per_step to {windows * run.block_size:,} or less, or add more text."
         )
     steps_per_epoch = epoch_windows // windows_per_step
     steps = plan_steps(run, training, steps_per_epoch, windows_per_step)

@@ -7,34 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.dashboards import DASHBOARDS
 from ..errors import Problems
 from ..formatting import size
 from ..paths import first_there
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-DASHBOARDS = {  # --report_to: the packages, one of which it needs
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "comet_ml": ("comet_ml",),
-    "azure_ml": ("azureml",),
-    "flyte": ("flytekit",),
-    **{
-        name: (name,)
-        for name in (
-            "wandb",
-            "trackio",
-            "mlflow",
-            "neptune",
-            "codecarbon",
-            "clearml",
-            "dagshub",
-            "dvclive",
-            "swanlab",
-            "kubeflow",
-        )
-    },
-}
 
 
 def check_packages(training: "TrainingArguments") -> None:

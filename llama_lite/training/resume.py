@@ -177,7 +177,7 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new
     one.
 
-    mode: --resume_from_checkpoint; repo: where the run publishes, asked where nothing is here. What the newest
+    mode: --resume_from_checkpoint; repo: where the run publishes, used if the folder has no checkpoint. What the newest
     checkpoint says wins over what the run began with. Never refuses: what is wrong with the run is said when it is
     resumed.
     """
@@ -225,8 +225,7 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
 
 
 def going_on(run, training, repo: str | None, names) -> dict:
-    """As `recorded`, for what a command asks: nothing for a suggestion, or a plan of so many hours, which are about a
-    new run.
+    """As `recorded`; empty for --suggest and for --dry_run with --hours, which are about a new run.
 
     run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
     """
@@ -293,7 +292,7 @@ def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
 
 
 def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> trainer.ResumePoint:
-    """Tidies the folder, pulls from the Hub, verifies, compares identities."""
+    """The checkpoint to begin from: cleans up the folder, downloads from the Hub, verifies, compares identities."""
 
     def report(folder, problems=("a run that went back to an older checkpoint",)):
         print_main(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
@@ -328,7 +327,7 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
 
 
 def _check_optimizer(changed: dict[str, tuple]) -> None:
-    """Raise Refusal where the optimiser that is asked for has other state than the one that was saved."""
+    """Raise Refusal if the requested optimizer cannot load the state that was saved."""
     for name in ("optim", "optim_args"):
         then, now = changed.get(name, (None, None))
         if then != now and not {then, now} <= {*ADAMW}:

@@ -149,7 +149,7 @@ def test_help_shows_a_switch_beside_its_opposite_and_what_a_default_follows_from
     assert "  --keep_memory, --no_keep_memory\n" in text and "--keep-memory" not in text
     words = " ".join(text.split())
     assert "--adam_beta2 FLOAT AdamW's beta2. (default: 0.95)" in words
-    assert "--vocab_size INT" in text and "`--tokenizer train`. (default: by the size of the text)" in words
+    assert "--vocab_size INT" in text and "`--tokenizer train`. (default: derived from the size of the text)" in words
     assert "(default: None)" not in words
     tuned = " ".join(help_text(load_script("run_sft.py"), False).split())
     assert "(default: as many as are held out, up to 8)" in tuned

@@ -12,7 +12,7 @@ from transformers import get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from llama_lite.config import schedules
+from llama_lite.config import optimizers, schedules
 from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.config.sft import parse_sft
 from llama_lite.errors import Refusal
@@ -127,7 +127,7 @@ def test_a_schedule_is_computed_before_the_run(argv, message):
 
 @pytest.mark.parametrize("name", [kind.value for kind in OptimizerNames])
 def test_each_optimizer_is_one_that_resumes_or_is_refused(name):
-    if name in schedules.OPTIMIZERS:
+    if name in optimizers.OPTIMIZERS:
         assert training_of("--optim", name).optim.value == name
         return
     with pytest.raises(

@@ -90,7 +90,7 @@ def test_what_is_of_this_machine_is_not_published(machine, monkeypatch, file, to
     )
     path = machine / Path(name).name
     path.write_text(content)
-    with pytest.raises(Refusal, match=f"^{name} holds {told}.*, and is not published"):
+    with pytest.raises(Refusal, match=f"^{name} holds {told}.*, so it is not published"):
         check_no_private_values({name: path})
 
 

@@ -413,7 +413,7 @@ def test_a_bases_own_chat_template_is_put_aside_and_that_is_said_once(sft, base,
         ({"use_lora": False, "merge_adapter": True}, r"there is no adapter to merge"),
         (
             {"packing_strategy": "wrapped"},
-            r"--packing_strategy must stay bfd: the others cut rows, or let one see another",
+            r"--packing_strategy must stay bfd: the other strategies cut rows, or let packed rows",
         ),
         (
             {"activation_offloading": True},

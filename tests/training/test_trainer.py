@@ -185,7 +185,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     export.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
     pretrain(run)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is at step 12 already"):
+    with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is already at step 12"):
         pretrain(run, "--allow_changes", "max_steps", max_steps=6)
 
 
