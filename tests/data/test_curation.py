@@ -175,7 +175,7 @@ def test_text_without_scores_is_dropped_and_ends_nothing(tmp_path):
 
 
 def test_keeping_nothing_is_refused_with_the_rule_that_drops_most(tmp_path):
-    with pytest.raises(Refusal, match=r"keeps nothing of 200 documents; 'at least 100000 characters' drops most"):
+    with pytest.raises(Refusal, match=r"keeps none of the 200 documents; 'at least 100000 characters' drops most"):
         curated(tmp_path, ROWS, min_characters=100_000)
 
 

@@ -128,7 +128,7 @@ DAMAGES = {  # what happens to (result, samples) of a pair, and what is said of 
         lambda result, samples: write_json(result, {k: v for k, v in read_json(result).items() if k != "digest"}),
         "it has no digests",
     ),
-    "json": (lambda result, samples: result.write_text(result.read_text()[:-40]), "no whole JSON"),
+    "json": (lambda result, samples: result.write_text(result.read_text()[:-40]), "not valid JSON"),
     "another": (
         lambda result, samples: shutil.copy(next(p for p in result.parent.iterdir() if p != result), result),
         "its record was altered",

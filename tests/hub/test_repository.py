@@ -332,7 +332,7 @@ def test_the_same_command_again_goes_on_from_where_it_got_to(hub, repository, pr
     before = list(hub.requests)
     pretrain(run, **again)
     assert "is finished (12 steps)" in capsys.readouterr().out and hub.requests == before
-    with pytest.raises(Refusal, match="is a run already"):
+    with pytest.raises(Refusal, match="holds a run already"):
         pretrain(run, resume_from_checkpoint=f"{repository}@step-000010")
 
 
@@ -382,7 +382,7 @@ def test_a_damaged_download_is_fetched_once_more_and_then_refused(hub, repositor
         ).exists()
         return
     with pytest.raises(
-        Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: twice"
+        Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: its sha256 differed"
     ):
         pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
@@ -479,7 +479,7 @@ def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, sett
     } == whole
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # what is whole is not downloaded again
     hub.faults.append(Fault("GET .*/train-00000.npy", "garble", 2))
-    with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: twice"):
+    with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: its sha256 differed"):
         pretrain(tmp_path / "other", prepared_hub_id=name, prepared_dir=str(tmp_path / "damaged"))
     with pytest.raises(Refusal, match="was prepared with other settings: vocab_size was 512, now 300"):
         pretrain(tmp_path / "third", prepared_hub_id=name, prepared_dir=str(tmp_path / "otherwise"), vocab_size=300)

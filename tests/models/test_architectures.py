@@ -189,7 +189,7 @@ def test_a_model_of_few_positions_is_tried_on_as_many():
 
 def test_what_is_no_decoder_is_refused():
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("bert", **WIDE))
-    with pytest.raises(Refusal, match=r"somewhere \(bert\) sees the tokens that it is to predict"):
+    with pytest.raises(Refusal, match=r"somewhere \(bert\) sees the tokens that it must predict"):
         loading.check_language_model("somewhere", model)
 
 

@@ -294,7 +294,7 @@ def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused
     (folder / "more.txt").write_text("One more text that was not there when the run began. " * 400)
     grown = launch(*short)
     assert grown.returncode == 2 and grown.stderr.count("refused") == 1
-    assert "4 files of" in grown.stderr and "5 of" in grown.stderr and "is not what" in grown.stderr
+    assert "4 files of" in grown.stderr and "5 of" in grown.stderr and "has changed since" in grown.stderr
     alone = launch("--output_dir", str(run))  # without the text: the prepared tokens are enough
     assert alone.returncode == 0 and "is finished" in alone.stdout, alone.stderr
     shutil.rmtree(folder)

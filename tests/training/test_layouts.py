@@ -216,7 +216,7 @@ class Training:
             {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
             "SHARDED_STATE_DICT saves no model that can be loaded",
         ),
-        ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP of version 1"),
+        ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP version 1"),
         (
             {
                 "ACCELERATE_USE_FSDP": "false",
