@@ -388,7 +388,8 @@ def test_a_tokenizer_folder_of_the_same_name_with_other_content_is_refused(tmp_p
         if not record:
             rewrite(tmp_path / "tokens", lambda manifest: manifest["recipe"].pop("tokenizer_record"))
         with pytest.raises(
-            Refusal, match=r"prepared with other settings: tokenizer_record was .*'vocab_size': 280.*, now .*'vocab_size': 270"
+            Refusal,
+            match=r"prepared with other settings: tokenizer_record was .*'vocab_size': 280.*, now .*'vocab_size': 270",
         ):
             prepare(tmp_path, **common)
 

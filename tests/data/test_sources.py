@@ -384,7 +384,9 @@ def test_splits_are_told_apart(tmp_path, files, train, test, as_glob):
 def test_what_is_not_divided_into_splits_is_read_whole(tmp_path, files):
     folder = fill(tmp_path / "t", dict.fromkeys(files, "words"))
     assert {file.name for file in source_of(folder, None).files} == set(files)
-    with pytest.raises(Refusal, match=r"--dataset_split dev: .* is a local text, and its files are not divided into splits"):
+    with pytest.raises(
+        Refusal, match=r"--dataset_split dev: .* is a local text, and its files are not divided into splits"
+    ):
         source_of(folder, None, split="dev")
 
 
