@@ -449,7 +449,7 @@ def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
         except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as error:
             print_main(
                 f"WARNING   base and adapter could not be merged ({type(error).__name__}:"
-                f" {' '.join(str(error).split())[:200]}); the adapter is there"
+                f" {' '.join(str(error).split())[:200]}); the adapter is written"
             )
 
 

@@ -215,7 +215,7 @@ class FolderLock:
                 if owner.get("state") == "stopping":
                     if not announced:
                         print_main(
-                            f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting"
+                            f"{self.path.parent} is in use by process {owner.get('pid')}, which is stopping: waiting"
                             " for it."
                         )
                     announced, deadline = True, time.monotonic() + self.patience

@@ -55,7 +55,7 @@ def worker_pool(count: int, initializer: Callable, *arguments):
         if isinstance(error, BrokenProcessPool):
             raise Refusal(
                 f"one of {count} worker processes was killed, usually because memory ran out: lower --prepare_workers"
-                " and run the same command again; what is prepared stays."
+                " and run the same command again; prepared data is kept."
             ) from None
         raise
     finally:
@@ -98,7 +98,7 @@ class StopSignals:
             self.on_stop()
             if self.at_once:
                 raise Interrupted(
-                    f"{self.received} before the first step; what is prepared stays. Run the same command again."
+                    f"{self.received} before the first step; prepared data is kept. Run the same command again."
                 )
             os.write(2, b"\nstopping: this step is finished and saved first\n")
         elif number != signal.SIGUSR1 and time.monotonic() - self.first >= SECOND_SIGNAL_AFTER:

@@ -80,8 +80,8 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
                 lambda path, rows=rows: figures.trajectory(rows, path),
             )
         for kind, caption in (
-            ("sensitivity", "the same items, asked otherwise"),
-            ("robustness", "the same items, disturbed"),
+            ("sensitivity", "the same items with other prompts"),
+            ("robustness", "the same items, perturbed"),
         ):
             if variants := [row for row in evaluation.results[kind] if row["model"] in records.mine(evaluation)]:
                 plots[f"{prefix}{kind}"] = (

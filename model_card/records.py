@@ -182,7 +182,7 @@ def check(records: Records) -> None:
     wanted = records.settings("data").get("data")
     if records.data and records.data["fingerprint"] != wanted:
         raise CardError(
-            f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, and run.json says that it was"
+            f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, but run.json says that it was"
             f" trained on {str(wanted)[:12]}."
         )
     tokens = {entry["step"]: entry["tokens"] for entry in records.log if "tokens" in entry}

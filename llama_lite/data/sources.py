@@ -205,7 +205,7 @@ def _find_paths(dataset: str) -> list[str] | None:
     )
     if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
         reason = (
-            "that folder holds no file that is not hidden" if os.path.isdir(path) else "nothing is there by that name"
+            "that folder holds no file that is not hidden" if os.path.isdir(path) else "no file or folder has that name"
         )
         raise Refusal(
             f"--dataset {dataset}: {reason}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"

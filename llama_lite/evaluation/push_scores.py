@@ -86,7 +86,7 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
                     files["README.md"] = with_index(card, located.repo, records)
                 except (ValueError, yaml.YAMLError) as error:
                     print_main(
-                        f"WARNING   the card of {located.repo} stays without scores: its metadata cannot be read"
+                        f"WARNING   the card of {located.repo} gets no scores: its metadata cannot be read"
                         f" ({' '.join(str(error).split())[:200]})"
                     )
         written = {name: folder / "new" / name for name in files}

@@ -192,7 +192,7 @@ def download(
         Path(folder or HF_HUB_CACHE),
         missing_bytes,
         str(ref),
-        "Make room, and run the same command again: what was downloaded stays.",
+        "Make room, and run the same command again: downloaded files are kept.",
     )
     for name, expected in sorted(files.items()):
         if folder and is_intact(Path(folder) / name, expected):

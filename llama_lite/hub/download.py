@@ -171,11 +171,12 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
             return
     except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(
-            f"--prepared_hub_id {repo}: {error}. What is prepared stays; run the same command again."
+            f"--prepared_hub_id {repo}: {error}. The prepared tokens are kept; run the same command again."
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise Refusal(
-            f"--prepared_hub_id {repo}: {to_hub_error(error)}. What is prepared stays; run the same command again."
+            f"--prepared_hub_id {repo}: {to_hub_error(error)}. The prepared tokens are kept; run the same command"
+            " again."
         ) from None
     print_main(
         f"hub       {repo} holds {len(files)} files of prepared tokens, fingerprint {record['fingerprint'][:12]}"

@@ -213,8 +213,8 @@ class Repository:
                     if entry.last_commit is None or entry.last_commit.title != CARD_TITLE:
                         del changed[entry.path]
                         self._print_once(
-                            f"{entry.path} on main of {self.repo} is somebody else's and stays: move it away, and"
-                            " --publish_only puts this run's there"
+                            f"{entry.path} on main of {self.repo} is somebody else's and is kept: move it away, and"
+                            " --publish_only publishes this run's"
                         )
             if changed:
                 self._replace("main", head, changed, CARD_TITLE, set())
@@ -340,9 +340,9 @@ class Repository:
                 ]
                 if foreign:
                     self._print_once(
-                        f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and stays: the finished"
-                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, take that away and upload"
-                        " the files of the revision (hf download, hf upload)."
+                        f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and is kept: the finished"
+                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, remove that file and"
+                        " upload the files of the revision (hf download, hf upload)."
                     )
                 else:
                     is_main, additions, deletions = True, additions | model, own_files

@@ -96,7 +96,8 @@ def load_model(located: Located, dtype: str = "float32"):
             else "mend its files"
         )
         raise Refusal(
-            f"{located.name} cannot be loaded: {shortened(error).rstrip('.')}. To go on, {way}, or give another model."
+            f"{located.name} cannot be loaded: {shortened(error).rstrip('.')}. To continue, {way}, or give another"
+            " model."
         ) from None
     finally:
         logging.set_verbosity(verbosity)

@@ -358,6 +358,6 @@ def push(out: Path, repo: str) -> None:
         HfApi().create_commit(repo, files, commit_message="Report of a study", repo_type="dataset")
     except Exception as error:  # the client raises its own, httpx2's and OSError
         raise Refusal(
-            f"--hub_model_id {repo}: {to_hub_error(error)}. The report stays; run the same command again."
+            f"--hub_model_id {repo}: {to_hub_error(error)}. The report is kept; run the same command again."
         ) from None
     print_main(f"hub       {repo} holds the report")

@@ -113,7 +113,7 @@ def load(path: str) -> Study:
 
 def check_fields(path: str, raw: dict) -> None:
     """Raise Refusal for fields of a study file that are unknown, missing, empty or of another type."""
-    problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
+    problems = [f"`{name}` is not a field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
     problems += [
         f"`{name}` is missing."
         for name in ("title", "script", "config", "seeds", "reference", "arms")
@@ -162,27 +162,29 @@ def _arm_problems(name: str, fields: dict, raw: dict) -> list[str]:
     if (source is None) != (not fields.get("at")):
         problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
     problems += [
-        f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}."
+        f"`{field}` of arm {name} is not a field of an arm{_near(field, ARM_FIELDS)}."
         for field in fields
         if field not in ARM_FIELDS
     ]
     if source is not None and source not in raw["arms"]:
-        problems.append(f"arm {name} begins from {source}, which is no arm.")
+        problems.append(f"arm {name} begins from {source}, which is not an arm.")
     elif source is not None and (raw["arms"][source] or {}).get("from") is not None:
         problems.append(
             f"arm {name} begins from {source}, which has a `from` of its own: begin from an arm without `from`."
         )
     against = raw["reference"] if fields.get("against") is None else fields["against"]
     if against not in raw["arms"]:
-        problems.append(f"arm {name} is to be compared with {against}, which is no arm: {', '.join(raw['arms'])}.")
-    problems += [f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if type(at) is not int or at < 1]
+        problems.append(f"arm {name} is to be compared with {against}, which is not an arm: {', '.join(raw['arms'])}.")
+    problems += [
+        f"arm {name}: at {at!r} is not a step." for at in fields.get("at") or [] if type(at) is not int or at < 1
+    ]
     return problems
 
 
 def _reference_problems(raw: dict, arms: list[Arm]) -> list[str]:
     """What is wrong with the reference of a study file."""
     if raw["reference"] not in raw["arms"]:
-        return [f"reference {raw['reference']} is no arm: {', '.join(raw['arms'])}."]
+        return [f"reference {raw['reference']} is not an arm: {', '.join(raw['arms'])}."]
     if any(arm.source for arm in arms if arm.name == raw["reference"]):
         return [f"reference {raw['reference']} has a `from`: use an arm without `from`."]
     return []

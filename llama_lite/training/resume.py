@@ -111,7 +111,7 @@ def has_model(folder: Path, checkpoint: Path) -> bool:
             return True
     except Refusal as refusal:
         problem = str(refusal)
-    print_main(f"mending   the finished model in {folder} is written again from the last checkpoint: {problem}")
+    print_main(f"repairing the finished model in {folder} is written again from the last checkpoint: {problem}")
     return False
 
 
@@ -282,10 +282,8 @@ def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
         lost += publisher.lost
     if left:
         raise Interrupted("; ".join(left))
-    print_main(
-        f"everything in {run.path} is"
-        f" published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
-    )
+    gone = f", except {len(lost)} revisions that are gone from the Hub and from this machine" if lost else ""
+    print_main(f"everything in {run.path} is published{gone}")
 
 
 # ---- the checkpoint to begin from (rank 0) ----

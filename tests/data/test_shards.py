@@ -622,7 +622,7 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
     flip(tmp_path / "b" / "tokens" / "train-00001.npy")
     gone = (
         r"are damaged \(train-00001.npy was altered .*\) and cannot be repaired without the text .*nowhere.jsonl:"
-        r" nothing is there by that name"
+        r" no file or folder has that name"
     )
     with pytest.raises(Refusal, match=gone):
         prepare(tmp_path / "b", repair=True, dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)

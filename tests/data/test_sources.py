@@ -142,7 +142,7 @@ def test_a_dataset_that_is_not_there(tmp_path, monkeypatch, name):
     with pytest.raises(
         Refusal,
         match=(
-            r"--dataset .*(nothing is there by that name|holds no file that is not hidden).*Give a file, a folder, a"
+            r"--dataset .*(no file or folder has that name|holds no file that is not hidden).*Give a file, a folder, a"
             r" glob"
         ),
     ):

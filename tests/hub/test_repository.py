@@ -364,7 +364,7 @@ def test_auto_falls_back_to_the_runs_own_repository(hub, pretrain, whole_run, tm
     pretrain(run, **changes)
     said = capsys.readouterr().out
     assert "step-000012 is passed over for an older revision" in said and "checkpoint-10 in" in said
-    assert "step-000012-2 is published and is main; step-000012 is somebody else's tag, and stays" in said
+    assert "step-000012-2 is published and is main; step-000012 is somebody else's tag and is kept" in said
     assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
     assert dict(there.tags) == before | {"step-000012-2": there.tags["step-000012-2"]}
     rows = list(csv.DictReader(io.StringIO(hub.files(changes["hub_model_id"])["checkpoints.csv"].decode())))

@@ -258,7 +258,7 @@ def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_p
         "status", lambda place: write_json(place / "status.json", {**read_json(place / "status.json"), "step": 10})
     )
     assert "log.jsonl contradicts itself: step 3 comes after step 12" in broken("log", log)
-    assert "data.json is of the data ffffffffffff, and run.json says that it was trained on" in broken("data", data)
+    assert "data.json is of the data ffffffffffff, but run.json says that it was trained on" in broken("data", data)
     assert "these are scores of another revision; evaluate again" in broken("scores", scores)
     assert "scores.json was altered since its evaluation: evaluate again" in broken("altered", altered)
     assert "has the scores of another run (abc, this is" in broken("other", other)

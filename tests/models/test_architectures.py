@@ -433,7 +433,7 @@ def test_what_fails_after_training_costs_no_weights(sft, pretrain, base, tmp_pat
     assert (
         "what tuning changed could not be measured (RuntimeError: no card today); the tuned weights are there" in said
     )
-    assert "base and adapter could not be merged (RuntimeError: no card today); the adapter is there" in said
+    assert "base and adapter could not be merged (RuntimeError: no card today); the adapter is written" in said
     assert "its card not written: RuntimeError: no card today. `python -m model_card" in said
     run = pretrain(tmp_path / "pretrained", max_steps=2, save_steps=2, eval_strategy="no")
     said = capsys.readouterr().out

@@ -138,7 +138,7 @@ def test_a_report_is_published(made, hub, capsys):
         load_dataset("org/study", "results", split="train").num_rows
         == len((out / "results.csv").read_text().splitlines()) - 1
     )
-    with pytest.raises(Refusal, match=r"--hub_model_id nobody/study: .*The report stays"):
+    with pytest.raises(Refusal, match=r"--hub_model_id nobody/study: .*The report is kept"):
         main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", "--hub_model_id", "nobody/study"])
 
 
@@ -289,10 +289,10 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             {"set": {"learning_rte": 1}},
             "`--learning_rte` on the command line is not an argument: did you mean `--learning_rate`",
         ),
-        ({"reference": "all"}, "reference all is no arm: whole, everything, no_optimizer"),
-        ({"arm": {}}, "`arm` is no field of a study: did you mean `arms`"),
-        ({"arms": {"whole": {"sett": {}}}}, "`sett` of arm whole is no field of an arm: did you mean `set`"),
-        ({"arms": {"whole": {}, "b": {"from": "none", "at": [1]}}}, "arm b begins from none, which is no arm"),
+        ({"reference": "all"}, "reference all is not an arm: whole, everything, no_optimizer"),
+        ({"arm": {}}, "`arm` is not a field of a study: did you mean `arms`"),
+        ({"arms": {"whole": {"sett": {}}}}, "`sett` of arm whole is not a field of an arm: did you mean `set`"),
+        ({"arms": {"whole": {}, "b": {"from": "none", "at": [1]}}}, "arm b begins from none, which is not an arm"),
         ({"seeds": [1, 1]}, "seeds .1, 1.: give at least one, and each only once"),
         ({"seeds": [1, -1]}, "--seed -1 must be from 0 to 4,294,967,295"),
         ({"seeds": [True]}, "seeds True: expected a whole number"),
@@ -304,13 +304,16 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             {"arms": {"whole": {}, "b": {"from": "whole", "at": [4]}, "c": {"from": "b", "at": [8]}}},
             "arm c begins from b, which has a `from` of its own",
         ),
-        ({"arms": {"whole": {}, "b": {"against": "c"}}}, "arm b is to be compared with c, which is no arm: whole, b"),
+        (
+            {"arms": {"whole": {}, "b": {"against": "c"}}},
+            "arm b is to be compared with c, which is not an arm: whole, b",
+        ),
         (
             {"arms": {"whole": {"from": "b", "at": [4]}, "b": {}}},
             "reference whole has a `from`: use an arm without `from`",
         ),
-        ({"arms": {"whole": {}, "b": {"from": "whole", "at": ["x"]}}}, "arm b: at 'x' is no step"),
-        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": ["x"]}}}, "arm b: at 'x' is not a step"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is not a step"),
         (
             _begins(save_steps=2, at=[3, 4]),
             "arm b: at 3: arm whole saves none at step 3; checkpoints to begin from: 2, 4, 6\\.$",
@@ -365,7 +368,7 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
         ({"set": {"prepared_dir": None}}, "`set`: `prepared_dir` is empty: give a value, or leave it out"),
         ({"evaluate": {"tasks": ["embedded_science"], "limit": None}}, "`evaluate`: `limit` is empty"),
         ({"arms": {"whole": {}, "b": {"set": {"seed": None}}}}, "`set` of arm b: `seed` is empty"),
-        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is not a step"),
         (
             {"measure": ["embedded_sciense bits_per_byte"]},
             "`evaluate` does not list embedded_sciense: did you mean `embedded_science`",
