@@ -87,7 +87,7 @@ class Derivation:
     is prepared.
 
     groups: what `parse_pretrain` returned, in which the values are set. planned: the planned layout. recorded: the
-    values of RECORDED in the record of the run that is resumed (`resume.recorded`).
+    values of RECORDED in the record of the run that is resumed (`resume.recorded_values`).
     """
 
     def __init__(self, groups: Sequence, text: Text, planned: Layout, explicit_args: dict, recorded: dict):

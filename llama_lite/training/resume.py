@@ -27,9 +27,7 @@ from . import trainer
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """What the command line says about going on: the arguments of these names; `repo`: where the run publishes, if it
-    does.
-    """
+    """The arguments about resuming, by name. repo: where the run publishes, None if it does not."""
 
     resume_from_checkpoint: str
     resume_without: str
@@ -39,7 +37,7 @@ class ResumeOptions:
 
 
 def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.ResumePoint:
-    """Where the run begins, the same on every rank; its folder is tidied. Raises Refusal.
+    """Where the run begins, the same on every rank. Cleans up its folder. Raises Refusal.
 
     record: what is to become `run.json` (kind, identity, `given`: the explicit arguments ...).
     """
@@ -55,8 +53,8 @@ def run_id_of(run: RunFolder, identity: dict) -> str:
 
 
 def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
-    """Whether a run of so many steps has nothing left to do, which is said; its end is not recorded again then. Raises
-    Refusal for one that is beyond them.
+    """Whether a run of `steps` steps is finished; if so, a line says it and the end is not recorded again. Raises
+    Refusal for a run that has made more steps.
     """
     if start.step > steps:
         raise Refusal(
@@ -90,8 +88,8 @@ def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
 
 
 def has_model(folder: Path, checkpoint: Path) -> bool:
-    """Whether a finished run's model or adapter is there; says it where one is not, is damaged, or is not its last
-    checkpoint's, and is written again.
+    """Whether a finished run's model or adapter is complete and equals its last checkpoint; prints why it is to be
+    written again if not.
     """
     weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model*.safetensors"
     try:
@@ -111,7 +109,7 @@ def has_model(folder: Path, checkpoint: Path) -> bool:
             return True
     except Refusal as refusal:
         problem = str(refusal)
-    print_main(f"repairing the finished model in {folder} is written again from the last checkpoint: {problem}")
+    print_main(f"repairing {folder}: the finished model is written again from the last checkpoint: {problem}")
     return False
 
 
@@ -173,7 +171,7 @@ OLD_DEFAULTS = {
 SWITCHES = ("compile_layers", "fused_loss")
 
 
-def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
+def recorded_values(output_dir: str, mode: str, repo: str | None, names) -> dict:
     """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new
     one.
 
@@ -224,14 +222,14 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     return {name: values[name] for name in names if name in values}
 
 
-def going_on(run, training, repo: str | None, names) -> dict:
-    """As `recorded`; empty for --suggest and for --dry_run with --hours, which are about a new run.
+def values_to_continue(run, training, repo: str | None, names) -> dict:
+    """As `recorded_values`; empty for --suggest and for --dry_run with --hours, which are about a new run.
 
     run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
     """
     if run.suggest or (run.dry_run and "hours" in run.explicit_args):
         return {}
-    found = recorded(training.output_dir, training.resume_from_checkpoint, repo, names)
+    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo, names)
     if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
         began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
         raise Refusal(

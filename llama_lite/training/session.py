@@ -68,7 +68,7 @@ class Session:
 
     def recorded(self, names) -> dict:
         """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
-        return resume.going_on(self.run_args, self.training_args, self.repo, names)
+        return resume.values_to_continue(self.run_args, self.training_args, self.repo, names)
 
     def catch_signals(self) -> None:
         """Let signals end the process in order: at once until training begins, then after a save. In the run's folder,

@@ -307,7 +307,7 @@ def test_a_finished_run_whose_adapter_is_not_the_last_checkpoints_is_mended(sft,
         sft(run)
         said = capsys.readouterr().out
         assert (
-            f"repairing the finished model in {run} is written again from the last checkpoint: " in said
+            f"repairing {run}: the finished model is written again from the last checkpoint: " in said
             and why in said
             and "finished  adapter" in said
         )
