@@ -250,7 +250,7 @@ def load_base(groups, base, tokenizer):
     if not batches.packs:
         training_args.packing = False
         print_main(
-            f"plain     rows of {config.model_type} would attend to each other when packed (its own logits show it):"
+            f"plain     rows of {config.model_type} would influence each other when packed (its own logits show it):"
             " they are padded, one sequence per row"
         )
     return config, model, batches

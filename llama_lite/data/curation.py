@@ -390,10 +390,8 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     for line in skipped_lines(report["read"]["skipped"]):
         print_main(f"not read  {line}")
     if not report["read"]["documents"]:
-        raise Refusal(
-            "curation received no documents: {'; '.join(skipped_lines(report['read']['skipped'])) or 'there is no"
-            " text'}."
-        )
+        why = "; ".join(skipped_lines(report["read"]["skipped"])) or "there is no text"
+        raise Refusal(f"curation received no documents: {why}.")
     if not report["kept"]["documents"]:
         worst = max(report["rules"], key=lambda rule: rule["documents_dropped"], default={"rule": "no rule"})
         raise Refusal(

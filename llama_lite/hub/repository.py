@@ -214,7 +214,7 @@ class Repository:
                         del changed[entry.path]
                         self._print_once(
                             f"{entry.path} on main of {self.repo} is somebody else's and is kept: move it away, and"
-                            " --publish_only publishes this run's"
+                            " --publish_only publishes this run's own"
                         )
             if changed:
                 self._replace("main", head, changed, CARD_TITLE, set())

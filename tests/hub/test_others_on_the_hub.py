@@ -305,7 +305,7 @@ def test_a_figure_of_a_person_stays_and_is_told(hub, shared_repo, tmp_path):
     )
     assert repository.reported == {
         f"figures/loss.png on main of {name} is somebody else's and is kept: move it away, and --publish_only publishes"
-        " this run's"
+        " this run's own"
     }
     HfApi().delete_file("figures/loss.png", name)
     assert repository.publish_card(cover) and hub.files(name)["figures/loss.png"] == b"second"

@@ -343,7 +343,7 @@ def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, cap
             sft(tmp_path / "run", **changes)
     run = sft(tmp_path / "run", **changes, **LORA.get(kind, {}))
     said = capsys.readouterr().out
-    assert ("would attend to each other when packed" in said) == (kind in MIX)
+    assert ("would influence each other when packed" in said) == (kind in MIX)
     assert read_json(run / "run.json")["identity"]["data"]["packing"] == (kind not in MIX)
     record = read_json(run / "before_after.json")
     logged = [entry["eval_loss"] for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry][-1]
