@@ -62,11 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     with session:
         session.catch_signals()
 
-        # ---- What nobody said; what cannot be right; then text to tokens ----
+        # ---- Derive missing arguments, check all of them, prepare the tokens ----
         manifest, tokenizer = prepare_text(groups, rules, values)
         folder = Path(data_args.prepared_dir)
 
-        # ---- What is this run, and does it go on from somewhere ----
+        # ---- The identity of the run, and the checkpoint it resumes from ----
         config, plan = plan_of(groups, manifest)
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out, run_args)
 
-        # ---- Train, or go on; then a complete model, and the curves ----
+        # ---- Train or resume; then export the model, the card and the figures ----
         if not session.train(trainer, plan.steps):
             load_weights(model, start.checkpoint)
         run_on_main(finish, session.run, plan.steps, manifest["baselines"], model_args.publish_dtype)
@@ -129,11 +129,11 @@ def main(argv: list[str] | None = None) -> None:
         print_main("\n".join(what_next(session.run.path)))
 
 
-# ---- arguments that nobody gave, and the plan ----
+# ---- derived arguments and the plan ----
 
 
 class Values:
-    """The values that nobody gave, from the record of the run, the text and the machine. Each choice is printed once.
+    """The derived arguments: from the record of the run, the text and the machine. Each choice is printed once.
 
     planned: the Layout that the run is planned for.
     """
@@ -152,7 +152,7 @@ class Values:
         return derive_pretrain.Derivation(self.groups, self.text, self.planned, explicit_args, recorded)
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict]:
-        """Set every argument that nobody gave; returns why, and the tokens that there are, or will be."""
+        """Set every missing argument. Returns ({argument: reason}, the manifest of the tokens or an estimate of it)."""
         from llama_lite.machine import precision
         from llama_lite.training.decisions import lines, set_values
 
@@ -191,7 +191,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     _, data_args, _, hub_args, run_args, training_args = groups
     explicit_args, planned = run_args.explicit_args, values.planned
     reasons, tokens = values.settle()
-    if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
+    if "estimated" not in tokens:  # the tokens exist: the arguments must agree with them
         manifest = run_on_main(prepare, data_args, rules, values.text, set(explicit_args))
         run_on_main(verify_prepared, Path(data_args.prepared_dir), manifest, "sizes")
     config, plan = plan_of(groups, tokens, planned.processes)
@@ -396,7 +396,7 @@ def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
         trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, seed))
 
 
-# ---- its end ----
+# ---- after training ----
 
 
 def finish(run, steps: int, bases: dict, dtype: str) -> None:

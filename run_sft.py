@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     session = Session("sft", hub_args, run_args, training_args, shards=False)
     choose_output_dir(base_args.model_name_or_path, run_args, training_args)
 
-    # ---- What the record of the run says; the base, and the chat format ----
+    # ---- The record of the run, the base and the chat format ----
     values, reasons, recorded = settle_machine(session, groups)
     base = run_on_main(references.locate, base_args.model_name_or_path, base_args.model_revision)
     tokenizer = load_chat_tokenizer(base, base_args.tokenizer_name, training_args.chat_template_path, not recorded)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         session.publish_only()
         return
 
-    # ---- Rows to ids ----
+    # ---- From rows to token ids ----
     session.catch_signals()
     rows, source, skipped, examples = load_rows(row_args, tokenizer)
     config, model, batches = load_base(groups, base, tokenizer)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     with session:
         session.catch_signals()
 
-        # ---- What is this run, and does it go on from somewhere ----
+        # ---- The identity of the run, and the checkpoint it resumes from ----
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         base_record = references.base_record(base, *(hub_base or (None, None)))
         identity = session.identity(
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         if start is None:
             return
 
-        # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
+        # ---- Trainer; the base is measured on the held-out rows before the first step ----
         model.to(training_args.device)
         measured = what_is_measured(tokenizer, eval_rows, run_args, training_args.seed, batches)
         before = recorded_before(start) or run_on_main(before_after.measure_before, model, *measured)
@@ -179,7 +179,7 @@ def settle_tuning(groups, values: dict, reasons: dict, config, examples: list) -
 
 
 def print_chosen(values: dict, reasons: dict) -> None:
-    """One line for each value that nobody gave."""
+    """One line for each derived value."""
     from llama_lite.training.decisions import lines
 
     for line in lines(values, reasons):
@@ -418,7 +418,7 @@ def what_is_measured(tokenizer, eval_rows: list, run_args, seed: int, batches) -
     return tokenizer, eval_rows, settings, batches
 
 
-# ---- what comes of it ----
+# ---- after training ----
 
 
 def set_exports(session, base, tokenizer, dtype: str, adapter_args) -> None:
@@ -478,9 +478,9 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
             f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and"
             " another --output_dir."
         )
-    asked = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
-    tuned = f"{asked}+{run.path}" if adapter_args.use_lora else str(run.path)
-    print_main(f"next      python run_eval.py --models {shlex.join([asked, tuned])} --limit 100")
+    reference = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
+    tuned = f"{reference}+{run.path}" if adapter_args.use_lora else str(run.path)
+    print_main(f"next      python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
             f" {study.seeds}."
         )
 
-    # ---- Is this folder of this study ----
+    # ---- Check that the folder belongs to this study ----
     definition = {
         name: value
         for name, value in dataclasses.asdict(study).items()
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     if there is None:
         write_json(out / "study.json", {"study": definition, **provenance()})
 
-    # ---- What all runs need, then every run that is not finished ----
+    # ---- Prepare what all runs need, then run each unfinished run ----
     runner.prepare(study, out)
     if arguments.prepare_only:
         return
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         runner.make(study, one)
         analysis.check_measures(study, one)
 
-    # ---- What came of it, when all of them are there ----
+    # ---- The report, when all runs are finished ----
     missing = [one.folder.name for one in everything if not runner.is_done(one)]
     if missing:
         print_main(
