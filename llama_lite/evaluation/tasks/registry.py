@@ -1,4 +1,6 @@
-"""Tasks by name: the embedded ones, lm-eval's own on local data, and bits per byte of a text."""
+"""Tasks by name: the embedded ones (embedded.py defines them), lm-eval's own on local data, and bits per byte of a
+text.
+"""
 
 import difflib
 import functools
