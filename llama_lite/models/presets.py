@@ -1,4 +1,4 @@
-"""Model configurations: presets (folders of configs/model) and shapes, their parameters, context and FLOPs per token."""
+"""Model configurations: presets (folders of configs/model) and shapes, their parameters and FLOPs per token."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
