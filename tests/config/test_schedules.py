@@ -177,7 +177,7 @@ def test_another_optimizer_begins_without_state_or_is_refused(pretrain, whole_ru
     for other in ("adafactor", "sgd"):
         with pytest.raises(
             Refusal,
-            match=f"--optim {other} cannot use the saved state of adamw_torch_fused .* --resume_without optimizer",
+            match=f"--optim {other} cannot use the saved state of adamw_torch_fused.* --resume_without optimizer",
         ):
             pretrain(tmp_path / "run", "--allow_changes", "optim", optim=other, **asked)
     assert pretrain(tmp_path / "plain", "--allow_changes", "optim", optim="adamw_torch", **asked)

@@ -154,8 +154,8 @@ def test_a_task_is_refused_for_the_metrics_that_it_uses_and_for_no_other(tmp_pat
     with pytest.raises(
         Refusal,
         match=(
-            r"--tasks meqsum: the code of its metric bleu would be downloaded from the Hub and run, which this project never does"
-            r" here"
+            r"--tasks meqsum: the code of its metric bleu would be downloaded from the Hub and run, which this project"
+            r" never does"
         ),
     ):
         registry.build(["meqsum"], {}, {}, False)
