@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- How this process is launched, and the folders of the run ----
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
-    if "output_dir" not in run_args.given:
+    if "output_dir" not in run_args.explicit_args:
         training_args.output_dir = derive_pretrain.output_dir(data_args.dataset)
     check_paths(data_args, training_args.output_dir)
     session.export_to = functools.partial(export_model, dtype=model_args.publish_dtype)
@@ -62,11 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     with session:
         session.catch_signals()
 
-        # ---- What nobody said; what cannot be right; then text to tokens ----
+        # ---- Derive missing arguments, check all of them, prepare the tokens ----
         manifest, tokenizer = prepare_text(groups, rules, values)
         folder = Path(data_args.prepared_dir)
 
-        # ---- What is this run, and does it go on from somewhere ----
+        # ---- The identity of the run, and the checkpoint it resumes from ----
         config, plan = plan_of(groups, manifest)
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out, run_args)
 
-        # ---- Train, or go on; then a complete model, and the curves ----
+        # ---- Train or resume; then export the model, the card and the figures ----
         if not session.train(trainer, plan.steps):
             load_weights(model, start.checkpoint)
         run_on_main(finish, session.run, plan.steps, manifest["baselines"], model_args.publish_dtype)
@@ -131,12 +131,12 @@ def main(argv: list[str] | None = None) -> None:
         print_main("\n".join(what_next(session.run.path)))
 
 
-# ---- arguments that nobody gave, and the plan ----
+# ---- derived arguments and the plan ----
 
 
 class Values:
-    """The values that nobody gave, from the record of the run, the text and the machine. Each choice is printed once,
-    when what could refuse it has not.
+    """The derived arguments: from the record of the run, the text and the machine. Each choice is printed once, when
+    nothing can refuse it any more.
 
     planned: the Layout that the run is planned for.
     """
@@ -151,10 +151,11 @@ class Values:
         from llama_lite.training import derive_pretrain
 
         recorded = self.session.recorded(derive_pretrain.RECORDED)
-        return derive_pretrain.Derivation(self.groups, self.text, self.planned, self.session.run_args.given, recorded)
+        explicit_args = self.session.run_args.explicit_args
+        return derive_pretrain.Derivation(self.groups, self.text, self.planned, explicit_args, recorded)
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict]:
-        """Set every argument that nobody gave; returns why, and the tokens that there are, or will be."""
+        """Set every missing argument. Returns ({argument: reason}, the manifest of the tokens or an estimate of it)."""
         from llama_lite.machine import precision
         from llama_lite.training.decisions import lines, set_values
 
@@ -196,10 +197,10 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     from llama_lite.training.suggest import write_suggestion
 
     _, data_args, _, hub_args, run_args, training_args = groups
-    given, planned = run_args.given, values.planned
+    explicit_args, planned = run_args.explicit_args, values.planned
     reasons, tokens = values.settle()
-    if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
-        manifest = run_on_main(prepare, data_args, rules, values.text, set(given))
+    if "estimated" not in tokens:  # the tokens exist: the arguments must agree with them
+        manifest = run_on_main(prepare, data_args, rules, values.text, set(explicit_args))
         run_on_main(verify_prepared, Path(data_args.prepared_dir), manifest, "sizes")
     config, plan = plan_of(groups, tokens, planned.processes)
     run_on_main(check_tokenizer, groups, values, config, tokens)
@@ -214,7 +215,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     if problems and run_args.strict_plan:
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
     if run_args.suggest:
-        run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, given, reasons, plan.lines())
+        run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, explicit_args, reasons, plan.lines())
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
@@ -260,25 +261,25 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     from llama_lite.training.preflight import check_folders
 
     session.catch_signals()
-    given = set(session.run_args.given)
+    explicit_args = set(session.run_args.explicit_args)
     if not session.publishes:
-        pull_prepared(data_args, rules, given)
+        pull_prepared(data_args, rules, explicit_args)
     _, tokens = values.settle(only_tokens=True)
     folder, size = data_args.prepared_dir, tokens.get("estimated", 0)
     run_on_main(check_folders, {"prepared_dir": folder}, {"prepared_dir": size})
     values.print_chosen()
-    print_main(describe(run_on_main(prepare, data_args, rules, values.text, given, True)))
+    print_main(describe(run_on_main(prepare, data_args, rules, values.text, explicit_args, True)))
     if session.publishes:
         private = session.training_args.hub_private_repo
         run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, private)
 
 
-def pull_prepared(data_args, rules: dict, given: set[str]) -> None:
+def pull_prepared(data_args, rules: dict, explicit_args: set[str]) -> None:
     """Download the tokens that --prepared_hub_id names, if it names some."""
     from llama_lite.hub import client, download
 
     if hub := data_args.prepared_hub_id and client.reference(data_args.prepared_hub_id):
-        data_args.prepared_dir = run_on_main(download.pull_prepared, hub, data_args, rules, given)
+        data_args.prepared_dir = run_on_main(download.pull_prepared, hub, data_args, rules, explicit_args)
 
 
 def prepare_text(groups, rules: dict, values: Values):
@@ -294,8 +295,8 @@ def prepare_text(groups, rules: dict, values: Values):
     from llama_lite.training.preflight import check_folders
 
     _, data_args, _, _, run_args, training_args = groups
-    given = set(run_args.given)
-    pull_prepared(data_args, rules, given)
+    explicit_args = set(run_args.explicit_args)
+    pull_prepared(data_args, rules, explicit_args)
     _, tokens = values.settle()
     config, plan = plan_of(groups, derive_pretrain.at_most(tokens))
     if "estimated" in tokens:
@@ -305,7 +306,7 @@ def prepare_text(groups, rules: dict, values: Values):
     run_on_main(check_folders, folders, needed)
     if "estimated" in tokens:
         values.print_chosen()  # preparing takes its time
-    manifest, folder = run_on_main(prepare, data_args, rules, values.text, given), Path(data_args.prepared_dir)
+    manifest, folder = run_on_main(prepare, data_args, rules, values.text, explicit_args), Path(data_args.prepared_dir)
     run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
     print_main(f"data      {describe(manifest)}")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
@@ -420,12 +421,12 @@ def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
     seed = trainer.args.seed
     if run_args.eval_tasks:
         trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, seed))
-    if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.given):
+    if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.explicit_args):
         prompts = run_args.sample_prompts or beginnings(held_out, tokenizer)
         trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, seed))
 
 
-# ---- its end ----
+# ---- after training ----
 
 
 def finish(run, steps: int, bases: dict, dtype: str) -> None:

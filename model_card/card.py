@@ -84,8 +84,8 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
                 lambda path, rows=rows: figures.trajectory(rows, path),
             )
         for kind, caption in (
-            ("sensitivity", "the same items, asked otherwise"),
-            ("robustness", "the same items, disturbed"),
+            ("sensitivity", "the same items with other prompts"),
+            ("robustness", "the same items, perturbed"),
         ):
             if variants := [row for row in evaluation.results[kind] if row["model"] in records.mine(evaluation)]:
                 plots[f"{prefix}{kind}"] = (
@@ -134,8 +134,8 @@ def renew(text: str, old: str) -> str:
     if YOURS[0] in old or YOURS[1] in old:
         if old.count(YOURS[0]) != 1 or old.count(YOURS[1]) != 1 or old.index(YOURS[1]) < old.index(YOURS[0]):
             raise CardError(
-                f"the card that is there has the marks {YOURS[0]} and {YOURS[1]} not once each, in this order: mend"
-                " them, so that your text can stay."
+                f"the existing card must have the marks {YOURS[0]} and {YOURS[1]} once each, in this order: fix them,"
+                " so that your text can stay."
             )
         kept = old[old.index(YOURS[0]) : old.index(YOURS[1]) + len(YOURS[1])]
         marker = "\n".join(YOURS)

@@ -109,7 +109,7 @@ def test_a_crash_leaves_the_last_status(tmp_path):
 def test_folders_of_others_are_refused(pretrain, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
-    with pytest.raises(Refusal, match="holds files and is not the folder of a pretraining run"):
+    with pytest.raises(Refusal, match="holds files, but is not the folder of a pretraining run"):
         pretrain(tmp_path / "photos")
     (tmp_path / "sft").mkdir()
     write_json(tmp_path / "sft" / "run.json", {"kind": "sft"})

@@ -238,8 +238,8 @@ def measure_before(
         return measure_answers(model, tokenizer, eval_rows, settings, batches)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise Refusal(
-            f"this base ({model.config.model_type}) cannot be measured or answer as it is to be tuned, so nothing is"
-            f" trained: {formatting.shortened(error)}. Give other --target_modules, or another base."
+            f"this base ({model.config.model_type}) cannot compute a loss or generate answers in this tuning setup, so"
+            f" nothing is trained: {formatting.shortened(error)}. Give other --target_modules, or another base."
         ) from None
 
 

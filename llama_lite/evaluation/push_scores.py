@@ -21,13 +21,13 @@ from ..hub.client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    check_no_private_values,
     commit_of,
     fetch,
     files_of,
     foreign_files,
-    nothing_private,
+    to_hub_error,
     token,
-    translated,
 )
 from ..hub.revision import REVISION, STEP_PREFIX, as_record
 from ..models.references import Located
@@ -94,14 +94,14 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
                     files["README.md"] = with_index(card, located.repo, records)
                 except (ValueError, yaml.YAMLError) as error:
                     print_main(
-                        f"WARNING   the card of {located.repo} stays without scores: its metadata cannot be read"
+                        f"WARNING   the card of {located.repo} gets no scores: its metadata cannot be read"
                         f" ({' '.join(str(error).split())[:200]})"
                     )
         written = {name: folder / "new" / name for name in files}
         for name, text in files.items():
             written[name].parent.mkdir(parents=True, exist_ok=True)
             write_text(written[name], text)
-        nothing_private(written)
+        check_no_private_values(written)
         merged_files = {name: path for name, path in written.items() if name in (TABLE, "README.md")}
         results = {name: path for name, path in written.items() if name not in merged_files}
         changed, foreign = foreign_files(located.repo, head, results, f"{TITLE}.*")
@@ -116,7 +116,7 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
         except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
             if getattr(getattr(error, "response", None), "status_code", None) == 412:
                 return False
-            raise translated(error) from None
+            raise to_hub_error(error) from None
     print_main(f"hub       scores of {model.name} are on main of {located.repo}")
     return True
 

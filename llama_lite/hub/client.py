@@ -69,14 +69,14 @@ def reason(error: BaseException, *private_texts: str | Path | None) -> str:
     return redact(text)[:400]
 
 
-def nothing_private(files: dict[str, str | Path]) -> None:
+def check_no_private_values(files: dict[str, str | Path]) -> None:
     """Raise Refusal when one of the `files` to be published ({path in the repository: file}) holds a path, token or
     name of this machine.
     """
     for name, path in files.items():
         if private_text := found_in(name, Path(path)):
             raise Refusal(
-                f"{name} holds {private_text}, and is not published. Give paths relative to the working folder, leave"
+                f"{name} holds {private_text}, so it is not published. Give paths relative to the working folder, leave"
                 " tokens out of arguments, and start a new run."
             )
 
@@ -95,7 +95,7 @@ def _network_failure(cause: BaseException) -> str:
     )
 
 
-def translated(error: Exception) -> Exception:
+def to_hub_error(error: Exception) -> Exception:
     """HubPermissionError for an error that only the user can resolve, else HubUnavailable; both give the reason in one
     line.
     """
@@ -119,7 +119,7 @@ def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
     except RepositoryNotFoundError:
         return {}, {}
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+        raise to_hub_error(error) from None
     return tuple({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
 
 
@@ -148,7 +148,7 @@ def commit_of(ref: Reference, repo_type: str = "model") -> str:
             f"{ref.repo} is neither a folder here nor on the Hub, or it is private and this token may not see it."
         ) from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+        raise to_hub_error(error) from None
 
 
 def files_of(repo: str, commit: str, repo_type: str = "model") -> dict:
@@ -162,7 +162,7 @@ def files_of(repo: str, commit: str, repo_type: str = "model") -> dict:
             if isinstance(entry, RepoFile)
         }
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+        raise to_hub_error(error) from None
 
 
 def last_titles(repo: str, commit: str, paths: list[str], repo_type: str = "model") -> dict[str, str]:
@@ -174,7 +174,7 @@ def last_titles(repo: str, commit: str, paths: list[str], repo_type: str = "mode
     try:
         infos = HfApi().get_paths_info(repo, paths, expand=True, revision=commit, repo_type=repo_type) if paths else []
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+        raise to_hub_error(error) from None
     return {info.path: info.last_commit.title if info.last_commit else "" for info in infos}
 
 
@@ -222,7 +222,7 @@ def download(
         Path(folder or HF_HUB_CACHE),
         missing_bytes,
         str(ref),
-        "Make room, and run the same command again: what was downloaded stays.",
+        "Make room, and run the same command again: downloaded files are kept.",
     )
     for name, expected in sorted(files.items()):
         if folder and is_intact(Path(folder) / name, expected):
@@ -233,8 +233,8 @@ def download(
             if not is_intact(target, expected):
                 target.unlink()
                 raise Damaged(
-                    f"{name} of {ref} is damaged: twice its sha256 was not the one that was published. Use another"
-                    " revision."
+                    f"{name} of {ref} is damaged: its sha256 differed from the published one in two downloads. Use"
+                    " another revision."
                 )
     if folder:
         shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
@@ -272,4 +272,4 @@ def fetch(
     except Exception as error:  # the client raises its own, httpx2's and OSError
         if disk_full := no_space(error, Path(folder or HF_HUB_CACHE)):
             raise Refusal(f"{name} of {ref} cannot be downloaded: {disk_full}") from None
-        raise translated(error) from None
+        raise to_hub_error(error) from None

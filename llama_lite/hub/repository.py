@@ -17,13 +17,13 @@ from .client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    check_no_private_values,
     fetch,
     files_of,
     foreign_files,
-    nothing_private,
     refs_of,
+    to_hub_error,
     token,
-    translated,
 )
 from .revision import (
     BRANCH,
@@ -71,7 +71,7 @@ class Repository:
         try:
             return getattr(HfApi(), name)(*args, **kwargs)
         except Exception as error:  # the client raises its own, httpx2's, ValueError, RuntimeError and OSError
-            raise translated(error) from None
+            raise to_hub_error(error) from None
 
     def prepare(self) -> dict[str, str]:
         """Create the repository if it does not exist, and check that this run may write to it; returns {tag:
@@ -96,7 +96,7 @@ class Repository:
                 newest = next((tag for tag, _ in newest_first(tags)), "main")
                 raise Refusal(
                     f"{self.repo} belongs to another run ({owner}, this is {self.run}): choose another --hub_model_id,"
-                    f" or go on with that run by --resume_from_checkpoint {self.repo}@{newest}."
+                    f" or continue that run with --resume_from_checkpoint {self.repo}@{newest}."
                 )
             self.is_owner = owner is not None
         return heads, tags
@@ -184,7 +184,7 @@ class Repository:
                 if not self._is_own(commit, record["step"]):
                     raise HubUnavailable(TAKEN.format(tag=tag))
                 raise Refusal(
-                    f"{self.repo}@{tag} is there with other content, and no revision is written over. Choose another"
+                    f"{self.repo}@{tag} exists with other content, and revisions are never overwritten. Choose another"
                     " --hub_model_id."
                 )
         else:
@@ -206,8 +206,8 @@ class Repository:
             changed, foreign = foreign_files(self.repo, head, merged, CARD_TITLE)
             for name in foreign:
                 self._print_once(
-                    f"{name} on main of {self.repo} is somebody else's and stays: move it away, and --publish_only"
-                    " puts this run's there"
+                    f"{name} on main of {self.repo} is somebody else's and is kept: move it away, and --publish_only"
+                    " publishes this run's own"
                 )
             if changed:
                 self._replace("main", head, changed, CARD_TITLE, set())
@@ -255,7 +255,7 @@ class Repository:
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        nothing_private(files)
+        check_no_private_values(files)
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(existing - set(files) - {".gitattributes"})]
         return self._call(
@@ -333,9 +333,9 @@ class Repository:
                 ]
                 if foreign:
                     self._print_once(
-                        f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and stays: the finished"
-                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, take that away and upload"
-                        " the files of the revision (hf download, hf upload)."
+                        f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and is kept: the finished"
+                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, remove that file and"
+                        " upload the files of the revision (hf download, hf upload)."
                     )
                 else:
                     is_main, additions, deletions = True, additions | model, own_files

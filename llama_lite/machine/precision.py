@@ -59,8 +59,9 @@ def without_autocast(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
 def check_device(precision: str, device: torch.device) -> None:
     """Raise Refusal for a number format in which a device cannot train."""
     if precision == "float16" and device.type == "cpu":
-        raise Refusal("--precision float16: a CPU does not train in it. Use auto, float32 or bfloat16.")
+        raise Refusal("--precision float16: CPUs do not support training in it. Use auto, float32 or bfloat16.")
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise Refusal(
-            f"--precision bfloat16: {torch.cuda.get_device_name(device)} has none. Use auto, float32 or float16."
+            f"--precision bfloat16: {torch.cuda.get_device_name(device)} does not support it. Use auto, float32 or"
+            " float16."
         )

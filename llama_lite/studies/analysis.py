@@ -25,12 +25,12 @@ from ..hub.client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    check_no_private_values,
     commit_of,
     fetch,
     foreign_files,
     last_titles,
-    nothing_private,
-    translated,
+    to_hub_error,
 )
 from ..hub.repository import keep_user_text
 from .runner import launch
@@ -53,9 +53,9 @@ def arguments_of(*groups: type) -> set[str]:
     return {field.name for group in groups for field in dataclasses.fields(group)}
 
 
-OF_DATA = arguments_of(DataArguments, CurationArguments, RowArguments)
-OF_MODEL = arguments_of(ModelArguments, BaseArguments, AdapterArguments)
-OF_LENGTH = {"max_steps", "num_train_epochs", "tokens_per_step", "sequences_per_step"}
+DATA_ARGUMENTS = arguments_of(DataArguments, CurationArguments, RowArguments)
+MODEL_ARGUMENTS = arguments_of(ModelArguments, BaseArguments, AdapterArguments)
+LENGTH_ARGUMENTS = {"max_steps", "num_train_epochs", "tokens_per_step", "sequences_per_step"}
 
 
 def last_manifest(folder: Path) -> dict:
@@ -81,9 +81,9 @@ def check_controlled_variables(study: Study, finished: list[StudyRun]) -> dict:
             }
             if unnamed := _unnamed(changed, set(first.arm.set) | set(run.arm.set)):
                 raise Refusal(
-                    f"{run.folder.name} differs from {first.folder.name} in what the study does not name:"
+                    f"{run.folder.name} differs from {first.folder.name} in settings that the study does not vary:"
                     f" {'; '.join(f'{name} {changed[name][0]} -> {changed[name][1]}' for name in unnamed)}. Run the"
-                    " arms again under equal conditions, or name it."
+                    " arms again under equal conditions, or set them in the arms."
                 )
             same = {kind: conditions[kind] for kind in ("data", "hyperparameters", "environment", "layout")}
             shared = (
@@ -96,9 +96,12 @@ def check_controlled_variables(study: Study, finished: list[StudyRun]) -> dict:
 
 def _unnamed(changed: dict, named: set[str]) -> list[str]:
     """Names of changed conditions that do not follow from the arguments `named` by the arms."""
-    free = named | ({"data", "held_out"} if named & OF_DATA else set()) | ({"tokens"} if named & OF_LENGTH else set())
+    free = set(named)
+    free |= {"data", "held_out"} if named & DATA_ARGUMENTS else set()
+    free |= {"tokens"} if named & LENGTH_ARGUMENTS else set()
     free |= {"weights"} if "models" in named else set()
-    return sorted(name for name in changed if name not in free and not (name.startswith("model.") and named & OF_MODEL))
+    model_may_differ = bool(named & MODEL_ARGUMENTS)
+    return sorted(name for name in changed if name not in free and not (model_may_differ and name.startswith("model.")))
 
 
 def _conditions(study: Study, folder: Path) -> dict:
@@ -216,8 +219,8 @@ def check_measures(study: Study, run: StudyRun) -> None:
     for measure in study.measures:
         if measure not in logged and (" " not in measure or study.script == "run_eval.py"):
             raise Refusal(
-                f"measure {measure} was not logged by {run.folder.name}; there is {', '.join(sorted(logged))}. What is"
-                " finished stays."
+                f"measure {measure} was not logged by {run.folder.name}; logged: {', '.join(sorted(logged))}. Finished"
+                " runs are kept."
             )
 
 
@@ -274,7 +277,7 @@ def _measure_differences(study: Study, arm: Arm, other: Arm, seed: int, rows: li
         values, reference = (curve(rows, each, seed, measure) for each in (arm, other))
         if missing := [each.name for each, logged in ((arm, values), (other, reference)) if not logged]:
             metrics = ", ".join(sorted({row["metric"] for row in rows}))
-            raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; there is {metrics}.")
+            raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; available: {metrics}.")
         if study.script == "run_sft.py" and 0 in values:
             pairs["its base", measure, unit(measure)] = values[max(values)] - values[0]
         if arm is not other:
@@ -369,7 +372,7 @@ def push(out: Path, repo: str) -> None:
     except Refusal:
         raise
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        failure = error if isinstance(error, HubUnavailable | HubPermissionError) else translated(error)
+        failure = error if isinstance(error, HubUnavailable | HubPermissionError) else to_hub_error(error)
         raise Refusal(f"--hub_model_id {repo}: {failure}. The report stays; run the same command again.") from None
     print_main(f"hub       {repo} holds the report")
 
@@ -383,7 +386,7 @@ def _push(out: Path, repo: str, head: str) -> bool:
     with tempfile.TemporaryDirectory() as folder:
         files["README.md"] = Path(folder) / "README.md"
         write_text(files["README.md"], _card(out, repo, head, Path(folder)))
-        nothing_private(files)
+        check_no_private_values(files)
         changed, foreign = foreign_files(repo, head, files, COMMIT_TITLE, "dataset")
         if foreign:
             raise Refusal(

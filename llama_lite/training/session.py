@@ -69,7 +69,7 @@ class Session:
 
     def recorded(self, names) -> dict:
         """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
-        return resume.going_on(self.run_args, self.training_args, self.repo, names)
+        return resume.values_to_continue(self.run_args, self.training_args, self.repo, names)
 
     def catch_signals(self) -> None:
         """Let signals end the process in order: at once until training begins, then after a save. In the run's folder,
@@ -147,7 +147,7 @@ class Session:
             "kind": self.kind,
             "identity": identity.record(),
             "plan": dataclasses.asdict(plan),
-            "given": run_args.given,
+            "given": run_args.explicit_args,
             "settings": settings,
             "card": {"license": hub.card_license, "language": hub.card_language},
             **record,

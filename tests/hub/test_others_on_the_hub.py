@@ -238,7 +238,7 @@ def test_what_a_person_put_on_main_stays(hub, shared_repo, tmp_path):
     assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
     assert len(repository.reported) == 1
     assert repository.reported.pop().startswith(
-        f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"
+        f"model.safetensors on main of {name} is somebody else's and is kept: the finished model is {name}@step-000005"
         " (rev"
     )
 
@@ -274,7 +274,7 @@ def test_what_a_person_put_on_main_after_a_finish_stays(hub, shared_repo, tmp_pa
         )
         assert [text.partition(" on main")[0] for text in repository.reported] == [path]
         assert (
-            "(revision='step-000012'). To have it on main, take that away and upload the files of the revision"
+            "(revision='step-000012'). To have it on main, remove that file and upload the files of the revision"
             in repository.reported.pop()
         )
     else:
@@ -306,8 +306,8 @@ def test_a_figure_of_a_person_stays_and_is_told(hub, shared_repo, tmp_path):
         and main["README.md"].endswith(b"second")
     )
     assert repository.reported == {
-        f"figures/loss.png on main of {name} is somebody else's and stays: move it away, and --publish_only puts this"
-        " run's there"
+        f"figures/loss.png on main of {name} is somebody else's and is kept: move it away, and --publish_only publishes"
+        " this run's own"
     }
     HfApi().delete_file("figures/loss.png", name)
     assert repository.publish_card(cover) and hub.files(name)["figures/loss.png"] == b"second"
@@ -335,12 +335,12 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
         ]
 
     recorded = record()
-    assert "is there again" not in publish_again() and record() == recorded
+    assert "is tagged again" not in publish_again() and record() == recorded
 
     del there.tags["step-000005"], there.tags["step-000012"]
     said = publish_again()
     assert (
-        f"hub       {name}@step-000005 was deleted, and is there again" in said
+        f"hub       {name}@step-000005 was deleted; it is tagged again" in said
         and f"everything in {run} is published\n" in said
     )
     assert there.tags == before and there.branches == branches and record() == recorded
@@ -348,7 +348,7 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
     there.tags["step-000010"] = there.branches["main"]
     said = publish_again()
     assert (
-        f"hub       {name}@step-000010 is somebody else's tag now, and stays: this run's revision is step-000010-2"
+        f"hub       {name}@step-000010 is now somebody else's tag and is kept: this run's revision is step-000010-2"
         in said
     )
     assert there.tags == {**before, "step-000010": branches["main"], "step-000010-2": before["step-000010"]}
@@ -374,11 +374,14 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
     del hub.repos["models", renamed]
     said = publish_again(hub_model_id=renamed)
     assert (
-        f"WARNING   step-000005, step-000010, step-000012 of {renamed} was published, and is gone from there (deleted,"
-        " or the repository made anew): step-000010, step-000012 will be published again; step-000005 cannot be: no"
-        " checkpoint here\n" in said
+        f"WARNING   step-000005, step-000010, step-000012 of {renamed} was published, but is no longer there (deleted,"
+        " or the repository was created again): step-000010, step-000012 will be published again; step-000005 cannot be:"
+        " no checkpoint here\n" in said
     )
-    assert f"everything in {run} is published, but for 1 revisions that are gone from the Hub and from here\n" in said
+    assert (
+        f"everything in {run} is published, except 1 revisions that are gone from the Hub and from this machine\n"
+        in said
+    )
     anew = hub.repos["models", renamed]
     assert [(step, tag, commit) for step, _, tag, commit in record()] == [
         (10, "step-000010", anew.tags["step-000010"]),
@@ -435,7 +438,7 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, shared_repo, tmp_p
     publish(repository, files, final=True)
     put(name, "README.md", b"---\nlicense: [\n---\nmy words")
     push_scores.push_scores(*evaluated(name, files, there, tmp_path))
-    assert "stays without scores: its metadata cannot be read" in capsys.readouterr().out
+    assert "gets no scores: its metadata cannot be read" in capsys.readouterr().out
     main = hub.files(name)
     assert main["README.md"] == b"---\nlicense: [\n---\nmy words" and b"step-000005" in main["scores.csv"]
 

@@ -327,7 +327,7 @@ def test_a_finished_run_whose_adapter_is_not_the_last_checkpoints_is_mended(sft,
     config = json.dumps({**json.loads(whole["adapter_config.json"]), "lora_alpha": 1})
     damages = {
         "its files are not there": (run / names[0]).unlink,
-        "is no whole safetensors file": lambda: (run / names[0]).write_bytes(whole[names[0]][:500]),
+        "is not a complete safetensors file": lambda: (run / names[0]).write_bytes(whole[names[0]][:500]),
         "it is not that of checkpoint-8": lambda: shutil.copy(run / "checkpoint-6" / names[0], run),  # an older one
         "is not that of checkpoint-8": lambda: (run / names[1]).write_text(config),  # of another scale
     }
@@ -336,7 +336,7 @@ def test_a_finished_run_whose_adapter_is_not_the_last_checkpoints_is_mended(sft,
         sft(run)
         said = capsys.readouterr().out
         assert (
-            f"mending   the finished model in {run} is written again from the last checkpoint: " in said
+            f"repairing {run}: the finished model is written again from the last checkpoint: " in said
             and why in said
             and "finished  adapter" in said
         )
@@ -383,7 +383,7 @@ def test_rows_that_are_one_document_are_refused_as_such(sft, tmp_path):
     path.write_text("".join(json.dumps({"instruction": "Hi", "output": f"Hello {i}"}) + "\n" for i in range(60)))
     with pytest.raises(
         Refusal,
-        match=r"no row is left to train on \(none were skipped\): all 60 are held out, because they are one document",
+        match=r"no row is left to train on \(none were skipped\): all 60 rows are held out. They form one document",
     ):
         sft(tmp_path / "run", "--dry_run", dataset=str(path))
 
@@ -404,7 +404,7 @@ def test_a_bases_own_chat_template_is_put_aside_and_that_is_said_once(sft, base,
     }
     run = sft(tmp_path / "run", **few)
     (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("format")]
-    assert said.startswith(f"format    Vicuna 1.1; the own chat template of {own} is put aside")
+    assert said.startswith(f"format    Vicuna 1.1; the chat template of {own} is not used")
     assert f"`chat_template` in {own}/tokenizer_config.json" in said and "chat_template.jinja" not in said
     assert AutoTokenizer.from_pretrained(run).chat_template == template.vicuna_template(tokenizer)
     sft(tmp_path / "run", **few)
@@ -442,7 +442,7 @@ def test_a_bases_own_chat_template_is_put_aside_and_that_is_said_once(sft, base,
         ({"use_lora": False, "merge_adapter": True}, r"there is no adapter to merge"),
         (
             {"packing_strategy": "wrapped"},
-            r"--packing_strategy must stay bfd: the others cut rows, or let one see another",
+            r"--packing_strategy must stay bfd: the other strategies cut rows, or let packed rows",
         ),
         (
             {"activation_offloading": True},

@@ -166,7 +166,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
 
     damages = {
         "its files are not there": model.unlink,
-        "is no whole safetensors file": lambda: model.write_bytes(whole[:1000]),
+        "is not a complete safetensors file": lambda: model.write_bytes(whole[:1000]),
         "it is not that of checkpoint-12": lambda: export.export_model(
             run / "checkpoint-10", run, "bfloat16"
         ),  # an older one
@@ -185,7 +185,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     export.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
     pretrain(run)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is at step 12 already"):
+    with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is already at step 12"):
         pretrain(run, "--allow_changes", "max_steps", max_steps=6)
 
 
@@ -307,7 +307,7 @@ def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
     with pytest.raises(
         Refusal,
         match=(
-            r"--init_from .*another: the run in .* began from .*checkpoint-12 and goes on with its checkpoint at step 4"
+            r"--init_from .*another: the run in .* began from .*checkpoint-12 and continues from its checkpoint at step 4"
         ),
     ):
         pretrain(tmp_path / "run", **again)
