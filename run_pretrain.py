@@ -407,13 +407,16 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
     card = write_card_or_reason(run.path)
-    last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
-    print_main(
-        f"finished  validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits"
-        f" per byte); baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
-    )
+    measured = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry and entry["step"] == steps]
+    result = "its last evaluation failed"
+    if measured:
+        last = measured[-1]
+        result = (
+            f"validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits per byte)"
+        )
+    print_main(f"finished  {result}; baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}")
     print_main(f"          model {run.path}, its card {card}")
-    if last["eval_loss"] > bases["unigram"]:
+    if measured and last["eval_loss"] > bases["unigram"]:
         print_main(
             "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it"
             " more --hours, on a quiet machine."

@@ -350,7 +350,7 @@ class Facts:
         rows = []
         for event in self.r.events:
             kind, detail = event["event"], event.get("reason") or ""
-            if kind in ("refused", "saved", "published", "not yet published", "hub", "saturated", "overfitting"):
+            if kind in ("refused", "saved", "trained", "published", "not yet published", "hub", "saturated", "overfitting"):
                 continue
             if kind == "resumed":
                 detail = (

@@ -21,6 +21,7 @@ from .client import HubPermissionError, HubUnavailable, nothing_private, reason
 from .repository import NO_CARD, Repository
 from .revision import REVISION, STEP_PREFIX, is_final, step_of, tag_of, write_revision
 
+LOSSES = "losses.json"  # of a queue entry: what its row in checkpoints.csv says
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two tries
 
 
@@ -75,7 +76,9 @@ class Publisher:
             self.run.event("hub", reason=str(error))
 
     def add(self, checkpoint: Path) -> None:
-        """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none)."""
+        """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none), with
+        the losses of its step.
+        """
         manifest = verify.read_manifest(checkpoint)
         step = manifest["step"]
         if not is_published(step, self.every, is_final(manifest)):
@@ -88,6 +91,7 @@ class Publisher:
         except OSError:
             shutil.rmtree(staging / "checkpoint", ignore_errors=True)
             shutil.copytree(checkpoint, staging / "checkpoint")
+        write_json(staging / LOSSES, losses_at(read_jsonl(self.run.path / "log.jsonl"), step))
         discard(entry)
         os.rename(staging, entry)
         flush_folder(self.folder)
@@ -143,15 +147,24 @@ class Publisher:
 
     def catch_up(self) -> None:
         """Queue the checkpoints that are neither queued nor published: after a crash, or where the run did not publish
-        to this repository before.
+        to this repository before. One whose evaluation is due waits for it.
         """
-        published = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
         for leftover in self.folder.glob(".*") if self.folder.exists() else ():
             shutil.rmtree(leftover, ignore_errors=True)
-        queued_steps = {step for step, _ in queued(self.folder)}
         for step, checkpoint in reversed(store.checkpoints(self.run.path)):
-            if step not in published and step not in queued_steps and verify.read_manifest(checkpoint):
-                self.add(checkpoint)
+            if not verify.read_manifest(checkpoint):
+                continue
+            if is_evaluation_due(self.run.path, checkpoint, step):
+                print_main(f"hub       {tag_of(step)} is queued when the resumed run has evaluated it")
+            else:
+                self.add_missing(checkpoint)
+
+    def add_missing(self, checkpoint: Path) -> None:
+        """Queue a committed checkpoint that is neither queued nor published."""
+        step = verify.read_manifest(checkpoint)["step"]
+        published = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
+        if step not in published and step not in {queued_step for queued_step, _ in queued(self.folder)}:
+            self.add(checkpoint)
 
     def start(self) -> None:
         """Start the thread that publishes queued checkpoints."""
@@ -195,7 +208,7 @@ class Publisher:
         files = write_revision(entry, self.repository.run, self.export_to, with_state, self._card(row, step))
         write_text(entry / "cover.md", self._card(row))
         commit, is_main = self.repository.publish(
-            files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"}
+            files, tag, final, losses_of(entry), {"README.md": entry / "cover.md"}
         )
         append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
@@ -319,14 +332,37 @@ def discard(entry: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def losses_at(checkpoint: Path) -> dict:
-    """{loss, eval_loss}: the last training and validation loss that a checkpoint logged (nats per token), "" if
-    none.
+def losses_of(entry: Path) -> dict:
+    """{loss, eval_loss} of a queue entry (nats per token), "" where there is none."""
+    if losses := read_json(entry / LOSSES):
+        return losses
+    checkpoint = entry / "checkpoint"  # queued by an earlier version, which evaluated before it saved
+    return losses_at(read_json(checkpoint / "trainer_state.json")["log_history"], verify.read_manifest(checkpoint)["step"])
+
+
+def losses_at(log: list[dict], step: int) -> dict:
+    """{loss, eval_loss} of a step (nats per token): the last training loss that was logged up to it, and the validation
+    loss that was measured at it; "" where there is none.
     """
     losses = {"loss": "", "eval_loss": ""}
-    for entry in read_json(checkpoint / "trainer_state.json")["log_history"]:
-        losses.update({key: entry[key] for key in losses if key in entry})
+    for entry in log:
+        if "loss" in entry and entry["step"] <= step:
+            losses["loss"] = entry["loss"]
+        if "eval_loss" in entry and entry["step"] == step:
+            losses["eval_loss"] = entry["eval_loss"]
     return losses
+
+
+def is_evaluation_due(run: Path, checkpoint: Path, step: int) -> bool:
+    """Whether the evaluation of a checkpoint's step is still to be made: it was saved before, and neither losses nor a
+    failure of that evaluation are recorded in the `run` folder.
+    """
+    if not (read_json(checkpoint / "progress.json") or {}).get("evaluation_due"):
+        return False
+    measured = any("eval_loss" in entry and entry["step"] == step for entry in read_jsonl(run / "log.jsonl"))
+    return not measured and not any(
+        event["event"] == "evaluation failed" and event["at_step"] == step for event in read_jsonl(run / "events.jsonl")
+    )
 
 
 def is_published(step: int, every: int | None, last: bool) -> bool:

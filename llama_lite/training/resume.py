@@ -78,8 +78,15 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
 
 
 def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
-    """Write `run.json`, and the events of what changed since the checkpoint; say where the run begins."""
+    """Write `run.json`, and the events of what changed since the checkpoint; restore the log of its step, without an
+    evaluation that is due, and so is made again; say where the run begins.
+    """
     run_on_main(_new_run, run, record)
+    run_on_main(
+        lambda: run.rewind_log(
+            read_json(start.checkpoint / "trainer_state.json")["log_history"] if start.checkpoint else []
+        )
+    )
     for kind in ("hyperparameters", "data", "layout", "environment"):
         if start.changed.get(kind):
             run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
@@ -311,7 +318,6 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
         )
     start = trainer.read_resume_point(folder, without)
     if folder is None:
-        run.rewind_log([])
         return start
     start.changed = check_changes(start.manifest["identity"], identity, start.step, options.allow_changes)
     if "optimizer" not in without:
@@ -323,7 +329,6 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
         )
     if mode not in ("auto", "must"):
         store.supersede_newer(run.path, folder, start.step, report)
-    run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])
     return start
 
 

@@ -24,7 +24,7 @@ from . import resume
 from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .preflight import check_packages, check_token
-from .trainer import ResumePoint, VerifiedTraining, finish_or_raise
+from .trainer import DueEvaluationCallback, ResumePoint, VerifiedTraining, finish_or_raise
 
 
 class Session:
@@ -190,9 +190,11 @@ class Session:
         trainer.add_callback(Health(self.run))
 
     def train(self, trainer: VerifiedTraining, steps: int) -> bool:
-        """Train up to the last step; False if the run begins there. Raises Interrupted when it was asked to stop."""
+        """Train up to the last step and evaluate; False if nothing of that is left. Raises Interrupted when it was
+        asked to stop.
+        """
         checkpoint, self.signals.at_once = self.start.checkpoint, False
-        if self.start.step >= steps:
+        if self.start.step >= steps and not self.start.evaluation_due:
             return False
         if self.gpu_note:
             print_main(f"device    {self.gpu_note}")
@@ -201,6 +203,7 @@ class Session:
             checkpoint=checkpoint.name if checkpoint else None,
             data_start=self.start.data_start,
         )
+        trainer.add_callback(DueEvaluationCallback(trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish_or_raise(trainer)
         return True

@@ -3,9 +3,11 @@
 It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
 """
 
+import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -20,11 +22,15 @@ from ..checkpoint import optimizer_state, store, verify
 from ..checkpoint.identity import changed_arithmetic, differences
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
-from ..errors import Interrupted, Refusal, Unhealthy
+from ..errors import Interrupted, Refusal, Unhealthy, status_of
 from ..files import read_json
+from ..formatting import shortened
 from ..kernels.probe import without_router_loss
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
+from .random_state import preserved_random_state
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
 TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
@@ -34,7 +40,8 @@ TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs
 class ResumePoint:
     """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
 
-    `changed`: what differs from the checkpoint's run, by kind (`checkpoints.check_changes`).
+    `changed`: what differs from the checkpoint's run, by kind (`checkpoints.check_changes`). `evaluation_due`: whether
+    the evaluation of the checkpoint's step is still to be made, before the first step.
     """
 
     checkpoint: Path | None = None
@@ -43,6 +50,7 @@ class ResumePoint:
     data_start: int = 0
     schedule_start: int = 0
     changed: dict = dataclasses.field(default_factory=dict)
+    evaluation_due: bool = False
 
     @property
     def step(self) -> int:
@@ -62,6 +70,7 @@ def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> Resu
         without,
         manifest["step"] if "data" in without else progress["data_start"],
         manifest["step"] if "scheduler" in without else progress["schedule_start"],
+        evaluation_due=progress.get("evaluation_due", False),  # absent in older checkpoints: evaluated before saving
     )
 
 
@@ -87,6 +96,7 @@ class VerifiedTraining:
         self.tokens = 0  # of all ranks, since step 0
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
+        self.evaluation_due = start.evaluation_due
         self.add_callback(ResumeStateCallback(self))
 
     # ---- stepping ----
@@ -169,20 +179,72 @@ class VerifiedTraining:
                 found |= {"mfu": share} if share <= 100 else {}  # the peak was measured while others used the machine
         return found
 
+    # ---- evaluating ----
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Log and save first, then evaluate: what fails in an evaluation, or kills it, costs no step. A checkpoint
+        records that its evaluation is due. A run that was asked to stop leaves the evaluation to the resumed run.
+        """
+        self.evaluation_due, self.control.should_evaluate = self.control.should_evaluate, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.evaluation_due and not self.stop_reason:
+            self.make_due_evaluation()
+
+    def make_due_evaluation(self) -> None:
+        """Evaluate, then queue the checkpoint of this step, if there is one, with the losses of this step."""
+        self.evaluate()
+        self.evaluation_due = False
+        if self.publisher:
+            checkpoint = self.run.path / f"checkpoint-{self.state.global_step}"
+            if checkpoint.is_dir():
+                self.publisher.add_missing(checkpoint)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what
         processes repeat, too much.
+
+        A part that fails is recorded, and the others are made. Random state and mode of the model stay as they were.
+        Returns the metrics, {} where they failed.
         """
         began, training = time.perf_counter(), self.model.training
         # other shapes, samples and tasks: only training steps are worth compiling
-        with torch.compiler.set_stance("force_eager"):
+        with preserved_random_state(self.args.device), torch.compiler.set_stance("force_eager"):
             self.model.eval()
-            metrics = self.held_out_metrics()
+            metrics = self._attempt("validation loss", self._log_held_out_metrics) or {}
             self.model.train(training)
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            for callback in self.callback_handler.callbacks:
+                handler = copy.copy(self.callback_handler)
+                handler.callbacks = [callback]
+                self._attempt(type(callback).__name__, handler.on_evaluate, self.args, self.state, self.control, metrics)
+                self.model.train(training)
         self.outside += time.perf_counter() - began
         return metrics
+
+    def _log_held_out_metrics(self) -> dict[str, float]:
+        metrics = self.held_out_metrics()
+        self.log(metrics)
+        return metrics
+
+    def _attempt(self, part: str, function, *args):
+        """The result of a part of an evaluation; None on every rank where it fails on any of them, which is recorded.
+        Raises what ends a run in order (Refusal, Interrupted, Unhealthy, a full disk).
+        """
+        result = failure = None
+        try:
+            result = function(*args)
+        except Exception as error:
+            failure = error
+        try:
+            raise_on_all_ranks(failure)
+        except Exception as error:
+            if status_of(error):
+                raise
+            logger.warning("%s of the evaluation at step %s failed", part, self.state.global_step, exc_info=error)
+            reason = shortened(error)
+            self.run.event("evaluation failed", at_step=self.state.global_step, part=part, reason=reason)
+            print_main(f"WARNING   {part} at step {self.state.global_step} failed, and training goes on: {reason}")
+            return None
+        return result
 
     def held_out_metrics(self) -> dict[str, float]:
         """What an evaluation measures, of all ranks together: the same under any batch size and number of processes."""
@@ -247,6 +309,7 @@ class VerifiedTraining:
                 "logged_step": self._globalstep_last_logged,
                 "data_start": self.start.data_start,
                 "schedule_start": self.start.schedule_start,
+                "evaluation_due": self.evaluation_due,
             }
             (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
 
@@ -260,8 +323,8 @@ class VerifiedTraining:
         sealed = store.commit_checkpoint(staging, self.run.path, step, manifest)
         self.run.step = step
         self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
-        if self.publisher:
-            self.publisher.add(sealed)  # before rotation can take it
+        if self.publisher and not self.evaluation_due:
+            self.publisher.add(sealed)  # before rotation can take it; else when its evaluation has ended
         store.rotate(self.run.path, self.args.save_total_limit)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -399,15 +462,27 @@ class ResumeStateCallback(TrainerCallback):
         trainer.run.step = state.global_step
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = True
-            trainer.stop_reason = None
         elif trainer.stop_reason:
             control.should_save = control.should_training_stop = True
         return control
 
 
+class DueEvaluationCallback(TrainerCallback):
+    """Makes the evaluation that the checkpoint left to the resumed run, before its first step. The last callback."""
+
+    def __init__(self, trainer: VerifiedTraining):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.evaluation_due:
+            self.trainer.make_due_evaluation()
+
+
 def finish_or_raise(trainer: VerifiedTraining) -> None:
-    """After `train()`: Interrupted unless the last step was reached. Training that was asked to stop has saved."""
-    if trainer.state.global_step < trainer.state.max_steps:
+    """After `train()`: Interrupted unless the last step was reached and evaluated. Training that was asked to stop has
+    saved.
+    """
+    if trainer.state.global_step < trainer.state.max_steps or trainer.evaluation_due:
         (trainer.run.path / "stop").unlink(missing_ok=True)
         raise Interrupted(
             f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps};"
