@@ -407,7 +407,9 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
     card = write_card_or_reason(run.path)
-    measured = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry and entry["step"] == steps]
+    measured = [
+        entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry and entry["step"] == steps
+    ]
     result = "its last evaluation failed"
     if measured:
         last = measured[-1]

@@ -52,6 +52,7 @@ class Publisher:
         self.failure: str | None = None
         self.blocked = False  # only the user can resolve the failure: waiting is of no use
         self.lost: list[int] = []  # steps whose revision is no longer on the Hub and whose checkpoint is not here
+        self.not_evaluated: list[int] = []  # steps that `catch_up` left to the evaluation that they wait for
         self.wake, self.stopping, self.thread = threading.Event(), False, None
 
     def check(self, required: bool) -> None:
@@ -76,8 +77,8 @@ class Publisher:
             self.run.event("hub", reason=str(error))
 
     def add(self, checkpoint: Path) -> None:
-        """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none), with
-        the losses of its step.
+        """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none),
+        with the losses of its step.
         """
         manifest = verify.read_manifest(checkpoint)
         step = manifest["step"]
@@ -155,6 +156,7 @@ class Publisher:
             if not verify.read_manifest(checkpoint):
                 continue
             if is_evaluation_due(self.run.path, checkpoint, step):
+                self.not_evaluated.append(step)
                 print_main(f"hub       {tag_of(step)} is queued when the resumed run has evaluated it")
             else:
                 self.add_missing(checkpoint)
@@ -337,7 +339,8 @@ def losses_of(entry: Path) -> dict:
     if losses := read_json(entry / LOSSES):
         return losses
     checkpoint = entry / "checkpoint"  # queued by an earlier version, which evaluated before it saved
-    return losses_at(read_json(checkpoint / "trainer_state.json")["log_history"], verify.read_manifest(checkpoint)["step"])
+    log, step = read_json(checkpoint / "trainer_state.json")["log_history"], verify.read_manifest(checkpoint)["step"]
+    return losses_at(log, step)
 
 
 def losses_at(log: list[dict], step: int) -> dict:

@@ -280,7 +280,7 @@ def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
 
 def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
     """Publish what waits in the queues of a run, and what should. Raises Interrupted when some of it still waits."""
-    left, lost = [], []
+    left, lost, due = [], [], []
     for publisher in publishers:
         publisher.check(required=True)
         publisher.catch_up()
@@ -288,12 +288,12 @@ def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
         if not publisher.drain(timeout):
             left += publish_queue.queue_lines(publisher.folder)
         lost += publisher.lost
+        due += publisher.not_evaluated
     if left:
         raise Interrupted("; ".join(left))
-    print_main(
-        f"everything in {run.path} is"
-        f" published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
-    )
+    missing = [f"{len(lost)} revisions that are gone from the Hub and from here"] if lost else []
+    missing += [f"step {due[0]:,}, whose evaluation the resumed run makes"] if due else []
+    print_main(f"everything in {run.path} is published{', but for ' + ' and '.join(missing) if missing else ''}")
 
 
 # ---- the checkpoint to begin from (rank 0) ----

@@ -13,14 +13,14 @@ from ..checkpoint.identity import RunIdentity
 from ..config.fields import switches as library_switches
 from ..distributed import RANK, print_main, run_on_main
 from ..errors import Refusal
-from ..files import read_json
+from ..files import read_json, read_jsonl
 from ..hub.publish_queue import Publisher
 from ..hub.repository import Repository
 from ..machine.hardware import configure_cpu
 from ..machine.parallelism import check_launch, layout, use_one_gpu
-from ..processes import StopSignals
+from ..processes import StopSignals, seconds_since_start
 from ..run_folder import RunFolder
-from . import resume
+from . import goodput, resume
 from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .preflight import check_packages, check_token
@@ -198,15 +198,30 @@ class Session:
             return False
         if self.gpu_note:
             print_main(f"device    {self.gpu_note}")
+        trainer.clock = self._wall_clock()
         self.run.event(
             "resumed" if checkpoint else "started",
             checkpoint=checkpoint.name if checkpoint else None,
             data_start=self.start.data_start,
+            seconds=trainer.clock.read(),
         )
         trainer.add_callback(DueEvaluationCallback(trainer))
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        seconds = trainer.clock.read()
+        self.run.event("trained", seconds=seconds)
+        print_main(goodput.line(seconds))
         finish_or_raise(trainer)
         return True
+
+    def _wall_clock(self) -> goodput.WallClock:
+        """The clock of this session, with the wall time of the run before it (rank 0)."""
+        clock = goodput.WallClock()
+        if RANK == 0:
+            events = read_jsonl(self.run.path / "events.jsonl")
+            clock.seconds |= goodput.seconds_before(events, self.start.step, seconds_since_start(), None)
+        if self.start.checkpoint:
+            clock.switch("restarts")
+        return clock
 
     def publish_rest(self, steps: int) -> None:
         """Queue the merged model of the last checkpoint, if there is one, and wait until all queues are empty."""

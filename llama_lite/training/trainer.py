@@ -28,12 +28,16 @@ from ..formatting import shortened
 from ..kernels.probe import without_router_loss
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
+from .goodput import WallClock
 from .random_state import preserved_random_state
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
-TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
+TIMINGS = (  # what two equal runs may log differently
+    *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
+    *("save_seconds", "evaluation_seconds", "restart_seconds", "waiting_seconds"),
+)
 
 
 @dataclasses.dataclass
@@ -96,7 +100,7 @@ class VerifiedTraining:
         self.tokens = 0  # of all ranks, since step 0
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
-        self.evaluation_due = start.evaluation_due
+        self.evaluation_due, self.clock = start.evaluation_due, WallClock()
         self.add_callback(ResumeStateCallback(self))
 
     # ---- stepping ----
@@ -157,7 +161,7 @@ class VerifiedTraining:
             return  # Trainer's own summary counts from the last resume
         logs["tokens"] = self.tokens
         if "loss" in logs:
-            logs.update(self._throughput())
+            logs.update(self._throughput() | self.clock.logged())
         for name in [name for name in logs if name.endswith(("_runtime", "_per_second")) and name.startswith("eval")]:
             del logs[name]
         super().log(logs)
@@ -206,16 +210,17 @@ class VerifiedTraining:
         A part that fails is recorded, and the others are made. Random state and mode of the model stay as they were.
         Returns the metrics, {} where they failed.
         """
-        began, training = time.perf_counter(), self.model.training
+        began, training, state = time.perf_counter(), self.model.training, (self.args, self.state, self.control)
         # other shapes, samples and tasks: only training steps are worth compiling
-        with preserved_random_state(self.args.device), torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager")
+        with self.clock.during("evaluations"), preserved_random_state(self.args.device), eager:
             self.model.eval()
             metrics = self._attempt("validation loss", self._log_held_out_metrics) or {}
             self.model.train(training)
             for callback in self.callback_handler.callbacks:
                 handler = copy.copy(self.callback_handler)
                 handler.callbacks = [callback]
-                self._attempt(type(callback).__name__, handler.on_evaluate, self.args, self.state, self.control, metrics)
+                self._attempt(type(callback).__name__, handler.on_evaluate, *state, metrics)
                 self.model.train(training)
         self.outside += time.perf_counter() - began
         return metrics
@@ -270,6 +275,10 @@ class VerifiedTraining:
                 self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial):
+        with self.clock.during("saves"):
+            self._save_verified()
+
+    def _save_verified(self) -> None:
         """Aside, flushed, hashed, proven, named; then the oldest go. A failure on one rank ends all of them."""
         began, step = time.perf_counter(), self.state.global_step
         if step == self.saved_step:
@@ -322,7 +331,7 @@ class VerifiedTraining:
         }
         sealed = store.commit_checkpoint(staging, self.run.path, step, manifest)
         self.run.step = step
-        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
+        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss, seconds=self.clock.read())
         if self.publisher and not self.evaluation_due:
             self.publisher.add(sealed)  # before rotation can take it; else when its evaluation has ended
         store.rotate(self.run.path, self.args.save_total_limit)
@@ -456,6 +465,10 @@ class ResumeStateCallback(TrainerCallback):
             trainer._tr_loss += pending[args.process_index] if same else sum(pending) / len(pending)
             trainer._globalstep_last_logged, trainer.tokens = progress["logged_step"], progress["tokens"]
         trainer.window_start, trainer.outside = (time.perf_counter(), trainer.tokens), 0.0
+        trainer.clock.switch("steps")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.clock.switch("other")
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
