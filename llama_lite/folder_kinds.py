@@ -27,7 +27,7 @@ KINDS = {
 SPLITS = ("train", "validation")
 
 # what a run, or an evaluation, makes in its folder
-OWN_PARTS = re.compile(r"checkpoint-.*|evaluation|merged|queue.*|figures|samples|results")
+OWN_PARTS = re.compile(r"checkpoint-.*|evaluation|merged|queue.*|figures|samples|results|heartbeat|flight_recorder")
 
 
 def kind_of_folder(path: str | Path) -> str:

@@ -87,6 +87,11 @@ class CommonRunArguments:
         True,
         "On a CPU, keep freed memory for the next step (faster steps; up to an eighth more memory).",
     )
+    step_timeout: float = arg(
+        1800,
+        "Seconds without a micro-batch, in training steps, after which the run ends with status 3 (at least 5 times the"
+        " slowest before; evaluating, saving, preparing and publishing do not count; 0: never).",
+    )
     dry_run: bool = arg(
         False, "Print the plan and write nothing: of the run in the folder, or with --hours of a new one."
     )

@@ -37,8 +37,8 @@ RANGES = {
         _at_least(1),
     ),
     **dict.fromkeys(
-        "min_characters sample_tokens compared_prompts hub_drain_timeout weight_decay max_grad_norm eval_delay"
-        " dataloader_num_workers".split(),
+        "min_characters sample_tokens compared_prompts hub_drain_timeout step_timeout weight_decay max_grad_norm"
+        " eval_delay dataloader_num_workers".split(),
         _at_least(0),
     ),
     **dict.fromkeys(

@@ -25,6 +25,7 @@ from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .preflight import check_packages, check_token
 from .trainer import DueEvaluationCallback, ResumePoint, VerifiedTraining, finish_or_raise
+from .watchdog import Watchdog, last_seen, record_collectives
 
 
 class Session:
@@ -56,6 +57,7 @@ class Session:
 
     def __enter__(self):
         self.run = self.ends.enter_context(RunFolder(self.training_args.output_dir))
+        record_collectives(self.run.path)
         return self
 
     def __exit__(self, *error):
@@ -199,6 +201,8 @@ class Session:
         if self.gpu_note:
             print_main(f"device    {self.gpu_note}")
         trainer.clock = self._wall_clock()
+        trainer.watchdog = Watchdog(self.run, self.run_args.step_timeout, trainer.clock)
+        trainer.add_callback(trainer.watchdog)
         self.run.event(
             "resumed" if checkpoint else "started",
             checkpoint=checkpoint.name if checkpoint else None,
@@ -206,7 +210,8 @@ class Session:
             seconds=trainer.clock.read(),
         )
         trainer.add_callback(DueEvaluationCallback(trainer))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with trainer.watchdog:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         seconds = trainer.clock.read()
         self.run.event("trained", seconds=seconds)
         print_main(goodput.line(seconds))
@@ -217,8 +222,8 @@ class Session:
         """The clock of this session, with the wall time of the run before it (rank 0)."""
         clock = goodput.WallClock()
         if RANK == 0:
-            events = read_jsonl(self.run.path / "events.jsonl")
-            clock.seconds |= goodput.seconds_before(events, self.start.step, seconds_since_start(), None)
+            events, seen = read_jsonl(self.run.path / "events.jsonl"), last_seen(self.run.path)
+            clock.seconds |= goodput.seconds_before(events, self.start.step, seconds_since_start(), seen)
         if self.start.checkpoint:
             clock.switch("restarts")
         return clock

@@ -3,6 +3,7 @@
 It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
 """
 
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -100,7 +101,7 @@ class VerifiedTraining:
         self.tokens = 0  # of all ranks, since step 0
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
-        self.evaluation_due, self.clock = start.evaluation_due, WallClock()
+        self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
         self.add_callback(ResumeStateCallback(self))
 
     # ---- stepping ----
@@ -239,8 +240,10 @@ class VerifiedTraining:
             result = function(*args)
         except Exception as error:
             failure = error
+        watched = self.watchdog.expecting_others() if failure and self.watchdog else contextlib.nullcontext()
         try:
-            raise_on_all_ranks(failure)
+            with watched:
+                raise_on_all_ranks(failure)
         except Exception as error:
             if status_of(error):
                 raise
