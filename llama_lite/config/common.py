@@ -41,10 +41,15 @@ class HubArguments:
     publish_steps: int | None = arg(
         None, "Steps between published checkpoints (default: every checkpoint); the last one is always published."
     )
-    publish_training_state: Literal["all", "final", "none"] = arg(
+    publish_training_state: str = arg(
         "all",
         "Which revisions carry optimiser and random state, so that anyone can resume from them (6 times the size of the"
-        " model).",
+        " model): all, final, none, or a number of steps (those of its multiples, and the final one).",
+    )
+    publish_queue_limit: float | None = arg(
+        None,
+        "GiB that revisions which wait to be published may take (default: half of the disk's free space). Beyond it,"
+        " training state of what waits is dropped, oldest first; models and the final revision stay.",
     )
     publish_only: bool = arg(False, "Publish the checkpoints in the run folder's queue, and stop.")
     hub_required: bool = arg(
@@ -210,6 +215,11 @@ def _hub_problems(
     problems.add_if(
         hub.publish_only and not training.push_to_hub,
         "--publish_only needs --push_to_hub and the --hub_model_id of the run.",
+    )
+    state = str(hub.publish_training_state)
+    problems.add_if(
+        state not in ("all", "final", "none") and not (state.isascii() and state.isdigit() and int(state)),
+        f"--publish_training_state {state}: must be all, final, none, or a number of steps of at least 1.",
     )
     problems.add_if(
         hub.publish_steps is not None

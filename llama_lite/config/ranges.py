@@ -42,7 +42,8 @@ RANGES = {
         _at_least(0),
     ),
     **dict.fromkeys(
-        "hours peak_flops learning_rate adam_epsilon num_train_epochs neftune_noise_alpha".split(), ABOVE_0
+        "hours peak_flops publish_queue_limit learning_rate adam_epsilon num_train_epochs neftune_noise_alpha".split(),
+        ABOVE_0,
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
     **dict.fromkeys(("seed", "data_seed"), SEED),

@@ -17,6 +17,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import append_jsonl, flush_folder, read_json, read_jsonl, write_json, write_text
 from ..run_folder import RunFolder
+from . import queue_limit
 from .client import HubPermissionError, HubUnavailable, nothing_private, reason
 from .repository import NO_CARD, Repository
 from .revision import REVISION, STEP_PREFIX, is_final, step_of, tag_of, write_revision
@@ -32,7 +33,8 @@ class Publisher:
     """A queue in a run folder and the thread that publishes its entries. Use it on rank 0 only.
 
     export_to: `export_to(checkpoint, folder)` writes the root files of a revision. state: which revisions include
-    training state (--publish_training_state: all, final or none). every: --publish_steps. name: suffix of the queue,
+    training state (--publish_training_state). every: --publish_steps. limit: GiB that the queue may take
+    (--publish_queue_limit); beyond, training state of what waits is dropped, oldest first. name: suffix of the queue,
     for a run that publishes two repositories.
     """
 
@@ -43,12 +45,15 @@ class Publisher:
         export_to: Callable[[Path, Path], None],
         state: str,
         every: int | None,
+        limit: float | None = None,
         name: str = "",
     ):
         self.run, self.repository, self.export_to, self.state, self.every = run, repository, export_to, state, every
         self.card_folder = Path(run.path) / name.strip("-")  # whose records the card describes
         self.folder = Path(run.path) / f"queue{name}"
         self.published = Path(run.path) / f"published{name}.jsonl"
+        self.limit = queue_limit.default_limit(self.folder) if limit is None else int(limit * 2**30)
+        self.lock = threading.Lock()  # an entry that is being published keeps what it has
         self.failure: str | None = None
         self.blocked = False  # only the user can resolve the failure: waiting is of no use
         self.lost: list[int] = []  # steps whose revision is no longer on the Hub and whose checkpoint is not here
@@ -78,25 +83,64 @@ class Publisher:
 
     def add(self, checkpoint: Path) -> None:
         """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none),
-        with the losses of its step.
+        with the losses of its step. What cannot be queued is recorded, and training goes on.
         """
         manifest = verify.read_manifest(checkpoint)
-        step = manifest["step"]
-        if not is_published(step, self.every, is_final(manifest)):
+        if not is_published(manifest["step"], self.every, is_final(manifest)):
             return
+        try:
+            self._add(checkpoint, manifest)
+        except OSError as error:  # a full disk, most of all
+            text = reason(error, self.run.path.resolve())
+            self.run.event("not queued", revision=tag_of(manifest["step"]), reason=text)
+            print_main(f"WARNING   {tag_of(manifest['step'])} is not queued, and training goes on: {text}")
+            return
+        self._drop_state_while(
+            lambda files: queue_limit.queue_bytes(self.folder) > self.limit,
+            f"the queue takes more than {formatting.size(self.limit)}",
+        )
+        self.wake.set()
+
+    def _add(self, checkpoint: Path, manifest: dict) -> None:
+        step = manifest["step"]
+        with_state = queue_limit.carries_state(self.state, step, is_final(manifest))
+        ignored = None if with_state else lambda _, names: [name for name in names if queue_limit.is_state(name)]
         entry, staging = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            shutil.copytree(checkpoint, staging / "checkpoint", copy_function=os.link)
+            shutil.copytree(checkpoint, staging / "checkpoint", ignore=ignored, copy_function=os.link)
         except OSError:
             shutil.rmtree(staging / "checkpoint", ignore_errors=True)
-            shutil.copytree(checkpoint, staging / "checkpoint")
+            shutil.copytree(checkpoint, staging / "checkpoint", ignore=ignored)
+        if not with_state:
+            queue_limit.leave_out_state(staging)
         write_json(staging / LOSSES, losses_at(read_jsonl(self.run.path / "log.jsonl"), step))
         discard(entry)
         os.rename(staging, entry)
         flush_folder(self.folder)
-        self.wake.set()
+
+    def make_room(self, num_bytes: int) -> None:
+        """Drop training state of what waits, oldest first, where the disk lacks space for `num_bytes` and it gives
+        some: training does not stop for the queue.
+        """
+
+        def gives_needed_space(files: list[Path]) -> bool:
+            lacking = shutil.disk_usage(self.run.path).free < num_bytes * 1.05
+            return lacking and any(path.stat().st_nlink == 1 for path in files)
+
+        self._drop_state_while(gives_needed_space, "the disk has no space for the next checkpoint")
+
+    def _drop_state_while(self, needed: Callable[[list[Path]], bool], why: str) -> None:
+        """Drop the training state of waiting entries, oldest first, of those for whose files it is `needed`."""
+        for step, entry in queued(self.folder):
+            with self.lock:
+                files = queue_limit.state_files(entry)
+                size = queue_limit.drop_state(entry, files) if files and needed(files) else 0
+            if size:
+                text = f"{why}, so {formatting.size(size)} of training state were removed from it; its model stays"
+                self.run.event("training state dropped", revision=tag_of(step), reason=text)
+                print_main(f"WARNING   {tag_of(step)} will be published without training state: {text}")
 
     def _reconcile(self, tags: dict[str, str]) -> None:
         """Compare the record of published revisions with the repository's tags, and correct it where others changed
@@ -195,7 +239,10 @@ class Publisher:
 
     def _publish(self, step: int, entry: Path) -> None:
         """Publish one entry, record it and remove it from the queue; a corrupt entry is removed only."""
-        problems = verify.find_corruption(entry / "checkpoint")
+        with self.lock:
+            write_text(entry / queue_limit.ATTEMPTED, "")
+            dropped = queue_limit.is_without_state(entry)
+        problems = verify.find_corruption(entry / "checkpoint", tuple(verify.STATE_FILES) if dropped else ())
         if problems:
             print_main(
                 f"hub       {tag_of(step)} was damaged on this disk before it was published: {'; '.join(problems)}"
@@ -204,7 +251,7 @@ class Publisher:
             discard(entry)
             return
         final = is_final(verify.read_manifest(entry / "checkpoint"))
-        with_state = self.state == "all" or (self.state == "final" and final)
+        with_state = queue_limit.carries_state(self.state, step, final) and not dropped
         tag = self.repository.claim(step)
         row = {"step": step, "repo": self.repository.repo, "revision": tag, "state": with_state}
         files = write_revision(entry, self.repository.run, self.export_to, with_state, self._card(row, step))
@@ -308,7 +355,7 @@ def queue_lines(folder: Path) -> list[str]:
     waiting = queued(folder)
     if not waiting:
         return []
-    size = sum(path.stat().st_size for _, entry in waiting for path in (entry / "checkpoint").iterdir())
+    size = queue_limit.queue_bytes(folder)
     failure = read_json(folder / "last_failure.json")
     summary = (
         f"{len(waiting)} revisions wait to be published ({formatting.size(size)}):"

@@ -99,10 +99,11 @@ class Session:
         """The queue of the run's checkpoints, and that of its merged model; identifier: the run's, in its records."""
         hub, repo, private = self.hub_args, self.training_args.hub_model_id, self.training_args.hub_private_repo
         repository = Repository(repo, private, identifier)
-        publishers = [Publisher(run, repository, self.export_to, hub.publish_training_state, hub.publish_steps)]
+        state, limit = str(hub.publish_training_state), hub.publish_queue_limit
+        publishers = [Publisher(run, repository, self.export_to, state, hub.publish_steps, limit)]
         if self.merge_to:
             repository = Repository(f"{repo}-merged", private, identifier)
-            publishers.append(Publisher(run, repository, self.merge_to, "none", sys.maxsize, "-merged"))
+            publishers.append(Publisher(run, repository, self.merge_to, "none", sys.maxsize, limit, "-merged"))
         return publishers
 
     def identity(self, plan, *, config: dict, data: dict, switches: dict, further_hyperparameters=()) -> RunIdentity:

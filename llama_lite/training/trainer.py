@@ -287,7 +287,7 @@ class VerifiedTraining:
         if step == self.saved_step:
             return
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        run_on_main(store.need_space, self.run.path, 3 * trained)  # weights and two moments
+        run_on_main(self._need_space, 3 * trained)  # weights and two moments
         staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
         try:
@@ -304,6 +304,12 @@ class VerifiedTraining:
         run_on_main(self._seal, staging, step, loss)
         self.saved_step = step
         self.outside += time.perf_counter() - began
+
+    def _need_space(self, num_bytes: int) -> None:
+        """Raise Refusal where the disk has no space for a checkpoint, also without what the queue can give up."""
+        if self.publisher:
+            self.publisher.make_room(num_bytes)
+        store.need_space(self.run.path, num_bytes)
 
     def _save_progress(self, staging: Path) -> None:
         """What Trainer forgets: the losses since the last log (a value a rank), and where data and schedule began."""

@@ -167,7 +167,7 @@ def same_model(first, second) -> bool:
     return torch.equal(first(ids).logits, second(ids).logits)
 
 
-@pytest.mark.parametrize(("state", "expected"), [("all", [5, 10, 12]), ("final", [12]), ("none", [])])
+@pytest.mark.parametrize(("state", "expected"), [("all", [5, 10, 12]), (10, [10, 12]), ("final", [12]), ("none", [])])
 def test_which_revisions_carry_training_state(hub, pretrain, tmp_path, state, expected):
     changes = ours(hub)
     pretrain(tmp_path / "run", publish_training_state=state, **changes)
