@@ -378,6 +378,10 @@ class Facts:
                 detail = f"loss {event['loss']}, gradient norm {event['grad_norm']}"
             elif kind == "not published":
                 detail = f"{event['revision']}: {'; '.join(event['problems'])}"
+            elif kind in ("training state dropped", "not queued"):
+                detail = f"{event['revision']}: {detail}"
+            elif kind == "evaluation failed":
+                detail = f"{event['part']}: {detail}"
             elif kind == "initialised":
                 detail = f"from the weights of {event['weights']}"
             rows.append(

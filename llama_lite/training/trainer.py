@@ -190,7 +190,8 @@ class VerifiedTraining:
         """Log and save first, then evaluate: what fails in an evaluation, or kills it, costs no step. A checkpoint
         records that its evaluation is due. A run that was asked to stop leaves the evaluation to the resumed run.
         """
-        self.evaluation_due, self.control.should_evaluate = self.control.should_evaluate, False
+        if self.control.should_evaluate:  # not at the end of the epoch, where Trainer calls this once more
+            self.evaluation_due, self.control.should_evaluate = True, False
         super()._maybe_log_save_evaluate(*args, **kwargs)
         if self.evaluation_due and not self.stop_reason:
             self.make_due_evaluation()

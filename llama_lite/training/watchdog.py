@@ -146,7 +146,7 @@ class Watchdog(TrainerCallback):
 
     def _behind(self) -> str:
         """The ranks that the heartbeats show behind the others."""
-        found = read_heartbeats(self.run.path)
+        found = [one for one in read_heartbeats(self.run.path) if one["rank"] < WORLD_SIZE]  # not of a larger layout
         last = max((one["step"] for one in found), default=self.step)
         behind = [f"rank {one['rank']} on {one['host']} at step {one['step']}" for one in found if one["step"] < last]
         return f"behind step {last} are {', '.join(behind[:8])}" if behind else f"all ranks are at step {last}"

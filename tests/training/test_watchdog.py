@@ -114,7 +114,8 @@ def test_a_run_that_hangs_ends_with_status_3(pretrain, settings, tmp_path, monke
 
 def test_the_ranks_that_are_behind_are_named(watch, tmp_path, monkeypatch):
     dog, _ = watch
-    for rank, step in enumerate((7, 6, 7)):
+    monkeypatch.setattr(watchdog, "WORLD_SIZE", 3)
+    for rank, step in enumerate((7, 6, 7, 2)):  # the last is of an earlier start with more processes
         monkeypatch.setattr(watchdog, "RANK", rank)
         other = Watchdog(RunFolder(tmp_path), 100.0, WallClock())
         other.step = step
