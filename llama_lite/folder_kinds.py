@@ -9,7 +9,8 @@ from pathlib import Path
 from .errors import Refusal
 from .files import read_json
 
-OWN_FILES = {"status.json", "events.jsonl", "log.jsonl", "stop"}  # what a run that ended before its run.json can leave
+# what a run that ended before its run.json can leave
+OWN_FILES = {"status.json", "events.jsonl", "log.jsonl", "stop", "flight_recorder"}
 
 KINDS = {
     "pretrain": "the folder of a pretraining run",

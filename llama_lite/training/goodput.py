@@ -40,15 +40,21 @@ class WallClock:
         self.switch(self.kind)
         return {kind: round(seconds, 1) for kind, seconds in self.seconds.items()}
 
-    def logged(self) -> dict[str, float]:
-        """What a log entry says: `goodput` in percent, and seconds, all since the run began."""
+    def recorded(self) -> dict:
+        """What an event says: `seconds` by kind, and the two numbers of the card, goodput in percent and the total."""
         seconds = self.read()
-        names = {"saves": "save", "evaluations": "evaluation", "restarts": "restart", "waiting": "waiting"}
         return {
+            "seconds": seconds,
             "goodput": round(goodput.percentage(seconds), 2),
             "wall_seconds": round(sum(seconds.values()), 1),
-            **{f"{name}_seconds": seconds[kind] for kind, name in names.items()},
         }
+
+    def logged(self) -> dict[str, float]:
+        """What a log entry says: `goodput` in percent, and seconds, all since the run began."""
+        recorded = self.recorded()
+        seconds = recorded.pop("seconds")
+        names = {"saves": "save", "evaluations": "evaluation", "restarts": "restart", "waiting": "waiting"}
+        return {**recorded, **{f"{name}_seconds": seconds[kind] for kind, name in names.items()}}
 
 
 def seconds_before(events: list[dict], step: int, since_start: float, last_seen: float | None) -> dict[str, float]:

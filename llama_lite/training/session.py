@@ -208,14 +208,14 @@ class Session:
             "resumed" if checkpoint else "started",
             checkpoint=checkpoint.name if checkpoint else None,
             data_start=self.start.data_start,
-            seconds=trainer.clock.read(),
+            **trainer.clock.recorded(),
         )
         trainer.add_callback(DueEvaluationCallback(trainer))
         with trainer.watchdog:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = trainer.clock.read()
-        self.run.event("trained", seconds=seconds)
-        print_main(goodput.line(seconds))
+        recorded = trainer.clock.recorded()
+        self.run.event("trained", **recorded)
+        print_main(goodput.line(recorded["seconds"]))
         finish_or_raise(trainer)
         return True
 

@@ -341,7 +341,7 @@ class VerifiedTraining:
         }
         sealed = store.commit_checkpoint(staging, self.run.path, step, manifest)
         self.run.step = step
-        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss, seconds=self.clock.read())
+        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss, **self.clock.recorded())
         if self.publisher and not self.evaluation_due:
             self.publisher.add(sealed)  # before rotation can take it; else when its evaluation has ended
         store.rotate(self.run.path, self.args.save_total_limit)
