@@ -84,9 +84,17 @@ def differences(saved: dict, current: dict) -> dict[str, dict[str, tuple]]:
 
 
 def changed_arithmetic(changed: dict[str, dict[str, tuple]]) -> list[str]:
-    """Names of the `differences` that can change rounding; empty where results must be bitwise identical."""
-    threads = ["number of threads"] if "threads" in changed["layout"] else []
-    return [*(name for name in ("hardware", "packages", "switches") if name in changed["environment"]), *threads]
+    """Names of the `differences` that can change the rounding of a forward pass; empty where the probe must be bitwise
+    identical.
+
+    One process and DDP compute with whole float32 weights under autocast; FSDP2 and ZeRO-2 each compute otherwise.
+    Processes, micro-batch and accumulation do not count: the probe is one window at a time.
+    """
+    layout = changed["layout"]
+    found = [name for name in ("hardware", "packages", "switches") if name in changed["environment"]]
+    found += ["number of threads"] if "threads" in layout else []
+    forwards = {"whole" if sharding in ("none", "ddp") else sharding for sharding in layout.get("sharding", ())}
+    return found + (["sharding"] if len(forwards) > 1 or "output_dtype" in layout else [])
 
 
 def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:

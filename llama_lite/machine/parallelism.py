@@ -29,6 +29,12 @@ class Layout:
     processes: int = 1
     sharding: str = "none"
 
+    def record(self) -> dict:
+        """What a run's identity holds of it, besides the number of processes. `output_dtype`: FSDP2 keeps the number
+        format of outputs; it rounded the loss to that of the weights in checkpoints without this entry.
+        """
+        return {"sharding": self.sharding} | ({"output_dtype": "kept"} if self.sharding == "fsdp2" else {})
+
 
 def layout() -> Layout:
     """The layout of this process, from its launcher's environment variables."""
@@ -52,6 +58,32 @@ def layout_of(path: str) -> Layout:
     if kind == "FSDP":
         return Layout(processes, "fsdp2")
     return Layout(processes, "zero2" if kind == "DEEPSPEED" else "ddp" if processes > 1 else "none")
+
+
+def complete_accelerator_arguments(arguments: dict) -> dict:
+    """The keyword arguments of Trainer's Accelerator, with what this layout needs besides.
+
+    DDP: gradients are views of the communication buckets, not copies of them. FSDP2 in 16 bits: weights are cast for
+    computing; gradients are reduced and accumulated in float32, and outputs keep their number format (accelerate would
+    make all of them 16 bits, the loss too). ZeRO-2: gradients are accumulated in float32.
+    """
+    import torch
+    from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    for handler in arguments["kwargs_handlers"]:
+        if isinstance(handler, DistributedDataParallelKwargs):
+            handler.gradient_as_bucket_view = True
+    sharding, half = layout().sharding, {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if sharding == "fsdp2" and arguments["mixed_precision"] in half:
+        plugin = arguments.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=half[arguments["mixed_precision"]], reduce_dtype=torch.float32, output_dtype=None
+        )
+        arguments["fsdp_plugin"] = plugin
+    if sharding == "zero2":
+        arguments["deepspeed_plugin"].deepspeed_config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return arguments
 
 
 def use_one_gpu(training: "TrainingArguments", script: str) -> str | None:

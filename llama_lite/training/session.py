@@ -115,7 +115,7 @@ class Session:
                 "processes": plan.processes,
                 "micro_batch": plan.micro_batch,
                 "accumulation": plan.accumulation,
-                "sharding": layout().sharding,
+                **layout().record(),
             },
             environment={
                 "hardware": provenance.hardware(),

@@ -23,6 +23,7 @@ from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_mai
 from ..errors import Interrupted, Refusal, Unhealthy
 from ..files import read_json
 from ..kernels.probe import without_router_loss
+from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 
@@ -88,6 +89,9 @@ class VerifiedTraining:
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
         self.add_callback(ResumeStateCallback(self))
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        return complete_accelerator_arguments(super()._build_accelerator_args(**kwargs))
 
     # ---- stepping ----
 
