@@ -97,6 +97,16 @@ def changed_arithmetic(changed: dict[str, dict[str, tuple]]) -> list[str]:
     return found + (["sharding"] if len(forwards) > 1 or "output_dtype" in layout else [])
 
 
+def is_deterministic(identity: dict) -> bool:
+    """Whether the same steps give the same bits every time: on a CPU always, on a GPU with --deterministic or
+    --full_determinism.
+    """
+    environment = identity["environment"]
+    switches = environment.get("switches", {})
+    on_gpu = "cuda" in environment.get("hardware", {})
+    return not on_gpu or any(switches.get(name) for name in ("deterministic", "full_determinism"))
+
+
 def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:
     """The differences from a checkpoint at `step`. Raises Refusal with one table of those that `allow` does not name
     (--allow_changes, comma-separated).

@@ -87,6 +87,11 @@ class CommonRunArguments:
         True,
         "On a CPU, keep freed memory for the next step (faster steps; up to an eighth more memory).",
     )
+    deterministic: bool = arg(
+        False,
+        "On a GPU, use only algorithms of torch that give the same bits every time (slower). Without it a resumed run"
+        " equals an uninterrupted one within a tolerance there; on a CPU it is equal bit for bit either way.",
+    )
     dry_run: bool = arg(
         False, "Print the plan and write nothing: of the run in the folder, or with --hours of a new one."
     )

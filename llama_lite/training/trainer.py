@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from ..checkpoint import optimizer_state, store, verify
-from ..checkpoint.identity import changed_arithmetic, differences
+from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy
@@ -366,7 +366,8 @@ class VerifiedTraining:
         if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
             print_main("the probe is another one than the checkpoint's: its loss is not compared")
             return
-        same = not changed_arithmetic(differences(then, now))
+        deterministic = is_deterministic(now)
+        same = deterministic and not changed_arithmetic(differences(then, now))
         tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
         error = None
         if not abs(found - recorded) <= tolerance:
@@ -379,6 +380,7 @@ class VerifiedTraining:
         print_main(
             f"verified: probe loss {found:.6f},"
             f" {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}"
+            + ("" if deterministic else " (a GPU gives the same bits every time only with --deterministic)")
         )
 
 

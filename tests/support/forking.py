@@ -92,7 +92,9 @@ def run_ranks(config_file: Path, command: list[str], timeout: float) -> subproce
             rank.start()
         ends = time.monotonic() + timeout
         while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
-            multiprocessing.connection.wait([rank.sentinel for rank in ranks if rank.is_alive()], ends - time.monotonic())
+            multiprocessing.connection.wait(
+                [rank.sentinel for rank in ranks if rank.is_alive()], ends - time.monotonic()
+            )
             if time.monotonic() >= ends:
                 break
         first = next((rank.exitcode for rank in ranks if rank.exitcode), 0)

@@ -6,12 +6,14 @@ import json
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from helpers import ROOT, config_file, launch, launch_ranks, log_of, same_tensors
 from safetensors import safe_open
 
+from llama_lite.checkpoint.identity import changed_arithmetic, differences
 from llama_lite.checkpoint.store import resolve
 from llama_lite.checkpoint.verify import find_corruption
 from llama_lite.errors import Refusal
@@ -19,9 +21,9 @@ from llama_lite.files import read_json, read_jsonl
 from llama_lite.machine import parallelism
 from llama_lite.machine.parallelism import Layout, layout_of
 from llama_lite.models.loading import load_weights
+from llama_lite.training.trainer import VerifiedTraining
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
-DDP = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
 
 
 def on_two_cpus(name: str, folder: Path) -> Path:
@@ -119,6 +121,88 @@ def start(name: str, argv: list[str], folder: Path, zero2: tuple[str, ...]):
     if name == "ddp":
         return launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", *argv)
     return launch_ranks(on_two_cpus("fsdp2", folder), *argv, through="tests/support/sharded_on_cpu.py")
+
+
+def test_number_formats_of_gradients_and_losses(monkeypatch):
+    import torch
+    from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+
+    class ZeRO:
+        def __init__(self):
+            self.deepspeed_config = {}
+
+    def completed(precision: str, **environment):
+        with monkeypatch.context() as patch:
+            for name in environment:
+                patch.setenv(name, environment[name])
+            given = {"mixed_precision": precision, "fsdp_plugin": None, "deepspeed_plugin": ZeRO()}
+            return parallelism.complete_accelerator_arguments(
+                {**given, "kwargs_handlers": [DistributedDataParallelKwargs()]}
+            )
+
+    plain = completed("bf16")
+    assert plain["kwargs_handlers"][0].gradient_as_bucket_view and plain["fsdp_plugin"] is None
+    assert plain["deepspeed_plugin"].deepspeed_config == {}
+    sharded = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    policy = completed("bf16", **sharded)["fsdp_plugin"].mixed_precision_policy
+    assert (policy.param_dtype, policy.reduce_dtype, policy.output_dtype) == (torch.bfloat16, torch.float32, None)
+    assert completed("no", **sharded)["fsdp_plugin"] is None
+    with monkeypatch.context() as patch:
+        patch.setattr(FullyShardedDataParallelPlugin, "__post_init__", lambda self: None)
+        assert completed("fp16", **sharded)["fsdp_plugin"].mixed_precision_policy.param_dtype is torch.float16
+    zero = completed("bf16", ACCELERATE_USE_DEEPSPEED="true")["deepspeed_plugin"]
+    assert zero.deepspeed_config == {"data_types": {"grad_accum_dtype": "fp32"}}
+
+
+def of_layout(processes: int = 1, sharding: str = "none", **more) -> dict:
+    layout = {"processes": processes, **Layout(processes, sharding).record(), "micro_batch": 8, "accumulation": 2}
+    kinds = {"model": {}, "data": {}, "hyperparameters": {"lr_scheduler_kwargs": None, "lr_scheduler_type": "linear"}}
+    hardware = {"device": "H100", "cuda": "13.0"} if more.pop("cuda", False) else {"device": "a processor"}
+    switches = {name: True for name in ("deterministic",) if more.pop(name, False)}
+    environment = {"hardware": hardware, "switches": switches}
+    return {**kinds, "layout": {**layout, **more}, "environment": environment}
+
+
+WHOLE, SHARDED_2 = of_layout(), of_layout(2, "fsdp2")
+
+
+@pytest.mark.parametrize(
+    "saved, now, other",
+    [
+        (WHOLE, of_layout(2, "ddp", micro_batch=4, accumulation=1), []),
+        (SHARDED_2, of_layout(8, "fsdp2", micro_batch=1), []),
+        (WHOLE, SHARDED_2, ["sharding"]),
+        (SHARDED_2, of_layout(2, "ddp"), ["sharding"]),
+        (SHARDED_2, of_layout(2, "zero2"), ["sharding"]),
+        ({**SHARDED_2, "layout": {"processes": 2, "sharding": "fsdp2"}}, SHARDED_2, ["sharding"]),  # it rounded losses
+    ],
+)
+def test_the_kind_of_forward_pass_decides_whether_a_probe_must_be_bitwise_equal(saved, now, other):
+    assert changed_arithmetic(differences(saved, now)) == other
+
+
+@pytest.mark.parametrize("switch", [False, True])
+def test_a_gpu_without_deterministic_algorithms_resumes_within_the_tolerance(switch, capsys):
+    identity = of_layout(cuda=True, deterministic=switch)
+    identity["hyperparameters"]["precision"] = "bfloat16"
+    manifest = {"identity": identity, "probe": {"loss": 6.0, "sha256": "0"}}
+    start = SimpleNamespace(manifest=manifest, checkpoint=Path("checkpoint-5"))
+    trainer = SimpleNamespace(start=start, identity=identity, probe_loss=lambda: 6.001, probe_digest=lambda: "0")
+    if switch:
+        with pytest.raises(Refusal, match=r"allowed difference here: 0\.0"):
+            VerifiedTraining.check_probe(trainer)
+    else:
+        VerifiedTraining.check_probe(trainer)
+        assert (
+            "within 0.02 of the recorded 6.000000 (a GPU gives the same bits every time only with --deterministic)"
+            in (capsys.readouterr().out)
+        )
+
+
+def test_ranks_wait_for_rank_0_longer_than_a_collective_may_take():
+    result = launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", script="tests/support/busy_rank_0.py")
+    assert result.returncode == 0, result.stderr
+    assert "prepared for the rank that waited; a plain broadcast: True" in result.stdout
 
 
 def same_shapes(first: Path, second: Path) -> bool:
