@@ -66,6 +66,30 @@ def print_main(message: str) -> None:
         print(message, flush=True)
 
 
+def join_processes() -> None:
+    """Make the processes of a launch a group, where a script trains nothing: over the CPU, whatever they compute on.
+    Each uses the GPU of its local rank.
+    """
+    if WORLD_SIZE == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def main_first(function: Callable, *args):
+    """Call `function(*args)` on every rank, on rank 0 first: the others find what it has downloaded. Returns each
+    rank's own result, or raises what it raised on rank 0.
+    """
+    found = []
+    run_on_main(lambda: found.append(function(*args)))
+    return found[0] if found else function(*args)
+
+
 def has_process_group() -> bool:
     """Whether torch's process group is initialized."""
     if "torch" not in sys.modules:

@@ -341,6 +341,8 @@ def test_layouts_are_read_from_accelerate_configs(tmp_path):
         "fsdp2": Layout(8, "fsdp2"),
         "deepspeed_zero2": Layout(8, "zero2"),
         "multi_node": Layout(16, "fsdp2"),
+        "multi_node_ddp": Layout(16, "ddp"),
+        "hsdp": Layout(16, "fsdp2", replicas=2, reshard=False),
     }
     (tmp_path / "no.yaml").write_text(json.dumps({"a": 1}))
     for path in (tmp_path / "no.yaml", tmp_path / "none.yaml"):
