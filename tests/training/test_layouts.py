@@ -26,14 +26,17 @@ from llama_lite.training.trainer import VerifiedTraining
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
 
 
-def on_two_cpus(name: str, folder: Path) -> Path:
-    """A shipped accelerate config as it is, but for two CPU processes."""
+def on_cpus(name: str, folder: Path) -> Path:
+    """A shipped accelerate config as it is, but for two CPU processes (HSDP: four) of one machine."""
     config = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text()) | {
-        "num_processes": 2,
+        "num_machines": 1,
+        "num_processes": 4 if name == "hsdp" else 2,
         "main_process_port": 0,
     }
-    if name == "fsdp2":
+    if name != "deepspeed_zero2":
         config["use_cpu"] = True
+    if name == "hsdp":
+        config["parallelism_config"]["parallelism_config_dp_shard_size"] = 2
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
@@ -44,7 +47,7 @@ def fsdp2(tmp_path):
     return (
         *ACCELERATE,
         "--config_file",
-        str(on_two_cpus("fsdp2", tmp_path)),
+        str(on_cpus("fsdp2", tmp_path)),
         str(ROOT / "tests/support/sharded_on_cpu.py"),
     )
 
@@ -58,7 +61,7 @@ def zero2(tmp_path):
         found,
         *ACCELERATE,
         "--config_file",
-        str(on_two_cpus("deepspeed_zero2", tmp_path)),
+        str(on_cpus("deepspeed_zero2", tmp_path)),
         str(ROOT / "tests/support/sharded_on_cpu.py"),
     )
 
@@ -83,7 +86,7 @@ def losses(run: Path, *names: str) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_one_run_over_all_layouts(settings, tmp_path, zero2, precision):
-    """DDP -> FSDP2 -> one process -> ZeRO-2 -> DDP, each from a checkpoint of the one before: the same windows, and the
+    """DDP -> FSDP2 -> one process -> ZeRO-2 -> HSDP, each from a checkpoint of the one before: the same windows, and the
     losses of the run that never stopped.
     """
     cycle, tolerance, before = {**CYCLE, "precision": precision}, TOLERANCE[precision], None
@@ -91,7 +94,7 @@ def test_one_run_over_all_layouts(settings, tmp_path, zero2, precision):
     assert launch("--config", str(config_file(tmp_path, settings, **cycle, output_dir=str(whole)))).returncode == 0
     names = ("loss", "eval_loss", "grad_norm")[: 3 if precision == "float32" else 2]
     expected = losses(whole, *names)
-    for step, name in enumerate(("ddp", "fsdp2", "none", "zero2", "ddp")):
+    for step, name in enumerate(("ddp", "fsdp2", "none", "zero2", "hsdp")):
         run = tmp_path / f"{name}-{step}"
         path = config_file(tmp_path, settings, **cycle, output_dir=str(run), per_device_train_batch_size=4)
         if name == "fsdp2":  # items are asked of a sharded model, too
@@ -107,7 +110,9 @@ def test_one_run_over_all_layouts(settings, tmp_path, zero2, precision):
         off = {key: abs(found[key] - expected[key]) / (expected[key] if key[1] == "grad_norm" else 1) for key in found}
         assert max(off.values()) <= tolerance, (name, off)
         layout = read_json(run / "checkpoint-5" / "manifest.json")["identity"]["layout"]
-        assert (layout["sharding"], layout["processes"]) == (name, 1 if name == "none" else 2)
+        processes = {"none": 1, "hsdp": 4}.get(name, 2)
+        assert (layout["sharding"], layout["processes"]) == ("fsdp2" if name == "hsdp" else name, processes)
+        assert layout.get("replicas", 1) == (2 if name == "hsdp" else 1)
         before = run / f"checkpoint-{step + 1}"
         for folder in run.glob("checkpoint-*"):
             assert find_corruption(folder) == []
@@ -120,7 +125,7 @@ def start(name: str, argv: list[str], folder: Path, zero2: tuple[str, ...]):
         return launch(*argv, launcher=zero2 if name == "zero2" else (sys.executable,))
     if name == "ddp":
         return launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", *argv)
-    return launch_ranks(on_two_cpus("fsdp2", folder), *argv, through="tests/support/sharded_on_cpu.py")
+    return launch_ranks(on_cpus(name, folder), *argv, through="tests/support/sharded_on_cpu.py")
 
 
 def test_number_formats_of_gradients_and_losses(monkeypatch):
@@ -268,7 +273,7 @@ SHARDED = {
 
 @pytest.mark.parametrize("script", SHARDED)
 def test_sharding_that_does_not_run_is_refused(tmp_path, script):
-    launcher = (*ACCELERATE, "--config_file", str(on_two_cpus("fsdp2", tmp_path)))
+    launcher = (*ACCELERATE, "--config_file", str(on_cpus("fsdp2", tmp_path)))
     result = launch("--output_dir", str(tmp_path / "run"), launcher=launcher, script=script)
     assert result.returncode != 0 and len(re.findall(SHARDED[script], result.stderr)) == 1
     assert not (tmp_path / "run").exists()
