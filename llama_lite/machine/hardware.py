@@ -35,21 +35,22 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
+    import torch.utils.deterministic as fills
+
+    variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+    unset = {name: value for name, value in variables.items() if name not in os.environ}
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    fill, torch.utils.deterministic.fill_uninitialized_memory = (
-        torch.utils.deterministic.fill_uninitialized_memory,
-        False,
-    )
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")
+    fill = fills.fill_uninitialized_memory
+    os.environ.update(unset)
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.benchmark, fills.fill_uninitialized_memory = False, False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        torch.backends.cudnn.benchmark, fills.fill_uninitialized_memory = before[1], fill
+        for name in unset:
+            os.environ.pop(name, None)
 
 
 def keep_memory() -> bool:

@@ -291,6 +291,13 @@ class Training:
         self.device = torch.device("cpu")
 
 
+HYBRID = {
+    "FSDP_VERSION": "2",
+    "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+}
+
+
 @pytest.mark.parametrize(
     "environment, message",
     [
@@ -299,6 +306,11 @@ class Training:
             "SHARDED_STATE_DICT saves no model that can be loaded",
         ),
         ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP of version 1"),
+        (HYBRID | {"PARALLELISM_CONFIG_TP_SIZE": "2"}, "parallelism_config_tp_size 2: .* Set it to 1"),
+        (
+            HYBRID | {"PARALLELISM_CONFIG_DP_REPLICATE_SIZE": "2", "PARALLELISM_CONFIG_DP_SHARD_SIZE": "8"},
+            r"2 replicas \(dp_replicate_size\) of 8 shards \(dp_shard_size\) are not the 1 processes",
+        ),
         (
             {
                 "ACCELERATE_USE_FSDP": "false",
