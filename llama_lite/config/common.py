@@ -100,6 +100,11 @@ class CommonRunArguments:
         "Seconds without a micro-batch, in training steps, after which the run ends with status 3 (at least 5 times the"
         " slowest before; evaluating, saving, preparing and publishing do not count; 0: never).",
     )
+    deterministic: bool = arg(
+        False,
+        "On a GPU, use only algorithms of torch that give the same bits every time (slower). Without it a resumed run"
+        " equals an uninterrupted one within a tolerance there; on a CPU it is equal bit for bit either way.",
+    )
     dry_run: bool = arg(
         False, "Print the plan and write nothing. It plans the run in the folder, or with --hours a new run."
     )
