@@ -204,11 +204,11 @@ def ours(stage: Stage, label: str, *argv: str, windows: int = 0, prepare_model=N
     import run_pretrain
     from llama_lite.errors import Interrupted
     from llama_lite.models.presets import flops_per_token, load_model_config
-    from llama_lite.training.callbacks import progress
+    from llama_lite.training import session
 
     preset, context, usual, tokens = stage.large
     flops = flops_per_token(load_model_config(preset), context)
-    progress.Progress = lambda: pace_callback(stage, label, tokens, flops)
+    session.Progress = lambda: pace_callback(stage, label, tokens, flops)
     if prepare_model:
         build = run_pretrain.build_model
         run_pretrain.build_model = lambda *arguments: prepare_model(build(*arguments))
