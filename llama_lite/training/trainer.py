@@ -206,10 +206,13 @@ class VerifiedTraining:
         """Evaluate, then queue the checkpoint of this step, if there is one, with the losses of this step."""
         self.evaluate()
         self.evaluation_due = False
-        if self.publisher:
-            checkpoint = self.run.path / f"checkpoint-{self.state.global_step}"
-            if checkpoint.is_dir():
-                self.publisher.add_missing(checkpoint)
+        with self.clock.during("saves"):  # a disk without hard links copies: the others wait in no step
+            run_on_main(self._queue_evaluated)
+
+    def _queue_evaluated(self) -> None:
+        checkpoint = self.run.path / f"checkpoint-{self.state.global_step}"
+        if self.publisher and checkpoint.is_dir():
+            self.publisher.add_missing(checkpoint)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what
