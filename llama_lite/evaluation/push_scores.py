@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from model_card.records import shown_metric
+from model_card.facts import index_entry
+from model_card.records import metric_and_filter, shown_metric
 
 from ..distributed import print_main
 from ..errors import Refusal
@@ -34,6 +35,7 @@ from .resolve import Model
 from .store import COLUMNS, rows_of
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
+ERRORS = ("stderr", "low", "high", "clusters")  # of a score, as a version of this package estimates them
 TRIES = 5  # while others write to main
 
 
@@ -136,19 +138,22 @@ def _is_model_on_main(located: Located, head: str, entries: dict, folder: Path) 
 
 
 def merged(old_table: str, rows: list[dict]) -> str:
-    """The text of `scores.csv` with rows added that it does not contain yet."""
-    table_rows = list(csv.DictReader(io.StringIO(old_table)))
-    identities = {_identity(row) for row in table_rows}
+    """The text of `scores.csv` with rows added that it does not contain yet; a row that differs in its interval alone
+    replaces the one that is there.
+    """
+    found = {_identity(row): row for row in csv.DictReader(io.StringIO(old_table))}
     for row in rows:
         row = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
-        if _identity(row) not in identities:
-            identities.add(_identity(row))
-            table_rows.append(row)
-    return csv_text(COLUMNS, table_rows)
+        old = found.get(_identity(row))
+        if old is None or any(old.get(name, "") != row[name] for name in ERRORS):
+            found[_identity(row)] = row
+    return csv_text(COLUMNS, found.values())
 
 
 def _identity(row: dict) -> tuple:
-    return tuple(row.get(name, "") for name in COLUMNS if name != "date")
+    """What makes a row of `scores.csv` another one. Tables of earlier versions have no column `filter`."""
+    columns = {**row, "filter": row.get("filter") or "none"}
+    return tuple(columns.get(name, "") for name in COLUMNS if name not in ("date", *ERRORS))
 
 
 def eval_results(records: list[dict], repo: str) -> dict[str, str]:
@@ -162,9 +167,13 @@ def eval_results(records: list[dict], repo: str) -> dict[str, str]:
         if record.get("dataset"):
             metric = shown_metric(record["metrics"])
             value = record["metrics"][metric]
+            sample = f" (a sample, --limit {record['limit']})" if record.get("limit") else ""
+            interval = "no 95 % interval"
+            if value.get("low") is not None:
+                interval = f"95 % interval {value['low']:.4f} to {value['high']:.4f}"
             notes = (
-                f"{metric}, {record['n_shot']} examples, n {value['n']}, standard error {value['stderr']},"
-                f" {record['dtype']}, {record['harness']}, commit {record['commit']}"
+                f"{metric}, {record['n_shot']} examples, n {value['n']}{sample}, {interval}, standard error"
+                f" {value['stderr']}, {record['dtype']}, {record['harness']}, commit {record['commit']}"
             )
             entry = EvalResultEntry(
                 dataset_id=record["dataset"],
@@ -183,25 +192,16 @@ def with_index(card: str, repo: str, records: list[dict]) -> str:
     """A card with the scores in its model-index; results of other tasks stay. Raises ValueError or yaml.YAMLError for
     malformed metadata.
     """
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import ModelCard
 
     parsed = ModelCard(card, ignore_metadata_errors=True)
     parsed.data.model_name = parsed.data.model_name or repo.split("/")[-1]
     results = []
     for record in records:
-        metric = shown_metric(record["metrics"])
-        results.append(
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=record.get("dataset") or record["task"],
-                dataset_name=record["task"],
-                metric_type=metric,
-                metric_value=round(record["metrics"][metric]["value"], 6),
-                metric_name=metric,
-                source_name=record["harness"],
-                source_url="https://github.com/EleutherAI/lm-evaluation-harness",
-            )
-        )
+        key = shown_metric(record["metrics"])
+        metric, filter_name = metric_and_filter(key)
+        row = {**record, **record["metrics"][key], "metric": metric, "filter": filter_name}
+        results.append(index_entry(row, record.get("dataset") or record["task"]))
     names = {result.dataset_name for result in results}
     parsed.data.eval_results = [
         result for result in parsed.data.eval_results or [] if result.dataset_name not in names
