@@ -498,8 +498,6 @@ def test_tasks_of_an_include_path_keep_their_filters_apart(evaluate, base, tmp_p
         ("flexible-extract", 1, 6),
     ]
     assert evaluation_analysis.pair(wrong, right, "exact_match,strict-match", ("a", "b"))["difference"] == 1
-    with pytest.raises(Refusal, match="no such task"):
-        evaluate(tmp_path / "other", "--include_path", str(folder), tasks=["my_sum"])
 
 
 # ---- generalisation ----
