@@ -345,7 +345,11 @@ def table(record: dict) -> str:
         ):
             if decoding in record:
                 before, after = (record[decoding][when] for when in ("before", "after"))
-                lines.append(f"{f'{decoding} answers that {name}':40}{before[key]:9.0%}{after[key]:9.0%}")
+                line = f"{f'{decoding} answers that {name}':40}{before[key]:9.0%}{after[key]:9.0%}"
+                if change := record[decoding].get("difference", {}).get(key):  # records of earlier versions have none
+                    ends = [f"{change[end]:+.2f}" for end in ("low", "high") if change[end] is not None]
+                    line += f"   {change['value']:+.2f} ({' to '.join(ends) or 'no interval'})"
+                lines.append(line)
         if decoding in record:
             before, after = (record[decoding][when]["mean_tokens"] for when in ("before", "after"))
             lines.append(f"{f'tokens of {decoding} answers':40}{before:9.1f}{after:9.1f}")

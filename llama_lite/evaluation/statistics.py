@@ -250,10 +250,10 @@ def difference(
         result["p_exact"] = mcnemar(first == 1, second == 1)["p"]
     if not found.freedom:
         return result
-    shares = gained / found.n, lost / found.n
+    fractions = gained / found.n, lost / found.n
     n = found.effective(float(changes.var()))
-    low, high = tango(*shares, n, _quantile(found.freedom))
-    p = _tail(_tango_statistic(*shares, n, 0.0), found.freedom)
+    low, high = tango(*fractions, n, _quantile(found.freedom))
+    p = _tail(_tango_statistic(*fractions, n, 0.0), found.freedom)
     if found.clusters < found.n:
         least = _least_p(changes, clusters)
         p = max(p, least)

@@ -22,11 +22,11 @@ def load(name: str, path: str) -> dict:
     """{leaf: lm-eval task} of the questions in a JSONL file, or in the JSONL files of a folder, one leaf per file.
     Raises Refusal for what is no question, naming file and line.
     """
-    place, flag = Path(path).expanduser(), f"--questions {name}={path}"
-    files = sorted(place.glob("*.jsonl")) if place.is_dir() else [place]
+    location, flag = Path(path).expanduser(), f"--questions {name}={path}"
+    files = sorted(location.glob("*.jsonl")) if location.is_dir() else [location]
     if not files or not all(file.is_file() for file in files):
         raise Refusal(f"{flag}: a .jsonl file, or a folder with such files, is wanted.")
-    read = {name if file == place else f"{name}_{file.stem}": _read(flag, file) for file in files}
+    read = {name if file == location else f"{name}_{file.stem}": _read(flag, file) for file in files}
     if len(forms := {form for form, _ in read.values()}) > 1:
         raise Refusal(f"{flag}: its files have different forms ({', '.join(sorted(forms))}): give each its own NAME.")
     makers = {"choices": choices_task, "generated": generated_task, "text": bits_per_byte}
