@@ -32,9 +32,7 @@ def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, s
     if first_by_item.keys() != second_by_item.keys() or any(
         first_by_item[key]["item"] != second_by_item[key]["item"] for key in first_by_item
     ):
-        raise Refusal(
-            f"{names[0]} and {names[1]} were not asked the same items, so nothing can be said of their difference."
-        )
+        raise Refusal(f"{names[0]} and {names[1]} were not evaluated on the same items, so they cannot be compared.")
     keys, (name, filter_name) = sorted(first_by_item), metric_and_filter(metric)
     strata, clusters = [key[0] for key in keys], [first_by_item[key]["cluster"] for key in keys]
     x, y = ([found[key]["metrics"][name] for key in keys] for found in (first_by_item, second_by_item))
@@ -112,7 +110,7 @@ def _declared(primary: list[str], task: str, models: list[str]) -> list[tuple[st
 # ---- kinds of text ----
 
 
-def generalisation(
+def generalization(
     records: list[dict], samples_of_key: Callable[[str], list[dict]], inside: str, reference_model: str | None
 ) -> list[dict]:
     """For each model and kind of text: the gap in bits per byte to the model's own kind (the task `inside`), and
@@ -198,7 +196,7 @@ def variant_sensitivity(
                 != [(sample["doc_id"], sample["item"]) for sample in sample_lists[0]]
                 for samples in sample_lists
             ):
-                raise Refusal(f"the variants of {task} were not asked the same items.")
+                raise Refusal(f"the variants of {task} were not evaluated on the same items.")
             labels = [record["variant"] for record in variants]
             head = {"model": model, "task": task, "factor": factor, "metric": metric, "variants": labels}
             rows.append(head | _variant_measures(sample_lists, metric))
