@@ -137,7 +137,7 @@ def simulations() -> str:
     for row in found["reach"]:
         low, high = row["wanted"]
         wanted = f"at most {high:g}" if low == 0 else f"at least {low:g}" if high == 1 else f"{low:g} to {high:g}"
-        outside = f"; {len(row['beyond'])} cases outside" if row["beyond"] else ""
+        outside = f" ({len(row['beyond'])} outside)" if row["beyond"] else ""
         lines.append(
             [row["what"], str(row["cases"]), f"{row['lowest']:.3f}", f"{row['highest']:.3f}", wanted + outside]
         )

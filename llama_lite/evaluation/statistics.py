@@ -86,10 +86,10 @@ def _codes(count: int, clusters: Names | None, strata: Names | None) -> tuple[np
 def _sampling(values: np.ndarray, weights: np.ndarray, clusters: Names | None, strata: Names | None) -> Sampling:
     """The error of sum(values) / sum(weights). weights: positive.
 
-    Where items are in clusters, `variance` is the mean of two estimates: the cluster-robust one, corrected for the
-    share of each cluster (CR2), and that of a model with one intraclass correlation, which does not depend on whether
-    large or small clusters happen to differ. Where few clusters differ from the rest it is drawn toward the error of
-    clusters whose items are copies of each other.
+    `variance` is corrected for the share of each cluster, or weight, in the whole (CR2); equal ones give the square of
+    `stderr`. Where items are in clusters, it is the mean of two estimates: this cluster-robust one, and that of a model
+    with one intraclass correlation, which does not depend on whether large or small clusters happen to differ. Where
+    few clusters differ from the rest it is drawn toward the error of clusters whose items are copies of each other.
     """
     cluster, stratum = _codes(len(values), clusters, strata)
     values, weights = values / weights.mean(), weights / weights.mean()
@@ -103,10 +103,11 @@ def _sampling(values: np.ndarray, weights: np.ndarray, clusters: Names | None, s
     correction = counts / np.maximum(counts - 1, 1)
     squared = (correction[stratum_of] * sums**2).sum() / n**2
     correlation, variance = 0.0, squared
+    part = sizes / np.bincount(stratum_of, sizes)[stratum_of]
+    if between:
+        robust = variance = (sums**2 / np.where(part < 1, 1 - part, np.inf)).sum() / n**2
     if within and between and squared:
         correlation = _intraclass(weights, residuals, sizes, sums, within, between)
-        part = sizes / np.bincount(stratum_of, sizes)[stratum_of]
-        robust = (sums**2 / (1 - part)).sum() / n**2
         apart = np.bincount(stratum, residuals**2) * items / np.maximum(items - 1, 1) / n**2
         design = np.bincount(stratum_of, sizes**2) / np.bincount(stratum, weights**2)
         variance = (robust + (apart * (1 + (design - 1) * correlation)).sum()) / 2

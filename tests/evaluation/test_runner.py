@@ -557,7 +557,7 @@ def test_an_adapter_for_another_base_and_a_step_that_is_not_there(
 ):
     with pytest.raises(Refusal, match="was made for other weights and not for"):
         evaluate(tmp_path / "out", models=[f"{second}+{whole_sft}"])
-    with pytest.raises(Refusal, match="is no adapter"):
+    with pytest.raises(Refusal, match="is not an adapter"):
         evaluate(tmp_path / "out", models=[f"{base}+{second}"])
     with pytest.raises(Refusal, match="has no steps"):
         evaluate(tmp_path / "out", models=[f"{base}@step-*"])
