@@ -26,7 +26,7 @@ from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import FolderLock, csv_text, sha256, write_json, write_text
 from llama_lite.processes import cores_for_a_process
-from model_card.records import shown_metric
+from model_card.records import metric_key, shown_metric
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,7 +115,12 @@ class Tasks:
 
         self.args = args
         self.base_tasks = registry.build(
-            args.tasks, pairs(args.task_data), shots(args.num_fewshot), args.apply_chat_template
+            args.tasks,
+            pairs(args.task_data),
+            shots(args.num_fewshot),
+            args.apply_chat_template,
+            pairs(args.questions),
+            args.include_path,
         )
         self.base_tasks += [registry.text_task(name, path) for name, path in pairs(args.texts).items()]
         self.varied_models = set(args.variant_models or [model.name for model in found[-1:]])
@@ -143,10 +148,12 @@ class Tasks:
 
 
 def check_named_models(found, task_args) -> None:
-    """Raise Refusal for --variant_models and a --reference_model that are not evaluated."""
+    """Raise Refusal for --variant_models, a --reference_model and models of --primary that are not evaluated."""
     names = [model.name for model in found]
     reference = [task_args.reference_model] if task_args.reference_model else []
-    for flag, named in (("variant_models", task_args.variant_models), ("reference_model", reference)):
+    declared = [name for text in task_args.primary for name in text.partition("=")[2].split(",") if name]
+    named_models = (("variant_models", task_args.variant_models), ("reference_model", reference), ("primary", declared))
+    for flag, named in named_models:
         if unknown := [name for name in named if name not in names]:
             raise Refusal(f"--{flag} {unknown[0]} is not among the models: {', '.join(names)}.")
 
@@ -248,7 +255,7 @@ def analyze(out: Path, store, records: list[dict], tasks: Tasks, task_args) -> t
         return analysis.variant_sensitivity(records, store.samples, names)
 
     plain = [record for record in records if not record["factor"]]
-    comparison = analysis.compare(plain, store.samples)
+    comparison = analysis.compare(plain, store.samples, task_args.primary)
     write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
     results = {
         "generalisation": analysis.generalization(plain, store.samples, task_args.inside, task_args.reference_model),
@@ -268,8 +275,36 @@ def analyze(out: Path, store, records: list[dict], tasks: Tasks, task_args) -> t
 
 def format_metric(value: dict) -> str:
     """A value with its 95 % interval."""
-    interval = "" if value["low"] is None else f" ({value['low']:.3f} to {value['high']:.3f})"
-    return f"{value['value']:.4f}{interval}, {value['n']} items"
+    interval = "no interval" if value["low"] is None else f"{value['low']:.3f} to {value['high']:.3f}"
+    return f"{value['value']:.4f} ({interval}), {value['n']} items"
+
+
+def format_change(row: dict) -> str:
+    """A row of `comparison.csv` in words."""
+    adjusted = row.get("p_holm" if row["family"] == "primary" else "p_fdr")
+    kind = "primary, Holm" if row["family"] == "primary" else "exploratory, false discovery rate"
+    judged = f", p {adjusted:.2g} ({kind})" if adjusted is not None else ""
+    blind = (
+        f"; a difference below {row['detectable']:.4f} could not have been detected reliably"
+        if row["detectable"]
+        else ""
+    )
+    return (
+        f"{row['task']}: {metric_key(row['metric'], row['filter'])} {row['difference']:+.4f} ({row['low']:+.4f} to"
+        f" {row['high']:+.4f}){judged}{blind}"
+    )
+
+
+def format_spread(row: dict) -> str:
+    """A row of `sensitivity.json` or `robustness.json` in words."""
+    spread, flips = row["spread"], row["flips"]
+    interval = f" ({spread['low']:.3f} to {spread['high']:.3f})" if spread["low"] is not None else ""
+    blind = f" (blind {flips['blind']:.0%})" if flips["blind"] is not None else ""
+    return (
+        f"{row['k']} prompts, {row['lowest']['value']:.3f} to {row['highest']['value']:.3f}: spread"
+        f" {spread['value']:.3f}{interval}, p {spread['p']:.2g} for equal prompts; {flips['value']:.0%} of answers"
+        f" change{blind}, right in all {row['worst_of_k']['value']:.3f}"
+    )
 
 
 def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
@@ -277,21 +312,13 @@ def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
     far prompts move them.
     """
     for row in comparison:
-        if (row["first"], row["second"]) == (plain[0]["model"], plain[-1]["model"]) and row["low"] is not None:
-            judged = f"p {row['p_holm']:.2g} (Holm)" if row.get("p_holm") is not None else ""
-            print_main(
-                f"change    {row['task']}: {row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to"
-                f" {row['high']:+.4f}), {judged}; a difference below {row['detectable']:.4f} could not have been"
-                " detected"
-            )
+        ends = (row["first"], row["second"]) == (plain[0]["model"], plain[-1]["model"])
+        if (ends or row["family"] == "primary") and row["low"] is not None:
+            print_main(f"change    {format_change(row)}")
     for name in ("sensitivity", "robustness"):
         for row in results[name]:
             if row["factor"] == "all" and "spread" in row:
-                print_main(
-                    f"{name:12}{row['model']} {row['task']}: {row['k']} prompts, {row['lowest']['value']:.3f} to"
-                    f" {row['highest']['value']:.3f}, {row['flips']['value']:.0%} of answers change (blind"
-                    f" {row['flips']['blind']:.0%}), right in all {row['worst_of_k']['value']:.3f}"
-                )
+                print_main(f"{name:12}{row['model']} {row['task']}: {format_spread(row)}")
     for row in results.get("contamination", ()):
         print_main(
             f"contamination  {row['task']}: {row['contaminated']} of {row['judged']} items share 13 words with the"

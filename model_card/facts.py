@@ -10,7 +10,7 @@ from huggingface_hub import EvalResult
 
 from . import goodput
 from .private import redact
-from .records import Evaluation, Records
+from .records import Evaluation, Records, metric_key
 
 SHOWN = 12  # rows of a long table
 WIDTH = 96  # characters of a quoted line
@@ -434,28 +434,17 @@ class Facts:
             rows.append(
                 [name, f"{losses['before']:.3f}", f"{losses['after']:.3f}", spread(losses["difference"], 3, "+")]
             )
-        for decoding in ("greedy", "sampled"):
-            for key, name in (
-                ("stopped", "that stop by themselves"),
-                ("kept_format", "that keep the format"),
-                ("loops", "that end in a loop"),
+        for decoding in [name for name in ("greedy", "sampled") if name in tuning]:
+            before, after = (tuning[decoding][when] for when in ("before", "after"))
+            changes = tuning[decoding].get("difference", {})  # earlier versions had none
+            for key, name, form in (
+                ("stopped", f"{decoding} answers that stop by themselves", ".0%"),
+                ("kept_format", f"{decoding} answers that keep the format", ".0%"),
+                ("loops", f"{decoding} answers that end in a loop", ".0%"),
+                ("mean_tokens", f"tokens of {decoding} answers (mean)", ".1f"),
             ):
-                if decoding in tuning:
-                    rows.append(
-                        [
-                            f"{decoding} answers {name}",
-                            *(f"{tuning[decoding][when][key]:.0%}" for when in ("before", "after")),
-                            "",
-                        ]
-                    )
-            if decoding in tuning:
-                rows.append(
-                    [
-                        f"tokens of {decoding} answers (mean)",
-                        *(f"{tuning[decoding][when]['mean_tokens']:.1f}" for when in ("before", "after")),
-                        "",
-                    ]
-                )
+                difference = spread(changes[key], 1 if key == "mean_tokens" else 2, "+") if key in changes else ""
+                rows.append([name, *(f"{found[key]:{form}}" for found in (before, after)), difference])
         return rows
 
     # ---- evaluation ----
@@ -495,10 +484,10 @@ class Facts:
             [
                 row["task"],
                 self.model(row),
-                row["metric"],
+                metric_key(row["metric"], row.get("filter")),
                 spread(row, 3),
                 number(row.get("chance"), 3),
-                number(row["n"]),
+                items_of(row),
                 number(row["n_shot"]),
                 str(row["version"]),
                 "chat" if row["chat_template"] else "plain",
@@ -510,13 +499,25 @@ class Facts:
         """Descriptions of the tasks that are this project's own."""
         return [f"`{name}`: {text}" for name, text in evaluation.run.get("descriptions", {}).items()]
 
-    def family(self, evaluation: Evaluation) -> str:
-        """Number of pairs of models in Holm's correction."""
-        sizes = [
-            sum(row["task"] == task for row in evaluation.comparison)
-            for task in dict.fromkeys(row["task"] for row in evaluation.comparison)
-        ]
-        return number(max(sizes))
+    def adjustment(self, evaluation: Evaluation) -> str:
+        """What the p-values of `changes` are adjusted for; in tables of earlier versions, for the pairs of a task."""
+        rows = evaluation.comparison
+        if not any(row.get("family") for row in rows):
+            most = max(sum(row["task"] == task for row in rows) for task in {row["task"] for row in rows})
+            return (
+                "p: McNemar's exact test for accuracies, a normal test for the rest, after Holm's correction over all"
+                f" {number(most)} pairs of models of a task."
+            )
+        sizes = {family: sum(row["family"] == family for row in rows) for family in ("primary", "exploratory")}
+        parts = []
+        if sizes["primary"]:
+            parts.append(f"primary: declared before the evaluation, Holm's correction over {number(sizes['primary'])}")
+        if sizes["exploratory"]:
+            parts.append(f"exploratory: false discovery rate over {number(sizes['exploratory'])} comparisons")
+        return (
+            "p: a score test for right and wrong answers, a t test for the rest, both by cluster, adjusted within the"
+            f" family of the row ({'; '.join(parts)})."
+        )
 
     def settings_of(self, evaluation: Evaluation) -> str:
         """Harness, number format and seed, which all rows share."""
@@ -545,9 +546,10 @@ class Facts:
                     [
                         row["task"],
                         " → ".join(names),
-                        row["metric"],
+                        metric_key(row["metric"], row.get("filter")),
                         spread(interval, 4, "+"),
-                        probability(row["p_holm"]),
+                        probability(row.get("p_fdr") if row.get("family") == "exploratory" else row["p_holm"]),
+                        row.get("family") or "",
                         number(row["detectable"], 4),
                     ]
                 )
@@ -559,6 +561,7 @@ class Facts:
         for row in evaluation.results[kind]:
             if "spread" in row and row["model"] in self.r.mine(evaluation):
                 measures = [blind(row[key], 2) for key in ("mean", "spread", "worst_of_k", "flips", "consistency")]
+                measures.insert(2, probability(row["spread"].get("p")))
                 name = (
                     f"`{row['task']}`, {row['metric']}, {number(row['n'])} items,"
                     f" {self.called(evaluation, row['model'])}"
@@ -589,18 +592,7 @@ class Facts:
         found = []
         for evaluation in self.r.evaluations if self.finished else []:
             for row in evaluation.shown(self.r.mine(evaluation)[-1:]):
-                found.append(
-                    EvalResult(
-                        task_type="text-generation",
-                        dataset_type=row["task"],
-                        dataset_name=row["task"],
-                        metric_type=row["metric"],
-                        metric_value=round(row["value"], 6),
-                        metric_name=row["metric"],
-                        source_name=row["harness"],
-                        source_url=HARNESS,
-                    )
-                )
+                found.append(index_entry(row, row["task"]))
         return found
 
     # ---- limits ----
@@ -637,7 +629,7 @@ class Facts:
                 if row.get("chance") and row["low"] is not None and row["low"] <= row["chance"] <= row["high"]
             ]
             if level:
-                sentences.append(f"At the level of chance, which the interval holds: {', '.join(level)}.")
+                sentences.append(f"Not distinguished from chance, which the interval includes: {', '.join(level)}.")
             if cut := [f"{row['task']} ({number(row['truncated'])})" for row in rows if row["truncated"]]:
                 sentences.append(
                     f"Requests longer than the context, of which the beginning was left out: {', '.join(cut)}."
@@ -687,19 +679,45 @@ def probability(value: float | None) -> str:
     return "<0.0001" if value is not None and value < 1e-4 else number(value, 4)
 
 
+def interval(row: dict, digits: int, sign: str = "") -> str:
+    """A 95 % interval, or that there is none."""
+    return (
+        "no interval" if row.get("low") is None else f"{row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f}"
+    )
+
+
 def spread(row: dict, digits: int, sign: str = "") -> str:
     """A value with its 95 % interval."""
-    shown = f"{row['value']:{sign}.{digits}f}"
-    return (
-        shown
-        if row.get("low") is None
-        else f"{shown} ({row['low']:{sign}.{digits}f} to {row['high']:{sign}.{digits}f})"
+    return f"{row['value']:{sign}.{digits}f} ({interval(row, digits, sign)})"
+
+
+def items_of(row: dict) -> str:
+    """The number of items behind a score, and whether they are a sample."""
+    return number(row["n"]) + (f" (a sample, `--limit {row['limit']}`)" if row.get("limit") else "")
+
+
+def index_entry(row: dict, dataset: str) -> EvalResult:
+    """An entry of a card's model-index; its name says the interval and the items. row: as of `scores.csv`."""
+    metric = metric_key(row["metric"], row.get("filter"))
+    size = f"{row['n']} items" + (f" (--limit {row['limit']})" if row.get("limit") else "")
+    limits = {name: None if row.get(name) is None else round(row[name], 6) for name in ("low", "high")}
+    shown = "no 95 % interval" if row.get("low") is None else f"95 % interval {interval(row, 4)}"
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=dataset,
+        dataset_name=row["task"],
+        metric_type=metric,
+        metric_value=round(row["value"], 6),
+        metric_name=f"{metric}, {shown}, {size}",
+        metric_args={"confidence": 0.95, **limits, "items": row["n"], "limit": row.get("limit")},
+        source_name=row["harness"],
+        source_url=HARNESS,
     )
 
 
 def blind(row: dict, digits: int) -> str:
     """A measure of variants with its interval, and what answers drawn blindly would give."""
-    return f"{spread(row, digits)}; blind {row['blind']:.{digits}f}"
+    return spread(row, digits) + ("" if row.get("blind") is None else f"; blind {row['blind']:.{digits}f}")
 
 
 def short(value: object) -> str:

@@ -300,7 +300,8 @@ def variants(rows: list[dict], kind: str, path: Path) -> None:
             title = f"{name[1].removeprefix('embedded_').replace('_', ' ')} ({_short(name[0])})"
             if "flips" in overall:
                 flips = overall["flips"]
-                title += f"\n{flips['value']:.0%} of answers change (random answers {flips['blind']:.0%})"
+                blind = "" if flips["blind"] is None else f" (random answers {flips['blind']:.0%})"
+                title += f"\n{flips['value']:.0%} of answers change{blind}"
             panel.set_title(title, fontsize=9)
             panel.set_xlabel(f"change of {overall['metric'].replace('_', ' ')} (95 % interval)")
         figure.suptitle(

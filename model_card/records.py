@@ -35,7 +35,7 @@ class Evaluation:
         rows: dict[tuple, dict] = {}
         for row in self.scores:
             if not row["factor"] and (models is None or row["model"] in models):
-                rows.setdefault((row["model"], row["task"]), {})[row["metric"]] = row
+                rows.setdefault((row["model"], row["task"]), {})[metric_key(row["metric"], row.get("filter"))] = row
         return [metrics[shown_metric(metrics)] for metrics in rows.values()]
 
 
@@ -111,9 +111,22 @@ class Records:
         return sum(times[-1] - times[0] for times in sessions)
 
 
+def metric_key(metric: str, filter_name: str | None) -> str:
+    """The key of a score in a record: `metric`, or `metric,filter` where answers went through a filter of lm-eval."""
+    return metric if filter_name in (None, "", "none") else f"{metric},{filter_name}"
+
+
+def metric_and_filter(key: str) -> tuple[str, str]:
+    """(metric, filter) of a key of `metric_key`; the filter is "none" where there is none."""
+    metric, _, filter_name = key.partition(",")
+    return metric, filter_name or "none"
+
+
 def shown_metric(metrics: Iterable[str]) -> str:
-    """The metric by which a task is shown."""
-    return next((name for name in PREFERRED if name in metrics), min(metrics))
+    """The key of the score by which a task is shown: of several filters, the task's first."""
+    keys = list(metrics)
+    by_name = {metric_and_filter(key)[0]: key for key in reversed(keys)}
+    return next((by_name[name] for name in PREFERRED if name in by_name), min(keys))
 
 
 def read(folder: Path, step: int | None = None, kind: str | None = None) -> Records:

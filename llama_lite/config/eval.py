@@ -60,9 +60,20 @@ class TasksArguments:
         [],
         "NAME=PATH or NAME=HUB_ID: more texts whose bits per byte are measured (parquet, jsonl, txt; a `text` column).",
     )
+    questions: list[str] = arg(
+        [],
+        "NAME=PATH: your own questions as a task, a JSONL file or a folder of them (question, choices, answer; or"
+        " prompt, answer; or text; optional: group).",
+    )
+    include_path: str | None = arg(None, "Folder with task definitions in lm-eval's format, for --tasks.")
     num_fewshot: list[str] = arg([], "Few-shot examples: N for all tasks, or TASK=N (default: each task's own number).")
     limit: int | None = arg(None, "Items per task: a seeded sample, the same for every model (default: all).")
     apply_chat_template: bool = arg(False, "Format the prompts with the model's chat template.")
+    primary: list[str] = arg(
+        [],
+        "Comparisons that you declare beforehand: TASK (the last model with the first) or TASK=FIRST,SECOND. Their"
+        " p-values are adjusted together by Holm; all others are exploratory (false discovery rate).",
+    )
     sensitivity: list[str] = arg([], "Tasks that are also evaluated with systematic variants of the prompt.")
     robustness: list[str] = arg(
         [],
@@ -87,7 +98,7 @@ class TasksArguments:
 
 
 # of TasksArguments, in which nothing comes twice
-LISTS = ("tasks", "num_fewshot", "sensitivity", "robustness", "variant_models")
+LISTS = ("tasks", "num_fewshot", "primary", "sensitivity", "robustness", "variant_models")
 
 
 @dataclasses.dataclass
@@ -147,18 +158,26 @@ def short_name(model: str) -> str:
 def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_args: OutputArguments) -> None:
     """Raise one Refusal that names every argument that cannot be right."""
     problems = Problems()
+    own = [text.partition("=")[0] for text in task_args.questions]
     for name in task_args.sensitivity + task_args.robustness:
         problems.add_if(
-            name not in task_args.tasks,
+            name not in task_args.tasks + own,
             f"--sensitivity and --robustness vary tasks of --tasks, and {name} is not among them.",
         )
+    for text in task_args.primary:
+        name, given, pair = text.partition("=")
+        texts = [one.partition("=")[0] for one in task_args.texts]
+        problems.add_if(
+            name not in task_args.tasks + own + texts, f"--primary {text}: {name} is none of the evaluated tasks."
+        )
+        problems.add_if(given and len(pair.split(",")) != 2, f"--primary {text}: TASK or TASK=FIRST,SECOND is wanted.")
     problems.add_if(not model_args.models, "--models: at least one is needed.")
     problems.add_if(
         "embedded_humaneval" in task_args.tasks and not task_args.confirm_run_unsafe_code,
         "--tasks embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox;"
         " the log lists its protections).",
     )
-    for name in ("task_data", "texts"):
+    for name in ("task_data", "texts", "questions"):
         for text in getattr(task_args, name):
             problems.add_if("=" not in text, f"--{name} {text}: expected NAME=PATH.")
     named = {
@@ -167,12 +186,18 @@ def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_ar
         else getattr(task_args, name)
         for name in LISTS
     }
-    named |= {name: [text.partition("=")[0] for text in getattr(task_args, name)] for name in ("task_data", "texts")}
+    for name in ("task_data", "texts", "questions"):
+        named[name] = [text.partition("=")[0] for text in getattr(task_args, name)]
     for name in named["texts"]:
         problems.add_if(
             name in task_args.tasks,
             f"--tasks {name} names a text of --texts, which is evaluated anyway: leave it out of --tasks.",
         )
+    for name in own:
+        problems.add_if(
+            name in task_args.tasks, f"--tasks {name} names a task of --questions: leave it out of --tasks."
+        )
+        problems.add_if(name in named["texts"], f"--texts {name} and --questions {name}: choose another name for one.")
     for name, items in {**named, "models": model_args.models}.items():
         duplicates = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})
         problems.add_if(duplicates, f"--{name} {' '.join(duplicates)}: given twice.")

@@ -28,7 +28,8 @@ NEGATIVE_NUMBER = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|infini
 # beginning
 PATHS = frozenset(
     "output_dir prepared_dir curated_dir dataset tokenizer model_config init_from resume_from_checkpoint suggest"
-    " plan_launch model_name_or_path tokenizer_name chat_template_path models task_data texts contamination".split()
+    " plan_launch model_name_or_path tokenizer_name chat_template_path models task_data texts questions"
+    " include_path contamination".split()
 )
 
 

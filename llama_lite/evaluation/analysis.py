@@ -5,71 +5,64 @@ from pathlib import Path
 
 import numpy as np
 
-from model_card.records import shown_metric
+from model_card.records import metric_and_filter, shown_metric
 
 from ..errors import Refusal
 from . import statistics
-from .store import Store, chosen
+from .store import Store, by_metric, chosen, is_share
 from .tasks.definition import EvalTask
 
 # ---- pairs ----
 
 PAIRS = (
-    "task variant metric first second difference stderr low high p p_holm detectable n only_first only_second"
+    "task variant metric filter first second difference stderr low high p family p_holm p_fdr detectable n clusters"
+    " only_first only_second p_exact"
 ).split()
 
 
 def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, str]) -> dict:
-    """The paired difference second - first of two sample lists, as a row of `comparison.csv`. names: of the two models.
-    Raises Refusal where the lists have different items.
+    """The paired difference second - first of two sample lists, as a row of `comparison.csv`. metric: a key of
+    `metric_key`. names: of the two models. Raises Refusal where the lists have different items.
     """
 
-    def by_key(samples: list[dict]) -> dict[tuple, dict]:
-        return {(sample["leaf"], sample["doc_id"], sample["filter"]): sample for sample in samples}
+    def by_item(samples: list[dict]) -> dict[tuple, dict]:
+        return {(sample["leaf"], sample["doc_id"]): sample for sample in by_metric(samples).get(metric, ())}
 
-    first_by_key, second_by_key = by_key(first), by_key(second)
-    if first_by_key.keys() != second_by_key.keys() or any(
-        first_by_key[key]["item"] != second_by_key[key]["item"] for key in first_by_key
+    first_by_item, second_by_item = by_item(first), by_item(second)
+    if first_by_item.keys() != second_by_item.keys() or any(
+        first_by_item[key]["item"] != second_by_item[key]["item"] for key in first_by_item
     ):
         raise Refusal(f"{names[0]} and {names[1]} were not evaluated on the same items, so they cannot be compared.")
-    keys = sorted(first_by_key)
-    strata, clusters = [key[0] for key in keys], [first_by_key[key]["cluster"] for key in keys]
-    values = [(first_by_key[key]["metrics"][metric], second_by_key[key]["metrics"][metric]) for key in keys]
-    if metric == "bits_per_byte":
-        estimate = statistics.ratio([(x[0] - y[0]) / np.log(2) for x, y in values], [x[1] for x, _ in values], clusters)
+    keys, (name, filter_name) = sorted(first_by_item), metric_and_filter(metric)
+    strata, clusters = [key[0] for key in keys], [first_by_item[key]["cluster"] for key in keys]
+    x, y = ([found[key]["metrics"][name] for key in keys] for found in (first_by_item, second_by_item))
+    if name == "bits_per_byte":
+        changes = [(a[0] - b[0]) / np.log(2) for a, b in zip(x, y, strict=True)]
+        estimate = statistics.ratio(changes, [count for _, count in x], clusters)
+        estimate["p"] = statistics.p_value(estimate)
     else:
-        estimate = statistics.ratio([y - x for x, y in values], None, clusters, strata)
-    row = {
-        "metric": metric,
-        "first": names[0],
-        "second": names[1],
+        estimate = statistics.difference(x, y, clusters, strata, share=is_share(name, x + y))
+    return {
+        **{"metric": name, "filter": filter_name, "first": names[0], "second": names[1]},
         "difference": estimate["value"],
-        **{k: estimate[k] for k in ("stderr", "low", "high", "n")},
+        **{name: estimate[name] for name in ("stderr", "low", "high", "p", "n", "clusters")},
+        "detectable": statistics.detectable(estimate["stderr"], estimate["df"]),
+        **{name: estimate.get(name) for name in ("only_first", "only_second", "p_exact")},
     }
-    row |= {"p": _p_of(estimate), "detectable": statistics.detectable(estimate["stderr"])}
-    if (
-        all(value in (0, 1) for both in values for value in both if not isinstance(value, list))
-        and metric != "bits_per_byte"
-    ):
-        test = statistics.mcnemar([x == 1 for x, _ in values], [y == 1 for _, y in values])
-        row |= {"p": test["p"], "only_first": test["only_first"], "only_second": test["only_second"]}
-    return row
 
 
-def _p_of(estimate: dict) -> float | None:
-    """Two-sided p of a difference from its error, normal."""
-    from scipy import stats
-
-    if not estimate["stderr"]:
-        return None if estimate["stderr"] is None else float(estimate["value"] == 0)
-    return float(2 * stats.norm.sf(abs(estimate["value"]) / estimate["stderr"]))
-
-
-def compare(records: list[dict], samples_of_key: Callable[[str], list[dict]], max_all_pairs: int = 12) -> list[dict]:
+def compare(
+    records: list[dict],
+    samples_of_key: Callable[[str], list[dict]],
+    primary: list[str] = (),
+    max_all_pairs: int = 12,
+) -> list[dict]:
     """Rows of `comparison.csv`: for each task all pairs of models, or, for more than `max_all_pairs` models, each with
-    the previous and the first one.
+    the previous and the first one; for a task with several filters a row for each.
 
-    Holm's adjustment is over the pairs of one task.
+    primary: comparisons that were declared beforehand, `TASK` (the first and the last model) or `TASK=FIRST,SECOND`.
+    They are one family: `p_holm` is Holm's adjustment over them. All other rows are exploratory: `p_fdr` is their false
+    discovery rate over this whole table. The column `family` says which of the two a row is.
     """
     rows = []
     by_task: dict[tuple, list[dict]] = {}
@@ -77,15 +70,41 @@ def compare(records: list[dict], samples_of_key: Callable[[str], list[dict]], ma
         if not record["factor"]:
             by_task.setdefault((record["task"], record["variant"]), []).append(record)
     for (task, variant), group in by_task.items():
-        metric = shown_metric(group[0]["metrics"])
+        shown = shown_metric(group[0]["metrics"])
+        name, declared = metric_and_filter(shown)[0], _declared(primary, task, [record["model"] for record in group])
+        models = [record["model"] for record in group]
         pairs = [(i, j) for j in range(len(group)) for i in range(j) if len(group) <= max_all_pairs or i in (0, j - 1)]
+        pairs += [(models.index(a), models.index(b)) for a, b in declared]
         loaded = [samples_of_key(record["key"]) for record in group]
-        compared = [pair(loaded[i], loaded[j], metric, (group[i]["model"], group[j]["model"])) for i, j in pairs]
-        tested = [row for row in compared if row["p"] is not None]
-        for row, adjusted in zip(tested, statistics.holm([row["p"] for row in tested]), strict=True):
-            row["p_holm"] = adjusted
-        rows += [{"task": task, "variant": variant, **row} for row in compared]
+        for i, j in dict.fromkeys(pairs):
+            for key in [key for key in group[0]["metrics"] if metric_and_filter(key)[0] == name]:
+                row = pair(loaded[i], loaded[j], key, (models[i], models[j]))
+                is_primary = key == shown and (models[i], models[j]) in declared
+                family = "primary" if is_primary else "exploratory"
+                rows.append({"task": task, "variant": variant, "family": family, **row})
+    for family, column, adjust in (
+        ("primary", "p_holm", statistics.holm),
+        ("exploratory", "p_fdr", statistics.false_discovery),
+    ):
+        tested = [row for row in rows if row["family"] == family and row["p"] is not None]
+        for row, adjusted in zip(tested, adjust([row["p"] for row in tested]), strict=True):
+            row[column] = adjusted
     return rows
+
+
+def _declared(primary: list[str], task: str, models: list[str]) -> list[tuple[str, str]]:
+    """The pairs of models that are primary for a task. Raises Refusal for a model that is not evaluated on it."""
+    found = []
+    for text in primary:
+        name, given, pair_text = text.partition("=")
+        if name != task:
+            continue
+        first, _, second = pair_text.partition(",") if given else (models[0], "", models[-1])
+        if unknown := [model for model in (first, second) if model not in models]:
+            raise Refusal(f"--primary {text}: {unknown[0]} is not among the models: {', '.join(models)}.")
+        if first != second:
+            found.append((first, second))
+    return found
 
 
 # ---- kinds of text ----
@@ -165,43 +184,44 @@ def variant_sensitivity(
     for (model, task), group in groups.items():
         loaded = {record["key"]: samples_of_key(record["key"]) for record in group}
         first = next(record for record in group if record["factor"] == "reference")
-        metric = shown_metric(first["metrics"])
+        key = shown_metric(first["metrics"])
+        metric = metric_and_filter(key)[0]
         for factor in ["all", *dict.fromkeys(record["factor"] for record in group if record is not first)]:
             variants = [first] + [
                 record for record in group if record is not first and factor in ("all", record["factor"])
             ]
-            sample_lists = [loaded[record["key"]] for record in variants]
+            sample_lists = [by_metric(loaded[record["key"]])[key] for record in variants]
             if any(
                 [(sample["doc_id"], sample["item"]) for sample in samples]
                 != [(sample["doc_id"], sample["item"]) for sample in sample_lists[0]]
                 for samples in sample_lists
             ):
                 raise Refusal(f"the variants of {task} were not evaluated on the same items.")
-            correct = [[sample["metrics"][metric] for sample in samples] for samples in sample_lists]
-            row = {
-                "model": model,
-                "task": task,
-                "factor": factor,
-                "metric": metric,
-                "variants": [record["variant"] for record in variants],
-            }
-            row["changes"] = [
-                statistics.ratio(
-                    np.subtract(samples, correct[0]), None, [sample["cluster"] for sample in sample_lists[0]]
-                )
-                for samples in correct[1:]
-            ]
-            if all("meant" in sample for samples in sample_lists for sample in samples):
-                targets, options = (
-                    [[sample["meant"] for sample in samples] for samples in sample_lists],
-                    [sample["options"] for sample in sample_lists[0]],
-                )
-                row |= statistics.sensitivity(
-                    correct, targets, options, [sample["cluster"] for sample in sample_lists[0]]
-                )
-                row["flips_of_correct"] = _flips_of_correct(np.array(correct))
-            rows.append(row)
+            labels = [record["variant"] for record in variants]
+            head = {"model": model, "task": task, "factor": factor, "metric": metric, "variants": labels}
+            rows.append(head | _variant_measures(sample_lists, metric))
     return rows
+
+
+def _variant_measures(sample_lists: list[list[dict]], metric: str) -> dict:
+    """How the answers to the same items differ from those of the first list: paired changes, and, where answers are
+    right or wrong, the measures of `statistics.sensitivity`.
+    """
+    correct = [[sample["metrics"][metric] for sample in samples] for samples in sample_lists]
+    clusters, strata = ([sample[part] for sample in sample_lists[0]] for part in ("cluster", "leaf"))
+    share = is_share(metric, [value for values in correct for value in values])
+    found = {"changes": [statistics.difference(correct[0], values, clusters, strata, share) for values in correct[1:]]}
+    options = None
+    if all("meant" in sample for samples in sample_lists for sample in samples):
+        targets = [[sample["meant"] for sample in samples] for samples in sample_lists]
+        options = [sample["options"] for sample in sample_lists[0]]
+    elif np.isin(correct, (0, 1)).all() and all("answer" in s for samples in sample_lists for s in samples):
+        codes = np.unique([s["answer"] for samples in sample_lists for s in samples], return_inverse=True)[1]
+        targets = codes.reshape(len(sample_lists), -1)
+    else:
+        return found
+    found |= statistics.sensitivity(correct, targets, options, clusters, strata)
+    return found | {"flips_of_correct": _flips_of_correct(np.array(correct))}
 
 
 def _flips_of_correct(correct: np.ndarray) -> float | None:
@@ -235,10 +255,9 @@ def contaminated(
         row = {"task": task.name, "prepared": Path(prepared).name, **contamination.report(overlaps), "models": {}}
         for record in records:
             if record["task"] == task.name:
-                metric = shown_metric(record["metrics"])
-                values = {
-                    f"{task.name}|{s['leaf']}|{s['doc_id']}": s["metrics"][metric] for s in store.samples(record["key"])
-                }
+                key = shown_metric(record["metrics"])
+                metric, samples = metric_and_filter(key)[0], by_metric(store.samples(record["key"]))[key]
+                values = {f"{task.name}|{s['leaf']}|{s['doc_id']}": s["metrics"][metric] for s in samples}
                 if metric == "bits_per_byte":
                     values = {name: -nats / np.log(2) / count for name, (nats, count) in values.items()}
                 row["models"][record["model"]] = {"metric": metric, **contamination.split_scores(values, overlaps)}

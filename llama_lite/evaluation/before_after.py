@@ -219,7 +219,7 @@ def _prompt_of(example: Example) -> list[dict]:
     return messages[:2] if messages[0]["role"] == "system" else messages[:1]
 
 
-def _spread(prompts: list[list[dict]], count: int) -> list[list[dict]]:
+def _spread(prompts: list, count: int) -> list:
     """`count` of the prompts at equal distances."""
     return [prompts[index * len(prompts) // count] for index in range(count)]
 
@@ -290,12 +290,17 @@ def compare(before: dict, after: dict) -> dict:
             "mean_tokens": sum(row["tokens"] for row in rows) / len(rows),
         }
 
+    documents = [a["document"] for a in before["rows"]]
     return {
         "held_out": {"rows": len(pairs), "documents": len({a["document"] for a, _ in pairs})},
         "answer_loss": losses("loss", "tokens"),
         "end_of_text_loss": losses("end_loss", "ends"),
         **{
-            decoding: {"before": summarize_answers(before, decoding), "after": summarize_answers(after, decoding)}
+            decoding: {
+                "before": summarize_answers(before, decoding),
+                "after": summarize_answers(after, decoding),
+                "difference": answer_differences(before[decoding], after[decoding], documents),
+            }
             for decoding in ("greedy", "sampled")
             if before[decoding]
         },
@@ -304,6 +309,19 @@ def compare(before: dict, after: dict) -> dict:
             for a, b in zip(before["shown"], after["shown"], strict=True)
         ],
     }
+
+
+def answer_differences(before: list[dict], after: list[dict], documents: list[str]) -> dict[str, dict]:
+    """{measure: paired difference} of generated answers to the same prompts, in clusters of one document. documents: of
+    all held-out rows, of which the prompts are an even choice.
+    """
+    clusters = _spread(documents, len(before))
+    differences = {
+        share: statistics.difference([a[share] for a in before], [b[share] for b in after], clusters, share=True)
+        for share in ("stopped", "kept_format", "loops")
+    }
+    tokens = ([answer["tokens"] for answer in answers] for answers in (before, after))
+    return differences | {"mean_tokens": statistics.difference(*tokens, clusters)}
 
 
 def table(record: dict) -> str:
@@ -333,7 +351,11 @@ def table(record: dict) -> str:
         ):
             if decoding in record:
                 before, after = (record[decoding][when] for when in ("before", "after"))
-                lines.append(f"{f'{decoding} answers that {name}':40}{before[key]:9.0%}{after[key]:9.0%}")
+                line = f"{f'{decoding} answers that {name}':40}{before[key]:9.0%}{after[key]:9.0%}"
+                if change := record[decoding].get("difference", {}).get(key):  # records of earlier versions have none
+                    ends = [f"{change[end]:+.2f}" for end in ("low", "high") if change[end] is not None]
+                    line += f"   {change['value']:+.2f} ({' to '.join(ends) or 'no interval'})"
+                lines.append(line)
         if decoding in record:
             before, after = (record[decoding][when]["mean_tokens"] for when in ("before", "after"))
             lines.append(f"{f'tokens of {decoding} answers':40}{before:9.1f}{after:9.1f}")

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import Refusal
 from . import perturbations
-from .tasks import embedded
 from .tasks.definition import LETTERS, EvalTask, make
 
 if TYPE_CHECKING:
@@ -183,7 +182,8 @@ def sensitivity(base: EvalTask, seed: int, chat: bool) -> list[EvalTask]:
     """
     first = next(iter(base.leaves.values()))
     if first.OUTPUT_TYPE == "generate_until":
-        return _paraphrases(base, first)
+        changes = [("paraphrase", label, change) for label, change in PARAPHRASES.items()]
+        return _reworded(base, [("reference", "as it is", str), *changes])
     variants = [_variant(base, "reference", "as it is")]
     for label, text in DESCRIPTIONS.items():
         variants.append(_variant(base, "description", label, description=text))
@@ -210,26 +210,31 @@ def sensitivity(base: EvalTask, seed: int, chat: bool) -> list[EvalTask]:
         _variant(base, "option order", f"shuffled {offset}", order=_shuffled(seed + offset)) for offset in (1, 2)
     ]
     variants += [
-        _variant(base, "examples", f"{count} examples", n_shot=count) for count in (1, 3) if count != base.n_shot
+        _variant(base, "examples", f"{count} examples", n_shot=count)
+        for count in (1, 3)
+        if count != base.n_shot and count < min(len(task.eval_docs) for task in base.leaves.values())
     ]
     if chat:
         variants.append(_variant(base, "chat format", "off" if base.chat else "on", chat=not base.chat))
     return variants
 
 
-def _paraphrases(base: EvalTask, task) -> list[EvalTask]:
-    items, name = list(task.eval_docs), task.config.task
-    if "question" not in items[0] or "answer" not in items[0]:
-        raise Refusal(
-            f"--tasks {name} is generated, and its items have no `question` and `answer`: its prompt cannot be varied."
-        )
+def _reworded(base: EvalTask, changes: list[tuple[str, str, Callable[[str], str]]]) -> list[EvalTask]:
+    """Variants of a task with generated answers, from (factor, label, function of the question). Raises Refusal."""
     variants = []
-    for label, wrap in {"as it is": str, **PARAPHRASES}.items():
-        factor = "reference" if label == "as it is" else "paraphrase"
-        leaf = f"{name}|{factor}: {label}"
-        variants.append(
-            EvalTask(leaf, {leaf: embedded.instruction_task(leaf, items, wrap)}, 0, base.name, label, factor, base.chat)
-        )
+    for factor, label, change in changes:
+        leaves = {}
+        for leaf, task in base.leaves.items():
+            if not hasattr(task, "reworded"):
+                raise Refusal(
+                    f"--tasks {task.config.task} is generated, and its items have no `question` and `answer`: its"
+                    " prompt cannot be varied."
+                )
+            name = f"{leaf}|{factor}: {label}"
+            leaves[name] = task.reworded(name, change)
+            leaves[name].set_config(key="num_fewshot", value=base.n_shot)
+        name = f"{base.name}|{factor}: {label}"
+        variants.append(EvalTask(name, leaves, base.n_shot, base.name, label, factor, base.chat))
     return variants
 
 
@@ -239,17 +244,17 @@ def robustness(
     """Variants of a task with perturbed questions, at several strengths and seeds, and with its options in another
     order; the first is the task itself. Raises Refusal where the prompt cannot be varied.
     """
+    perturbed = [
+        (operation, f"{strength:g}, seed {seed + offset}", _perturbation(operation, strength, seed + offset))
+        for operation in perturbations.OPERATIONS
+        for strength in ((1, 2) if operation == "distractor" else strengths)
+        for offset in range(num_seeds)
+    ]
+    if next(iter(base.leaves.values())).OUTPUT_TYPE == "generate_until":
+        changes = [(factor, label, _without_key(change)) for factor, label, change in perturbed]
+        return _reworded(base, [("reference", "as it is", str), *changes])
     variants = [_variant(base, "reference", "as it is")]
-    for operation in perturbations.OPERATIONS:
-        for strength in (1, 2) if operation == "distractor" else strengths:
-            for offset in range(num_seeds):
-
-                def perturb_question(text: str, key: str, operation=operation, strength=strength, offset=offset) -> str:
-                    return perturbations.perturb(text, operation, strength, seed + offset, key)
-
-                variants.append(
-                    _variant(base, operation, f"{strength:g}, seed {seed + offset}", question=perturb_question)
-                )
+    variants += [_variant(base, factor, label, question=change) for factor, label, change in perturbed]
     variants += [
         _variant(base, "option order", f"shuffled {offset}", order=_shuffled(seed + offset))
         for offset in range(num_seeds)
@@ -259,3 +264,13 @@ def robustness(
             _variant(base, "labels", "P Q R S", enumerators=("P. ", "Q. ", "R. ", "S. "), labels=("P", "Q", "R", "S"))
         )
     return variants
+
+
+def _perturbation(operation: str, strength: float, seed: int) -> Callable[[str, str], str]:
+    """A function of (question, key of its item) that perturbs the question."""
+    return lambda text, key: perturbations.perturb(text, operation, strength, seed, key)
+
+
+def _without_key(change: Callable[[str, str], str]) -> Callable[[str], str]:
+    """The same for a question that is its own key."""
+    return lambda text: change(text, text)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from model_card.records import shown_metric
+from model_card.facts import index_entry
+from model_card.records import metric_and_filter, shown_metric
 
 from ..distributed import print_main
 from ..errors import Refusal
@@ -35,6 +36,7 @@ from .resolve import Model
 from .store import COLUMNS, rows_of
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
+ERRORS = ("stderr", "low", "high", "clusters")  # of a score, as a version of this package estimates them
 TRIES = 5  # while others write to main
 TITLE = "Scores of "  # first words of this project's commits of scores
 HARNESS_URL = "https://github.com/EleutherAI/lm-evaluation-harness"  # source of this project's results in a card
@@ -161,21 +163,27 @@ def is_own_table(text: str) -> bool:
 
 
 def merged(old_table: str, rows: list[dict]) -> str:
-    """The text of `scores.csv` with rows added that it does not contain yet. Columns that others added stay, last."""
+    """The text of `scores.csv` with rows added that it does not contain yet; a row that differs in its interval alone
+    replaces the one that is there. Columns that others added stay, last.
+    """
     table = csv.DictReader(io.StringIO(old_table))
     table_rows = list(table)
     columns = [*COLUMNS, *(name for name in table.fieldnames or () if name and name not in COLUMNS)]
-    identities = {_identity(row) for row in table_rows}
+    positions = {_identity(row): position for position, row in enumerate(table_rows)}
     for row in rows:
         row = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
-        if _identity(row) not in identities:
-            identities.add(_identity(row))
+        position = positions.setdefault(_identity(row), len(table_rows))
+        if position == len(table_rows):
             table_rows.append(row)
+        elif any((table_rows[position].get(name) or "") != row[name] for name in ERRORS):
+            table_rows[position] = {**table_rows[position], **row}
     return csv_text(columns, table_rows)
 
 
 def _identity(row: dict) -> tuple:
-    return tuple(row.get(name) or "" for name in COLUMNS if name != "date")
+    """What makes a row of `scores.csv` another one. Tables of earlier versions have no column `filter`."""
+    columns = {**row, "filter": row.get("filter") or "none"}
+    return tuple(columns.get(name) or "" for name in COLUMNS if name not in ("date", *ERRORS))
 
 
 def eval_results(records: list[dict], repo: str) -> dict[str, str]:
@@ -189,9 +197,13 @@ def eval_results(records: list[dict], repo: str) -> dict[str, str]:
         if record.get("dataset"):
             metric = shown_metric(record["metrics"])
             value = record["metrics"][metric]
+            sample = f" (a sample, --limit {record['limit']})" if record.get("limit") else ""
+            interval = "no 95 % interval"
+            if value.get("low") is not None:
+                interval = f"95 % interval {value['low']:.4f} to {value['high']:.4f}"
             notes = (
-                f"{metric}, {record['n_shot']} examples, n {value['n']}, standard error {value['stderr']},"
-                f" {record['dtype']}, {record['harness']}, commit {record['commit']}"
+                f"{metric}, {record['n_shot']} examples, n {value['n']}{sample}, {interval}, standard error"
+                f" {value['stderr']}, {record['dtype']}, {record['harness']}, commit {record['commit']}"
             )
             entry = EvalResultEntry(
                 dataset_id=record["dataset"],
@@ -228,14 +240,13 @@ def with_index(card: str, repo: str, records: list[dict]) -> str:
 
 def _index_result(record: dict) -> dict:
     """The score of a record as a result of a model-index."""
-    metric = shown_metric(record["metrics"])
-    value = round(record["metrics"][metric]["value"], 6)
-    return {
-        "task": {"type": "text-generation"},
-        "dataset": {"name": record["task"], "type": record.get("dataset") or record["task"]},
-        "metrics": [{"type": metric, "value": value, "name": metric}],
-        "source": {"url": HARNESS_URL, "name": record["harness"]},
-    }
+    from huggingface_hub.repocard_data import eval_results_to_model_index
+
+    key = shown_metric(record["metrics"])
+    metric, filter_name = metric_and_filter(key)
+    row = {**record, **record["metrics"][key], "metric": metric, "filter": filter_name}
+    entry = index_entry(row, record.get("dataset") or record["task"])
+    return eval_results_to_model_index("", [entry])[0]["results"][0]
 
 
 def _is_own_result(result: object, tasks: set[str]) -> bool:

@@ -84,6 +84,8 @@ def evaluate_model(
             samples, num_truncated = _run_task(lm, task, items, settings)
             record = _make_record(key, model, task, limit, settings, prefix_id, num_truncated, samples)
             store.save(key, record, samples)
+        else:  # its statistics as they are today, from its answers
+            record = {**record, "metrics": metrics_of(store.samples(key))}
         records[position] = record
         on_record(record, computed)
     return records

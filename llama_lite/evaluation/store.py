@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from model_card.records import metric_and_filter, metric_key
+
 from ..checkpoint.verify import digest_of
 from ..distributed import print_main
 from ..files import csv_text, read_json, read_jsonl, sha256, write_json, write_text
@@ -18,9 +20,13 @@ from .lm import render_chat
 from .resolve import Model
 from .tasks.definition import EvalTask, clusters_of
 
+# metrics whose values are from 0 to 1, also where they are not yes or no
+FRACTIONS = ("acc", "acc_norm", "exact_match", "pass@1", "word_f1", "f1", "rouge1", "rouge2", "rougeL", "rougeLsum")
+
 COLUMNS = (
     "model revision commit adapter base_model base_revision base_commit step tokens task variant factor version n_shot"
-    " metric value stderr low high chance n limit chat_template dtype seed prefix_id truncated harness sandbox date"
+    " metric filter value stderr low high chance n clusters limit chat_template dtype seed prefix_id truncated harness"
+    " sandbox date"
 ).split()
 
 
@@ -206,33 +212,48 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
     return records
 
 
+def by_metric(samples: list[dict]) -> dict[str, list[dict]]:
+    """{key of `metric_key`: its samples}, metrics by name and filters in the task's order."""
+    found: dict[str, list[dict]] = {}
+    for sample in samples:
+        for name in sample["metrics"]:
+            found.setdefault(metric_key(name, sample["filter"]), []).append(sample)
+    return dict(sorted(found.items(), key=lambda entry: metric_and_filter(entry[0])[0]))
+
+
+def is_share(metric: str, values: list) -> bool:
+    """Whether the values of a metric are from 0 to 1: yes or no, or those of FRACTIONS."""
+    return all(value in (0, 1) or (metric in FRACTIONS and 0 <= value <= 1) for value in values)
+
+
 def metrics_of(samples: list[dict]) -> dict[str, dict]:
-    """{metric: {value, stderr, low, high, n}} of samples: means, and bits per byte as a ratio of sums. Metrics without
-    values per item are left out.
+    """{key: {value, stderr, low, high, n, clusters, df}} of samples, a key for each metric and filter (`metric_key`):
+    means, and bits per byte as a ratio of sums. Metrics without values per item are left out.
     """
     metrics = {}
-    strata = [sample["leaf"] for sample in samples]
-    clusters = [sample["cluster"] for sample in samples]
-    for name in {metric for sample in samples for metric in sample["metrics"]}:
-        values = [sample["metrics"][name] for sample in samples]
+    for key, group in by_metric(samples).items():
+        name = metric_and_filter(key)[0]
+        values = [sample["metrics"][name] for sample in group]
+        clusters, strata = ([sample[part] for sample in group] for part in ("cluster", "leaf"))
         if name == "bits_per_byte":
-            metrics[name] = statistics.ratio(
+            metrics[key] = statistics.ratio(
                 [-nats / np.log(2) for nats, _ in values], [count for _, count in values], clusters
             )
         elif all(isinstance(value, int | float) for value in values):
-            metrics[name] = statistics.ratio(values, None, clusters, strata)
-    return dict(sorted(metrics.items()))
+            metrics[key] = statistics.ratio(values, None, clusters, strata, share=is_share(name, values))
+    return metrics
 
 
 # ---- tables ----
 
 
 def rows_of(record: dict) -> list[dict]:
-    """Rows of `scores.csv` of one record, one per metric."""
-    return [
-        {**{name: record.get(name) for name in COLUMNS}, "metric": metric, **values}
-        for metric, values in record["metrics"].items()
-    ]
+    """Rows of `scores.csv` of one record, one per metric and filter."""
+    rows = []
+    for key, values in record["metrics"].items():
+        metric, filter_name = metric_and_filter(key)
+        rows.append({**{name: record.get(name) for name in COLUMNS}, "metric": metric, "filter": filter_name, **values})
+    return rows
 
 
 def write_scores(folder: Path, records: list[dict]) -> None:

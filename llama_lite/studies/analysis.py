@@ -10,6 +10,7 @@ import yaml
 
 from model_card.card import YOURS
 from model_card.metadata import CardError
+from model_card.records import metric_key
 
 from ..checkpoint.identity import differences
 from ..checkpoint.store import checkpoints
@@ -209,7 +210,8 @@ def _scores(folder: Path) -> dict[str, list[tuple[str, float]]]:
     with open(folder / "scores.csv", encoding="utf-8", newline="") as file:
         for line in csv.DictReader(file):
             if not line["variant"]:
-                scores.setdefault(line["model"], []).append((f"{line['task']} {line['metric']}", float(line["value"])))
+                metric = metric_key(line["metric"], line.get("filter"))
+                scores.setdefault(line["model"], []).append((f"{line['task']} {metric}", float(line["value"])))
     return scores
 
 

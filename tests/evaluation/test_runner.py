@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from llama_lite.config.eval import parse_eval
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import analysis as evaluation_analysis
-from llama_lite.evaluation import lm, push_scores, resolve, runner, store
+from llama_lite.evaluation import lm, perturbations, push_scores, resolve, runner, store
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.models import references
 
@@ -428,6 +428,126 @@ def test_variants_and_contamination(evaluate, base, settings, whole_run, tmp_pat
     )
 
 
+# ---- one's own tasks ----
+
+
+QUESTIONS = {
+    "facts": [
+        {"question": f"Which of these numbers is {n}?", "choices": [f"the {n}", f"the {n + 1}", "none"][: 2 + n % 2],
+         "answer": f"the {n}" if n % 3 else 0, "group": f"passage {n // 2}"}
+        for n in range(8)
+    ],
+    "capitals": [{"prompt": f"Question {n}: say the\nAnswer:", "answer": ["the", "The."]} for n in range(6)],
+    "notes": [{"text": f"The function number {n} returns a list of values." * 3, "group": n % 3} for n in range(6)],
+}  # fmt: skip
+
+
+def write_questions(folder, name, items):
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return folder / f"{name}.jsonl"
+
+
+def test_own_questions_are_tasks_with_statistics_variants_and_robustness(evaluate, base, second, tmp_path, monkeypatch):
+    """Three files, of each form, and a folder of two files, from the command line."""
+    monkeypatch.setattr(perturbations, "OPERATIONS", ("swap", "distractor"))
+    paths = {name: write_questions(tmp_path / "own", name, items) for name, items in QUESTIONS.items()}
+    for part in ("history", "physics"):
+        write_questions(tmp_path / "quiz", part, QUESTIONS["facts"])
+    arguments = [f"{name}={path}" for name, path in paths.items()] + [f"quiz={tmp_path / 'quiz'}"]
+    varied = ["facts", "capitals"]
+    out = evaluate(
+        tmp_path / "out", "--questions", *arguments, "--sensitivity", *varied, "--robustness", *varied,
+        "--primary", "facts", f"notes={base},{second}", models=[str(base), str(second)], tasks=["embedded_docs"],
+        limit=None, variant_limit=4,
+    )  # fmt: skip
+    rows = {(row["model"], row["task"], row["metric"]): row for row in table(out) if not row["factor"]}
+    found = rows[str(base), "facts", "acc"]
+    assert (found["n"], found["clusters"]) == ("8", "4") and 0 <= float(found["low"]) < float(found["high"]) <= 1
+    assert float(found["chance"]) == pytest.approx((4 / 2 + 4 / 3) / 8)
+    assert rows[str(base), "capitals", "exact_match"]["n"] == "6" and rows[str(base), "quiz", "acc"]["n"] == "16"
+    notes = rows[str(base), "notes", "bits_per_byte"]
+    assert (notes["n"], notes["clusters"]) == ("6", "3") and float(notes["value"]) > 0
+    pairs = {row["task"]: row for row in table(out, "comparison.csv")}
+    assert {task: row["family"] for task, row in pairs.items()} == {
+        "facts": "primary", "notes": "primary", "capitals": "exploratory", "quiz": "exploratory",
+        "embedded_docs": "exploratory",
+    }  # fmt: skip
+    assert all(bool(row["p_holm"]) == (row["family"] == "primary") for row in pairs.values())
+    for name, factors in (("sensitivity", {"description", "option order"}), ("robustness", {"swap", "distractor"})):
+        variants = {(row["task"], row["factor"]): row for row in read_json(out / f"{name}.json")}
+        assert {("facts", factor) for factor in factors} <= variants.keys()
+        for task in varied:
+            row = variants[task, "all"]
+            assert row["n"] == 4 and (row["spread"]["low"] == 0) == (row["spread"]["p"] > 0.05)
+        assert variants["capitals", "all"]["flips"]["blind"] is None
+    card = (out / "README.md").read_text()
+    assert "primary: declared before the evaluation, Holm's correction over 2" in card and "no interval" not in card
+
+
+@pytest.mark.parametrize(
+    "lines, message",
+    [
+        (['{"question": "a"}'], "line 1 has question: it needs question, choices, answer; or prompt, answer; or text"),
+        (['{"text": "a"}', '{"prompt": "a", "answer": "b"}'], "line 2 has another form than the lines before it"),
+        (
+            ['{"question": "a", "choices": ["b", "c"], "answer": 2}'],
+            "answer is one of the choices, or its index from 0",
+        ),
+        (['{"text": "a"', ""], "line 1 is no JSON"),
+        (['{"text": " "}'], "line 1: question, prompt and text are strings that are not empty"),
+        (["", ""], "has no lines"),
+    ],
+)
+def test_questions_that_are_none_are_refused(tmp_path, lines, message):
+    from llama_lite.evaluation.tasks import own
+
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    with pytest.raises(Refusal, match=re.escape(message)):
+        own.load("mine", str(tmp_path / "q.jsonl"))
+
+
+def test_tasks_of_an_include_path_keep_their_filters_apart(evaluate, base, tmp_path):
+    """lm-eval's own definition format; an answer has a row for each filter, and pairs are within one."""
+    folder = tmp_path / "tasks"
+    rows = [{"question": f"Say {n}", "answer": str(n), "group": "g"} for n in range(6)]
+    data = write_questions(folder, "data", rows)
+    filters = [
+        {
+            "name": "strict-match",
+            "filter": [{"function": "regex", "regex_pattern": "^never$"}, {"function": "take_first"}],
+        },
+        {
+            "name": "flexible-extract",
+            "filter": [{"function": "regex", "regex_pattern": "(.)"}, {"function": "take_first"}],
+        },
+    ]
+    definition = {
+        "task": "my_sums", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test", "output_type": "generate_until", "doc_to_text": "{{question}}",
+        "doc_to_target": "{{answer}}", "generation_kwargs": {"until": ["\n"], "max_gen_toks": 3, "do_sample": False},
+        "filter_list": filters, "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    }  # fmt: skip
+    (folder / "my_sums.yaml").write_text(yaml.safe_dump(definition))
+    out = evaluate(tmp_path / "out", "--include_path", str(folder), tasks=["my_sums"])
+    found = [(row["metric"], row["filter"], row["n"]) for row in table(out)]
+    assert found == [("exact_match", "strict-match", "6"), ("exact_match", "flexible-extract", "6")]
+    (record,) = [read_json(path) for path in (out / "results").iterdir()]
+    samples = read_jsonl(out / "samples" / f"{record['key']}.jsonl")
+    wrong, right = ([{**s, "metrics": {"exact_match": float(value)}} for s in samples] for value in (0, 1))
+    half = [{**s, "metrics": {"exact_match": float(s["filter"] == "flexible-extract")}} for s in samples]
+    scores = store.metrics_of(half)
+    assert list(scores) == ["exact_match,strict-match", "exact_match,flexible-extract"]
+    assert [one["value"] for one in scores.values()] == [0, 1] and {one["n"] for one in scores.values()} == {6}
+    records = [{"task": "t", "variant": "", "factor": "", "model": m, "key": m, "metrics": scores} for m in "ab"]
+    pairs = evaluation_analysis.compare(records, {"a": wrong, "b": half}.get)
+    assert [(row["filter"], row["difference"], row["n"]) for row in pairs] == [
+        ("strict-match", 0, 6),
+        ("flexible-extract", 1, 6),
+    ]
+    assert evaluation_analysis.pair(wrong, right, "exact_match,strict-match", ("a", "b"))["difference"] == 1
+
+
 # ---- generalisation ----
 
 
@@ -465,6 +585,11 @@ def test_the_gap_and_what_likelihood_tells_apart(evaluate, base, second, tmp_pat
         ({"num_fewshot": ["many"]}, r"--num_fewshot many: expected N or TASK=N"),
         ({"apply_chat_template": True}, r"has no chat format"),
         ({"variant_models": ["x"]}, r"--variant_models x is not among the models"),
+        ({"primary": ["embedded_docs=x,y"]}, r"--primary x is not among the models"),
+        ({"primary": ["embedded_web"]}, r"--primary embedded_web: embedded_web is none of the evaluated tasks"),
+        ({"questions": ["embedded_docs=x"]}, r"--tasks embedded_docs names a task of --questions"),
+        ({"questions": ["mine=/nowhere"]}, r"--questions mine=/nowhere: a \.jsonl file, or a folder"),
+        ({"include_path": "/nowhere"}, r"--include_path /nowhere is no folder"),
         ({"limit": 0}, r"--limit 0 must be at least 1"),
         ({"contamination": "/nowhere"}, r"/nowhere is not a prepared folder"),
         ({"tokenizer_name": "gpt2"}, r"has 512 embeddings and its tokenizer 50,257 ids"),

@@ -171,7 +171,7 @@ def instruction_task(name: str, items: list[dict], wrap: Callable[[str], str] = 
     def score_answers(item: dict, answers: list[str]) -> dict[str, float]:
         return {"word_f1": word_f1(answers[0], item["answer"]), "kept_format": float(template.kept_format(answers[0]))}
 
-    return make(
+    task = make(
         name,
         items,
         "generate_until",
@@ -181,6 +181,8 @@ def instruction_task(name: str, items: list[dict], wrap: Callable[[str], str] = 
         process_results=score_answers,
         metric_list=[{"metric": "word_f1", **MEAN}, {"metric": "kept_format", **MEAN}],
     )
+    task.reworded = lambda other, change: instruction_task(other, items, change)
+    return task
 
 
 def humaneval_items() -> list[dict]:

@@ -18,69 +18,102 @@ from ...data.tokenizer import END_OF_TEXT
 from ...distributed import print_main
 from ...errors import Refusal
 from .. import metrics
+from . import own
 from .definition import EvalTask, bits_per_byte, sample_texts
 from .embedded import EMBEDDED
 
 # ---- by name ----
 
 
-def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], chat: bool) -> list[EvalTask]:
-    """EvalTasks of embedded and built-in tasks and groups. Raises Refusal for an unknown name or missing data.
+def build(
+    names: list[str],
+    task_data: dict[str, str],
+    n_shots: dict[str, int],
+    chat: bool,
+    questions: dict[str, str] | None = None,
+    include_path: str | None = None,
+) -> list[EvalTask]:
+    """EvalTasks of embedded and built-in tasks and groups, and of one's own. Raises Refusal for an unknown name or
+    missing data.
 
     task_data: {built-in task: folder with its data}. n_shots: {task: number of few-shot examples}, "" for all tasks.
-    chat: apply the model's chat template.
+    chat: apply the model's chat template. questions: {name: JSONL file or folder}, tasks after `names`. include_path:
+    folder with task definitions in lm-eval's format.
     """
+    questions = questions or {}
+    if include_path is not None and not Path(include_path).expanduser().is_dir():
+        raise Refusal(f"--include_path {include_path} is no folder.")
     if unknown := set(task_data) - set(names):
         raise Refusal(f"--task_data {min(unknown)}=...: {min(unknown)} is not among --tasks ({', '.join(names)}).")
-    if unknown := set(n_shots) - {"", *names}:
+    if unknown := set(n_shots) - {"", *names, *questions}:
         raise Refusal(
             f"--num_fewshot {min(unknown)}={n_shots[min(unknown)]}: {min(unknown)} is not among --tasks"
             f" ({', '.join(names)})."
         )
     tasks = []
-    for name in names:
+    for name in [*names, *questions]:
         requested = n_shots.get(name, n_shots.get(""))
-        leaves = {name: EMBEDDED[name]()} if name in EMBEDDED else _builtin(_manager(name), name, task_data.get(name))
+        if name in questions:
+            leaves = own.load(_free_name("questions", name, questions[name]), questions[name])
+        elif name in EMBEDDED:
+            leaves = {name: EMBEDDED[name]()}
+        else:
+            leaves = _builtin(_manager(name, include_path), name, task_data.get(name))
         for leaf, task in leaves.items():
-            num_examples = requested if requested is not None else int(task.config.num_fewshot or 0)
-            if num_examples and task.config.output_type == "loglikelihood_rolling":
-                if name in n_shots:
-                    raise Refusal(
-                        f"--num_fewshot {name}={num_examples}: {leaf} is text, which has no examples: leave it out."
-                    )
-                print_main(
-                    f"examples  {leaf} is text and has none: --num_fewshot {num_examples} is for the other tasks"
-                )
-                num_examples = 0
-            task.set_config(key="num_fewshot", value=num_examples)
-            if not num_examples:
-                continue
-            has_own_examples = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples
-            if not (
-                has_own_examples or task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs())
-            ):
-                raise Refusal(
-                    f"--num_fewshot {num_examples}: {leaf} has one split and no examples set aside, so an item's own"
-                    " answer could stand in its prompt. Use 0."
-                )
-            available = len(list(task.fewshot_docs()))
-            available -= task.fewshot_cfg.split is not None and task.fewshot_cfg.split == (
-                task.config.test_split or task.config.validation_split
-            )
-            if num_examples > available:
-                raise Refusal(
-                    f"--num_fewshot {num_examples}: {leaf} has {available:,} few-shot examples: {available} at most."
-                )
+            _set_examples(name, leaf, task, requested, name in n_shots)
         tasks.append(EvalTask(name, leaves, int(next(iter(leaves.values())).config.num_fewshot), name, chat=chat))
     return tasks
 
 
-def _manager(name: str):
+def _set_examples(name: str, leaf: str, task, requested: int | None, by_name: bool) -> None:
+    """Set the number of few-shot examples of a leaf of the task `name`: `requested`, or its own. by_name: it was
+    requested for this task. Raises Refusal.
+    """
+    num_examples = requested if requested is not None else int(task.config.num_fewshot or 0)
+    if num_examples and task.config.output_type == "loglikelihood_rolling":
+        if by_name:
+            raise Refusal(f"--num_fewshot {name}={num_examples}: {leaf} is text, which has no examples: leave it out.")
+        print_main(f"examples  {leaf} is text and has none: --num_fewshot {num_examples} is for the other tasks")
+        num_examples = 0
+    task.set_config(key="num_fewshot", value=num_examples)
+    if not num_examples:
+        return
+    has_own_examples = task.fewshot_cfg.split is not None or task.fewshot_cfg.samples
+    if not (has_own_examples or task.has_training_docs() or (task.has_validation_docs() and task.has_test_docs())):
+        raise Refusal(
+            f"--num_fewshot {num_examples}: {leaf} has one split and no examples set aside, so an item's own"
+            " answer could stand in its prompt. Use 0."
+        )
+    available = len(list(task.fewshot_docs()))
+    available -= task.fewshot_cfg.split is not None and task.fewshot_cfg.split == (
+        task.config.test_split or task.config.validation_split
+    )
+    if num_examples > available:
+        raise Refusal(f"--num_fewshot {num_examples}: {leaf} has {available:,} few-shot examples: {available} at most.")
+
+
+def _free_name(flag: str, name: str, path: str) -> str:
+    """A name that the user gives to a task. Raises Refusal for one that an embedded task has, or that is no name."""
+    if name in EMBEDDED or not re.fullmatch(r"[\w.-]+", name):
+        raise Refusal(
+            f"--{flag} {name}={path}: choose another name, of letters, digits, dots and dashes, which no embedded task"
+            " has."
+        )
+    return name
+
+
+def _manager(name: str, include_path: str | None = None):
     """lm-eval's TaskManager for the one file that defines a task; for groups, and where no single file defines it, for
-    all tasks (takes some seconds).
+    all tasks (takes some seconds). What `include_path` defines comes before lm-eval's own.
     """
     from lm_eval.tasks import TaskManager
 
+    if include_path is not None:
+        folder = str(Path(include_path).expanduser())
+        if name in (manager := TaskManager(include_path=folder, include_defaults=False)).task_index:
+            # a group may name tasks of lm-eval
+            is_task = manager.task_index[name].kind.name in ("TASK", "PY_TASK")
+            return manager if is_task else TaskManager(include_path=folder)
     defines_task = re.compile(rf"^task:\s*['\"]?{re.escape(name)}['\"]?\s*$", re.MULTILINE).search
     files = [path for path, text in _definition_files() if name in text and defines_task(text)]
     if len(files) == 1:
@@ -228,11 +261,7 @@ def text_task(name: str, path: str) -> EvalTask:
 
     Plain text files are split at END_OF_TEXT for every tokenizer, so all models get the same items.
     """
-    if name in EMBEDDED or not re.fullmatch(r"[\w.-]+", name):
-        raise Refusal(
-            f"--texts {name}={path}: choose another name, of letters, digits, dots and dashes, which no embedded task"
-            " has."
-        )
+    _free_name("texts", name, path)
     skipped = Skipped()
     try:
         source = resolve(path, options=ReadOptions(separator=END_OF_TEXT))

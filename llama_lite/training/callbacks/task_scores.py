@@ -41,6 +41,6 @@ class TaskScores(TrainerCallback):
             )
             metrics = store.metrics_of(samples)
             metric = shown_metric(metrics)
-            scores[f"eval_{task.name}_{metric}"] = metrics[metric]["value"]
+            scores[f"eval_{task.name}_{metric.replace(',', '_')}"] = metrics[metric]["value"]
         model.train(training)
         self.trainer.log(scores)
