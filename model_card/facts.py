@@ -294,7 +294,13 @@ class Facts:
             ["learning rate", f"{settings['learning_rate']:g}"],
             [
                 "schedule",
-                settings["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else ""),
+                settings["lr_scheduler_type"]
+                + (f", floor {floor:g} of the peak" if floor is not None else "")
+                + (
+                    f" from step {number(horizon)} on"
+                    if (horizon := settings.get("schedule_steps", "max_steps")) != "max_steps"
+                    else ""
+                ),
             ],
             ["warm-up", f"{settings['warmup_steps']:g} {warmup_unit}"],
             ["weight decay", f"{settings['weight_decay']:g}"],

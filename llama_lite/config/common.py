@@ -12,7 +12,7 @@ from ..errors import Problems
 from ..machine.precision import PRECISIONS
 from .arguments import REPOSITORY
 from .fields import KEPT, accelerator_problems, names, unknown_fields
-from .schedules import default_kwargs, optimizer_problems, schedule_problems
+from .schedules import default_kwargs, optimizer_problems, schedule_problems, schedule_steps_problems
 
 RESUME_HELP = (
     "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true):"
@@ -69,6 +69,11 @@ class CommonRunArguments:
         "auto",
         "auto: bfloat16 (autocast over float32 weights) where this device computes it natively, and faster than"
         " float32, else float32; a resumed run keeps its own. --bf16, --no_bf16 and --fp16 say the same.",
+    )
+    schedule_steps: int | None = arg(
+        None,
+        "Steps after which the learning rate is at its floor and stays there, by the authors' formula (default:"
+        " max_steps, by transformers' formula).",
     )
     hours: float | None = arg(
         None,
@@ -184,7 +189,7 @@ def _field_problems(run: CommonRunArguments, training: TrainingArguments, kept: 
     return (
         problems
         + accelerator_problems(training.accelerator_config)
-        + schedule_problems(training)
+        + (schedule_problems(training) or schedule_steps_problems(run.schedule_steps, training))
         + optimizer_problems(training)
     )
 

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback
 from ..checkpoint import optimizer_state, store, verify
 from ..checkpoint.identity import changed_arithmetic, differences
 from ..checkpoint.verify import OPTIMIZER_FILE
+from ..config.schedules import make_scheduler
 from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy
 from ..files import read_json
@@ -88,6 +89,16 @@ class VerifiedTraining:
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
         self.add_callback(ResumeStateCallback(self))
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Trainer's schedule, or that of --schedule_steps."""
+        if self.lr_scheduler is None:
+            steps = self.identity["hyperparameters"]["schedule_steps"]
+            self.lr_scheduler = make_scheduler(
+                self.args, optimizer or self.optimizer, num_training_steps, None if steps == "max_steps" else steps
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     # ---- stepping ----
 
