@@ -27,10 +27,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite.folder_kinds import check_folder
     from llama_lite.provenance import provenance
-    from llama_lite.studies import analysis, runner, spec
+    from llama_lite.studies import analysis, registration, runner, spec
     from llama_lite.studies.cost import lines
     from llama_lite.training.preflight import check_folders
-    from model_card.study import line_of, write_report
 
     study = spec.load(arguments.config)
     out = Path(arguments.output_dir or f"runs/{Path(arguments.config).stem}-study")
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             f" {definition[other]!r}): choose another one."
         )
     print_main(
-        f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}"
+        f"study     {study.title}: {len(study.arms)} arms, {len(study.seeds)} seeds, {len(everything)} runs in {out}"
     )
     if arguments.dry_run:
         for line in lines(study, everything, out):
@@ -68,7 +67,10 @@ def main(argv: list[str] | None = None) -> None:
         print_main("WARNING   one seed: differences will be told without intervals")
     out.mkdir(parents=True, exist_ok=True)
     if there is None:
-        write_json(out / "study.json", {"study": definition, **provenance()})
+        registered = {"registration": registration.register(Path(arguments.config))} if study.registered else {}
+        write_json(out / "study.json", {"study": definition, **registered, **provenance()})
+    elif study.registered and "registration" not in there:
+        raise Refusal(f"--output_dir {out} was begun before the study was registered: choose another one.")
 
     # ---- What all runs need, then every run that is not finished ----
     runner.prepare(study, out)
@@ -94,18 +96,33 @@ def main(argv: list[str] | None = None) -> None:
             " the last one"
         )
         return
-    equal = analysis.check_controlled_variables(study, everything)
-    rows = analysis.collect(study, everything) + analysis.evaluate(study, everything, out)
-    write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
-    comparison = analysis.compare(study, everything, rows)
-    write_json(out / "comparison.json", comparison)
-    cost = {one.folder.name: runner.seconds_of(one) for one in everything}
-    report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, analysis.health(everything), cost)
-    for row in comparison:
-        print_main(line_of(row))
-    print_main(f"finished  {report}, results.csv, comparison.json")
+    report(study, Path(arguments.config), everything, out)
     if arguments.push_to_hub:
         analysis.push(out, arguments.hub_model_id)
+
+
+def report(study, path: Path, finished: list, out: Path) -> None:
+    """Write results, comparison, contrasts, records and the report of a finished study. Raises Refusal.
+
+    path: the study file. finished: every run. out: the study's folder.
+    """
+    from llama_lite.studies import analysis, registration
+    from model_card.study import line_of, write_report
+
+    controlled = analysis.check_controlled_variables(study, finished)
+    rows = analysis.collect(study, finished) + analysis.evaluate(study, finished, out)
+    records = {"controlled": controlled, **analysis.records_of(study, finished, out)}
+    if registered := read_json(out / "study.json").get("registration"):
+        records["registration"] = {name: registered[name] for name in ("commit", "date")}
+        records["deviations"] = [*study.deviations, *registration.deviations(registered, path)]
+    write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
+    results = analysis.results_of(study, rows, records)
+    for name, value in {**results, "records": records}.items():
+        write_json(out / f"{name}.json", value)
+    written = write_report(out, dataclasses.asdict(study), rows, results, records)
+    for row in results["comparison"]:
+        print_main(line_of(row))
+    print_main(f"finished  {written}, {', '.join(analysis.TABLES)}")
 
 
 def stop(number, frame) -> None:

@@ -137,10 +137,8 @@ def _cell(row: dict) -> str:
     value = form.format(row["value"])
     if row["low"] is None:
         return f"{value}, {verdict(row)}"
-    holds_zero = row["low"] <= 0 <= row["high"]
-    return (
-        f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){', not significant' if holds_zero else ''}"
-    )
+    concluded = "" if row["verdict"] == "differs" else f", {verdict(row)}"
+    return f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){concluded}"
 
 
 PARTS = {

@@ -356,7 +356,16 @@ class Facts:
         rows = []
         for event in self.r.events:
             kind, detail = event["event"], event.get("reason") or ""
-            if kind in ("refused", "saved", "published", "not yet published", "hub", "saturated", "overfitting"):
+            if kind in (
+                "refused",
+                "saved",
+                "published",
+                "not yet published",
+                "hub",
+                "saturated",
+                "overfitting",
+                "trends",
+            ):
                 continue
             if kind == "resumed":
                 detail = (
@@ -605,8 +614,12 @@ class Facts:
                 f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats per doubling of"
                 " tokens."
             )
-        elif len(r.evaluated) >= 5:
-            sentences.append("Validation loss had not saturated when training ended.")
+        elif judged := events.get("trends", {}).get("saturation"):
+            sentences.append(
+                "Validation loss had not saturated when training ended."
+                if judged["answer"] == "no"
+                else f"Whether validation loss had saturated cannot be told; needed: {judged['needed']}."
+            )
         if found := events.get("overfitting"):
             sentences.append(
                 f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to"
