@@ -76,8 +76,11 @@ def main(argv: list[str] | None = None) -> None:
     runner.prepare(study, out)
     if arguments.prepare_only:
         return
+    planned = len(study.seeds)
     for one in tqdm(chosen, desc="runs", unit="run", disable=None):
-        if runner.is_done(one):
+        if study.stop_early:
+            study, everything = analysis.until_decided(study, everything)
+        if runner.is_done(one) or one not in everything:
             continue
         if runner.is_other(one):
             print_main(
@@ -89,6 +92,9 @@ def main(argv: list[str] | None = None) -> None:
         analysis.check_measures(study, one)
 
     # ---- What came of it, when all of them are there ----
+    if study.stop_early:
+        study, everything = analysis.until_decided(study, everything)
+        print_main(f"stop      after {len(study.seeds)} of at most {planned} seeds")
     missing = [one.folder.name for one in everything if not runner.is_done(one)]
     if missing:
         print_main(
@@ -118,7 +124,8 @@ def report(study, path: Path, finished: list, out: Path) -> None:
     write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
     results = analysis.results_of(study, rows, records)
     for name, value in {**results, "records": records}.items():
-        write_json(out / f"{name}.json", value)
+        if value or (out / f"{name}.json").exists():  # a study without contrasts has none
+            write_json(out / f"{name}.json", value)
     written = write_report(out, dataclasses.asdict(study), rows, results, records)
     for row in results["comparison"]:
         print_main(line_of(row))

@@ -39,7 +39,8 @@ def render(folder: Path) -> None:
     rows, records = read_rows(folder / "results.csv"), read_json(folder / "records.json")
     results = analysis.results_of(study, rows, records)
     for name, value in results.items():
-        write_json(folder / f"{name}.json", value)
+        if value:
+            write_json(folder / f"{name}.json", value)
     write_report(folder, dataclasses.asdict(study), rows, results, records)
 
 

@@ -68,7 +68,7 @@ def write_report(out: Path, study: dict, rows: list[dict], results: dict, record
         "![every difference with its interval](figures/differences.png)",
         "",
         *_registration_section(records),
-        *_contrasts_section(results["contrasts"]),
+        *_contrasts_section(study, results["contrasts"]),
         *_differences_section(comparison),
         *(_curves_section() if trains else []),
         *_arms_section(study),
@@ -101,42 +101,57 @@ def _p(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.1e}"
 
 
-def _contrasts_section(rows: list[dict]) -> list[str]:
+P_COLUMNS = {"p_holm": "p (Holm)", "p_equal": "p of equality"}
+E_COLUMNS = {"e": "e of difference", "e_equal": "e of equality"}
+
+
+def _contrasts_section(study: dict, rows: list[dict]) -> list[str]:
     """Lines of the sections with the primary and the exploratory contrasts."""
     if not rows:
         return []
     primary, others = ([row for row in rows if row["primary"] is kind] for kind in (True, False))
-    text = [
-        "## Primary contrasts",
-        "",
-        f"Each contrast is a weighted sum of arms in each seed. p: a paired t over seeds, after Holm's correction for"
-        f" {len(primary)} tests. p of equality: the larger of two one-sided tests against the margin, not corrected;"
-        " it is below 0.05 where the 90 % interval lies within the margin.",
-        "",
-        *_contrast_table(primary, "p_holm", "p (Holm)"),
-        "",
-    ]
+    rule = (
+        f"p: a paired t over seeds, after Holm's correction for {len(primary)} tests. p of equality: the larger of two"
+        " one-sided tests against the margin, not corrected; it is below 0.05 where the 90 % interval lies within the"
+        " margin."
+    )
+    if study["stop_early"]:
+        rule = (
+            f"The study stopped after {len(study['seeds'])} seeds, by its rule: e-values of at least"
+            f" {20 * len(primary)} ({len(primary)} tests share 5 %) decide, and are valid at any time. Intervals would"
+            " not be; those of the other tables are of a fixed number of seeds."
+        )
+    text = ["## Primary contrasts", "", f"Each contrast is a weighted sum of arms in each seed. {rule}", ""]
+    text += [*_contrast_table(primary, E_COLUMNS if study["stop_early"] else P_COLUMNS), ""]
     if others:
-        text += [
-            "## Exploratory contrasts",
-            "",
-            "Not corrected for their number.",
-            "",
-            *_contrast_table(others, "p", "p"),
-            "",
-        ]
+        text += ["## Exploratory contrasts", "", "Not corrected for their number.", ""]
+        text += [*_contrast_table(others, {"p": "p", "p_equal": "p of equality"}), ""]
     return text
 
 
-def _contrast_table(rows: list[dict], p: str, heading: str) -> list[str]:
-    """Lines of a table of contrasts. p, heading: the field with the p-value, and its name."""
-    columns = ["outcome", "contrast", "difference", "95 % interval", heading, "90 % interval", "p of equality", "seeds"]
-    lines = [f"| {' | '.join([*columns, 'verdict'])} |", "| --- " * (len(columns) + 1) + "|"]
+def _evidence(name: str, value: float | None) -> str:
+    """A p-value or an e-value, rounded."""
+    return f"{value:.3g}" if name in E_COLUMNS and value is not None else _p(value)
+
+
+def _contrast_table(rows: list[dict], columns: dict[str, str]) -> list[str]:
+    """Lines of a table of contrasts. columns: {field: name} of what the verdicts rest on."""
+    names = [
+        "outcome",
+        "contrast",
+        "difference",
+        "95 % interval",
+        "90 % interval",
+        *columns.values(),
+        "seeds",
+        "verdict",
+    ]
+    lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
     for row in rows:
         seeds = "" if row["needed"] is None else f" (equality within {row['margin']:g}: about {row['needed']} seeds)"
-        cells = [row["outcome"], row["contrast"], shown(row, row["value"]), interval(row), _p(row.get(p))]
-        cells += [interval(row, "90"), _p(row["p_equal"]), str(row["n"]), verdict(row) + seeds]
-        lines.append(f"| {' | '.join(cells)} |")
+        cells = [row["outcome"], row["contrast"], shown(row, row["value"]), interval(row), interval(row, "90")]
+        cells += [_evidence(name, row[name]) for name in columns]
+        lines.append(f"| {' | '.join([*cells, str(row['n']), verdict(row) + seeds])} |")
     return lines
 
 

@@ -19,7 +19,7 @@ from ..files import read_json, read_jsonl, sha256, write_json
 from ..hub.client import nothing_private, translated
 from ..training import loss_trends
 from . import contrasts, inference, items
-from .runner import launch, seconds_of
+from .runner import is_done, launch, seconds_of
 from .spec import Arm, Study, StudyRun, base_of, evaluation_argv
 
 RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
@@ -418,8 +418,30 @@ def results_of(study: Study, rows: list[dict], records: dict) -> dict:
     """
     return {
         "comparison": compare(study, rows, records["equal_weights"], records["squares"]),
-        "contrasts": contrasts.compute(study.contrasts, study.seeds, study.begins, contrasts.series_of(rows)),
+        "contrasts": planned_contrasts(study, rows),
     }
+
+
+def planned_contrasts(study: Study, rows: list[dict]) -> list[dict]:
+    """`contrasts.compute` of a study."""
+    series = contrasts.series_of(rows)
+    return contrasts.compute(study.contrasts, study.seeds, study.begins, series, study.stop_early)
+
+
+def until_decided(study: Study, every: list[StudyRun]) -> tuple[Study, list[StudyRun]]:
+    """A study that stops early, and its runs, up to the seed after which every primary contrast is decided; all of it
+    where none is, yet. Raises Refusal.
+    """
+    for count in range(1, len(study.seeds) + 1):
+        part = dataclasses.replace(study, seeds=study.seeds[:count])
+        runs = [run for run in every if run.seed in part.seeds]
+        if not all(map(is_done, runs)):
+            break
+        if all(
+            row["verdict"] != "cannot tell" for row in planned_contrasts(part, collect(part, runs)) if row["primary"]
+        ):
+            return part, runs
+    return study, every
 
 
 def push(out: Path, repo: str) -> None:
@@ -430,6 +452,7 @@ def push(out: Path, repo: str) -> None:
     attachments = {
         str(path.relative_to(out)): path
         for path in (*map(out.joinpath, TABLES), *sorted((out / "figures").glob("*.png")))
+        if path.exists()
     }
     nothing_private({"README.md": out / "report.md", **attachments})
     files = [

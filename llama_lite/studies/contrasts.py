@@ -9,7 +9,7 @@ import dataclasses
 
 from ..errors import Refusal
 from ..evaluation.statistics import holm
-from . import inference
+from . import inference, stopping
 
 TAKES = ("last", "first", "area")
 
@@ -183,12 +183,16 @@ def _area(curve: dict[int, tuple[int, float]], first: int) -> float:
     return sum(curve[step][1] * width * per_step / 1e6 for step, width in zip(steps, widths, strict=True))
 
 
-def compute(plan: Contrasts, seeds: list[int], begins: dict[str, int | None], series: Series) -> list[dict]:
+def compute(
+    plan: Contrasts, seeds: list[int], begins: dict[str, int | None], series: Series, stops_early: bool = False
+) -> list[dict]:
     """Every contrast of every outcome, primary ones first: {contrast, outcome, primary, unit, margin, seeds: {seed:
     value}, p_holm, verdict, needed} and what `inference.summarize` gives. Raises Refusal.
 
     seeds: in their order; a contrast takes those that all of its arms have. begins: {arm: step of its checkpoint, or
     None}. needed: seeds that would show equality, where the verdict is `cannot tell` and there is a margin.
+    stops_early: the primary ones are judged by `stopping.conclude`, which adds {e, e_equal}; p and intervals would not
+    be valid.
     """
     rows = []
     for outcome in plan.outcomes:
@@ -208,11 +212,16 @@ def compute(plan: Contrasts, seeds: list[int], begins: dict[str, int | None], se
             rows.append(
                 {**row, "seeds": values, **inference.summarize(inference.estimate([*values.values()]), outcome.margin)}
             )
+    for row in rows if stops_early else ():
+        if row["primary"]:
+            row |= dict.fromkeys(("low", "high", "low90", "high90", "p", "p_equal"))
+            row |= stopping.conclude([*row["seeds"].values()], row["margin"], len(plan.primary))
     family = [row for row in rows if row["primary"] and row["p"] is not None]
     for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
         row["p_holm"] = adjusted
     for row in rows:
-        row["verdict"], row["needed"] = "one seed" if row["n"] == 1 else "the same for every seed", None
+        row["needed"] = None
+        row.setdefault("verdict", "one seed" if row["n"] == 1 else "the same for every seed")
         if row["p"] is not None:
             row["verdict"] = inference.verdict(row["p"] if row["p_holm"] is None else row["p_holm"], row["p_equal"])
             if row["verdict"] == "cannot tell" and row["margin"]:

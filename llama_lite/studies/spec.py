@@ -15,6 +15,7 @@ from ..errors import Refusal
 from ..paths import ROOT, expand_home
 from ..training.plan import saved_steps
 from .contrasts import Contrasts, contrast_problems, is_margin, read_contrasts
+from .stopping import fewest_seeds
 
 PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval}
 
@@ -36,6 +37,7 @@ FIELDS = {
     "primary",
     "registered",
     "deviations",
+    "stop_early",
 }
 
 ARM_FIELDS = {"set", "from", "at", "against", "about", "seeds"}
@@ -71,7 +73,8 @@ class Study:
     measures: the metrics that are compared, by their names in the log, in the evaluation (`task metric`) and in a
     tuning run's before and after. margins: {measure: a difference that counts as none}. contrasts: the planned
     analysis. registered: whether the study file must be committed alone before the first run; deviations: what was done
-    otherwise than registered, in words.
+    otherwise than registered, in words. stop_early: whether it ends with the seed after which every primary contrast is
+    decided (`studies/stopping.py`); the seeds are the most that it takes.
     """
 
     title: str
@@ -89,6 +92,7 @@ class Study:
     contrasts: Contrasts = Contrasts()
     registered: bool = False
     deviations: list[str] = dataclasses.field(default_factory=list)
+    stop_early: bool = False
 
     def seeds_of(self, arm: Arm) -> list[int]:
         """The seeds of an arm, in the order of the study."""
@@ -278,9 +282,26 @@ def _analysis_problems(raw: dict, arms: list[Arm]) -> list[str]:
     for measure, margin in (raw.get("margin") or {}).items():
         if not is_margin(margin):
             problems.append(f"`margin` of {measure}: {margin!r}: a number above 0 is wanted.")
-    if type(raw.get("registered", False)) is not bool:
-        problems.append(f"`registered` {raw['registered']!r}: true or false is wanted.")
+    for name in ("registered", "stop_early"):
+        if type(raw.get(name, False)) is not bool:
+            problems.append(f"`{name}` {raw[name]!r}: true or false is wanted.")
+    if raw.get("stop_early") is True:
+        problems += _stop_problems(raw)
     return problems + contrast_problems(raw, _begins(arms))
+
+
+def _stop_problems(raw: dict) -> list[str]:
+    """What is wrong with a study file that stops early."""
+    if not raw.get("contrasts"):
+        return ["`stop_early` needs `outcomes`, `contrasts` and `primary`: it stops when the primary ones are decided."]
+    metrics = [str(fields.get("metric")) for fields in raw["outcomes"].values() if isinstance(fields, dict)]
+    if tasks := [metric for metric in metrics if " " in metric and raw["script"] != "run_eval.py"]:
+        return [f"`stop_early`: {tasks[0]} is evaluated after all runs; outcomes that the runs log are wanted."]
+    primary = raw.get("primary") or {}
+    tests = len(primary.get("outcomes") or []) * len(primary.get("contrasts") or [])
+    if isinstance(raw["seeds"], list) and tests and len(raw["seeds"]) < (fewest := fewest_seeds(tests)):
+        return [f"`stop_early` with {tests} primary tests can decide nothing before {fewest} seeds: give more `seeds`."]
+    return []
 
 
 def _build_study(raw: dict, arms: list[Arm]) -> Study:
@@ -302,6 +323,7 @@ def _build_study(raw: dict, arms: list[Arm]) -> Study:
         margins={str(measure): float(margin) for measure, margin in (raw.get("margin") or {}).items()},
         contrasts=read_contrasts(raw),
         registered=raw.get("registered", False),
+        stop_early=raw.get("stop_early", False),
         deviations=list(map(str, raw.get("deviations") or [])),
     )
 

@@ -8,8 +8,8 @@ from helpers import ROOT
 from scipy import stats
 
 from llama_lite.errors import Refusal
-from llama_lite.files import append_jsonl, write_json
-from llama_lite.studies import contrasts, inference, items, registration, spec
+from llama_lite.files import append_jsonl, read_json, write_json
+from llama_lite.studies import analysis, contrasts, inference, items, registration, spec, stopping
 
 
 @pytest.mark.parametrize(
@@ -131,6 +131,61 @@ def test_arms_are_compared_at_equal_tokens_or_refused():
         contrasts.compute(plan, [1], BEGINS, {**SERIES, ("lost", 1, "eval_loss"): {45: (4500, 2.0)}})
     with pytest.raises(Refusal, match=r"loss of both, .* was not logged at the same steps from 31 to 60"):
         contrasts.compute(plan, [1], BEGINS, {**SERIES, ("lost", 1, "loss"): {35: (3500, 1.0), 60: (6000, 1.0)}})
+
+
+def test_e_values_are_bayes_factors_of_a_t_test():
+    """Written out: the t statistic's density, averaged over a normal (half-normal) effect size, over that of no effect."""
+    values = np.array([0.3, 1.1, -0.2, 0.9, 0.6])
+    for n in (2, 3, 5):
+        statistic = stats.ttest_1samp(values[:n], 0).statistic
+        effects = np.linspace(-8, 8, 4001)
+        ratio = stats.nct.pdf(statistic, n - 1, effects * n**0.5) / stats.t.pdf(statistic, n - 1)
+        weights = stats.norm.pdf(effects) * (effects[1] - effects[0])
+        assert stopping.e_values(values)[n - 1] == pytest.approx(float((ratio * weights).sum()), rel=1e-3)
+        positive = float((ratio * weights)[effects >= 0].sum()) * 2
+        assert stopping.e_values(values, "greater")[n - 1] == pytest.approx(positive, rel=1e-2)
+    assert stopping.e_values(values)[0] == pytest.approx(1)
+
+
+def test_the_committed_stop_rule_is_wrong_at_most_5_percent_of_the_time():
+    results = read_json(ROOT / "benchmarks" / "stopping.json")
+    assert results["studies"] >= 2000 and [*results["tests"]] == ["1", "2", "8"]
+    for tests, found in results["tests"].items():
+        assert 3 < found["fewest seeds"] == stopping.fewest_seeds(int(tests))
+        assert found["difference"]["0.0"]["wrong"] <= 0.05
+        assert all(one["wrong"] <= 0.05 for name, case in found.items() if "of a diff" in name for one in case.values())
+
+
+def test_a_study_stops_when_every_primary_contrast_is_decided(monkeypatch):
+    """After the first seeds on which the e-values agree; before that, it goes on to the last one."""
+    arms = [spec.Arm("a", {}, against="a"), spec.Arm("b", {}, against="a")]
+    plan = contrasts.read_contrasts(
+        {
+            "outcomes": {"end": {"metric": "eval_loss", "margin": 1.0}},
+            "contrasts": {"b": {"b": 1, "a": -1}},
+            "primary": {"outcomes": ["end"], "contrasts": ["b"]},
+        }
+    )
+    common = {"prepare": [], "shared": {}, "reference": "a", "measures": ["eval_loss"], "evaluate": {}, "arms": arms}
+    study = spec.Study("t", "", "run_pretrain.py", "c", list(range(1, 13)), **common, contrasts=plan, stop_early=True)
+    runs = [spec.StudyRun(arm, seed, ROOT, [], [], []) for seed in study.seeds for arm in arms]
+    for effect, verdict in ((3.0, "differs"), (0.0, "equal within the margin")):
+        change = {seed: effect + 0.2 * (-1) ** seed for seed in study.seeds}
+        rows = [
+            {"arm": run.arm.name, "at": "", "seed": run.seed, "step": 8, "tokens": 8, "metric": "eval_loss"}
+            | {"value": 3 + (run.arm.name == "b") * change[run.seed]}
+            for run in runs
+        ]
+        monkeypatch.setattr(
+            analysis, "collect", lambda study, some, rows=rows: [r for r in rows if r["seed"] in study.seeds]
+        )
+        monkeypatch.setattr(analysis, "is_done", lambda run: True)
+        part, done = analysis.until_decided(study, runs)
+        assert 4 <= len(part.seeds) <= 7 and len(done) == 2 * len(part.seeds)
+        (row,) = analysis.planned_contrasts(part, rows)
+        assert row["verdict"] == verdict and row["p"] is row["low"] is None
+        monkeypatch.setattr(analysis, "is_done", lambda run: run.seed <= 3)
+        assert analysis.until_decided(study, runs) == (study, runs)
 
 
 @pytest.mark.parametrize(

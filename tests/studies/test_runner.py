@@ -402,6 +402,24 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             "arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing",
         ),
         ({"title": None}, "`title` is empty: give a value"),
+        ({"registered": 1}, "`registered` 1: true or false is wanted"),
+        ({"stop_early": True}, "`stop_early` needs `outcomes`, `contrasts` and `primary`"),
+        (
+            {
+                "stop_early": True,
+                "outcomes": {"end": {"metric": "eval_loss"}},
+                "contrasts": {"c": {"everything": 1, "whole": -1}},
+                "primary": {"outcomes": ["end"], "contrasts": ["c"]},
+            },
+            "`stop_early` with 1 primary tests can decide nothing before 4 seeds",
+        ),
+        ({"margin": {"eval_loss": 0}}, "`margin` of eval_loss: 0: a number above 0"),
+        ({"margin": 0.01}, "`margin` must be a mapping"),
+        ({"arms": {"whole": {}, "b": {"seeds": [3]}}}, "arm b: `seeds` .3. must be some of the study's .1, 2."),
+        (
+            {"arms": {"whole": {"seeds": [1]}, "b": {"from": "whole", "at": [4]}}},
+            "arm b begins from whole, which does not have all of its seeds",
+        ),
         (
             {"arms": {"whole": {}, "b": {"set": {"seed": 7}}}},
             "`set` of arm b: `seed` is the study's own: the seeds are `seeds`",
