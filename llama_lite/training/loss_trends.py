@@ -71,13 +71,15 @@ class Verdict:
 
 def last_slope(tokens: Sequence[float], losses: Sequence[float], since: float | None = None) -> Slope | None:
     """The slope over the last doubling of tokens, or from `since` tokens on; None with fewer than 6 evaluations."""
-    begin = tokens[-1] / 2 if since is None and len(tokens) else since
-    points = [(math.log2(t), loss) for t, loss in zip(tokens, losses, strict=True) if t > 0 and t >= begin]
-    if len(points) < MIN_EVALUATIONS:
+    tokens, losses = np.asarray(tokens, float), np.asarray(losses, float)
+    begin = since if since is not None or not len(tokens) else tokens[-1] / 2
+    is_inside = (tokens > 0) & (tokens >= (begin or 0))
+    count = int(is_inside.sum())
+    if count < MIN_EVALUATIONS:
         return None
-    x, y = np.array(points).T
-    centered = x - x.mean()
-    residuals = y - y.mean() - (centered @ y) / (centered @ centered) * centered
+    x, y = np.log2(tokens[is_inside]), losses[is_inside]
+    centered = x - x.sum() / count
+    residuals = y - y.sum() / count - (centered @ y) / (centered @ centered) * centered
     return _fit(x, y, _correlation(residuals))
 
 
@@ -85,9 +87,9 @@ def _correlation(residuals: np.ndarray) -> float:
     """The AR(1) correlation that is assumed for a line with these residuals."""
     count, total = len(residuals), float(residuals @ residuals)
     found = float(residuals[1:] @ residuals[:-1]) / total if total else 0.0
-    if count >= MANY_RESIDUALS:  # a line's residuals show too little of it; and one standard error more
+    if count >= MANY_RESIDUALS:  # a line's residuals show too little of it; and two standard errors more
         found += (2 + 4 * found) / count
-        found += math.sqrt(max(0.0, 1 - found**2) / count)
+        found += 2 * math.sqrt(max(0.0, 1 - found**2) / count)
         return min(max(found, 0.0), HIGHEST_CORRELATION)
     return min(max(found, CORRELATION), HIGHEST_CORRELATION)
 
@@ -97,8 +99,10 @@ def _fit(x: np.ndarray, y: np.ndarray, correlation: float) -> Slope:
     from scipy import special
 
     first = math.sqrt(1 - correlation**2)
-    table = np.stack([np.ones_like(x), x, y])
-    ones, times, values = np.concatenate([first * table[:, :1], table[:, 1:] - correlation * table[:, :-1]], 1)
+    ones, times, values = np.full(len(x), 1 - correlation), x.copy(), y.copy()
+    times[1:] -= correlation * x[:-1]
+    values[1:] -= correlation * y[:-1]
+    ones[0], times[0], values[0] = first, first * x[0], first * y[0]
     times = times - (times @ ones) / (ones @ ones) * ones
     spread = float(times @ times)
     slope = float(times @ values) / spread
