@@ -65,9 +65,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     if len(study.seeds) == 1:
         print_main("WARNING   one seed: differences will be told without intervals")
-    out.mkdir(parents=True, exist_ok=True)
     if there is None:
         registered = {"registration": registration.register(Path(arguments.config))} if study.registered else {}
+        out.mkdir(parents=True, exist_ok=True)
         write_json(out / "study.json", {"study": definition, **registered, **provenance()})
     elif study.registered and "registration" not in there:
         raise Refusal(f"--output_dir {out} was begun before the study was registered: choose another one.")
@@ -129,7 +129,7 @@ def report(study, path: Path, finished: list, out: Path) -> None:
     written = write_report(out, dataclasses.asdict(study), rows, results, records)
     for row in results["comparison"]:
         print_main(line_of(row))
-    print_main(f"finished  {written}, {', '.join(analysis.TABLES)}")
+    print_main(f"finished  {written}, {', '.join(analysis.TABLES)}, records.json")
 
 
 def stop(number, frame) -> None:

@@ -29,7 +29,7 @@ REPORT_HEAD = (  # a dataset card's
     "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"
 )
 
-TABLES = ("results.csv", "comparison.json", "contrasts.json", "records.json")
+TABLES = ("results.csv", "comparison.json", "contrasts.json")  # what is published beside the report
 
 BACK = 0.005  # nats: a mean excess below this counts as recovered
 

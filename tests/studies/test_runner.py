@@ -650,6 +650,20 @@ def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch
     }
 
 
+def test_a_registered_study_that_is_not_committed_is_refused_before_the_first_run(study, tmp_path):
+    with pytest.raises(
+        Refusal, match=r"study\.yaml is in no commit, and a registered study's file is committed, alone"
+    ):
+        main(["--config", str(study(registered=True)), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    loaded, begun = spec.load(str(study())), tmp_path / "begun"
+    begun.mkdir()
+    definition = {name: getattr(loaded, name) for name in ("title", "script", "config", "reference")}
+    write_json(begun / "study.json", {"study": definition})
+    with pytest.raises(Refusal, match="was begun before the study was registered: choose another one"):
+        main(["--config", str(study(registered=True)), "--output_dir", str(begun)])
+
+
 def test_an_arm_or_seed_that_is_not_there_is_refused(study, tmp_path):
     with pytest.raises(
         Refusal,
