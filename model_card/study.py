@@ -69,7 +69,7 @@ def write_report(out: Path, study: dict, rows: list[dict], results: dict, record
         "",
         *_registration_section(records),
         *_contrasts_section(study, results["contrasts"]),
-        *_differences_section(comparison),
+        *_differences_section(comparison, bool(results["contrasts"])),
         *(_curves_section() if trains else []),
         *_arms_section(study),
         *_controlled_section(records["controlled"]),
@@ -155,8 +155,8 @@ def _contrast_table(rows: list[dict], columns: dict[str, str]) -> list[str]:
     return lines
 
 
-def _differences_section(comparison: list[dict]) -> list[str]:
-    """Lines of the section with every difference, its interval and its verdict."""
+def _differences_section(comparison: list[dict], is_exploratory: bool) -> list[str]:
+    """Lines of the section with every difference, its interval and its verdict. is_exploratory: beside contrasts."""
     counts = sorted({row["n"] for row in comparison})
     seeds = " or ".join(map(str, counts))
     covers = "The intervals cover other seeds, not other texts or questions"
@@ -172,6 +172,8 @@ def _differences_section(comparison: list[dict]) -> list[str]:
     ]
     if not any(row["margin"] for row in comparison):
         text[-1] += " No margin was declared; the 90 % interval says within which one an arm would count as equal."
+    if is_exploratory:
+        text[-1] += " These are exploratory: what was planned is tested above."
     if counts == [1]:
         text += ["", "There was one seed, so there is no interval, and nothing follows for other seeds."]
     columns = ["arm", "compared with", "metric", "difference", "95 % interval", "90 % interval", "p (Holm)"]

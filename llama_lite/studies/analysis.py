@@ -373,19 +373,27 @@ def weights_of(run: StudyRun) -> str:
 
 
 def health(logs: dict[str, list[list[dict]]]) -> dict[str, dict[str, dict[str, int]]]:
-    """{arm: {"saturation", "overfitting": {answer: number of runs}}}, as training/loss_trends.py defines them; {} where
-    no run has the evaluations that these need. logs: the log entries of every run of an arm.
+    """{arm: {"saturation", "overfitting": {answer: number of runs}}}, as training/loss_trends.py defines them, with
+    what `cannot tell` needs; {} where no run has the evaluations that these need. logs: the log of every run of an arm.
     """
     verdicts = {arm: [loss_trends.judge(log) for log in runs] for arm, runs in logs.items()}
     if not any(one.slope for runs in verdicts.values() for judged in runs for one in judged.values()):
         return {}
     return {
         arm: {
-            name: dict(collections.Counter(judged[name].answer for judged in runs))
+            name: dict(collections.Counter(_answer(judged[name]) for judged in runs))
             for name in ("saturation", "overfitting")
         }
         for arm, runs in verdicts.items()
     }
+
+
+def _answer(verdict: loss_trends.Verdict) -> str:
+    """The answer of a verdict; of `cannot tell`, what is needed, without the numbers of one run."""
+    if verdict.answer != loss_trends.CANNOT_TELL:
+        return verdict.answer
+    needed = verdict.needed if verdict.needed in loss_trends.RATE_NEEDED.values() else "more evaluations"
+    return f"{verdict.answer} (needed: {needed})"
 
 
 def logs_of(finished: list[StudyRun]) -> dict[str, list[list[dict]]]:
