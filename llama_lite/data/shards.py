@@ -319,7 +319,7 @@ def _file_problem(folder: Path, name: str, size: int, digest: str | None) -> str
         return f"{name} is missing"
     if path.stat().st_size != size:
         return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-    return f"{name} was altered (its sha256 is not the manifest's)" if digest and sha256(path) != digest else None
+    return f"{name} was altered (its sha256 does not match the manifest)" if digest and sha256(path) != digest else None
 
 
 def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
@@ -344,7 +344,9 @@ def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
     recipe, exists = read_json(folder / "recipe.json"), (folder / "recipe.json").exists()
     problems = []
     if manifest.get("recipe", recipe) != recipe:
-        problems.append("recipe.json was altered (it is not the manifest's)" if exists else "recipe.json is missing")
+        problems.append(
+            "recipe.json was altered (it does not match the manifest)" if exists else "recipe.json is missing"
+        )
     for name, expected in manifest.get("files", {}).items():
         problems += filter(None, [_file_problem(folder, name, expected["size"], expected["sha256"])])
     # of an earlier version
