@@ -484,12 +484,12 @@ def push(out: Path, repo: str) -> None:
     try:
         HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
         if not any(_push(out, repo, commit_of(Reference(repo), "dataset")) for _ in range(TRIES)):
-            raise Refusal(f"--hub_model_id {repo} kept changing. The report stays; run the same command again.")
+            raise Refusal(f"--hub_model_id {repo} kept changing. The report is kept; run the same command again.")
     except Refusal:
         raise
     except Exception as error:  # the client raises its own, httpx2's and OSError
         failure = error if isinstance(error, HubUnavailable | HubPermissionError) else to_hub_error(error)
-        raise Refusal(f"--hub_model_id {repo}: {failure}. The report stays; run the same command again.") from None
+        raise Refusal(f"--hub_model_id {repo}: {failure}. The report is kept; run the same command again.") from None
     print_main(f"hub       {repo} holds the report")
 
 

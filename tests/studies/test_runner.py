@@ -502,7 +502,7 @@ def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
         dict(zip(analysis.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True))
         for arm in loaded.arms
     ]
-    with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; there is eval_loss"):
+    with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; available: eval_loss"):
         analysis.compare(loaded, rows, {}, [])
 
 
@@ -554,7 +554,8 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
     )  # 3 x (60 - 16) // 4 steps of 4 x 192
     assert absent.split()[1:5] == ["?"] * 4 and full.split()[7] != lora.split()[7]  # disk
     assert (
-        "6 runs: <= 101,376 tokens, " in total and "of 2 runs nothing is known before a first one is finished" in total
+        "6 runs: <= 132 steps, <= 101,376 tokens, " in total
+        and "of 2 runs nothing is known before a first one is finished" in total
     )
     monkeypatch.setattr(cost.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
     main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
@@ -621,7 +622,7 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
     with pytest.raises(
         Refusal,
         match=(
-            "measure acc was not logged by none, seed 1; there is embedded_mmlu_cloze acc, embedded_mmlu_cloze acc_norm"
+            "measure acc was not logged by none, seed 1; available: embedded_mmlu_cloze acc, embedded_mmlu_cloze acc_norm"
         ),
     ):
         write_json(out / "runs" / "same-seed-2" / "run.json", other)
