@@ -3,9 +3,12 @@
 It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
 """
 
+import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -21,21 +24,30 @@ from ..checkpoint.identity import changed_arithmetic, differences
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
 from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
-from ..errors import Interrupted, Refusal, Unhealthy
+from ..errors import Interrupted, Refusal, Unhealthy, status_of
 from ..files import read_json
+from ..formatting import shortened
 from ..kernels.probe import without_router_loss
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
+from .goodput import WallClock
+from .random_state import preserved_random_state
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
-TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
+TIMINGS = (  # what two equal runs may log differently
+    *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
+    *("save_seconds", "evaluation_seconds", "restart_seconds", "waiting_seconds"),
+)
 
 
 @dataclasses.dataclass
 class ResumePoint:
     """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
 
-    `changed`: what differs from the checkpoint's run, by kind (`checkpoint.identity.check_changes`).
+    `changed`: what differs from the checkpoint's run, by kind (`checkpoint.identity.check_changes`). `evaluation_due`:
+    whether the evaluation of the checkpoint's step is still to be made, before the first step.
     """
 
     checkpoint: Path | None = None
@@ -44,6 +56,7 @@ class ResumePoint:
     data_start: int = 0
     schedule_start: int = 0
     changed: dict = dataclasses.field(default_factory=dict)
+    evaluation_due: bool = False
 
     @property
     def step(self) -> int:
@@ -63,6 +76,7 @@ def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> Resu
         without,
         manifest["step"] if "data" in without else progress["data_start"],
         manifest["step"] if "scheduler" in without else progress["schedule_start"],
+        evaluation_due=progress.get("evaluation_due", False),  # absent in older checkpoints: evaluated before saving
     )
 
 
@@ -89,6 +103,7 @@ class VerifiedTraining:
         self.tokens = 0  # of all ranks, since step 0
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
+        self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
         self.add_callback(ResumeStateCallback(self))
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -160,7 +175,7 @@ class VerifiedTraining:
             return  # Trainer's own summary counts from the last resume
         logs["tokens"] = self.tokens
         if "loss" in logs:
-            logs.update(self._throughput())
+            logs.update(self._throughput() | self.clock.logged())
         for name in [name for name in logs if name.endswith(("_runtime", "_per_second")) and name.startswith("eval")]:
             del logs[name]
         super().log(logs)
@@ -182,20 +197,76 @@ class VerifiedTraining:
                 found |= {"mfu": share} if share <= 100 else {}  # the peak was measured while others used the machine
         return found
 
+    # ---- evaluating ----
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Log and save first, then evaluate: what fails in an evaluation, or kills it, costs no step. A checkpoint
+        records that its evaluation is due. A run that was asked to stop leaves the evaluation to the resumed run.
+        """
+        if self.control.should_evaluate:  # not at the end of the epoch, where Trainer calls this once more
+            self.evaluation_due, self.control.should_evaluate = True, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.evaluation_due and not self.stop_reason:
+            self.make_due_evaluation()
+
+    def make_due_evaluation(self) -> None:
+        """Evaluate, then queue the checkpoint of this step, if there is one, with the losses of this step."""
+        self.evaluate()
+        self.evaluation_due = False
+        if self.publisher:
+            checkpoint = self.run.path / f"checkpoint-{self.state.global_step}"
+            if checkpoint.is_dir():
+                self.publisher.add_missing(checkpoint)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what
         processes repeat, too much.
+
+        A part that fails is recorded, and the others are made. Random state and mode of the model stay as they were.
+        Returns the metrics, {} where they failed.
         """
-        began, training = time.perf_counter(), self.model.training
+        began, training, state = time.perf_counter(), self.model.training, (self.args, self.state, self.control)
         # other shapes, samples and tasks: only training steps are worth compiling
-        with torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager")
+        with self.clock.during("evaluations"), preserved_random_state(self.args.device), eager:
             self.model.eval()
-            metrics = self.held_out_metrics()
+            metrics = self._attempt("validation loss", self._log_held_out_metrics) or {}
             self.model.train(training)
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            for callback in self.callback_handler.callbacks:
+                handler = copy.copy(self.callback_handler)
+                handler.callbacks = [callback]
+                self._attempt(type(callback).__name__, handler.on_evaluate, *state, metrics)
+                self.model.train(training)
         self.outside += time.perf_counter() - began
         return metrics
+
+    def _log_held_out_metrics(self) -> dict[str, float]:
+        metrics = self.held_out_metrics()
+        self.log(metrics)
+        return metrics
+
+    def _attempt(self, part: str, function, *args):
+        """The result of a part of an evaluation; None on every rank where it fails on any of them, which is recorded.
+        Raises what ends a run in order (Refusal, Interrupted, Unhealthy, a full disk).
+        """
+        result = failure = None
+        try:
+            result = function(*args)
+        except Exception as error:
+            failure = error
+        watched = self.watchdog.expecting_others() if failure and self.watchdog else contextlib.nullcontext()
+        try:
+            with watched:
+                raise_on_all_ranks(failure)
+        except Exception as error:
+            if status_of(error):
+                raise
+            logger.warning("%s of the evaluation at step %s failed", part, self.state.global_step, exc_info=error)
+            reason = shortened(error)
+            self.run.event("evaluation failed", at_step=self.state.global_step, part=part, reason=reason)
+            print_main(f"WARNING   {part} at step {self.state.global_step} failed, and training goes on: {reason}")
+            return None
+        return result
 
     def held_out_metrics(self) -> dict[str, float]:
         """What an evaluation measures, of all ranks together: the same under any batch size and number of processes."""
@@ -221,13 +292,17 @@ class VerifiedTraining:
                 self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial):
+        with self.clock.during("saves"):
+            self._save_verified()
+
+    def _save_verified(self) -> None:
         """Write to a staging folder, flush, hash, record the probe loss, rename; then delete the oldest checkpoints. A
         failure on one rank ends all of them."""
         began, step = time.perf_counter(), self.state.global_step
         if step == self.saved_step:
             return
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        run_on_main(store.need_space, self.run.path, 3 * trained)  # weights and two moments
+        run_on_main(self._need_space, 3 * trained)  # weights and two moments
         staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
         try:
@@ -244,6 +319,12 @@ class VerifiedTraining:
         run_on_main(self._commit, staging, step, loss)
         self.saved_step = step
         self.outside += time.perf_counter() - began
+
+    def _need_space(self, num_bytes: int) -> None:
+        """Raise Refusal where the disk has no space for a checkpoint, also without what the queue can give up."""
+        if self.publisher:
+            self.publisher.make_room(num_bytes)
+        store.need_space(self.run.path, num_bytes)
 
     def _save_progress(self, staging: Path) -> None:
         """What Trainer does not save: the losses since the last log (one value per rank), and where data and schedule
@@ -262,6 +343,7 @@ class VerifiedTraining:
                 "logged_step": self._globalstep_last_logged,
                 "data_start": self.start.data_start,
                 "schedule_start": self.start.schedule_start,
+                "evaluation_due": self.evaluation_due,
             }
             (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
 
@@ -274,9 +356,9 @@ class VerifiedTraining:
         }
         committed = store.commit_checkpoint(staging, self.run.path, step, manifest)
         self.run.step = step
-        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
-        if self.publisher:
-            self.publisher.add(committed)  # before rotation can take it
+        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss, **self.clock.recorded())
+        if self.publisher and not self.evaluation_due:
+            self.publisher.add(committed)  # before rotation can take it; else when its evaluation has ended
         store.rotate(self.run.path, self.args.save_total_limit)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -408,21 +490,37 @@ class ResumeStateCallback(TrainerCallback):
             trainer._tr_loss += pending[args.process_index] if same else sum(pending) / len(pending)
             trainer._globalstep_last_logged, trainer.tokens = progress["logged_step"], progress["tokens"]
         trainer.window_start, trainer.outside = (time.perf_counter(), trainer.tokens), 0.0
+        trainer.clock.switch("steps")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.clock.switch("other")
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
         trainer.run.step = state.global_step
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = True
-            trainer.stop_reason = None
         elif trainer.stop_reason:
             control.should_save = control.should_training_stop = True
         return control
 
 
+class DueEvaluationCallback(TrainerCallback):
+    """Makes the evaluation that the checkpoint left to the resumed run, before its first step. The last callback."""
+
+    def __init__(self, trainer: VerifiedTraining):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.evaluation_due:
+            self.trainer.make_due_evaluation()
+
+
 def finish_or_raise(trainer: VerifiedTraining) -> None:
-    """After `train()`: Interrupted unless the last step was reached. Training that was asked to stop has saved."""
-    if trainer.state.global_step < trainer.state.max_steps:
+    """After `train()`: Interrupted unless the last step was reached and evaluated. Training that was asked to stop has
+    saved.
+    """
+    if trainer.state.global_step < trainer.state.max_steps or trainer.evaluation_due:
         (trainer.run.path / "stop").unlink(missing_ok=True)
         raise Interrupted(
             f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps};"
