@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem
+from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem, wait_for_all_ranks
 from .errors import Refusal, end_of, status_of
 
 FIRST_WORD = 30.0  # seconds that other ranks wait, so that rank 0 reports the same refusal first
@@ -87,7 +87,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
         import torch.distributed as dist
 
         if code in EXIT_CODES.values():
-            dist.barrier()
+            wait_for_all_ranks()
         dist.destroy_process_group()
     sys.stdout.flush()
     if WORLD_SIZE > 1:

@@ -343,7 +343,15 @@ class Facts:
             for key in ("device", "threads", "capability", "cuda")
             if key in hardware
         )
-        rows = [["hardware", device]]
+        switches = self.r.settings("environment").get("switches", {})
+        exact = "cuda" not in hardware or any(switches.get(name) for name in ("deterministic", "full_determinism"))
+        rows = [
+            ["hardware", device],
+            [
+                "resumed runs equal uninterrupted ones",
+                "bit for bit" if exact else "within rounding (no --deterministic)",
+            ],
+        ]
         if self.r.step is None and (seconds := self.r.wall_seconds()):
             rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
             if found := goodput.seconds_at(self.r.events):

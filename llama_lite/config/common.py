@@ -46,12 +46,12 @@ class HubArguments:
     publish_training_state: str = arg(
         "all",
         "Which revisions include optimizer and random state, so that anyone can resume from them (6 times the size of"
-        " the model): all, final, none, or a number of steps (those of its multiples, and the final one).",
+        " the model): all, final, none, or a number of steps (the multiples of it, and the final one).",
     )
     publish_queue_limit: float | None = arg(
         None,
-        "GiB that revisions which wait to be published may take (default: half of the disk's free space). Beyond it,"
-        " training state of what waits is dropped, oldest first; models and the final revision stay.",
+        "GiB that revisions may take while they wait to be published (default: half of the disk's free space). Beyond"
+        " it, training state of waiting revisions is dropped, oldest first; models and the final revision are kept.",
     )
     publish_only: bool = arg(False, "Publish the checkpoints in the run folder's queue, and stop.")
     hub_required: bool = arg(
@@ -104,6 +104,11 @@ class CommonRunArguments:
         1800,
         "Seconds without a micro-batch, in training steps, after which the run ends with status 3 (at least 5 times the"
         " slowest before; evaluating, saving, preparing and publishing do not count; 0: never).",
+    )
+    deterministic: bool = arg(
+        False,
+        "On a GPU, use only algorithms of torch that give the same bits every time (slower). Without it a resumed run"
+        " equals an uninterrupted one within a tolerance there; on a CPU it is equal bit for bit either way.",
     )
     dry_run: bool = arg(
         False, "Print the plan and write nothing. It plans the run in the folder, or with --hours a new run."

@@ -17,7 +17,7 @@ from ..errors import Refusal
 from ..files import read_json, read_jsonl
 from ..hub.publish_queue import Publisher
 from ..hub.repository import Repository
-from ..machine.hardware import configure_cpu
+from ..machine.hardware import configure_cpu, deterministic_algorithms
 from ..machine.parallelism import check_launch, layout, use_one_gpu
 from ..processes import StopSignals, seconds_since_start
 from ..run_folder import RunFolder
@@ -57,6 +57,7 @@ class Session:
         self.ends = contextlib.ExitStack()
 
     def __enter__(self):
+        self.ends.enter_context(deterministic_algorithms(self.run_args.deterministic))
         self.run = self.ends.enter_context(RunFolder(self.training_args.output_dir))
         record_collectives(self.run.path)
         return self
@@ -123,12 +124,16 @@ class Session:
                 "processes": plan.processes,
                 "micro_batch": plan.micro_batch,
                 "accumulation": plan.accumulation,
-                "sharding": layout().sharding,
+                **layout().record(),
             },
             environment={
                 "hardware": provenance.hardware(),
                 "packages": provenance.package_versions(),
-                "switches": {**switches, **library_switches(self.training_args)},
+                "switches": {
+                    **switches,
+                    **library_switches(self.training_args),
+                    **({"deterministic": True} if self.run_args.deterministic else {}),
+                },
                 "code_revision": provenance.code_revision(),
             },
             further_hyperparameters=further_hyperparameters,

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from ..checkpoint import optimizer_state, store, verify
-from ..checkpoint.identity import changed_arithmetic, differences
+from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
 from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
@@ -28,6 +28,7 @@ from ..errors import Interrupted, Refusal, Unhealthy, status_of
 from ..files import read_json
 from ..formatting import shortened
 from ..kernels.probe import without_router_loss
+from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 from .goodput import WallClock
@@ -115,6 +116,9 @@ class VerifiedTraining:
             )
             self._created_lr_scheduler = True
         return self.lr_scheduler
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        return complete_accelerator_arguments(super()._build_accelerator_args(**kwargs))
 
     # ---- stepping ----
 
@@ -459,7 +463,8 @@ class VerifiedTraining:
         if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
             print_main("the probe windows are not those of the checkpoint, so their loss is not compared")
             return
-        same = not changed_arithmetic(differences(then, now))
+        deterministic = is_deterministic(now)
+        same = deterministic and not changed_arithmetic(differences(then, now))
         tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
         error = None
         if not abs(found - recorded) <= tolerance:
@@ -472,6 +477,7 @@ class VerifiedTraining:
         print_main(
             f"verified: probe loss {found:.6f},"
             f" {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}"
+            + ("" if deterministic else " (a GPU gives the same bits every time only with --deterministic)")
         )
 
 
