@@ -27,10 +27,9 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite.folder_kinds import check_folder
     from llama_lite.provenance import provenance
-    from llama_lite.studies import analysis, runner, spec
+    from llama_lite.studies import analysis, registration, runner, spec
     from llama_lite.studies.cost import lines
     from llama_lite.training.preflight import check_folders
-    from model_card.study import line_of, write_report
 
     study = spec.load(arguments.config)
     out = Path(arguments.output_dir or f"runs/{Path(arguments.config).stem}-study")
@@ -58,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
             f" {definition[other]!r}): choose another one."
         )
     print_main(
-        f"study     {study.title}: {len(study.arms)} arms x {len(study.seeds)} seeds = {len(everything)} runs in {out}"
+        f"study     {study.title}: {len(study.arms)} arms, {len(study.seeds)} seeds, {len(everything)} runs in {out}"
     )
     if arguments.dry_run:
         for line in lines(study, everything, out):
@@ -66,16 +65,22 @@ def main(argv: list[str] | None = None) -> None:
         return
     if len(study.seeds) == 1:
         print_main("WARNING   one seed: differences are reported without intervals")
-    out.mkdir(parents=True, exist_ok=True)
     if there is None:
-        write_json(out / "study.json", {"study": definition, **provenance()})
+        registered = {"registration": registration.register(Path(arguments.config))} if study.registered else {}
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "study.json", {"study": definition, **registered, **provenance()})
+    elif study.registered and "registration" not in there:
+        raise Refusal(f"--output_dir {out} was begun before the study was registered: choose another one.")
 
     # ---- Prepare what all runs need, then run each unfinished run ----
     runner.prepare(study, out)
     if arguments.prepare_only:
         return
+    planned = len(study.seeds)
     for one in tqdm(chosen, desc="runs", unit="run", disable=None):
-        if runner.is_done(one):
+        if study.stop_early:
+            study, everything = analysis.until_decided(study, everything)
+        if runner.is_done(one) or one not in everything:
             continue
         if runner.is_other(one):
             print_main(f"changed   {one.folder.name}: its arguments changed since it was run, so it is run again")
@@ -85,6 +90,9 @@ def main(argv: list[str] | None = None) -> None:
         analysis.check_measures(study, one)
 
     # ---- The report, when all runs are finished ----
+    if study.stop_early:
+        study, everything = analysis.until_decided(study, everything)
+        print_main(f"stop      after {len(study.seeds)} of at most {planned} seeds")
     missing = [one.folder.name for one in everything if not runner.is_done(one)]
     if missing:
         print_main(
@@ -92,18 +100,34 @@ def main(argv: list[str] | None = None) -> None:
             " last one"
         )
         return
-    equal = analysis.check_controlled_variables(study, everything)
-    rows = analysis.collect(study, everything) + analysis.evaluate(study, everything, out)
-    write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
-    comparison = analysis.compare(study, everything, rows)
-    write_json(out / "comparison.json", comparison)
-    cost = {one.folder.name: runner.seconds_of(one) for one in everything}
-    report = write_report(out, dataclasses.asdict(study), rows, comparison, equal, analysis.health(everything), cost)
-    for row in comparison:
-        print_main(line_of(row))
-    print_main(f"finished  {report}, results.csv, comparison.json")
+    report(study, Path(arguments.config), everything, out)
     if arguments.push_to_hub:
         analysis.push(out, arguments.hub_model_id)
+
+
+def report(study, path: Path, finished: list, out: Path) -> None:
+    """Write results, comparison, contrasts, records and the report of a finished study. Raises Refusal.
+
+    path: the study file. finished: every run. out: the study's folder.
+    """
+    from llama_lite.studies import analysis, registration
+    from model_card.study import line_of, write_report
+
+    controlled = analysis.check_controlled_variables(study, finished)
+    rows = analysis.collect(study, finished) + analysis.evaluate(study, finished, out)
+    records = {"controlled": controlled, **analysis.records_of(study, finished, out)}
+    if registered := read_json(out / "study.json").get("registration"):
+        records["registration"] = {name: registered[name] for name in ("commit", "date")}
+        records["deviations"] = [*study.deviations, *registration.deviations(registered, path)]
+    write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
+    results = analysis.results_of(study, rows, records)
+    for name, value in {**results, "records": records}.items():
+        if value or (out / f"{name}.json").exists():  # a study without contrasts has none
+            write_json(out / f"{name}.json", value)
+    written = write_report(out, dataclasses.asdict(study), rows, results, records)
+    for row in results["comparison"]:
+        print_main(line_of(row))
+    print_main(f"finished  {written}, {', '.join(analysis.TABLES)}, records.json")
 
 
 def stop(number, frame) -> None:

@@ -158,14 +158,74 @@ def _cell(row: dict) -> str:
     value = form.format(row["value"])
     if row["low"] is None:
         return f"{value}, {verdict(row)}"
-    holds_zero = row["low"] <= 0 <= row["high"]
-    return (
-        f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){', not significant' if holds_zero else ''}"
+    concluded = "" if row["verdict"] == "differs" else f", {verdict(row)}"
+    return f"{value} ({form.format(row['low'])} to {form.format(row['high'])}){concluded}"
+
+
+def _lines(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [head, ["---"] * len(head), *rows]) + "\n"
+
+
+def _noise(name: str) -> str:
+    """The noise of a simulation, in words."""
+    correlation, deviation = name.removeprefix("correlation ").split(", ")
+    return f"{deviation}, correlation {correlation}"
+
+
+def trends() -> str:
+    """How often the verdicts on saturation and overfitting are given, and wrong, at some look of a run. Markdown."""
+    rows = []
+    for name, windows in read("trends")["windows"].items():
+        for count in ("6", "10", "20", "40"):
+            saturation, overfitting = windows[count]["saturation"], windows[count]["overfitting"]
+            wrong = [told["yes, at some look"] for slope, told in saturation.items() if float(slope) <= -0.02]
+            wrong += [told["no, at some look"] for slope, told in saturation.items() if float(slope) >= -0.02]
+            wrong += [told["yes, at some look"] for slope, told in overfitting.items() if float(slope) <= 0]
+            wrong += [told["no, at some look"] for slope, told in overfitting.items() if float(slope) > 0]
+            right = saturation["0.0"]["yes, at some look"], saturation["-0.06"]["no, at some look"]
+            right += overfitting["0.05"]["yes, at some look"], overfitting["0.2"]["yes, at some look"]
+            rows.append([_noise(name), count, *(f"{share:.2f}" for share in right), f"{max(wrong):.3f}"])
+    head = [
+        "noise of an evaluation",
+        "evaluations in the last doubling",
+        "flat: saturated",
+        "falls by 0.06: not saturated",
+    ]
+    return _lines([*head, "rises by 0.05: overfitting", "rises by 0.2: overfitting", "wrong, at most"], rows)
+
+
+def paper() -> str:
+    """What a test of the paper's 15e9 tokens would find. Markdown."""
+    rows = []
+    for name, found in read("trends")["paper"].items():
+        slopes, median = found["slope"], found["found at"]["50 %"]
+        cells = [slopes["0.0"]["yes"], slopes["-0.06"]["no"], slopes["-0.1"]["no"]]
+        last = f"{median / 1e9:.1f}e9" if median else "not by 45e9"
+        rows.append([_noise(name), *(f"{share:.2f}" for share in cells), last])
+    head = ["noise of an evaluation", "flat: yes", "falls by 0.06: no", "falls by 0.1: no"]
+    return _lines([*head, "by the last doubling, flat is found at (median)"], rows)
+
+
+def stop_rule() -> str:
+    """How often the stop rule of studies is wrong, and the seeds that it takes. Markdown."""
+    rows = []
+    for tests, found in read("stopping")["tests"].items():
+        equality = max(one["wrong"] for name, case in found.items() if "of a diff" in name for one in case.values())
+        medians = [found["difference"][effect]["median"] for effect in ("1.0", "2.0", "4.0")]
+        wrong = [f"{100 * share:.1f} %" for share in (found["difference"]["0.0"]["wrong"], equality)]
+        rows.append([tests, str(found["fewest seeds"]), *wrong, *(f"{median:.0f}" for median in medians)])
+    head = ["primary tests", "fewest seeds", "false differences", "false equalities"]
+    return _lines(
+        [*head, *(f"seeds for a difference of {n} standard deviation{'s' * (n > 1)}" for n in (1, 2, 4))], rows
     )
 
 
 PARTS = {
     "<!-- simulate_statistics -->\n": simulations,
+    "<!-- benchmarks/trends.py -->\n": trends,
+    "<!-- benchmarks/trends.py, paper -->\n": paper,
+    "<!-- benchmarks/stopping.py -->\n": stop_rule,
     "<!-- benchmarks/table.py -->\n": table,
     "<!-- kinds of machine -->\n": machines,
     "<!-- benchmarks/studies -->\n": studies,

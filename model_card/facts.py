@@ -38,7 +38,7 @@ OCCASION = (  # arguments that belong to one machine or one launch, not to the r
 ).split()
 
 # events that the history of a card leaves out
-UNSHOWN = [*"refused saved trained published hub saturated overfitting".split(), "not yet published"]
+UNSHOWN = [*"refused saved trained published hub saturated overfitting trends".split(), "not yet published"]
 
 
 class Facts:
@@ -299,7 +299,13 @@ class Facts:
             ["learning rate", f"{settings['learning_rate']:g}"],
             [
                 "schedule",
-                settings["lr_scheduler_type"] + (f", floor {floor:g} of the peak" if floor is not None else ""),
+                settings["lr_scheduler_type"]
+                + (f", floor {floor:g} of the peak" if floor is not None else "")
+                + (
+                    f" from step {number(horizon)} on"
+                    if (horizon := settings.get("schedule_steps", "max_steps")) != "max_steps"
+                    else ""
+                ),
             ],
             ["warm-up", f"{settings['warmup_steps']:g} {warmup_unit}"],
             ["weight decay", f"{settings['weight_decay']:g}"],
@@ -612,8 +618,12 @@ class Facts:
                 f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats per doubling of"
                 " tokens."
             )
-        elif len(r.evaluated) >= 5:
-            sentences.append("Validation loss had not saturated when training ended.")
+        elif judged := events.get("trends", {}).get("saturation"):
+            sentences.append(
+                "Validation loss had not saturated when training ended."
+                if judged["answer"] == "no"
+                else f"Whether validation loss had saturated cannot be told; needed: {judged['needed']}."
+            )
         if found := events.get("overfitting"):
             sentences.append(
                 f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to"

@@ -12,6 +12,7 @@ from .private import redact
 COLORS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
 SAME = "the same for every seed"
+DIFFERS = ("differs", "differs, by less than the margin")
 
 
 def shown(row: dict, value: float | None) -> str:
@@ -21,40 +22,41 @@ def shown(row: dict, value: float | None) -> str:
     return f"{value:+,.0f} tokens" if row["unit"] == "tokens" else f"{value:+.4f} {row['unit']}".strip()
 
 
+def interval(row: dict, suffix: str = "") -> str:
+    """The 95 % interval of a row (suffix "": `low`, `high`), or the 90 % one ("90")."""
+    low, high = row[f"low{suffix}"], row[f"high{suffix}"]
+    return "-" if low is None else f"{shown(row, low)} to {shown(row, high)}"
+
+
 def name_of(row: dict) -> str:
     """The arm of a difference, with the step that it begins from."""
     return row["arm"] if row["at"] is None else f"{row['arm']} at {row['at']}"
 
 
 def verdict(row: dict) -> str:
-    """The conclusion that the interval of a difference allows: higher, lower, or not significant."""
-    if row["value"] is None:
-        return f"not within the run for {sum(value is None for value in row['seeds'])} of {row['n']} seeds"
-    if row["low"] is None:
-        return "one seed: no interval" if row["n"] == 1 else SAME
-    return "not significant" if row["low"] <= 0 <= row["high"] else "higher" if row["low"] > 0 else "lower"
+    """The conclusion that a row allows: differs; differs, by less than the margin; equal within the margin; cannot
+    tell; or why there is none of these. The margin is named.
+    """
+    return row["verdict"] if row["margin"] is None else row["verdict"].replace("the margin", f"{row['margin']:g}")
 
 
 def line_of(row: dict) -> str:
     """A difference as one line of text."""
-    interval = (
-        "" if row["low"] is None else f" ({shown(row, row['low'])} to {shown(row, row['high'])}), {row['n']} seeds"
-    )
+    between = "" if row["low"] is None else f" ({interval(row)}), {row['n']} seeds"
     return (
-        f"{name_of(row)} compared with {row['against']}: {row['what']} {shown(row, row['value'])}{interval};"
+        f"{name_of(row)} compared with {row['against']}: {row['what']} {shown(row, row['value'])}{between};"
         f" {verdict(row)}"
     )
 
 
-def write_report(
-    out: Path, study: dict, rows: list[dict], comparison: list[dict], equal: dict, health: dict, cost: dict
-) -> Path:
+def write_report(out: Path, study: dict, rows: list[dict], results: dict, records: dict) -> Path:
     """Write report.md with figures/differences.png and, for training runs, figures/curves.png; returns its path.
 
-    out: the study's folder. study: its fields. rows: every measured value. comparison: every difference. equal: {kind:
-    {name: value}} of the controlled variables. health: {arm: {event: number of runs}}. cost: {run: seconds or None}.
+    out: the study's folder. study: its fields. rows: every measured value. results: {comparison, contrasts}. records:
+    {controlled: {kind: {name: value}}, health: {arm: {trend: {answer: runs}}}, cost: {runs, minutes, not_counted}}, and
+    of a registered study {registration, deviations}.
     """
-    trains = study["script"] != "run_eval.py"
+    trains, comparison = study["script"] != "run_eval.py", results["comparison"]
     if trains:
         curves(study, rows, comparison, out / "figures" / "curves.png")
     differences(comparison, out / "figures" / "differences.png")
@@ -65,42 +67,121 @@ def write_report(
         "",
         "![every difference with its interval](figures/differences.png)",
         "",
-        *_differences_section(study, comparison),
+        *_registration_section(records),
+        *_contrasts_section(study, results["contrasts"]),
+        *_differences_section(comparison, bool(results["contrasts"])),
         *(_curves_section() if trains else []),
         *_arms_section(study),
-        *_controlled_section(equal),
-        *(_health_section(study, health) if trains else []),
-        *_cost_section(cost),
+        *_controlled_section(records["controlled"]),
+        *(_health_section(records["health"]) if trains else []),
+        *_cost_section(records["cost"]),
     ]
     (out / "report.md").write_text("\n".join(map(redact, text)), encoding="utf-8")
     return out / "report.md"
 
 
-def _differences_section(study: dict, comparison: list[dict]) -> list[str]:
-    """Lines of the section with every difference, its interval and its verdict."""
-    seeds = len(study["seeds"])
+def _registration_section(records: dict) -> list[str]:
+    """Lines with the commit of a registered analysis, and what was done otherwise."""
+    registered = records.get("registration")
+    if not registered:
+        return []
+    text = [
+        "## Registration",
+        "",
+        f"The design and the analysis were committed, alone, as `{registered['commit']}` ({registered['date']}), before"
+        " the first run.",
+    ]
+    if not records["deviations"]:
+        return [*text, "", "Deviations: none.", ""]
+    return [*text, "", "Deviations:", "", *(f"- {deviation}" for deviation in records["deviations"]), ""]
+
+
+def _p(value: float | None) -> str:
+    """A p-value, rounded."""
+    return "-" if value is None else f"{value:.4f}" if value >= 1e-4 else f"{value:.1e}"
+
+
+P_COLUMNS = {"p_holm": "p (Holm)", "p_equal": "p of equality"}
+E_COLUMNS = {"e": "e of difference", "e_equal": "e of equality"}
+
+
+def _contrasts_section(study: dict, rows: list[dict]) -> list[str]:
+    """Lines of the sections with the primary and the exploratory contrasts."""
+    if not rows:
+        return []
+    primary, others = ([row for row in rows if row["primary"] is kind] for kind in (True, False))
+    rule = (
+        f"p: a paired t over seeds, after Holm's correction for {len(primary)} tests. p of equality: the larger of two"
+        " one-sided tests against the margin, not corrected; it is below 0.05 where the 90 % interval lies within the"
+        " margin."
+    )
+    if study["stop_early"]:
+        rule = (
+            f"The study stopped after {len(study['seeds'])} seeds, by its rule: e-values of at least"
+            f" {20 * len(primary)} ({len(primary)} tests share 5 %) decide, and are valid at any time. Intervals would"
+            " not be; those of the other tables are of a fixed number of seeds."
+        )
+    text = ["## Primary contrasts", "", f"Each contrast is a weighted sum of arms in each seed. {rule}", ""]
+    text += [*_contrast_table(primary, E_COLUMNS if study["stop_early"] else P_COLUMNS), ""]
+    if others:
+        text += ["## Exploratory contrasts", "", "Not corrected for their number.", ""]
+        text += [*_contrast_table(others, {"p": "p", "p_equal": "p of equality"}), ""]
+    return text
+
+
+def _evidence(name: str, value: float | None) -> str:
+    """A p-value or an e-value, rounded."""
+    return f"{value:.3g}" if name in E_COLUMNS and value is not None else _p(value)
+
+
+def _contrast_table(rows: list[dict], columns: dict[str, str]) -> list[str]:
+    """Lines of a table of contrasts. columns: {field: name} of what the verdicts rest on."""
+    names = [
+        "outcome",
+        "contrast",
+        "difference",
+        "95 % interval",
+        "90 % interval",
+        *columns.values(),
+        "seeds",
+        "verdict",
+    ]
+    lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+    for row in rows:
+        seeds = "" if row["needed"] is None else f" (equality within {row['margin']:g}: about {row['needed']} seeds)"
+        cells = [row["outcome"], row["contrast"], shown(row, row["value"]), interval(row), interval(row, "90")]
+        cells += [_evidence(name, row[name]) for name in columns]
+        lines.append(f"| {' | '.join([*cells, str(row['n']), verdict(row) + seeds])} |")
+    return lines
+
+
+def _differences_section(comparison: list[dict], is_exploratory: bool) -> list[str]:
+    """Lines of the section with every difference, its interval and its verdict. is_exploratory: beside contrasts."""
+    counts = sorted({row["n"] for row in comparison})
+    seeds = " or ".join(map(str, counts))
+    covers = "The intervals cover other seeds, not other texts or questions"
+    if any(row["items"] for row in comparison):
+        covers += ", but for the metrics of tasks: there, seeds are crossed with items in one error"
     text = [
         "## Differences",
         "",
-        "Each row is an arm minus the arm that it is compared with, in pairs of one seed, with the 95 % interval of the"
-        f" mean over {seeds} seeds (Student's t). The interval covers other seeds, not other texts or questions. The"
-        f" intervals are not widened for their number ({len(comparison)}). Where one contains 0, the difference is not"
-        " significant, which does not mean that there is none.",
+        "Each row is an arm minus the arm that it is compared with, at equal tokens, in pairs of one seed, with the"
+        f" mean over {seeds} seeds and its 95 % and 90 % intervals (Student's t). {covers}. p is corrected for the rows"
+        " of one metric (Holm). Verdicts: `differs` at a corrected p of 0.05; `equal within` a margin where the 90 %"
+        " interval lies within it (two one-sided tests at 5 %); otherwise `cannot tell`.",
     ]
-    if seeds == 1:
+    if not any(row["margin"] for row in comparison):
+        text[-1] += " No margin was declared; the 90 % interval says within which one an arm would count as equal."
+    if is_exploratory:
+        text[-1] += " These are exploratory: what was planned is tested above."
+    if counts == [1]:
         text += ["", "There was one seed, so there is no interval, and nothing follows for other seeds."]
-    text += [
-        "",
-        "| arm | compared with | metric | difference | 95 % interval | of each seed | verdict |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ["arm", "compared with", "metric", "difference", "95 % interval", "90 % interval", "p (Holm)"]
+    text += ["", f"| {' | '.join([*columns, 'of each seed', 'verdict'])} |", "| --- " * 9 + "|"]
     for row in comparison:
-        interval = "-" if row["low"] is None else f"{shown(row, row['low'])} to {shown(row, row['high'])}"
         each = ", ".join("not in the run" if value is None else shown(row, value).split()[0] for value in row["seeds"])
-        text.append(
-            f"| {name_of(row)} | {row['against']} | {row['what']} | {shown(row, row['value'])} | {interval} | {each} |"
-            f" {verdict(row)} |"
-        )
+        cells = [name_of(row), row["against"], row["what"], shown(row, row["value"]), interval(row)]
+        text.append(f"| {' | '.join([*cells, interval(row, '90'), _p(row['p_holm']), each, verdict(row)])} |")
     if same := {name_of(row): row for row in comparison if row["equal"]}:
         outcomes = "; ".join(
             f"{name} and {row['against']} in {row['equal']} of {row['n']} seeds" for name, row in same.items()
@@ -162,30 +243,28 @@ def _controlled_section(equal: dict) -> list[str]:
     return [*text, f"- layout and environment: {_settings(environment)}", ""]
 
 
-def _health_section(study: dict, health: dict) -> list[str]:
-    """Lines of the section with saturation and overfitting of each arm."""
-    text = [
-        "## Health",
-        "",
-        "What the runs reported, as defined in `llama_lite/training/loss_trends.py`:",
-        "",
-    ]
-    for arm in dict.fromkeys(arm["name"] for arm in study["arms"]):
-        outcomes = ", ".join(f"{name} in {count} runs" for name, count in sorted(health.get(arm, {}).items()))
-        text.append(f"- {arm}: {outcomes or 'neither saturated nor overfitting'}")
+def _health_section(health: dict) -> list[str]:
+    """Lines of the section with saturation and overfitting of each arm; nothing where the runs cannot show them."""
+    if not health:
+        return []
+    text = ["## Health", "", "Numbers of runs, as `llama_lite/training/loss_trends.py` defines the verdicts:", ""]
+    for arm, trends in health.items():
+        outcomes = (
+            f"{name}: {', '.join(f'{answer} in {count}' for answer, count in sorted(answers.items()))}"
+            for name, answers in trends.items()
+        )
+        text.append(f"- {arm}: {'; '.join(outcomes)}")
     return [*text, ""]
 
 
 def _cost_section(cost: dict) -> list[str]:
     """Lines of the section with the wall time of all runs."""
-    lost = sum(seconds is None for seconds in cost.values())
+    lost = f" ({cost['not_counted']} of them not counted)" if cost["not_counted"] else ""
     return [
         "## Cost",
         "",
-        (
-            f"{len(cost)} runs, {sum(filter(None, cost.values())) / 60:.0f} minutes of wall"
-            f" time{f' ({lost} of them not counted)' if lost else ''}, without what comes before and after them."
-        ),
+        f"{cost['runs']} runs, {cost['minutes']:.0f} minutes of wall time{lost}, without what comes before and after"
+        " them.",
         "",
     ]
 
@@ -252,9 +331,7 @@ def differences(comparison: list[dict], path: Path) -> None:
         for axes, ((metric, base), group) in zip(grid.flat, panels.items(), strict=False):
             scale = 1000 if group[0]["unit"] == "tokens" else 1
             for index, row in enumerate(group):
-                color = (
-                    ORANGE if verdict(row) in ("higher", "lower") or (row["value"] and verdict(row) == SAME) else GREY
-                )
+                color = ORANGE if row["verdict"] in DIFFERS or (row["value"] and row["verdict"] == SAME) else GREY
                 known = [value / scale for value in row["seeds"] if value is not None]
                 axes.plot(known, [-index] * len(known), ".", color=GREY, alpha=0.6)
                 if row["low"] is not None:

@@ -13,7 +13,7 @@ from ..machine.precision import PRECISIONS
 from .arguments import REPOSITORY
 from .fields import KEPT, accelerator_problems, names, unknown_fields
 from .optimizers import optimizer_problems
-from .schedules import default_kwargs, schedule_problems
+from .schedules import default_kwargs, schedule_problems, schedule_steps_problems
 
 RESUME_HELP = (
     "auto: the newest verified checkpoint in the run folder, otherwise in the run's Hub repository, otherwise a new"
@@ -77,6 +77,11 @@ class CommonRunArguments:
         "auto: bfloat16 (autocast over float32 weights) if this device computes it natively and faster than float32,"
         " otherwise float32; a resumed run keeps its precision. --bf16, --no_bf16 and --fp16 mean bfloat16, float32"
         " and float16.",
+    )
+    schedule_steps: int | None = arg(
+        None,
+        "Steps after which the learning rate is at its floor and stays there, by the authors' formula (default:"
+        " max_steps, by transformers' formula).",
     )
     hours: float | None = arg(
         None,
@@ -206,7 +211,7 @@ def _field_problems(run: CommonRunArguments, training: TrainingArguments, kept: 
     return (
         problems
         + accelerator_problems(training.accelerator_config)
-        + schedule_problems(training)
+        + (schedule_problems(training) or schedule_steps_problems(run.schedule_steps, training))
         + optimizer_problems(training)
     )
 

@@ -29,6 +29,7 @@ HYPERPARAMETERS = {  # {field of the identity: its value where a manifest lacks 
     "neftune_noise_alpha": None,
     "activation_checkpointing_kwargs": None,
     "tf32": None,
+    "schedule_steps": "max_steps",
 }
 
 SFT_HYPERPARAMETERS = {"loss_type": "nll"}

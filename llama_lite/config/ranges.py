@@ -27,7 +27,7 @@ RANGES = {
         # sizes and counts: data
         "max_bytes shard_tokens validation_tokens max_tokens prepare_workers max_characters "
         # run
-        "cpu_threads block_size tokens_per_step eval_windows probe_windows eval_task_limit publish_steps"
+        "cpu_threads schedule_steps block_size tokens_per_step eval_windows probe_windows eval_task_limit publish_steps"
         " sequences_per_step probe_rows sampled_answers answer_tokens eval_rows r lora_alpha "
         # TrainingArguments
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps torch_empty_cache_steps"

@@ -1,5 +1,6 @@
 """Results of a study: the controlled variables, every measured value, and differences of arms, paired by seed."""
 
+import collections
 import csv
 import dataclasses
 import math
@@ -20,7 +21,7 @@ from ..config.pretrain import CurationArguments, DataArguments, ModelArguments
 from ..config.sft import AdapterArguments, BaseArguments, RowArguments
 from ..distributed import print_main
 from ..errors import Refusal
-from ..evaluation import statistics
+from ..evaluation.statistics import holm
 from ..files import read_json, read_jsonl, sha256, write_json, write_text
 from ..hub.client import (
     HubPermissionError,
@@ -34,7 +35,9 @@ from ..hub.client import (
     to_hub_error,
 )
 from ..hub.repository import keep_user_text
-from .runner import launch
+from ..training import loss_trends
+from . import contrasts, inference, items
+from .runner import is_done, launch, seconds_of
 from .spec import Arm, Study, StudyRun, base_of, evaluation_argv
 
 RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
@@ -45,6 +48,8 @@ REPORT_HEAD = (  # a dataset card's
 )
 COMMIT_TITLE = "Report of a study"
 TRIES = 5  # while others write to the repository
+
+TABLES = ("results.csv", "comparison.json", "contrasts.json")  # what is published beside the report
 
 BACK = 0.005  # nats: a mean excess below this counts as recovered
 
@@ -74,6 +79,8 @@ def check_controlled_variables(study: Study, finished: list[StudyRun]) -> dict:
     shared: dict | None = None
     for seed in study.seeds:
         runs = [run for run in finished if run.seed == seed]
+        if not runs:
+            continue
         first = runs[0]
         for run in runs:
             reference, conditions = (_conditions(study, run.folder) for run in (first, run))
@@ -226,64 +233,99 @@ def check_measures(study: Study, run: StudyRun) -> None:
             )
 
 
-def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float]:
-    """{step: value} of one run."""
+def points(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, tuple[int, float]]:
+    """{step: (tokens, value)} of one run."""
     return {
-        r["step"]: r["value"]
+        r["step"]: (r["tokens"], r["value"])
         for r in rows
         if (r["arm"], r["at"] or None, r["seed"], r["metric"]) == (arm.name, arm.at, seed, metric)
     }
 
 
+def curve(rows: list[dict], arm: Arm, seed: int, metric: str) -> dict[int, float]:
+    """{step: value} of one run."""
+    return {step: value for step, (_, value) in points(rows, arm, seed, metric).items()}
+
+
 # ---- differences ----
 
 
-def compare(study: Study, finished: list[StudyRun], rows: list[dict]) -> list[dict]:
-    """Paired differences, one pair per seed: the last value of each measure of an arm minus that of the arm that it is
-    compared with; what tuning changed of its base; and for arms that begin from a checkpoint and read the same windows,
-    spike and recovery.
+def compare(study: Study, rows: list[dict], equal: dict[str, int], squares: list[dict]) -> list[dict]:
+    """Paired differences, one pair per seed: an arm minus the arm that it is compared with, of each measure at equal
+    tokens; what tuning changed of its base; and for arms that begin from a checkpoint and read the same windows, spike
+    and recovery.
 
-    A row: {arm, at, against, what, unit, value, low, high, n, seeds: [...], equal: number of seeds whose finished
-    weights are exactly those of the other arm}. Raises Refusal for measures that were not logged.
+    A row: {arm, at, against, what, unit, margin, seeds: [...], equal: number of seeds whose finished weights are
+    those of the other arm, p_holm, verdict, items} and what `inference.summarize` gives. Holm's correction is over
+    the rows of one measure. equal: `equal_weights`. squares: `items.squares_of`, by which the error of a row covers
+    other items, too (`items`: their number). Raises Refusal for measures that were not logged, or not at equal tokens.
     """
+    of_items = {(one["arm"], one["against"], one["what"]): one for one in squares}
     comparison = []
     for arm in study.arms:
         other = next(candidate for candidate in study.arms if candidate.name == arm.against)
         pairs: dict[tuple, list[float]] = {}  # {(against, what, unit): difference of each seed}
-        for seed in study.seeds:
+        for seed in study.seeds_of(arm):
             seed_pairs = _measure_differences(study, arm, other, seed, rows)
             if arm.source and same_windows(arm.set):
                 seed_pairs |= _recovery_differences(arm, other, seed, rows)
             for key, value in seed_pairs.items():
                 pairs.setdefault(key, []).append(value)
-        equal = None if arm is other or study.script == "run_eval.py" else _equal_weights(study, finished, arm, other)
         for (against, what, value_unit), values in pairs.items():
-            finite = [value for value in values if math.isfinite(value)]
-            mean = (
-                statistics.ratio(finite) if len(finite) == len(values) else {"value": None, "low": None, "high": None}
-            )
             row = {"arm": arm.name, "at": arm.at, "against": against, "what": what, "unit": value_unit}
-            row |= {key: mean[key] for key in ("value", "low", "high")} | {"n": len(values)}
-            comparison.append(
-                {**row, "seeds": [value if math.isfinite(value) else None for value in values], "equal": equal}
-            )
+            row |= _tested(values, study.margins.get(what), of_items.get((arm.label, against, what)))
+            comparison.append({**row, "equal": equal.get(arm.label) if against == other.name else None})
+    _adjust(comparison)
     return comparison
 
 
+def _tested(values: list[float], margin: float | None, squares: dict | None) -> dict:
+    """The fields of a comparison that follow from its differences, one per seed, infinite where there is none."""
+    seeds = [value if math.isfinite(value) else None for value in values]
+    if None in seeds:
+        empty = dict.fromkeys(("value", "low", "high", "low90", "high90", "p", "p_equal"))
+        return {**empty, "n": len(values), "margin": margin, "items": None, "seeds": seeds}
+    found = inference.crossed(sum(values) / len(values), squares) if squares else inference.estimate(values)
+    result = {**inference.summarize(found, margin), "margin": margin, "seeds": seeds}
+    return {**result, "items": squares["items"] if squares else None}
+
+
+def _adjust(comparison: list[dict]) -> None:
+    """Set `p_holm`, over the rows of one measure and kind of reference, and `verdict`."""
+    families: dict[tuple, list[dict]] = {}
+    for row in comparison:
+        row["p_holm"] = None
+        if row["p"] is not None:
+            families.setdefault((row["what"], row["against"] == "its base"), []).append(row)
+    for family in families.values():
+        for row, adjusted in zip(family, holm([row["p"] for row in family]), strict=True):
+            row["p_holm"] = adjusted
+    for row in comparison:
+        if row["value"] is None:
+            censored = sum(value is None for value in row["seeds"])
+            row["verdict"] = f"not within the run for {censored} of {row['n']} seeds"
+        elif row["p"] is None:
+            row["verdict"] = "one seed: no interval" if row["n"] == 1 else "the same for every seed"
+        else:
+            row["verdict"] = inference.verdict(row["p_holm"], row["p_equal"])
+
+
 def _measure_differences(study: Study, arm: Arm, other: Arm, seed: int, rows: list[dict]) -> dict[tuple, float]:
-    """{(against, what, unit): difference of the last values} of an arm's measures, for one seed. Raises Refusal for
+    """{(against, what, unit): difference at equal tokens} of an arm's measures, for one seed. Raises Refusal for
     measures that were not logged.
     """
     pairs = {}
     for measure in study.measures:
-        values, reference = (curve(rows, each, seed, measure) for each in (arm, other))
-        if missing := [each.name for each, logged in ((arm, values), (other, reference)) if not logged]:
+        curves = {each.label: points(rows, each, seed, measure) for each in (arm, other)}
+        if missing := [label for label, logged in curves.items() if not logged]:
             metrics = ", ".join(sorted({row["metric"] for row in rows}))
             raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; available: {metrics}.")
+        values = {step: value for step, (_, value) in curves[arm.label].items()}
         if study.script == "run_sft.py" and 0 in values:
             pairs["its base", measure, unit(measure)] = values[max(values)] - values[0]
         if arm is not other:
-            pairs[other.name, measure, unit(measure)] = values[max(values)] - reference[max(reference)]
+            ends = contrasts.at_equal_tokens(curves, measure)
+            pairs[other.name, measure, unit(measure)] = ends[arm.label] - ends[other.label]
     return pairs
 
 
@@ -300,10 +342,17 @@ def _recovery_differences(arm: Arm, other: Arm, seed: int, rows: list[dict]) -> 
     }
 
 
-def _equal_weights(study: Study, finished: list[StudyRun], arm: Arm, other: Arm) -> int:
-    """Number of seeds whose finished weights are the same in both arms."""
-    weights = {(run.arm.name, run.arm.at, run.seed): weights_of(run) for run in finished if run.arm in (arm, other)}
-    return sum(weights[arm.name, arm.at, seed] == weights[other.name, other.at, seed] for seed in study.seeds)
+def equal_weights(study: Study, finished: list[StudyRun]) -> dict[str, int]:
+    """{arm: number of seeds whose finished weights are exactly those of the arm that it is compared with}."""
+    if study.script == "run_eval.py":
+        return {}
+    weights = {(run.arm.label, run.seed): weights_of(run) for run in finished}
+    others = {arm.label: next(other.label for other in study.arms if other.name == arm.against) for arm in study.arms}
+    return {
+        label: sum(sha == weights[other, seed] for (name, seed), sha in weights.items() if name == label)
+        for label, other in others.items()
+        if label != other
+    }
 
 
 def same_windows(settings: dict) -> bool:
@@ -347,17 +396,84 @@ def weights_of(run: StudyRun) -> str:
     return files.get("model.safetensors", files.get("adapter_model.safetensors"))["sha256"]
 
 
-def health(finished: list[StudyRun]) -> dict[str, dict[str, int]]:
-    """{arm: {"saturated" or "overfitting": number of runs that reported it}}, as training/loss_trends.py defines
-    them.
+def health(logs: dict[str, list[list[dict]]]) -> dict[str, dict[str, dict[str, int]]]:
+    """{arm: {"saturation", "overfitting": {answer: number of runs}}}, as training/loss_trends.py defines them, with
+    what `cannot tell` needs; {} where no run has the evaluations that these need. logs: the log of every run of an arm.
     """
-    counts: dict[str, dict[str, int]] = {}
+    verdicts = {arm: [loss_trends.judge(log) for log in runs] for arm, runs in logs.items()}
+    if not any(one.slope for runs in verdicts.values() for judged in runs for one in judged.values()):
+        return {}
+    return {
+        arm: {
+            name: dict(collections.Counter(_answer(judged[name]) for judged in runs))
+            for name in ("saturation", "overfitting")
+        }
+        for arm, runs in verdicts.items()
+    }
+
+
+def _answer(verdict: loss_trends.Verdict) -> str:
+    """The answer of a verdict; of `cannot tell`, what is needed, without the numbers of one run."""
+    if verdict.answer != loss_trends.CANNOT_TELL:
+        return verdict.answer
+    needed = verdict.needed if verdict.needed in loss_trends.RATE_NEEDED.values() else "more evaluations"
+    return f"{verdict.answer} (needed: {needed})"
+
+
+def logs_of(finished: list[StudyRun]) -> dict[str, list[list[dict]]]:
+    """{arm: the log entries of each of its runs}."""
+    logs: dict[str, list[list[dict]]] = {}
     for run in finished:
-        events = {event["event"] for event in read_jsonl(run.folder / "events.jsonl")}
-        for name in events & {"saturated", "overfitting"}:
-            arm_counts = counts.setdefault(run.arm.name, {})
-            arm_counts[name] = arm_counts.get(name, 0) + 1
-    return counts
+        logs.setdefault(run.arm.label, []).append(read_jsonl(run.folder / "log.jsonl"))
+    return logs
+
+
+def records_of(study: Study, finished: list[StudyRun], out: Path) -> dict:
+    """What a report needs besides the measured values and the controlled variables: equal weights, mean squares over
+    items, health and wall time of the runs. JSON.
+    """
+    return {
+        "equal_weights": equal_weights(study, finished),
+        "squares": items.squares_of(study, finished, out),
+        "health": health(logs_of(finished)) if study.script != "run_eval.py" else {},
+        "cost": {
+            "runs": len(finished),
+            "minutes": round(sum(filter(None, map(seconds_of, finished))) / 60, 1),
+            "not_counted": sum(seconds_of(run) is None for run in finished),
+        },
+    }
+
+
+def results_of(study: Study, rows: list[dict], records: dict) -> dict:
+    """{comparison, contrasts}: every difference of arms, and every planned contrast, from the measured values `rows`
+    and the `records_of` the runs. Raises Refusal.
+    """
+    return {
+        "comparison": compare(study, rows, records["equal_weights"], records["squares"]),
+        "contrasts": planned_contrasts(study, rows),
+    }
+
+
+def planned_contrasts(study: Study, rows: list[dict]) -> list[dict]:
+    """`contrasts.compute` of a study."""
+    series = contrasts.series_of(rows)
+    return contrasts.compute(study.contrasts, study.seeds, study.begins, series, study.stop_early)
+
+
+def until_decided(study: Study, every: list[StudyRun]) -> tuple[Study, list[StudyRun]]:
+    """A study that stops early, and its runs, up to the seed after which every primary contrast is decided; all of it
+    where none is, yet. Raises Refusal.
+    """
+    for count in range(1, len(study.seeds) + 1):
+        part = dataclasses.replace(study, seeds=study.seeds[:count])
+        runs = [run for run in every if run.seed in part.seeds]
+        if not all(map(is_done, runs)):
+            break
+        if all(
+            row["verdict"] != "cannot tell" for row in planned_contrasts(part, collect(part, runs)) if row["primary"]
+        ):
+            return part, runs
+    return study, every
 
 
 def push(out: Path, repo: str) -> None:
@@ -370,12 +486,12 @@ def push(out: Path, repo: str) -> None:
     try:
         HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
         if not any(_push(out, repo, commit_of(Reference(repo), "dataset")) for _ in range(TRIES)):
-            raise Refusal(f"--hub_model_id {repo} kept changing. The report stays; run the same command again.")
+            raise Refusal(f"--hub_model_id {repo} kept changing. The report is kept; run the same command again.")
     except Refusal:
         raise
     except Exception as error:  # the client raises its own, httpx2's and OSError
         failure = error if isinstance(error, HubUnavailable | HubPermissionError) else to_hub_error(error)
-        raise Refusal(f"--hub_model_id {repo}: {failure}. The report stays; run the same command again.") from None
+        raise Refusal(f"--hub_model_id {repo}: {failure}. The report is kept; run the same command again.") from None
     print_main(f"hub       {repo} holds the report")
 
 
@@ -383,8 +499,8 @@ def _push(out: Path, repo: str, head: str) -> bool:
     """One commit upon `head`; False when the repository moved meanwhile. Raises Refusal and the client's errors."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    paths = (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))
-    files = {str(path.relative_to(out)): path for path in paths}
+    paths = (*map(out.joinpath, TABLES), *sorted((out / "figures").glob("*.png")))
+    files = {str(path.relative_to(out)): path for path in paths if path.exists()}
     with tempfile.TemporaryDirectory() as folder:
         files["README.md"] = Path(folder) / "README.md"
         write_text(files["README.md"], _card(out, repo, head, Path(folder)))

@@ -139,8 +139,10 @@ def lines(study: Study, every: list[StudyRun], out: Path) -> list[str]:
             remaining.append(seconds)
         table.append(_run_line(study_run, one_cost, done, seconds, bound))
     free = shutil.disk_usage(next(parent for parent in (out, *out.absolute().parents) if parent.exists())).free
-    tokens, disk = (sum(value for it in costs if (value := getattr(it, name))) for name in ("tokens", "disk"))
-    token_total = f"{bound}{tokens:,} tokens, " if tokens else ""
+    steps, tokens, disk = (
+        sum(value for it in costs if (value := getattr(it, name))) for name in ("steps", "tokens", "disk")
+    )
+    token_total = f"{bound}{steps:,} steps, {bound}{tokens:,} tokens, " if tokens else ""
     table.append(
         f"in all    {len(every)} runs: {token_total}{size(disk)} of disk ({size(free)} free);"
         f" {_remaining_time(remaining, source)}"

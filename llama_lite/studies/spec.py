@@ -14,6 +14,8 @@ from ..config.study import read_study
 from ..errors import Refusal
 from ..paths import ROOT, expand_home
 from ..training.plan import saved_steps
+from .contrasts import Contrasts, contrast_problems, is_margin, read_contrasts
+from .stopping import fewest_seeds
 
 PARSERS = {"run_pretrain.py": parse_pretrain, "run_sft.py": parse_sft, "run_eval.py": parse_eval}
 
@@ -29,9 +31,16 @@ FIELDS = {
     "measure",
     "evaluate",
     "arms",
+    "margin",
+    "outcomes",
+    "contrasts",
+    "primary",
+    "registered",
+    "deviations",
+    "stop_early",
 }
 
-ARM_FIELDS = {"set", "from", "at", "against", "about"}
+ARM_FIELDS = {"set", "from", "at", "against", "about", "seeds"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +48,7 @@ class Arm:
     """Arguments that override the shared ones. `source`, `at`: arm and step of the checkpoint that it begins from
     (None: it begins from scratch).
 
-    against: the arm that it is compared with.
+    against: the arm that it is compared with. seeds: those that it runs with (None: all of the study).
     """
 
     name: str
@@ -48,6 +57,12 @@ class Arm:
     at: int | None = None
     about: str = ""
     against: str = ""
+    seeds: list[int] | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, with the step that it begins from."""
+        return self.name if self.at is None else f"{self.name} at {self.at}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +71,10 @@ class Study:
 
     prepare: command lines that are run before the runs. evaluate: arguments of run_eval.py over all runs ({}: none).
     measures: the metrics that are compared, by their names in the log, in the evaluation (`task metric`) and in a
-    tuning run's before and after.
+    tuning run's before and after. margins: {measure: a difference that counts as none}. contrasts: the planned
+    analysis. registered: whether the study file must be committed alone before the first run; deviations: what was done
+    otherwise than registered, in words. stop_early: whether it ends with the seed after which every primary contrast is
+    decided (`studies/stopping.py`); the seeds are the most that it takes.
     """
 
     title: str
@@ -70,6 +88,20 @@ class Study:
     measures: list[str]
     evaluate: dict
     arms: list[Arm]
+    margins: dict[str, float] = dataclasses.field(default_factory=dict)
+    contrasts: Contrasts = Contrasts()
+    registered: bool = False
+    deviations: list[str] = dataclasses.field(default_factory=list)
+    stop_early: bool = False
+
+    def seeds_of(self, arm: Arm) -> list[int]:
+        """The seeds of an arm, in the order of the study."""
+        return [seed for seed in self.seeds if arm.seeds is None or seed in arm.seeds]
+
+    @property
+    def begins(self) -> dict[str, int | None]:
+        """{label of an arm: the step of the checkpoint that it begins from}; an arm of one `at` by its name, too."""
+        return _begins(self.arms)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +136,7 @@ def load(path: str) -> Study:
         else:
             problems.append(f"arm {name} must be a mapping, its `set` a mapping and its `at` a list of steps.")
     problems += _reference_problems(raw, arms) + _script_problems(raw, arms) + _seed_problems(raw["seeds"])
+    problems += _analysis_problems(raw, arms)
     if problems:
         raise Refusal(f"{path}: {' '.join(problems)}")
     study = _build_study(raw, arms)
@@ -122,7 +155,11 @@ def check_fields(path: str, raw: dict) -> None:
     problems += [
         f"`{name}` is empty: give a value, or leave it out." for name in raw if raw[name] is None and name != "question"
     ]
-    for name, kind in (("seeds", list), ("set", dict), ("arms", dict), ("prepare", list), ("evaluate", dict)):
+    kinds = {
+        **dict.fromkeys(("seeds", "prepare", "deviations"), list),
+        **dict.fromkeys(("set", "arms", "evaluate", "margin", "outcomes", "contrasts", "primary"), dict),
+    }
+    for name, kind in kinds.items():
         if raw.get(name) is not None and not isinstance(raw[name], kind):
             problems.append(f"`{name}` must be a {'list' if kind is list else 'mapping'}, not {raw[name]!r}.")
     if problems:
@@ -135,6 +172,7 @@ def _is_arm(fields) -> bool:
         isinstance(fields, dict)
         and isinstance(fields.get("set") or {}, dict)
         and isinstance(fields.get("at") or [], list)
+        and isinstance(fields.get("seeds") or [], list)
     )
 
 
@@ -142,7 +180,15 @@ def _arms_of(name: str, fields: dict, reference: str) -> list[Arm]:
     """The arms of one entry of the file: one per step of its `at`, or one that begins from scratch."""
     against = reference if fields.get("against") is None else fields["against"]
     return [
-        Arm(name, fields.get("set") or {}, fields.get("from"), at, fields.get("about") or "", against)
+        Arm(
+            name,
+            fields.get("set") or {},
+            fields.get("from"),
+            at,
+            fields.get("about") or "",
+            against,
+            fields.get("seeds"),
+        )
         for at in fields.get("at") or [None]
     ]
 
@@ -215,6 +261,50 @@ def _seed_problems(seeds: list) -> list[str]:
     return problems + [problem for seed in seeds for problem in range_problems({"seed": seed})]
 
 
+def _begins(arms: list[Arm]) -> dict[str, int | None]:
+    """{label: step}, and {name: step} of arms that begin at one step."""
+    alone = {arm.name: arm.at for arm in arms if sum(other.name == arm.name for other in arms) == 1}
+    return {arm.label: arm.at for arm in arms} | alone
+
+
+def _analysis_problems(raw: dict, arms: list[Arm]) -> list[str]:
+    """What is wrong with the seeds of arms, the margins and the contrasts of a study file."""
+    problems = []
+    by_name = {arm.name: arm for arm in arms}
+    seeds = raw["seeds"]
+    for arm in by_name.values():
+        own = seeds if arm.seeds is None else arm.seeds
+        if arm.seeds is not None and (not own or any(seed not in seeds for seed in own)):
+            problems.append(f"arm {arm.name}: `seeds` {own} must be some of the study's {seeds}.")
+        for kind, name in (("begins from", arm.source), ("is compared with", arm.against)):
+            other = by_name.get(name)
+            if other is not None and other.seeds is not None and set(own) - set(other.seeds):
+                problems.append(f"arm {arm.name} {kind} {name}, which does not have all of its seeds.")
+    for measure, margin in (raw.get("margin") or {}).items():
+        if not is_margin(margin):
+            problems.append(f"`margin` of {measure}: {margin!r}: a number above 0 is wanted.")
+    for name in ("registered", "stop_early"):
+        if type(raw.get(name, False)) is not bool:
+            problems.append(f"`{name}` {raw[name]!r}: true or false is wanted.")
+    if raw.get("stop_early") is True:
+        problems += _stop_problems(raw)
+    return problems + contrast_problems(raw, _begins(arms))
+
+
+def _stop_problems(raw: dict) -> list[str]:
+    """What is wrong with a study file that stops early."""
+    if not raw.get("contrasts"):
+        return ["`stop_early` needs `outcomes`, `contrasts` and `primary`: it stops when the primary ones are decided."]
+    metrics = [str(fields.get("metric")) for fields in raw["outcomes"].values() if isinstance(fields, dict)]
+    if tasks := [metric for metric in metrics if " " in metric and raw["script"] != "run_eval.py"]:
+        return [f"`stop_early`: {tasks[0]} is evaluated after all runs; outcomes that the runs log are wanted."]
+    primary = raw.get("primary") or {}
+    tests = len(primary.get("outcomes") or []) * len(primary.get("contrasts") or [])
+    if isinstance(raw["seeds"], list) and tests and len(raw["seeds"]) < (fewest := fewest_seeds(tests)):
+        return [f"`stop_early` with {tests} primary tests can decide nothing before {fewest} seeds: give more `seeds`."]
+    return []
+
+
 def _build_study(raw: dict, arms: list[Arm]) -> Study:
     """The study of a checked file. Its config is found in this repository, too."""
     measures = raw.get("measure", "eval_loss")
@@ -231,6 +321,11 @@ def _build_study(raw: dict, arms: list[Arm]) -> Study:
         measures=list(map(str, measures if isinstance(measures, list) else [measures])),
         evaluate=raw.get("evaluate") or {},
         arms=sorted(arms, key=lambda arm: (arm.name != raw["reference"], arm.source is not None)),
+        margins={str(measure): float(margin) for measure, margin in (raw.get("margin") or {}).items()},
+        contrasts=read_contrasts(raw),
+        registered=raw.get("registered", False),
+        stop_early=raw.get("stop_early", False),
+        deviations=list(map(str, raw.get("deviations") or [])),
     )
 
 
@@ -239,10 +334,11 @@ def check_runs(path: str, study: Study) -> None:
     measures are not evaluated.
     """
     every = runs(study, Path("unused"))
-    for run in every:
+    first_seed = [run for run in every if run.seed == study.seeds_of(run.arm)[0]]  # others differ by the seed alone
+    for run in first_seed:
         PARSERS[study.script](run.argv)  # an unknown key, a wrong value: refused before anything is run
-    first_seed = [run for run in every if run.seed == study.seeds[0] and run.source]
-    if problems := [problem for run in first_seed for problem in _source_problems(run, study.script)]:
+    resumed = [run for run in first_seed if run.source]
+    if problems := [problem for run in resumed for problem in _source_problems(run, study.script)]:
         raise Refusal(f"{path}: {' '.join(problems)}")
     if study.evaluate:
         parse_eval(evaluation_argv(study, every, Path("unused")))
@@ -316,7 +412,7 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
     every = []
     for seed in study.seeds:
         commands: dict[str, list[str]] = {}
-        for arm in study.arms:
+        for arm in (arm for arm in study.arms if seed in study.seeds_of(arm)):
             folder = out / "runs" / f"{arm.name}{'' if arm.at is None else f'-at-{arm.at}'}-seed-{seed}"
             values = {**study.shared, **arm.set, "seed": seed, "output_dir": str(folder)}
             if arm.source is not None:

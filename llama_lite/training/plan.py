@@ -99,10 +99,10 @@ def plan_warmup(run: CommonRunArguments, training: TrainingArguments, steps: int
     a warning.
     """
     if problems := schedules.plan_problems(
-        training, steps, "max_steps" in run.typed and "warmup_steps" not in run.typed
+        training, steps, "max_steps" in run.typed and "warmup_steps" not in run.typed, run.schedule_steps
     ):
         raise Refusal(" ".join(problems))
-    return training.get_warmup_steps(steps)
+    return training.get_warmup_steps(run.schedule_steps or steps)
 
 
 def warmup_lines(warmup: int, steps: int) -> list[str]:

@@ -114,7 +114,11 @@ class Session:
         """
         return RunIdentity(
             config=config,
-            training={**self.training_args.to_dict(), "precision": self.run_args.precision},
+            training={
+                **self.training_args.to_dict(),
+                "precision": self.run_args.precision,
+                "schedule_steps": self.run_args.schedule_steps or "max_steps",
+            },
             data={**data, "data_seed": self.order_seed, "seed": self.training_args.seed},
             layout={
                 "processes": plan.processes,

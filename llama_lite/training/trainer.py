@@ -22,6 +22,7 @@ from transformers import Trainer, TrainerCallback
 from ..checkpoint import optimizer_state, store, verify
 from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
 from ..checkpoint.verify import OPTIMIZER_FILE
+from ..config.schedules import make_scheduler
 from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy, status_of
 from ..files import read_json
@@ -105,6 +106,16 @@ class VerifiedTraining:
         self.on_spike, self.window_start, self.outside = None, None, 0.0
         self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
         self.add_callback(ResumeStateCallback(self))
+
+    def create_scheduler(self, num_training_steps: int, optimizer=None):
+        """Trainer's schedule, or that of --schedule_steps."""
+        if self.lr_scheduler is None:
+            steps = self.identity["hyperparameters"]["schedule_steps"]
+            self.lr_scheduler = make_scheduler(
+                self.args, optimizer or self.optimizer, num_training_steps, None if steps == "max_steps" else steps
+            )
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _build_accelerator_args(self, **kwargs) -> dict:
         return complete_accelerator_arguments(super()._build_accelerator_args(**kwargs))

@@ -45,7 +45,7 @@ def test_every_field_is_in_one_table(kind, kept):
 
 
 def test_no_table_names_a_field_that_is_gone():
-    there = {field.name for field in dataclasses.fields(SFTConfig)} | {"precision"}
+    there = {field.name for field in dataclasses.fields(SFTConfig)} | {"precision", "schedule_steps"}
     assert {
         *fields.HYPERPARAMETERS,
         *fields.SFT_HYPERPARAMETERS,
@@ -107,6 +107,7 @@ RECORDED = {  # what a command can ask for, and the row of the table in which a 
     ),
     "--tf32 False": r"tf32 +None -> False",
     "--adam_beta2 0.9": r"adam_beta2 +0\.95 -> 0\.9",
+    "--schedule_steps 800": r"schedule_steps +max_steps -> 800",
 }
 
 
@@ -114,7 +115,11 @@ def identity_of(*argv: str, hardware: dict = HARDWARE) -> dict:
     *_, run, training = parse_pretrain(["--output_dir", "runs/x", *argv])
     return checkpoint_identity.RunIdentity(
         config={"hidden_size": 64},
-        training={**training.to_dict(), "precision": run.precision},
+        training={
+            **training.to_dict(),
+            "precision": run.precision,
+            "schedule_steps": run.schedule_steps or "max_steps",
+        },
         data={"data": "f", "tokens_per_step": 1024, "block_size": 64},
         layout={"processes": 1, "micro_batch": 8, "accumulation": 2, "sharding": "none"},
         environment={

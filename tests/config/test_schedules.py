@@ -2,6 +2,7 @@
 done.
 """
 
+import math
 import re
 import types
 
@@ -123,6 +124,61 @@ def test_arguments_of_another_schedule_are_refused(argv, message):
 def test_a_schedule_is_computed_before_the_run(argv, message):
     problems = schedules.plan_problems(training_of(*argv), STEPS)
     assert len(problems) == 1 and re.search(message, problems[0]), problems
+
+
+def authors_rate(it: int, max_lr: float, min_lr: float, warmup_steps: int, max_steps: int) -> float:
+    """The authors' function, written out: `it` counts from 0."""
+    if it < warmup_steps:
+        return max_lr * (it + 1) / warmup_steps
+    if it > max_steps:
+        return min_lr
+    decay_ratio = (it - warmup_steps) / (max_steps - warmup_steps)
+    return min_lr + 0.5 * (1.0 + math.cos(math.pi * decay_ratio)) * (max_lr - min_lr)
+
+
+@pytest.mark.parametrize("warmup, steps, run", [(4, 10, 30), (0, 7, 9), (50, 600, 1080), (715, 19_073, 19_300)])
+def test_schedule_steps_give_the_authors_rates(warmup, steps, run):
+    given = ("--learning_rate", "6e-4", "--warmup_steps", str(warmup), "--schedule_steps", str(steps))
+    training = training_of(*given)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=training.learning_rate)
+    (factor,) = schedules.make_scheduler(training, optimizer, run, steps).lr_lambdas
+    rates = [training.learning_rate * factor(it) for it in range(run)]
+    expected = [authors_rate(it, 6e-4, 6e-5, warmup, steps) for it in range(run)]
+    assert max(abs(a - b) for a, b in zip(rates, expected, strict=True)) <= 1e-12 * 6e-4
+    assert rates[steps:] == [training.learning_rate * 0.1] * (run - steps)
+    assert schedules.plan_problems(training, run, schedule_steps=steps) == []
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--lr_scheduler_type", "linear"], "--schedule_steps 9 belongs to --lr_scheduler_type cosine_warmup_with_min"),
+        (["--warmup_steps", "9"], "--schedule_steps 9 ends within the warm-up of 9 steps"),
+        (["--lr_scheduler_kwargs", '{"min_lr_rate": 0.1, "num_cycles": 2}'], "num_cycles: the schedule of --schedule_"),
+        (["--lr_scheduler_kwargs", '{"min_lr_rate": 0.1, "min_lr": 1e-5}'], "--schedule_steps needs one floor"),
+        (["--schedule_steps", "0"], "--schedule_steps 0 must be at least 1"),
+    ],
+)
+def test_schedule_steps_that_cannot_be_are_refused(argv, message):
+    with pytest.raises(Refusal, match=message):
+        training_of("--schedule_steps", "9", *argv) if "--schedule_steps" not in argv else training_of(*argv)
+
+
+def test_a_resumed_run_keeps_its_schedule_or_stretches_it(pretrain, tmp_path):
+    """The floor from step 6 on; and, resumed as the authors' code does, a cosine to a later step, from a higher rate."""
+    asked = {**QUICK, "max_steps": 12, "warmup_steps": 2, "logging_steps": 1, "save_steps": 4, "learning_rate": 1e-3}
+    asked = {**asked, "schedule_steps": 6, "eval_steps": 12}
+    run = pretrain(tmp_path / "run", **asked)
+    checkpoint = {"resume_from_checkpoint": str(run / "checkpoint-4")}
+    with pytest.raises(Refusal, match=r"schedule_steps +6 -> 10"):
+        pretrain(tmp_path / "stretched", **{**asked, **checkpoint, "schedule_steps": 10})
+    stretched = {**checkpoint, "schedule_steps": 10, "allow_changes": "schedule_steps"}
+    stretched = pretrain(tmp_path / "stretched", **{**asked, **stretched})
+    for folder, first, steps in ((run, 1, 6), (stretched, 5, 10)):
+        rates = {row["step"]: row["learning_rate"] for row in log_of(folder) if "loss" in row and row["step"] >= first}
+        assert len(rates) == 13 - first
+        for step, rate in rates.items():  # the rate of the next step
+            assert rate == pytest.approx(authors_rate(step - 1, 1e-3, 1e-4, 2, steps), abs=1e-15), (folder.name, step)
 
 
 @pytest.mark.parametrize("name", [kind.value for kind in OptimizerNames])

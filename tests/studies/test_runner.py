@@ -1,5 +1,6 @@
 """Studies: what is refused, what is run again, what is compared; and a study that is killed gives the same results."""
 
+import csv
 import random
 import shutil
 import signal
@@ -47,6 +48,21 @@ STUDY = {
 }
 
 
+PLANNED = {
+    "margin": {"eval_loss": 5.0},
+    "outcomes": {
+        "first losses": {"metric": "loss", "take": "first", "steps": 2},
+        "final loss": {"metric": "eval_loss", "margin": 0.5},
+        "area": {"metric": "loss", "take": "area"},
+    },
+    "contrasts": {
+        "moments": {"no_optimizer": 1, "everything": -1},
+        "nothing": {"everything": 1, "whole": -1},
+    },
+    "primary": {"outcomes": ["first losses", "final loss"], "contrasts": ["moments"]},
+}
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forked():
     """The runs of a study that this process makes are forks; those of a study that is a process of its own are started
@@ -75,7 +91,8 @@ def made(settings, tmp_path_factory) -> tuple[Path, Path]:
     """(study file, its folder) of the whole study."""
     folder = tmp_path_factory.mktemp("study")
     path = folder / "study.yaml"
-    path.write_text(yaml.safe_dump({**STUDY, "config": str(config_file(folder, settings))}, sort_keys=False))
+    planned = {**STUDY, **PLANNED, "config": str(config_file(folder, settings))}
+    path.write_text(yaml.safe_dump(planned, sort_keys=False))
     main(["--config", str(path), "--output_dir", str(folder / "out")])
     return path, folder / "out"
 
@@ -101,18 +118,48 @@ def test_a_study_compares_its_arms_in_pairs(made):
         and "everything at 4 and whole in 2 of 2 seeds" in report
     )
     assert (
-        "- no_optimizer: neither saturated nor overfitting" in report
+        "## Health" not in report  # two evaluations show no trend
         and "resume_without" in report
         and "python run_study.py --help" in report
         and "/tmp" not in report.replace("/tmp/pytest", "")
     )
     assert all((out / "figures" / f"{name}.png").stat().st_size > 10_000 for name in ("curves", "differences"))
+    science = found["no_optimizer", "embedded_science bits_per_byte"]
+    assert science["items"] >= 2 and found["no_optimizer", "eval_loss"]["items"] is None
     header, *lines = (out / "results.csv").read_text().splitlines()
     assert (
         header == "arm,at,seed,step,tokens,metric,value"
         and sum(",8," in line and ",eval_loss," in line for line in lines) == 6
     )
     assert sum("embedded_science bits_per_byte" in line for line in lines) == 6
+
+
+@pytest.mark.slow
+def test_a_planned_contrast_is_what_the_table_gives(made):
+    """Of every seed, from results.csv; the primary ones are one family, and the others exploratory."""
+    _, out = made
+    with open(out / "results.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def value(arm, seed, metric, steps):
+        found = [
+            r for r in rows if (r["arm"], r["seed"], r["metric"]) == (arm, seed, metric) and int(r["step"]) in steps
+        ]
+        return [float(r["value"]) for r in found]
+
+    contrasts = {(row["outcome"], row["contrast"]): row for row in read_json(out / "contrasts.json")}
+    assert len(contrasts) == 6 and sum(row["primary"] for row in contrasts.values()) == 2
+    for seed in ("1", "2"):
+        first, final, area = (contrasts[name, "moments"]["seeds"][seed] for name in PLANNED["outcomes"])
+        lost, kept = (value(arm, seed, "loss", range(5, 9)) for arm in ("no_optimizer", "everything"))
+        assert first == pytest.approx((sum(lost[:2]) - sum(kept[:2])) / 2)
+        assert area == pytest.approx((sum(lost) - sum(kept)) * 1024 / 1e6)
+        ends = [value(arm, seed, "eval_loss", [8]) for arm in ("no_optimizer", "everything")]
+        assert final == pytest.approx(ends[0][0] - ends[1][0])
+    assert contrasts["first losses", "moments"]["p_holm"] >= contrasts["first losses", "moments"]["p"]
+    assert contrasts["final loss", "nothing"]["verdict"] == "the same for every seed"
+    report = (out / "report.md").read_text()
+    assert "## Primary contrasts" in report and "| final loss | moments |" in report.partition("## Exploratory")[0]
 
 
 @pytest.mark.slow
@@ -160,7 +207,7 @@ def test_finished_runs_are_kept_and_changed_arms_are_made_again(made, capsys):
     assert told.count("changed since it was run: will be run again") == 2 and told.count(" min   finished") == 4
     assert "whole-seed-1                                  8 steps         8,192 tokens" in told
     assert "no_optimizer-at-4-seed-1                      4 steps         4,096 tokens" in told
-    assert "in all    6 runs: 32,768 tokens, " in told and " min to come (by 4 finished ones)" in told
+    assert "in all    6 runs: 32 steps, 32,768 tokens, " in told and " min to come (by 4 finished ones)" in told
     assert "prepare   1 commands before them, 1 of them done" in told and told.endswith(
         "with run_eval.py: embedded_science\n"
     )
@@ -256,7 +303,9 @@ def test_tuning_is_compared_with_its_base_and_with_its_own_reference(study, sft_
     files = {"adapter_model.safetensors": {"sha256": "a"}}
     monkeypatch.setattr(analysis, "last_manifest", lambda folder: {"step": 8, "tokens": 80, "files": files})
     rows = analysis.collect(loaded, every) + analysis.evaluate(loaded, every, tmp_path / "out")
-    found = {(row["arm"], row["against"], row["what"]): row for row in analysis.compare(loaded, every, rows)}
+    equal = analysis.equal_weights(loaded, every)
+    assert equal == {"lora": 2, "wider": 2}
+    found = {(row["arm"], row["against"], row["what"]): row for row in analysis.compare(loaded, rows, equal, [])}
     assert set(found) == {
         (arm, against, measure)
         for arm, against in (
@@ -356,6 +405,24 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             "arms of run_eval.py are evaluations: they take neither `evaluate` nor `from`",
         ),
         ({"title": None}, "`title` is empty: give a value"),
+        ({"registered": 1}, "`registered` 1: true or false is wanted"),
+        ({"stop_early": True}, "`stop_early` needs `outcomes`, `contrasts` and `primary`"),
+        (
+            {
+                "stop_early": True,
+                "outcomes": {"end": {"metric": "eval_loss"}},
+                "contrasts": {"c": {"everything": 1, "whole": -1}},
+                "primary": {"outcomes": ["end"], "contrasts": ["c"]},
+            },
+            "`stop_early` with 1 primary tests can decide nothing before 4 seeds",
+        ),
+        ({"margin": {"eval_loss": 0}}, "`margin` of eval_loss: 0: a number above 0"),
+        ({"margin": 0.01}, "`margin` must be a mapping"),
+        ({"arms": {"whole": {}, "b": {"seeds": [3]}}}, "arm b: `seeds` .3. must be some of the study's .1, 2."),
+        (
+            {"arms": {"whole": {"seeds": [1]}, "b": {"from": "whole", "at": [4]}}},
+            "arm b begins from whole, which does not have all of its seeds",
+        ),
         (
             {"arms": {"whole": {}, "b": {"set": {"seed": 7}}}},
             "`set` of arm b: `seed` is set by the study: the seeds are `seeds`",
@@ -435,8 +502,8 @@ def test_a_measure_that_was_not_logged_is_refused(study, tmp_path):
         dict(zip(analysis.RUN_COLUMNS, (arm.name, arm.at or "", 1, 8, 8, "eval_loss", 1.0), strict=True))
         for arm in loaded.arms
     ]
-    with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; there is eval_loss"):
-        analysis.compare(loaded, [], rows)
+    with pytest.raises(Refusal, match="measure eval_accuracy was not logged by whole, seed 1; available: eval_loss"):
+        analysis.compare(loaded, rows, {}, [])
 
 
 def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settings, tmp_path, monkeypatch):
@@ -487,7 +554,8 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
     )  # 3 x (60 - 16) // 4 steps of 4 x 192
     assert absent.split()[1:5] == ["?"] * 4 and full.split()[7] != lora.split()[7]  # disk
     assert (
-        "6 runs: <= 101,376 tokens, " in total and "of 2 runs nothing is known before a first one is finished" in total
+        "6 runs: <= 132 steps, <= 101,376 tokens, " in total
+        and "of 2 runs nothing is known before a first one is finished" in total
     )
     monkeypatch.setattr(cost.shutil, "disk_usage", lambda place: SimpleNamespace(free=2**20))
     main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
@@ -554,7 +622,7 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
     with pytest.raises(
         Refusal,
         match=(
-            "measure acc was not logged by none, seed 1; there is embedded_mmlu_cloze acc, embedded_mmlu_cloze acc_norm"
+            "measure acc was not logged by none, seed 1; available: embedded_mmlu_cloze acc, embedded_mmlu_cloze acc_norm"
         ),
     ):
         write_json(out / "runs" / "same-seed-2" / "run.json", other)
@@ -572,14 +640,13 @@ def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch
     }
     loaded = spec.load(str(study(seeds=[1], arms=arms, measure="eval_loss", evaluate={})))
     every = spec.runs(loaded, tmp_path)
-    monkeypatch.setattr(analysis, "weights_of", lambda one: one.arm.name)
     rows = [
         analysis._row(one, step, step * 10, "loss", 3.0 + (one.arm.name != "whole" and step == 5))
         for one in every
         for step in range(1, 9)
     ]
     rows += [analysis._row(one, 8, 80, "eval_loss", 3.0) for one in every]
-    found = {(row["arm"], row["what"]): row["value"] for row in analysis.compare(loaded, every, rows)}
+    found = {(row["arm"], row["what"]): row["value"] for row in analysis.compare(loaded, rows, {}, [])}
     spike = "highest excess of the training loss after the stop"
     assert found == {
         ("a", "eval_loss"): 0.0,
@@ -587,6 +654,20 @@ def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch
         ("a", "tokens until back"): 20.0,
         ("b", "eval_loss"): 0.0,
     }
+
+
+def test_a_registered_study_that_is_not_committed_is_refused_before_the_first_run(study, tmp_path):
+    with pytest.raises(
+        Refusal, match=r"study\.yaml is in no commit, and a registered study's file is committed, alone"
+    ):
+        main(["--config", str(study(registered=True)), "--output_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+    loaded, begun = spec.load(str(study())), tmp_path / "begun"
+    begun.mkdir()
+    definition = {name: getattr(loaded, name) for name in ("title", "script", "config", "reference")}
+    write_json(begun / "study.json", {"study": definition})
+    with pytest.raises(Refusal, match="was begun before the study was registered: choose another one"):
+        main(["--config", str(study(registered=True)), "--output_dir", str(begun)])
 
 
 def test_an_arm_or_seed_that_is_not_there_is_refused(study, tmp_path):
@@ -668,12 +749,14 @@ def test_one_seed_has_no_interval():
         "high": None,
         "n": 1,
         "seeds": [0.5],
+        "margin": None,
+        "verdict": "one seed: no interval",
     }
     assert line_of(row) == "a compared with b: eval_loss +0.5000 nats; one seed: no interval"
-    wide = {**row, "low": -0.1, "high": 1.1, "n": 3}
+    wide = {**row, "low": -0.1, "high": 1.1, "n": 3, "margin": 2.0, "verdict": "equal within the margin"}
     assert (
         line_of(wide)
-        == "a compared with b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; not significant"
+        == "a compared with b: eval_loss +0.5000 nats (-0.1000 nats to +1.1000 nats), 3 seeds; equal within 2"
     )
 
 

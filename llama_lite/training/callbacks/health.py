@@ -1,5 +1,6 @@
 """NaN, infinite and spiking losses; saturation and overfitting."""
 
+import math
 from collections import deque
 
 import numpy as np
@@ -29,7 +30,9 @@ class SpikeDetector:
 
 
 class Health(TrainerCallback):
-    """At each evaluation: is validation loss saturated, does the model overfit? Each is reported once per run."""
+    """At each evaluation: is validation loss saturated, does the model overfit? A yes is reported once per run, and
+    both verdicts at its end.
+    """
 
     def __init__(self, run: RunFolder):
         self.run, self.reported = run, set()
@@ -38,32 +41,31 @@ class Health(TrainerCallback):
         """Report saturation and overfitting on the main process, as events of the run and as printed lines."""
         if not state.is_world_process_zero:
             return
+        verdicts = loss_trends.judge(
+            state.log_history, math.ceil(state.max_steps / (state.eval_steps or state.max_steps))
+        )
         evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
-        logged = [(entry["step"], entry["loss"]) for entry in state.log_history if "loss" in entry]
-        tokens, losses = [entry["tokens"] for entry in evaluated], [entry["eval_loss"] for entry in evaluated]
-        if "saturated" not in self.reported and (slope := loss_trends.saturation(tokens, losses)):
-            self.reported.add("saturated")
-            self.run.event("saturated", tokens=tokens[-1], slope=slope.slope, low=slope.low, high=slope.high)
+        tokens, losses = evaluated[-1]["tokens"], [entry["eval_loss"] for entry in evaluated]
+        found = {name for name, verdict in verdicts.items() if verdict.answer == loss_trends.YES} - self.reported
+        self.reported |= found
+        if "saturation" in found:
+            slope = verdicts["saturation"].slope
+            self.run.event("saturated", tokens=tokens, slope=slope.slope, low=slope.low, high=slope.high)
             print_main(
                 f"validation loss is saturated: {slope.slope:+.4f} nats per doubling of tokens ({slope.low:+.4f} to"
                 f" {slope.high:+.4f})"
             )
-        intervals = zip([0, *(entry["step"] for entry in evaluated)], evaluated, strict=False)
-        losses_since = [[loss for step, loss in logged if start < step <= entry["step"]] for start, entry in intervals]
-        if "overfitting" in self.reported or not all(losses_since):
-            return
-        if slope := loss_trends.overfitting(tokens, [float(np.mean(part)) for part in losses_since], losses):
-            self.reported.add("overfitting")
-            self.run.event(
-                "overfitting",
-                tokens=tokens[-1],
-                eval_loss=losses[-1],
-                best_eval_loss=min(losses),
-                slope=slope.slope,
-                low=slope.low,
-                high=slope.high,
-            )
+        if "overfitting" in found:
+            slope = verdicts["overfitting"].slope
+            best = {"eval_loss": losses[-1], "best_eval_loss": min(losses)}
+            self.run.event("overfitting", tokens=tokens, **best, slope=slope.slope, low=slope.low, high=slope.high)
             print_main(
                 f"validation loss rises and diverges from training loss by {slope.slope:.4f} nats per doubling of"
                 f" tokens ({slope.low:.4f} to {slope.high:.4f}): {losses[-1]:.4f}, best {min(losses):.4f}"
+            )
+        if state.global_step >= state.max_steps:
+            self.run.event(
+                "trends",
+                tokens=tokens,
+                **{name: {"answer": one.answer, "needed": one.needed} for name, one in verdicts.items()},
             )
