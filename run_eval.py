@@ -12,10 +12,11 @@ import warnings
 from pathlib import Path
 
 from llama_lite.config.arguments import answer_early
+from llama_lite.digests import sha256
 from llama_lite.distributed import print_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
-from llama_lite.files import FolderLock, csv_text, sha256, write_json, write_text
+from llama_lite.files import FolderLock, csv_text, write_json, write_text
 from llama_lite.processes import cores_for_a_process
 from model_card.records import shown_metric
 

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 from llama_lite.chat_format import rendering
 from llama_lite.chat_format.template import encode, encode_prompt, vicuna_template
 from llama_lite.checkpoint import integrity, verify
+from llama_lite.digests import sha256
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import lm, resolve
-from llama_lite.files import read_json, sha256, write_json
+from llama_lite.files import read_json, write_json
 from llama_lite.models import loading, references
 
 TWO = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
