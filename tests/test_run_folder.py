@@ -93,7 +93,7 @@ def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 1 and re.findall(".*refused: .*", done.stderr) == [said], done.stderr
 

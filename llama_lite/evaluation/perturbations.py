@@ -150,27 +150,3 @@ def _distractor_edits(text: str, draw) -> list[tuple[int, int, str]]:
     draws = sorted((draw(), draw() < 0.5, sentence) for sentence in DISTRACTORS)
     sides = [(before if first else after, sentence) for _, first, sentence in draws if body]
     return [(start, end, form.format(sentence)) for (start, end, form), sentence in sides]
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance in characters: the fewest insertions, deletions and replacements that turn `a` into `b`.
-
-    A column of the table is two integers, of the bits where it rises and where it falls (Myers, "A fast bit-vector
-    algorithm for approximate string matching based on dynamic programming", 1999): milliseconds for 2,000 characters.
-    """
-    if not a:
-        return len(b)
-    last_seen: dict[str, int] = {}
-    for i, letter in enumerate(a):
-        last_seen[letter] = last_seen.get(letter, 0) | 1 << i
-    all_bits, last = (1 << len(a)) - 1, len(a) - 1
-    increases, decreases, distance = all_bits, 0, len(a)
-    for letter in b:
-        same = last_seen.get(letter, 0)
-        diagonal = (((same & increases) + increases) ^ increases) | same
-        up, down = decreases | (all_bits & ~(diagonal | increases)), increases & diagonal
-        distance += (up >> last) - (down >> last)
-        up, down = up << 1 | 1, down << 1
-        same |= decreases
-        increases, decreases = (down | ~(same | up)) & all_bits, up & same & all_bits
-    return distance

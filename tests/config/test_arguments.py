@@ -47,7 +47,7 @@ def answers(script: str, *command_lines: list[str]) -> list[list]:
     not load the libraries.
     """
     argv = [sys.executable, "-c", RUN_ALL, str(ROOT / script), json.dumps(command_lines)]
-    result = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    result = subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert result.returncode == 0, result.stderr
     found, loaded = json.loads(result.stdout)
     assert loaded == []

@@ -193,7 +193,7 @@ def command_results(folder, data, work_folder):
         str(work_folder / "out"),
         "--log_samples",
     ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=work_folder, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=work_folder, timeout=900)
     assert result.returncode == 0, result.stderr
     results = json.loads(next((work_folder / "out").rglob("results_*.json")).read_text())["results"]["hellaswag_local"]
     samples = [

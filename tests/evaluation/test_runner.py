@@ -509,7 +509,7 @@ def test_two_evaluations_at_once(evaluate, tmp_path):
 @pytest.fixture
 def published(hub, pretrain, tmp_path) -> str:
     name = f"org/evaluated-{len(hub.repos)}"
-    pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=name, hub_drain_timeout=60)
+    pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=name, hub_drain_timeout=600)
     return name
 
 

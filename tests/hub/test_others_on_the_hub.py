@@ -317,7 +317,7 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
     """
     monkeypatch.setattr("model_card.card.draw", lambda records: None)  # the figures would be most of the time
     name = f"org/changed-{len(hub.repos)}"
-    changes = {"push_to_hub": True, "hub_model_id": name, "hub_drain_timeout": 60}
+    changes = {"push_to_hub": True, "hub_model_id": name, "hub_drain_timeout": 600}
     run = pretrain(tmp_path / "run", **changes)  # checkpoints 10 and 12 stay here
     there = hub.repos["models", name]
     before, branches = dict(there.tags), dict(there.branches)

@@ -124,7 +124,7 @@ def test_what_the_hub_does_not_give_is_refused(hub, fineweb, pretrain, tmp_path,
 
 def ours(hub) -> dict:
     """Arguments of a run that publishes to a repository of its own."""
-    return {"push_to_hub": True, "hub_model_id": f"org/run-{len(hub.repos)}", "hub_drain_timeout": 60}
+    return {"push_to_hub": True, "hub_model_id": f"org/run-{len(hub.repos)}", "hub_drain_timeout": 600}
 
 
 def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain, tmp_path):

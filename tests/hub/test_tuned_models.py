@@ -31,7 +31,7 @@ def published_base(hub, base) -> str:
 
 
 def pushed(hub) -> dict:
-    return {"push_to_hub": True, "hub_model_id": f"org/tuned-{len(hub.repos)}", "hub_drain_timeout": 60}
+    return {"push_to_hub": True, "hub_model_id": f"org/tuned-{len(hub.repos)}", "hub_drain_timeout": 600}
 
 
 def test_adapters_are_revisions_that_peft_opens(hub, sft, published_base, whole_sft, tmp_path):

@@ -334,7 +334,7 @@ def run_blocks(text: str, place) -> list[str]:
     for language, code in blocks:
         if language == "python":
             (place / "block.py").write_text(code)
-            result = forking.run([sys.executable, str(place / "block.py")], timeout=300, cwd=place)
+            result = forking.run([sys.executable, str(place / "block.py")], timeout=900, cwd=place)
         else:
             path = f"{sys.prefix}/bin:/usr/bin:/bin"
             result = subprocess.run(
@@ -342,7 +342,7 @@ def run_blocks(text: str, place) -> list[str]:
                 cwd=place,
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=900,
                 env={**os.environ, "PATH": path},
             )
         assert result.returncode == 0, f"{code}\n{result.stderr[-3000:]}"
@@ -365,7 +365,7 @@ def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_pat
         tmp_path / "run",
         push_to_hub=True,
         hub_model_id=repo,
-        hub_drain_timeout=60,
+        hub_drain_timeout=600,
         card_license="mit",
         card_language="en",
         **data,
@@ -385,7 +385,7 @@ def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_pat
     )
     data_card = hub.files(tokens, kind="datasets")["README.md"].decode()
     assert len(run_blocks(data_card, tmp_path / "of-tokens")) == 2
-    pushed = {"push_to_hub": True, "hub_model_id": chat, "hub_drain_timeout": 60}
+    pushed = {"push_to_hub": True, "hub_model_id": chat, "hub_drain_timeout": 600}
     sft(tmp_path / "chat", model_name_or_path=chatty, model_revision="v1", merge_adapter=True, **pushed)
     adapter, merged = (hub.files(name)["README.md"].decode() for name in (chat, f"{chat}-merged"))
     told = ModelCard(adapter).data
@@ -410,12 +410,12 @@ def test_what_a_person_wrote_outlives_a_card_that_cannot_be_made():
 
 def test_a_card_with_scores_keeps_them_when_the_run_publishes_again(hub, pretrain, tmp_path):
     repo = f"org/kept-{len(hub.repos)}"
-    run = pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60)
+    run = pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=repo, hub_drain_timeout=600)
     old = hub.files(repo)["README.md"].decode()
     marked = old.replace(card.YOURS[0], f"{card.YOURS[0]}\nWritten on the Hub.")
     HfApi().upload_file(path_or_fileobj=marked.encode(), path_in_repo="README.md", repo_id=repo)
     pretrain(
-        run, "--allow_changes", "max_steps", max_steps=14, push_to_hub=True, hub_model_id=repo, hub_drain_timeout=60
+        run, "--allow_changes", "max_steps", max_steps=14, push_to_hub=True, hub_model_id=repo, hub_drain_timeout=600
     )
     new = hub.files(repo)["README.md"].decode()
     assert "Written on the Hub." in new and "| step | 14 of 14 |" in new and "figures/training.png" in hub.files(repo)

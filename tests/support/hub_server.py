@@ -96,7 +96,11 @@ class Hub:
         self.faults: list[Fault] = []
         self.requests: list[str] = []
         self.rate = rate  # bytes a second of uploads
-        self.lock, self.port, self.server = threading.RLock(), port, None
+        self.lock, self.server = threading.RLock(), None
+        self.reserved = socket.socket()  # never listens, and keeps the port from other processes during an outage
+        self.reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.reserved.bind(("127.0.0.1", port))
+        self.port = self.reserved.getsockname()[1]
 
     def __enter__(self):
         self.up()
@@ -108,13 +112,14 @@ class Hub:
     def up(self) -> None:
         """Listen; always on the same port, so that an outage can end."""
         self.server = _Server(("127.0.0.1", self.port), _Handler)
-        self.server.hub, self.port = self, self.server.server_address[1]
+        self.server.hub = self
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     def down(self) -> None:
         """End all connections and refuse new ones."""
         if self.server:
             self.server.shutdown()
+            self.server.socket.shutdown(socket.SHUT_RDWR)  # processes that were forked meanwhile hold it open
             self.server.server_close()
             for one in list(self.server.sockets):
                 with contextlib.suppress(OSError):
