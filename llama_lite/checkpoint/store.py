@@ -37,9 +37,9 @@ def need_space(run: Path, num_bytes: int) -> None:
     files.need_space(run, num_bytes, "the next checkpoint", advice)
 
 
-def flush_and_hash(folder: Path) -> dict[str, dict]:
+def flush_and_hash(folder: Path, known: dict[Path, str] | None = None) -> dict[str, dict]:
     """{path in the folder: {size in bytes, blake3}} of every file but the manifest, each flushed to disk. Hashing and
-    flushing run concurrently.
+    flushing run concurrently. known: BLAKE3 of files that were hashed as they were written.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST)
 
@@ -49,7 +49,7 @@ def flush_and_hash(folder: Path) -> dict[str, dict]:
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         flushes = [pool.submit(flush, path) for path in paths]
-        digests = list(pool.map(blake3, paths))
+        digests = list(pool.map(lambda path: (known or {}).get(path) or blake3(path), paths))
         for future in flushes:
             future.result()
     return {

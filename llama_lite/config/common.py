@@ -87,6 +87,11 @@ class CommonRunArguments:
         True,
         "On a CPU, keep freed memory for the next step (faster steps; up to an eighth more memory).",
     )
+    async_save: bool = arg(
+        True,
+        "Write a checkpoint while training goes on, from a copy of weights and optimizer state in this machine's"
+        " memory. Where memory does not hold the copy, training waits.",
+    )
     dry_run: bool = arg(
         False, "Print the plan and write nothing: of the run in the folder, or with --hours of a new one."
     )

@@ -3,6 +3,7 @@
 It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,12 +18,16 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from ..checkpoint import optimizer_state, store, verify
+from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.identity import changed_arithmetic, differences
+from ..checkpoint.snapshot import Snapshot, live_storages
 from ..checkpoint.verify import OPTIMIZER_FILE
-from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
-from ..errors import Interrupted, Refusal, Unhealthy
+from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
+from ..errors import Interrupted, Refusal, Unhealthy, end_of
 from ..files import read_json
+from ..formatting import size
 from ..kernels.probe import without_router_loss
+from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 
@@ -87,6 +92,10 @@ class VerifiedTraining:
         self.tokens = 0  # of all ranks, since step 0
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
+        # whether a save is under way is known to all ranks, at the latest a step after it is done
+        self.async_save, self.writer, self.is_saving = True, BackgroundWriter(), False
+        self.snapshot = Snapshot(self.args.device.type == "cuda")
+        self.run.before_end.append(self._end_save)
         self.add_callback(ResumeStateCallback(self))
 
     # ---- stepping ----
@@ -107,19 +116,24 @@ class VerifiedTraining:
         return count.round().long() if torch.is_tensor(count) else count
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Called once a step, before the optimiser: the ranks agree on loss, tokens and stopping in one small
-        reduction.
+        """Called once a step, before the optimiser: the ranks agree on loss, tokens, stopping and the save that is
+        under way in one small reduction.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         asked = self.signals.asked is not None or (self.is_world_process_zero() and (self.run.path / "stop").exists())
-        counted = torch.tensor([float(asked), float(self.step_tokens)], device=self.step_loss.device)
+        # whether it is busy before whether it failed: what is not busy any more has failed by then, or is saved
+        flags = [asked, self.step_tokens, self.writer.busy, self.writer.failure is not None]
+        counted = torch.tensor(list(map(float, flags)), device=self.step_loss.device)
         shared = torch.cat([self.step_loss.float().reshape(1), counted])
         self.step_loss, self.step_tokens = None, 0
         if dist.is_initialized() and WORLD_SIZE > 1:
             dist.all_reduce(shared)
-        loss, stops, tokens = shared.tolist()
+        loss, stops, tokens, busy, failed = shared.tolist()
         loss /= WORLD_SIZE
         self.last_loss, self.tokens = loss, self.tokens + int(tokens)
+        self.is_saving = bool(busy)
+        if failed:
+            raise_on_all_ranks(self.writer.failure)
         if stops:
             self.stop_reason = self.signals.asked or "stop"
         step = self.state.global_step + 1
@@ -208,28 +222,83 @@ class VerifiedTraining:
                 self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial):
-        """Aside, flushed, hashed, proven, named; then the oldest go. A failure on one rank ends all of them."""
+        """Aside, proven; then, while training goes on, written, flushed, hashed and named, and the oldest go. A failure
+        on one rank ends all of them.
+
+        Weights and optimizer state are copied, and a thread writes the copies; everything else is as it is now. Where
+        memory does not hold them, training waits for it all.
+        """
         began, step = time.perf_counter(), self.state.global_step
         if step == self.saved_step:
             return
+        self.finish_save()
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         run_on_main(store.need_space, self.run.path, 3 * trained)  # weights and two moments
+        in_background = run_on_main(self._can_save_in_background, 3 * trained)
         staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
         try:
             self.store_flos()
-            self.save_model(str(staging), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(staging))
-            self._save_scaler(str(staging))
-            self._save_rng_state(str(staging))
-            self._save_progress(staging)
+            self._save_state(staging, in_background)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
             failure = error
         raise_on_all_ranks(failure)
-        loss = self.probe_loss()
-        run_on_main(self._seal, staging, step, loss)
+        probe = {"loss": self.probe_loss(), "sha256": self.probe_digest()}
+        manifest = {"tokens": self.tokens, "identity": self.identity, "probe": probe}
         self.saved_step = step
+        if not in_background:
+            run_on_main(self._commit, staging, step, manifest)
+        elif self.is_world_process_zero():
+            self.writer.submit(self._commit, staging, step, manifest)
+        self.is_saving = in_background
         self.outside += time.perf_counter() - began
+
+    def _save_state(self, staging: Path, in_background: bool) -> None:
+        """Write weights and training state into a folder, those in safetensors only into the snapshot where the save is
+        `in_background`.
+        """
+        self.snapshot.begin()
+        copying = in_background and self.args.should_save
+        live = live_storages([*self.model.parameters(), *self.model.buffers()])
+        with self.snapshot.capture(live) if copying else contextlib.nullcontext():
+            self.save_model(str(staging), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(staging), self.snapshot if copying else None)
+        self._save_scaler(str(staging))
+        self._save_rng_state(str(staging))
+        self._save_progress(staging)
+        self.snapshot.synchronize()
+
+    def _can_save_in_background(self, num_bytes: int) -> bool:
+        """Whether training goes on while a checkpoint is written (rank 0); says once why it does not. num_bytes: of its
+        weights and optimizer state.
+        """
+        callbacks, available = self.callback_handler.callbacks, available_memory()
+        readers = [type(callback).__name__ for callback in callbacks if reads_checkpoint(callback)]
+        if not self.async_save:
+            return False
+        if readers:
+            reason = f"{readers[0]} reads each checkpoint when it is saved"
+        elif num_bytes - self.snapshot.buffer_bytes > SNAPSHOT_FRACTION * available:
+            reason = f"the copy that a save is written from takes {size(num_bytes)} and {size(available)} are available"
+        else:
+            return True
+        print_once("synchronous", f"saving    training waits for each save: {reason}")
+        return False
+
+    def finish_save(self) -> None:
+        """Return when no checkpoint is being written. Raises on all ranks what the thread that writes it raised."""
+        if self.is_saving:
+            run_on_main(self.writer.join)
+            self.is_saving = False
+            raise_on_all_ranks(self.writer.failure)
+
+    def _end_save(self) -> None:
+        """Before the run ends, for whatever reason: let the thread end its work, on this rank alone. Says what failed
+        in it where the run ends for another reason.
+        """
+        self.writer.join()
+        if self.is_saving and self.writer.failure:
+            print_main(f"WARNING   the last checkpoint was not saved: {end_of(self.writer.failure, self.run.path)}")
 
     def _save_progress(self, staging: Path) -> None:
         """What Trainer forgets: the losses since the last log (a value a rank), and where data and schedule began."""
@@ -250,28 +319,25 @@ class VerifiedTraining:
             }
             (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
 
-    def _seal(self, staging: Path, step: int, loss: float) -> None:
-        manifest = {
-            "tokens": self.tokens,
-            "files": store.flush_and_hash(staging),
-            "identity": self.identity,
-            "probe": {"loss": loss, "sha256": self.probe_digest()},
-        }
-        sealed = store.commit_checkpoint(staging, self.run.path, step, manifest)
-        self.run.step = step
-        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss)
+    def _commit(self, staging: Path, step: int, manifest: dict) -> None:
+        """Write what the snapshot holds, flush, hash and name the checkpoint of a step (rank 0, in either thread)."""
+        manifest["files"] = store.flush_and_hash(staging, self.snapshot.write())
+        checkpoint = store.commit_checkpoint(staging, self.run.path, step, manifest)
+        loss = manifest["probe"]["loss"]
+        self.run.event("saved", step=step, checkpoint=checkpoint.name, probe_loss=loss)
         if self.publisher:
-            self.publisher.add(sealed)  # before rotation can take it
+            self.publisher.add(checkpoint)  # before rotation can take it
         store.rotate(self.run.path, self.args.save_total_limit)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Optimiser state by parameter name, gathered from every layout into one safetensors file."""
+    def _save_optimizer_and_scheduler(self, output_dir: str, snapshot: Snapshot | None = None) -> None:
+        """Optimiser state by parameter name, gathered from every layout into one safetensors file, or a snapshot."""
         optimizer_state.save_optimizer(
             self.model,
             self._raw_optimizer(),
             os.path.join(output_dir, OPTIMIZER_FILE),
             self.is_fsdp_enabled,
             self.args.should_save,
+            snapshot,
         )
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
@@ -394,6 +460,9 @@ class ResumeStateCallback(TrainerCallback):
             trainer._globalstep_last_logged, trainer.tokens = progress["logged_step"], progress["tokens"]
         trainer.window_start, trainer.outside = (time.perf_counter(), trainer.tokens), 0.0
 
+    def on_train_end(self, args, state, control, **kwargs):
+        self.trainer.finish_save()
+
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
         trainer.run.step = state.global_step
@@ -403,6 +472,19 @@ class ResumeStateCallback(TrainerCallback):
         elif trainer.stop_reason:
             control.should_save = control.should_training_stop = True
         return control
+
+
+def reads_checkpoint(callback: TrainerCallback) -> bool:
+    """Whether a callback reads a checkpoint's folder when it is saved: those of users may, those of transformers do
+    where they are asked to upload it.
+    """
+    if type(callback).on_save is TrainerCallback.on_save:
+        return False
+    if not type(callback).__module__.startswith("transformers."):
+        return True
+    asked = ("_log_artifacts", "_log_model", "_should_upload_checkpoint", "sync_checkpoints")
+    values = [getattr(callback, name, None) for name in asked]
+    return any(str(getattr(value, "value", value)).lower() not in ("none", "false", "end") for value in values)
 
 
 def finish_or_raise(trainer: VerifiedTraining) -> None:
