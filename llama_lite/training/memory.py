@@ -232,7 +232,7 @@ def _memory_line(memory: Memory, layout: Layout) -> str:
 
 
 def _save_line(plan: Plan, run: RunArguments, besides: int) -> str:
-    """Whether training goes on while a checkpoint is written: from a copy of weights and two moments, in float32, in the
+    """Whether training goes on while a checkpoint is written, from a copy of the float32 weights and two moments in the
     memory of rank 0's machine. besides: bytes of that memory that a step takes.
     """
     copied, available = 12 * plan.parameters, available_memory() - besides
