@@ -45,7 +45,7 @@ OVERRIDES = {  # (our class, the one that it extends): the methods that it overr
         "_save_checkpoint",
         "_load_from_checkpoint",
     },
-    (trainer.ResumeStateCallback, TrainerCallback): {"on_train_begin", "on_step_end"},
+    (trainer.ResumeStateCallback, TrainerCallback): {"on_train_begin", "on_step_end", "on_train_end"},
     (progress.Progress, TrainerCallback): {"on_train_begin", "on_step_end", "on_log", "on_train_end"},
     (health.Health, TrainerCallback): {"on_evaluate"},
     (samples.Samples, TrainerCallback): {"on_evaluate"},
