@@ -1,4 +1,4 @@
-"""Evaluate many models and revisions with lm-eval: records, paired statistics, sensitivity, robustness, generalisation.
+"""Evaluate many models and revisions with lm-eval: records, paired statistics, sensitivity, robustness, generalization.
 
     python run_eval.py                                            # the demo's checkpoints and tuned model, offline
     python run_eval.py --config configs/eval/trajectory.yaml --models you/name@step-*
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         task_args.confirm_run_unsafe_code,
     )
 
-    # ---- Ask, pair by pair; what is there is not asked again ----
+    # ---- Evaluate each (model, task) pair that has no result yet ----
     records = []
     with tqdm(total=sum(map(len, work.values())), desc="evaluating", unit="task", disable=None) as bar:
         for model in found:
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
                 store, model, work[model.name], settings, functools.partial(print_record, bar)
             )
 
-    # ---- Tables, pairs and pictures, from the records alone ----
+    # ---- Tables, comparisons and figures, from the records alone ----
     plain = [record for record in records if not record["factor"]]
     write_scores(out, records)
     comparison, results = analyze(out, store, records, tasks, task_args)
@@ -95,11 +95,12 @@ def main(argv: list[str] | None = None) -> None:
     lock.release()
 
 
-# ---- what is asked ----
+# ---- tasks ----
 
 
 class Tasks:
-    """The tasks of an evaluation: `asked` of every model, and their variants, {task: variants}, of `varied_models`.
+    """The tasks of an evaluation: `base_tasks` of every model, and their variants, {task: variants}, of
+    `varied_models`.
 
     found: the models. Raises Refusal for a task that is not there or cannot be built.
     """
@@ -110,32 +111,32 @@ class Tasks:
         from llama_lite.evaluation.tasks import registry
 
         self.args = args
-        self.asked = registry.build(
+        self.base_tasks = registry.build(
             args.tasks, pairs(args.task_data), shots(args.num_fewshot), args.apply_chat_template
         )
-        self.asked += [registry.text_task(name, path) for name, path in pairs(args.texts).items()]
+        self.base_tasks += [registry.text_task(name, path) for name, path in pairs(args.texts).items()]
         self.varied_models = set(args.variant_models or [model.name for model in found[-1:]])
         chats = bool(args.sensitivity) and all(
             model.tokenizer(tokenizer_name).chat_template for model in found if model.name in self.varied_models
         )
         self.sensitivity = {
             task.name: prompt_variants.sensitivity(task, args.seed, chats)
-            for task in self.asked
+            for task in self.base_tasks
             if task.name in args.sensitivity
         }
         self.robustness = {
             task.name: prompt_variants.robustness(task, args.seed)
-            for task in self.asked
+            for task in self.base_tasks
             if task.name in args.robustness
         }
 
     def of(self, model: str) -> list[tuple]:
-        """(task, number of items at most) of everything that a model is asked."""
+        """(task, number of items at most) of everything that a model is evaluated on."""
         limit, variant_limit = self.args.limit, self.args.variant_limit
         variant_limit = limit if variant_limit is None else variant_limit
         groups = (*self.sensitivity.values(), *self.robustness.values()) if model in self.varied_models else ()
         variants = [(task, variant_limit) for group in groups for task in group]
-        return [(task, limit) for task in self.asked] + variants
+        return [(task, limit) for task in self.base_tasks] + variants
 
 
 def check_named_models(found, task_args) -> None:
@@ -153,17 +154,17 @@ def print_work(found, tasks: Tasks) -> None:
     from llama_lite.evaluation.tasks import sandbox
 
     print_main(f"models    {len(found)}: {', '.join(model.name for model in found)}")
-    for task in tasks.asked:
+    for task in tasks.base_tasks:
         count = sum(map(len, chosen(task, tasks.args.limit, tasks.args.seed).values()))
         ways = len(tasks.sensitivity.get(task.name, ())) + len(tasks.robustness.get(task.name, ()))
         print_main(
             f"task      {task.name}: {count:,} items, {task.n_shot} examples{f', {ways} variants' if ways else ''}"
         )
-    if any(task.unsafe for task in tasks.asked):
+    if any(task.unsafe for task in tasks.base_tasks):
         print_main(f"sandbox   {', '.join(sandbox.protections())}")
 
 
-# ---- what is written and printed ----
+# ---- records and output ----
 
 
 def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
@@ -177,7 +178,7 @@ def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
         "kind": "eval",
         "arguments": [dataclasses.asdict(model_args), dataclasses.asdict(task_args)],
         "weights": {model.name: model.weights for model in found},
-        "descriptions": {task.name: known[task.name] for task in tasks.asked if task.name in known},
+        "descriptions": {task.name: known[task.name] for task in tasks.base_tasks if task.name in known},
         **provenance(),
     }
     write_json(out / "run.json", record)
@@ -209,13 +210,13 @@ def analyze(out: Path, store, records: list[dict], tasks: Tasks, task_args) -> t
     comparison = analysis.compare(plain, store.samples)
     write_text(out / "comparison.csv", csv_text(analysis.PAIRS, comparison))
     results = {
-        "generalisation": analysis.generalisation(plain, store.samples, task_args.inside, task_args.reference_model),
+        "generalisation": analysis.generalization(plain, store.samples, task_args.inside, task_args.reference_model),
         "sensitivity": variants(tasks.sensitivity),
         "robustness": variants(tasks.robustness),
     }
     if task_args.contamination:
         results["contamination"] = analysis.contaminated(
-            tasks.asked, plain, store, task_args.contamination, task_args.limit, task_args.seed
+            tasks.base_tasks, plain, store, task_args.contamination, task_args.limit, task_args.seed
         )
     for name, rows in results.items():
         (out / f"{name}.json").unlink(missing_ok=True)  # of another call
@@ -239,7 +240,8 @@ def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
             judged = f"p {row['p_holm']:.2g} (Holm)" if row.get("p_holm") is not None else ""
             print_main(
                 f"change    {row['task']}: {row['metric']} {row['difference']:+.4f} ({row['low']:+.4f} to"
-                f" {row['high']:+.4f}), {judged}; a difference below {row['detectable']:.4f} could not have been seen"
+                f" {row['high']:+.4f}), {judged}; a difference below {row['detectable']:.4f} could not have been"
+                " detected"
             )
     for name in ("sensitivity", "robustness"):
         for row in results[name]:

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- How this process is launched, and the folders of the run ----
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
-    if "output_dir" not in run_args.given:
+    if "output_dir" not in run_args.explicit_args:
         training_args.output_dir = derive_pretrain.output_dir(data_args.dataset)
     check_paths(data_args, training_args.output_dir)
     session.export_to = functools.partial(export_model, dtype=model_args.publish_dtype)
@@ -62,11 +62,11 @@ def main(argv: list[str] | None = None) -> None:
     with session:
         session.catch_signals()
 
-        # ---- What nobody said; what cannot be right; then text to tokens ----
+        # ---- Derive missing arguments, check all of them, prepare the tokens ----
         manifest, tokenizer = prepare_text(groups, rules, values)
         folder = Path(data_args.prepared_dir)
 
-        # ---- What is this run, and does it go on from somewhere ----
+        # ---- The identity of the run, and the checkpoint it resumes from ----
         config, plan = plan_of(groups, manifest)
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
@@ -82,8 +82,10 @@ def main(argv: list[str] | None = None) -> None:
             },
             switches=switches(config, run_args),
         )
+        values.print_chosen()
         print_main(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
-        start = session.begin(identity, plan, derive_pretrain.settings(groups))
+        initial = InitialWeights(session.run, model_args.init_from, config, manifest)
+        start = session.begin(identity, plan, derive_pretrain.settings(groups), initial.find)
         if start is None:
             return
         data = {**manifest, "curation": read_json(folder / "curation.json")}
@@ -92,8 +94,8 @@ def main(argv: list[str] | None = None) -> None:
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = build_model(config, model_args.model_config, run_args, training_args.device)
-        if model_args.init_from and start.checkpoint is None:
-            load_initial_weights(session.run, model, config, model_args.init_from, manifest)
+        if start.checkpoint is None:
+            initial.load(model)
         train = TokenWindows(
             folder,
             manifest,
@@ -121,7 +123,7 @@ def main(argv: list[str] | None = None) -> None:
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out, run_args)
 
-        # ---- Train, or go on; then a complete model, and the curves ----
+        # ---- Train or resume; then export the model, the card and the figures ----
         if not session.train(trainer, plan.steps):
             load_weights(model, start.checkpoint)
         run_on_main(finish, session.run, plan.steps, manifest["baselines"], model_args.publish_dtype)
@@ -129,18 +131,19 @@ def main(argv: list[str] | None = None) -> None:
         print_main("\n".join(what_next(session.run.path)))
 
 
-# ---- arguments that nobody gave, and the plan ----
+# ---- derived arguments and the plan ----
 
 
 class Values:
-    """The values that nobody gave, from the record of the run, the text and the machine. Each choice is printed once.
+    """The derived arguments: from the record of the run, the text and the machine. Each choice is printed once, when
+    nothing can refuse it any more.
 
     planned: the Layout that the run is planned for.
     """
 
     def __init__(self, session, groups, text, planned):
         self.session, self.groups, self.text, self.planned = session, groups, text, planned
-        self.printed = {}
+        self.printed, self.waiting = {}, []
 
     @functools.cached_property
     def derivation(self):
@@ -148,10 +151,11 @@ class Values:
         from llama_lite.training import derive_pretrain
 
         recorded = self.session.recorded(derive_pretrain.RECORDED)
-        return derive_pretrain.Derivation(self.groups, self.text, self.planned, self.session.run_args.given, recorded)
+        explicit_args = self.session.run_args.explicit_args
+        return derive_pretrain.Derivation(self.groups, self.text, self.planned, explicit_args, recorded)
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict]:
-        """Set every argument that nobody gave; returns why, and the tokens that there are, or will be."""
+        """Set every missing argument. Returns ({argument: reason}, the manifest of the tokens or an estimate of it)."""
         from llama_lite.machine import precision
         from llama_lite.training.decisions import lines, set_values
 
@@ -159,10 +163,15 @@ class Values:
         set_values(self.groups, values)
         precision.apply(self.session.training_args, self.session.run_args.precision)
         new = {name: value for name, value in values.items() if self.printed.get(name) != value}
-        for line in lines(new, reasons):
-            print_main(f"chosen    {line}")
+        self.waiting += lines(new, reasons)
         self.printed.update(values)
         return reasons, tokens
+
+    def print_chosen(self) -> None:
+        """Print the choices that were not printed yet."""
+        for line in self.waiting:
+            print_main(f"chosen    {line}")
+        self.waiting = []
 
 
 def plan_of(groups, tokens: dict, processes: int | None = None):
@@ -188,15 +197,16 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     from llama_lite.training.suggest import write_suggestion
 
     _, data_args, _, hub_args, run_args, training_args = groups
-    given, planned = run_args.given, values.planned
+    explicit_args, planned = run_args.explicit_args, values.planned
     reasons, tokens = values.settle()
-    if "estimated" not in tokens:  # the tokens are there: what is asked must agree with them
-        manifest = run_on_main(prepare, data_args, rules, values.text, set(given))
+    if "estimated" not in tokens:  # the tokens exist: the arguments must agree with them
+        manifest = run_on_main(prepare, data_args, rules, values.text, set(explicit_args))
         run_on_main(verify_prepared, Path(data_args.prepared_dir), manifest, "sizes")
     config, plan = plan_of(groups, tokens, planned.processes)
     run_on_main(check_tokenizer, groups, values, config, tokens)
     fused = run_args.fused_loss and not run_args.plan_launch
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
+    values.print_chosen()
     print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
     if session.publishes:
         print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
@@ -205,7 +215,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     if problems and run_args.strict_plan:
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
     if run_args.suggest:
-        run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, given, reasons, plan.lines())
+        run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, explicit_args, reasons, plan.lines())
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
@@ -251,24 +261,25 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     from llama_lite.training.preflight import check_folders
 
     session.catch_signals()
-    given = set(session.run_args.given)
+    explicit_args = set(session.run_args.explicit_args)
     if not session.publishes:
-        pull_prepared(data_args, rules, given)
+        pull_prepared(data_args, rules, explicit_args)
     _, tokens = values.settle(only_tokens=True)
     folder, size = data_args.prepared_dir, tokens.get("estimated", 0)
     run_on_main(check_folders, {"prepared_dir": folder}, {"prepared_dir": size})
-    print_main(describe(run_on_main(prepare, data_args, rules, values.text, given, True)))
+    values.print_chosen()
+    print_main(describe(run_on_main(prepare, data_args, rules, values.text, explicit_args, True)))
     if session.publishes:
         private = session.training_args.hub_private_repo
         run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, private)
 
 
-def pull_prepared(data_args, rules: dict, given: set[str]) -> None:
+def pull_prepared(data_args, rules: dict, explicit_args: set[str]) -> None:
     """Download the tokens that --prepared_hub_id names, if it names some."""
     from llama_lite.hub import client, download
 
     if hub := data_args.prepared_hub_id and client.reference(data_args.prepared_hub_id):
-        data_args.prepared_dir = run_on_main(download.pull_prepared, hub, data_args, rules, given)
+        data_args.prepared_dir = run_on_main(download.pull_prepared, hub, data_args, rules, explicit_args)
 
 
 def prepare_text(groups, rules: dict, values: Values):
@@ -284,8 +295,8 @@ def prepare_text(groups, rules: dict, values: Values):
     from llama_lite.training.preflight import check_folders
 
     _, data_args, _, _, run_args, training_args = groups
-    given = set(run_args.given)
-    pull_prepared(data_args, rules, given)
+    explicit_args = set(run_args.explicit_args)
+    pull_prepared(data_args, rules, explicit_args)
     _, tokens = values.settle()
     config, plan = plan_of(groups, derive_pretrain.at_most(tokens))
     if "estimated" in tokens:
@@ -293,7 +304,9 @@ def prepare_text(groups, rules: dict, values: Values):
     folders = {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}
     needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
     run_on_main(check_folders, folders, needed)
-    manifest, folder = run_on_main(prepare, data_args, rules, values.text, given), Path(data_args.prepared_dir)
+    if "estimated" in tokens:
+        values.print_chosen()  # preparing takes its time
+    manifest, folder = run_on_main(prepare, data_args, rules, values.text, explicit_args), Path(data_args.prepared_dir)
     run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
     print_main(f"data      {describe(manifest)}")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
@@ -369,17 +382,35 @@ def build_model(config, name: str, run_args, device):
     return model
 
 
-def load_initial_weights(run, model, config, init_from: str, manifest: dict) -> None:
-    """Load the weights that --init_from names. Raises Refusal where they are another model's, or lack ids of the tokens
-    of `manifest`.
-    """
-    from llama_lite.hub.client import reference
-    from llama_lite.models import loading
-    from llama_lite.training import resume
+class InitialWeights:
+    """The weights that --init_from names, if it names some.
 
-    weights = run_on_main(resume.init_folder, run, init_from, config, manifest["tokenizer"]["vocab_size"])
-    loading.load_weights(model, weights)
-    run.event("initialised", weights=init_from if reference(init_from) else weights.name)
+    config: of the run's model. manifest: of its tokens.
+    """
+
+    def __init__(self, run, init_from: str | None, config, manifest: dict):
+        self.run, self.init_from, self.config, self.manifest = run, init_from, config, manifest
+        self.folder = None
+
+    def find(self) -> None:
+        """Find the weights, or download them. Raises Refusal where they are another model's, or lack ids of the
+        tokens.
+        """
+        from llama_lite.training import resume
+
+        if self.init_from:
+            ids = self.manifest["tokenizer"]["vocab_size"]
+            self.folder = run_on_main(resume.init_folder, self.run, self.init_from, self.config, ids)
+
+    def load(self, model) -> None:
+        """Load them into a model. Raises Refusal where they do not fill it."""
+        from llama_lite.hub.client import reference
+        from llama_lite.models import loading
+
+        if self.folder:
+            loading.load_weights(model, self.folder)
+            name = self.init_from if reference(self.init_from) else self.folder.name
+            self.run.event("initialised", weights=name)
 
 
 def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
@@ -390,12 +421,12 @@ def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
     seed = trainer.args.seed
     if run_args.eval_tasks:
         trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, seed))
-    if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.given):
+    if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.explicit_args):
         prompts = run_args.sample_prompts or beginnings(held_out, tokenizer)
         trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, seed))
 
 
-# ---- its end ----
+# ---- after training ----
 
 
 def finish(run, steps: int, bases: dict, dtype: str) -> None:

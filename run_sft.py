@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     session = Session("sft", hub_args, run_args, training_args, shards=False)
     choose_output_dir(base_args.model_name_or_path, run_args, training_args)
 
-    # ---- What the record of the run says; the base, and the chat format ----
+    # ---- The record of the run, the base and the chat format ----
     values, reasons, recorded = settle_machine(session, groups)
     base = run_on_main(references.locate, base_args.model_name_or_path, base_args.model_revision)
     tokenizer = load_chat_tokenizer(base, base_args.tokenizer_name, training_args.chat_template_path, not recorded)
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
         session.publish_only()
         return
 
-    # ---- Rows to ids ----
+    # ---- From rows to token ids ----
     session.catch_signals()
     rows, source, skipped, examples = load_rows(row_args, tokenizer)
     config, model, batches = load_base(groups, base, tokenizer)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
     with session:
         session.catch_signals()
 
-        # ---- What is this run, and does it go on from somewhere ----
+        # ---- The identity of the run, and the checkpoint it resumes from ----
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         base_record = references.base_record(base, *(hub_base or (None, None)))
         identity = session.identity(
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
         if start is None:
             return
 
-        # ---- Trainer; what the base does with the held-out rows is measured before the first step ----
+        # ---- Trainer; the base is measured on the held-out rows before the first step ----
         model.to(training_args.device)
         measured = what_is_measured(tokenizer, eval_rows, run_args, training_args.seed, batches)
         before = recorded_before(start) or run_on_main(before_after.measure_before, model, *measured)
@@ -145,7 +145,7 @@ def choose_output_dir(base: str, run_args, training_args) -> None:
     from llama_lite.training import derive_sft
     from llama_lite.training.preflight import check_folders
 
-    if "output_dir" not in run_args.given:
+    if "output_dir" not in run_args.explicit_args:
         training_args.output_dir = derive_sft.output_dir(base)
     check_folders({"output_dir": training_args.output_dir})
     run_on_main(check_folder, "output_dir", training_args.output_dir, "sft")
@@ -162,7 +162,7 @@ def settle_machine(session, groups) -> tuple[dict, dict, dict]:
 
     run_args, training_args = groups[-2:]
     recorded = run_on_main(session.recorded, derive_sft.RECORDED)
-    values, reasons = run_on_main(derive_sft.machine, groups, run_args.given, recorded)
+    values, reasons = run_on_main(derive_sft.machine, groups, run_args.explicit_args, recorded)
     set_values(groups, values)
     precision.apply(training_args, run_args.precision)
     return values, reasons, recorded
@@ -173,13 +173,13 @@ def settle_tuning(groups, values: dict, reasons: dict, config, examples: list) -
     from llama_lite.training import derive_sft
     from llama_lite.training.decisions import set_values
 
-    further, why = run_on_main(derive_sft.tuning, groups, groups[-2].given, values, config, examples)
+    further, why = run_on_main(derive_sft.tuning, groups, groups[-2].explicit_args, values, config, examples)
     set_values(groups, further)
     return {**values, **further}, {**reasons, **why}
 
 
 def print_chosen(values: dict, reasons: dict) -> None:
-    """One line for each value that nobody gave."""
+    """One line for each derived value."""
     from llama_lite.training.decisions import lines
 
     for line in lines(values, reasons):
@@ -203,7 +203,8 @@ def show_plan(groups, plan, reasons: dict) -> None:
     run_args, text = groups[-2], "\n".join(plan.lines())
     print_main(text if run_args.dry_run else f"plan      {text.replace(chr(10), chr(10) + '          ')}")
     if run_args.suggest:
-        run_on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, run_args.given, reasons, plan.lines())
+        explicit_args = run_args.explicit_args
+        run_on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, explicit_args, reasons, plan.lines())
 
 
 # ---- the base ----
@@ -220,7 +221,7 @@ def load_chat_tokenizer(base, name: str | None, template_path: str | None, is_ne
     own = tokenizer.chat_template
     template.set_chat_template(tokenizer, template_path)
     if own and template_path is None and own != tokenizer.chat_template and is_new_run:
-        owner = f"the own chat template of {name or base.name}"
+        owner = f"the chat template of {name or base.name}"
         print_main(f"format    {template.describe_put_aside(own, owner, Path(name or base.folder))}")
     return tokenizer
 
@@ -249,8 +250,8 @@ def load_base(groups, base, tokenizer):
     if not batches.packs:
         training_args.packing = False
         print_main(
-            f"plain     rows of {config.model_type} would see each other side by side (its own logits say so): they"
-            " are padded, one sequence per row"
+            f"plain     rows of {config.model_type} would influence each other when packed (its own logits show it):"
+            " they are padded, one sequence per row"
         )
     return config, model, batches
 
@@ -265,8 +266,8 @@ def fit_rows(groups, batches, values: dict, reasons: dict, config, examples: lis
     if batches is None or not batches.packs or batches.fits(tokens):
         return batches, values, reasons
     print_main(
-        f"plain     {tokens:,} tokens side by side are more than the {batches.max_tokens:,} that {config.model_type}"
-        " takes in a row: rows are padded, one sequence per row"
+        f"plain     {tokens:,} packed tokens are more than the {batches.max_tokens:,} that {config.model_type} accepts"
+        " in one row: rows are padded, one sequence per row"
     )
     training_args.packing = False
     values, reasons = settle_tuning(groups, values, reasons, config, examples)
@@ -385,7 +386,7 @@ def split_rows(groups, rows: list, examples: list, skipped: dict) -> tuple[list,
     train_rows, eval_rows = (
         [example for example in examples if (example.row.document in documents) == out] for out in (False, True)
     )
-    derive_sft.fit(groups, run_args.given, len(eval_rows))
+    derive_sft.fit(groups, run_args.explicit_args, len(eval_rows))
     least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
     packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}))
     return train_rows, eval_rows
@@ -417,7 +418,7 @@ def what_is_measured(tokenizer, eval_rows: list, run_args, seed: int, batches) -
     return tokenizer, eval_rows, settings, batches
 
 
-# ---- what comes of it ----
+# ---- after training ----
 
 
 def set_exports(session, base, tokenizer, dtype: str, adapter_args) -> None:
@@ -448,7 +449,7 @@ def export(run, steps: int, base, tokenizer, dtype: str, adapter_args) -> None:
         except (RuntimeError, ValueError, TypeError, NotImplementedError, OSError) as error:
             print_main(
                 f"WARNING   base and adapter could not be merged ({type(error).__name__}:"
-                f" {' '.join(str(error).split())[:200]}); the adapter is there"
+                f" {' '.join(str(error).split())[:200]}); the adapter is written"
             )
 
 
@@ -477,9 +478,9 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
             f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and"
             " another --output_dir."
         )
-    asked = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
-    tuned = f"{asked}+{run.path}" if adapter_args.use_lora else str(run.path)
-    print_main(f"next      python run_eval.py --models {shlex.join([asked, tuned])} --limit 100")
+    reference = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
+    tuned = f"{reference}+{run.path}" if adapter_args.use_lora else str(run.path)
+    print_main(f"next      python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
 
 
 if __name__ == "__main__":

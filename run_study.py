@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
             f" {study.seeds}."
         )
 
-    # ---- Is this folder of this study ----
+    # ---- Check that the folder belongs to this study ----
     definition = {
         name: value
         for name, value in dataclasses.asdict(study).items()
@@ -65,12 +65,12 @@ def main(argv: list[str] | None = None) -> None:
             print_main(line)
         return
     if len(study.seeds) == 1:
-        print_main("WARNING   one seed: differences will be told without intervals")
+        print_main("WARNING   one seed: differences are reported without intervals")
     out.mkdir(parents=True, exist_ok=True)
     if there is None:
         write_json(out / "study.json", {"study": definition, **provenance()})
 
-    # ---- What all runs need, then every run that is not finished ----
+    # ---- Prepare what all runs need, then run each unfinished run ----
     runner.prepare(study, out)
     if arguments.prepare_only:
         return
@@ -78,20 +78,18 @@ def main(argv: list[str] | None = None) -> None:
         if runner.is_done(one):
             continue
         if runner.is_other(one):
-            print_main(
-                f"changed   {one.folder.name}: its arguments are others than when it was run, so it is run again"
-            )
+            print_main(f"changed   {one.folder.name}: its arguments changed since it was run, so it is run again")
             runner.forget(one)
         print_main(f"run       {one.folder.name}")
         runner.make(study, one)
         analysis.check_measures(study, one)
 
-    # ---- What came of it, when all of them are there ----
+    # ---- The report, when all runs are finished ----
     missing = [one.folder.name for one in everything if not runner.is_done(one)]
     if missing:
         print_main(
-            f"{len(missing)} of {len(everything)} runs are still to be made ({missing[0]} ...): the report comes with"
-            " the last one"
+            f"{len(missing)} of {len(everything)} runs are still to do ({missing[0]} ...): the report comes with the"
+            " last one"
         )
         return
     equal = analysis.check_controlled_variables(study, everything)
@@ -109,7 +107,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def stop(number, frame) -> None:
-    raise Interrupted("what is finished stays, and the run that was going on has saved. Run the same command again.")
+    raise Interrupted(
+        "finished runs are kept, and the interrupted run has saved a checkpoint. Run the same command again."
+    )
 
 
 if __name__ == "__main__":

@@ -338,7 +338,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
             if name == "trainer":
                 trainers[name] = Trainer(**shared)
             else:
-                signals = type("NoSignals", (), {"asked": None})()
+                signals = type("NoSignals", (), {"received": None})()
                 identity = {"data": {"tokens_per_step": 64}}
                 extra = {"run": run, "identity": identity, "start": ResumePoint(), "signals": signals, "probe": probe}
                 trainers[name] = PretrainTrainer(

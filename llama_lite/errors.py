@@ -70,11 +70,11 @@ def no_space(error: BaseException | None, folder: Path | None = None) -> str | N
             if files.f_files and not files.f_favail:
                 return (
                     f"no file can be made on the disk of {path}: all of its {files.f_files:,} inodes are in use. Remove"
-                    " files, or name a folder on another disk, and run the same command again: what is finished stays."
+                    " files, or name a folder on another disk, and run the same command again: finished work is kept."
                 )
             return (
                 f"no space left on the disk of {path}: {size(disk.free)} of {size(disk.total)} are free. Make room, or"
-                " name a folder on a larger disk, and run the same command again: what is finished stays."
+                " name a folder on a larger disk, and run the same command again: finished work is kept."
             )
         seen.append(error)
         error = error.__cause__ or error.__context__

@@ -2,6 +2,7 @@
 
 Statuses: 0 finished, 2 refused, 3 unhealthy, 75 interrupted; any other error is a crash (1, with a traceback)."""
 
+import importlib.util
 import os
 import sys
 import time
@@ -13,6 +14,11 @@ from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem
 from .errors import Refusal, end_of, status_of
 
 FIRST_WORD = 30.0  # seconds that other ranks wait, so that rank 0 reports the same refusal first
+# packages that an own file of the same name, found before them, hides
+PACKAGES = (
+    "accelerate datasets datatrove evaluate huggingface_hub jinja2 lm_eval matplotlib numpy peft safetensors tokenizers"
+    " torch tqdm transformers trl yaml"
+).split()
 EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "interrupted": 75}
 
 
@@ -20,6 +26,23 @@ def show_any_text(stream: TextIO) -> None:
     """Let a stream whose encoding is not UTF-8 print any text: `?` for a character that it cannot encode."""
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
+
+
+def import_problem() -> str | None:
+    """What keeps the libraries of this project from being imported, in one sentence; None where nothing is known to."""
+    if sys.flags.optimize > 1:
+        return (
+            "Python runs without docstrings (-OO or PYTHONOPTIMIZE=2), and transformers cannot be imported so. Use -O,"
+            " or none of the two."
+        )
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is None:
+            return (
+                f"{spec.origin} is found in place of the package {name}, which is needed here. Rename that file, or"
+                " take its folder from PYTHONPATH."
+            )
+    return None
 
 
 def exit_with_status(main: Callable[[], None]) -> None:
@@ -31,7 +54,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
     code = 0
     show_any_text(sys.stdout)
     try:
-        if problem := launcher_problem(os.environ):
+        if problem := launcher_problem(os.environ) or import_problem():
             raise Refusal(problem)
         main()
     except SystemExit as error:

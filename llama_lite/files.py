@@ -49,7 +49,7 @@ class Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         duplicates = [key for index, key in enumerate(keys) if key in keys[:index]]
         if duplicates:
-            raise yaml.constructor.ConstructorError(None, None, f"{duplicates[0]} is there twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"{duplicates[0]} is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -204,7 +204,7 @@ class FolderLock:
                 if owner.get("state") == "stopping":
                     if not announced:
                         print_main(
-                            f"{self.path.parent} is held by process {owner.get('pid')}, which is stopping: waiting"
+                            f"{self.path.parent} is in use by process {owner.get('pid')}, which is stopping: waiting"
                             " for it."
                         )
                     announced, deadline = True, time.monotonic() + self.patience

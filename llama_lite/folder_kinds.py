@@ -91,7 +91,7 @@ def check_folder(argument: str, path: str | Path | None, kind: str) -> None:
             raise Refusal(f"--{argument} {path} is a file, not a folder: choose another one.")
         if found_kind in ("begun", "foreign"):
             raise Refusal(
-                f"--{argument} {path} holds files and is not {KINDS[kind].partition(' (')[0]}: choose another one."
+                f"--{argument} {path} holds files, but is not {KINDS[kind].partition(' (')[0]}: choose another one."
             )
         if {found_kind, kind} == {"pretrain", "sft"}:
             raise Refusal(
@@ -99,7 +99,7 @@ def check_folder(argument: str, path: str | Path | None, kind: str) -> None:
                 " one."
             )
         raise Refusal(
-            f"--{argument} {path} is {KINDS[found_kind]}, and is not to become {KINDS[kind]}: choose another one."
+            f"--{argument} {path} is {KINDS[found_kind]}, and cannot become {KINDS[kind]}: choose another one."
         )
     resolved = folder.resolve()
     for parent in resolved.parents:
@@ -131,5 +131,7 @@ def check_apart(output_dir: str | None, folders: dict[str, str | None]) -> None:
         if output_dir and path:
             run, other = Path(output_dir).resolve(), Path(path).resolve()
             if run == other or run in other.parents or other in run.parents:
-                relation = "are one folder" if run == other else "lie one in the other"
-                raise Refusal(f"--output_dir {output_dir} and --{name} {path} {relation}: give each its own.")
+                relation = "are the same folder" if run == other else "overlap (one is inside the other)"
+                raise Refusal(
+                    f"--output_dir {output_dir} and --{name} {path} {relation}: give each a folder of its own."
+                )

@@ -55,7 +55,7 @@ def worker_pool(count: int, initializer: Callable, *arguments):
         if isinstance(error, BrokenProcessPool):
             raise Refusal(
                 f"one of {count} worker processes was killed, usually because memory ran out: lower --prepare_workers"
-                " and run the same command again; what is prepared stays."
+                " and run the same command again; prepared data is kept."
             ) from None
         raise
     finally:
@@ -78,12 +78,12 @@ class StopSignals:
 
     A launcher that dies sends SIGUSR1 (parent-death signal), which never counts as a second signal. While `at_once` is
     true (during preparation, which can stop at any moment) the first signal raises Interrupted where it arrives. In
-    training all ranks read the flag `asked` together after each step. Forked processes (workers of pools) ignore
+    training all ranks read the flag `received` together after each step. Forked processes (workers of pools) ignore
     SIGINT, end on SIGTERM and never outlive this process. on_stop: called in the handler of the first signal.
     """
 
     def __init__(self, on_stop: Callable[[], None]):
-        self.on_stop, self.asked, self.at_once, self.first = on_stop, None, True, 0.0
+        self.on_stop, self.received, self.at_once, self.first = on_stop, None, True, 0.0
         parent = os.getppid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._handle)
@@ -93,12 +93,12 @@ class StopSignals:
             os.kill(os.getpid(), signal.SIGUSR1)  # the parent died before the request
 
     def _handle(self, number, frame):
-        if self.asked is None:
-            self.asked, self.first = signal.Signals(number).name, time.monotonic()
+        if self.received is None:
+            self.received, self.first = signal.Signals(number).name, time.monotonic()
             self.on_stop()
             if self.at_once:
                 raise Interrupted(
-                    f"{self.asked} before the first step; what is prepared stays. Run the same command again."
+                    f"{self.received} before the first step; prepared data is kept. Run the same command again."
                 )
             os.write(2, b"\nstopping: this step is finished and saved first\n")
         elif number != signal.SIGUSR1 and time.monotonic() - self.first >= SECOND_SIGNAL_AFTER:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 import yaml
-from huggingface_hub import DatasetCardData, ModelCard, ModelCardData
+from huggingface_hub import DatasetCardData, ModelCard, ModelCardData, RepoCard
 
 from . import figures
 from .facts import Facts, number, quote, table
@@ -18,6 +18,10 @@ from .metadata import CardError, check_metadata
 from .records import Records, read
 
 YOURS = ("<!-- yours: begin -->", "<!-- yours: end -->")
+OWN_METADATA = (  # only this project's records set these; all else in a card's metadata may be a person's
+    "base_model base_model_relation base_model_revision datasets library_name model-index pipeline_tag"
+    " source_datasets task_categories".split()
+)
 SECTIONS = (
     "use checkpoints data training history samples tuning evaluation sensitivity generalisation limits environment"
     " citation".split()
@@ -80,8 +84,8 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
                 lambda path, rows=rows: figures.trajectory(rows, path),
             )
         for kind, caption in (
-            ("sensitivity", "the same items, asked otherwise"),
-            ("robustness", "the same items, disturbed"),
+            ("sensitivity", "the same items with other prompts"),
+            ("robustness", "the same items, perturbed"),
         ):
             if variants := [row for row in evaluation.results[kind] if row["model"] in records.mine(evaluation)]:
                 plots[f"{prefix}{kind}"] = (
@@ -122,25 +126,28 @@ def render(records: Records, repo: str | None = None) -> str:
 
 
 def renew(text: str, old: str) -> str:
-    """`text` with what a person wrote between the marks of `old`, and the scores in its model-index that `text` has
-    none of.
+    """`text` with what a person wrote between the marks of `old`, the scores in its model-index that `text` has none
+    of, and further metadata (a licence, tags, gating).
     """
     if not old:
         return text
     if YOURS[0] in old or YOURS[1] in old:
         if old.count(YOURS[0]) != 1 or old.count(YOURS[1]) != 1 or old.index(YOURS[1]) < old.index(YOURS[0]):
             raise CardError(
-                f"the card that is there has the marks {YOURS[0]} and {YOURS[1]} not once each, in this order: mend"
-                " them, so that your text can stay."
+                f"the existing card must have the marks {YOURS[0]} and {YOURS[1]} once each, in this order: fix them,"
+                " so that your text can stay."
             )
         kept = old[old.index(YOURS[0]) : old.index(YOURS[1]) + len(YOURS[1])]
         marker = "\n".join(YOURS)
         # a card that could not be made has no place for it
         text = text.replace(marker, kept) if marker in text else f"{text}\n{kept}\n"
+    if not old.lstrip().startswith("---"):
+        return text
     try:
         before = ModelCard(old, ignore_metadata_errors=True).data
     except (ValueError, yaml.YAMLError):
         return text
+    text = _keep_metadata(text, old)
     if before.eval_results:
         card = ModelCard(text)
         ours = {(result.dataset_name, result.metric_type) for result in card.data.eval_results or []}
@@ -150,6 +157,29 @@ def renew(text: str, old: str) -> str:
             card.data.model_name = card.data.model_name or before.model_name
             return str(card)
     return text
+
+
+def _keep_metadata(text: str, old: str) -> str:
+    """`text` with the metadata of `old` that it has none of, and the tags and data configurations of both."""
+    card, before = (
+        RepoCard(text, ignore_metadata_errors=True),
+        RepoCard(old, ignore_metadata_errors=True).data.to_dict(),
+    )
+    own = card.data.to_dict()
+    kept = {name: value for name, value in before.items() if name not in own and name not in OWN_METADATA}
+    for name in {"tags", "configs"} & set(own):
+        own_names = [_config_name(value) for value in own[name]]
+        values = before[name] if isinstance(before.get(name), list) else []
+        if further := [value for value in values if _config_name(value) not in own_names]:
+            kept[name] = [*own[name], *further]
+    for name, value in kept.items():
+        card.data[name] = value
+    return str(card) if kept else text
+
+
+def _config_name(value: object) -> object:
+    """What tells a data configuration of a card's metadata from others; a tag as it is."""
+    return value.get("config_name") if isinstance(value, dict) else value
 
 
 # ---- metadata ----

@@ -304,7 +304,7 @@ def variants(rows: list[dict], kind: str, path: Path) -> None:
             panel.set_title(title, fontsize=9)
             panel.set_xlabel(f"change of {overall['metric'].replace('_', ' ')} (95 % interval)")
         figure.suptitle(
-            {"sensitivity": "The same items, asked otherwise", "robustness": "The same items, disturbed"}[kind],
+            {"sensitivity": "The same items with other prompts", "robustness": "The same items, perturbed"}[kind],
             fontsize=11,
         )
         save(figure, path)

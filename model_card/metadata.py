@@ -23,12 +23,12 @@ def check_metadata(data: dict) -> None:
     """Raise CardError for values that the Hub does not take."""
     if data.get("license") and data["license"] not in LICENCES:
         raise CardError(
-            f"--card_license {data['license']} is no licence that the Hub knows: one of {', '.join(LICENCES[:4])} ...,"
-            " or other."
+            f"--card_license {data['license']} is not a license that the Hub knows: use one of"
+            f" {', '.join(LICENCES[:4])} ..., or other."
         )
     if data.get("language") and not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", data["language"]):
-        raise CardError(f"--card_language {data['language']} is no ISO 639 code: en, de, zh ...")
+        raise CardError(f"--card_language {data['language']} is not an ISO 639 code, such as en, de, zh ...")
     for key in ("base_model", "datasets", "source_datasets"):
         for name in [data[key]] if isinstance(data.get(key), str) else data.get(key) or []:
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-                raise CardError(f"{key} {name} is no id of the Hub: owner/name.")
+                raise CardError(f"{key} {name} is not a Hub id: owner/name.")

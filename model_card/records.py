@@ -131,15 +131,13 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
     if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
         raise CardError(
-            f"{folder} is no run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an"
+            f"{folder} is not a run: give the folder of a run (runs/demo), of prepared tokens (data/demo), or of an"
             " evaluation (runs/demo-eval)."
         )
     if run["kind"] == "eval":
         return Records(folder, "evaluation", run, {}, [], [], {}, {}, [_evaluation(run_folder, run)], [])
     if "identity" not in run:
-        raise CardError(
-            f"{folder}/run.json says where the run is from and nothing else: it has not begun. Start it first."
-        )
+        raise CardError(f"{folder}/run.json only says where the run is from: it has not started. Start it first.")
     if run["kind"] == "sft":
         kind = kind or (
             "merged"
@@ -184,7 +182,7 @@ def check(records: Records) -> None:
     wanted = records.settings("data").get("data")
     if records.data and records.data["fingerprint"] != wanted:
         raise CardError(
-            f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, and run.json says that it was"
+            f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, but run.json says that it was"
             f" trained on {str(wanted)[:12]}."
         )
     tokens = {entry["step"]: entry["tokens"] for entry in records.log if "tokens" in entry}

@@ -67,7 +67,7 @@ def test_the_same_tokens_have_the_same_fingerprint_whichever_digest_verifies_the
     assert shards.fingerprint(manifest) == expected
     assert shards.damaged_shards(tmp_path, manifest, True) == []
     flip(tmp_path / shard["name"], 1.0)
-    problem = f"{shard['name']} was altered (its {algorithm} is not the manifest's)"
+    problem = f"{shard['name']} was altered (its {algorithm} does not match the manifest)"
     assert shards.damaged_shards(tmp_path, manifest, True) == [problem]
 
 

@@ -93,7 +93,7 @@ def test_what_a_folder_is_is_told(tmp_path):
         with pytest.raises(Refusal) as refusal:
             check_folder("output_dir", folder, "study" if kind != "study" else "eval")
         assert (
-            str(refusal.value) == f"--output_dir {folder} is {words}, and is not to become"
+            str(refusal.value) == f"--output_dir {folder} is {words}, and cannot become"
             f" {KINDS['study' if kind != 'study' else 'eval']}: choose another one."
         )
 
@@ -104,7 +104,7 @@ def test_an_empty_folder_and_what_a_refused_command_left_can_be_taken(tmp_path):
     check_folder("output_dir", tmp_path, "eval")
     (tmp_path / "status.json").write_text("{}")
     check_folder("output_dir", tmp_path, "sft")  # a run that ended before its run.json
-    with pytest.raises(Refusal, match="holds files and is not the folder of an evaluation"):
+    with pytest.raises(Refusal, match="holds files, but is not the folder of an evaluation"):
         check_folder("output_dir", tmp_path, "eval")
     make(tmp_path / "p" / "curated", "curated")
     check_folder(
@@ -140,9 +140,11 @@ def test_folders_within_folders(tmp_path, outer, inner, kind, refused):
 
 
 def test_a_run_and_its_text_have_folders_of_their_own(pretrain, tmp_path):
-    with pytest.raises(Refusal, match=r"--output_dir .*/x and --prepared_dir .*/x are one folder: give each its own"):
+    with pytest.raises(
+        Refusal, match=r"--output_dir .*/x and --prepared_dir .*/x are the same folder: give each a folder of its own"
+    ):
         pretrain(tmp_path / "x", prepared_dir=str(tmp_path / "x"))
-    with pytest.raises(Refusal, match=r"--output_dir .*/x and --prepared_dir .*/x/data lie one in the other"):
+    with pytest.raises(Refusal, match=r"--output_dir .*/x and --prepared_dir .*/x/data overlap"):
         pretrain(tmp_path / "x", prepared_dir=str(tmp_path / "x" / "data"))
     assert not (tmp_path / "x").exists()
     check_apart(str(tmp_path / "x"), {"prepared_dir": str(tmp_path / "y"), "curated_dir": None})
@@ -163,13 +165,13 @@ def test_an_evaluation_of_a_run_into_its_own_folder_loses_nothing(commands, whol
     shutil.copytree(whole_run, run)
     before = content(run)
     with pytest.raises(
-        Refusal, match=r"run is the folder of a pretraining run, and is not to become the folder of an evaluation"
+        Refusal, match=r"run is the folder of a pretraining run, and cannot become the folder of an evaluation"
     ):
         commands["eval"](run)
     assert content(run) == before
     write_json(run / "run.json", {"kind": "eval"})
     with pytest.raises(
-        Refusal, match="is the folder of an evaluation, and is not to become the folder of a pretraining run"
+        Refusal, match="is the folder of an evaluation, and cannot become the folder of a pretraining run"
     ):
         commands["pretrain"](run)
 
@@ -177,6 +179,6 @@ def test_an_evaluation_of_a_run_into_its_own_folder_loses_nothing(commands, whol
 def test_a_suggestion_is_not_written_over_anything(sft, pretrain, tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
     for command in (sft, pretrain):
-        with pytest.raises(Refusal, match=r"--suggest .*mine.yaml: that file is there already"):
+        with pytest.raises(Refusal, match=r"--suggest .*mine.yaml: that file already exists"):
             command(tmp_path / "run", "--suggest", str(tmp_path / "mine.yaml"))
     assert (tmp_path / "mine.yaml").read_text() == "mine"

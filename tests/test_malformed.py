@@ -30,7 +30,7 @@ EVIL = {
     "loops": ("{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}", "takes longer than 2 s"),
     "a power": ("{{ 9 ** (9 ** 9) }}", r"takes longer than 2 s|takes more than 0.25 GiB|process was killed"),
     "memory": ("{% set x = namespace(t='x' * 99999999) %}{% for a in range(99) %}{% set x.t = x.t + x.t %}{% endfor %}{{ x.t }}", r"takes more than 0\.25 GiB"),
-    "long": ("{{ 'x' * 2000000 }}", "makes a text of more than 1 MiB"),
+    "long": ("{{ 'x' * 2000000 }}", "writes more than 1 MiB"),
     "syntax": ("{% if %}", "cannot be rendered \\(TemplateSyntaxError"),
     "raises": ("{{ raise_exception('no such role') }}", "cannot be rendered \\(TemplateError: no such role"),
     "undefined": ("{{ messages[9].content.x }}", "cannot be rendered \\(UndefinedError"),
@@ -104,25 +104,25 @@ def tensor(**values):
 
 
 MODELS = {
-    "offsets": (tensor(data_offsets=[0, 2**40]), r"model\.safetensors of .* is no whole safetensors file"),
-    "shape": (tensor(shape=[10**9, 10**9]), r"model\.safetensors of .* is no whole safetensors file"),
-    "negative shape": (tensor(shape=[-4, 4]), r"model\.safetensors of .* is no whole safetensors file"),
-    "type": (tensor(dtype="F99"), r"model\.safetensors of .* is no whole safetensors file"),
-    "length": (lambda f: header(f / "model.safetensors", lambda names: 2**62), r"model\.safetensors of .* is no whole safetensors file"),
-    "no JSON": (lambda f: header(f / "model.safetensors", lambda names: b"["), r"model\.safetensors of .* is no whole safetensors file"),
-    "cut": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "no whole safetensors file"),
-    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "no whole safetensors file"),
-    "a pickle": (lambda f: (f / "model.safetensors").write_bytes(pickle.dumps({"a": 1})), "no whole safetensors file"),
-    "layers": (changed(num_hidden_layers=10_000_000), r"config\.json of .* has num_hidden_layers 10,000,000, and its weights are \d+ tensors"),
-    "layers in words": (changed(num_hidden_layers="two"), r"config\.json of .* has num_hidden_layers 'two', which is no number"),
+    "offsets": (tensor(data_offsets=[0, 2**40]), r"model\.safetensors of .* is not a complete safetensors file"),
+    "shape": (tensor(shape=[10**9, 10**9]), r"model\.safetensors of .* is not a complete safetensors file"),
+    "negative shape": (tensor(shape=[-4, 4]), r"model\.safetensors of .* is not a complete safetensors file"),
+    "type": (tensor(dtype="F99"), r"model\.safetensors of .* is not a complete safetensors file"),
+    "length": (lambda f: header(f / "model.safetensors", lambda names: 2**62), r"model\.safetensors of .* is not a complete safetensors file"),
+    "no JSON": (lambda f: header(f / "model.safetensors", lambda names: b"["), r"model\.safetensors of .* is not a complete safetensors file"),
+    "cut": (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-9]), "not a complete safetensors file"),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a complete safetensors file"),
+    "a pickle": (lambda f: (f / "model.safetensors").write_bytes(pickle.dumps({"a": 1})), "not a complete safetensors file"),
+    "layers": (changed(num_hidden_layers=10_000_000), r"config\.json of .* has num_hidden_layers 10,000,000, but its weights are \d+ tensors"),
+    "layers in words": (changed(num_hidden_layers="two"), r"config\.json of .* has num_hidden_layers 'two', which is not a valid number"),
     "layers inside": (changed(text_config={"n_layer": 10**9}), r"config\.json of .* has n_layer 1,000,000,000"),
     "experts": (changed(num_local_experts=10**8), r"config\.json of .* has num_local_experts 100,000,000"),
-    "width": (changed(hidden_size=2**16, intermediate_size=2**22), r"config\.json of .* describes a model of (\d+,){4}\d+ weights, and its files hold \d+,\d+"),
-    "vocabulary": (changed(vocab_size=2**34), r"config\.json of .* describes a model of (\d+,){4}\d+ weights"),
-    "a list": (lambda f: (f / "config.json").write_text("[1]"), r"config\.json of .* holds a JSON list where an object belongs"),
-    "deep": (lambda f: (f / "config.json").write_text('{"a":' + "[" * 10**5), r"config\.json of .* is no JSON"),
-    "generation": (lambda f: (f / "generation_config.json").write_text("3"), r"generation_config\.json of .* holds a JSON int"),
-    "tokenizer": (lambda f: (f / "tokenizer_config.json").write_text("null"), r"tokenizer_config\.json of .* holds a JSON NoneType"),
+    "width": (changed(hidden_size=2**16, intermediate_size=2**22), r"config\.json of .* describes a model of (\d+,){4}\d+ parameters, but its files hold \d+,\d+"),
+    "vocabulary": (changed(vocab_size=2**34), r"config\.json of .* describes a model of (\d+,){4}\d+ parameters"),
+    "a list": (lambda f: (f / "config.json").write_text("[1]"), r"config\.json of .* must hold a JSON object, but holds list"),
+    "deep": (lambda f: (f / "config.json").write_text('{"a":' + "[" * 10**5), r"config\.json of .* is not valid JSON"),
+    "generation": (lambda f: (f / "generation_config.json").write_text("3"), r"generation_config\.json of .* must hold a JSON object, but holds int"),
+    "tokenizer": (lambda f: (f / "tokenizer_config.json").write_text("null"), r"tokenizer_config\.json of .* must hold a JSON object, but holds NoneType"),
     "index": (lambda f: write_json(f / "model.safetensors.index.json", {"weight_map": {"a": "../../x.safetensors"}}), "names files that are not there"),
 }  # fmt: skip
 LATER = {  # what is seen when it is loaded
@@ -161,17 +161,17 @@ def test_a_malformed_adapter_is_refused(tmp_path):
     write_json(tmp_path / "a/adapter_config.json", whole)
     references.locate(str(tmp_path / "a"))
     for change, message in (
-        ({"r": 10**9}, "says rank 1000000000, and the largest dimension in its weights is 8"),
+        ({"r": 10**9}, "says rank 1000000000, but the largest dimension in its weights is 8"),
         ({"r": "4"}, "says rank '4'"),
         ({"rank_pattern": {"q": 10**9}}, "says rank 1000000000"),
-        ({"base_model_name_or_path": ["x"]}, r"has base_model_name_or_path \['x'\], which is no text"),
+        ({"base_model_name_or_path": ["x"]}, r"has base_model_name_or_path \['x'\], which is not a string"),
     ):
         write_json(tmp_path / "a/adapter_config.json", {**whole, **change})
         with pytest.raises(Refusal, match=f"adapter_config.json of .*{message}"):
             references.locate(str(tmp_path / "a"))
     write_json(tmp_path / "a/adapter_config.json", whole)
     write_json(tmp_path / "a/base.json", {"sha256": "0", "config": [1]})
-    with pytest.raises(Refusal, match=r"base\.json of .* has config \[1\], which are no fields"):
+    with pytest.raises(Refusal, match=r"base\.json of .* has config \[1\], which is not a mapping"):
         references.locate(str(tmp_path / "a"))
     (tmp_path / "a/base.json").unlink()
     write_json(tmp_path / "a/adapter_config.json", {"peft_type": "LORA", "r": 4})
@@ -195,16 +195,16 @@ def pickled(name: str, value):
 
 
 STATES = {
-    "optimizer": (lambda f: (f / "optimizer.safetensors").write_bytes(pickle.dumps([1])), r"optimizer\.safetensors of x is no whole safetensors file"),
-    "weights": (lambda f: header(f / "model.safetensors", lambda names: b"{"), r"model\.safetensors of x is no whole"),
-    "random numbers": (pickled("rng_state.pth", {"python": Runs()}), r"rng_state\.pth of x is no state of numbers .*code in it is not run"),
-    "schedule": (pickled("scheduler.pt", [1, 2]), r"scheduler\.pt of x holds a list where a state belongs"),
-    "no pickle": (lambda f: (f / "scheduler.pt").write_bytes(b"x" * 99), r"scheduler\.pt of x is no state of numbers"),
-    "history": (edited("trainer_state.json", log_history={"step": 1}), r"trainer_state\.json of x has log_history .* which is no list"),
+    "optimizer": (lambda f: (f / "optimizer.safetensors").write_bytes(pickle.dumps([1])), r"optimizer\.safetensors of x is not a complete safetensors file"),
+    "weights": (lambda f: header(f / "model.safetensors", lambda names: b"{"), r"model\.safetensors of x is not a complete"),
+    "random numbers": (pickled("rng_state.pth", {"python": Runs()}), r"rng_state\.pth of x is not a state of tensors and numbers .*code in it is never run"),
+    "schedule": (pickled("scheduler.pt", [1, 2]), r"scheduler\.pt of x holds a list instead of a state"),
+    "no pickle": (lambda f: (f / "scheduler.pt").write_bytes(b"x" * 99), r"scheduler\.pt of x is not a state of tensors and numbers"),
+    "history": (edited("trainer_state.json", log_history={"step": 1}), r"trainer_state\.json of x has log_history .* which is not of type list"),
     "entries": (edited("trainer_state.json", log_history=[7]), r"trainer_state\.json of x: log_history has step None"),
-    "progress": (edited("progress.json", data_start="0"), r"progress\.json of x has data_start '0', which is no int"),
-    "probe": (edited("manifest.json", probe={"loss": "1"}), r"manifest\.json of x: probe has loss '1', which is no float"),
-    "config": (lambda f: (f / "config.json").write_text('"x"'), r"config\.json of x holds a JSON str"),
+    "progress": (edited("progress.json", data_start="0"), r"progress\.json of x has data_start '0', which is not of type int"),
+    "probe": (edited("manifest.json", probe={"loss": "1"}), r"manifest\.json of x: probe has loss '1', which is not of type float"),
+    "config": (lambda f: (f / "config.json").write_text('"x"'), r"config\.json of x must hold a JSON object, but holds str"),
 }  # fmt: skip
 
 
@@ -232,7 +232,7 @@ def test_a_malformed_checkpoint_with_right_digests_is_not_resumed(pretrain, whol
     torch.save({"python": Runs()}, folder / "rng_state.pth")
     sealed_again(folder)
     assert verify.find_corruption(folder) == []
-    with pytest.raises(Refusal, match=r"rng_state\.pth of .*checkpoint-5 is no state of numbers"):
+    with pytest.raises(Refusal, match=r"rng_state\.pth of .*checkpoint-5 is not a state of tensors and numbers"):
         pretrain(tmp_path / "run", resume_from_checkpoint=str(folder))
     whole = read_json(folder / "manifest.json")
     for change in ({"step": "10"}, {"tokens": None}, {"identity": []}, {"identity": {**whole["identity"], "layout": 3}}, {"files": []}, {"files": {"../x": {"size": 1, "sha256": "0" * 64}}}):  # fmt: skip

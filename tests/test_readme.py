@@ -18,7 +18,7 @@ def test_it_says_what_a_newcomer_needs_in_order():
         "Two commands to start with",
         "The four scripts",
         "What you can trust",
-        "Where to go on",
+        "Further reading",
     ]
     first = README.split("\n\n")[1]
     assert first.count(". ") + first.count(".\n") + first.endswith(".") == 2, "what it is, in two sentences"

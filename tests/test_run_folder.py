@@ -109,7 +109,7 @@ def test_a_crash_leaves_the_last_status(tmp_path):
 def test_folders_of_others_are_refused(pretrain, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("meow")
-    with pytest.raises(Refusal, match="holds files and is not the folder of a pretraining run"):
+    with pytest.raises(Refusal, match="holds files, but is not the folder of a pretraining run"):
         pretrain(tmp_path / "photos")
     (tmp_path / "sft").mkdir()
     write_json(tmp_path / "sft" / "run.json", {"kind": "sft"})
@@ -228,6 +228,23 @@ def test_a_left_over_rank_is_refused_at_once_and_said(monkeypatch, capsys):
         exit.exit_with_status(lambda: done.append(1))
     assert end.value.code == 2 and not done
     assert capsys.readouterr().err.startswith("\nrefused: the environment contradicts itself: RANK=1, no WORLD_SIZE")
+
+
+@pytest.mark.parametrize(
+    "environment, why",
+    [
+        ({"PYTHONOPTIMIZE": "2"}, "Python runs without docstrings (-OO or PYTHONOPTIMIZE=2)"),
+        ({"PYTHONPATH": "{folder}"}, "{folder}/datasets.py is found in place of the package datasets"),
+    ],
+)
+def test_what_keeps_libraries_from_being_imported_is_said(environment, why, tmp_path):
+    (tmp_path / "datasets.py").write_text("raise RuntimeError('mine')")
+    environment = {name: value.format(folder=tmp_path) for name, value in environment.items()}
+    ended = subprocess.run(
+        [sys.executable, "-c", "from llama_lite.exit import exit_with_status; exit_with_status(lambda: 1 / 0)"],
+        **{"capture_output": True, "text": True, "cwd": ROOT, "env": {**os.environ, **environment}},
+    )
+    assert ended.returncode == 2 and f"refused: {why.format(folder=tmp_path)}" in ended.stderr
 
 
 def test_a_terminal_without_a_character_shows_another(monkeypatch):

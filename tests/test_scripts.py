@@ -92,8 +92,8 @@ def test_dry_run_touches_nothing(settings, whole_run, tmp_path):
     result = launch("--config", str(path), "--dry_run")
     assert result.returncode == 0 and "12 steps, 12,288 tokens" in result.stdout and not (tmp_path / "run").exists()
     for argv, message in (
-        (["--vocab_size", "600"], "was prepared otherwise: vocab_size was 512, now 600"),
-        (["--dataset", str(tmp_path / "none")], "was prepared otherwise: dataset was 'text.jsonl', now"),
+        (["--vocab_size", "600"], "was prepared with other settings: vocab_size was 512, now 600"),
+        (["--dataset", str(tmp_path / "none")], "was prepared with other settings: dataset was 'text.jsonl', now"),
     ):
         result = launch("--config", str(path), "--dry_run", *argv)  # as the run itself
         assert result.returncode == 2 and message in result.stderr, result.stderr

@@ -62,7 +62,8 @@ def load(
     print_main(f"rows      {inventory(source)}{limit}")
     if source.kind == "installed-files":
         raise Refusal(
-            "--dataset installed-files holds no conversations: installed-docs makes questions of the documentation."
+            "--dataset installed-files holds no conversations. Use installed-docs, which makes questions from the"
+            " documentation."
         )
     loaded = []
     for name, record, first in _records(source):
@@ -80,7 +81,7 @@ def load(
             skipped.add(str(reason), name)
     if not loaded:
         why = "; ".join(skipped_lines(skipped.reasons)) or "it holds no rows"
-        raise Refusal(f"--dataset {dataset}: none of its rows is a conversation to learn from: {why}.")
+        raise Refusal(f"--dataset {dataset}: no row is a conversation to learn from: {why}.")
     columns = {"columns_not_read": dict(unread.most_common())} if unread else {}
     return loaded, source.record | columns | _limit_reached(loaded, max_rows), skipped.reasons
 
@@ -161,13 +162,13 @@ def _check_turns(messages: list[dict]) -> None:
     """Raise NoRow unless user and assistant alternate, after at most one system message, and no message is empty."""
     turns = [message["role"] for message in messages if message["role"] != "system"]
     if unknown := next((role for role in turns if role not in ROLES), None):
-        raise NoRow(f"a turn of the role {unknown!r}")
+        raise NoRow(f"a turn with the role {unknown!r}")
     if (
         turns != ["user", "assistant"] * (len(turns) // 2)
         or not turns
         or any(message["role"] == "system" for message in messages[1:])
     ):
-        raise NoRow("turns are not user and assistant in turn, ended by the assistant")
+        raise NoRow("turns do not alternate between user and assistant, ending with the assistant")
     if any(not message["content"].strip() for message in messages if message["role"] != "assistant"):
         raise NoRow("empty question")
     if any(not message["content"].strip() for message in messages if message["role"] == "assistant"):
@@ -208,11 +209,11 @@ def _history(value, unread: collections.Counter) -> list[dict]:
             for pair in value
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
-    return _as_messages(value, None, unread, "history is no list of {role, content} or of pairs")
+    return _as_messages(value, None, unread, "history is not a list of {role, content} or of pairs")
 
 
 def _as_messages(
-    value, role: str | None, unread: collections.Counter, otherwise: str = "messages are no list of {role, content}"
+    value, role: str | None, unread: collections.Counter, otherwise: str = "messages are not a list of {role, content}"
 ) -> list[dict]:
     """A text as one message of `role` (None: a text is not allowed); a list of messages as {role, content, trained}.
     Raises NoRow, with the message `otherwise` for neither.

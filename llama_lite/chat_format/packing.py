@@ -90,19 +90,19 @@ def need_rows(
     if not train_rows and eval_rows and documents:
         count = "one document" if documents == 1 else f"{documents:,} documents"
         raise Refusal(
-            f"no row is left to train on ({why}): all {len(eval_rows):,} are held out, because they are {count} (rows"
-            " whose first question is the same), and documents are held out whole."
-            f" {'Bring rows with other questions' if documents == 1 else 'Lower --eval_rows, or bring more rows'}."
+            f"no row is left to train on ({why}): all {len(eval_rows):,} rows are held out. They form {count} (rows"
+            " with the same first question), and documents are held out whole."
+            f" {'Add rows with other questions' if documents == 1 else 'Lower --eval_rows, or add more rows'}."
         )
     if not train_rows:
         long = (
             "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
         )
-        raise Refusal(f"no row is left to train on ({why}): {long}lower --eval_rows, or bring more rows.")
+        raise Refusal(f"no row is left to train on ({why}): {long}lower --eval_rows, or add more rows.")
     if len(eval_rows) < max(min_eval_rows, 1):
         raise Refusal(
             f"{len(eval_rows)} rows are held out and {max(min_eval_rows, 1)} are needed ({why}): raise --eval_rows, or"
-            " bring more rows."
+            " add more rows."
         )
 
 

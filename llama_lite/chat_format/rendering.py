@@ -91,8 +91,8 @@ class _Renderer:
             found = json.loads(self.connection.recv_bytes(MAX_REPLY))
         except (EOFError, OSError):
             raise Refusal(
-                f"the chat template makes a text of more than {MAX_REPLY / 2**20:.0f} MiB of one conversation, or its"
-                f" process was killed. {REMEDY}"
+                f"the chat template writes more than {MAX_REPLY / 2**20:.0f} MiB for one conversation, or its process"
+                f" was killed. {REMEDY}"
             ) from None
         if "error" in found:
             raise NotRendered(f"the chat template cannot be rendered ({found['error']}). {REMEDY}")

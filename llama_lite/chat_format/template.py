@@ -77,14 +77,13 @@ def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str | None = N
         raise Refusal(f"--chat_template_path {path} is not a readable .jinja file: {error}.") from None
     if not GENERATION.search(template):
         raise Refusal(
-            f"--chat_template_path {path} has no {GENERATION_BLOCK} around the answer, so it"
-            " is not known what to train on. Put them there, the end token included, or leave the argument out"
-            " (Vicuna 1.1)."
+            f"--chat_template_path {path} has no {GENERATION_BLOCK} around the answer, so the script cannot tell what"
+            " to train on. Add it, with the end token inside, or leave the argument out (Vicuna 1.1)."
         )
     if "strftime_now" in template:
         raise Refusal(
-            f"--chat_template_path {path} uses the current time (strftime_now), so no two runs would train on the same"
-            " text: write the date there."
+            f"--chat_template_path {path} uses the current time (strftime_now), so two runs would train on different"
+            " text: write a fixed date instead."
         )
     tokenizer.chat_template = template
     try:
@@ -119,7 +118,7 @@ def describe_put_aside(own: str | dict[str, str], source: str, folder: Path) -> 
         config = folder / "tokenizer_config.json"
         location = f" in {config}" if "chat_template" in (read_json(config) or {}) else ""
         remedy = f"the text of `chat_template`{location} as a file of its own{markers}: --chat_template_path FILE"
-    return f"Vicuna 1.1; {source} is put aside (to keep it: {remedy})"
+    return f"Vicuna 1.1; {source} is not used (to keep it: {remedy})"
 
 
 def _check_generation_prompt(tokenizer, messages: list[dict]) -> None:
@@ -134,9 +133,9 @@ def _check_generation_prompt(tokenizer, messages: list[dict]) -> None:
         )
         context = " in a conversation with a system turn" if messages[0]["role"] == "system" else ""
         raise Refusal(
-            f"the generation prompt{context} ends with {prompt[index:]!r}, and in training answers follow"
-            f" {trained[index:]!r} (both after {prompt[max(0, index - 20) : index]!r}): with"
-            " add_generation_prompt the template must write exactly the text between the question and {% generation %}."
+            f"the generation prompt{context} ends with {prompt[index:]!r}, but in training the answer follows"
+            f" {trained[index:]!r} (both after {prompt[max(0, index - 20) : index]!r}): with add_generation_prompt the"
+            " template must write exactly the text between the question and {% generation %}."
         )
 
 
@@ -192,8 +191,8 @@ def encode(
         begin, end = span_of.get(number, (0, len(rendered)))
         if message["content"].strip() not in rendered[begin:end]:
             raise NotRendered(
-                f"the chat template leaves out a turn of the {message['role']}, or a part of it. Let it print the"
-                " whole `content`."
+                f"the chat template leaves out a turn of the {message['role']}, or a part of it. Make it print"
+                " the whole `content`."
             )
     answer_spans = [span for number, span in span_of.items() if number >= learn_from and number not in untrained]
     ids = tokenizer(rendered, add_special_tokens=False, return_offsets_mapping=True, verbose=False)

@@ -144,7 +144,7 @@ def position_cost(name: str, saved: dict, current: dict, step: int) -> str:
         return (
             f"{tokens_read - position:,} tokens are read again"
             if position < tokens_read
-            else "windows are cut elsewhere"
+            else "windows have other boundaries"
         )
     if name == "data":
         return f"the first {step * current['data']['tokens_per_step']:,} tokens of the new data are skipped"

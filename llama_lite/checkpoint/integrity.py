@@ -28,9 +28,9 @@ def read_object(path: Path, source: str) -> dict:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise Refusal(f"{source} is no JSON ({type(error).__name__}). {ELSEWHERE}") from None
+        raise Refusal(f"{source} is not valid JSON ({type(error).__name__}). {ELSEWHERE}") from None
     if not isinstance(value, dict):
-        raise Refusal(f"{source} holds a JSON {type(value).__name__} where an object belongs. {ELSEWHERE}")
+        raise Refusal(f"{source} must hold a JSON object, but holds {type(value).__name__}. {ELSEWHERE}")
     return value
 
 
@@ -45,7 +45,7 @@ def shapes_of(path: Path, source: str) -> dict[str, list[int]]:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
     except Exception as error:  # the library's own, OSError, and whatever a malformed header leads to
         raise Refusal(
-            f"{source} is no whole safetensors file ({' '.join(str(error).split())[:200]}). {ELSEWHERE}"
+            f"{source} is not a complete safetensors file ({' '.join(str(error).split())[:200]}). {ELSEWHERE}"
         ) from None
 
 
@@ -79,17 +79,17 @@ def _check_adapter(name: str, objects: dict, shapes: dict) -> None:
     ):
         for key in keys:
             if not isinstance(record.get(key), str | None):
-                raise Refusal(f"{file} of {name} has {key} {record[key]!r}, which is no text. {ELSEWHERE}")
+                raise Refusal(f"{file} of {name} has {key} {record[key]!r}, which is not a string. {ELSEWHERE}")
     if "base.json" in objects and not isinstance(base.get("sha256"), str):
-        raise Refusal(f"base.json of {name} does not say of which weights it is (sha256). {ELSEWHERE}")
+        raise Refusal(f"base.json of {name} does not identify the base's weights (sha256). {ELSEWHERE}")
     if not isinstance(base.get("config", {}), dict):
-        raise Refusal(f"base.json of {name} has config {base['config']!r}, which are no fields. {ELSEWHERE}")
+        raise Refusal(f"base.json of {name} has config {base['config']!r}, which is not a mapping. {ELSEWHERE}")
     pattern = config.get("rank_pattern") or {}
     largest = max((max(shape, default=0) for shape in shapes.values()), default=0)
     for rank in (config.get("r"), *(pattern.values() if isinstance(pattern, dict) else [pattern])):
         if rank is not None and not (isinstance(rank, int) and 0 < rank <= max(largest, 1)):
             raise Refusal(
-                f"adapter_config.json of {name} says rank {rank!r}, and the largest dimension in its weights is"
+                f"adapter_config.json of {name} says rank {rank!r}, but the largest dimension in its weights is"
                 f" {largest}. {ELSEWHERE}"
             )
 
@@ -107,10 +107,10 @@ def _check_sizes(name: str, folder: Path, config: dict, shapes: dict[str, list[i
             and value is not None
             and (not isinstance(value, int) or isinstance(value, bool) or value < 0)
         ):
-            raise Refusal(f"config.json of {name} has {key} {value!r}, which is no number of them. {ELSEWHERE}")
+            raise Refusal(f"config.json of {name} has {key} {value!r}, which is not a valid number. {ELSEWHERE}")
         if limit is not None and value is not None and value > limit:
             raise Refusal(
-                f"config.json of {name} has {key} {value:,}, and its weights are {len(shapes):,} tensors. {ELSEWHERE}"
+                f"config.json of {name} has {key} {value:,}, but its weights are {len(shapes):,} tensors. {ELSEWHERE}"
             )
         if isinstance(value, int):
             numbers.append(value)
@@ -123,7 +123,7 @@ def _check_sizes(name: str, folder: Path, config: dict, shapes: dict[str, list[i
         expected = _count_described_weights(folder)
     if expected > 2 * stored + UNCHECKED_WEIGHTS:
         raise Refusal(
-            f"config.json of {name} describes a model of {expected:,} weights, and its files hold {stored:,}."
+            f"config.json of {name} describes a model of {expected:,} parameters, but its files hold {stored:,}."
             f" {ELSEWHERE}"
         )
 
@@ -182,13 +182,11 @@ def check_state(folder: Path, checkpoint: str, left_out: tuple[str, ...] = ()) -
                 value = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # of pickle, zip and torch
             raise Refusal(
-                f"{path.name} of {checkpoint} is no state of numbers ({type(error).__name__}); code in it is not run."
-                f" {ELSEWHERE}"
+                f"{path.name} of {checkpoint} is not a state of tensors and numbers ({type(error).__name__}); code in"
+                f" it is never run. {ELSEWHERE}"
             ) from None
         if not isinstance(value, dict):
-            raise Refusal(
-                f"{path.name} of {checkpoint} holds a {type(value).__name__} where a state belongs. {ELSEWHERE}"
-            )
+            raise Refusal(f"{path.name} of {checkpoint} holds a {type(value).__name__} instead of a state. {ELSEWHERE}")
 
 
 def _check_types(record, types: dict[str, type], source: str) -> None:
@@ -196,4 +194,4 @@ def _check_types(record, types: dict[str, type], source: str) -> None:
     for key, expected_type in types.items():
         value = record.get(key) if isinstance(record, dict) else None
         if not isinstance(value, (int, float) if expected_type is float else expected_type) or isinstance(value, bool):
-            raise Refusal(f"{source} has {key} {value!r}, which is no {expected_type.__name__}. {ELSEWHERE}")
+            raise Refusal(f"{source} has {key} {value!r}, which is not of type {expected_type.__name__}. {ELSEWHERE}")

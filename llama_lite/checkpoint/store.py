@@ -146,7 +146,7 @@ def resolve(
         if existing := checkpoints(run):
             raise Refusal(
                 f"--resume_from_checkpoint never: {run} holds {len(existing)} checkpoint(s), the newest at step"
-                f" {existing[0][0]}. Choose another --output_dir, or `auto` to go on."
+                f" {existing[0][0]}. Choose another --output_dir, or `auto` to continue."
             )
         return None
     if mode in ("auto", "must"):

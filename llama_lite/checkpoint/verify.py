@@ -98,15 +98,15 @@ def refuse_sharded(folder: Path) -> None:
     """Raise Refusal for sharded weights of FSDP or DeepSpeed, which only the layout that saved them can read."""
     if any(Path(folder).glob("pytorch_model_fsdp_*")):
         raise Refusal(
-            f"{folder} holds weights in shards, which only FSDP over as many processes reads. Merge them into a model,"
-            f" `accelerate merge-weights {folder}/pytorch_model_fsdp_0 MODEL`, and start a new run from it: --init_from"
-            " MODEL --resume_from_checkpoint never."
+            f"{folder} holds weights in shards, which only FSDP with the same number of processes can read. Merge them"
+            f" into a model, `accelerate merge-weights {folder}/pytorch_model_fsdp_0 MODEL`, and start a new run from"
+            " it: --init_from MODEL --resume_from_checkpoint never."
         )
     if any(Path(folder).glob("global_step*")):
         raise Refusal(
-            f"{folder} holds weights in DeepSpeed's shards, which only DeepSpeed over as many processes reads. Merge"
-            f" them into a model, `python {folder}/zero_to_fp32.py {folder} MODEL --safe_serialization`, and start a"
-            " new run from it: --init_from MODEL --resume_from_checkpoint never."
+            f"{folder} holds weights in DeepSpeed's shards, which only DeepSpeed with the same number of processes can"
+            f" read. Merge them into a model, `python {folder}/zero_to_fp32.py {folder} MODEL --safe_serialization`,"
+            " and start a new run from it: --init_from MODEL --resume_from_checkpoint never."
         )
 
 

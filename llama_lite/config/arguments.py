@@ -24,7 +24,8 @@ from ..files import read_json, read_yaml
 from ..paths import ROOT
 
 TABLE = Path(__file__).with_name("arguments.json")
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")  # on the Hub: owner/name
+# owner/name, as the Hub takes them: no `--`, `..` or `.git`, no `-` or `.` at an end, 96 characters each
+REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))(?!.*\.git$)\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?", re.ASCII)
 
 SHORT_NAMES = {  # what other programs call an argument
     "lr": "learning_rate",
@@ -296,7 +297,7 @@ def _read_config(path: str) -> dict:
         raise Refusal(f"config file {path!r} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(config, dict):
         held = "nothing" if config is None else f"a {type(config).__name__}"
-        raise Refusal(f"config file {path!r} must hold `key: value` lines, and holds {held}.")
+        raise Refusal(f"config file {path!r} must hold `key: value` lines, not {held}.")
     return config
 
 
@@ -307,7 +308,7 @@ def _typed_config(script: Script, path: str, config: dict) -> tuple[dict, list[s
     known, values, problems = {argument.name: argument for argument in script.arguments}, {}, []
     for key, value in config.items():
         if key == "config":
-            problems.append(f"`config: {value}` in {path}: a config names no other; put its values here.")
+            problems.append(f"`config: {value}` in {path}: a config cannot include another one; put its values here.")
         elif key not in known or key in ("help", "help_all"):
             problems.append(_unknown(script, str(key), known, f"in {path}"))
         elif not is_absent(known[key], value):
@@ -343,34 +344,34 @@ def _as_typed(argument: Argument, value):
     kinds = argument.kinds
     if isinstance(value, dict):
         if "dict" not in kinds:
-            raise ValueError("a single value is wanted, not a mapping")
+            raise ValueError("expected a single value, not a mapping")
         return value
     if value is None:
         return value
     if argument.nargs == "+":
         items = [str(item) for item in (value if isinstance(value, list) else [value])]
         if argument.choices and not set(items) <= set(argument.choices):
-            raise ValueError(f"a list of {', '.join(argument.choices)} is wanted")
+            raise ValueError(f"expected a list of {', '.join(argument.choices)}")
         return items
     if isinstance(value, list):
         if "list" not in kinds:
-            raise ValueError("a single value is wanted, not a list")
+            raise ValueError("expected a single value, not a list")
         return value
     kind = next((kind for kind in kinds if kind in ("int", "float")), None)
     if (kind is None and argument.is_text) or ("str" in kinds and isinstance(value, str)):
         return str(value).lower() if isinstance(value, bool) else str(value)
     if kind:
         if isinstance(value, bool):
-            raise ValueError("a number is wanted")
+            raise ValueError("expected a number")
         number = value if isinstance(value, int) else float(value)
         if kind == "int" and not (math.isfinite(number) and number == int(number)):
-            raise ValueError("a whole number is wanted")
+            raise ValueError("expected a whole number")
         return int(number) if kind == "int" else float(number)
     if argument.is_switch:
         value = SWITCHES.get(str(value).lower(), value) if isinstance(value, str) else value
         if not isinstance(value, bool):
-            raise ValueError("true or false is wanted")
+            raise ValueError("expected true or false")
         return value
     if argument.choices and value not in argument.choices:
-        raise ValueError(f"one of {', '.join(map(str, argument.choices))} is wanted")
+        raise ValueError(f"expected one of {', '.join(map(str, argument.choices))}")
     return value

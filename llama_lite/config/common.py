@@ -12,16 +12,18 @@ from ..errors import Problems
 from ..machine.precision import PRECISIONS
 from .arguments import REPOSITORY
 from .fields import KEPT, accelerator_problems, names, unknown_fields
-from .schedules import default_kwargs, optimizer_problems, schedule_problems
+from .optimizers import optimizer_problems
+from .schedules import default_kwargs, schedule_problems
 
 RESUME_HELP = (
-    "auto: the newest verified checkpoint here, else of the run's own Hub repository, else a new run. must (true):"
-    " refused without one. never (false): refused with one. Or a checkpoint folder, or owner/name@step-N on the Hub."
+    "auto: the newest verified checkpoint in the run folder, otherwise in the run's Hub repository, otherwise a new"
+    " run. must (or true): refused if there is no checkpoint. never (or false): refused if there is one. Or a"
+    " checkpoint folder, or owner/name@step-N on the Hub."
 )
 
 SCHEDULE_HELP = (
-    'Schedule\'s own arguments (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak, for the schedules that have'
-    " a floor)."
+    'Arguments of the schedule (default: {"min_lr_rate": 0.1}, a floor of 0.1 of the peak rate, for the schedules that'
+    " have a floor)."
 )
 
 
@@ -43,18 +45,18 @@ class HubArguments:
     )
     publish_training_state: Literal["all", "final", "none"] = arg(
         "all",
-        "Which revisions carry optimiser and random state, so that anyone can resume from them (6 times the size of the"
-        " model).",
+        "Which revisions include optimizer and random state, so that anyone can resume from them (6 times the size of"
+        " the model).",
     )
     publish_only: bool = arg(False, "Publish the checkpoints in the run folder's queue, and stop.")
     hub_required: bool = arg(
-        False, "Refuse to train where publishing to the Hub would fail (default: train, and publish later)."
+        False, "Refuse to train if publishing to the Hub would fail (default: train, and publish later)."
     )
     hub_drain_timeout: float = arg(
         600, "Seconds that a finished run, or --publish_only, waits for its last revisions to be published."
     )
     card_license: str | None = arg(
-        None, "Licence of the model on its card, in the Hub's words (apache-2.0, mit, other ...)."
+        None, "License of the model on its card, as the Hub names it (apache-2.0, mit, other ...)."
     )
     card_language: str | None = arg(None, "Language of the model on its card, as ISO 639 (en).")
 
@@ -67,12 +69,13 @@ class CommonRunArguments:
 
     precision: Literal["auto", *PRECISIONS] = arg(
         "auto",
-        "auto: bfloat16 (autocast over float32 weights) where this device computes it natively, and faster than"
-        " float32, else float32; a resumed run keeps its own. --bf16, --no_bf16 and --fp16 say the same.",
+        "auto: bfloat16 (autocast over float32 weights) if this device computes it natively and faster than float32,"
+        " otherwise float32; a resumed run keeps its precision. --bf16, --no_bf16 and --fp16 mean bfloat16, float32"
+        " and float16.",
     )
     hours: float | None = arg(
         None,
-        "Hours for the whole run on this machine, preparation to evaluation; other arguments follow from it.",
+        "Hours for the whole run on this machine, from preparation to evaluation; other arguments are derived from it.",
     )
     suggest: str | None = arg(
         None,
@@ -93,15 +96,16 @@ class CommonRunArguments:
         " memory. Where memory does not hold the copy, training waits.",
     )
     dry_run: bool = arg(
-        False, "Print the plan and write nothing: of the run in the folder, or with --hours of a new one."
+        False, "Print the plan and write nothing. It plans the run in the folder, or with --hours a new run."
     )
     allow_changes: str = arg(
-        "", "Comma-separated differences from the checkpoint to accept on resume, by their name in the table."
+        "", "Differences from the checkpoint to accept on resume: comma-separated names from the table of the refusal."
     )
     resume_without: str = arg(
-        "", "Resume without `optimizer`, `scheduler`, `rng` or `data` (position), on purpose; comma-separated."
+        "", "State to leave out on resume: `optimizer`, `scheduler`, `rng` or `data` (position); comma-separated."
     )
-    given: dict = dataclasses.field(init=False, default_factory=dict)  # {argument: value} of YAML and command line
+    # {argument: value} of YAML and command line
+    explicit_args: dict = dataclasses.field(init=False, default_factory=dict)
     typed: frozenset = dataclasses.field(init=False, default=frozenset())  # the arguments of the command line
 
 
@@ -147,21 +151,23 @@ def check_training(
     )
     problems += _field_problems(run, training, {**KEPT, **kept})
     problems.add_if(
-        run.given.get("do_train") is False,
-        "--do_train false: this script trains; --dry_run plans, run_eval.py measures a finished model.",
+        run.explicit_args.get("do_train") is False,
+        "--do_train false: this script always trains. Use --dry_run to plan, or run_eval.py to evaluate a finished"
+        " model.",
     )
     problems += _hub_problems(run, hub, training, publishes)
     problems.add_if(
         run.suggest and Path(run.suggest).exists(),
-        f"--suggest {run.suggest}: that file is there already, and is not written over: name another.",
+        f"--suggest {run.suggest}: that file already exists and is not overwritten: choose another name.",
     )
     problems.add_if(
         str(training.save_strategy.value) not in ("steps", "no"),
-        "--save_strategy must be steps (or no): epochs are not whole steps.",
+        "--save_strategy must be steps (or no): an epoch is not a whole number of steps.",
     )
     for name in ("eval_strategy", "logging_strategy"):
         problems.add_if(
-            getattr(training, name).value == "epoch", f"--{name} must be steps (or no): epochs are not whole steps."
+            getattr(training, name).value == "epoch",
+            f"--{name} must be steps (or no): an epoch is not a whole number of steps.",
         )
     return problems
 
@@ -180,11 +186,12 @@ def _field_problems(run: CommonRunArguments, training: TrainingArguments, kept: 
     """
     problems = Problems()
     for name, (value, why) in kept.items():
-        problems.add_if(name in run.given and getattr(training, name) != value, f"--{name} must stay {value}: {why}.")
+        differs = name in run.explicit_args and getattr(training, name) != value
+        problems.add_if(differs, f"--{name} must stay {value}: {why}.")
     for name in unknown_fields(training, kept):
         problems.append(
-            f"--{name} is new in the installed transformers or TRL, and what it does to a verified run is not known"
-            " here: leave it out."
+            f"--{name} is new in the installed transformers or TRL, and its effect on a verified run has not been"
+            " checked: leave it out."
         )
     return (
         problems
@@ -213,10 +220,10 @@ def _hub_problems(
     )
     problems.add_if(
         hub.publish_steps is not None
-        and "save_steps" in run.given
+        and "save_steps" in run.explicit_args
         and training.save_steps >= 1
         and hub.publish_steps % training.save_steps,
-        f"--publish_steps {hub.publish_steps} is no multiple of --save_steps {training.save_steps:g}: only saved"
+        f"--publish_steps {hub.publish_steps} is not a multiple of --save_steps {training.save_steps:g}: only saved"
         " checkpoints can be published.",
     )
     return problems

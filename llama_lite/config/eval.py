@@ -58,8 +58,7 @@ class TasksArguments:
     )
     texts: list[str] = arg(
         [],
-        "NAME=PATH or NAME=HUB_ID: further text whose bits per byte are measured (parquet, jsonl, txt; a `text`"
-        " column).",
+        "NAME=PATH or NAME=HUB_ID: more texts whose bits per byte are measured (parquet, jsonl, txt; a `text` column).",
     )
     num_fewshot: list[str] = arg([], "Few-shot examples: N for all tasks, or TASK=N (default: each task's own number).")
     limit: int | None = arg(None, "Items per task: a seeded sample, the same for every model (default: all).")
@@ -67,7 +66,7 @@ class TasksArguments:
     sensitivity: list[str] = arg([], "Tasks that are also evaluated with systematic variants of the prompt.")
     robustness: list[str] = arg(
         [],
-        "Tasks that are also evaluated with typing errors, other case and spacing, and distracting sentences.",
+        "Tasks that are also evaluated with typing errors, changed case and spacing, and distracting sentences.",
     )
     variant_limit: int | None = arg(None, "Items of each variant (default: as --limit).")
     variant_models: list[str] = arg([], "Models that are evaluated on variants (default: the last one).")
@@ -83,7 +82,7 @@ class TasksArguments:
         None, "One of the models, with which the likelihood of other kinds of text is compared."
     )
     confirm_run_unsafe_code: bool = arg(False, "Run the code that models write (embedded_humaneval), in a sandbox.")
-    seed: int = arg(1234, "Seed of samples, few-shot examples, option orders and disturbances.")
+    seed: int = arg(1234, "Seed of samples, few-shot examples, option orders and perturbations.")
     batch_tokens: int | None = arg(None, "Tokens per forward pass (default: 2,048 on a CPU, 32,768 on a GPU).")
 
 
@@ -155,11 +154,11 @@ def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_ar
     problems.add_if(
         "embedded_humaneval" in task_args.tasks and not task_args.confirm_run_unsafe_code,
         "--tasks embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox;"
-        " the log says what holds).",
+        " the log lists its protections).",
     )
     for name in ("task_data", "texts"):
         for text in getattr(task_args, name):
-            problems.add_if("=" not in text, f"--{name} {text}: NAME=PATH is wanted.")
+            problems.add_if("=" not in text, f"--{name} {text}: expected NAME=PATH.")
     named = {
         name: [text.rpartition("=")[0] for text in task_args.num_fewshot]
         if name == "num_fewshot"
@@ -170,7 +169,7 @@ def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_ar
     for name in named["texts"]:
         problems.add_if(
             name in task_args.tasks,
-            f"--tasks {name} names a text of --texts, which is measured without being a task: leave it out of --tasks.",
+            f"--tasks {name} names a text of --texts, which is evaluated anyway: leave it out of --tasks.",
         )
     for name, items in {**named, "models": model_args.models}.items():
         duplicates = sorted({item or "a number for all tasks" for item in items if items.count(item) > 1})
@@ -193,7 +192,7 @@ def shots(texts: list[str]) -> dict[str, int]:
     for text in texts:
         name, equals, number = text.rpartition("=")
         if not number.isdigit():
-            raise Refusal(f"--num_fewshot {text}: N or TASK=N is wanted.")
+            raise Refusal(f"--num_fewshot {text}: expected N or TASK=N.")
         if (name if equals else "") in found:
             raise Refusal(
                 f"--num_fewshot {text}: {f'{name} is' if equals else 'a number for all tasks is'} given twice."

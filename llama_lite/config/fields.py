@@ -65,15 +65,17 @@ FREE = {  # fields that change nothing that is computed, so that they may change
     ),
     **dict.fromkeys(
         "report_to run_name project trackio_space_id trackio_bucket_id trackio_static_space_id".split(),
-        "where it is shown, too",
+        "which dashboards show it",
     ),
     **dict.fromkeys(
         ("eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
-        "when is evaluated: it draws no random number and moves no rate",
+        "when evaluations run: they draw no random number and change no learning rate",
     ),
-    "per_device_eval_batch_size": "how many rows are measured at once, not which",
+    "per_device_eval_batch_size": "how many rows are evaluated at once, not which",
     "prediction_loss_only": "nothing but losses is kept either way",
-    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit"), "when is saved, and what stays"),
+    **dict.fromkeys(
+        ("save_strategy", "save_steps", "save_total_limit"), "when checkpoints are saved, and which are kept"
+    ),
     **dict.fromkeys(("push_to_hub", "hub_private_repo", "hub_model_id"), "where the run is published"),
     **dict.fromkeys(("activation_checkpointing", "gradient_checkpointing"), "activations are computed again, the same"),
     "gradient_checkpointing_kwargs": "the older name of activation_checkpointing_kwargs, which is recorded",
@@ -82,7 +84,7 @@ FREE = {  # fields that change nothing that is computed, so that they may change
     **dict.fromkeys(
         "dataloader_num_workers dataloader_pin_memory dataloader_persistent_workers dataloader_prefetch_factor "
         "dataloader_multiprocessing_context".split(),
-        "who reads rows whose order is a function of seed and step",
+        "which processes read rows; their order is a function of seed and step",
     ),
     **dict.fromkeys(
         "ddp_find_unused_parameters ddp_bucket_cap_mb ddp_broadcast_buffers ddp_static_graph ddp_backend ddp_timeout"
@@ -96,14 +98,14 @@ FREE = {  # fields that change nothing that is computed, so that they may change
 PREDICTIONS = "an evaluation keeps losses, not predictions"
 
 KEPT = {  # {field: (the value that a verified run needs, the reason)}
-    "dataloader_drop_last": (True, "a ragged last batch would give 1 and 2 processes different steps"),
+    "dataloader_drop_last": (True, "an incomplete last batch would give runs on 1 and 2 processes different steps"),
     "dataloader_in_order": (True, "the order of the data is a function of seed and step"),
     "train_sampling_strategy": ("sequential", "the order of the data is a function of seed and step"),
     "length_column_name": (
         "length",
         "rows are not grouped by length: the order of the data is a function of seed and step",
     ),
-    "label_names": (None, "the labels are this script's own"),
+    "label_names": (None, "this script sets the labels"),
     "label_smoothing_factor": (
         0.0,
         (
@@ -112,16 +114,16 @@ KEPT = {  # {field: (the value that a verified run needs, the reason)}
         ),
     ),
     "average_tokens_across_devices": (True, "the loss would depend on the number of processes"),
-    "optim_target_modules": (None, "no optimizer that trains here takes it"),
+    "optim_target_modules": (None, "no supported optimizer uses it"),
     "bf16_full_eval": (False, "evaluations are computed in --precision, as training is"),
     "fp16_full_eval": (False, "evaluations are computed in --precision, as training is"),
-    "use_cache": (False, "a cache is for generating, and lets packed rows see each other"),
-    "save_only_model": (False, "a checkpoint without its optimiser cannot be resumed"),
-    "save_on_each_node": (False, "the folder of a run has one writer"),
-    "ignore_data_skip": (False, "a resumed run would read the first data again; --resume_without data says so openly"),
-    "load_best_model_at_end": (False, "the run's last model is what is published"),
-    "metric_for_best_model": (None, "no checkpoint is chosen by a metric: the run's last model is what is published"),
-    "greater_is_better": (None, "no checkpoint is chosen by a metric: the run's last model is what is published"),
+    "use_cache": (False, "the cache is for generation, and lets packed rows attend to each other"),
+    "save_only_model": (False, "a checkpoint without optimizer state cannot be resumed exactly"),
+    "save_on_each_node": (False, "only one process writes to the run folder"),
+    "ignore_data_skip": (False, "a resumed run would read the first data again; use --resume_without data for that"),
+    "load_best_model_at_end": (False, "the last model of the run is published"),
+    "metric_for_best_model": (None, "no checkpoint is chosen by a metric: the last model of the run is published"),
+    "greater_is_better": (None, "no checkpoint is chosen by a metric: the last model of the run is published"),
     "auto_find_batch_size": (False, "it would silently change the tokens per step"),
     "enable_jit_checkpoint": (False, "signals are handled by this script, on all ranks"),
     "restore_callback_states_from_checkpoint": (False, "it replaces the callbacks of a resumed run"),
@@ -129,19 +131,25 @@ KEPT = {  # {field: (the value that a verified run needs, the reason)}
     "hub_strategy": ("every_save", "--publish_steps and --publish_training_state say what is published"),
     "hub_revision": (None, "checkpoints go to the branch `checkpoints`, the finished model to main"),
     "hub_always_push": (False, "the queue loses no checkpoint"),
-    "torch_compile": (False, "--compile_layers compiles what is worth it, one layer for all"),
-    "torch_compile_backend": (None, "--compile_layers compiles what is worth it, one layer for all"),
-    "torch_compile_mode": (None, "--compile_layers compiles what is worth it, one layer for all"),
-    "fsdp": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/fsdp2.yaml"),
-    "fsdp_config": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/fsdp2.yaml"),
-    "deepspeed": (None, "the launcher shards: accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml"),
+    "torch_compile": (False, "use --compile_layers, which compiles the decoder layers"),
+    "torch_compile_backend": (None, "use --compile_layers, which compiles the decoder layers"),
+    "torch_compile_mode": (None, "use --compile_layers, which compiles the decoder layers"),
+    "fsdp": (None, "the launcher sets the sharding: accelerate launch --config_file configs/accelerate/fsdp2.yaml"),
+    "fsdp_config": (
+        None,
+        "the launcher sets the sharding: accelerate launch --config_file configs/accelerate/fsdp2.yaml",
+    ),
+    "deepspeed": (
+        None,
+        "the launcher sets the sharding: accelerate launch --config_file configs/accelerate/deepspeed_zero2.yaml",
+    ),
     "parallelism_config": (
         None,
-        "a run goes over processes that hold the model or a share of it, as configs/accelerate says",
+        "the launcher sets the parallel layout, see configs/accelerate",
     ),
-    "logging_nan_inf_filter": (False, "it logs NaN as 0 and trains on"),
-    "skip_memory_metrics": (True, "every log entry has the peak memory"),
-    "do_predict": (False, "run_eval.py asks a finished model"),
+    "logging_nan_inf_filter": (False, "it logs NaN as 0 and training goes on"),
+    "skip_memory_metrics": (True, "every log entry has the peak memory already"),
+    "do_predict": (False, "run_eval.py evaluates a finished model"),
     "eval_do_concat_batches": (True, PREDICTIONS),
     "eval_use_gather_object": (False, PREDICTIONS),
     "eval_accumulation_steps": (None, PREDICTIONS),
@@ -151,12 +159,12 @@ KEPT = {  # {field: (the value that a verified run needs, the reason)}
 
 
 ACCELERATOR = {  # {entry of accelerator_config that must keep its default: the reason}
-    "split_batches": "it divides each batch between the processes and so silently shrinks the step",
+    "split_batches": "it divides each batch between the processes, which silently shrinks the step",
     "dispatch_batches": "every process reads its own rows",
-    "even_batches": "every step is whole",
+    "even_batches": "every step has the same number of rows",
     "use_seedable_sampler": "the order of the data is a function of seed and step",
     "gradient_accumulation_kwargs": "accumulation follows from the size of the step",
-    "use_configured_state": "the launcher says what runs",
+    "use_configured_state": "the launcher sets the configuration",
 }
 
 

@@ -72,8 +72,8 @@ class Parser(TrlParser):
         self._set_defaults(config)
         namespace, rest = self.parse_known_args(argv)
         if rest:
-            self.error(f"`{' '.join(rest)}` belongs to no argument")
-        values, given, problems = vars(namespace), typed | set(config), []
+            self.error(f"`{' '.join(rest)}` does not belong to any argument")
+        values, explicit_args, problems = vars(namespace), typed | set(config), []
         for name in typed:
             try:
                 values[name] = checked(by_name[name], values[name])
@@ -81,26 +81,28 @@ class Parser(TrlParser):
                 problems.append(f"--{name} {shlex.quote(str(values[name]))}: {error}.")
         if problems:
             raise Refusal(" ".join(problems))
-        given -= {name for name in given if is_absent(by_name[name], values[name])}
+        explicit_args -= {name for name in explicit_args if is_absent(by_name[name], values[name])}
         values |= {name: expand_home(value) for name, value in values.items() if name in PATHS}
         if "precision" in values:
             values |= {
-                "precision": requested_precision(values, [typed & given, set(config) & given]),
+                "precision": requested_precision(values, [typed & explicit_args, set(config) & explicit_args]),
                 "bf16": False,
                 "fp16": False,
             }
-            given = given - {"bf16", "fp16"} | ({"precision"} if values["precision"] != "auto" else set())
+            explicit_args = explicit_args - {"bf16", "fp16"} | (
+                {"precision"} if values["precision"] != "auto" else set()
+            )
         if problems := range_problems(values) + comma_problems(values):
             raise Refusal(" ".join(problems))
         try:
             parsed = self.parse_dict(values, allow_extra_keys=True)
         except (ValueError, ImportError, TypeError) as error:
-            raise Refusal(f"these arguments do not fit: {error}") from error
+            raise Refusal(f"these arguments are invalid: {error}") from error
         for group in parsed:
             if isinstance(group, CommonRunArguments):
-                values = {name: value for part in parsed for name, value in vars(part).items() if name in given}
+                values = {name: value for part in parsed for name, value in vars(part).items() if name in explicit_args}
                 group.typed = frozenset(typed)
-                group.given = {name: getattr(value, "value", value) for name, value in values.items()}
+                group.explicit_args = {name: getattr(value, "value", value) for name, value in values.items()}
         return parsed
 
     def _set_defaults(self, config: dict) -> None:
@@ -128,30 +130,30 @@ def requested_precision(values: dict, sources: list[set[str]]) -> str:
     first. The launcher's own request (`accelerate launch --mixed_precision`, or its config file) counts, too:
     accelerate would follow it in silence.
     """
-    asked = "auto"
-    for given in sources:
+    precision = "auto"
+    for named in sources:
         words = {}
-        if "precision" in given and values["precision"] != "auto":
+        if "precision" in named and values["precision"] != "auto":
             words["precision"] = values["precision"]
-        if "fp16" in given and values["fp16"]:
+        if "fp16" in named and values["fp16"]:
             words["fp16"] = "float16"
-        if "bf16" in given and (values["bf16"] or "fp16" not in words):
+        if "bf16" in named and (values["bf16"] or "fp16" not in words):
             words["bf16"] = "bfloat16" if values["bf16"] else "float32"
         if len(set(words.values())) > 1:
             arguments = " and ".join(f"{name} ({precision})" for name, precision in words.items())
             raise Refusal(f"the arguments {arguments} contradict each other: give --precision alone.")
         if words:
-            asked = next(iter(words.values()))
+            precision = next(iter(words.values()))
             break
     launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if launcher not in LAUNCHER_PRECISIONS:
         raise Refusal(
-            f"the launcher asks for --mixed_precision {launcher}, in which no run of this project trains: use no, bf16"
+            f"the launcher requests --mixed_precision {launcher}, which this project does not support: use no, bf16"
             " or fp16."
         )
-    if launcher != "no" and asked not in ("auto", LAUNCHER_PRECISIONS[launcher]):
+    if launcher != "no" and precision not in ("auto", LAUNCHER_PRECISIONS[launcher]):
         raise Refusal(
-            f"the launcher asks for --mixed_precision {launcher} and the command for --precision {asked}: leave it out"
-            " of the launcher's config (`no`), or give the same to both."
+            f"the launcher requests --mixed_precision {launcher} and the command --precision {precision}: set"
+            " mixed_precision to `no` in the launcher's config, or give the same precision to both."
         )
-    return LAUNCHER_PRECISIONS[launcher] if launcher != "no" else asked
+    return LAUNCHER_PRECISIONS[launcher] if launcher != "no" else precision

@@ -35,7 +35,7 @@ class ModelArguments:
     )
     init_from: str | None = arg(
         None,
-        "Model whose weights start a NEW run (no optimiser, no step, no data position): a folder, or"
+        "Model whose weights start a NEW run (without optimizer state, step or data position): a folder, or"
         " owner/name@revision on the Hub.",
     )
     publish_dtype: Literal["bfloat16", "float32", "float16"] = arg(
@@ -58,23 +58,23 @@ class DataArguments:
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
     dataset_split: str = arg(
         "train",
-        "Split of a Hub dataset, or of a folder with files or folders for train next to test or validation (all: every"
-        " one).",
+        "Split of a Hub dataset, or of a folder with separate files or folders for train and test or validation (all:"
+        " every split).",
     )
-    dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
+    dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it resolves to is recorded.")
     text_column: str | None = arg(
         None, "Column that holds the text of rows (default: `text`, another usual name, or the longest column)."
     )
     encoding: str | None = arg(None, "Encoding of files that are not UTF-8, e.g. cp1252 or gb18030.")
     document_separator: str = arg(
         "auto",
-        "What divides a plain text file into documents: auto (the tokenizer's end-of-text, where a file holds it), none"
-        " (every such file is one document), or a text, \\n for a line break.",
+        "Separator of documents in plain text files: auto (the tokenizer's end-of-text token, in files that contain"
+        " it), none (each file is one document), or any text (\\n for a line break).",
     )
     file_types: list[str] = arg(
-        [], "Endings of the files of a folder that are read, e.g. .md .py (default: whatever is text)."
+        [], "Extensions of the files to read from a folder, e.g. .md .py (default: all text files)."
     )
-    max_bytes: int | None = arg(None, "Read only the first files, in their order, up to so many bytes.")
+    max_bytes: int | None = arg(None, "Read only the first files, in their order, up to this many bytes.")
     prepared_dir: str | None = arg(
         None,
         "Folder for the prepared token shards; written once, then only read (default: data/NAME-HASH, a hash of their"
@@ -93,7 +93,7 @@ class DataArguments:
     shard_tokens: int = arg(100_000_000, "Tokens per shard (the paper: 100M, 200 MB of uint16).")
     validation_tokens: int | None = arg(
         None,
-        "Number of tokens, from the beginning, for validation; never trained on (the paper: one shard of 100M).",
+        "Number of tokens at the beginning that are held out for validation (the paper: one shard of 100M).",
     )
     max_tokens: int | None = arg(None, "Number of tokens to prepare, validation included (the paper: 20e9 of 100e9).")
     prepared_hub_id: str | None = arg(
@@ -102,13 +102,13 @@ class DataArguments:
         " published by --prepare_only --push_to_hub.",
     )
     prepare_workers: int = arg(
-        os.cpu_count() or 1, "Processes that curate and tokenize; the result does not depend on it."
+        os.cpu_count() or 1, "Number of processes that curate and tokenize; the result does not depend on it."
     )
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
         "auto",
-        "Check shards before the first step by size, or by digest too (auto: digests up to 1 GiB). hashes: text above 1"
-        " GiB is hashed again, too, instead of trusting the sizes and times of its files.",
+        "How shards are checked before the first step: by size, or also by digest (auto: digests up to 1 GiB). hashes:"
+        " source text above 1 GiB is hashed again too, instead of trusting the sizes and times of its files.",
     )
 
 
@@ -119,13 +119,13 @@ class CurationArguments:
     _argument_group_name = "Curation"
 
     min_score: float | None = arg(
-        None, "Least educational score (FineWeb-Edu's classifier: 0 to 5; FineWeb-Edu itself keeps 3)."
+        None, "Minimum educational score (FineWeb-Edu's classifier: 0 to 5; FineWeb-Edu itself keeps 3)."
     )
     score_column: str = arg("score", "Column that holds the educational score.")
     language: str | None = arg(None, "Only documents whose `language` column has this value, e.g. en.")
-    min_language_score: float | None = arg(None, "Least value of the `language_score` column (FineWeb: 0.65).")
-    min_characters: int | None = arg(None, "Shortest document, in characters.")
-    max_characters: int | None = arg(None, "Longest document, in characters.")
+    min_language_score: float | None = arg(None, "Minimum value of the `language_score` column (FineWeb: 0.65).")
+    min_characters: int | None = arg(None, "Minimum length of a document, in characters.")
+    max_characters: int | None = arg(None, "Maximum length of a document, in characters.")
     gopher_repetition: bool = arg(False, "Gopher's repetition rules, for raw web text (datatrove).")
     gopher_quality: bool = arg(False, "Gopher's quality rules, for raw web text (datatrove).")
     c4_quality: bool = arg(False, "C4's quality rules, for raw web text (datatrove).")
@@ -174,7 +174,7 @@ class RunArguments(CommonRunArguments):
         "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.",
     )
     plan_mfu: float = arg(
-        40.0, "For --dry_run: the fraction of peak FLOP/s (MFU, in percent) assumed for days on GPUs."
+        40.0, "For --dry_run: the fraction of peak FLOP/s (MFU, in percent) assumed when estimating days on GPUs."
     )
     strict_plan: bool = arg(
         False, "Refuse a run whose plan does not fit in memory or on the disk (default: a warning in --dry_run)."
@@ -201,9 +201,9 @@ class PretrainArguments(TrainingArguments):
     adam_epsilon: float = arg(1e-8, "AdamW's epsilon.")
     weight_decay: float = arg(0.1, "Weight decay of matrices and embeddings; norms have none.")
     max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
-    max_steps: int = arg(-1, "Optimiser steps.")
+    max_steps: int = arg(-1, "Optimizer steps.")
     num_train_epochs: float = arg(
-        1.0, "Passes over the training tokens, cut to whole steps, where max_steps is not given."
+        1.0, "Passes over the training tokens, cut to whole steps, if max_steps is not given."
     )
     bf16: bool = arg(True, "--precision bfloat16; --no_bf16: --precision float32.")
     fp16: bool = arg(False, "--precision float16, on a GPU.")
@@ -212,9 +212,13 @@ class PretrainArguments(TrainingArguments):
     eval_strategy: str = arg("steps", "When to evaluate.")
     eval_steps: float | None = arg(250, "Steps between evaluations (the paper: 250).")
     save_steps: float = arg(250, "Steps between checkpoints (0: one, at the end).")
-    save_total_limit: int | None = arg(3, "Checkpoints kept (none: all of them); the last verified one always is.")
+    save_total_limit: int | None = arg(
+        3, "Number of checkpoints to keep (none: all of them); the last verified one is always kept."
+    )
     dataloader_drop_last: bool = arg(True, "Kept on: epochs are cut to whole steps.")
-    train_sampling_strategy: str = arg("sequential", "Kept so: TokenWindows gives the order of the run.")
+    train_sampling_strategy: str = arg(
+        "sequential", "Must stay sequential: TokenWindows sets the order of the windows."
+    )
     remove_unused_columns: bool | None = arg(False, "Kept off: windows have no columns.")
     logging_nan_inf_filter: bool = arg(False, "Kept off: NaN stops the run instead of being logged as 0.")
     ddp_find_unused_parameters: bool | None = arg(False, "Kept off: every parameter is used.")
@@ -226,18 +230,20 @@ class PretrainArguments(TrainingArguments):
 
 
 PRETRAIN_FOLLOWS = {  # derived arguments, and what they follow from (training/derive_pretrain.py)
-    **dict.fromkeys(("model_config", "max_steps"), "by the text, the time there is, and the speed of this machine"),
-    **dict.fromkeys(("vocab_size", "validation_tokens", "block_size"), "by the size of the text"),
+    **dict.fromkeys(
+        ("model_config", "max_steps"), "derived from the text, the time limit and the speed of this machine"
+    ),
+    **dict.fromkeys(("vocab_size", "validation_tokens", "block_size"), "derived from the size of the text"),
     **dict.fromkeys(
         ("tokens_per_step", "per_device_train_batch_size", "warmup_steps", "logging_steps", "eval_steps", "save_steps"),
-        "by the length of the run",
+        "derived from the length of the run",
     ),
-    **dict.fromkeys(("learning_rate", "save_total_limit"), "by the size of the model"),
-    **dict.fromkeys(("fused_loss", "block_attention", "compile_layers"), "by the machine"),
-    "eval_windows": "as many as take little time",
+    **dict.fromkeys(("learning_rate", "save_total_limit"), "derived from the size of the model"),
+    **dict.fromkeys(("fused_loss", "block_attention", "compile_layers"), "chosen for this machine"),
+    "eval_windows": "as many as keep evaluations short",
     "prepare_workers": "one per core of this machine",
-    "output_dir": "runs/NAME, after the text",
-    "hours": "about ten minutes, where no length is given",
+    "output_dir": "runs/NAME, named after the text",
+    "hours": "about ten minutes, if no length is given",
 }
 
 
@@ -247,9 +253,9 @@ examples:
   accelerate launch run_pretrain.py
       the demo, on any laptop
   accelerate launch run_pretrain.py --dataset mytext/
-      your own text: arguments that are not given follow from it and the machine
+      your own text: missing arguments are derived from it and the machine
   python run_pretrain.py --dataset mytext/ --hours 2 --suggest mine.yaml
-      the same as a file, with reasons, for a run of two hours
+      writes the derived arguments of a two-hour run to a file, with reasons
   accelerate launch run_pretrain.py --config configs/pretrain/paper.yaml
       the paper's 1.7B run
   python run_pretrain.py --config configs/pretrain/demo.yaml --dry_run
@@ -298,24 +304,25 @@ def check_pretrain(
     lengths = [
         name
         for name in ("max_steps", "hours", "num_train_epochs")
-        if name in run.given and (name != "max_steps" or training.max_steps > 0)
+        if name in run.explicit_args and (name != "max_steps" or training.max_steps > 0)
     ]
     problems.add_if(
         "hours" in lengths and len(lengths) > 1,
-        f"{' and '.join(f'--{name}' for name in lengths)} are two lengths of one run: give one of them.",
+        f"{' and '.join(f'--{name}' for name in lengths)} both set the length of the run: give one of them.",
     )
     problems.add_if(
         None not in (curation.min_characters, curation.max_characters)
         and curation.min_characters > curation.max_characters,
         f"--min_characters {curation.min_characters} is above --max_characters {curation.max_characters}: no document"
-        " is both.",
+        " can satisfy both.",
     )
     problems.add_if(
         None not in (data.validation_tokens, data.max_tokens) and data.validation_tokens >= data.max_tokens,
-        f"--validation_tokens {data.validation_tokens} leaves nothing to train on of --max_tokens {data.max_tokens},"
-        " which counts them, too.",
+        f"--validation_tokens {data.validation_tokens} leaves nothing to train on: --max_tokens {data.max_tokens}"
+        " includes the validation tokens.",
     )
-    problems.add_if(run.plan_launch and not run.dry_run, "--plan_launch plans another launch: it goes with --dry_run.")
+    plans_only = run.plan_launch and not run.dry_run
+    problems.add_if(plans_only, "--plan_launch only plans another launch: use it with --dry_run.")
     problems.add_if(
         None not in (data.validation_tokens, run.block_size) and data.validation_tokens < run.block_size + 1,
         f"--validation_tokens {data.validation_tokens} does not fill one window of {run.block_size} predictions.",

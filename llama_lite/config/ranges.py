@@ -75,7 +75,7 @@ def range_problems(values: dict) -> list[str]:
             continue
         is_valid, rule = RANGES.get(name, (lambda value: True, "a number"))
         if not math.isfinite(value):
-            problems.append(f"--{name} {value} is no number: it must be {rule}.")
+            problems.append(f"--{name} {value} is not a number: it must be {rule}.")
         elif not is_valid(value):
             problems.append(f"--{name} {value if isinstance(value, int) else f'{value:g}'} must be {rule}.")
     return problems
@@ -97,9 +97,9 @@ def comma_problems(values: dict) -> list[str]:
         return bool(parts) and not all(os.path.exists(os.path.expanduser(part)) for part in parts)
 
     return [
-        f"--{name} {item}: blanks separate the items of a list, commas do not: --{name}"
-        f" {' '.join(part.strip() for part in item.split(',') if part.strip())}"
-        f" (in YAML [{', '.join(part.strip() for part in item.split(',') if part.strip())}])."
+        f"--{name} {item}: separate the items of a list by spaces, not commas: --{name}"
+        f" {' '.join(part.strip() for part in item.split(',') if part.strip())} (in YAML"
+        f" [{', '.join(part.strip() for part in item.split(',') if part.strip())}])."
         for name in LISTS
         for item in values.get(name) or []
         if is_several(item)

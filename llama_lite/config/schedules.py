@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimizers: which of transformers' choices are supported, and their arguments."""
+"""Learning-rate schedules: which of transformers' choices are supported, and their arguments."""
 
 import inspect
 import math
@@ -12,16 +12,6 @@ FLOORED = ("cosine_with_min_lr", "cosine_warmup_with_min_lr")  # the schedules w
 BY_EVALUATIONS = ("reduce_lr_on_plateau", "greedy")
 CONSTANT = ("constant", "constant_with_warmup")  # transformers ignores the arguments of these
 SCHEDULE_OWN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
-
-# Optimizers that were tested (started, saved, resumed exactly), with the --optim_args that transformers reads for each
-OPTIMIZERS = {
-    "adamw_torch": (),
-    "adamw_torch_fused": (),
-    "adafactor": (),
-    "sgd": ("momentum", "dampening", "nesterov"),
-    "adagrad": ("lr_decay", "eps"),
-    "rmsprop": ("momentum", "alpha", "eps", "centered"),
-}
 
 RATE_RATIOS = ("min_lr_rate", "min_lr_ratio", "warmup_lr_rate")  # of the peak rate, among lr_scheduler_kwargs
 CHECKED_STEPS = 1000  # at most, at which the rate is computed before the run
@@ -39,11 +29,11 @@ def schedule_problems(training: "TrainingArguments") -> list[str]:
     name, kwargs = training.lr_scheduler_type.value, training.lr_scheduler_kwargs or {}
     if name in BY_EVALUATIONS:
         return [
-            f"--lr_scheduler_type {name}: its rate follows the evaluations, so that --eval_steps would change the"
-            " training. Use another one."
+            f"--lr_scheduler_type {name}: its rate depends on evaluation results, so --eval_steps would change the"
+            " training. Use another schedule."
         ]
     if not isinstance(kwargs, dict):
-        return [f"--lr_scheduler_kwargs {kwargs}: a mapping is wanted, such as '{{\"min_lr_rate\": 0.1}}'."]
+        return [f"--lr_scheduler_kwargs {kwargs}: expected a mapping, such as '{{\"min_lr_rate\": 0.1}}'."]
     parameters = dict(inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[training.lr_scheduler_type]).parameters)
     parameters = (
         {} if name in CONSTANT else {key: value for key, value in parameters.items() if key not in SCHEDULE_OWN}
@@ -75,46 +65,6 @@ def schedule_problems(training: "TrainingArguments") -> list[str]:
         example = ", ".join(f'"{key}": N' for key in needed)
         problems.append(f"--lr_scheduler_type {name} needs --lr_scheduler_kwargs '{{{example}}}'.")
     return problems
-
-
-def optimizer_problems(training: "TrainingArguments") -> list[str]:
-    """What is wrong with --optim and --optim_args."""
-    name = training.optim.value
-    if name not in OPTIMIZERS:
-        return [f"--optim {name}: that it resumes is not known here. Those that do: {', '.join(OPTIMIZERS)}."]
-    problems = []
-    for pair in (training.optim_args or "").replace(" ", "").split(","):
-        key, equals, value = pair.partition("=")
-        if pair and key not in OPTIMIZERS[name]:
-            supported = f"it takes {', '.join(OPTIMIZERS[name])}" if OPTIMIZERS[name] else "leave it out: it takes none"
-            problems.append(f"--optim_args {pair}: --optim {name} does not read {key}; {supported}.")
-        elif pair and not (equals and _is_value(key, value)):
-            problems.append(f"--optim_args {pair}: NAME=NUMBER is wanted (nesterov and centered: true or false).")
-    return problems or _constructor_problems(training)
-
-
-def _constructor_problems(training) -> list[str]:
-    """The error that the optimizer raises for its arguments, constructed with one parameter."""
-    import torch
-    from transformers import Trainer
-
-    try:
-        make, kwargs = Trainer.get_optimizer_cls_and_kwargs(training)
-        make([torch.zeros(1, requires_grad=True)], **kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
-        return [
-            f"--optim {training.optim.value} with --optim_args {training.optim_args}: {' '.join(str(error).split())}."
-        ]
-    return []
-
-
-def _is_value(key: str, value: str) -> bool:
-    if key in ("nesterov", "centered"):
-        return value.lower() in ("true", "false")
-    try:
-        return math.isfinite(float(value)) and float(value) >= 0
-    except ValueError:
-        return False
 
 
 def plan_problems(training: "TrainingArguments", steps: int, cut_short: bool = False) -> list[str]:
@@ -151,7 +101,7 @@ def plan_problems(training: "TrainingArguments", steps: int, cut_short: bool = F
         []
         if invalid_step is None
         else [
-            f"{flags} gives {rates[invalid_step]} of the peak rate at step {invalid_step + 1}: a rate is from 0 to"
-            " the peak."
+            f"{flags} gives {rates[invalid_step]} of the peak rate at step {invalid_step + 1}: the rate must stay"
+            " between 0 and the peak."
         ]
     )

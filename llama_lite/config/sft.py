@@ -32,9 +32,9 @@ class BaseArguments:
 
     model_name_or_path: str = arg("runs/demo", "Base model: the folder of a run, a Hub id, or owner/name@revision.")
     model_revision: str | None = arg(
-        None, "Revision of a base on the Hub, e.g. step-040000; the commit that it means is recorded."
+        None, "Revision of a base on the Hub, e.g. step-040000; the commit that it resolves to is recorded."
     )
-    tokenizer_name: str | None = arg(None, "Another tokenizer than the base's own: gpt2, a folder or a Hub id.")
+    tokenizer_name: str | None = arg(None, "Tokenizer to use instead of the base's own: gpt2, a folder or a Hub id.")
     publish_dtype: Literal["bfloat16", "float32", "float16"] = arg(
         "bfloat16", "Number format of a merged, or fully tuned, model's weights (an adapter's are float32)."
     )
@@ -53,10 +53,10 @@ class AdapterArguments:
     target_modules: list[str] = arg(
         ["all-linear"], "Modules that get an adapter: their names, or all-linear (every linear one but the head)."
     )
-    use_rslora: bool = arg(False, "Rank-stabilised LoRA: multiply by lora_alpha / sqrt(r).")
+    use_rslora: bool = arg(False, "Rank-stabilized LoRA: multiply by lora_alpha / sqrt(r).")
     use_dora: bool = arg(False, "DoRA: weights as magnitude and direction.")
     merge_adapter: bool = arg(
-        False, "In the end write base and adapter as one model, in merged/ of the run folder, and publish it too."
+        False, "At the end, write base and adapter as one model, in merged/ of the run folder, and publish it too."
     )
 
 
@@ -75,24 +75,24 @@ class RowArguments:
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset.")
     dataset_split: str = arg(
         "train",
-        "Split of a Hub dataset, or of a folder with files or folders for train next to test or validation (all: every"
-        " one).",
+        "Split of a Hub dataset, or of a folder with separate files or folders for train and test or validation (all:"
+        " every split).",
     )
-    dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it means is recorded.")
+    dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it resolves to is recorded.")
     max_rows: int | None = arg(None, "Number of rows to read (default: all; of installed-docs 6,000).")
     eval_rows: int | None = arg(
         None, "Number of rows to hold out, by whole documents, so that none shares its document with training."
     )
     skip_held_out: bool = arg(
-        True, "Of installed-docs, leave out the modules whose text the embedded evaluation tasks use."
+        True, "For installed-docs: leave out the modules whose text the embedded evaluation tasks use."
     )
     long_rows: Literal["drop", "truncate"] = arg(
         "drop",
-        "Rows longer than max_length: dropped, or cut at its end (then without end-of-text); counted and named either"
-        " way.",
+        "Rows longer than max_length: dropped, or cut at max_length (then without end-of-text); counted and named"
+        " either way.",
     )
     prepare_workers: int = arg(
-        os.cpu_count() or 1, "Processes that read the documentation; the rows do not depend on it."
+        os.cpu_count() or 1, "Number of processes that read the documentation; the rows do not depend on it."
     )
     show_example: bool = arg(False, "Print one row as the model sees it, with the trained tokens in color, and stop.")
 
@@ -121,7 +121,7 @@ class TuningArguments(CommonRunArguments):
     sampled_answers: int = arg(
         64, "Held-out prompts answered to measure whether answers stop and keep the format (temperature 0.7, top-k 50)."
     )
-    answer_tokens: int = arg(96, "Tokens within which an answer should stop.")
+    answer_tokens: int = arg(96, "Maximum length of a sampled or greedy answer, in tokens.")
 
 
 @dataclasses.dataclass
@@ -138,7 +138,7 @@ class SftArguments(SFTConfig):
     warmup_steps: float = arg(0.03, "Steps of linear warm-up (below 1: a share of all steps).")
     weight_decay: float = arg(0.0, "Weight decay.")
     max_grad_norm: float = arg(1.0, "Gradients are clipped to this global norm.")
-    num_train_epochs: float = arg(3.0, "Passes over the rows, each cut to whole steps, where max_steps is not given.")
+    num_train_epochs: float = arg(3.0, "Passes over the rows, each cut to whole steps, if max_steps is not given.")
     max_length: int | None = arg(1024, "Ids per row, and per pack of rows.")
     packing: bool = arg(
         True,
@@ -153,9 +153,11 @@ class SftArguments(SFTConfig):
     eval_strategy: str = arg("steps", "When to evaluate.")
     eval_steps: float | None = arg(100, "Steps between evaluations.")
     save_steps: float = arg(100, "Steps between checkpoints (0: one, at the end).")
-    save_total_limit: int | None = arg(3, "Checkpoints kept (none: all of them); the last verified one always is.")
+    save_total_limit: int | None = arg(
+        3, "Number of checkpoints to keep (none: all of them); the last verified one is always kept."
+    )
     dataloader_drop_last: bool = arg(True, "Kept on: epochs are cut to whole steps.")
-    train_sampling_strategy: str = arg("sequential", "Kept so: the rows come in the seeded order of the run.")
+    train_sampling_strategy: str = arg("sequential", "Must stay sequential: the seed sets the order of the rows.")
     logging_nan_inf_filter: bool = arg(False, "Kept off: NaN stops the run instead of being logged as 0.")
     ddp_find_unused_parameters: bool | None = arg(False, "Kept off: every parameter is used.")
     disable_tqdm: bool | None = arg(True, "Kept on: the run prints its own progress.")
@@ -170,9 +172,9 @@ KEPT = {
     "dataset_kwargs": (None, "rows are encoded by this script"),
     "truncation_mode": ("keep_start", "--long_rows says what happens to long rows"),
     "shuffle_dataset": (False, "the order is a function of seed and step"),
-    "packing_strategy": ("bfd", "the others cut rows, or let one see another"),
+    "packing_strategy": ("bfd", "the other strategies cut rows, or let packed rows attend to each other"),
     "padding_free": (False, "rows are always batched without padding"),
-    "eval_packing": (None, "held-out rows are measured one by one"),
+    "eval_packing": (None, "held-out rows are evaluated one by one"),
     "completion_only_loss": (None, "only answers are trained on"),
     "assistant_only_loss": (False, "only answers are trained on already"),
     "eos_token": (None, "answers end with the tokenizer's end-of-text"),
@@ -189,13 +191,14 @@ KEPT = {
 
 
 SFT_FOLLOWS = {  # derived arguments, and what they follow from (training/derive_sft.py)
-    **dict.fromkeys(("max_length", "long_rows"), "by the length of the rows, within the base's context"),
-    **dict.fromkeys(("eval_rows", "sequences_per_step"), "by the number of rows"),
+    **dict.fromkeys(("max_length", "long_rows"), "derived from the length of the rows, within the base's context"),
+    **dict.fromkeys(("eval_rows", "sequences_per_step"), "derived from the number of rows"),
     **dict.fromkeys(("probe_rows", "compared_prompts", "sampled_answers"), "as many as are held out, up to {}"),
     **dict.fromkeys(
-        ("per_device_train_batch_size", "logging_steps", "eval_steps", "save_steps"), "by the length of the run"
+        ("per_device_train_batch_size", "logging_steps", "eval_steps", "save_steps"),
+        "derived from the length of the run",
     ),
-    "learning_rate": "by the width of the base",
+    "learning_rate": "derived from the width of the base",
     "answer_tokens": "96, within the base's context",
     "max_steps": "three epochs, or about ten minutes if that is less",
     "output_dir": "runs/BASE-sft",
@@ -214,7 +217,7 @@ examples:
   python run_sft.py --config configs/sft/demo.yaml --dry_run
       rows, tokens, steps and disk; trains nothing
   accelerate launch run_sft.py --model_name_or_path runs/mytext --dataset mine.jsonl
-      your own base and rows: other arguments follow from them
+      your own base and rows: other arguments are derived from them
   accelerate launch run_sft.py --config my.yaml --no_use_lora
       every weight instead of an adapter
   accelerate launch run_sft.py --config my.yaml --merge_adapter --push_to_hub --hub_model_id you/name-chat
@@ -252,7 +255,7 @@ def check_sft(
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
         count, eval_rows = getattr(run, name), rows.eval_rows
         problems.add_if(
-            name in run.given and eval_rows is not None and count > eval_rows,
+            name in run.explicit_args and eval_rows is not None and count > eval_rows,
             f"--{name} {count} is more than --eval_rows {eval_rows}.",
         )
     problems.add_if(

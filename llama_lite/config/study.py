@@ -82,7 +82,7 @@ def read_study(path: str) -> dict:
     try:
         raw = read_yaml(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"--config {path}: no study can be read there ({error}).") from None
+        raise Refusal(f"--config {path}: no study can be read from it ({error}).") from None
     except yaml.YAMLError as error:
         raise Refusal(f"--config {path}: {' '.join(str(error).split())}.") from None
     if not isinstance(raw, dict):

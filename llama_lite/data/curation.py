@@ -63,7 +63,7 @@ class Reader(PipelineStep):
                 if column := next(
                     (column for column in self.scores if not _is_score(document.metadata.get(column))), None
                 ):
-                    skipped.add(f"{column} is no number", document.id)
+                    skipped.add(f"{column} is not a number", document.id)
                     continue
                 for column in self.scores:
                     value = document.metadata.get(column)
@@ -149,7 +149,7 @@ def score_of(value: object) -> float:
         return -math.inf
     # Python's float would accept `1_000`.
     if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal) or "_" in str(value):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     try:
         return float(value)
     except OverflowError:
@@ -390,15 +390,13 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     for line in skipped_lines(report["read"]["skipped"]):
         print_main(f"not read  {line}")
     if not report["read"]["documents"]:
-        raise Refusal(
-            "curation has no document to judge:"
-            f" {'; '.join(skipped_lines(report['read']['skipped'])) or 'there is no text'}."
-        )
+        why = "; ".join(skipped_lines(report["read"]["skipped"])) or "there is no text"
+        raise Refusal(f"curation received no documents: {why}.")
     if not report["kept"]["documents"]:
         worst = max(report["rules"], key=lambda rule: rule["documents_dropped"], default={"rule": "no rule"})
         raise Refusal(
-            f"curation keeps nothing of {report['read']['documents']} documents; {worst['rule']!r} drops most "
-            f"({folder / 'curation.json'} has examples). Loosen it, or start from other text."
+            f"curation keeps none of the {report['read']['documents']} documents; {worst['rule']!r} drops most"
+            f" ({folder / 'curation.json'} has examples). Relax that rule, or use other text."
         )
     counts = [
         f"{report[name]['documents']:,} documents, {report[name]['characters']:,} characters"

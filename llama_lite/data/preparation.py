@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 ROOT = Path("data")
 DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and time
 
-OF_TEXT = (
+TEXT_ARGUMENTS = (
     "dataset",
     "dataset_config",
     "dataset_split",
@@ -64,7 +64,7 @@ OF_TEXT = (
     "max_bytes",
 )
 
-OF_TOKENS = ("tokenizer", "vocab_size", "shard_tokens", "validation_tokens", "max_tokens")
+TOKEN_ARGUMENTS = ("tokenizer", "vocab_size", "shard_tokens", "validation_tokens", "max_tokens")
 
 
 class Text:
@@ -163,7 +163,7 @@ def recipe_of_text(data: "DataArguments", rules: dict, content: str | None) -> d
 
     rules: CurationArguments as a dict. content: the digest of the text (None: left open).
     """
-    arguments = {key: getattr(data, key) for key in OF_TEXT}
+    arguments = {key: getattr(data, key) for key in TEXT_ARGUMENTS}
     if data.document_separator == "auto":
         del arguments["document_separator"]  # it follows from the tokenizer, and older recipes lack it
     recipe = arguments | {"content": content, "curation": active(rules)}
@@ -176,7 +176,7 @@ def recipe_of_text(data: "DataArguments", rules: dict, content: str | None) -> d
 
 def build_recipe(data: "DataArguments", rules: dict, content: str | None) -> dict:
     """The recipe of a prepared folder: everything that determines its bytes. Arguments as of `recipe_of_text`."""
-    recipe = recipe_of_text(data, rules, content) | {key: getattr(data, key) for key in OF_TOKENS}
+    recipe = recipe_of_text(data, rules, content) | {key: getattr(data, key) for key in TOKEN_ARGUMENTS}
     if data.tokenizer not in (None, "train", "gpt2") and os.path.exists(os.path.expanduser(data.tokenizer)):
         recipe["tokenizer"] = Path(data.tokenizer).name
         # Another tokenizer may have the same name.
@@ -195,18 +195,19 @@ def _short(recipe: dict) -> str:
     return hashlib.sha256(json.dumps({**recipe, "dataset": None}, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def differences(recorded: dict, recipe: dict, claimed: set[str]) -> list[str]:
+def differences(recorded: dict, recipe: dict, explicit_args: set[str]) -> list[str]:
     """How the recorded recipe of a folder differs from the requested `recipe`, one phrase each.
 
-    claimed: arguments that the user gave; only these, and only keys that the recorded recipe has, are compared.
+    explicit_args: the arguments that the user gave; only these, and only keys that the recorded recipe has, are
+    compared.
     """
     recorded = {"document_separator": "auto", **recorded}
-    claimed = (
-        claimed
-        | ({"curation"} if claimed & set(recipe["curation"]) else set())
-        | ({"tokenizer_record"} if "tokenizer" in claimed else set())
+    compared = (
+        explicit_args
+        | ({"curation"} if explicit_args & set(recipe["curation"]) else set())
+        | ({"tokenizer_record"} if "tokenizer" in explicit_args else set())
     )
-    keys = {key for key in recipe if key in recorded and key in claimed}
+    keys = {key for key in recipe if key in recorded and key in compared}
     return [
         f"{key} was {recorded[key]!r}, now {recipe[key]!r}"
         for key in recipe
@@ -214,7 +215,7 @@ def differences(recorded: dict, recipe: dict, claimed: set[str]) -> list[str]:
     ]
 
 
-def check_recipe(folder: Path, recorded: dict | None, recipe: dict, claimed: Iterable[str]) -> None:
+def check_recipe(folder: Path, recorded: dict | None, recipe: dict, explicit_args: Iterable[str]) -> None:
     """Raise Refusal when a folder was prepared from other text, by other rules, or with another tokenizer than the user
     requested. Arguments as of `differences`; recorded is None where the folder has no recipe.
     """
@@ -224,10 +225,10 @@ def check_recipe(folder: Path, recorded: dict | None, recipe: dict, claimed: Ite
                 f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project."
             )
         return
-    if found := differences(recorded, recipe, set(claimed)):
+    if found := differences(recorded, recipe, set(explicit_args)):
         raise Refusal(
-            f"--prepared_dir {folder} was prepared otherwise: {'; '.join(found)}. Choose another --prepared_dir, ask"
-            " for what is there, or delete the folder to prepare it again."
+            f"--prepared_dir {folder} was prepared with other settings: {'; '.join(found)}. Choose another"
+            " --prepared_dir, use the recorded settings, or delete the folder to prepare it again."
         )
 
 
@@ -246,30 +247,30 @@ def check_content(folder: Path, recorded: dict, text: Text) -> None:
         before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
         message = (
             f"{before['files']:,} files of {before['bytes']:,} bytes then, {now['files']:,} of {now['bytes']:,} now"
-            if "bytes" in before
-            else "then and now"
+            if "bytes" in before and any(before[key] != now[key] for key in ("files", "bytes"))
+            else "the same size, other content"
         )
         raise Refusal(
-            f"the text in {text.data.dataset} is not what {folder} was prepared from ({message}; or the same size and"
-            " other words). Bring it back, leave out --dataset to use the prepared tokens (--prepared_dir"
-            f" {folder}), or begin another run: another --output_dir, without --prepared_dir."
+            f"the text in {text.data.dataset} has changed since {folder} was prepared ({message}). Restore it, leave"
+            f" out --dataset to use the prepared tokens (--prepared_dir {folder}), or start another run with another"
+            " --output_dir and without --prepared_dir."
         )
 
 
-def prepare(data: "DataArguments", rules: dict, text: Text, claimed: Iterable[str], repair: bool = False) -> dict:
+def prepare(data: "DataArguments", rules: dict, text: Text, explicit_args: Iterable[str], repair: bool = False) -> dict:
     """Prepare the folder, or continue after its last whole shard, and return its manifest.
 
-    rules: CurationArguments as a dict. claimed: arguments that the user gave, which must match an existing folder.
-    repair: verify every byte of it, and make damaged files again. Memory does not grow with the corpus, and the bytes
-    do not depend on the number of workers. Raises Refusal, also for a full disk.
+    rules: CurationArguments as a dict. explicit_args: the arguments that the user gave, which must match an existing
+    folder. repair: verify every byte of it, and make damaged files again. Memory does not grow with the corpus, and the
+    bytes do not depend on the number of workers. Raises Refusal, also for a full disk.
     """
     folder = Path(data.prepared_dir)
     check_folder("prepared_dir", folder, "prepared")
     with disk_full_as_refusal(folder):
-        return _find_or_make(folder, data, rules, text, claimed, repair)
+        return _find_or_make(folder, data, rules, text, explicit_args, repair)
 
 
-def _find_or_make(folder: Path, data, rules: dict, text: Text, claimed, repair: bool) -> dict:
+def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, repair: bool) -> dict:
     """The manifest of a folder that exists (checked, and repaired where requested) or is made now."""
     manifest, recorded = read_manifest(folder), _read_recipe(folder)
     problems = [] if manifest or not (folder / "manifest.json").exists() else ["manifest.json was altered"]
@@ -294,11 +295,11 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, claimed, repair: 
             folder,
             with_tokenizer or recorded,
             build_recipe(data, rules, None),
-            set(claimed) - ({"dataset"} if by_content else set()),
+            set(explicit_args) - ({"dataset"} if by_content else set()),
         )
         if lost:
             return _repair(folder, data, rules, text, recorded, manifest, lost)
-        if by_content and "dataset" in claimed:
+        if by_content and "dataset" in explicit_args:
             check_content(folder, recorded, text)
             divided = text.source.record.get("divided", {"files": 0})
             if divided["files"] and "divided" not in manifest["source"]:
@@ -318,7 +319,7 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, claimed, repair: 
         elif begun != recipe:
             _withdraw(folder)
         write_json(folder / "recipe.json", recipe)
-        return _prepare(folder, data, rules, text, recipe, "vocab_size" in claimed)
+        return _prepare(folder, data, rules, text, recipe, "vocab_size" in explicit_args)
     finally:
         lock.release()
 
@@ -338,9 +339,8 @@ def _recipe_of_repair(folder: Path, data, rules: dict, text: Text) -> dict:
     if stamp and digest_of(requested := build_recipe(data, rules, text.content)) == stamp["recipe"]:
         return requested
     raise Refusal(
-        f"prepared tokens in {folder} are beyond repair: neither manifest.json nor recipe.json is what was written, so"
-        " their source is not known. Delete the folder to prepare it again, or ask for exactly what it"
-        " was made from."
+        f"prepared tokens in {folder} cannot be repaired: manifest.json and recipe.json were both altered, so their"
+        " source is not known. Delete the folder to prepare it again, or run the exact command that prepared it."
     )
 
 
@@ -363,7 +363,7 @@ def _repair(
         except Refusal as refusal:
             raise Refusal(
                 f"prepared tokens in {folder} are damaged ({'; '.join(problems)}) and cannot be repaired without the"
-                f" text that they were made from. {refusal} Or delete the folder, and prepare or pull it anew."
+                f" text that they were made from. {refusal} Or delete the folder, and prepare or download it again."
             ) from None
         if any(problem.startswith("tokenizer/") for problem in problems):
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)
@@ -399,7 +399,7 @@ def _prepare(
     known = before["tokenizer"] if before else read_progress(folder).get("stamp", {}).get("tokenizer")
     tokenizer = _tokenizer_for(folder, data, source, exact, known)
     if before and tokenizer_record(tokenizer) != known:
-        raise _beyond_repair(folder, "its tokenizer comes out as another one")
+        raise _beyond_repair(folder, "the tokenizer is now a different one")
     identified = tokenizer_record(tokenizer)  # before its first call, which drops the truncation of a tokenizer.json
     writer = _write_shards(folder, data, source, tokenizer, {"recipe": digest_of(recipe), "tokenizer": identified})
     _check_amount(folder, data, writer)
@@ -422,7 +422,7 @@ def _prepare(
         "files": file_records(folder),
     }
     if before and fingerprint(manifest) != before["fingerprint"]:
-        raise _beyond_repair(folder, "the text gives other tokens now")
+        raise _beyond_repair(folder, "the text now gives different tokens")
     manifest = add_fingerprint({**manifest, "baselines": baselines(folder, manifest)})
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -435,7 +435,7 @@ def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) ->
         folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
     )
     with tqdm(
-        total=data.max_tokens, initial=writer.total, desc="tokenising", unit="tok", unit_scale=True, disable=None
+        total=data.max_tokens, initial=writer.total, desc="tokenizing", unit="tok", unit_scale=True, disable=None
     ) as bar:
         for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
             bar.update(writer.add(batch))
@@ -443,7 +443,7 @@ def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) ->
                 break
     writer.finish(len(source.files))
     print_main(
-        f"tokenised {writer.total:,} tokens of {writer.counts['documents']:,} documents in"
+        f"tokenized {writer.total:,} tokens of {writer.counts['documents']:,} documents in"
         f" {time.monotonic() - start:.0f} s"
     )
     for line in skipped_lines(writer.skipped):
@@ -461,7 +461,7 @@ def _check_amount(folder: Path, data, writer: ShardWriter) -> None:
         _withdraw(folder)
         raise Refusal(
             f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}:"
-            " nothing is left to train on. Make it smaller, leave it out, or bring more text."
+            " nothing is left to train on. Make it smaller, leave it out, or add more text."
         )
 
 
@@ -484,9 +484,8 @@ def special_line(counts: dict) -> str | None:
 
 def _beyond_repair(folder: Path, why: str) -> Refusal:
     return Refusal(
-        f"prepared tokens in {folder} are beyond repair: {why} (another version of a library, or another source of the"
-        " tokenizer). Delete the folder to prepare it again; runs that were trained on it cannot be resumed with"
-        " it."
+        f"prepared tokens in {folder} cannot be repaired: {why} (another version of a library, or another source of the"
+        " tokenizer). Delete the folder to prepare it again; runs that were trained on it cannot be resumed with it."
     )
 
 
@@ -513,7 +512,8 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Sourc
         if recorded not in (None, recipe):
             found = differences(recorded, recipe, set(recipe)) or ["its text was another"]
             raise Refusal(
-                f"--curated_dir {folder} holds another curated text: {'; '.join(found)}. Choose another, or delete it."
+                f"--curated_dir {folder} holds a different curated text: {'; '.join(found)}. Choose another folder, or"
+                " delete this one."
             )
         write_json(folder / "recipe.json", recipe)
         with disk_full_as_refusal(folder):
@@ -550,8 +550,8 @@ def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict 
         if exact and len(tokenizer) != data.vocab_size:
             _withdraw(folder)
             raise Refusal(
-                f"--vocab_size {data.vocab_size}: this text gives a vocabulary of {len(tokenizer)}. Leave it out, ask"
-                " for that, or bring more text."
+                f"--vocab_size {data.vocab_size}: this text gives a vocabulary of {len(tokenizer)}. Leave it out, use"
+                " that size, or add more text."
             )
     else:
         tokenizer = load_tokenizer(data.tokenizer)

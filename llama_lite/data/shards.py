@@ -319,7 +319,7 @@ def _file_problem(folder: Path, name: str, record: dict, hashes: bool = True) ->
         return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
     algorithm, recorded = recorded_digest(record)
     if hashes and digest(path, algorithm) != recorded:
-        return f"{name} was altered (its {algorithm} is not the manifest's)"
+        return f"{name} was altered (its {algorithm} does not match the manifest)"
     return None
 
 
@@ -345,7 +345,9 @@ def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
     recipe, exists = read_json(folder / "recipe.json"), (folder / "recipe.json").exists()
     problems = []
     if manifest.get("recipe", recipe) != recipe:
-        problems.append("recipe.json was altered (it is not the manifest's)" if exists else "recipe.json is missing")
+        problems.append(
+            "recipe.json was altered (it does not match the manifest)" if exists else "recipe.json is missing"
+        )
     for name, expected in manifest.get("files", {}).items():
         problems += filter(None, [_file_problem(folder, name, expected)])
     # of an earlier version

@@ -173,7 +173,8 @@ def _local_source(dataset: str, split: str, options: ReadOptions) -> Source | No
             f"; and {len(missing) - EXAMPLES:,} more" if missing[EXAMPLES:] else ""
         )
         raise Refusal(
-            f"--dataset {dataset}: {examples}. Bring the content, remove them, or choose other files with --file_types."
+            f"--dataset {dataset}: {examples}. Fetch the content, remove the files, or choose other files with"
+            " --file_types."
         )
     if not files:
         content_kind = "rows" if options.only_rows else "text"
@@ -205,7 +206,7 @@ def _find_paths(dataset: str) -> list[str] | None:
     )
     if looks_local or dataset.endswith(("/", *COMPRESSED)) or dataset.count("/") != 1 or os.path.exists(path):
         reason = (
-            "that folder holds no file that is not hidden" if os.path.isdir(path) else "nothing is there by that name"
+            "that folder holds no file that is not hidden" if os.path.isdir(path) else "no file or folder has that name"
         )
         raise Refusal(
             f"--dataset {dataset}: {reason}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"
@@ -341,8 +342,8 @@ def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
             else "its files are not divided into splits (train next to validation or test)"
         )
         raise Refusal(
-            f"--dataset_split {split}: {dataset} is here, and {reason}. Leave it out, or choose {ALL_SPLITS} for every"
-            " file."
+            f"--dataset_split {split}: {dataset} is a local text, and {reason}. Leave it out, or choose {ALL_SPLITS}"
+            " for every file."
         )
     return {name: found or "train" for name, found in splits.items() if (found or "train") != chosen}
 
@@ -640,7 +641,7 @@ def _hub_source(dataset: str, config: str | None, split: str, revision: str | No
     except Exception as error:  # the Hub's clients raise a dozen kinds, from three packages
         reason = "the Hub cannot be reached from here" if unreachable(error) else " ".join(str(error).split())
         raise Refusal(
-            f"--dataset {dataset} is neither a file or folder here nor a dataset that the Hub gives (revision"
+            f"--dataset {dataset} is neither a local file or folder nor a dataset on the Hub (revision"
             f" {revision or 'main'}): {reason}"
         ) from None
     commits = {str(file).split("@")[1].split("/")[0] for file in files if "@" in str(file)}

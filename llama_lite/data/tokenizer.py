@@ -178,11 +178,13 @@ def check_usable(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
     name: of the tokenizer in the message.
     """
     if not tokenizer.is_fast:
-        raise Refusal(f"{name} is {type(tokenizer).__name__}, which has no fast form (tokenizer.json): choose another.")
+        raise Refusal(
+            f"{name} is {type(tokenizer).__name__}, which has no fast version (tokenizer.json): choose another."
+        )
     if json.loads(tokenizer.backend_tokenizer.to_str())["model"].get("dropout"):
         raise Refusal(
-            f"{name} draws ids at random (its model has a dropout), so no text has the same ids twice: remove it from"
-            " tokenizer.json."
+            f"{name} encodes at random (its model has a dropout), so the same text gets other ids each time: remove the"
+            " dropout from tokenizer.json."
         )
 
 

@@ -31,9 +31,7 @@ def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, s
     if first_by_key.keys() != second_by_key.keys() or any(
         first_by_key[key]["item"] != second_by_key[key]["item"] for key in first_by_key
     ):
-        raise Refusal(
-            f"{names[0]} and {names[1]} were not asked the same items, so nothing can be said of their difference."
-        )
+        raise Refusal(f"{names[0]} and {names[1]} were not evaluated on the same items, so they cannot be compared.")
     keys = sorted(first_by_key)
     strata, clusters = [key[0] for key in keys], [first_by_key[key]["cluster"] for key in keys]
     values = [(first_by_key[key]["metrics"][metric], second_by_key[key]["metrics"][metric]) for key in keys]
@@ -93,7 +91,7 @@ def compare(records: list[dict], samples_of_key: Callable[[str], list[dict]], ma
 # ---- kinds of text ----
 
 
-def generalisation(
+def generalization(
     records: list[dict], samples_of_key: Callable[[str], list[dict]], inside: str, reference_model: str | None
 ) -> list[dict]:
     """For each model and kind of text: the gap in bits per byte to the model's own kind (the task `inside`), and
@@ -178,7 +176,7 @@ def variant_sensitivity(
                 != [(sample["doc_id"], sample["item"]) for sample in sample_lists[0]]
                 for samples in sample_lists
             ):
-                raise Refusal(f"the variants of {task} were not asked the same items.")
+                raise Refusal(f"the variants of {task} were not evaluated on the same items.")
             correct = [[sample["metrics"][metric] for sample in samples] for samples in sample_lists]
             row = {
                 "model": model,

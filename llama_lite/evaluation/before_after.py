@@ -13,6 +13,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..kernels import probe
 from ..kernels.probe import context_of
+from ..machine.precision import without_autocast
 from ..models.batches import Batches, flatten_batch, group_rows
 from . import statistics
 
@@ -111,7 +112,11 @@ def answers(
     model.eval()
     records = []
     sampling = {"do_sample": True, "temperature": TEMPERATURE, "top_k": TOP_K} if sample else {"do_sample": False}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), probe.without_router_loss(model):
+    with (
+        torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        probe.without_router_loss(model),
+        probe.plain_generation(model),
+    ):
         torch.manual_seed(seed)
         for begin in range(0, len(conversations), batch):
             rows = [template.encode_prompt(tokenizer, messages) for messages in conversations[begin : begin + batch]]
@@ -233,8 +238,8 @@ def measure_before(
         return measure_answers(model, tokenizer, eval_rows, settings, batches)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
         raise Refusal(
-            f"this base ({model.config.model_type}) cannot be measured or answer as it is to be tuned, so nothing is"
-            f" trained: {formatting.shortened(error)}. Give other --target_modules, or another base."
+            f"this base ({model.config.model_type}) cannot compute a loss or generate answers in this tuning setup, so"
+            f" nothing is trained: {formatting.shortened(error)}. Give other --target_modules, or another base."
         ) from None
 
 
@@ -245,11 +250,12 @@ def measure_after(
     settings: AnswerSettings,
     batches: Batches = Batches(),
 ) -> dict | None:
-    """`measure_answers` after the last step; None, with a warning, where it fails, since the tuned weights exist
-    already.
+    """`measure_answers` after the last step, in float32 as before the first; None, with a warning, where it fails,
+    since the tuned weights exist already.
     """
     try:
-        return measure_answers(model, tokenizer, eval_rows, settings, batches)
+        with without_autocast(model):
+            return measure_answers(model, tokenizer, eval_rows, settings, batches)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, NotImplementedError) as error:
         print_main(
             f"WARNING   what tuning changed could not be measured ({type(error).__name__}:"

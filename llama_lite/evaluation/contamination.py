@@ -226,7 +226,7 @@ def split_scores(
     missing = [name for name in scores if name not in overlaps]
     if missing:
         raise ValueError(
-            f"{len(missing)} scored items were not looked for in the training text, the first is {missing[0]!r}"
+            f"{len(missing)} scored items were not searched for in the training text, the first is {missing[0]!r}"
         )
     kinds: dict[str, list[float]] = {"all": list(scores.values()), "clean": [], "contaminated": [], "too_short": []}
     for name, value in scores.items():

@@ -99,8 +99,8 @@ def check(name: str, leaves: dict) -> None:
 
 def _describe_refusal(names: list[str]) -> str:
     return (
-        f"the code of its metric {', '.join(names)} would be fetched from the Hub and run, which is never done here."
-        f" Metrics that are here: {', '.join(LOCAL)}, and lm-eval's own."
+        f"the code of its metric {', '.join(names)} would be downloaded from the Hub and run, which this project never"
+        f" does. Available metrics: {', '.join(LOCAL)}, and lm-eval's own."
     )
 
 

@@ -2,7 +2,7 @@
 
 Published tags never move, so scores of a revision go to main: all of them to `scores.csv`, those of main's own model
 also to `.eval_results/*.yaml` and the card's model-index. A value that differs from an older one is added; the older
-one stays.
+one stays. What others wrote stays: rows, columns, results in the card, and files of the same name.
 """
 
 import csv
@@ -22,12 +22,13 @@ from ..hub.client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    check_no_private_values,
     commit_of,
     fetch,
     files_of,
-    nothing_private,
+    foreign_files,
+    to_hub_error,
     token,
-    translated,
 )
 from ..hub.revision import REVISION, STEP_PREFIX, as_record
 from ..models.references import Located
@@ -36,6 +37,8 @@ from .store import COLUMNS, rows_of
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
 TRIES = 5  # while others write to main
+TITLE = "Scores of "  # first words of this project's commits of scores
+HARNESS_URL = "https://github.com/EleutherAI/lm-evaluation-harness"  # source of this project's results in a card
 
 
 def push_scores(model: Model, records: list[dict]) -> None:
@@ -78,6 +81,11 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
         model_columns = {"model": str(located.repo)} | (
             {"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {}
         )
+        if not is_own_table(old_table):
+            raise Refusal(
+                f"--push_to_hub {located.repo}: {TABLE} on its main is no table of this project, and is not written"
+                " over. Give it another name there, and run the same command again. The scores are kept here."
+            )
         files = {TABLE: merged(old_table, [row for record in records for row in rows_of({**record, **model_columns})])}
         if _is_model_on_main(located, head, entries, folder):
             files |= eval_results(records, located.repo)
@@ -87,22 +95,29 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
                     files["README.md"] = with_index(card, located.repo, records)
                 except (ValueError, yaml.YAMLError) as error:
                     print_main(
-                        f"WARNING   the card of {located.repo} stays without scores: its metadata cannot be read"
+                        f"WARNING   the card of {located.repo} gets no scores: its metadata cannot be read"
                         f" ({' '.join(str(error).split())[:200]})"
                     )
         written = {name: folder / "new" / name for name in files}
         for name, text in files.items():
             written[name].parent.mkdir(parents=True, exist_ok=True)
             write_text(written[name], text)
-        nothing_private(written)
-        operations = [CommitOperationAdd(name, str(path)) for name, path in written.items()]
-        title = f"Scores of {located.revision or 'main'}"
+        check_no_private_values(written)
+        merged_files = {name: path for name, path in written.items() if name in (TABLE, "README.md")}
+        results = {name: path for name, path in written.items() if name not in merged_files}
+        changed, foreign = foreign_files(located.repo, head, results, f"{TITLE}.*")
+        for name in foreign:
+            print_main(
+                f"hub       {name} on main of {located.repo} is somebody else's and stays: the score is in {TABLE}"
+            )
+        operations = [CommitOperationAdd(name, str(path)) for name, path in (merged_files | changed).items()]
+        title = f"{TITLE}{located.revision or 'main'}"
         try:
             HfApi().create_commit(located.repo, operations, commit_message=title, revision="main", parent_commit=head)
         except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
             if getattr(getattr(error, "response", None), "status_code", None) == 412:
                 return False
-            raise translated(error) from None
+            raise to_hub_error(error) from None
     print_main(f"hub       scores of {model.name} are on main of {located.repo}")
     return True
 
@@ -136,20 +151,32 @@ def _is_model_on_main(located: Located, head: str, entries: dict, folder: Path) 
     return local_sha == main_sha
 
 
+def is_own_table(text: str) -> bool:
+    """Whether a text is a `scores.csv` of this project (others may have added rows and columns), or empty."""
+    table = csv.DictReader(io.StringIO(text))
+    try:
+        list(table)
+    except csv.Error:
+        return False
+    return not text.strip() or {"model", "revision", "commit", "metric", "value"} <= set(table.fieldnames or ())
+
+
 def merged(old_table: str, rows: list[dict]) -> str:
-    """The text of `scores.csv` with rows added that it does not contain yet."""
-    table_rows = list(csv.DictReader(io.StringIO(old_table)))
+    """The text of `scores.csv` with rows added that it does not contain yet. Columns that others added stay, last."""
+    table = csv.DictReader(io.StringIO(old_table))
+    table_rows = list(table)
+    columns = [*COLUMNS, *(name for name in table.fieldnames or () if name and name not in COLUMNS)]
     identities = {_identity(row) for row in table_rows}
     for row in rows:
         row = {name: "" if row.get(name) is None else str(row[name]) for name in COLUMNS}
         if _identity(row) not in identities:
             identities.add(_identity(row))
             table_rows.append(row)
-    return csv_text(COLUMNS, table_rows)
+    return csv_text(columns, table_rows)
 
 
 def _identity(row: dict) -> tuple:
-    return tuple(row.get(name, "") for name in COLUMNS if name != "date")
+    return tuple(row.get(name) or "" for name in COLUMNS if name != "date")
 
 
 def eval_results(records: list[dict], repo: str) -> dict[str, str]:
@@ -181,30 +208,40 @@ def eval_results(records: list[dict], repo: str) -> dict[str, str]:
 
 
 def with_index(card: str, repo: str, records: list[dict]) -> str:
-    """A card with the scores in its model-index; results of other tasks stay. Raises ValueError or yaml.YAMLError for
-    malformed metadata.
+    """A card with the scores in its model-index. Results of other tasks, and those that others added, stay. Raises
+    ValueError or yaml.YAMLError for malformed metadata.
     """
-    from huggingface_hub import EvalResult, ModelCard
+    from huggingface_hub import RepoCard
 
-    parsed = ModelCard(card, ignore_metadata_errors=True)
-    parsed.data.model_name = parsed.data.model_name or repo.split("/")[-1]
-    results = []
-    for record in records:
-        metric = shown_metric(record["metrics"])
-        results.append(
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=record.get("dataset") or record["task"],
-                dataset_name=record["task"],
-                metric_type=metric,
-                metric_value=round(record["metrics"][metric]["value"], 6),
-                metric_name=metric,
-                source_name=record["harness"],
-                source_url="https://github.com/EleutherAI/lm-evaluation-harness",
-            )
-        )
-    names = {result.dataset_name for result in results}
-    parsed.data.eval_results = [
-        result for result in parsed.data.eval_results or [] if result.dataset_name not in names
-    ] + results
+    parsed = RepoCard(card)  # its model-index as it is; ModelCard would join results of others with these
+    index = parsed.data.get("model-index") or [{"name": repo.split("/")[-1], "results": []}]
+    if not (isinstance(index, list) and all(isinstance(m, dict) and isinstance(m.get("results"), list) for m in index)):
+        raise ValueError("its model-index is not a list of models with results")
+    results = [_index_result(record) for record in records]
+    names = {result["dataset"]["name"] for result in results}
+    index[0]["results"] = [
+        *(result for result in index[0]["results"] if not _is_own_result(result, names)),
+        *results,
+    ]
+    parsed.data["model-index"] = index
     return str(parsed)
+
+
+def _index_result(record: dict) -> dict:
+    """The score of a record as a result of a model-index."""
+    metric = shown_metric(record["metrics"])
+    value = round(record["metrics"][metric]["value"], 6)
+    return {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": record["task"], "type": record.get("dataset") or record["task"]},
+        "metrics": [{"type": metric, "value": value, "name": metric}],
+        "source": {"url": HARNESS_URL, "name": record["harness"]},
+    }
+
+
+def _is_own_result(result: object, tasks: set[str]) -> bool:
+    """Whether a result of a model-index is this project's, of one of the `tasks`."""
+    try:
+        return result["dataset"]["name"] in tasks and result["source"]["url"] == HARNESS_URL
+    except (KeyError, TypeError):
+        return False

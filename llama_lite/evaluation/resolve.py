@@ -112,7 +112,7 @@ def _resolve_model(name: str, adapter: str | None) -> Model:
         base, extra = _locate(base_name), base
     if extra is not None:
         if not extra.adapter:
-            raise Refusal(f"--models {name}+{adapter}: {adapter} is no adapter (it has no adapter_config.json).")
+            raise Refusal(f"--models {name}+{adapter}: {adapter} is not an adapter (it has no adapter_config.json).")
         references.check_base(extra, base)
     last = extra or base
     step, tokens = _read_position(last.folder)

@@ -82,9 +82,9 @@ class Store:
         record = read_json(path)
         problem = None
         if not isinstance(record, dict):
-            problem = "its record is no whole JSON"
+            problem = "its record is not valid JSON"
         elif "digest" not in record:
-            problem = "it was kept without a seal, as earlier versions did"
+            problem = "it has no digests, as in earlier versions"
         elif record["digest"] != digest_of(record) or record.get("key") != key:
             problem = "its record was altered"
         elif not samples.exists():

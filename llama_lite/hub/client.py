@@ -15,7 +15,7 @@ from model_card.private import found_in, redact
 from ..digests import is_as_recorded
 from ..errors import Refusal, no_space, unreachable
 from ..files import need_space
-from .revision import STEP
+from .revision import STEP, has_content_of
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
@@ -70,14 +70,14 @@ def reason(error: BaseException, *private_texts: str | Path | None) -> str:
     return redact(text)[:400]
 
 
-def nothing_private(files: dict[str, str | Path]) -> None:
+def check_no_private_values(files: dict[str, str | Path]) -> None:
     """Raise Refusal when one of the `files` to be published ({path in the repository: file}) holds a path, token or
     name of this machine.
     """
     for name, path in files.items():
         if private_text := found_in(name, Path(path)):
             raise Refusal(
-                f"{name} holds {private_text}, and is not published. Give paths relative to the working folder, leave"
+                f"{name} holds {private_text}, so it is not published. Give paths relative to the working folder, leave"
                 " tokens out of arguments, and start a new run."
             )
 
@@ -96,7 +96,7 @@ def _network_failure(cause: BaseException) -> str:
     )
 
 
-def translated(error: Exception) -> Exception:
+def to_hub_error(error: Exception) -> Exception:
     """HubPermissionError for an error that only the user can resolve, else HubUnavailable; both give the reason in one
     line.
     """
@@ -120,7 +120,7 @@ def refs_of(repo: str) -> tuple[dict[str, str], dict[str, str]]:
     except RepositoryNotFoundError:
         return {}, {}
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+        raise to_hub_error(error) from None
     return tuple({ref.name: ref.target_commit for ref in kind} for kind in (refs.branches, refs.tags))
 
 
@@ -149,23 +149,53 @@ def commit_of(ref: Reference, repo_type: str = "model") -> str:
             f"{ref.repo} is neither a folder here nor on the Hub, or it is private and this token may not see it."
         ) from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+        raise to_hub_error(error) from None
 
 
-def files_of(repo: str, commit: str) -> dict:
-    """{path: huggingface_hub's RepoFile} of all files of a commit of a model repository. Raises HubPermissionError or
-    HubUnavailable.
-    """
+def files_of(repo: str, commit: str, repo_type: str = "model") -> dict:
+    """{path: huggingface_hub's RepoFile} of all files of a commit. Raises HubPermissionError or HubUnavailable."""
     from huggingface_hub import HfApi, RepoFile
 
     try:
         return {
             entry.path: entry
-            for entry in HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+            for entry in HfApi().list_repo_tree(repo, recursive=True, revision=commit, repo_type=repo_type)
             if isinstance(entry, RepoFile)
         }
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise translated(error) from None
+        raise to_hub_error(error) from None
+
+
+def last_titles(repo: str, commit: str, paths: list[str], repo_type: str = "model") -> dict[str, str]:
+    """{path: title of the last commit that changed it} of those `paths` that a commit has. Raises HubPermissionError or
+    HubUnavailable.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        infos = HfApi().get_paths_info(repo, paths, expand=True, revision=commit, repo_type=repo_type) if paths else []
+    except Exception as error:  # the client raises its own, httpx2's and OSError
+        raise to_hub_error(error) from None
+    return {info.path: info.last_commit.title if info.last_commit else "" for info in infos}
+
+
+def foreign_files(
+    repo: str, commit: str, files: dict[str, Path], own_title: str, repo_type: str = "model"
+) -> tuple[dict[str, Path], list[str]]:
+    """({path: file} of `files` that differ from those of a commit or are not there; names of others in their place).
+
+    files: {path in the repository: local file}; a README.md among them has what others wrote there already. own_title:
+    pattern of the titles of this project's commits of such files. A file whose last commit has another title was
+    written or edited by somebody else, and must stay. Raises HubPermissionError or HubUnavailable.
+    """
+    entries = files_of(repo, commit, repo_type)
+    changed = {
+        name: path for name, path in files.items() if name not in entries or not has_content_of(entries[name], path)
+    }
+    existing = [name for name in changed if name in entries and name != "README.md"]
+    titles = last_titles(repo, commit, existing, repo_type)
+    foreign = [name for name, title in titles.items() if not re.fullmatch(own_title, title)]
+    return {name: path for name, path in changed.items() if name not in foreign}, foreign
 
 
 def download(
@@ -190,7 +220,7 @@ def download(
         Path(folder or HF_HUB_CACHE),
         missing_bytes,
         str(ref),
-        "Make room, and run the same command again: what was downloaded stays.",
+        "Make room, and run the same command again: downloaded files are kept.",
     )
     for name, expected in sorted(files.items()):
         if folder and is_as_recorded(Path(folder) / name, expected):
@@ -201,8 +231,8 @@ def download(
             if not is_as_recorded(target, expected):
                 target.unlink()
                 raise Damaged(
-                    f"{name} of {ref} is damaged: twice its sha256 was not the one that was published. Use another"
-                    " revision."
+                    f"{name} of {ref} is damaged: its sha256 differed from the published one in two downloads. Use"
+                    " another revision."
                 )
     if folder:
         shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
@@ -240,4 +270,4 @@ def fetch(
     except Exception as error:  # the client raises its own, httpx2's and OSError
         if disk_full := no_space(error, Path(folder or HF_HUB_CACHE)):
             raise Refusal(f"{name} of {ref} cannot be downloaded: {disk_full}") from None
-        raise translated(error) from None
+        raise to_hub_error(error) from None

@@ -28,13 +28,13 @@ from .client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    check_no_private_values,
     commit_of,
     download,
     fetch,
     files_of,
-    nothing_private,
     refs_of,
-    translated,
+    to_hub_error,
 )
 from .repository import Repository, keep_user_text
 from .revision import FORMAT, REVISION, STATE, as_record, newest_first, step_of
@@ -53,7 +53,7 @@ def read_revision(ref: Reference) -> tuple[str, dict]:
     with tempfile.TemporaryDirectory() as folder:
         record = as_record(read_json(fetch(ref, commit, REVISION, Path(folder))))
     if record is None:
-        raise Refusal(f"{ref} has no {REVISION} of the kind {FORMAT}: this project cannot verify it.")
+        raise Refusal(f"{ref} has no {REVISION} of the format {FORMAT}: this project cannot verify it.")
     return commit, record
 
 
@@ -72,7 +72,7 @@ def pull_checkpoint(ref: Reference, run: Path) -> tuple[Path, str]:
         )
     final, staging = Path(run) / f"checkpoint-{record['step']}", Path(run) / f".pulled-{commit[:12]}"
     if final.exists():
-        raise Refusal(f"--resume_from_checkpoint {ref}: {final} is there already. Use `auto`, or another --output_dir.")
+        raise Refusal(f"--resume_from_checkpoint {ref}: {final} already exists. Use `auto`, or another --output_dir.")
     print_main(f"hub       downloading {ref}: {size(sum(file['size'] for file in files.values()))} of training state")
     download(ref, commit, files, staging)
     if problems := verify.find_corruption(staging / STATE):
@@ -105,7 +105,7 @@ def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
                 yield Reference(repo, tag), record
     if steps and not has_state:
         raise Refusal(
-            f"{repo} has revisions, and none of them carries training state: give another --hub_model_id, or"
+            f"{repo} has revisions, but none of them includes training state: give another --hub_model_id, or"
             f" --init_from {repo}@step-N."
         )
 
@@ -172,11 +172,12 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
             return
     except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(
-            f"--prepared_hub_id {repo}: {error}. What is prepared stays; run the same command again."
+            f"--prepared_hub_id {repo}: {error}. The prepared tokens are kept; run the same command again."
         ) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise Refusal(
-            f"--prepared_hub_id {repo}: {translated(error)}. What is prepared stays; run the same command again."
+            f"--prepared_hub_id {repo}: {to_hub_error(error)}. The prepared tokens are kept; run the same command"
+            " again."
         ) from None
     print_main(
         f"hub       {repo} holds {len(files)} files of prepared tokens, fingerprint {record['fingerprint'][:12]}"
@@ -196,7 +197,7 @@ def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict
     if published and published["fingerprint"] == record["fingerprint"]:
         return False
     if published or existing & set(record["files"]):  # other files that people keep there stay
-        raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not written over: choose another name.")
+        raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not overwritten: choose another name.")
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)
         write_json(staging / REVISION, record)
@@ -207,20 +208,20 @@ def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict
         write_text(staging / "README.md", card_text)
         paths = {name: folder / name for name in record["files"]}
         paths |= {name: staging / name for name in (REVISION, "README.md")}
-        nothing_private(paths)
+        check_no_private_values(paths)
         operations = [CommitOperationAdd(name, str(path)) for name, path in paths.items()]
         api.create_commit(repo, operations, commit_message="Prepared tokens", repo_type="dataset", parent_commit=head)
     return True
 
 
-def pull_prepared(ref: Reference, data: "DataArguments", rules: dict, claimed: set[str]) -> str:
+def pull_prepared(ref: Reference, data: "DataArguments", rules: dict, explicit_args: set[str]) -> str:
     """Download prepared tokens into the prepared folder, each file verified; returns the folder. Raises Refusal.
 
     Where the folder holds tokens already, nothing is downloaded; with --prepare_only, damaged files of the same tokens
     are repaired.
 
-    data, rules: DataArguments and the curation rules. Those named in `claimed` must equal what the tokens were made
-    with; the source text is not needed.
+    data, rules: DataArguments and the curation rules. Those named in `explicit_args` must equal what the tokens were
+    made with; the source text is not needed.
     """
     folder = Path(data.prepared_dir or ROOT / ref.repo.rpartition("/")[2])
     check_folder("prepared_dir", folder, "prepared")
@@ -236,7 +237,7 @@ def pull_prepared(ref: Reference, data: "DataArguments", rules: dict, claimed: s
             staging,
             integrity.read_object(staging / "recipe.json", f"recipe.json of {ref}"),
             build_recipe(data, rules, None),
-            claimed,
+            explicit_args,
         )
         print_main(
             f"hub       downloading {ref}: {size(sum(file['size'] for file in record['files'].values()))} of prepared"
@@ -249,7 +250,7 @@ def pull_prepared(ref: Reference, data: "DataArguments", rules: dict, claimed: s
         integrity.read_object(staging / "manifest.json", f"manifest.json of {ref}").get("fingerprint")
         != record["fingerprint"]
     ):
-        raise Refusal(f"--prepared_hub_id {ref}: its manifest is not the one that it names.")
+        raise Refusal(f"--prepared_hub_id {ref}: its manifest does not match its revision.json.")
     for path in sorted(staging.iterdir(), key=lambda path: path.name in ("recipe.json", "manifest.json")):
         if (folder / path.name).is_dir():  # of a pull that was cut here
             shutil.rmtree(folder / path.name)

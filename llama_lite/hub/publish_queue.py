@@ -17,7 +17,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import append_jsonl, flush_folder, read_json, read_jsonl, write_json, write_text
 from ..run_folder import RunFolder
-from .client import HubPermissionError, HubUnavailable, nothing_private, reason
+from .client import HubPermissionError, HubUnavailable, check_no_private_values, reason
 from .repository import NO_CARD, Repository
 from .revision import REVISION, STEP_PREFIX, is_final, step_of, tag_of, write_revision
 
@@ -60,7 +60,7 @@ class Publisher:
         try:
             with tempfile.TemporaryDirectory() as folder:  # the run's identity, as every revision will contain it
                 write_json(Path(folder) / REVISION, (read_json(self.run.path / "run.json") or {}).get("identity") or {})
-                nothing_private({REVISION: Path(folder) / REVISION})
+                check_no_private_values({REVISION: Path(folder) / REVISION})
             self._reconcile(self.repository.prepare())
         except (Refusal, HubPermissionError, HubUnavailable) as error:
             problem = f"--push_to_hub {self.repository.repo}: {error}"
@@ -117,10 +117,10 @@ class Publisher:
             elif revision := self.repository.find(step, commit, tags):
                 rows_kept.append({**row, "revision": revision[0], "commit": revision[1]})
                 if tag not in tags:
-                    print_main(f"hub       {repo}@{tag} was deleted, and is there again")
+                    print_main(f"hub       {repo}@{tag} was deleted; it is tagged again")
                 elif revision[0] != tag:
                     print_main(
-                        f"hub       {repo}@{tag} is somebody else's tag now, and stays: this run's revision is"
+                        f"hub       {repo}@{tag} is now somebody else's tag and is kept: this run's revision is"
                         f" {revision[0]}"
                     )
             else:
@@ -133,8 +133,8 @@ class Publisher:
                 f"{_list_tags(self.lost)} cannot be: no checkpoint here" if self.lost else "",
             ]
             text = (
-                f"{_list_tags(missing)} of {repo} was published, and is gone from there (deleted, or the repository"
-                f" made anew): {'; '.join(filter(None, consequences))}"
+                f"{_list_tags(missing)} of {repo} was published, but is no longer there (deleted, or the repository was"
+                f" created again): {'; '.join(filter(None, consequences))}"
             )
             print_main(f"WARNING   {text}")
             self.run.event("hub", reason=text)
@@ -200,7 +200,7 @@ class Publisher:
         append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
         self.run.event("published", revision=tag, repo=self.repository.repo, commit=commit)
-        note = "" if tag == tag_of(step) else f"; {tag_of(step)} is somebody else's tag, and stays"
+        note = "" if tag == tag_of(step) else f"; {tag_of(step)} is somebody else's tag and is kept"
         print_main(f"hub       {self.repository.repo}@{tag} is published{' and is main' if is_main else ''}{note}")
 
     def _card(self, row: dict, step: int | None = None) -> str:
@@ -256,7 +256,7 @@ class Publisher:
                 announced = len(waiting)
                 print_main(
                     f"hub       waiting for {announced} revision{'s' if announced > 1 else ''} (for {timeout:.0f} s at"
-                    " most; --publish_only goes on later)"
+                    " most; --publish_only continues later)"
                 )
             self.wake.set()
             time.sleep(0.1)

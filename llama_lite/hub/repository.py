@@ -18,12 +18,13 @@ from .client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    check_no_private_values,
     fetch,
     files_of,
-    nothing_private,
+    foreign_files,
     refs_of,
+    to_hub_error,
     token,
-    translated,
 )
 from .revision import (
     BRANCH,
@@ -71,7 +72,7 @@ class Repository:
         try:
             return getattr(HfApi(), name)(*args, **kwargs)
         except Exception as error:  # the client raises its own, httpx2's, ValueError, RuntimeError and OSError
-            raise translated(error) from None
+            raise to_hub_error(error) from None
 
     def prepare(self) -> dict[str, str]:
         """Create the repository if it does not exist, and check that this run may write to it; returns {tag:
@@ -96,7 +97,7 @@ class Repository:
                 newest = next((tag for tag, _ in newest_first(tags)), "main")
                 raise Refusal(
                     f"{self.repo} belongs to another run ({owner}, this is {self.run}): choose another --hub_model_id,"
-                    f" or go on with that run by --resume_from_checkpoint {self.repo}@{newest}."
+                    f" or continue that run with --resume_from_checkpoint {self.repo}@{newest}."
                 )
             self.is_owner = owner is not None
         return heads, tags
@@ -184,7 +185,7 @@ class Repository:
                 if not self._is_own(commit, record["step"]):
                     raise HubUnavailable(TAKEN.format(tag=tag))
                 raise Refusal(
-                    f"{self.repo}@{tag} is there with other content, and no revision is written over. Choose another"
+                    f"{self.repo}@{tag} exists with other content, and revisions are never overwritten. Choose another"
                     " --hub_model_id."
                 )
         else:
@@ -201,22 +202,14 @@ class Repository:
         A figure whose last commit is not this project's is somebody else's, and stays.
         """
         head = refs_of(self.repo)[0]["main"]
-        entries = files_of(self.repo, head)
         with tempfile.TemporaryDirectory() as folder:
             merged = self._merge_card(card_files, head, Path(folder))
-            changed = {
-                name: path
-                for name, path in merged.items()
-                if name not in entries or not has_content_of(entries[name], path)
-            }
-            if existing := [name for name in changed if name in entries and name != "README.md"]:
-                for entry in self._call("get_paths_info", self.repo, existing, expand=True, revision=head):
-                    if entry.last_commit is None or entry.last_commit.title != CARD_TITLE:
-                        del changed[entry.path]
-                        self._print_once(
-                            f"{entry.path} on main of {self.repo} is somebody else's and stays: move it away, and"
-                            " --publish_only puts this run's there"
-                        )
+            changed, foreign = foreign_files(self.repo, head, merged, CARD_TITLE)
+            for name in foreign:
+                self._print_once(
+                    f"{name} on main of {self.repo} is somebody else's and is kept: move it away, and --publish_only"
+                    " publishes this run's own"
+                )
             if changed:
                 self._replace("main", head, changed, CARD_TITLE, set())
         return bool(changed)
@@ -263,7 +256,7 @@ class Repository:
         """
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        nothing_private(files)
+        check_no_private_values(files)
         operations = [CommitOperationAdd(name, str(path)) for name, path in files.items()]
         operations += [CommitOperationDelete(name) for name in sorted(existing - set(files) - {".gitattributes"})]
         return self._call(
@@ -341,9 +334,9 @@ class Repository:
                 ]
                 if foreign:
                     self._print_once(
-                        f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and stays: the finished"
-                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, take that away and upload"
-                        " the files of the revision (hf download, hf upload)."
+                        f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and is kept: the finished"
+                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, remove that file and"
+                        " upload the files of the revision (hf download, hf upload)."
                     )
                 else:
                     is_main, additions, deletions = True, additions | model, own_files
@@ -404,9 +397,10 @@ class Repository:
 
 def keep_user_text(card_text: str, old_card: str) -> str:
     """A new card with what people wrote into the current one: the text between its marks, or, of a README without
-    marks, all of it. Raises CardError.
+    marks, all of it; and metadata of their own. Raises CardError.
     """
     if YOURS[0] not in old_card and YOURS[1] not in old_card and not old_card.startswith(NO_CARD):
-        words = re.sub(r"\A---\n.*?\n---\n", "", old_card, flags=re.DOTALL).strip()
-        old_card = "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
+        head = re.match(r"---\n.*?\n---\n|", old_card, flags=re.DOTALL)[0]
+        words = old_card[len(head) :].strip()
+        old_card = head + "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
     return renew(card_text, old_card)

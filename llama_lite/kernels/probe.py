@@ -68,6 +68,23 @@ def without_router_loss(model: "PreTrainedModel"):
             config.output_router_logits = outputs_router_logits
 
 
+@contextlib.contextmanager
+def plain_generation(model: "PreTrainedModel"):
+    """Context in which a model generates by the arguments of the call alone: what the generation config of its authors
+    asks for (suppressed tokens, a penalty for repetitions) is left out, but for the special tokens.
+    """
+    from transformers import GenerationConfig
+
+    owner = model.get_base_model() if hasattr(model, "peft_config") else model
+    original = owner.generation_config
+    ids = {name: getattr(original, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    owner.generation_config = GenerationConfig(**ids)
+    try:
+        yield
+    finally:
+        owner.generation_config = original
+
+
 def head_is_separate(model: "PreTrainedModel") -> bool:
     """Whether a model's logits are exactly the product of its output layer; some models also scale or cap them."""
     import torch

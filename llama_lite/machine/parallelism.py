@@ -80,8 +80,8 @@ def check_launch(training: "TrainingArguments", shards: bool = True) -> None:
     dynamo = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
     if dynamo.lower() not in ("", "no"):
         raise Refusal(
-            f"the launcher's dynamo_backend {dynamo} (ACCELERATE_DYNAMO_BACKEND) compiles the whole model, which"
-            " is not recorded: take it out of the launcher's config; --compile_layers compiles what is worth it."
+            f"the launcher's dynamo_backend {dynamo} (ACCELERATE_DYNAMO_BACKEND) compiles the whole model, which is not"
+            " recorded: remove it from the launcher's config, and use --compile_layers."
         )
     _check_process_count(state.num_processes)
     sharding = layout().sharding
@@ -90,7 +90,7 @@ def check_launch(training: "TrainingArguments", shards: bool = True) -> None:
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
     if sharding == "zero2" and stage != "2":
         raise Refusal(
-            f"DeepSpeed ZeRO stage {stage} was asked for; stage 2 is what is supported. To shard weights too:"
+            f"DeepSpeed ZeRO stage {stage} was requested; only stage 2 is supported. To shard weights too:"
             " configs/accelerate/fsdp2.yaml."
         )
 
@@ -101,8 +101,8 @@ def _check_process_count(processes: int) -> None:
     if WORLD_SIZE == 1 and processes == 1:
         if "MASTER_ADDR" in os.environ and "ACCELERATE_MIXED_PRECISION" in os.environ and "RANK" not in os.environ:
             raise Refusal(
-                f"accelerate launch was asked for several processes, and {alone}: on CPUs it starts one, in silence."
-                " Give --multi_gpu, or a config file with `distributed_type: MULTI_GPU` and `use_cpu: true`"
+                f"accelerate launch was asked for several processes, but {alone}: on CPUs it silently starts one. Give"
+                " --multi_gpu, or a config file with `distributed_type: MULTI_GPU` and `use_cpu: true`"
                 " (configs/accelerate/cpu2.yaml)."
             )
         if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -121,21 +121,21 @@ def _check_sharding(sharding: str, shards: bool, optimizer: str, device, distrib
     """Raise Refusal where this script, accelerate on this device, or the optimizer does not support `sharding`."""
     if not shards:
         raise Refusal(
-            f"{sharding} shards the model, which tuning does not: under FSDP2 it trains and never ends. Launch with"
-            " configs/accelerate/ddp.yaml, where every process holds the whole model, of which LoRA trains a small"
-            " part."
+            f"{sharding} shards the model, which run_sft.py does not support: under FSDP2 the run would never end."
+            " Launch with configs/accelerate/ddp.yaml, where every process holds the whole model, of which LoRA trains"
+            " a small part."
         )
     if str(distributed_type).rpartition(".")[2] in ("NO", "MULTI_CPU"):
         name = {"fsdp2": "FSDP", "zero2": "DeepSpeed"}[sharding]
         raise Refusal(
-            f"{name} was asked for and accelerate ignores it on a {device.type}: every process would hold the whole"
+            f"{name} was requested, but accelerate ignores it on a {device.type}: every process would hold the whole"
             " model. Use cpu2.yaml or ddp.yaml."
         )
     if sharding == "fsdp2":
         _check_fsdp()
     if optimizer not in SHARDED_OPTIMIZERS:
         raise Refusal(
-            f"--optim {optimizer} under {sharding}: its state is not known to be gathered. Use"
+            f"--optim {optimizer} under {sharding}: gathering its state has not been tested. Use"
             f" {' or '.join(SHARDED_OPTIMIZERS)}, or launch with ddp.yaml."
         )
 
@@ -144,7 +144,7 @@ def _check_fsdp() -> None:
     """Raise Refusal for FSDP of another version than 2, and where it would not save whole weights."""
     if os.environ.get("FSDP_VERSION", "1") != "2":
         raise Refusal(
-            "FSDP of version 1 was asked for: its checkpoints are not tested here. Set `fsdp_version: 2`, as in"
+            "FSDP version 1 was requested: its checkpoints have not been tested. Set `fsdp_version: 2`, as in"
             " configs/accelerate/fsdp2.yaml."
         )
     if os.environ.get("FSDP_STATE_DICT_TYPE", "") != "FULL_STATE_DICT":

@@ -1,5 +1,7 @@
 """The number format a run computes in: the requested one, that of its checkpoint, or the one native to this device."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,11 +37,31 @@ def apply(training: "TrainingArguments", precision: str) -> None:
         training.deepspeed_plugin.set_mixed_precision(mixed)
 
 
+@contextlib.contextmanager
+def without_autocast(model: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """`model` as it was before accelerate put autocast around its forward: it computes in the format of its weights.
+    Afterwards its forward is autocast again. A model without that wrapper stays as it is.
+
+    `unwrap_model(keep_fp32_wrapper=False)` is no substitute: it also takes the decorators of transformers off the
+    model's own forward, for good.
+    """
+    original, wrapped = model.__dict__.get("_original_forward"), model.__dict__.get("forward")
+    if original is None or wrapped is None:
+        yield model
+        return
+    model.forward = original
+    try:
+        yield model
+    finally:
+        model.forward = wrapped
+
+
 def check_device(precision: str, device: torch.device) -> None:
     """Raise Refusal for a number format in which a device cannot train."""
     if precision == "float16" and device.type == "cpu":
-        raise Refusal("--precision float16: a CPU does not train in it. Use auto, float32 or bfloat16.")
+        raise Refusal("--precision float16: CPUs do not support training in it. Use auto, float32 or bfloat16.")
     if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise Refusal(
-            f"--precision bfloat16: {torch.cuda.get_device_name(device)} has none. Use auto, float32 or float16."
+            f"--precision bfloat16: {torch.cuda.get_device_name(device)} does not support it. Use auto, float32 or"
+            " float16."
         )

@@ -72,8 +72,7 @@ def load_model(located: Located, dtype: str = "float32"):
             f"{located.name} is an adapter, not a model: give its base, or merge the two with --merge_adapter first."
         )
     config = load_config(located)
-    if not any((located.folder / file).is_file() for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
-        references.refuse_unread(located.folder, located.name)
+    references.need_weights(located.folder, located.name)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # its report of keys that do not fit: they are refused below
     try:
@@ -96,7 +95,8 @@ def load_model(located: Located, dtype: str = "float32"):
             else "mend its files"
         )
         raise Refusal(
-            f"{located.name} cannot be loaded: {shortened(error).rstrip('.')}. To go on, {way}, or give another model."
+            f"{located.name} cannot be loaded: {shortened(error).rstrip('.')}. To continue, {way}, or give another"
+            " model."
         ) from None
     finally:
         logging.set_verbosity(verbosity)
@@ -143,8 +143,7 @@ def check_filled(
     ]
     if problems:
         raise Refusal(
-            f"the weights of {name} do not fill the model: {'; '.join(problems)}. Nothing is computed with weights that"
-            " nobody trained."
+            f"the weights of {name} do not match the model: {'; '.join(problems)}. Untrained weights are never used."
         )
 
 
@@ -157,8 +156,8 @@ def check_language_model(name: str, model: "PreTrainedModel") -> None:
     if non_finite := [key for key, value in model.named_parameters() if not torch.isfinite(value).all()]:
         raise Refusal(
             f"{name}: {len(non_finite):,} of its tensors hold NaN or infinity"
-            f" ({', '.join(non_finite[:3])}{' ...' if len(non_finite) > 3 else ''}): no loss of it is a number. Give an"
-            " earlier step, or whole weights."
+            f" ({', '.join(non_finite[:3])}{' ...' if len(non_finite) > 3 else ''}), so its loss would not be a number."
+            " Use an earlier step, or intact weights."
         )
     kind, ids, labels = model.config.model_type, probe_ids(model), probe_ids(model).flip(1)
     altered = ids.clone()
@@ -172,18 +171,18 @@ def check_language_model(name: str, model: "PreTrainedModel") -> None:
             loss = torch.nn.functional.cross_entropy(outputs.logits.float().flatten(0, 1), labels.flatten())
     except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError, ImportError) as error:
         raise Refusal(
-            f"{name} ({kind}) cannot be run as a causal language model of transformers, so its config.json does not fit"
-            f" its class: {shortened(error).rstrip('.')}. Fix that config.json, or give another model."
+            f"{name} ({kind}) cannot be run as a causal language model of transformers, so its config.json does not"
+            f" match its class: {shortened(error).rstrip('.')}. Fix that config.json, or give another model."
         ) from None
     if not close(altered_logits, logits):
         raise Refusal(
-            f"{name} ({kind}) sees the tokens that it is to predict: it is no decoder-only language model. Give one"
+            f"{name} ({kind}) sees the tokens that it must predict: it is not a decoder-only language model. Use one"
             " that is."
         )
     if getattr(outputs, "aux_loss", None) is None and not close(outputs.loss.float(), loss):
         raise Refusal(
-            f"{name} ({kind}) takes no shifted labels: its loss is {float(outputs.loss):.4f} where its logits give"
-            f" {float(loss):.4f}."
+            f"{name} ({kind}) does not support shifted labels: its loss is {float(outputs.loss):.4f}, but its logits"
+            f" give {float(loss):.4f}."
         )
 
 
@@ -230,7 +229,7 @@ def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
             tuned = PeftModel.from_pretrained(model, str(adapter.folder))
     except Exception as error:  # malformed values lead to errors of every kind
-        raise Refusal(f"the adapter {adapter.name} cannot be put on this model: {shortened(error)}") from None
+        raise Refusal(f"the adapter {adapter.name} cannot be applied to this model: {shortened(error)}") from None
     check_adapter(tuned, adapter.name, adapter.folder)
     return tuned
 
@@ -310,8 +309,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     transformers chooses. Raises Refusal.
     """
     weights_path, index_path = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
-    if not weights_path.is_file() and not index_path.is_file():
-        references.refuse_unread(folder)
+    references.need_weights(folder)
     names = (
         [SAFE_WEIGHTS_NAME]
         if weights_path.is_file()

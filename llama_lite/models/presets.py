@@ -1,4 +1,4 @@
-"""Model configurations: presets and shapes, their parameters, context and FLOPs per token."""
+"""Model configurations: presets (folders of configs/model) and shapes, their parameters and FLOPs per token."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ def load_model_config(name: str):
 
         references.check_native(references.Located(f"--model_config {name}", folder))
         raise Refusal(
-            f"--model_config {name}: {folder / 'config.json'} is no model configuration"
+            f"--model_config {name}: {folder / 'config.json'} is not a model configuration"
             f" ({' '.join(str(error).split())})."
         ) from None
 
@@ -58,7 +58,7 @@ def count_parameters(config: "PretrainedConfig") -> tuple[int, int]:
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(
-            f"{config.name_or_path or 'this config'} ({config.model_type}) makes no causal language model of"
+            f"{config.name_or_path or 'this config'} ({config.model_type}) does not give a causal language model of"
             f" transformers: {shortened(error).rstrip('.')}. Fix that config.json, or give another --model_config."
         ) from None
     embedding_layers = [

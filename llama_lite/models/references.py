@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from transformers.utils import SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..checkpoint import integrity, verify
 from ..checkpoint.identity import VOLATILE_CONFIG
@@ -89,6 +89,12 @@ def weights_digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps([[path.name, sha256(path)] for path in files]).encode()).hexdigest()
 
 
+def need_weights(folder: Path, name: str | None = None) -> None:
+    """Raise Refusal for a folder without model.safetensors or an index of its shards."""
+    if not any((folder / file).is_file() for file in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        refuse_unread(folder, name)
+
+
 def refuse_unread(folder: Path, name: str | None = None) -> None:
     """Raise Refusal for a folder without model.safetensors or an index of its shards, with what makes one of what it
     holds.
@@ -126,7 +132,7 @@ def load_config(located: Located):
     except Exception as error:  # malformed values lead to errors of every kind
         check_native(located)
         raise Refusal(
-            f"{located.name} has no config that transformers can read: {shortened(error).rstrip('.')}. Mend its"
+            f"{located.name} has no config that transformers can read: {shortened(error).rstrip('.')}. Fix its"
             " config.json, or give another model."
         ) from None
     if quantization := getattr(config, "quantization_config", None):
@@ -136,8 +142,8 @@ def load_config(located: Located):
             else getattr(quantization, "quant_method", None)
         )
         raise Refusal(
-            f"{located.name} is quantised ({getattr(method, 'value', method)}, quantization_config in its config.json):"
-            " only whole weights are read. Give the model that it was made from, or a dequantised copy."
+            f"{located.name} is quantized ({getattr(method, 'value', method)}, quantization_config in its config.json):"
+            " only unquantized weights are read. Use the original model, or a dequantized copy."
         )
     return config
 
@@ -150,9 +156,9 @@ def check_native(located: Located, file: str = "config.json") -> None:
     if isinstance(record, dict) and record.get("auto_map"):
         kind = record.get("model_type") or record.get("tokenizer_class") or "unknown"
         raise Refusal(
-            f"{located.name} needs code of its own (auto_map in its {file}; {kind} is no class of transformers), and"
-            " code that comes with a model is never run here. Give a model of a class that transformers has, or a copy"
-            " that was converted to one."
+            f"{located.name} needs custom code (auto_map in its {file}; {kind} is not a class of transformers), and"
+            " custom code is never run. Use a model of a class that transformers has, or a copy that was converted to"
+            " one."
         )
 
 

@@ -3,7 +3,13 @@
 import csv
 import dataclasses
 import math
+import tempfile
 from pathlib import Path
+
+import yaml
+
+from model_card.card import YOURS
+from model_card.metadata import CardError
 
 from ..checkpoint.identity import differences
 from ..checkpoint.store import checkpoints
@@ -15,8 +21,19 @@ from ..digests import sha256, sha256_of
 from ..distributed import print_main
 from ..errors import Refusal
 from ..evaluation import statistics
-from ..files import read_json, read_jsonl, write_json
-from ..hub.client import nothing_private, translated
+from ..files import read_json, read_jsonl, write_json, write_text
+from ..hub.client import (
+    HubPermissionError,
+    HubUnavailable,
+    Reference,
+    check_no_private_values,
+    commit_of,
+    fetch,
+    foreign_files,
+    last_titles,
+    to_hub_error,
+)
+from ..hub.repository import keep_user_text
 from .runner import launch
 from .spec import Arm, Study, StudyRun, base_of, evaluation_argv
 
@@ -26,6 +43,8 @@ AFTER = 10  # logged losses after a resume in which a spike is searched, and ove
 REPORT_HEAD = (  # a dataset card's
     "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"
 )
+COMMIT_TITLE = "Report of a study"
+TRIES = 5  # while others write to the repository
 
 BACK = 0.005  # nats: a mean excess below this counts as recovered
 
@@ -35,9 +54,9 @@ def arguments_of(*groups: type) -> set[str]:
     return {field.name for group in groups for field in dataclasses.fields(group)}
 
 
-OF_DATA = arguments_of(DataArguments, CurationArguments, RowArguments)
-OF_MODEL = arguments_of(ModelArguments, BaseArguments, AdapterArguments)
-OF_LENGTH = {"max_steps", "num_train_epochs", "tokens_per_step", "sequences_per_step"}
+DATA_ARGUMENTS = arguments_of(DataArguments, CurationArguments, RowArguments)
+MODEL_ARGUMENTS = arguments_of(ModelArguments, BaseArguments, AdapterArguments)
+LENGTH_ARGUMENTS = {"max_steps", "num_train_epochs", "tokens_per_step", "sequences_per_step"}
 
 
 def last_manifest(folder: Path) -> dict:
@@ -63,9 +82,9 @@ def check_controlled_variables(study: Study, finished: list[StudyRun]) -> dict:
             }
             if unnamed := _unnamed(changed, set(first.arm.set) | set(run.arm.set)):
                 raise Refusal(
-                    f"{run.folder.name} differs from {first.folder.name} in what the study does not name:"
+                    f"{run.folder.name} differs from {first.folder.name} in settings that the study does not vary:"
                     f" {'; '.join(f'{name} {changed[name][0]} -> {changed[name][1]}' for name in unnamed)}. Run the"
-                    " arms again under equal conditions, or name it."
+                    " arms again under equal conditions, or set them in the arms."
                 )
             same = {kind: conditions[kind] for kind in ("data", "hyperparameters", "environment", "layout")}
             shared = (
@@ -78,9 +97,12 @@ def check_controlled_variables(study: Study, finished: list[StudyRun]) -> dict:
 
 def _unnamed(changed: dict, named: set[str]) -> list[str]:
     """Names of changed conditions that do not follow from the arguments `named` by the arms."""
-    free = named | ({"data", "held_out"} if named & OF_DATA else set()) | ({"tokens"} if named & OF_LENGTH else set())
+    free = set(named)
+    free |= {"data", "held_out"} if named & DATA_ARGUMENTS else set()
+    free |= {"tokens"} if named & LENGTH_ARGUMENTS else set()
     free |= {"weights"} if "models" in named else set()
-    return sorted(name for name in changed if name not in free and not (name.startswith("model.") and named & OF_MODEL))
+    model_may_differ = bool(named & MODEL_ARGUMENTS)
+    return sorted(name for name in changed if name not in free and not (model_may_differ and name.startswith("model.")))
 
 
 def _conditions(study: Study, folder: Path) -> dict:
@@ -198,8 +220,8 @@ def check_measures(study: Study, run: StudyRun) -> None:
     for measure in study.measures:
         if measure not in logged and (" " not in measure or study.script == "run_eval.py"):
             raise Refusal(
-                f"measure {measure} was not logged by {run.folder.name}; there is {', '.join(sorted(logged))}. What is"
-                " finished stays."
+                f"measure {measure} was not logged by {run.folder.name}; logged: {', '.join(sorted(logged))}. Finished"
+                " runs are kept."
             )
 
 
@@ -256,7 +278,7 @@ def _measure_differences(study: Study, arm: Arm, other: Arm, seed: int, rows: li
         values, reference = (curve(rows, each, seed, measure) for each in (arm, other))
         if missing := [each.name for each, logged in ((arm, values), (other, reference)) if not logged]:
             metrics = ", ".join(sorted({row["metric"] for row in rows}))
-            raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; there is {metrics}.")
+            raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; available: {metrics}.")
         if study.script == "run_sft.py" and 0 in values:
             pairs["its base", measure, unit(measure)] = values[max(values)] - values[0]
         if arm is not other:
@@ -340,24 +362,86 @@ def health(finished: list[StudyRun]) -> dict[str, dict[str, int]]:
 
 
 def push(out: Path, repo: str) -> None:
-    """Push report, results and figures of a study to a dataset repository on the Hub, in one commit. Raises Refusal."""
-    from huggingface_hub import CommitOperationAdd, HfApi
+    """Push report, results and figures of a study to a dataset repository on the Hub, in one commit. What others wrote
+    around the report and into the card's metadata stays. Raises Refusal, also where the repository has other files of
+    the same names.
+    """
+    from huggingface_hub import HfApi
 
-    report = REPORT_HEAD + (out / "report.md").read_text(encoding="utf-8")
-    attachments = {
-        str(path.relative_to(out)): path
-        for path in (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))
-    }
-    nothing_private({"README.md": out / "report.md", **attachments})
-    files = [
-        CommitOperationAdd("README.md", report.encode()),
-        *(CommitOperationAdd(name, str(path)) for name, path in attachments.items()),
-    ]
     try:
         HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
-        HfApi().create_commit(repo, files, commit_message="Report of a study", repo_type="dataset")
+        if not any(_push(out, repo, commit_of(Reference(repo), "dataset")) for _ in range(TRIES)):
+            raise Refusal(f"--hub_model_id {repo} kept changing. The report stays; run the same command again.")
+    except Refusal:
+        raise
     except Exception as error:  # the client raises its own, httpx2's and OSError
-        raise Refusal(
-            f"--hub_model_id {repo}: {translated(error)}. The report stays; run the same command again."
-        ) from None
+        failure = error if isinstance(error, HubUnavailable | HubPermissionError) else to_hub_error(error)
+        raise Refusal(f"--hub_model_id {repo}: {failure}. The report stays; run the same command again.") from None
     print_main(f"hub       {repo} holds the report")
+
+
+def _push(out: Path, repo: str, head: str) -> bool:
+    """One commit upon `head`; False when the repository moved meanwhile. Raises Refusal and the client's errors."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    paths = (out / "results.csv", out / "comparison.json", *sorted((out / "figures").glob("*.png")))
+    files = {str(path.relative_to(out)): path for path in paths}
+    with tempfile.TemporaryDirectory() as folder:
+        files["README.md"] = Path(folder) / "README.md"
+        write_text(files["README.md"], _card(out, repo, head, Path(folder)))
+        check_no_private_values(files)
+        changed, foreign = foreign_files(repo, head, files, COMMIT_TITLE, "dataset")
+        if foreign:
+            raise Refusal(
+                f"--hub_model_id {repo} holds {', '.join(foreign[:3])} of somebody else, which is not written over:"
+                " choose another name, or rename it there. The report stays here."
+            )
+        operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
+        try:
+            if operations:
+                HfApi().create_commit(
+                    repo, operations, commit_message=COMMIT_TITLE, repo_type="dataset", parent_commit=head
+                )
+        except Exception as error:  # the client raises its own, httpx2's and OSError
+            if getattr(getattr(error, "response", None), "status_code", None) == 412:
+                return False
+            raise
+    return True
+
+
+def _card(out: Path, repo: str, head: str, folder: Path) -> str:
+    """The dataset card of a study's report, with what others wrote into the card at `head`. Raises Refusal where that
+    is the report of another study.
+    """
+    report = (out / "report.md").read_text(encoding="utf-8")
+    text = f"{REPORT_HEAD}{report}\n\n{chr(10).join(YOURS)}\n"
+    title = last_titles(repo, head, ["README.md"], "dataset").get("README.md")
+    if title is None:
+        return text
+    old = fetch(Reference(repo), head, "README.md", folder / "old", "dataset").read_text("utf-8", errors="replace")
+    old_title = _study_title(old)
+    if old_title not in (None, _study_title(text)):
+        raise Refusal(
+            f"--hub_model_id {repo} holds the report of another study ({old_title}), which is not written over: choose"
+            " another name."
+        )
+    if old_title and title == COMMIT_TITLE and YOURS[0] not in old:
+        return text  # as earlier versions wrote it: nothing of others is in it
+    try:
+        return keep_user_text(text, old)
+    except CardError as error:
+        raise Refusal(f"--hub_model_id {repo}: {error}") from None
+
+
+def _study_title(card: str) -> str | None:
+    """Title of the study whose report a dataset card is; None for any other card."""
+    from huggingface_hub import RepoCard
+
+    try:
+        parsed = RepoCard(card)
+    except (ValueError, yaml.YAMLError):
+        return None
+    tags = parsed.data.to_dict().get("tags")
+    if not isinstance(tags, list) or not {"llama-lite", "study"} <= set(map(str, tags)):
+        return None
+    return next((line for line in parsed.text.splitlines() if line.startswith("# ")), None)

@@ -52,13 +52,13 @@ def _pretraining(study_run: StudyRun) -> Cost:
         return Cost()  # derived when the run begins
     if steps < 0:  # as many as the text has
         manifest = read_manifest(Path(data.prepared_dir)) if data.prepared_dir else None
-        if manifest is None or "num_train_epochs" not in run.given:
+        if manifest is None or "num_train_epochs" not in run.explicit_args:
             return Cost()
         steps = run_steps(
             training, count_windows(manifest, "train", run.block_size) * run.block_size // run.tokens_per_step
         )
     parameters, flops = _model_cost(model.model_config, run.block_size)
-    if "save_total_limit" not in run.given:
+    if "save_total_limit" not in run.explicit_args:
         training.save_total_limit = derive_pretrain.checkpoints_kept(12 * parameters)
     first_step = study_run.arm.at or 0
     kept = _checkpoints_kept(run, training, steps, derive_pretrain.EVALUATIONS, first_step)
@@ -77,7 +77,7 @@ def _checkpoints_kept(
     """Checkpoints that are kept of a run of `steps` that begins at step `first`; saved as often as evaluated where no
     --save_steps are given.
     """
-    if "save_steps" not in run.given:
+    if "save_steps" not in run.explicit_args:
         training.save_steps = nice(steps / evaluations)
     saves = sum(step > first for step in saved_steps(training, steps))
     return saves if training.save_total_limit is None else min(training.save_total_limit, saves)
@@ -93,8 +93,8 @@ def _model_cost(name: str, length: int) -> tuple[int, float]:
 def _tuning(study_run: StudyRun) -> Cost:
     """Cost of a tuning run, at most."""
     base, adapter, rows, _, run, training = parse_sft(study_run.argv)
-    is_known = {"max_length", "sequences_per_step"} <= set(run.given) and (
-        "max_steps" in run.given or {"num_train_epochs", "eval_rows"} <= set(run.given)
+    is_known = {"max_length", "sequences_per_step"} <= set(run.explicit_args) and (
+        "max_steps" in run.explicit_args or {"num_train_epochs", "eval_rows"} <= set(run.explicit_args)
     )
     if rows.max_rows is None or not is_known or not (Path(base.model_name_or_path) / "config.json").is_file():
         return Cost()

@@ -113,7 +113,7 @@ def load(path: str) -> Study:
 
 def check_fields(path: str, raw: dict) -> None:
     """Raise Refusal for fields of a study file that are unknown, missing, empty or of another type."""
-    problems = [f"`{name}` is no field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
+    problems = [f"`{name}` is not a field of a study{_near(name, FIELDS)}." for name in raw if name not in FIELDS]
     problems += [
         f"`{name}` is missing."
         for name in ("title", "script", "config", "seeds", "reference", "arms")
@@ -162,30 +162,31 @@ def _arm_problems(name: str, fields: dict, raw: dict) -> list[str]:
     if (source is None) != (not fields.get("at")):
         problems.append(f"arm {name}: `from` (an arm) and `at` (steps of its checkpoints) go together.")
     problems += [
-        f"`{field}` of arm {name} is no field of an arm{_near(field, ARM_FIELDS)}."
+        f"`{field}` of arm {name} is not a field of an arm{_near(field, ARM_FIELDS)}."
         for field in fields
         if field not in ARM_FIELDS
     ]
     if source is not None and source not in raw["arms"]:
-        problems.append(f"arm {name} begins from {source}, which is no arm.")
+        problems.append(f"arm {name} begins from {source}, which is not an arm.")
     elif source is not None and (raw["arms"][source] or {}).get("from") is not None:
         problems.append(
-            f"arm {name} begins from {source}, which itself begins from another: begin from an arm that begins from"
-            " nothing."
+            f"arm {name} begins from {source}, which has a `from` of its own: begin from an arm without `from`."
         )
     against = raw["reference"] if fields.get("against") is None else fields["against"]
     if against not in raw["arms"]:
-        problems.append(f"arm {name} is to be compared with {against}, which is no arm: {', '.join(raw['arms'])}.")
-    problems += [f"arm {name}: at {at!r} is no step." for at in fields.get("at") or [] if type(at) is not int or at < 1]
+        problems.append(f"arm {name} is to be compared with {against}, which is not an arm: {', '.join(raw['arms'])}.")
+    problems += [
+        f"arm {name}: at {at!r} is not a step." for at in fields.get("at") or [] if type(at) is not int or at < 1
+    ]
     return problems
 
 
 def _reference_problems(raw: dict, arms: list[Arm]) -> list[str]:
     """What is wrong with the reference of a study file."""
     if raw["reference"] not in raw["arms"]:
-        return [f"reference {raw['reference']} is no arm: {', '.join(raw['arms'])}."]
+        return [f"reference {raw['reference']} is not an arm: {', '.join(raw['arms'])}."]
     if any(arm.source for arm in arms if arm.name == raw["reference"]):
-        return [f"reference {raw['reference']} begins from another arm: take one that begins from nothing."]
+        return [f"reference {raw['reference']} has a `from`: use an arm without `from`."]
     return []
 
 
@@ -198,9 +199,9 @@ def _script_problems(raw: dict, arms: list[Arm]) -> list[str]:
                 f"`prepare` {command!r}: a command begins with a script of this repository, such as run_pretrain.py."
             )
     if raw["script"] not in PARSERS:
-        problems.append(f"script {raw['script']}: one of {', '.join(PARSERS)} is wanted.")
+        problems.append(f"script {raw['script']}: expected one of {', '.join(PARSERS)}.")
     if raw["script"] == "run_eval.py" and (raw.get("evaluate") or any(arm.source for arm in arms)):
-        problems.append("arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing.")
+        problems.append("arms of run_eval.py are evaluations: they take neither `evaluate` nor `from`.")
     return problems
 
 
@@ -208,9 +209,9 @@ def _seed_problems(seeds: list) -> list[str]:
     """What is wrong with the seeds of a study file."""
     problems = []
     if odd := [seed for seed in seeds if type(seed) is not int]:
-        problems.append(f"seeds {odd[0]!r}: a whole number is wanted.")
+        problems.append(f"seeds {odd[0]!r}: expected a whole number.")
     elif len(set(seeds)) < len(seeds) or not seeds:
-        problems.append(f"seeds {seeds}: at least one, each once.")
+        problems.append(f"seeds {seeds}: give at least one, and each only once.")
     return problems + [problem for seed in seeds for problem in range_problems({"seed": seed})]
 
 
@@ -250,7 +251,7 @@ def check_runs(path: str, study: Study) -> None:
         for measure in study.measures:
             task, metric, _ = measure.partition(" ")
             if metric and task not in tasks:
-                raise Refusal(f"{path}: measure {measure}: `evaluate` asks for no {task}{_near(task, tasks)}.")
+                raise Refusal(f"{path}: measure {measure}: `evaluate` does not list {task}{_near(task, tasks)}.")
 
 
 def _source_problems(run: StudyRun, script: str) -> list[str]:
@@ -264,7 +265,7 @@ def _source_problems(run: StudyRun, script: str) -> list[str]:
             f"arm {name}: at {at} is not before its own end (max_steps {training.max_steps}), so it would train"
             " nothing."
         )
-    if source.max_steps < 1 or ("save_steps" not in source_args.given and source.save_strategy == "steps"):
+    if source.max_steps < 1 or ("save_steps" not in source_args.explicit_args and source.save_strategy == "steps"):
         if 0 < source.max_steps < at:
             problems.append(
                 f"arm {name}: at {at} is beyond the end of arm {run.arm.source} (max_steps {source.max_steps})."
@@ -273,7 +274,7 @@ def _source_problems(run: StudyRun, script: str) -> list[str]:
     saved = saved_steps(source, source.max_steps)
     kept = (
         saved
-        if source.save_total_limit is None or "save_total_limit" not in source_args.given
+        if source.save_total_limit is None or "save_total_limit" not in source_args.explicit_args
         else saved[-max(source.save_total_limit, 1) :]
     )
     if at not in kept:
@@ -300,7 +301,7 @@ def _argument_problems(setting: str, values: dict, has_source: bool = False) -> 
     reserved = {"seed": "the seeds are `seeds`", "output_dir": "runs lie in the study's folder"}
     reserved |= {"resume_from_checkpoint": "`from` and `at` say where it begins"} if has_source else {}
     return problems + [
-        f"{setting}: `{name}` is the study's own: {why}." for name, why in reserved.items() if name in values
+        f"{setting}: `{name}` is set by the study: {why}." for name, why in reserved.items() if name in values
     ]
 
 

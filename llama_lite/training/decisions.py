@@ -7,13 +7,13 @@ from typing import Any
 
 
 class Decisions:
-    """The arguments of a run, and which of them were decided. `fixed`: names of the given ones, which stay.
+    """The arguments of a run, and which of them were decided. `fixed`: names of the explicit ones, which stay.
 
-    groups: the dataclasses of arguments, in which values are set. given: {argument: value} of the user.
+    groups: the dataclasses of arguments, in which values are set. explicit_args: {argument: value} that the user gave.
     """
 
-    def __init__(self, groups: Sequence, given: dict):
-        self.groups, self.fixed, self.reasons = groups, set(given), {}
+    def __init__(self, groups: Sequence, explicit_args: dict):
+        self.groups, self.fixed, self.reasons = groups, set(explicit_args), {}
         self.owner = {field.name: group for group in groups for field in dataclasses.fields(group)}
 
     def __getitem__(self, name: str):

@@ -17,7 +17,7 @@ from ..config.pretrain import CurationArguments
 from ..data import shards
 from ..data.curation import active
 from ..data.installed import INSTALLED
-from ..data.preparation import OF_TEXT, OF_TOKENS, Text, default_folder, name_of
+from ..data.preparation import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, Text, default_folder, name_of
 from ..data.text_facts import TextFacts
 from ..distributed import print_main
 from ..files import read_json
@@ -47,19 +47,20 @@ BYTES_OF_TOKEN = 4  # a guess, before there is a vocabulary
 ALL_BELOW = 64e6  # bytes of text that are always prepared whole
 TEXT_MARGIN = 4  # times as much text is prepared as the run is guessed to read
 EVALUATIONS, EVALUATION_SHARE = 10, 0.08  # of a run, and the most of its time that they may take
-SAMPLES = 3  # prompts that are continued at each evaluation, where nobody gave some
+SAMPLES = 3  # prompts that are continued at each evaluation, if none are given
 VALIDATION_SHARE = 0.05
 MOST_VALIDATION, LEAST_VALIDATION = 100_000_000, 4097  # tokens: the paper's, one shard; 16 windows of 256
 UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
 
-OF_RUN = (
+RUN_ARGUMENTS = (
     "model_config block_size tokens_per_step order allow_epochs eval_windows probe_windows sample_prompts hours"
     " max_steps learning_rate warmup_steps logging_steps eval_steps save_steps save_total_limit"
     " per_device_train_batch_size prepared_dir curated_dir"
 ).split()
 
-OF_CURATION = [field.name for field in dataclasses.fields(CurationArguments)]
-RECORDED = (*OF_RUN, *OF_TEXT, *OF_TOKENS, *OF_CURATION, "precision", "compile_layers", "fused_loss", "block_attention")
+CURATION_ARGUMENTS = [field.name for field in dataclasses.fields(CurationArguments)]
+SWITCH_ARGUMENTS = ("precision", "compile_layers", "fused_loss", "block_attention")
+RECORDED = (*RUN_ARGUMENTS, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
 
 
 def output_dir(dataset: str) -> str:
@@ -86,22 +87,24 @@ class Derivation:
     is prepared.
 
     groups: what `parse_pretrain` returned, in which the values are set. planned: the planned layout. recorded: the
-    values of RECORDED in the record of the run that is resumed (`resume.recorded`).
+    values of RECORDED in the record of the run that is resumed (`resume.recorded_values`).
     """
 
-    def __init__(self, groups: Sequence, text: Text, planned: Layout, given: dict, recorded: dict):
+    def __init__(self, groups: Sequence, text: Text, planned: Layout, explicit_args: dict, recorded: dict):
         run, training = groups[-2:]
         self.groups, self.text, self.recorded = groups, text, dict(recorded)
-        self.given = {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
+        self.explicit_args = {
+            name: value for name, value in explicit_args.items() if (name, value) != ("precision", "auto")
+        }
         self.device = torch.device("cuda") if run.plan_launch else training.device
         self.processes, self.machine, self.vocabulary_size = planned.processes, None, None
-        if "num_train_epochs" in self.given:
+        if "num_train_epochs" in self.explicit_args:
             self.recorded.pop("max_steps", None)
         if recorded:
             folder = training.output_dir
             print_main(
-                f"record    what the command does not give is as the run in {folder} has it"
-                f" ({len([n for n in recorded if n not in given])} values)"
+                f"record    arguments that the command does not give are taken from the run in {folder}"
+                f" ({len([n for n in recorded if n not in explicit_args])} values)"
             )
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict, dict]:
@@ -109,7 +112,7 @@ class Derivation:
 
         The tokens are a manifest, or an estimate of one. only_tokens: derive only what preparing needs.
         """
-        self.d = Decisions(self.groups, self.given)
+        self.d = Decisions(self.groups, self.explicit_args)
         self.__dict__.pop("seconds", None)  # what is left of the hours
         self.settle_machine()
         for name, value in self.recorded.items():
@@ -178,7 +181,7 @@ class Derivation:
         found = manifest.get("recipe") if manifest else None
         found = read_json(Path(folder) / "recipe.json") if found is None and (manifest or broken) else found
         recipe = found if isinstance(found, dict) else {}
-        for name in (*OF_TEXT, *OF_TOKENS):
+        for name in (*TEXT_ARGUMENTS, *TOKEN_ARGUMENTS):
             if name in recipe:
                 self.d.decide(
                     name,
@@ -267,7 +270,7 @@ class Derivation:
     @property
     def most_epochs(self) -> float:
         """How often the text is read at most, where the length follows from the time."""
-        return 1.0 if self.given.get("allow_epochs") is False else shapes.most_epochs(self.available)
+        return 1.0 if self.explicit_args.get("allow_epochs") is False else shapes.most_epochs(self.available)
 
     def estimate(self) -> dict:
         """As much of a manifest as can be known before anything is prepared; `estimated`: bytes of disk that preparing
@@ -404,7 +407,7 @@ class Derivation:
         if not d.settled("max_steps") and not d.settled("num_train_epochs"):
             self.settle_steps()
         epochs = self.steps * d["tokens_per_step"] / self.available
-        if "num_train_epochs" in self.given or 1 < epochs <= self.most_epochs + 1:
+        if "num_train_epochs" in self.explicit_args or 1 < epochs <= self.most_epochs + 1:
             d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
         if not d.settled("compile_layers") and self.device.type == "cpu":
             pace = self.step_pace()
@@ -450,7 +453,7 @@ class Derivation:
         steps = max(1, int(min(seconds / step, most)))
         length = (
             in_words(d["hours"])
-            if "hours" in self.given
+            if "hours" in self.explicit_args
             else "about ten minutes, since no length is given (another: --hours 2, or --max_steps N),"
         )
         reason = f"{length} at {d['tokens_per_step'] / step:,.0f} tokens per second, with evaluations and saves"
@@ -511,4 +514,4 @@ def checkpoints_kept(size: int) -> int:
 
 def active_rules(decisions: Decisions) -> list[str]:
     """Curation rules that are on."""
-    return list(active({name: decisions[name] for name in OF_CURATION}))
+    return list(active({name: decisions[name] for name in CURATION_ARGUMENTS}))

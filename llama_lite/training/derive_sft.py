@@ -42,9 +42,9 @@ def output_dir(base: str) -> str:
     )
 
 
-def machine(groups: Sequence, given: dict, recorded: dict) -> tuple[dict, dict]:
+def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict, dict]:
     """({argument: value}, {argument: reason}) of the precision and of the recorded arguments of the run."""
-    d = Decisions(groups, _given(given))
+    d = Decisions(groups, _explicit(explicit_args))
     device = groups[-1].device
     value, why = precision.choose("auto", recorded.get("precision"), device)
     d.decide("precision", value, why)
@@ -56,20 +56,20 @@ def machine(groups: Sequence, given: dict, recorded: dict) -> tuple[dict, dict]:
     return d.values(), d.reasons
 
 
-def _given(given: dict) -> dict:
+def _explicit(explicit_args: dict) -> dict:
     """Given arguments without `--precision auto`, which is to be derived."""
-    return {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
+    return {name: value for name, value in explicit_args.items() if (name, value) != ("precision", "auto")}
 
 
 def tuning(
-    groups: Sequence, given: dict, earlier: dict, config: PreTrainedConfig, examples: list[Example]
+    groups: Sequence, explicit_args: dict, earlier: dict, config: PreTrainedConfig, examples: list[Example]
 ) -> tuple[dict, dict]:
     """({argument: value}, {argument: reason}) of derived arguments of a tuning run over encoded rows (rank 0).
 
     earlier: what `machine` decided. config: of the base. examples: every usable row, of any length.
     """
     adapter, training = groups[1], groups[-1]
-    d = Decisions(groups, {**_given(given), **earlier})
+    d = Decisions(groups, {**_explicit(explicit_args), **earlier})
     lengths = sorted(len(example.input_ids) for example in examples)
     context, processes = context_of(config) or 2**30, training.world_size
 
@@ -142,28 +142,28 @@ def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
     step = share * micro_batches * pace.micro_batch + pace.optimizer * share
     answers = 2 * d["answer_tokens"] * pace.token * 1.5 * (2 * -(-d["sampled_answers"] // ANSWERS_AT_ONCE) + 1)
     evaluations = 10 * d["eval_rows"] * pace.window
-    given = d.settled("hours")
+    hours_given = d.settled("hours")
     seconds = max(
-        10.0, (d["hours"] if given else HOURS) * 3600 - seconds_since_start() - FINISH - answers - evaluations
+        10.0, (d["hours"] if hours_given else HOURS) * 3600 - seconds_since_start() - FINISH - answers - evaluations
     )
     per_epoch = sequences / d["sequences_per_step"]
-    most = (MOST_EPOCHS if given else EPOCHS) * per_epoch
+    most = (MOST_EPOCHS if hours_given else EPOCHS) * per_epoch
     steps = max(1, int(min(most, seconds / step)))
     if steps >= int(most):
-        reason = f"{MOST_EPOCHS if given else EPOCHS} epochs; another length: --hours 1, or --num_train_epochs 5"
+        reason = f"{MOST_EPOCHS if hours_given else EPOCHS} epochs; another length: --hours 1, or --num_train_epochs 5"
     else:
         reason = (
-            f"{in_words(d['hours'] if given else HOURS)} here, {steps / per_epoch:.1f} epochs; another length: --hours"
-            " 1, or --num_train_epochs 3"
+            f"{in_words(d['hours'] if hours_given else HOURS)} here, {steps / per_epoch:.1f} epochs; another length:"
+            " --hours 1, or --num_train_epochs 3"
         )
     d.decide("max_steps", steps, reason)
 
 
-def fit(groups: Sequence, given: dict, held: int) -> None:
+def fit(groups: Sequence, explicit_args: dict, held: int) -> None:
     """Lower derived numbers of rows to the `held` rows that are held out after rows were dropped."""
     run = groups[-2]
     for name in ("probe_rows", "compared_prompts", "sampled_answers"):
-        if name not in given:
+        if name not in explicit_args:
             setattr(run, name, max(1, min(getattr(run, name), held)))
 
 

@@ -52,9 +52,10 @@ def add_adapter(model: PreTrainedModel, adapter: AdapterArguments, base: str, re
         tuned = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise Refusal(
-            f"LoRA cannot be put on {base} ({model.config.model_type}) like this: {formatting.shortened(error)} Choose"
-            f" other --target_modules (there are {', '.join(sorted({name.split('.')[-1] for name in linear}))}),"
-            " --lora_dropout 0, or tune all weights with --no_use_lora."
+            f"LoRA cannot be applied to {base} ({model.config.model_type}) with these settings:"
+            f" {formatting.shortened(error)} Choose other --target_modules (there are"
+            f" {', '.join(sorted({name.split('.')[-1] for name in linear}))}), --lora_dropout 0, or tune all weights"
+            " with --no_use_lora."
         ) from None
     config.base_model_name_or_path, config.revision = base, revision
     return tuned

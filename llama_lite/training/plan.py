@@ -74,7 +74,7 @@ def check_publish_steps(training: TrainingArguments, steps: int, publish_steps: 
     save = intervals(training, steps)["save"]
     if publish_steps is not None and publish_steps % save and save < steps:
         raise Refusal(
-            f"--publish_steps {publish_steps} is no multiple of the {save} steps between checkpoints (--save_steps"
+            f"--publish_steps {publish_steps} is not a multiple of the {save} steps between checkpoints (--save_steps"
             f" {training.save_steps:g}): only saved checkpoints can be published."
         )
 
@@ -186,8 +186,7 @@ def make_plan(
     if not epoch_windows:
         raise Refusal(
             f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes"
-            f" {windows_per_step:,}: lower --tokens_per_step to {windows * run.block_size:,} or less, or bring more"
-            " text."
+            f" {windows_per_step:,}: lower --tokens_per_step to {windows * run.block_size:,} or less, or add more text."
         )
     steps_per_epoch = epoch_windows // windows_per_step
     steps = plan_steps(run, training, steps_per_epoch, windows_per_step)
@@ -263,7 +262,7 @@ def plan_steps(run: RunArguments, training: TrainingArguments, steps_per_epoch: 
         raise Refusal(
             f"{steps:,} steps need {steps * windows_per_step:,} windows and the training text has"
             f" {steps_per_epoch * windows_per_step:,} ({steps_per_epoch:,} whole steps): lower --max_steps to"
-            f" {steps_per_epoch:,}, bring more text, or read it again with --allow_epochs."
+            f" {steps_per_epoch:,}, add more text, or read it again with --allow_epochs."
         )
     check_one_step(training, steps, steps_per_epoch)
     return steps
@@ -362,7 +361,7 @@ def plan_tuning(
     if not steps_per_epoch:
         raise Refusal(
             f"{len(train_rows)} rows make {sequences} sequences, and a step takes {per_step}: lower"
-            " --sequences_per_step, or bring more rows."
+            " --sequences_per_step, or add more rows."
         )
     steps = run_steps(training, steps_per_epoch)
     check_one_step(training, steps, steps_per_epoch)

@@ -7,34 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..config.dashboards import DASHBOARDS
 from ..errors import Problems
 from ..formatting import size
 from ..paths import first_there
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
-
-DASHBOARDS = {  # --report_to: the packages, one of which it needs
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "comet_ml": ("comet_ml",),
-    "azure_ml": ("azureml",),
-    "flyte": ("flytekit",),
-    **{
-        name: (name,)
-        for name in (
-            "wandb",
-            "trackio",
-            "mlflow",
-            "neptune",
-            "codecarbon",
-            "clearml",
-            "dagshub",
-            "dvclive",
-            "swanlab",
-            "kubeflow",
-        )
-    },
-}
 
 
 def check_packages(training: "TrainingArguments") -> None:
@@ -48,7 +27,7 @@ def check_packages(training: "TrainingArguments") -> None:
         packages = DASHBOARDS.get(name)
         problems.add_if(
             packages is None,
-            f"--report_to {name}: no such dashboard; there are {', '.join(sorted(DASHBOARDS))}, and none.",
+            f"--report_to {name}: no such dashboard. Choose among {', '.join(sorted(DASHBOARDS))}, and none.",
         )
         missing = packages and not any(importlib.util.find_spec(package) for package in packages)
         problems.add_if(

@@ -20,16 +20,14 @@ from ..kernels import block_attention
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
 from ..models.loading import describe_mismatch
 from ..models.presets import load_model_config
-from ..models.references import FREE_FIELDS
+from ..models.references import FREE_FIELDS, need_weights
 from ..run_folder import RunFolder
 from . import trainer
 
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """What the command line says about going on: the arguments of these names; `repo`: where the run publishes, if it
-    does.
-    """
+    """The arguments about resuming, by name. repo: where the run publishes, None if it does not."""
 
     resume_from_checkpoint: str
     resume_without: str
@@ -39,9 +37,9 @@ class ResumeOptions:
 
 
 def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.ResumePoint:
-    """Where the run begins, the same on every rank; its folder is tidied. Raises Refusal.
+    """Where the run begins, the same on every rank. Cleans up its folder. Raises Refusal.
 
-    record: what is to become `run.json` (kind, identity, given ...).
+    record: what is to become `run.json` (kind, identity, `given`: the explicit arguments ...).
     """
     start = run_on_main(_find_start, run, record["kind"], record["identity"], options)
     run_on_main(_check_initial, run, record, start)
@@ -49,19 +47,27 @@ def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.
     return start
 
 
-def run_id_of(run: RunFolder, identity: dict) -> str:
-    """The id in `run.json`, or that of a run which begins with this identity."""
-    return (read_json(run.path / "run.json") or {"id": revision.run_id(identity)})["id"]
+def run_id_of(run: RunFolder, identity: dict, begins: bool = False) -> str:
+    """The id in `run.json`, or that of a run which begins with this identity.
+
+    begins: from no checkpoint. Then the id of an earlier start with another identity counts only where something was
+    published, or waits to be.
+    """
+    there = read_json(run.path / "run.json") or {}
+    is_other = begins and there.get("identity") not in (None, identity)
+    if "id" not in there or (is_other and not any((run.path / name).exists() for name in ("published.jsonl", "queue"))):
+        return revision.run_id(identity)
+    return there["id"]
 
 
 def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
-    """Whether a run of so many steps has nothing left to do, which is said; its end is not recorded again then. Raises
-    Refusal for one that is beyond them.
+    """Whether a run of `steps` steps is finished; if so, a line says it and the end is not recorded again. Raises
+    Refusal for a run that has made more steps.
     """
     if start.step > steps:
         raise Refusal(
-            f"--max_steps {steps:,}: the run in {run.path} is at step {start.step:,} already. Give at least that, or"
-            " another --output_dir."
+            f"--max_steps {steps:,}: the run in {run.path} is already at step {start.step:,}. Give at least that"
+            " number, or another --output_dir."
         )
     if not (
         start.step >= steps
@@ -70,8 +76,8 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
     ):
         return False
     print_main(
-        f"{run.path} is finished ({steps} steps): nothing to do. Its model is there; raise --max_steps with"
-        " --allow_changes max_steps to go on."
+        f"{run.path} is finished ({steps} steps): nothing to do. To train longer, raise --max_steps and add"
+        " --allow_changes max_steps."
     )
     run.record_end = False
     return True
@@ -79,7 +85,7 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
 
 def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
     """Write `run.json`, and the events of what changed since the checkpoint; say where the run begins."""
-    run_on_main(_new_run, run, record)
+    run_on_main(_new_run, run, record, start.checkpoint is None)
     for kind in ("hyperparameters", "data", "layout", "environment"):
         if start.changed.get(kind):
             run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
@@ -90,8 +96,8 @@ def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
 
 
 def has_model(folder: Path, checkpoint: Path) -> bool:
-    """Whether a finished run's model or adapter is there; says it where one is not, is damaged, or is not its last
-    checkpoint's, and is written again.
+    """Whether a finished run's model or adapter is complete and equals its last checkpoint; prints why it is to be
+    written again if not.
     """
     weights = "adapter_model.safetensors" if (folder / "adapter_config.json").is_file() else "model*.safetensors"
     try:
@@ -111,7 +117,7 @@ def has_model(folder: Path, checkpoint: Path) -> bool:
             return True
     except Refusal as refusal:
         problem = str(refusal)
-    print_main(f"mending   the finished model in {folder} is written again from the last checkpoint: {problem}")
+    print_main(f"repairing {folder}: the finished model is written again from the last checkpoint: {problem}")
     return False
 
 
@@ -126,7 +132,7 @@ def _check_initial(run: RunFolder, record: dict, start: trainer.ResumePoint) -> 
         and not (before and Path(asked).resolve() == Path(before).resolve())
     ):
         raise Refusal(
-            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and goes on with its"
+            f"--init_from {asked}: the run in {run.path} began from {before or 'random weights'} and continues from its"
             f" checkpoint at step {start.step}. Leave it out, or give another --output_dir."
         )
 
@@ -173,11 +179,11 @@ OLD_DEFAULTS = {
 SWITCHES = ("compile_layers", "fused_loss")
 
 
-def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
+def recorded_values(output_dir: str, mode: str, repo: str | None, names) -> dict:
     """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new
     one.
 
-    mode: --resume_from_checkpoint; repo: where the run publishes, asked where nothing is here. What the newest
+    mode: --resume_from_checkpoint; repo: where the run publishes, used if the folder has no checkpoint. What the newest
     checkpoint says wins over what the run began with. Never refuses: what is wrong with the run is said when it is
     resumed.
     """
@@ -224,20 +230,19 @@ def recorded(output_dir: str, mode: str, repo: str | None, names) -> dict:
     return {name: values[name] for name in names if name in values}
 
 
-def going_on(run, training, repo: str | None, names) -> dict:
-    """As `recorded`, for what a command asks: nothing for a suggestion, or a plan of so many hours, which are about a
-    new run.
+def values_to_continue(run, training, repo: str | None, names) -> dict:
+    """As `recorded_values`; empty for --suggest and for --dry_run with --hours, which are about a new run.
 
     run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
     """
-    if run.suggest or (run.dry_run and "hours" in run.given):
+    if run.suggest or (run.dry_run and "hours" in run.explicit_args):
         return {}
-    found = recorded(training.output_dir, training.resume_from_checkpoint, repo, names)
-    if found and "hours" in run.given and run.hours != found.get("hours"):
+    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo, names)
+    if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
         began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
         raise Refusal(
-            f"--hours {run.hours:g}: the run in {training.output_dir} was begun with {began}, and its"
-            f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to go on with it; give another --output_dir"
+            f"--hours {run.hours:g}: the run in {training.output_dir} was started with {began}, and its"
+            f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to continue it; give another --output_dir"
             " for another run, or --max_steps N --allow_changes max_steps to make this one longer."
         )
     return found
@@ -283,17 +288,15 @@ def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
         lost += publisher.lost
     if left:
         raise Interrupted("; ".join(left))
-    print_main(
-        f"everything in {run.path} is"
-        f" published{f', but for {len(lost)} revisions that are gone from the Hub and from here' if lost else ''}"
-    )
+    gone = f", except {len(lost)} revisions that are gone from the Hub and from this machine" if lost else ""
+    print_main(f"everything in {run.path} is published{gone}")
 
 
 # ---- the checkpoint to begin from (rank 0) ----
 
 
 def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> trainer.ResumePoint:
-    """Tidies the folder, pulls from the Hub, verifies, compares identities."""
+    """The checkpoint to begin from: cleans up the folder, downloads from the Hub, verifies, compares identities."""
 
     def report(folder, problems=("a run that went back to an older checkpoint",)):
         print_main(f"SET ASIDE {folder.name}: {'; '.join(problems)}")
@@ -328,13 +331,13 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
 
 
 def _check_optimizer(changed: dict[str, tuple]) -> None:
-    """Raise Refusal where the optimiser that is asked for has other state than the one that was saved."""
+    """Raise Refusal if the requested optimizer cannot load the state that was saved."""
     for name in ("optim", "optim_args"):
         then, now = changed.get(name, (None, None))
         if then != now and not {then, now} <= {*ADAMW}:
             raise Refusal(
-                f"--{name} {now}: the saved state of {then} is not what it goes on with. Add --resume_without"
-                " optimizer, and it begins without state, or give back the old value."
+                f"--{name} {now} cannot use the saved state of {then}. Restore the old value, or add --resume_without"
+                " optimizer to start without optimizer state."
             )
 
 
@@ -348,7 +351,7 @@ def _from_hub(run, kind: str, identity: dict, options: ResumeOptions) -> str:
         return "auto"  # the same command again: it goes on from where it got to
     if where and "identity" in record:
         raise Refusal(
-            f"--resume_from_checkpoint {where}: {run.path} is a run already. Use `auto` to go on with it, or another"
+            f"--resume_from_checkpoint {where}: {run.path} holds a run already. Use `auto` to continue it, or another"
             " --output_dir."
         )
     if where:
@@ -363,7 +366,7 @@ def _from_hub(run, kind: str, identity: dict, options: ResumeOptions) -> str:
             check_changes(theirs["identity"], identity, theirs["step"], options.allow_changes)
         except Refusal as refusal:
             raise Refusal(
-                f"{where.repo} belongs to another run, so choose another --hub_model_id, or go on with that one:"
+                f"{where.repo} belongs to another run, so choose another --hub_model_id, or continue that run:"
                 f" {refusal}"
             ) from None
         try:
@@ -386,8 +389,8 @@ def _next(found, options: ResumeOptions, refused: Refusal | None):
         return next(found, None)
     except (HubUnavailable, HubPermissionError) as error:
         if options.hub_required or refused:
-            raise Refusal(f"--push_to_hub {options.repo}: {error}. Mend it, or leave out --hub_required.") from None
-        print_main(f"WARNING   nobody can tell whether {options.repo} has checkpoints of this run: {error}")
+            raise Refusal(f"--push_to_hub {options.repo}: {error}. Fix that, or leave out --hub_required.") from None
+        print_main(f"WARNING   cannot find out whether {options.repo} has checkpoints of this run: {error}")
         return None
 
 
@@ -420,6 +423,7 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
     integrity.check_model(init_from, folder)
+    need_weights(folder)
     if (folder / "config.json").exists():
         theirs = load_model_config(str(folder))
         if other := other_fields(theirs, config):
@@ -430,8 +434,9 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
             )
         if theirs.get_text_config().vocab_size < ids:
             raise Refusal(
-                f"--init_from {init_from} knows {theirs.get_text_config().vocab_size:,} tokens and this run's tokenizer"
-                f" has {ids:,}: prepare the text with the tokenizer of those weights (--tokenizer FOLDER)."
+                f"--init_from {init_from} has a vocabulary of {theirs.get_text_config().vocab_size:,} ids, but this"
+                f" run's tokenizer has {ids:,}: prepare the text with the tokenizer of those weights (--tokenizer"
+                " FOLDER)."
             )
         if said := describe_mismatch(theirs, config.bos_token_id, config.eos_token_id):
             print_main(f"init      {init_from}: {said}")
@@ -452,11 +457,14 @@ def other_fields(theirs, config) -> dict[str, tuple]:
     return {name: both for name, both in other.items() if both[0] != both[1]}
 
 
-def _new_run(run, record: dict) -> None:
-    """`run.json` of a run's first start; one that began on the Hub keeps its id. The `status.json` of an end before
-    this start goes.
+def _new_run(run, record: dict, begins: bool) -> None:
+    """`run.json` of a run's first start, or of one from no checkpoint (`begins`): an earlier start that kept nothing,
+    because it was refused or killed, may have had other arguments. A run that began on the Hub keeps its id. The
+    `status.json` of an end before this start goes.
     """
     (run.path / "status.json").unlink(missing_ok=True)
     there = read_json(run.path / "run.json") or {}
-    if "identity" not in there:
+    if begins:
+        write_json(run.path / "run.json", record)
+    elif "identity" not in there:
         write_json(run.path / "run.json", record | there)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -68,7 +69,7 @@ class Session:
 
     def recorded(self, names) -> dict:
         """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
-        return resume.going_on(self.run_args, self.training_args, self.repo, names)
+        return resume.values_to_continue(self.run_args, self.training_args, self.repo, names)
 
     def catch_signals(self) -> None:
         """Let signals end the process in order: at once until training begins, then after a save. In the run's folder,
@@ -132,18 +133,21 @@ class Session:
         args = self.training_args
         return args.data_seed if args.data_seed is not None else args.seed
 
-    def begin(self, identity: RunIdentity, plan, settings: dict, **record) -> ResumePoint | None:
+    def begin(
+        self, identity: RunIdentity, plan, settings: dict, check_new: Callable[[], object] = bool, **record
+    ) -> ResumePoint | None:
         """Find where the run begins, write `run.json` and open the queues. Returns None for a run that is finished:
         what it still has to publish is published. Raises Refusal.
 
-        settings: the values of the arguments that decide what the run is. record: what else `run.json` holds.
+        settings: the values of the arguments that decide what the run is. check_new: called before a run that begins
+        from no checkpoint is recorded; may raise Refusal. record: what else `run.json` holds.
         """
         hub, run_args = self.hub_args, self.run_args
         record = {
             "kind": self.kind,
             "identity": identity.record(),
             "plan": dataclasses.asdict(plan),
-            "given": run_args.given,
+            "given": run_args.explicit_args,
             "settings": settings,
             "card": {"license": hub.card_license, "language": hub.card_language},
             **record,
@@ -158,7 +162,7 @@ class Session:
         )
         self.identity_record = record["identity"]
         self.start = resume.find_start(self.run, record, options)
-        record["id"] = resume.run_id_of(self.run, record["identity"])
+        record["id"] = resume.run_id_of(self.run, record["identity"], self.start.checkpoint is None)
         if self.publishes and RANK == 0:
             self.publishers = self._make_publishers(self.run, record["id"])
         for publisher in self.publishers:
@@ -166,6 +170,8 @@ class Session:
         if resume.is_finished(self.run, self.start, plan.steps):
             run_on_main(resume.publish_queued, self.publishers, hub.hub_drain_timeout)
             return None
+        if self.start.checkpoint is None:
+            check_new()
         resume.begin_run(self.run, record, self.start)
         run_on_main(resume.open_queues, self.publishers[:1], hub.hub_required)
         return self.start

@@ -20,7 +20,7 @@ NOT_WRITTEN = {  # arguments of one call, not of the run
     "plan_launch",
     "plan_mfu",
     "strict_plan",
-    "given",
+    "explicit_args",
     "hours",
 }
 
@@ -28,9 +28,9 @@ WIDTH = 40  # characters of a value, before its comment
 
 
 def write_suggestion(
-    path: str, script: str, groups: Sequence, given: dict, reasons: dict[str, str], plan_lines: list[str]
+    path: str, script: str, groups: Sequence, explicit_args: dict, reasons: dict[str, str], plan_lines: list[str]
 ) -> None:
-    """Write the given and the derived arguments to a YAML file, group by group, each derived value with its reason.
+    """Write the explicit and the derived arguments to a YAML file, group by group, each derived value with its reason.
 
     script: the script that reads the file. groups: the dataclasses of arguments. reasons: {argument: reason} of the
     derived ones; those without a reason are derived again when a run starts, and left out.
@@ -44,7 +44,7 @@ def write_suggestion(
         yaml_lines = []
         for field in dataclasses.fields(group):
             value = getattr(getattr(group, field.name), "value", getattr(group, field.name))
-            reason = "given" if field.name in given else reasons.get(field.name)
+            reason = "given" if field.name in explicit_args else reasons.get(field.name)
             if reason and field.name not in NOT_WRITTEN:
                 text = (
                     yaml.safe_dump({field.name: value}, default_flow_style=True, width=10**6)

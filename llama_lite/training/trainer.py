@@ -1,4 +1,4 @@
-"""The Trainer mixin that makes a run verifiable: atomic checkpoints, exact resume, health, one collective a step.
+"""The Trainer mixin that makes a run verifiable: atomic checkpoints, exact resume, health, one collective per step.
 
 It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
 """
@@ -39,7 +39,7 @@ TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs
 class ResumePoint:
     """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
 
-    `changed`: what differs from the checkpoint's run, by kind (`checkpoints.check_changes`).
+    `changed`: what differs from the checkpoint's run, by kind (`checkpoint.identity.check_changes`).
     """
 
     checkpoint: Path | None = None
@@ -55,7 +55,7 @@ class ResumePoint:
 
 
 def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> ResumePoint:
-    """The Start that a verified checkpoint, or None, means."""
+    """The ResumePoint of a verified checkpoint; None is step 0 of a new run."""
     if checkpoint is None:
         return ResumePoint()
     manifest = verify.read_manifest(checkpoint)
@@ -71,7 +71,8 @@ def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> Resu
 
 
 class VerifiedTraining:
-    """Mixin for Trainer and SFTTrainer. `probe` is a list of batches whose loss is each checkpoint's proof."""
+    """Mixin for Trainer and SFTTrainer. `probe` is a list of batches whose loss is recorded in each checkpoint and
+    computed again on resume."""
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class VerifiedTraining:
     # ---- stepping ----
 
     def training_step(self, model, inputs, *args, **kwargs):
-        # of padded rows, which are learnt where a base cannot have them side by side
+        # padded rows have a mask: bases that cannot be packed train on one row per sequence
         mask = inputs.get("attention_mask")
         self.step_tokens += inputs["input_ids"].numel() if mask is None else int(mask.sum())
         loss = super().training_step(model, inputs, *args, **kwargs)
@@ -116,13 +117,14 @@ class VerifiedTraining:
         return count.round().long() if torch.is_tensor(count) else count
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Called once a step, before the optimiser: the ranks agree on loss, tokens, stopping and the save that is
+        """Called once a step, before the optimizer: the ranks agree on loss, tokens, stopping and the save that is
         under way in one small reduction.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        asked = self.signals.asked is not None or (self.is_world_process_zero() and (self.run.path / "stop").exists())
+        stop_file = self.is_world_process_zero() and (self.run.path / "stop").exists()
+        stop_requested = self.signals.received is not None or stop_file
         # whether it is busy before whether it failed: what is not busy any more has failed by then, or is saved
-        flags = [asked, self.step_tokens, self.writer.busy, self.writer.failure is not None]
+        flags = [stop_requested, self.step_tokens, self.writer.busy, self.writer.failure is not None]
         counted = torch.tensor(list(map(float, flags)), device=self.step_loss.device)
         shared = torch.cat([self.step_loss.float().reshape(1), counted])
         self.step_loss, self.step_tokens = None, 0
@@ -135,7 +137,7 @@ class VerifiedTraining:
         if failed:
             raise_on_all_ranks(self.writer.failure)
         if stops:
-            self.stop_reason = self.signals.asked or "stop"
+            self.stop_reason = self.signals.received or "stop"
         step = self.state.global_step + 1
         norm = float(grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -168,7 +170,7 @@ class VerifiedTraining:
         self.run.log(self.state.log_history[-1])
 
     def _throughput(self) -> dict:
-        """Tokens a second and MFU since the last log, without evaluations and saves; peak memory of this process,
+        """Tokens per second and MFU since the last log, without evaluations and saves; peak memory of this process,
         GiB.
         """
         now = time.perf_counter()
@@ -301,7 +303,8 @@ class VerifiedTraining:
             print_main(f"WARNING   the last checkpoint was not saved: {end_of(self.writer.failure, self.run.path)}")
 
     def _save_progress(self, staging: Path) -> None:
-        """What Trainer forgets: the losses since the last log (a value a rank), and where data and schedule began."""
+        """What Trainer does not save: the losses since the last log (one value per rank), and where data and schedule
+        began."""
         pending = self._tr_loss.detach().float().reshape(1)
         if dist.is_initialized() and WORLD_SIZE > 1:
             gathered = [torch.zeros_like(pending) for _ in range(WORLD_SIZE)]
@@ -330,7 +333,7 @@ class VerifiedTraining:
         store.rotate(self.run.path, self.args.save_total_limit)
 
     def _save_optimizer_and_scheduler(self, output_dir: str, snapshot: Snapshot | None = None) -> None:
-        """Optimiser state by parameter name, gathered from every layout into one safetensors file, or a snapshot."""
+        """Optimizer state by parameter name, gathered from every layout into one safetensors file, or a snapshot."""
         optimizer_state.save_optimizer(
             self.model,
             self._raw_optimizer(),
@@ -353,7 +356,7 @@ class VerifiedTraining:
             optimizer_state.load_zero_weights(self.model, tensors)
 
     def _init_training_state(self, max_steps, *args, **kwargs):
-        """Trainer takes logging, saving and evaluation intervals from the checkpoint; the given ones count here."""
+        """Trainer takes logging, saving and evaluation intervals from the checkpoint; here the arguments count."""
         result = super()._init_training_state(max_steps, *args, **kwargs)
         self.state.compute_steps(self.args, max_steps)
         self.state.train_batch_size = self._train_batch_size
@@ -363,17 +366,17 @@ class VerifiedTraining:
         if checkpoint is None:
             return
         optimizer, without = self._raw_optimizer(), self.start.without
-        asked = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
+        options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
         if "optimizer" not in without:
             optimizer_state.load_optimizer(
                 self.model, optimizer, os.path.join(checkpoint, OPTIMIZER_FILE), self.is_fsdp_enabled
             )
-        for group, values in zip(optimizer.param_groups, asked, strict=True):
-            group.update(values)  # what was asked for counts, not what the checkpoint was made with
+        for group, values in zip(optimizer.param_groups, options, strict=True):
+            group.update(values)  # this run's options, not those of the checkpoint
         self._place_on_schedule(self.start.step - self.start.schedule_start, checkpoint)
 
     def _place_on_schedule(self, step: int, checkpoint) -> None:
-        """Learning rates of the asked schedule at `step`; Trainer would keep the checkpoint's base rates."""
+        """Learning rates of the requested schedule at `step`; Trainer would keep the checkpoint's base rates."""
         scheduler, base = self.lr_scheduler, list(self.lr_scheduler.base_lrs)
         if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):
             scheduler.load_state_dict(torch.load(os.path.join(checkpoint, "scheduler.pt"), weights_only=True))
@@ -398,7 +401,7 @@ class VerifiedTraining:
             self.check_probe()
         return result
 
-    # ---- proof ----
+    # ---- probe loss ----
 
     @torch.no_grad()
     def probe_loss(self) -> float:
@@ -426,7 +429,7 @@ class VerifiedTraining:
         recorded, found = self.start.manifest["probe"]["loss"], self.probe_loss()
         measured = [(i["model"], i["hyperparameters"]["precision"]) for i in (then, now)]
         if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
-            print_main("the probe is another one than the checkpoint's: its loss is not compared")
+            print_main("the probe windows are not those of the checkpoint, so their loss is not compared")
             return
         same = not changed_arithmetic(differences(then, now))
         tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
@@ -493,7 +496,7 @@ def finish_or_raise(trainer: VerifiedTraining) -> None:
         (trainer.run.path / "stop").unlink(missing_ok=True)
         raise Interrupted(
             f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps};"
-            f" checkpoint-{trainer.state.global_step} is verified. Run the same command again to go on."
+            f" checkpoint-{trainer.state.global_step} is verified. Run the same command again to continue."
         )
 
 

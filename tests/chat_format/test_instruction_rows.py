@@ -84,7 +84,7 @@ def test_rows_that_are_none_are_counted_and_named(tmp_path):
         {"messages": [{"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Hi"}]},
     ]
     found, _, skipped = load(jsonl(tmp_path / "rows.jsonl", [*ALPACA, *bad]))
-    turns = "turns are not user and assistant in turn, ended by the assistant"
+    turns = "turns do not alternate between user and assistant, ending with the assistant"
     assert len(found) == 8 and {reason: entry["rows"] for reason, entry in skipped.items()} == {
         "empty answer": 1,
         "empty question": 1,
@@ -210,8 +210,8 @@ def test_odd_rows_are_counted_and_named_and_end_nothing(tmp_path):
         "content with a part of the type 'image'": {
             "messages": [ask([{"type": "image"}, {"type": "text", "text": "What?"}]), say("A cat.")]
         },
-        "messages are no list of {role, content}": {"messages": [{"from": "human", "value": "Hi"}]},
-        "a turn of the role 'tool'": {
+        "messages are not a list of {role, content}": {"messages": [{"from": "human", "value": "Hi"}]},
+        "a turn with the role 'tool'": {
             "messages": [ask("Hi"), say("I look."), {"role": "tool", "content": "rain"}, say("Rain.")]
         },
         "weight 0 or train false": {"instruction": "Hi", "output": "Bad", "weight": 0},
@@ -233,12 +233,12 @@ def test_odd_rows_are_counted_and_named_and_end_nothing(tmp_path):
         "not UTF-8": ["rows.jsonl:15", "rows.jsonl:16"]
     }
     expected["weight 0 or train false"].append("rows.jsonl:12")
-    expected["history is no list of {role, content} or of pairs"] = ["rows.jsonl:13"]
+    expected["history is not a list of {role, content} or of pairs"] = ["rows.jsonl:13"]
     assert {reason: entry["first"] for reason, entry in skipped.items()} == expected
     with pytest.raises(
         Refusal,
         match=(
-            r"none of its rows is a conversation to learn from: 2 output is int instead of text \(none.jsonl:1,"
+            r"no row is a conversation to learn from: 2 output is int instead of text \(none.jsonl:1,"
             r" none.jsonl:2\)"
         ),
     ):
@@ -349,7 +349,9 @@ def test_a_row_that_the_template_refuses_is_counted(tmp_path):
 
 
 def test_text_without_conversations_is_refused():
-    with pytest.raises(Refusal, match="installed-files holds no conversations: installed-docs makes questions"):
+    with pytest.raises(
+        Refusal, match=r"installed-files holds no conversations\. Use installed-docs, which makes questions"
+    ):
         instruction_rows.load("installed-files", None, "train", None, None, 1)
 
 
@@ -361,13 +363,13 @@ def test_nothing_to_learn_from_is_refused(tokenizer):
     with pytest.raises(
         Refusal,
         match=(
-            r"\(none were skipped\): all 2 are held out, because they are one document .*Bring rows with other"
+            r"\(none were skipped\): all 2 rows are held out. They form one document .*Add rows with other"
             r" questions\.$"
         ),
     ) as refusal:
         packing.need_rows([], [1, 2], 1, {}, 1)
     assert "max_length" not in str(refusal.value)
-    with pytest.raises(Refusal, match=r"they are 5 documents .*Lower --eval_rows"):
+    with pytest.raises(Refusal, match=r"They form 5 documents .*Lower --eval_rows"):
         packing.need_rows([], [1] * 9, 1, {}, 5)
 
 

@@ -235,7 +235,9 @@ def test_an_answer_is_asked_for_with_what_stands_before_it_in_training(tmp_path,
         "{% for m in messages %}{% if m['role'] == 'user' %}Q: {{ m['content'] }}\n{% else %}"
         + f"{trained}{GENERATION}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
     )
-    with pytest.raises(Refusal, match=r"own.jinja: the generation prompt ends with .* and in training answers follow"):
+    with pytest.raises(
+        Refusal, match=r"own.jinja: the generation prompt ends with .* but in training the answer follows"
+    ):
         chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
     path.write_text(path.read_text().replace(f"prompt %}}{asks}{{%", f"prompt %}}{trained}{{%"))
     chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
@@ -258,7 +260,7 @@ def test_the_generation_prompt_is_tried_with_a_system_turn_and_behind_the_first_
         + f"A: {GENERATION}{{% endif %}}{{% endfor %}}{{% if add_generation_prompt %}}{asks}{{% endif %}}"
     )
     with pytest.raises(
-        Refusal, match=rf"own.jinja: the generation prompt{where} ends with .* and in training answers follow"
+        Refusal, match=rf"own.jinja: the generation prompt{where} ends with .* but in training the answer follows"
     ):
         chat_format_template.set_chat_template(gpt2_tokenizer(), str(path))
     path.write_text(path.read_text().replace(asks, "A: "))
@@ -316,7 +318,7 @@ def test_a_template_that_is_put_aside_is_named_where_it_is(tmp_path, own, in_fil
     found = AutoTokenizer.from_pretrained(tmp_path).chat_template
     assert found == own
     said = chat_format_template.describe_put_aside(found, "its own", tmp_path)
-    assert said == f"Vicuna 1.1; its own is put aside (to keep it: {how.replace('{folder}', str(tmp_path))})"
+    assert said == f"Vicuna 1.1; its own is not used (to keep it: {how.replace('{folder}', str(tmp_path))})"
 
 
 def test_what_a_template_leaves_out_or_takes_from_the_clock_is_refused(tmp_path):

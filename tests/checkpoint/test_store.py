@@ -189,7 +189,7 @@ def test_each_hyperparameter_is_refused_until_it_is_allowed(name):
         ("data", "order", "sequential", "any of the 10,240 tokens read so far may be repeated"),
         ("data", "data_seed", 2, "any of the 10,240 tokens read so far may be repeated"),
         ("data", "seed", 2, "seed"),
-        ("data", "block_size", 32, "windows are cut elsewhere"),
+        ("data", "block_size", 32, "windows have other boundaries"),
         ("data", "tokens_per_step", 2048, "10,240 tokens are skipped"),
         ("data", "tokens_per_step", 512, "5,120 tokens are read again"),
         ("model", "hidden_size", 32, "model.hidden_size"),

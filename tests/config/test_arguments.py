@@ -84,7 +84,7 @@ def test_what_the_table_can_answer_loads_no_library(script, tmp_path):
         "\nrefused: `--seed`: one argument, given 2 times: give it once (a list: with all its values).\n"
     )
     if script == "run_study.py":
-        assert missing[2].startswith("\nrefused: --config nowhere.yaml: no study can be read there (")
+        assert missing[2].startswith("\nrefused: --config nowhere.yaml: no study can be read from it (")
         assert unreadable[2].startswith(f"\nrefused: --config {wrong}: while parsing a flow sequence")
     else:
         assert missing[2].startswith("\nrefused: config file 'nowhere.yaml' does not exist; the ones shipped are ")
@@ -149,12 +149,15 @@ def test_help_shows_a_switch_beside_its_opposite_and_what_a_default_follows_from
     assert "  --keep_memory, --no_keep_memory\n" in text and "--keep-memory" not in text
     words = " ".join(text.split())
     assert "--adam_beta2 FLOAT AdamW's beta2. (default: 0.95)" in words
-    assert "--vocab_size INT" in text and "`--tokenizer train`. (default: by the size of the text)" in words
+    assert "--vocab_size INT" in text and "`--tokenizer train`. (default: derived from the size of the text)" in words
     assert "(default: None)" not in words
     tuned = " ".join(help_text(load_script("run_sft.py"), False).split())
     assert "(default: as many as are held out, up to 8)" in tuned
     everything = " ".join(help_text(load_script("run_pretrain.py"), True).split())
-    assert "--save_only_model Must stay False: a checkpoint without its optimiser cannot be resumed." in everything
+    assert (
+        "--save_only_model Must stay False: a checkpoint without optimizer state cannot be resumed exactly."
+        in everything
+    )
 
 
 def test_help_names_every_preset():

@@ -63,7 +63,7 @@ def test_every_kept_field_is_refused_with_another_value(parse, kept):
     for name, (value, why) in kept.items():
         before = getattr(training, name)
         setattr(training, name, OTHER[type(value)](value))
-        run.given = {name: getattr(training, name)}
+        run.explicit_args = {name: getattr(training, name)}
         problems = common.check_training(run, hub, training, kept)
         assert f"--{name} must stay {value}: {why}." in problems, name
         setattr(training, name, before)
@@ -81,7 +81,7 @@ def test_a_field_of_a_later_release_is_refused_where_it_is_given(monkeypatch):
     [
         ('"dispatch_batches": true', "every process reads its own rows"),
         ('"gradient_accumulation_kwargs": {"num_steps": 4}', "accumulation follows from the size of the step"),
-        ('"even_batches": false', "every step is whole"),
+        ('"even_batches": false', "every step has the same number of rows"),
     ],
 )
 def test_entries_of_the_accelerators_config_stay(entry, why):
@@ -91,7 +91,7 @@ def test_entries_of_the_accelerators_config_stay(entry, why):
 
 
 def test_a_run_that_shall_not_train_is_refused():
-    with pytest.raises(Refusal, match="--do_train false: this script trains"):
+    with pytest.raises(Refusal, match="--do_train false: this script always trains"):
         parse_pretrain(["--output_dir", "runs/x", "--do_train", "False"])
 
 

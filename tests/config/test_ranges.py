@@ -67,7 +67,7 @@ WRONG = {  # what an argument must not be, by command; the last word of each is 
 @pytest.mark.parametrize("parse, words", [(parse, words) for parse, some in WRONG.items() for words in some.split(",")])
 def test_a_number_outside_its_range_is_refused_with_the_rule(parse, words):
     name, value = words.split()
-    with pytest.raises(Refusal, match=rf"^--{name} \S+ (is no number: it )?must be [a-z0-9]"):
+    with pytest.raises(Refusal, match=rf"^--{name} \S+ (is not a number: it )?must be [a-z0-9]"):
         parse([f"--{name}={value}"])
 
 
@@ -83,7 +83,7 @@ def test_all_of_them_are_refused_together_from_yaml_and_command_line(tmp_path):
     for told in (
         "--seed -1 must be from 0 to 4,294,967,295.",
         "--eval_windows 0 must be at least 1.",
-        "--learning_rate nan is no number: it must be above 0.",
+        "--learning_rate nan is not a number: it must be above 0.",
         "--warmup_steps -2 must be a whole number of steps, or a share of the run below 1.",
         "--logging_steps 0 must be a whole number of steps, or a share of the run between 0 and 1.",
         "--adam_beta2 1 must be at least 0 and below 1.",
@@ -114,7 +114,7 @@ def test_the_ends_of_ranges_are_in_them(argv):
         ("--min_characters 9 --max_characters 8", "--min_characters 9 is above --max_characters 8"),
         (
             "--validation_tokens 900 --max_tokens 900",
-            "--validation_tokens 900 leaves nothing to train on of --max_tokens 900",
+            "--validation_tokens 900 leaves nothing to train on: --max_tokens 900",
         ),
     ],
 )
@@ -129,7 +129,7 @@ def test_two_numbers_that_exclude_each_other(argv, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sample_prompts": [""]}, r"--sample_prompts '': 0 tokens, and a prompt for this model has from 1 to 127"),
+        ({"sample_prompts": [""]}, r"--sample_prompts '': 0 tokens, but a prompt for this model must have 1 to 127"),
         (
             {"sample_prompts": ["The", "The tokens of a prompt " * 90]},
             r"--sample_prompts 'The tokens of a prompt .*\.\.\.': [\d,]+ tokens",
@@ -167,11 +167,11 @@ def test_a_tuning_number_that_does_not_fit_rows_or_base(sft, tmp_path, changes, 
 @pytest.mark.parametrize(
     "shots, message",
     [
-        (["1000"], r"--num_fewshot 1000: embedded_mmlu\w* has \d+ examples to show: \d+ at most"),
+        (["1000"], r"--num_fewshot 1000: embedded_mmlu\w* has \d+ few-shot examples: \d+ at most"),
         (["embedded_mml=2"], r"--num_fewshot embedded_mml=2: embedded_mml is not among --tasks \(embedded_mmlu\)"),
         (["1", "2"], "--num_fewshot 2: a number for all tasks is given twice"),
         (["embedded_mmlu=1", "embedded_mmlu=2"], "--num_fewshot embedded_mmlu=2: embedded_mmlu is given twice"),
-        (["-1"], "--num_fewshot -1: N or TASK=N is wanted"),
+        (["-1"], "--num_fewshot -1: expected N or TASK=N"),
     ],
 )
 def test_examples_that_are_not_there(shots, message):

@@ -130,17 +130,17 @@ def test_a_score_of_zero_is_a_score_and_what_is_none_is_counted_and_named(tmp_pa
     rows = [{"text": f"row {i}", "score": score} for i, score in enumerate(scores)]
     texts, report = curated(tmp_path / "below", rows, min_score=-1)
     assert texts == ["row 0", "row 2", "row 3"]
-    told = report["read"]["skipped"]["score is no number"]
+    told = report["read"]["skipped"]["score is not a number"]
     assert told == {"rows": 4, "first": ["0.jsonl:5", "1.jsonl:3", "1.jsonl:4"]}
     assert report["rules"][0]["documents_dropped"] == 4 and report["settings"] == {"min_score": -1}
-    assert "not read  4 score is no number (0.jsonl:5, 1.jsonl:3, 1.jsonl:4 ...)" in capsys.readouterr().out
+    assert "not read  4 score is not a number (0.jsonl:5, 1.jsonl:3, 1.jsonl:4 ...)" in capsys.readouterr().out
     assert curated(tmp_path / "zero", rows, min_score=0.0)[0] == ["row 0", "row 2", "row 3"]
     assert curation.active({**RULES, "min_score": 0, "min_language_score": 0.0}) == {
         "min_score": 0,
         "min_language_score": 0.0,
     }
     with pytest.raises(
-        Refusal, match=r"curation has no document to judge: 2 score is no number \(0.jsonl:1, 1.jsonl:1\)"
+        Refusal, match=r"curation received no documents: 2 score is not a number \(0.jsonl:1, 1.jsonl:1\)"
     ):
         curated(tmp_path / "none", [{"text": "a", "score": "N/A"}, {"text": "b", "score": "3,5"}], min_score=1)
 
@@ -163,19 +163,19 @@ def test_scores_of_an_export_are_numbers(tmp_path):
     )
     kept = curation.curate(source_of(folder), {**RULES, "min_score": 3, "score_column": "score"}, tmp_path / "out", 1)
     assert texts_of(kept) == ["three", "five", "large"]
-    assert json.loads((tmp_path / "out" / "curation.json").read_text())["read"]["skipped"]["score is no number"][
+    assert json.loads((tmp_path / "out" / "curation.json").read_text())["read"]["skipped"]["score is not a number"][
         "first"
     ] == ["b.jsonl:2"]
 
 
 def test_text_without_scores_is_dropped_and_ends_nothing(tmp_path):
     source = sources.resolve("installed-docs", max_bytes=200_000)
-    with pytest.raises(Refusal, match=r"curation keeps nothing of \d+ documents; 'score >= 0' drops most"):
+    with pytest.raises(Refusal, match=r"curation keeps none of the \d+ documents; 'score >= 0' drops most"):
         curation.curate(source, {**RULES, "min_score": 0}, tmp_path / "out", 1)
 
 
 def test_keeping_nothing_is_refused_with_the_rule_that_drops_most(tmp_path):
-    with pytest.raises(Refusal, match=r"keeps nothing of 200 documents; 'at least 100000 characters' drops most"):
+    with pytest.raises(Refusal, match=r"keeps none of the 200 documents; 'at least 100000 characters' drops most"):
         curated(tmp_path, ROWS, min_characters=100_000)
 
 

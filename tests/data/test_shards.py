@@ -355,7 +355,7 @@ def test_linked_text_is_learnt_once_and_older_tokens_of_it_are_used(tmp_path, te
     assert prepare(tmp_path, dataset=str(folder))["documents"] == twice == 2 * once
     assert "read linked files once for each of their names: delete it to prepare it again" in capsys.readouterr().out
     jsonl(folder / "new.jsonl", ["Other words, which nobody has prepared."])
-    with pytest.raises(Refusal, match=r"is not what .* was prepared from"):
+    with pytest.raises(Refusal, match=r"has changed since .* was prepared"):
         prepare(tmp_path, dataset=str(folder))
 
 
@@ -388,7 +388,8 @@ def test_a_tokenizer_folder_of_the_same_name_with_other_content_is_refused(tmp_p
         if not record:
             rewrite(tmp_path / "tokens", lambda manifest: manifest["recipe"].pop("tokenizer_record"))
         with pytest.raises(
-            Refusal, match=r"prepared otherwise: tokenizer_record was .*'vocab_size': 280.*, now .*'vocab_size': 270"
+            Refusal,
+            match=r"prepared with other settings: tokenizer_record was .*'vocab_size': 280.*, now .*'vocab_size': 270",
         ):
             prepare(tmp_path, **common)
 
@@ -400,7 +401,7 @@ def test_a_text_of_the_same_name_and_size_with_other_content_is_refused(tmp_path
     prepare(tmp_path, dataset=str(path))
     path.write_text(text.read_text().replace("e", "a"))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    with pytest.raises(Refusal, match=r"t.jsonl is not what .* was prepared from"):
+    with pytest.raises(Refusal, match=r"t.jsonl has changed since .* was prepared"):
         prepare(tmp_path, dataset=str(path))
 
 
@@ -613,9 +614,7 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
     changes = {"dataset": str(text), "min_characters": 100}
     for name in ("manifest.json", "recipe.json"):
         cut(tmp_path / "a" / "tokens" / name)
-    with pytest.raises(
-        Refusal, match=r"are beyond repair: neither manifest\.json nor recipe\.json is what was written"
-    ):
+    with pytest.raises(Refusal, match=r"cannot be repaired: manifest\.json and recipe\.json were both altered"):
         prepare(tmp_path / "a", repair=True, **changes, vocab_size=300)
     assert prepare(tmp_path / "a", repair=True, **changes) == read_json(
         whole / "tokens" / "manifest.json"
@@ -623,7 +622,7 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
     flip(tmp_path / "b" / "tokens" / "train-00001.npy")
     gone = (
         r"are damaged \(train-00001.npy was altered .*\) and cannot be repaired without the text .*nowhere.jsonl:"
-        r" nothing is there by that name"
+        r" no file or folder has that name"
     )
     with pytest.raises(Refusal, match=gone):
         prepare(tmp_path / "b", repair=True, dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)
@@ -631,7 +630,7 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
         tmp_path / "other.jsonl",
         ["Another text, which is long enough to be kept by the rule for characters, and not the one. " * 9] * 300,
     )
-    with pytest.raises(Refusal, match=r"cannot be repaired without the text .*is not what .* was prepared from"):
+    with pytest.raises(Refusal, match=r"cannot be repaired without the text .*has changed since .* was prepared"):
         prepare(tmp_path / "b", repair=True, dataset=str(other), min_characters=100)
     manifest = read_json(tmp_path / "c" / "tokens" / "manifest.json")
     write_json(
@@ -639,7 +638,7 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
         shards.add_fingerprint({**manifest, "tokenizer": {**manifest["tokenizer"], "sha256": "0" * 64}}),
     )
     (tmp_path / "c" / "tokens" / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(Refusal, match=r"are beyond repair: its tokenizer comes out as another one"):
+    with pytest.raises(Refusal, match=r"cannot be repaired: the tokenizer is now a different one"):
         prepare(tmp_path / "c", repair=True, **changes)
     (tmp_path / "d" / "tokens" / "recipe.json").unlink()  # the manifest holds it: no text is needed
     data, rules, claimed = data_args(tmp_path / "d", dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)

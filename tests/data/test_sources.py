@@ -142,7 +142,7 @@ def test_a_dataset_that_is_not_there(tmp_path, monkeypatch, name):
     with pytest.raises(
         Refusal,
         match=(
-            r"--dataset .*(nothing is there by that name|holds no file that is not hidden).*Give a file, a folder, a"
+            r"--dataset .*(no file or folder has that name|holds no file that is not hidden).*Give a file, a folder, a"
             r" glob"
         ),
     ):
@@ -151,7 +151,7 @@ def test_a_dataset_that_is_not_there(tmp_path, monkeypatch, name):
 
 def test_a_hub_that_does_not_answer_is_one_paragraph():
     with pytest.raises(
-        Refusal, match=r"neither a file or folder here nor a dataset that the Hub gives \(revision main\)"
+        Refusal, match=r"neither a local file or folder nor a dataset on the Hub \(revision main\)"
     ) as refusal:
         source_of("someone/some-dataset")
     assert "\n" not in str(refusal.value)
@@ -302,7 +302,7 @@ def test_what_stands_in_place_of_a_file_is_refused_by_name(tmp_path, name, as_gl
     (folder / name).unlink()
     assert len(texts_of(source_of(folder, None))) == 2  # a text about pointers is one
     (folder / name).symlink_to("nowhere")
-    with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link\. Bring the content, remove them"):
+    with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link\. Fetch the content, remove the files"):
         source_of(folder / "*" if as_glob else folder, None)
     with pytest.raises(Refusal, match=rf": {re.escape(name)} is a broken link"):
         source_of(folder / name, None)
@@ -373,7 +373,7 @@ def test_splits_are_told_apart(tmp_path, files, train, test, as_glob):
     )
     assert names("test")[0] == test
     assert names("all")[0] == set(files)
-    with pytest.raises(Refusal, match=r"--dataset_split other: .* is here, and its splits are test, train"):
+    with pytest.raises(Refusal, match=r"--dataset_split other: .* is a local text, and its splits are test, train"):
         names("other")
 
 
@@ -384,7 +384,9 @@ def test_splits_are_told_apart(tmp_path, files, train, test, as_glob):
 def test_what_is_not_divided_into_splits_is_read_whole(tmp_path, files):
     folder = fill(tmp_path / "t", dict.fromkeys(files, "words"))
     assert {file.name for file in source_of(folder, None).files} == set(files)
-    with pytest.raises(Refusal, match=r"--dataset_split dev: .* is here, and its files are not divided into splits"):
+    with pytest.raises(
+        Refusal, match=r"--dataset_split dev: .* is a local text, and its files are not divided into splits"
+    ):
         source_of(folder, None, split="dev")
 
 

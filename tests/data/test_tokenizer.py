@@ -107,7 +107,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path):
     from transformers import ByT5Tokenizer
 
     ByT5Tokenizer().save_pretrained(tmp_path / "byt5")
-    with pytest.raises(Refusal, match=r"byt5 is ByT5Tokenizer, which has no fast form"):
+    with pytest.raises(Refusal, match=r"byt5 is ByT5Tokenizer, which has no fast version"):
         data_tokenizer.load_tokenizer(str(tmp_path / "byt5"))
     for name, change in (
         ("dropout", lambda text: text.replace('"dropout": null', '"dropout": 0.5')),
@@ -116,7 +116,7 @@ def test_a_tokenizer_that_cannot_be_used_is_refused(tmp_path):
         data_tokenizer.train_tokenizer(iter(["some words"]), 300).save_pretrained(tmp_path / name)
         path = tmp_path / name / "tokenizer.json"
         path.write_text(change(path.read_text()))
-    with pytest.raises(Refusal, match="dropout draws ids at random"):
+    with pytest.raises(Refusal, match="dropout encodes at random"):
         data_tokenizer.load_tokenizer(str(tmp_path / "dropout"))
     with pytest.raises(Refusal, match="pointer: neither gpt2, train, a folder with a tokenizer"):
         data_tokenizer.load_tokenizer(str(tmp_path / "pointer"))

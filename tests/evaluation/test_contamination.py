@@ -227,5 +227,5 @@ def test_scores_of_clean_and_contaminated_items():
     }
     assert split_scores(scores, FOUND, threshold=0.5)["clean"] == {"value": pytest.approx(2 / 3), "n": 3}
     assert split_scores({"a": 1.0}, FOUND)["contaminated"] == {"value": None, "n": 0}
-    with pytest.raises(ValueError, match=r"1 scored items were not looked for .* 'z'"):
+    with pytest.raises(ValueError, match=r"1 scored items were not searched for .* 'z'"):
         split_scores({"z": 1.0}, FOUND)

@@ -126,9 +126,9 @@ DAMAGES = {  # what happens to (result, samples) of a pair, and what is said of 
     ),
     "seal": (
         lambda result, samples: write_json(result, {k: v for k, v in read_json(result).items() if k != "digest"}),
-        "kept without a seal",
+        "it has no digests",
     ),
-    "json": (lambda result, samples: result.write_text(result.read_text()[:-40]), "no whole JSON"),
+    "json": (lambda result, samples: result.write_text(result.read_text()[:-40]), "not valid JSON"),
     "another": (
         lambda result, samples: shutil.copy(next(p for p in result.parent.iterdir() if p != result), result),
         "its record was altered",
@@ -414,7 +414,7 @@ def test_the_gap_and_what_likelihood_tells_apart(evaluate, base, second, tmp_pat
         ({"tasks": ["embedded_humaneval"]}, r"add --confirm_run_unsafe_code"),
         ({"tasks": ["embedded_docs", "embedded_docs"]}, r"--tasks embedded_docs: given twice"),
         ({"sensitivity": ["embedded_mmlu"]}, r"vary tasks of --tasks, and embedded_mmlu is not among them"),
-        ({"num_fewshot": ["many"]}, r"--num_fewshot many: N or TASK=N is wanted"),
+        ({"num_fewshot": ["many"]}, r"--num_fewshot many: expected N or TASK=N"),
         ({"apply_chat_template": True}, r"has no chat format"),
         ({"variant_models": ["x"]}, r"--variant_models x is not among the models"),
         ({"limit": 0}, r"--limit 0 must be at least 1"),
@@ -466,10 +466,10 @@ def test_an_adapter_of_peft_names_its_base_by_any_path(second, base, tmp_path, m
 def test_samples_of_other_items_are_not_compared(evaluate, base, tmp_path):
     out = evaluate(tmp_path / "out", tasks=["embedded_mmlu_cloze"])
     samples = read_jsonl(next((out / "samples").iterdir()))
-    with pytest.raises(Refusal, match="were not asked the same items"):
+    with pytest.raises(Refusal, match="were not evaluated on the same items"):
         evaluation_analysis.pair(samples, samples[1:], "acc", ("a", "b"))
     other = [{**sample, "item": "x"} for sample in samples]
-    with pytest.raises(Refusal, match="were not asked the same items"):
+    with pytest.raises(Refusal, match="were not evaluated on the same items"):
         evaluation_analysis.pair(samples, other, "acc", ("a", "b"))
 
 

@@ -10,17 +10,19 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from environment import HUB
 from hub_server import Fault
 from huggingface_hub import HfApi
 
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import push_scores, resolve, store
-from llama_lite.files import read_jsonl
+from llama_lite.files import read_jsonl, write_text
 from llama_lite.hub.client import HubUnavailable
 from llama_lite.hub.repository import Repository
 from llama_lite.hub.revision import FORMAT, newest_first, step_of, tag_of
 from llama_lite.models import references
+from llama_lite.studies import analysis
 
 IDENTITY = {kind: {} for kind in ("model", "hyperparameters", "data", "layout", "environment")}
 CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours: end -->\n"
@@ -236,7 +238,7 @@ def test_what_a_person_put_on_main_stays(hub, shared_repo, tmp_path):
     assert rows(hub, name) == [("step-000005", there.tags["step-000005"]), ("step-best", "abc")]
     assert len(repository.reported) == 1
     assert repository.reported.pop().startswith(
-        f"model.safetensors on main of {name} is somebody else's and stays: the finished model is {name}@step-000005"
+        f"model.safetensors on main of {name} is somebody else's and is kept: the finished model is {name}@step-000005"
         " (rev"
     )
 
@@ -272,7 +274,7 @@ def test_what_a_person_put_on_main_after_a_finish_stays(hub, shared_repo, tmp_pa
         )
         assert [text.partition(" on main")[0] for text in repository.reported] == [path]
         assert (
-            "(revision='step-000012'). To have it on main, take that away and upload the files of the revision"
+            "(revision='step-000012'). To have it on main, remove that file and upload the files of the revision"
             in repository.reported.pop()
         )
     else:
@@ -304,8 +306,8 @@ def test_a_figure_of_a_person_stays_and_is_told(hub, shared_repo, tmp_path):
         and main["README.md"].endswith(b"second")
     )
     assert repository.reported == {
-        f"figures/loss.png on main of {name} is somebody else's and stays: move it away, and --publish_only puts this"
-        " run's there"
+        f"figures/loss.png on main of {name} is somebody else's and is kept: move it away, and --publish_only publishes"
+        " this run's own"
     }
     HfApi().delete_file("figures/loss.png", name)
     assert repository.publish_card(cover) and hub.files(name)["figures/loss.png"] == b"second"
@@ -333,12 +335,12 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
         ]
 
     recorded = record()
-    assert "is there again" not in publish_again() and record() == recorded
+    assert "is tagged again" not in publish_again() and record() == recorded
 
     del there.tags["step-000005"], there.tags["step-000012"]
     said = publish_again()
     assert (
-        f"hub       {name}@step-000005 was deleted, and is there again" in said
+        f"hub       {name}@step-000005 was deleted; it is tagged again" in said
         and f"everything in {run} is published\n" in said
     )
     assert there.tags == before and there.branches == branches and record() == recorded
@@ -346,7 +348,7 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
     there.tags["step-000010"] = there.branches["main"]
     said = publish_again()
     assert (
-        f"hub       {name}@step-000010 is somebody else's tag now, and stays: this run's revision is step-000010-2"
+        f"hub       {name}@step-000010 is now somebody else's tag and is kept: this run's revision is step-000010-2"
         in said
     )
     assert there.tags == {**before, "step-000010": branches["main"], "step-000010-2": before["step-000010"]}
@@ -372,11 +374,14 @@ def test_what_was_published_and_is_not_there_any_more(hub, pretrain, tmp_path, c
     del hub.repos["models", renamed]
     said = publish_again(hub_model_id=renamed)
     assert (
-        f"WARNING   step-000005, step-000010, step-000012 of {renamed} was published, and is gone from there (deleted,"
-        " or the repository made anew): step-000010, step-000012 will be published again; step-000005 cannot be: no"
-        " checkpoint here\n" in said
+        f"WARNING   step-000005, step-000010, step-000012 of {renamed} was published, but is no longer there (deleted,"
+        " or the repository was created again): step-000010, step-000012 will be published again; step-000005 cannot be:"
+        " no checkpoint here\n" in said
     )
-    assert f"everything in {run} is published, but for 1 revisions that are gone from the Hub and from here\n" in said
+    assert (
+        f"everything in {run} is published, except 1 revisions that are gone from the Hub and from this machine\n"
+        in said
+    )
     anew = hub.repos["models", renamed]
     assert [(step, tag, commit) for step, _, tag, commit in record()] == [
         (10, "step-000010", anew.tags["step-000010"]),
@@ -414,25 +419,26 @@ def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_p
             pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(tmp_path / "pulled"))
 
 
+def evaluated(name: str, files: dict[str, Path], there, tmp_path: Path, value: float = 0.5) -> tuple:
+    """(the Model of a repository's step 5, [a record of its score on task t])."""
+    folder = tmp_path / "located"
+    folder.mkdir(exist_ok=True)
+    for path, file in files.items():
+        (folder / path).write_bytes(file.read_bytes())
+    commit = there.tags["step-000005"]
+    model = resolve.Model("m", references.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
+    record = {"model": "m", "task": "t", "metrics": {"acc": {"value": value, "stderr": 0.1, "n": 4}}, "dataset": "o/t"}
+    record |= {"n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01", **store.where_from(model)}
+    return model, [record]
+
+
 def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, shared_repo, tmp_path, capsys):
     name, there = shared_repo
     repository, files = Repository(name, None, "ours"), revision(tmp_path, 5)
     publish(repository, files, final=True)
     put(name, "README.md", b"---\nlicense: [\n---\nmy words")
-    folder = tmp_path / "located"
-    folder.mkdir()
-    for path, file in files.items():
-        (folder / path).write_bytes(file.read_bytes())
-    commit = there.tags["step-000005"]
-    model = resolve.Model("m", references.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
-    record = {
-        **store.where_from(model),
-        "model": "m",
-        "task": "t",
-        "metrics": {"acc": {"value": 0.5, "stderr": 0.1, "n": 4}},
-    }
-    push_scores.push_scores(model, [{**record, "n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01"}])
-    assert "stays without scores: its metadata cannot be read" in capsys.readouterr().out
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path))
+    assert "gets no scores: its metadata cannot be read" in capsys.readouterr().out
     main = hub.files(name)
     assert main["README.md"] == b"---\nlicense: [\n---\nmy words" and b"step-000005" in main["scores.csv"]
 
@@ -451,3 +457,90 @@ def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, shared_repo,
     name, there = shared_repo
     there.tags |= dict.fromkeys(tags, there.branches["main"])
     assert resolve._expand_steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]
+
+
+def test_scores_that_others_put_there_stay(hub, shared_repo, tmp_path, capsys):
+    name, there = shared_repo
+    files = revision(tmp_path, 5)
+    publish(Repository(name, None, "ours"), files, final=True)
+    theirs = {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": "t", "type": "o/t"},
+        "metrics": [{"type": "acc", "value": 0.9}],
+        "source": {"url": "https://example.org/ours"},
+    }
+    head = {"license": "mit", "thumbnail": "me.png", "model-index": [{"name": "M", "results": [theirs]}]}
+    put(name, "README.md", f"---\n{yaml.safe_dump(head)}---\nmy words".encode())
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path))
+    first = hub.files(name)
+    put(
+        name,
+        "scores.csv",
+        first["scores.csv"].replace(b",date\n", b",date,remark\n").replace(b"01-01\n", b"01-01,good\n"),
+    )
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.25))
+    main = hub.files(name)
+    header, *values = (
+        yaml.safe_load(main["README.md"].decode().split("---")[1]),
+        main["README.md"].endswith(b"my words"),
+    )
+    results = header["model-index"][0]["results"]
+    assert values == [True] and header["thumbnail"] == "me.png" and header["model-index"][0]["name"] == "M"
+    assert results[0] == theirs and [result["metrics"][0]["value"] for result in results] == [0.9, 0.25]
+    table = list(csv.DictReader(io.StringIO(main["scores.csv"].decode())))
+    assert [(row["value"], row["remark"]) for row in table] == [("0.5", "good"), ("0.25", "")]
+    assert [yaml.safe_load(one[".eval_results/t.yaml"])[0]["value"] for one in (first, main)] == [0.5, 0.25]
+
+    put(name, ".eval_results/t.yaml", b"[]\n")
+    push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.75))
+    assert hub.files(name)[".eval_results/t.yaml"] == b"[]\n" and b",0.75," in hub.files(name)["scores.csv"]
+    assert f".eval_results/t.yaml on main of {name} is somebody else's and stays" in capsys.readouterr().out
+    put(name, "scores.csv", b"player,points\nme,3\n")
+    with pytest.raises(Refusal, match=r"scores\.csv on its main is no table of this project, and is not written over"):
+        push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.125))
+    assert hub.files(name)["scores.csv"] == b"player,points\nme,3\n"
+
+
+def test_what_others_keep_beside_a_studys_report_stays(hub, tmp_path):
+    name = f"org/study-{len(hub.repos)}"
+    HfApi().create_repo(name, repo_type="dataset")
+    there, out = hub.repos["datasets", name], tmp_path / "study"
+
+    def put_theirs(**files: bytes) -> None:
+        entries = {path.replace("__", "."): (hub.store(data), len(data), False) for path, data in files.items()}
+        there.commit("main", {**there.commits[there.branches["main"]]["files"], **entries}, "Theirs")
+
+    def push(title: str, results: bytes) -> dict[str, bytes]:
+        write_text(out / "report.md", f"# {title}\n\n{results.decode()}")
+        (out / "results.csv").write_bytes(results)
+        analysis.push(out, name)
+        return hub.files(name, kind="datasets")
+
+    (out / "figures").mkdir(parents=True)
+    write_text(out / "comparison.json", "[]")
+    put_theirs(
+        README__md=b"---\nlicense: mit\nconfigs:\n- config_name: mine\n  data_files: a.csv\n---\nmy words", a__csv=b"x"
+    )
+    push("One", b"first")
+    files = push("One", b"second")
+    header = yaml.safe_load(files["README.md"].decode().split("---")[1])
+    assert [config["config_name"] for config in header["configs"]] == ["results", "mine"]
+    assert header["license"] == "mit" and header["tags"] == ["llama-lite", "study"]
+    card = files["README.md"].decode()
+    assert card.endswith("# One\n\nsecond\n\n<!-- yours: begin -->\nmy words\n<!-- yours: end -->\n")
+    assert (files["a.csv"], files["results.csv"]) == (b"x", b"second")
+    commits = len(there.commits)
+    assert push("One", b"second") == files and len(there.commits) == commits  # the same again sends nothing
+
+    with pytest.raises(Refusal, match="holds the report of another study \\(# One\\)"):
+        push("Two", b"third")
+    put_theirs(results__csv=b"theirs")
+    with pytest.raises(Refusal, match=r"holds results\.csv of somebody else, which is not written over"):
+        push("One", b"third")
+    assert hub.files(name, kind="datasets") == {**files, "results.csv": b"theirs"}
+
+    put_theirs(results__csv=b"theirs", README__md=b"")
+    earlier = (analysis.REPORT_HEAD + "# One\n\nold").encode()  # as versions without the marks wrote it
+    entries = {path: (hub.store(data), len(data), False) for path, data in {**files, "README.md": earlier}.items()}
+    there.commit("main", entries, analysis.COMMIT_TITLE)
+    assert push("One", b"third")["README.md"].decode().endswith("third\n\n<!-- yours: begin -->\n<!-- yours: end -->\n")

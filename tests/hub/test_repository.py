@@ -89,7 +89,7 @@ def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_pat
 @pytest.mark.parametrize(
     ("fault", "changes", "message"),
     [
-        ("absent", {"dataset": "org/nothing"}, "neither a file or folder here nor a dataset that the Hub gives"),
+        ("absent", {"dataset": "org/nothing"}, "neither a local file or folder nor a dataset on the Hub"),
         ("revision", {"dataset_revision": "v9"}, r"\(revision v9\)"),
         ("split", {"dataset_split": "test"}, "--dataset_split test: .* has train"),
         ("config", {"dataset_config": "nope"}, "nope"),
@@ -98,7 +98,7 @@ def test_a_dataset_of_the_hub_is_curated_and_prepared(fineweb, pretrain, tmp_pat
             "down",
             {},
             (
-                r"neither a file or folder here nor a dataset that the Hub gives \(revision main\): the Hub cannot be"
+                r"neither a local file or folder nor a dataset on the Hub \(revision main\): the Hub cannot be"
                 r" reached from here"
             ),
         ),
@@ -276,7 +276,7 @@ def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
     assert there.tags == tags and there.branches["checkpoints"] == branch
     capsys.readouterr()
     run = pretrain(tmp_path / "none", resume_from_checkpoint="never", publish_training_state="none", **changes)
-    assert there.tags == tags and "is there with other content" in capsys.readouterr().out
+    assert there.tags == tags and "exists with other content" in capsys.readouterr().out
     assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
 
 
@@ -332,7 +332,7 @@ def test_the_same_command_again_goes_on_from_where_it_got_to(hub, repository, pr
     before = list(hub.requests)
     pretrain(run, **again)
     assert "is finished (12 steps)" in capsys.readouterr().out and hub.requests == before
-    with pytest.raises(Refusal, match="is a run already"):
+    with pytest.raises(Refusal, match="holds a run already"):
         pretrain(run, resume_from_checkpoint=f"{repository}@step-000010")
 
 
@@ -364,7 +364,7 @@ def test_auto_falls_back_to_the_runs_own_repository(hub, pretrain, whole_run, tm
     pretrain(run, **changes)
     said = capsys.readouterr().out
     assert "step-000012 is passed over for an older revision" in said and "checkpoint-10 in" in said
-    assert "step-000012-2 is published and is main; step-000012 is somebody else's tag, and stays" in said
+    assert "step-000012-2 is published and is main; step-000012 is somebody else's tag and is kept" in said
     assert same_tensors(run / "model.safetensors", whole_run / "model.safetensors")
     assert dict(there.tags) == before | {"step-000012-2": there.tags["step-000012-2"]}
     rows = list(csv.DictReader(io.StringIO(hub.files(changes["hub_model_id"])["checkpoints.csv"].decode())))
@@ -382,7 +382,7 @@ def test_a_damaged_download_is_fetched_once_more_and_then_refused(hub, repositor
         ).exists()
         return
     with pytest.raises(
-        Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: twice"
+        Refusal, match=r"training_state/optimizer.safetensors of org/whole@step-000005 is damaged: its sha256 differed"
     ):
         pretrain(tmp_path / "run", resume_from_checkpoint=f"{repository}@step-000005")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
@@ -400,7 +400,7 @@ def test_what_cannot_be_resumed_from_the_hub_is_refused(hub, pretrain, tmp_path)
             pretrain(tmp_path / "other", resume_from_checkpoint=f"{changes['hub_model_id']}@{revision}")
     with pytest.raises(Refusal, match="neither a folder here nor on the Hub"):
         pretrain(tmp_path / "third", resume_from_checkpoint="org/nothing@main")
-    with pytest.raises(Refusal, match="none of them carries training state"):
+    with pytest.raises(Refusal, match="none of them includes training state"):
         pretrain(tmp_path / "fourth", **changes)
     hub.down()
     with pytest.raises(Refusal, match=r"cannot be downloaded: .*Run the same command again when the Hub answers"):
@@ -479,11 +479,11 @@ def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, sett
     } == whole
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())  # what is whole is not downloaded again
     hub.faults.append(Fault("GET .*/train-00000.npy", "garble", 2))
-    with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: twice"):
+    with pytest.raises(Refusal, match=f"train-00000.npy of {name} is damaged: its sha256 differed"):
         pretrain(tmp_path / "other", prepared_hub_id=name, prepared_dir=str(tmp_path / "damaged"))
-    with pytest.raises(Refusal, match="was prepared otherwise: vocab_size was 512, now 300"):
+    with pytest.raises(Refusal, match="was prepared with other settings: vocab_size was 512, now 300"):
         pretrain(tmp_path / "third", prepared_hub_id=name, prepared_dir=str(tmp_path / "otherwise"), vocab_size=300)
-    with pytest.raises(Refusal, match="holds other data, which is not written over"):
+    with pytest.raises(Refusal, match="holds other data, which is not overwritten"):
         pretrain(
             tmp_path / "fourth",
             "--prepare_only",

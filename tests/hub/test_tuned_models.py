@@ -167,7 +167,7 @@ def test_a_damaged_base_is_fetched_once_more_and_then_refused(hub, sft, publishe
     HfApi().create_repo("org/damaged2", exist_ok=True)
     HfApi().upload_folder(folder_path=references.locate(published_base).folder, repo_id="org/damaged2")
     hub.faults.append(Fault(r"GET .*org/damaged2/resolve/.*/model.safetensors", "garble"))
-    with pytest.raises(Refusal, match=r"model\.safetensors of org/damaged2 is damaged: twice"):
+    with pytest.raises(Refusal, match=r"model\.safetensors of org/damaged2 is damaged: its sha256 differed"):
         sft(tmp_path / "run", model_name_or_path="org/damaged2")
 
 

@@ -118,7 +118,7 @@ def test_mfu_is_never_shown_above_what_is_possible(pretrain, tmp_path, monkeypat
 
 
 def test_what_a_device_cannot_train_in_is_refused():
-    with pytest.raises(Refusal, match="--precision float16: a CPU does not train in it"):
+    with pytest.raises(Refusal, match="--precision float16: CPUs do not support training in it"):
         precision.check_device("float16", CPU)
 
 

@@ -252,13 +252,13 @@ def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_p
         write_json(path, {**read_json(path), "of": {"id": "abc", "models": []}})
 
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CardError, match=r"empty is no run: give the folder of a run \(runs/demo\)"):
+    with pytest.raises(CardError, match=r"empty is not a run: give the folder of a run \(runs/demo\)"):
         card.write(tmp_path / "empty")
     assert "status.json says finished at step 10, and log.jsonl ends at step 12" in broken(
         "status", lambda place: write_json(place / "status.json", {**read_json(place / "status.json"), "step": 10})
     )
     assert "log.jsonl contradicts itself: step 3 comes after step 12" in broken("log", log)
-    assert "data.json is of the data ffffffffffff, and run.json says that it was trained on" in broken("data", data)
+    assert "data.json is of the data ffffffffffff, but run.json says that it was trained on" in broken("data", data)
     assert "these are scores of another revision; evaluate again" in broken("scores", scores)
     assert "scores.json was altered since its evaluation: evaluate again" in broken("altered", altered)
     assert "has the scores of another run (abc, this is" in broken("other", other)
@@ -270,10 +270,10 @@ def test_what_is_no_run_and_what_contradicts_itself_is_refused(documented, tmp_p
 
 def test_metadata_that_the_hub_would_reject_is_refused_before_training(pretrain, tmp_path):
     with pytest.raises(
-        Refusal, match=r"--card_license apache2 is no licence that the Hub knows: one of apache-2.0, mit"
+        Refusal, match=r"--card_license apache2 is not a license that the Hub knows: use one of apache-2.0, mit"
     ):
         pretrain(tmp_path / "run", card_license="apache2")
-    with pytest.raises(Refusal, match=r"--card_language English is no ISO 639 code"):
+    with pytest.raises(Refusal, match=r"--card_language English is not an ISO 639 code"):
         pretrain(tmp_path / "run", card_language="English")
     assert not (tmp_path / "run").exists()
 
@@ -312,7 +312,7 @@ def test_a_persons_words_and_scores_of_others_stay(documented, tmp_path):
     kept = {(r.dataset_name, r.metric_value) for r in ModelCard(again).data.eval_results}
     assert ("other", 0.5) in kept and len(kept) == len(ours) + 1
     path.write_text(again.replace(card.YOURS[1], ""))
-    with pytest.raises(CardError, match="not once each, in this order: mend them"):
+    with pytest.raises(CardError, match="once each, in this order: fix them"):
         card.write(place)
 
 

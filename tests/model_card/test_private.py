@@ -9,7 +9,7 @@ import pytest
 
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl
-from llama_lite.hub.client import nothing_private
+from llama_lite.hub.client import check_no_private_values
 from llama_lite.run_folder import RunFolder
 from model_card import private
 from model_card.facts import Facts
@@ -90,15 +90,15 @@ def test_what_is_of_this_machine_is_not_published(machine, monkeypatch, file, to
     )
     path = machine / Path(name).name
     path.write_text(content)
-    with pytest.raises(Refusal, match=f"^{name} holds {told}.*, and is not published"):
-        nothing_private({name: path})
+    with pytest.raises(Refusal, match=f"^{name} holds {told}.*, so it is not published"):
+        check_no_private_values({name: path})
 
 
 @pytest.mark.parametrize(("name", "content"), NOT_FOUND, ids=lambda value: value[:40])
 def test_words_are_not_taken_for_paths(machine, name, content):
     path = machine / Path(name).name
     path.write_text(content)
-    nothing_private({name: path})
+    check_no_private_values({name: path})
 
 
 def test_records_are_written_without_them(machine):
@@ -133,4 +133,4 @@ def test_a_root_that_holds_everything_is_no_secret(machine, monkeypatch):
     assert redact("/etc/x and /") == "/etc/x and /" and all(folder == "/tmp" for folder, _ in private.folders())
     path = machine / "revision.json"
     path.write_text(json.dumps({"a": "/etc/x"}))
-    nothing_private({"revision.json": path})
+    check_no_private_values({"revision.json": path})

@@ -82,7 +82,7 @@ ELSEWHERE = {
 def test_a_model_of_its_own_code_is_refused_everywhere(foreign, auto_map):
     folder = foreign("nano", "config.json", model_type="mynanogpt", auto_map=auto_map)
     expected_message = (
-        r"nano needs code of its own \(auto_map in its config\.json; mynanogpt is no class of transformers\)"
+        r"nano needs custom code \(auto_map in its config\.json; mynanogpt is not a class of transformers\)"
     )
     for load in (references.load_config, loading.load_model):
         with pytest.raises(Refusal, match=expected_message):
@@ -109,7 +109,7 @@ def test_tokenizers_of_their_own_code_are_refused(foreign):
         auto_map={"AutoTokenizer": ["tokenization_nano.NanoTokenizer", None]},
     )
     with pytest.raises(
-        Refusal, match=r"own needs code of its own \(auto_map in its tokenizer_config\.json; NanoTokenizer is"
+        Refusal, match=r"own needs custom code \(auto_map in its tokenizer_config\.json; NanoTokenizer is"
     ):
         loading.load_tokenizer(references.locate(str(folder)))
     with pytest.raises(Refusal, match=r"--tokenizer .*own"):
@@ -125,7 +125,7 @@ def test_quantised_models_are_refused_by_name(foreign, method):
     folder = foreign(
         method, "config.json", quantization_config={"quant_method": method, "bits": 4, "load_in_4bit": True}
     )
-    with pytest.raises(Refusal, match=rf"{method} is quantised \({method}, quantization_config in its config\.json\)"):
+    with pytest.raises(Refusal, match=rf"{method} is quantized \({method}, quantization_config in its config\.json\)"):
         loading.load_model(references.locate(str(folder)))
 
 
@@ -145,7 +145,7 @@ def test_metrics_of_the_hub_are_local_equals_or_refused():
         predictions=["the cat sat"], references=["the cat sat down"], use_aggregator=False
     )
     assert found["rouge1"] == [pytest.approx(6 / 7)] and found["rouge2"] == [pytest.approx(4 / 5)]
-    with pytest.raises(Refusal, match=r"the code of its metric bertscore would be fetched from the Hub and run"):
+    with pytest.raises(Refusal, match=r"the code of its metric bertscore would be downloaded from the Hub and run"):
         evaluate.load("bertscore")
 
 
@@ -154,8 +154,8 @@ def test_a_task_is_refused_for_the_metrics_that_it_uses_and_for_no_other(tmp_pat
     with pytest.raises(
         Refusal,
         match=(
-            r"--tasks meqsum: the code of its metric bleu would be fetched from the Hub and run, which is never done"
-            r" here"
+            r"--tasks meqsum: the code of its metric bleu would be downloaded from the Hub and run, which this project"
+            r" never does"
         ),
     ):
         registry.build(["meqsum"], {}, {}, False)

@@ -44,11 +44,11 @@ def altered(base, folder, change):
 def test_weights_that_do_not_fill_a_model_are_refused_by_name(name, base, tmp_path):
     change, expected_message = DAMAGE[name]
     folder = altered(base, tmp_path / "model", change)
-    with pytest.raises(Refusal, match=f"do not fill the model: .*{expected_message}"):
+    with pytest.raises(Refusal, match=f"do not match the model: .*{expected_message}"):
         loading.load_model(references.Located("model", folder))
     model = AutoModelForCausalLM.from_pretrained(base)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    with pytest.raises(Refusal, match=f"do not fill the model: .*{expected_message}"):
+    with pytest.raises(Refusal, match=f"do not match the model: .*{expected_message}"):
         load_weights(model, folder)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # nothing was loaded of it
 
@@ -137,7 +137,7 @@ def test_a_mixture_of_experts_is_loaded_whole_though_its_files_name_its_tensors_
         tmp_path / "moe/model.safetensors",
         {"format": "pt"},
     )
-    with pytest.raises(Refusal, match=rf"do not fill the model: 1 missing \({name}\)\."):
+    with pytest.raises(Refusal, match=rf"do not match the model: 1 missing \({name}\)\."):
         load_weights(fresh, tmp_path / "moe")
 
 
@@ -181,7 +181,7 @@ def test_what_weights_do_not_depend_on_may_differ(tmp_path):
     with pytest.raises(
         Refusal,
         match=(
-            r"other knows 64 tokens and this run's tokenizer has 65: prepare the text with the tokenizer of those"
+            r"other has a vocabulary of 64 ids, but this run's tokenizer has 65: prepare the text with the tokenizer of those"
             r" weights"
         ),
     ):
@@ -227,7 +227,7 @@ def test_adapters_whose_tensors_do_not_fit_are_refused_by_name(base, tmp_path):
         ),
         "rank": (
             {k: v[:1].clone() if "lora_A" in k else v for k, v in tensors.items()},
-            r"cannot be put on this model|4 of another shape",
+            r"cannot be applied to this model|4 of another shape",
         ),
     }
     for name, (changed, expected_message) in cases.items():

@@ -133,12 +133,12 @@ def test_a_report_is_published(made, hub, capsys):
         there
     )
     card = Path(hf_hub_download("org/study", "README.md", repo_type="dataset")).read_text()
-    assert card.startswith("---\ntags: [llama-lite, study]") and card.endswith((out / "report.md").read_text())
+    assert card.startswith("---\ntags: [llama-lite, study]") and (out / "report.md").read_text() in card
     assert (
         load_dataset("org/study", "results", split="train").num_rows
         == len((out / "results.csv").read_text().splitlines()) - 1
     )
-    with pytest.raises(Refusal, match=r"--hub_model_id nobody/study: .*The report stays"):
+    with pytest.raises(Refusal, match=r"--hub_model_id nobody/study: .*The report is kept"):
         main(["--config", str(path), "--output_dir", str(out), "--push_to_hub", "--hub_model_id", "nobody/study"])
 
 
@@ -217,7 +217,7 @@ def test_what_runs_need_is_made_once_and_again_when_it_changes(study, tmp_path, 
 def test_a_command_that_fails_is_named_with_its_last_line(study, tmp_path):
     loaded = spec.load(str(study(prepare=["run_study.py --config none.yaml"])))
     with pytest.raises(
-        Refusal, match=r"1 ended with status 2: refused: --config none.yaml: no study can be read there.*1\.log"
+        Refusal, match=r"1 ended with status 2: refused: --config none.yaml: no study can be read from it.*1\.log"
     ):
         runner.prepare(loaded, tmp_path / "out")
 
@@ -289,28 +289,31 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             {"set": {"learning_rte": 1}},
             "`--learning_rte` on the command line is not an argument: did you mean `--learning_rate`",
         ),
-        ({"reference": "all"}, "reference all is no arm: whole, everything, no_optimizer"),
-        ({"arm": {}}, "`arm` is no field of a study: did you mean `arms`"),
-        ({"arms": {"whole": {"sett": {}}}}, "`sett` of arm whole is no field of an arm: did you mean `set`"),
-        ({"arms": {"whole": {}, "b": {"from": "none", "at": [1]}}}, "arm b begins from none, which is no arm"),
-        ({"seeds": [1, 1]}, "seeds .1, 1.: at least one, each once"),
+        ({"reference": "all"}, "reference all is not an arm: whole, everything, no_optimizer"),
+        ({"arm": {}}, "`arm` is not a field of a study: did you mean `arms`"),
+        ({"arms": {"whole": {"sett": {}}}}, "`sett` of arm whole is not a field of an arm: did you mean `set`"),
+        ({"arms": {"whole": {}, "b": {"from": "none", "at": [1]}}}, "arm b begins from none, which is not an arm"),
+        ({"seeds": [1, 1]}, "seeds .1, 1.: give at least one, and each only once"),
         ({"seeds": [1, -1]}, "--seed -1 must be from 0 to 4,294,967,295"),
-        ({"seeds": [True]}, "seeds True: a whole number is wanted"),
-        ({"seeds": [[1]]}, "seeds .1.: a whole number is wanted"),
+        ({"seeds": [True]}, "seeds True: expected a whole number"),
+        ({"seeds": [[1]]}, "seeds .1.: expected a whole number"),
         ({"seeds": 3}, "`seeds` must be a list, not 3"),
         ({"arms": {"whole": {}, "b": {"from": "whole"}}}, "arm b: `from` .an arm. and `at` .* go together"),
         ({"arms": {"whole": {}, "b": {"from": "whole", "at": 4}}}, "its `at` a list of steps"),
         (
             {"arms": {"whole": {}, "b": {"from": "whole", "at": [4]}, "c": {"from": "b", "at": [8]}}},
-            "arm c begins from b, which itself begins from another",
+            "arm c begins from b, which has a `from` of its own",
         ),
-        ({"arms": {"whole": {}, "b": {"against": "c"}}}, "arm b is to be compared with c, which is no arm: whole, b"),
+        (
+            {"arms": {"whole": {}, "b": {"against": "c"}}},
+            "arm b is to be compared with c, which is not an arm: whole, b",
+        ),
         (
             {"arms": {"whole": {"from": "b", "at": [4]}, "b": {}}},
-            "reference whole begins from another arm: take one that begins from nothing",
+            "reference whole has a `from`: use an arm without `from`",
         ),
-        ({"arms": {"whole": {}, "b": {"from": "whole", "at": ["x"]}}}, "arm b: at 'x' is no step"),
-        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": ["x"]}}}, "arm b: at 'x' is not a step"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is not a step"),
         (
             _begins(save_steps=2, at=[3, 4]),
             "arm b: at 3: arm whole saves none at step 3; checkpoints to begin from: 2, 4, 6\\.$",
@@ -347,17 +350,17 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
         ({"prepare": ["run_all.py --x"]}, "`prepare` 'run_all.py --x': a command begins with a script"),
         ({"prepare": "run_pretrain.py"}, "`prepare` must be a list"),
         ({"evaluate": {"task": ["a"]}}, "`--task` on the command line is not an argument: did you mean `--tasks`"),
-        ({"script": "run_all.py"}, "script run_all.py: one of run_pretrain.py, run_sft.py, run_eval.py is wanted"),
+        ({"script": "run_all.py"}, "script run_all.py: expected one of run_pretrain.py, run_sft.py, run_eval.py"),
         (
             {"script": "run_eval.py"},
-            "arms of run_eval.py are evaluations: they have no `evaluate` and begin from nothing",
+            "arms of run_eval.py are evaluations: they take neither `evaluate` nor `from`",
         ),
         ({"title": None}, "`title` is empty: give a value"),
         (
             {"arms": {"whole": {}, "b": {"set": {"seed": 7}}}},
-            "`set` of arm b: `seed` is the study's own: the seeds are `seeds`",
+            "`set` of arm b: `seed` is set by the study: the seeds are `seeds`",
         ),
-        ({"set": {"output_dir": "x"}}, "`set`: `output_dir` is the study's own"),
+        ({"set": {"output_dir": "x"}}, "`set`: `output_dir` is set by the study"),
         ({"arms": {"whole": {}, "../b": {}}}, "arm '../b': a name has letters"),
         ({"arms": {"whole": {}, "Whole": {}}}, "arm 'Whole': a name has letters"),
         ({"evaluate": None}, "`evaluate` is empty: give a value, or leave it out"),
@@ -365,10 +368,10 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
         ({"set": {"prepared_dir": None}}, "`set`: `prepared_dir` is empty: give a value, or leave it out"),
         ({"evaluate": {"tasks": ["embedded_science"], "limit": None}}, "`evaluate`: `limit` is empty"),
         ({"arms": {"whole": {}, "b": {"set": {"seed": None}}}}, "`set` of arm b: `seed` is empty"),
-        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is no step"),
+        ({"arms": {"whole": {}, "b": {"from": "whole", "at": [0]}}}, "arm b: at 0 is not a step"),
         (
             {"measure": ["embedded_sciense bits_per_byte"]},
-            "`evaluate` asks for no embedded_sciense: did you mean `embedded_science`",
+            "`evaluate` does not list embedded_sciense: did you mean `embedded_science`",
         ),
     ],
 )
@@ -402,7 +405,7 @@ def test_an_arm_named_zero_is_an_arm(study):
 def test_two_arms_of_one_name_are_refused(study):
     path = study()
     path.write_text(path.read_text().replace("  no_optimizer:", "  everything:"))
-    with pytest.raises(Refusal, match="everything is there twice"):
+    with pytest.raises(Refusal, match="everything is given twice"):
         spec.load(str(path))
 
 
@@ -411,7 +414,7 @@ def test_a_file_that_is_no_study_is_refused(tmp_path):
         (tmp_path / "no.yaml").write_text(text)
         with pytest.raises(Refusal, match=message):
             spec.load(str(tmp_path / "no.yaml"))
-    with pytest.raises(Refusal, match="no study can be read there"):
+    with pytest.raises(Refusal, match="no study can be read from it"):
         spec.load(str(tmp_path / "none.yaml"))
 
 
@@ -447,7 +450,7 @@ def test_a_measure_that_no_run_logs_is_refused_after_the_first_one(study, settin
     monkeypatch.setattr(runner, "make", make)
     with pytest.raises(
         Refusal,
-        match=r"measure eval_los was not logged by whole-seed-1; there is eval_loss, loss\. What is finished stays",
+        match=r"measure eval_los was not logged by whole-seed-1; logged: eval_loss, loss\. Finished runs are kept",
     ):
         main(["--config", str(path), "--output_dir", str(tmp_path / "out")])
     assert len(made) == 1
@@ -543,7 +546,9 @@ def test_a_study_of_evaluations(base, tmp_path, capsys):
     assert (out / "results.csv").read_bytes() == before
     other = read_json(out / "runs" / "same-seed-2" / "run.json")
     write_json(out / "runs" / "same-seed-2" / "run.json", {**other, "weights": {str(base): ["0", None]}})
-    with pytest.raises(Refusal, match="same-seed-2 differs from none-seed-2 in what the study does not name: weights"):
+    with pytest.raises(
+        Refusal, match="same-seed-2 differs from none-seed-2 in settings that the study does not vary: weights"
+    ):
         main(["--config", str(path), "--output_dir", str(out)])
     path.write_text(yaml.safe_dump({**raw, "measure": ["acc"]}))
     with pytest.raises(
@@ -614,7 +619,7 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
         with pytest.raises(
             Refusal,
             match=(
-                r"everything-at-4-seed-1 differs from whole-seed-1 in what the study does not name:"
+                r"everything-at-4-seed-1 differs from whole-seed-1 in settings that the study does not vary:"
                 r" (learning_rate|data|packages)"
             ),
         ):

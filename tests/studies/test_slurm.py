@@ -123,7 +123,7 @@ def test_a_task_that_is_refused_is_not_queued_again(cluster):
         capture_output=True,
         text=True,
     )
-    assert task.returncode == 2 and "no study can be read there" in task.stderr and not Path(cluster["told"]).exists()
+    assert task.returncode == 2 and "no study can be read from it" in task.stderr and not Path(cluster["told"]).exists()
     task = subprocess.run(["bash", str(STUDY)], env=cluster, cwd=ROOT, capture_output=True, text=True)
     assert task.returncode != 0 and "is the seed: sbatch --array=1-3" in task.stderr
 

@@ -126,7 +126,7 @@ def data_args(tmp_path, **changes):
         **changes,
     }
     _, data, curation, _, run, _ = parse_pretrain(["--config", str(config_file(tmp_path, settings))])
-    return data, dataclasses.asdict(curation), set(run.given)
+    return data, dataclasses.asdict(curation), set(run.explicit_args)
 
 
 def prepare(tmp_path, repair: bool = False, **changes) -> dict:

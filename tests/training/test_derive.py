@@ -45,7 +45,7 @@ def fast(monkeypatch):
 def settled(*argv, processes=1, recorded=None, only_tokens=False, precision="float32"):
     groups = parse_pretrain(["--precision", precision, *argv])
     derivation = derive_pretrain.Derivation(
-        groups, Text(groups[1]), Layout(processes), groups[-2].given, recorded or {}
+        groups, Text(groups[1]), Layout(processes), groups[-2].explicit_args, recorded or {}
     )
     _, reasons, tokens = derivation.settle(only_tokens)
     return (
@@ -130,7 +130,7 @@ def test_the_hours_hold_preparing_training_evaluating_and_saving(fast, text, tmp
     groups = parse_pretrain(
         ["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "100_000_000"]
     )
-    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
+    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].explicit_args, {})
     derivation.text.facts.bytes *= 200  # as if there were 400 MB of it
     derivation.settle()
     found = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
@@ -157,7 +157,7 @@ def test_more_time_gives_a_larger_model_and_a_lower_rate(fast, text, tmp_path):
         groups = parse_pretrain(
             ["--dataset", str(folder), "--hours", str(hours), "--precision", "float32", "--max_tokens", "1_000_000_000"]
         )
-        derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].given, {})
+        derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].explicit_args, {})
         derivation.text.facts.bytes *= 2000
         derivation.settle()
         found.append(
@@ -238,7 +238,7 @@ def test_what_cannot_go_together_is_refused_before_anything_is_prepared_all_at_o
         "--hours",
         "0.01",
     )
-    assert "--max_steps and --hours are two lengths of one run" in done.stderr
+    assert "--max_steps and --hours both set the length of the run" in done.stderr
     right = [
         "--model_config",
         "tiny",
@@ -288,13 +288,13 @@ def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused
     assert (
         other.returncode == 2
         and "--hours 0.01: the run in" in other.stderr
-        and "was begun with --hours 0.006" in other.stderr
+        and "was started with --hours 0.006" in other.stderr
     )
     assert "another --output_dir" in other.stderr and read_json(run / "run.json")["settings"] == before
     (folder / "more.txt").write_text("One more text that was not there when the run began. " * 400)
     grown = launch(*short)
     assert grown.returncode == 2 and grown.stderr.count("refused") == 1
-    assert "4 files of" in grown.stderr and "5 of" in grown.stderr and "is not what" in grown.stderr
+    assert "4 files of" in grown.stderr and "5 of" in grown.stderr and "has changed since" in grown.stderr
     alone = launch("--output_dir", str(run))  # without the text: the prepared tokens are enough
     assert alone.returncode == 0 and "is finished" in alone.stdout, alone.stderr
     shutil.rmtree(folder)
@@ -309,7 +309,7 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
 
     def found(*argv, place=folder):
         *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(place), *argv])
-        return resume.going_on(run, training, None, derive_pretrain.RECORDED)
+        return resume.values_to_continue(run, training, None, derive_pretrain.RECORDED)
 
     (folder / "in").mkdir()
     assert found(place=folder / "in") == {}  # a folder in a run's is another run's
@@ -317,7 +317,7 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
     assert found("--suggest", "mine.yaml", "--hours", "1") == found("--dry_run", "--hours", "1") == {}
     with pytest.raises(
         Refusal,
-        match=r"--hours 1: the run in .* was begun with another length, and its 3 steps stay.*another --output_dir",
+        match=r"--hours 1: the run in .* was started with another length, and its 3 steps stay.*another --output_dir",
     ):
         found("--hours", "1")
 
@@ -354,7 +354,7 @@ def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
         and identity["data"]["tokens_per_step"] == suggested["tokens_per_step"]
     )
     again = launch("--dataset", str(text), "--suggest", str(path))
-    assert again.returncode == 2 and "that file is there already, and is not written over" in again.stderr
+    assert again.returncode == 2 and "that file already exists and is not overwritten" in again.stderr
 
 
 def test_numbers_are_rounded_as_people_do():

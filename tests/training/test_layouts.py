@@ -165,7 +165,7 @@ REFUSED = {
     "CPU processes that are not started": (
         ("--cpu", "--num_processes", "2"),
         {},
-        "asked for several processes, and this process is alone",
+        "asked for several processes, but this process is alone",
     ),
     "tasks of srun": ((), {"SLURM_STEP_NUM_TASKS": "4"}, "srun started 4 tasks"),
 }
@@ -184,8 +184,8 @@ def test_a_launch_that_runs_something_else_is_refused(settings, tmp_path, case, 
 
 
 SHARDED = {
-    "run_pretrain.py": "FSDP was asked for and accelerate ignores it on a cpu",
-    "run_sft.py": "fsdp2 shards the model, which tuning does not: .* configs/accelerate/ddp.yaml",
+    "run_pretrain.py": "FSDP was requested, but accelerate ignores it on a cpu",
+    "run_sft.py": "fsdp2 shards the model, which run_sft.py does not support: .* configs/accelerate/ddp.yaml",
 }
 
 
@@ -216,7 +216,7 @@ class Training:
             {"FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT"},
             "SHARDED_STATE_DICT saves no model that can be loaded",
         ),
-        ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP of version 1"),
+        ({"FSDP_VERSION": "1", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}, "FSDP version 1"),
         (
             {
                 "ACCELERATE_USE_FSDP": "false",
@@ -251,7 +251,7 @@ def test_a_checkpoint_in_shards_is_refused_with_the_way_out(tmp_path, shard, way
         lambda folder: resolve(tmp_path / "run", str(folder), (), None),
         lambda folder: load_weights(None, folder),
     ):
-        with pytest.raises(Refusal, match=f"which only .* over as many processes reads.*{way_out}"):
+        with pytest.raises(Refusal, match=f"which only .* with the same number of processes can read.*{way_out}"):
             read(tmp_path / "theirs")
 
 

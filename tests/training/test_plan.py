@@ -111,7 +111,7 @@ def test_unknown_model(tmp_path):
     with pytest.raises(Refusal, match=r"neither a preset \(1\.7b, 124m, 1m, 3m, 8m, 978m, demo, tiny\)"):
         load_model_config("7b")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(Refusal, match="is no model configuration"):
+    with pytest.raises(Refusal, match="is not a model configuration"):
         load_model_config(str(tmp_path))
 
 
@@ -160,7 +160,7 @@ def test_revisions_fall_on_checkpoints():
     check_publish_steps(training, 20, 8)  # every 4 steps
     assert [step for step in saved_steps(training, 20) if is_published(step, 8, step == 20)] == [8, 16, 20]
     with pytest.raises(
-        Refusal, match=r"--publish_steps 6 is no multiple of the 4 steps between checkpoints \(--save_steps 0.2\)"
+        Refusal, match=r"--publish_steps 6 is not a multiple of the 4 steps between checkpoints \(--save_steps 0.2\)"
     ):
         check_publish_steps(training, 20, 6)
     assert [save_interval(10, every)[0] for every in (None, 50, 25, 7, 1, 14)] == [10, 10, 5, 7, 1, 14]

@@ -19,7 +19,7 @@ def test_a_dashboard_that_is_not_installed_is_named_with_its_package(settings, t
     )
     assert done.returncode == 2 and "Traceback" not in done.stderr and not (tmp_path / "run" / "run.json").exists()
     assert "--report_to wandb needs a package that is not installed: pip install wandb, or leave it out" in done.stderr
-    assert "--report_to nothing: no such dashboard; there are azure_ml, clearml" in done.stderr
+    assert "--report_to nothing: no such dashboard. Choose among azure_ml, clearml" in done.stderr
 
 
 def test_one_of_several_packages_is_enough(monkeypatch):

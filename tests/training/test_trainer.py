@@ -166,7 +166,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
 
     damages = {
         "its files are not there": model.unlink,
-        "is no whole safetensors file": lambda: model.write_bytes(whole[:1000]),
+        "is not a complete safetensors file": lambda: model.write_bytes(whole[:1000]),
         "it is not that of checkpoint-12": lambda: export.export_model(
             run / "checkpoint-10", run, "bfloat16"
         ),  # an older one
@@ -185,7 +185,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     export.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
     pretrain(run)
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is at step 12 already"):
+    with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is already at step 12"):
         pretrain(run, "--allow_changes", "max_steps", max_steps=6)
 
 
@@ -307,17 +307,36 @@ def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
     with pytest.raises(
         Refusal,
         match=(
-            r"--init_from .*another: the run in .* began from .*checkpoint-12 and goes on with its checkpoint at step 4"
+            r"--init_from .*another: the run in .* began from .*checkpoint-12 and continues from its checkpoint at step 4"
         ),
     ):
         pretrain(tmp_path / "run", **again)
     with pytest.raises(Refusal, match="holds no model"):
         pretrain(tmp_path / "other", init_from=str(tmp_path))
+    assert not (tmp_path / "other/run.json").exists()  # a refused command begins no run
     with pytest.raises(
         Refusal,
         match=r"is another model: head_dim is 16 there and 48 here; .*num_key_value_heads is 2 there and 4 here",
     ):
         pretrain(tmp_path / "third", init_from=str(whole_run / "checkpoint-12"), model_config="demo", block_size=64)
+
+
+def test_a_start_that_kept_nothing_leaves_its_record_to_none(tmp_path):
+    """`run.json` is the next start's, which may have other arguments; the id stays where something was published."""
+    from llama_lite.run_folder import RunFolder
+    from llama_lite.training import resume, trainer
+
+    with RunFolder(tmp_path) as run:
+        start = trainer.read_resume_point(None, ())
+        for seed in (1, 2):
+            record = {"kind": "pretrain", "identity": {"data": {"seed": seed}}, "given": {"seed": seed}}
+            record["id"] = resume.run_id_of(run, record["identity"], begins=True)
+            resume.begin_run(run, record, start)
+            assert read_json(tmp_path / "run.json") == record
+        another = {"data": {"seed": 3}}
+        assert resume.run_id_of(run, another, begins=True) != record["id"] == resume.run_id_of(run, another)
+        (tmp_path / "published.jsonl").touch()
+        assert resume.run_id_of(run, another, begins=True) == record["id"]
 
 
 def test_labels_are_counted_in_whole_numbers(pretrain, tmp_path, monkeypatch):

@@ -1,4 +1,6 @@
-"""Tasks by name: the embedded ones, lm-eval's own on local data, and bits per byte of a text."""
+"""Tasks by name: the embedded ones (embedded.py defines them), lm-eval's own on local data, and bits per byte of a
+text.
+"""
 
 import difflib
 import functools
@@ -67,7 +69,7 @@ def build(names: list[str], task_data: dict[str, str], n_shots: dict[str, int], 
             )
             if num_examples > available:
                 raise Refusal(
-                    f"--num_fewshot {num_examples}: {leaf} has {available:,} examples to show: {available} at most."
+                    f"--num_fewshot {num_examples}: {leaf} has {available:,} few-shot examples: {available} at most."
                 )
         tasks.append(EvalTask(name, leaves, int(next(iter(leaves.values())).config.num_fewshot), name, chat=chat))
     return tasks
@@ -128,7 +130,7 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
         return leaves
     except (ImportError, AttributeError, TypeError, SyntaxError) as error:
         metrics.check(name, {})
-        raise Refusal(f"--tasks {name} cannot be made: {' '.join(str(error).split())[:200]}") from None
+        raise Refusal(f"--tasks {name} cannot be built: {' '.join(str(error).split())[:200]}") from None
     except (ConnectionError, FileNotFoundError, OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         metrics.check(name, {})
         # "An error occurred" is all that the other says
@@ -136,7 +138,7 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
         reason = f"it has no split {error}" if isinstance(error, KeyError) else " ".join(str(cause).split())[:200]
         hint = f"give a local copy of it: --task_data {name}=FOLDER"
         if folder:
-            hint = "its splits are wanted there, as SPLIT.jsonl, SPLIT.parquet, or as `save_to_disk` writes them"
+            hint = "the folder must hold its splits as SPLIT.jsonl, SPLIT.parquet, or as `save_to_disk` writes them"
         raise Refusal(f"--tasks {name}: its data cannot be read ({reason}): {hint}.") from None
 
 

@@ -68,7 +68,7 @@ def check_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase, contex
         if not 0 < count < context:
             shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
             raise Refusal(
-                f"--sample_prompts {shown!r}: {count:,} tokens, and a prompt for this model has from 1 to"
+                f"--sample_prompts {shown!r}: {count:,} tokens, but a prompt for this model must have 1 to"
                 f" {context - 1:,}."
             )
 
