@@ -10,6 +10,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -248,11 +249,10 @@ class VerifiedTraining:
         probe = {"loss": self.probe_loss(), "sha256": self.probe_digest()}
         manifest = {"tokens": self.tokens, "identity": self.identity, "probe": probe}
         self.saved_step = step
-        if not in_background:
+        if in_background:
+            self.do_in_background(self._commit, staging, step, manifest)
+        else:
             run_on_main(self._commit, staging, step, manifest)
-        elif self.is_world_process_zero():
-            self.writer.submit(self._commit, staging, step, manifest)
-        self.is_saving = in_background
         self.outside += time.perf_counter() - began
 
     def _save_state(self, staging: Path, in_background: bool) -> None:
@@ -286,6 +286,12 @@ class VerifiedTraining:
             return True
         print_once("synchronous", f"saving    training waits for each save: {reason}")
         return False
+
+    def do_in_background(self, job: Callable, *args) -> None:
+        """Let the thread of rank 0 do a job after those before it. Call on all ranks; `finish_save` waits for it."""
+        if self.is_world_process_zero():
+            self.writer.submit(job, *args)
+        self.is_saving = True
 
     def finish_save(self) -> None:
         """Return when no checkpoint is being written. Raises on all ranks what the thread that writes it raised."""

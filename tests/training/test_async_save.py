@@ -34,13 +34,13 @@ def assert_same_checkpoint(run: Path, whole: Path, step: int = 12) -> None:
 
 
 def at_step(monkeypatch, step: int, action) -> None:
-    """Call `action()` as a step begins, after `step` steps."""
+    """Call `action(trainer)` as a step begins, after `step` steps."""
     original = trainer.PretrainTrainer.training_step
 
     def training_step(self, *args, **kwargs):
         if self.state.global_step == step and not calls:
             calls.append(1)
-            action()
+            action(self)
         return original(self, *args, **kwargs)
 
     calls: list = []
@@ -58,7 +58,7 @@ def test_steps_go_on_while_a_slow_disk_writes(pretrain, whole_run, tmp_path, mon
 
     monkeypatch.setattr(tensor_files, "write_chunk", wait_and_write)
 
-    def look():
+    def look(trainer):
         (staging,) = run.glob(".staging-*")
         sizes = [path.stat().st_size for path in staging.glob("*.safetensors")]
         found.append((staging.name, sum(sizes), saved(run), [step for step, _ in store.checkpoints(run)]))
@@ -91,19 +91,18 @@ def test_where_memory_does_not_hold_the_copy_training_waits(pretrain, whole_run,
 
 def test_a_disk_that_fills_while_the_thread_writes_ends_the_run_at_the_next_step(pretrain, tmp_path, monkeypatch):
     """The checkpoint before is whole, and so is what a resume makes of the rest."""
-    run, write_chunk, failed, steps = tmp_path / "run", tensor_files.write_chunk, threading.Event(), []
+    run, write_chunk, steps = tmp_path / "run", tensor_files.write_chunk, []
 
     def full(file, chunk):
         if store.checkpoints(run):
-            failed.set()
             raise OSError(28, "No space left on device")
         write_chunk(file, chunk)
 
     monkeypatch.setattr(tensor_files, "write_chunk", full)
-    at_step(monkeypatch, 10, lambda: failed.wait() and steps.append(10))
+    at_step(monkeypatch, 10, lambda trainer: steps.append(trainer.writer.join()))
     with pytest.raises(Refusal, match=r"no space left on the disk of .*run: .* are free"):
         pretrain(run)
-    assert steps == [10] and read_json(run / "status.json")["step"] == 10
+    assert steps == [None] and read_json(run / "status.json")["step"] == 10
     assert [folder.name for _, folder in store.checkpoints(run)] == ["checkpoint-5"]
     assert verify.find_corruption(run / "checkpoint-5") == []
 
@@ -113,7 +112,7 @@ def test_the_thread_ends_its_work_before_a_run_that_fails_ends(pretrain, tmp_pat
     run, gate, write_chunk, ended = tmp_path / "run", threading.Event(), tensor_files.write_chunk, []
     monkeypatch.setattr(tensor_files, "write_chunk", lambda *args: gate.wait() and write_chunk(*args))
 
-    def fails():
+    def fails(trainer):
         threading.Timer(0.2, gate.set).start()
         raise Unhealthy("a loss of nan")
 
