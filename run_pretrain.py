@@ -373,7 +373,8 @@ def build_model(config, name: str, run_args, device):
     from llama_lite.kernels.switches import apply_kernels
     from llama_lite.models import loading
 
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
+    with torch.device(device if device.type == "cuda" else "cpu"):  # weights are drawn where they are trained
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     loading.check_language_model(f"--model_config {name}", model)
     for kernel, why in apply_kernels(model, run_args.fused_loss, run_args.block_attention).items():
         print_main(f"plain     --{kernel} stays off for this model ({config.model_type}): {why}")

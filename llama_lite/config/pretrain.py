@@ -158,9 +158,7 @@ class RunArguments(CommonRunArguments):
         "Prompts continued at each evaluation (default: the beginnings of some held-out documents; [] in YAML: none).",
     )
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
-    fused_loss: bool = arg(
-        True, "On a CPU, fuse output layer and loss, without holding all logits (less memory, the same loss)."
-    )
+    fused_loss: bool = arg(True, "Fuse output layer and loss, without holding all logits (less memory, the same loss).")
     block_attention: bool = arg(
         True, "On a CPU, compute attention in blocks of queries, as large matrix products (the same result)."
     )

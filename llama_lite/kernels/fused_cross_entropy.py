@@ -2,13 +2,17 @@
 autocast.
 
 The gradient is computed in the forward pass, together with the loss, and overwrites the logits. The result is that of
-the plain path, with another order of additions. For the CPU; on a GPU `--use_liger_kernel` does the same.
+the plain path, with another order of additions. On a CPU a chunk is converted to float32 a few rows at a time, which
+stay in the cache; on a GPU one compiled function does the whole chunk, and nothing waits for the host.
 """
+
+import functools
 
 import torch
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..machine.hardware import missing_compiler
 from . import probe
 
 LOGITS_CHUNK = 2**27  # logits per chunk: 256 MiB in bfloat16
@@ -32,22 +36,14 @@ class LinearCrossEntropy(torch.autograd.Function):
         inputs, outputs = hidden.to(dtype), weight.to(dtype)
         needs_grad = any(ctx.needs_input_grad[:2])
         losses = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        chunk_losses = _compiled_chunk_losses() if hidden.device.type == "cuda" else _chunk_losses
         grad_hidden = torch.empty_like(hidden) if needs_grad else None
         grad_weight = None
         for hidden_chunk, labels_chunk, grad_chunk in _chunks(
             LOGITS_CHUNK // weight.shape[0], inputs, labels, grad_hidden
         ):
             logits_chunk = hidden_chunk @ outputs.T  # (chunk, vocabulary)
-            for rows, target in _chunks(FP32_CHUNK // weight.shape[0], logits_chunk, labels_chunk):
-                is_target, target = target != -100, target.clamp(min=0)[:, None]  # (rows), (rows, 1)
-                logits = rows.float()  # (rows, vocabulary)
-                target_logit, row_max = logits.gather(1, target), logits.amax(1, keepdim=True)  # (rows, 1)
-                sum_exp = logits.sub_(row_max).exp_().sum(1, keepdim=True)  # (rows, 1); logits are now exponentials
-                losses += ((sum_exp.log() + row_max - target_logit).squeeze(1) * is_target).sum()
-                if needs_grad:
-                    scale = (is_target.float() / count)[:, None]  # (rows, 1)
-                    # probs - one_hot: the gradient of the logits, which it overwrites
-                    rows.copy_(logits.mul_(scale / sum_exp).scatter_add_(1, target, -scale))
+            losses += chunk_losses(logits_chunk, labels_chunk, count, needs_grad)
             if needs_grad:
                 grad_chunk.copy_(logits_chunk @ outputs)
                 dw = logits_chunk.T @ hidden_chunk  # (vocabulary, width)
@@ -61,6 +57,44 @@ class LinearCrossEntropy(torch.autograd.Function):
         """The saved gradients, times the gradient of the loss."""
         grad_hidden, grad_weight = ctx.saved_tensors
         return grad_hidden * scale, grad_weight * scale, None, None
+
+
+def _chunk_losses(logits_chunk, labels, count, needs_grad: bool) -> torch.Tensor:
+    """Sum of the losses of a chunk, float32 scalar. logits_chunk: [rows, vocabulary], overwritten with its gradient
+    where that is needed. A few rows are in float32 at a time.
+    """
+    losses = torch.zeros((), dtype=torch.float32, device=logits_chunk.device)
+    for rows, target in _chunks(FP32_CHUNK // logits_chunk.shape[1], logits_chunk, labels):
+        is_target, target = target != -100, target.clamp(min=0)[:, None]  # (rows), (rows, 1)
+        logits = rows.float()  # (rows, vocabulary)
+        target_logit, row_max = logits.gather(1, target), logits.amax(1, keepdim=True)  # (rows, 1)
+        sum_exp = logits.sub_(row_max).exp_().sum(1, keepdim=True)  # (rows, 1); logits are now exponentials
+        losses += ((sum_exp.log() + row_max - target_logit).squeeze(1) * is_target).sum()
+        if needs_grad:
+            scale = (is_target.float() / count)[:, None]  # (rows, 1)
+            # probs - one_hot: the gradient of the logits, which it overwrites
+            rows.copy_(logits.mul_(scale / sum_exp).scatter_add_(1, target, -scale))
+    return losses
+
+
+def _whole_chunk_losses(logits_chunk, labels, count, needs_grad: bool) -> torch.Tensor:
+    """As `_chunk_losses`, in a form that a compiler makes into few passes over the chunk."""
+    logits, is_target = logits_chunk.float(), labels != -100  # (rows, vocabulary), (rows)
+    target = labels.clamp(min=0)[:, None]  # (rows, 1)
+    lse = logits.logsumexp(1, keepdim=True)  # (rows, 1)
+    losses = ((lse - logits.gather(1, target)).squeeze(1) * is_target).sum()
+    if needs_grad:
+        one_hot = torch.arange(logits.shape[1], device=logits.device)[None] == target
+        logits_chunk.copy_(((logits - lse).exp() - one_hot.float()) * (is_target.float() / count)[:, None])
+    return losses
+
+
+@functools.cache
+def _compiled_chunk_losses():
+    """`_whole_chunk_losses`, compiled where torch finds a compiler for the GPU."""
+    if missing_compiler(torch.device("cuda")):
+        return _whole_chunk_losses
+    return torch.compile(_whole_chunk_losses, dynamic=False)
 
 
 def _chunks(count: int, *tensors):

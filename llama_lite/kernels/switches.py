@@ -13,9 +13,15 @@ COMPILED = {"bfloat16": 1.4, "float32": 1.15}  # over uncompiled layers (benchma
 MIN_GAIN = 3.0  # times COMPILING that a run must save for layers to be compiled
 
 
-def choose_fused_loss(device: torch.device) -> tuple[bool, str]:
-    """(whether output layer and loss are fused, the reason), as measured by benchmarks/train.py."""
-    return (True, "faster here, and no logits are held") if device.type == "cpu" else (False, "")
+def choose_fused_loss(device: torch.device, liger: bool = False) -> tuple[bool, str]:
+    """(whether output layer and loss are fused, the reason): on a CPU as measured by benchmarks/train.py. liger:
+    whether Liger's kernels are requested, which have a fused loss of their own.
+    """
+    if liger:
+        return False, "Liger's kernels have their own"
+    if device.type == "cpu":
+        return True, "faster here, and no logits are held"
+    return (True, "no logits are held") if device.type == "cuda" else (False, "")
 
 
 def choose_block_attention(precision: str, compiled: bool, device: torch.device) -> tuple[bool, str]:
@@ -30,11 +36,17 @@ def choose_block_attention(precision: str, compiled: bool, device: torch.device)
 
 
 def choose_compile(seconds: float, precision: str, device: torch.device) -> tuple[bool, str]:
-    """(whether layers are compiled, the reason). seconds: how long the run would train with uncompiled layers."""
-    if device.type != "cpu":
+    """(whether layers are compiled, the reason). seconds: how long the run would train with uncompiled layers, on a
+    CPU; on a GPU they are compiled where a compiler is found, in a run of any length.
+    """
+    if device.type not in ("cpu", "cuda"):
         return False, ""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return True, "planned for GPUs"
     if missing := missing_compiler(device):
         return False, missing
+    if device.type == "cuda":
+        return True, "fewer passes over the GPU's memory"
     enough = seconds * (1 - 1 / COMPILED[precision]) > MIN_GAIN * COMPILING
     return enough, (
         "the run is long enough to gain more than compiling takes"

@@ -140,7 +140,7 @@ class Derivation:
         for name in ("fused_loss", "compile_layers", "block_attention"):
             if name in self.recorded:
                 d.decide(name, self.recorded[name], "as this run began")
-        d.decide("fused_loss", *choose_fused_loss(self.device))
+        d.decide("fused_loss", *choose_fused_loss(self.device, d["use_liger_kernel"]))
         switches = {
             "fused_loss": d["fused_loss"],
             "block_attention": d.settled("block_attention") and d["block_attention"],
@@ -409,12 +409,9 @@ class Derivation:
         epochs = self.steps * d["tokens_per_step"] / self.available
         if "num_train_epochs" in self.explicit_args or 1 < epochs <= self.most_epochs + 1:
             d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
-        if not d.settled("compile_layers") and self.device.type == "cpu":
-            pace = self.step_pace()
-            d.decide(
-                "compile_layers",
-                *choose_compile(self.steps * pace.step(self.accumulation), d["precision"], self.device),
-            )
+        if not d.settled("compile_layers"):
+            seconds = self.steps * self.step_pace().step(self.accumulation) if self.device.type == "cpu" else math.inf
+            d.decide("compile_layers", *choose_compile(seconds, d["precision"], self.device))
         d.decide("block_attention", *choose_block_attention(d["precision"], d["compile_layers"], self.device))
 
     @property

@@ -68,3 +68,19 @@ def test_without_labels_the_model_is_as_it_was():
         loss = model(**batch).loss
     assert not loss.requires_grad
     assert model.generate(batch["input_ids"][:1], max_new_tokens=3, do_sample=False).shape == (1, 23)
+
+
+@pytest.mark.parametrize("needs_grad", [True, False])
+def test_the_form_for_gpus_is_the_one_of_cpus_compiled_or_not(needs_grad):
+    torch.manual_seed(0)
+    logits, labels = torch.randn(50, 331), torch.randint(0, 331, (50,))
+    labels[:7] = -100
+    expected_logits, count = logits.clone(), torch.tensor(43)
+    expected = fused_cross_entropy._chunk_losses(expected_logits, labels, count, needs_grad)
+    forms = [fused_cross_entropy._whole_chunk_losses]
+    for whole in (*forms, *map(torch.compile, forms)) if needs_grad else forms:
+        found_logits = logits.clone()
+        found = whole(found_logits, labels, count, needs_grad)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+        if needs_grad:  # the gradient is in the place of the logits
+            torch.testing.assert_close(found_logits, expected_logits, rtol=1e-5, atol=1e-8)
