@@ -397,7 +397,7 @@ def run_stages(arguments) -> dict:
                 start_new_session=True,
             )
             try:
-                ended = f"status {code}" if (code := process.wait(3600 if arguments.tiny else seconds)) else None
+                ended = f"status {code}" if (code := process.wait(seconds * (20 if arguments.tiny else 1))) else None
             except subprocess.TimeoutExpired:
                 ended = f"stopped after {seconds} s"
             with contextlib.suppress(ProcessLookupError):
