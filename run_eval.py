@@ -2,6 +2,7 @@
 
     python run_eval.py                                            # the demo's checkpoints and tuned model, offline
     python run_eval.py --config configs/eval/trajectory.yaml --models you/name@step-*
+    accelerate launch --config_file configs/accelerate/ddp.yaml run_eval.py ...   # on all GPUs
 
 Stop it at any moment and run the same command again.
 """
@@ -13,7 +14,15 @@ from pathlib import Path
 
 from llama_lite.config.arguments import answer_early
 from llama_lite.digests import sha256
-from llama_lite.distributed import print_main
+from llama_lite.distributed import (
+    RANK,
+    WORLD_SIZE,
+    join_processes,
+    main_first,
+    print_main,
+    raise_on_all_ranks,
+    run_on_main,
+)
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import FolderLock, csv_text, write_json, write_text
@@ -33,32 +42,36 @@ def main(argv: list[str] | None = None) -> None:
     from transformers.utils.logging import disable_progress_bar
 
     from llama_lite.evaluation import resolve, runner
-    from llama_lite.evaluation.store import Store, write_scores
+    from llama_lite.evaluation.sharing import SharedWork
+    from llama_lite.evaluation.store import Store
     from llama_lite.folder_kinds import check_folder
+    from llama_lite.machine.parallelism import check_process_count
     from llama_lite.training.preflight import check_folders
-    from model_card.card import write_card_or_reason
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     threads = model_args.cpu_threads
     torch.set_num_threads(cores_for_a_process() if threads is None else threads)
+    check_process_count(WORLD_SIZE)
+    join_processes()
 
-    check_folders({"output_dir": output_args.output_dir})
-    check_folder("output_dir", output_args.output_dir, "eval")
+    run_on_main(check_folders, {"output_dir": output_args.output_dir})
+    run_on_main(check_folder, "output_dir", output_args.output_dir, "eval")
 
     # ---- Models and tasks ----
-    found = resolve.resolve_models(model_args.models)
+    found = main_first(resolve.resolve_models, model_args.models)
     check_named_models(found, task_args)
-    tasks = Tasks(found, task_args, model_args.tokenizer_name)
-    work = {model.name: tasks.of(model.name) for model in found}
+    tasks = main_first(Tasks, found, task_args, model_args.tokenizer_name)
+    work = [tasks.of(model.name) for model in found]
     print_work(found, tasks)
     if output_args.dry_run:
         return
 
     out = Path(output_args.output_dir)
     lock = FolderLock(out, "write to")
-    lock.acquire()
-    write_run(out, found, tasks, model_args, task_args)
+    run_on_main(lock.acquire)
+    run_on_main(write_run, out, found, tasks, model_args, task_args)
+    check_shared(out)
     store = Store(out)
     settings = runner.Settings(
         model_args.dtype,
@@ -69,30 +82,21 @@ def main(argv: list[str] | None = None) -> None:
     )
 
     # ---- Evaluate each (model, task) pair that has no result yet ----
-    records = []
-    with tqdm(total=sum(map(len, work.values())), desc="evaluating", unit="task", disable=None) as bar:
-        for model in found:
-            records += runner.evaluate_model(
-                store, model, work[model.name], settings, functools.partial(print_record, bar)
-            )
+    shared = SharedWork()
+    with tqdm(total=sum(map(len, work)), desc="evaluating", unit="task", disable=True if RANK else None) as bar:
+
+        def compute() -> None:
+            on_record = functools.partial(print_record, bar, shared)
+            for number in shared.models(len(found)):
+                takes = functools.partial(shared.take, number)
+                records = runner.evaluate_model(store, found[number], work[number], settings, on_record, takes)
+                shared.records |= {(number, task): record for task, record in records.items()}
+
+        records = shared.run(compute)
 
     # ---- Tables, comparisons and figures, from the records alone ----
-    plain = [record for record in records if not record["factor"]]
-    write_scores(out, records)
-    comparison, results = analyze(out, store, records, tasks, task_args)
-    summary(plain, comparison, results)
-    for folder, own in runner.runs_of(found).items():
-        runner.copy_to_run(out, folder, own)
-        print_main(f"card      {write_card_or_reason(folder)}")
-    if output_args.push_to_hub:
-        from llama_lite.evaluation.push_scores import push_scores
-
-        for model in found:
-            push_scores(model, [record for record in plain if record["model"] == model.name])
-    files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
-    print_main(f"finished  {out}: {', '.join(files)}; {write_card_or_reason(out)}")
-    write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
-    lock.release()
+    run_on_main(report, out, store, records, found, tasks, (task_args, output_args))
+    run_on_main(lock.release)
 
 
 # ---- tasks ----
@@ -184,7 +188,18 @@ def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
     write_json(out / "run.json", record)
 
 
-def print_record(bar, record: dict, fresh: bool) -> None:
+def check_shared(out: Path) -> None:
+    """Raise Refusal where a process does not see the folder that rank 0 has begun."""
+    error = None
+    if not (out / "run.json").exists():
+        error = Refusal(
+            f"--output_dir {out}: process {RANK} does not see what the first one wrote there. All machines write to one"
+            " folder: give one on a disk that they share."
+        )
+    raise_on_all_ranks(error)
+
+
+def print_record(bar, shared, record: dict, fresh: bool) -> None:
     """The score of a task above the progress bar: of variants only if it is `fresh`, computed in this call."""
     metric = shown_metric(record["metrics"])
     value = record["metrics"][metric]
@@ -193,7 +208,34 @@ def print_record(bar, record: dict, fresh: bool) -> None:
         bar.write(
             f"{record['model']}  {record['task']}  {metric} {format_metric(value)}{cut}{'' if fresh else ', as before'}"
         )
-    bar.update()
+    bar.update(shared.count() - bar.n)
+
+
+def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> None:
+    """Tables, analyses and cards, in the evaluation's folder and in those of the runs; scores on the Hub (rank 0).
+
+    args: the groups of arguments of tasks and output.
+    """
+    from llama_lite.evaluation import runner
+    from llama_lite.evaluation.store import write_scores
+    from model_card.card import write_card_or_reason
+
+    task_args, output_args = args
+    plain = [record for record in records if not record["factor"]]
+    write_scores(out, records)
+    comparison, results = analyze(out, store, records, tasks, task_args)
+    summary(plain, comparison, results)
+    for folder, own in runner.runs_of(found).items():
+        runner.copy_to_run(out, folder, own)
+        print_main(f"card      {write_card_or_reason(folder)}")
+    if output_args.push_to_hub:
+        from llama_lite.evaluation.push_scores import push_scores
+
+        for model in found:
+            push_scores(model, [record for record in plain if record["model"] == model.name])
+    files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
+    print_main(f"finished  {out}: {', '.join(files)}; {write_card_or_reason(out)}")
+    write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
 
 
 def analyze(out: Path, store, records: list[dict], tasks: Tasks, task_args) -> tuple[list[dict], dict]:

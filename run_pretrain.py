@@ -185,7 +185,8 @@ def plan_of(groups, tokens: dict, processes: int | None = None):
     config = model_config_of(model_args.model_config, tokens["tokenizer"]["vocab_size"], run_args.block_size)
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
     plan = make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
-    check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
+    state = str(hub_args.publish_training_state)
+    check_publish_steps(training_args, plan.steps, hub_args.publish_steps, state)
     return config, plan
 
 
@@ -222,18 +223,22 @@ def publishing_lines(plan, hub_args, training_args) -> list[str]:
     """What a run will publish, and what waits already, for --dry_run."""
     from llama_lite.formatting import size
     from llama_lite.hub.publish_queue import is_published, queue_lines
+    from llama_lite.hub.queue_limit import carries_state, default_limit
     from llama_lite.training.plan import saved_steps
 
     saved = saved_steps(training_args, plan.steps)
-    revisions = sum(is_published(step, hub_args.publish_steps, step == plan.steps) for step in saved)
-    with_state = {"all": revisions, "final": 1, "none": 0}[hub_args.publish_training_state]
-    total = revisions * plan.model_bytes + with_state * plan.checkpoint_bytes
+    state, every = str(hub_args.publish_training_state), hub_args.publish_steps
+    published = [step for step in saved if is_published(step, every, step == plan.steps)]
+    with_state = sum(carries_state(state, step, step == plan.steps) for step in published)
+    total = len(published) * plan.model_bytes + with_state * plan.checkpoint_bytes
+    queue, given = Path(training_args.output_dir) / "queue", hub_args.publish_queue_limit
+    limit = default_limit(queue) if given is None else int(given * 2**30)
     return [
         (
-            f"publishes           {revisions} revisions of {training_args.hub_model_id}, {with_state} with training"
-            f" state: {size(total)} in all"
+            f"publishes           {len(published)} revisions of {training_args.hub_model_id}, {with_state} with"
+            f" training state: {size(total)} in all; {size(limit)} may wait here"
         ),
-        *queue_lines(Path(training_args.output_dir) / "queue"),
+        *queue_lines(queue),
     ]
 
 
@@ -439,13 +444,18 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
     card = write_card_or_reason(run.path)
-    last = [entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry][-1]
-    print_main(
-        f"finished  validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits"
-        f" per byte); baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}"
-    )
+    measured = [
+        entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry and entry["step"] == steps
+    ]
+    result = "its last evaluation failed"
+    if measured:
+        last = measured[-1]
+        result = (
+            f"validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits per byte)"
+        )
+    print_main(f"finished  {result}; baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}")
     print_main(f"          model {run.path}, its card {card}")
-    if last["eval_loss"] > bases["unigram"]:
+    if measured and last["eval_loss"] > bases["unigram"]:
         print_main(
             "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it"
             " more --hours, on a quiet machine."

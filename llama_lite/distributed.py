@@ -2,6 +2,7 @@
 
 torch is imported only where the processes have a group."""
 
+import datetime
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -47,7 +48,9 @@ def _launched(environ) -> tuple[int, int]:
 
 
 RANK, WORLD_SIZE = _launched(os.environ)
+PATIENCE = datetime.timedelta(days=30)  # of ranks that wait for the work of another
 _printed: set[str] = set()
+_waiting_groups: dict = {}  # {default process group: the group of its ranks for waiting}
 
 
 def print_once(key: str, message: str) -> None:
@@ -63,6 +66,30 @@ def print_main(message: str) -> None:
         print(message, flush=True)
 
 
+def join_processes() -> None:
+    """Make the processes of a launch a group, where a script trains nothing: over the CPU, whatever they compute on.
+    Each uses the GPU of its local rank.
+    """
+    if WORLD_SIZE == 1:
+        return
+    import torch
+    import torch.distributed as dist
+
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", timeout=PATIENCE)
+
+
+def main_first(function: Callable, *args):
+    """Call `function(*args)` on every rank, on rank 0 first: the others find what it has downloaded. Returns each
+    rank's own result, or raises what it raised on rank 0.
+    """
+    found = []
+    run_on_main(lambda: found.append(function(*args)))
+    return found[0] if found else function(*args)
+
+
 def has_process_group() -> bool:
     """Whether torch's process group is initialized."""
     if "torch" not in sys.modules:
@@ -72,21 +99,44 @@ def has_process_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def waiting_group():
+    """The process group of ranks that wait for the work of one of them, which may take days. Call on all ranks.
+
+    It is a gloo group of its own. A collective of the default group fails after --ddp_timeout, whatever it waits for;
+    this one waits on, and fails at once where a rank has died.
+    """
+    import torch.distributed as dist
+
+    default = dist.group.WORLD
+    if default not in _waiting_groups:
+        _waiting_groups.clear()  # of a process group that is no more
+        _waiting_groups[default] = dist.new_group(backend="gloo", timeout=PATIENCE)
+    return _waiting_groups[default]
+
+
+def wait_for_all_ranks() -> None:
+    """Return when every rank has come here, however long that takes."""
+    if has_process_group():
+        import torch.distributed as dist
+
+        dist.barrier(group=waiting_group())
+
+
 def run_on_main(function: Callable, *args):
-    """Run `function(*args)` on rank 0 alone. Every rank returns its result (pickled), or raises the Refusal,
-    Interrupted, Unhealthy or OSError that it raised.
+    """Run `function(*args)` on rank 0 alone, for as long as it takes. Every rank returns its result (pickled), or
+    raises the Refusal, Interrupted, Unhealthy or OSError that it raised.
     """
     if not has_process_group():
         return function(*args)
     import torch.distributed as dist
 
-    result_and_error = [None, None]
+    group, result_and_error = waiting_group(), [None, None]
     if RANK == 0:
         try:
             result_and_error[0] = function(*args)
         except (Refusal, Interrupted, Unhealthy, OSError) as error:
             result_and_error[1] = error
-    dist.broadcast_object_list(result_and_error, src=0)
+    dist.broadcast_object_list(result_and_error, src=0, group=group)
     if result_and_error[1] is not None:
         raise result_and_error[1]
     return result_and_error[0]
@@ -103,7 +153,7 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
         # Other ranks may not be able to unpickle the exception of a library.
         if error is not None and status_of(error) in (None, "refused"):
             shared = Refusal(end_of(error)) if status_of(error) else RuntimeError(repr(error))
-        dist.all_gather_object(errors, shared)
+        dist.all_gather_object(errors, shared, group=waiting_group())
     if error is not None:
         raise error
     for rank, other in enumerate(errors):

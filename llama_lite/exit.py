@@ -2,15 +2,17 @@
 
 Statuses: 0 finished, 2 refused, 3 unhealthy, 75 interrupted; any other error is a crash (1, with a traceback)."""
 
+import contextlib
 import importlib.util
 import os
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
-from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem
+from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem, wait_for_all_ranks
 from .errors import Refusal, end_of, status_of
 
 FIRST_WORD = 30.0  # seconds that other ranks wait, so that rank 0 reports the same refusal first
@@ -20,6 +22,18 @@ PACKAGES = (
     " torch tqdm transformers trl yaml"
 ).split()
 EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "interrupted": 75}
+
+
+STATUS_FILE = "EXIT_STATUS_FILE"  # variable of the environment: a file for the exit status of rank 0
+
+
+def record_status(code: int) -> None:
+    """Write the exit status into the file that EXIT_STATUS_FILE names, for a job script: launchers turn every status
+    into 1.
+    """
+    if RANK == 0 and (path := os.environ.get(STATUS_FILE)):
+        with contextlib.suppress(OSError):
+            Path(path).write_text(f"{code}\n", encoding="utf-8")
 
 
 def show_any_text(stream: TextIO) -> None:
@@ -68,11 +82,12 @@ def exit_with_status(main: Callable[[], None]) -> None:
             traceback.print_exc()
         elif RANK == 0 or not has_process_group():
             print(f"\n{f'rank {RANK}, ' if RANK else ''}{status}: {end_of(error)}", file=sys.stderr, flush=True)
+    record_status(code)
     if has_process_group():
         import torch.distributed as dist
 
         if code in EXIT_CODES.values():
-            dist.barrier()
+            wait_for_all_ranks()
         dist.destroy_process_group()
     sys.stdout.flush()
     if WORLD_SIZE > 1:

@@ -194,13 +194,14 @@ class FolderLock:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
+                owner = self._owner()
                 if error.errno in NO_LOCKS:
+                    self._check_owner(owner)
                     print_main(
                         f"WARNING   {self.path.parent} is on a file system without locks ({error.strerror}): make sure"
-                        " that no other process works there"
+                        " that no other machine works there"
                     )
                     break
-                owner = self._owner()
                 if owner.get("state") == "stopping":
                     if not announced:
                         print_main(
@@ -223,6 +224,18 @@ class FolderLock:
         except ValueError:
             return {}
 
+    def _check_owner(self, owner: dict) -> None:
+        """Raise Refusal where, on a file system without locks, the last owner still runs on this machine."""
+        if owner.get("host") != socket.gethostname() or owner.get("state") == "ended":
+            return
+        pid = owner.get("pid")
+        if pid == os.getpid() or not Path(f"/proc/{pid}").exists():
+            return
+        raise Refusal(
+            f"{self.path.parent} is in use by process {pid} on this machine: two runs cannot {self.purpose} one folder."
+            f" Wait for it, stop it, or choose another folder. If that process is another program, remove {self.path}."
+        )
+
     def mark(self, state: str) -> None:
         """Write the owner's state (running or stopping) into the lock file, for processes that find it locked."""
         self.file.seek(0)
@@ -233,5 +246,7 @@ class FolderLock:
     def release(self) -> None:
         """Give the lock up, if it is held."""
         if self.file:
+            with contextlib.suppress(OSError):  # a full disk
+                self.mark("ended")
             self.file.close()
             self.file = None

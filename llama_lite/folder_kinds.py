@@ -9,7 +9,8 @@ from pathlib import Path
 from .errors import Refusal
 from .files import read_json
 
-OWN_FILES = {"status.json", "events.jsonl", "log.jsonl", "stop"}  # what a run that ended before its run.json can leave
+# what a run that ended before its run.json can leave
+OWN_FILES = {"status.json", "events.jsonl", "log.jsonl", "stop", "flight_recorder"}
 
 KINDS = {
     "pretrain": "the folder of a pretraining run",
@@ -27,7 +28,7 @@ KINDS = {
 SPLITS = ("train", "validation")
 
 # what a run, or an evaluation, makes in its folder
-OWN_PARTS = re.compile(r"checkpoint-.*|evaluation|merged|queue.*|figures|samples|results")
+OWN_PARTS = re.compile(r"checkpoint-.*|evaluation|merged|queue.*|figures|samples|results|heartbeat|flight_recorder")
 
 
 def kind_of_folder(path: str | Path) -> str:

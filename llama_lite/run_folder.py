@@ -2,16 +2,45 @@
 
 import contextlib
 import json
+import os
+import socket
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from model_card.private import redact
 
-from .distributed import RANK, run_on_main
+from .distributed import RANK, WORLD_SIZE, raise_on_all_ranks, run_on_main
 from .errors import Refusal, end_of, no_space, status_of
 from .exit import EXIT_CODES
 from .files import FolderLock, append_jsonl, read_json, read_jsonl, write_json, write_text
+
+SHARED_AFTER = 30.0  # seconds in which a file must be seen on other nodes: network file systems cache their folders
+
+
+def check_shared(folder: Path) -> None:
+    """Raise Refusal on every rank where one does not see what rank 0 writes into `folder`."""
+    if WORLD_SIZE == 1:
+        return
+    marker, host = run_on_main(_write_marker, folder)
+    deadline = time.monotonic() + SHARED_AFTER
+    while not (seen := Path(folder).is_dir() and marker in os.listdir(folder)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    problem = Refusal(
+        f"--output_dir {folder}: rank {RANK} on {socket.gethostname()} does not see the files that rank 0 on {host}"
+        " writes there. The folder of a run must be on a disk that all nodes share, under the same path."
+    )
+    try:
+        raise_on_all_ranks(None if seen else problem)
+    finally:
+        run_on_main(os.unlink, Path(folder) / marker)
+
+
+def _write_marker(folder: Path) -> tuple[str, str]:
+    """(name of a new hidden file in a folder, this machine's name)."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".shared-", delete=False) as file:
+        return Path(file.name).name, socket.gethostname()
 
 
 class RunFolder:
@@ -26,6 +55,11 @@ class RunFolder:
 
     def __enter__(self):
         run_on_main(self.lock.acquire)
+        try:
+            check_shared(self.path)
+        except Refusal:
+            self.lock.release()
+            raise
         return self
 
     def __exit__(self, kind, error, trace):

@@ -8,6 +8,7 @@ import textwrap
 import yaml
 from huggingface_hub import EvalResult
 
+from . import goodput
 from .private import redact
 from .records import Evaluation, Records
 
@@ -29,11 +30,15 @@ SHARED_HEADS, INNER_WIDTHS, CONTEXT = (
     ("max_position_embeddings", "n_positions", "max_seq_len"),
 )
 OCCASION = (  # arguments that belong to one machine or one launch, not to the run
-    "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only resume_from_checkpoint"
+    "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only publish_queue_limit"
+    " resume_from_checkpoint"
     " resume_without allow_changes dry_run prepare_only prepare_workers cpu_threads verify_data card_license"
     " card_language report_to run_name init_from hub_model_id hub_private_repo hub_required hub_drain_timeout"
-    " prepared_hub_id save_total_limit curated_dir hours suggest"
+    " prepared_hub_id save_total_limit curated_dir hours suggest step_timeout"
 ).split()
+
+# events that the history of a card leaves out
+UNSHOWN = [*"refused saved trained published hub saturated overfitting".split(), "not yet published"]
 
 
 class Facts:
@@ -332,9 +337,21 @@ class Facts:
             for key in ("device", "threads", "capability", "cuda")
             if key in hardware
         )
-        rows = [["hardware", device]]
+        switches = self.r.settings("environment").get("switches", {})
+        exact = "cuda" not in hardware or any(switches.get(name) for name in ("deterministic", "full_determinism"))
+        rows = [
+            ["hardware", device],
+            [
+                "resumed runs equal uninterrupted ones",
+                "bit for bit" if exact else "within rounding (no --deterministic)",
+            ],
+        ]
         if self.r.step is None and (seconds := self.r.wall_seconds()):
             rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
+            if found := goodput.seconds_at(self.r.events):
+                spent, total = found[0], number(round(sum(found[0].values())))
+                rows.append(["goodput (steps, of the wall time)", f"{goodput.percentage(spent):.1f} % of {total} s"])
+                rows.append(["the rest of the wall time", goodput.rest(spent)])
         for key, name, digits in (
             ("tokens_per_second", "tokens per second (median)", 0),
             ("mfu", "model FLOPs utilization (median), %", 1),
@@ -350,7 +367,7 @@ class Facts:
         rows = []
         for event in self.r.events:
             kind, detail = event["event"], event.get("reason") or ""
-            if kind in ("refused", "saved", "published", "not yet published", "hub", "saturated", "overfitting"):
+            if kind in UNSHOWN:
                 continue
             if kind == "resumed":
                 detail = (
@@ -370,6 +387,10 @@ class Facts:
                 detail = f"loss {event['loss']}, gradient norm {event['grad_norm']}"
             elif kind == "not published":
                 detail = f"{event['revision']}: {'; '.join(event['problems'])}"
+            elif kind in ("training state dropped", "not queued"):
+                detail = f"{event['revision']}: {detail}"
+            elif kind == "evaluation failed":
+                detail = f"{event['part']}: {detail}"
             elif kind == "initialised":
                 detail = f"from the weights of {event['weights']}"
             rows.append(

@@ -3,11 +3,15 @@
 import errno
 import io
 import json
+import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
+import forking
 import pytest
 from helpers import ROOT
 
@@ -277,6 +281,15 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
         in capsys.readouterr().out
     )
     assert read_json(tmp_path / "run" / "status.json")["status"] == "finished"
+    owner = {"host": socket.gethostname(), "state": "running", "pid": os.getppid()}  # another process, which lives
+    (tmp_path / "run/.lock").write_text(json.dumps(owner))
+    with pytest.raises(Refusal, match=f"is in use by process {os.getppid()} on this machine.*remove"):
+        FolderLock(tmp_path / "run", "write to").acquire()
+    for ended in ({"state": "ended"}, {"pid": 2**30}, {"host": "another"}):
+        (tmp_path / "run/.lock").write_text(json.dumps({**owner, **ended}))
+        lock = FolderLock(tmp_path / "run", "write to")
+        lock.acquire()
+        lock.release()
 
     def held(*_):
         raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
@@ -284,6 +297,43 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(files.fcntl, "lockf", held)
     with pytest.raises(Refusal, match="is in use by process"):
         FolderLock(tmp_path / "run", "write to", patience=0.0).acquire()
+
+
+def _enter_as_rank(rank: int, rendezvous: Path, folder: Path, answer: Path) -> None:
+    """In a forked process: write what rank `rank` of two says of a run folder into a file."""
+    import torch.distributed as dist
+
+    distributed.RANK = run_folder.RANK = rank
+    distributed.WORLD_SIZE = run_folder.WORLD_SIZE = 2
+    run_folder.SHARED_AFTER = 1.0
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    try:
+        with RunFolder(folder):
+            answer.write_text("entered")
+    except Refusal as refusal:
+        answer.write_text(str(refusal))
+    dist.barrier()
+
+
+def test_a_folder_that_not_all_ranks_see_is_refused_on_all_of_them(tmp_path):
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(forking.LOADED)
+    said = {}
+    for second in ("here", "there"):  # the folder under that path on the second node
+        (tmp_path / second).mkdir(exist_ok=True)
+        answers = [tmp_path / f"{second}-{rank}" for rank in range(2)]
+        folders = [tmp_path / "here", tmp_path / second]
+        arguments = [(rank, tmp_path / f"rendezvous-{second}", folders[rank], answers[rank]) for rank in range(2)]
+        ranks = [forks.Process(target=_enter_as_rank, args=given) for given in arguments]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(300)
+        said[second] = [answer.read_text() for answer in answers]
+    assert said["here"] == ["entered", "entered"]
+    assert said["there"][0] == said["there"][1] and "rank 1 on" in said["there"][0]
+    assert "does not see the files that rank 0 on" in said["there"][0]
+    assert not list(tmp_path.glob("*/.shared-*"))
 
 
 @pytest.mark.parametrize("where", ["fsync", "open"])

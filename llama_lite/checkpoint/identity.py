@@ -84,9 +84,27 @@ def differences(saved: dict, current: dict) -> dict[str, dict[str, tuple]]:
 
 
 def changed_arithmetic(changed: dict[str, dict[str, tuple]]) -> list[str]:
-    """Names of the `differences` that can change rounding; empty where results must be bitwise identical."""
-    threads = ["number of threads"] if "threads" in changed["layout"] else []
-    return [*(name for name in ("hardware", "packages", "switches") if name in changed["environment"]), *threads]
+    """Names of the `differences` that can change the rounding of a forward pass; empty where the probe must be bitwise
+    identical.
+
+    One process and DDP compute with whole float32 weights under autocast; FSDP2 and ZeRO-2 each compute otherwise.
+    Processes, micro-batch and accumulation do not count: the probe is one window at a time.
+    """
+    layout = changed["layout"]
+    found = [name for name in ("hardware", "packages", "switches") if name in changed["environment"]]
+    found += ["number of threads"] if "threads" in layout else []
+    forwards = {"whole" if sharding in ("none", "ddp") else sharding for sharding in layout.get("sharding", ())}
+    return found + (["sharding"] if len(forwards) > 1 or "output_dtype" in layout else [])
+
+
+def is_deterministic(identity: dict) -> bool:
+    """Whether the same steps give the same bits every time: on a CPU always, on a GPU with --deterministic or
+    --full_determinism.
+    """
+    environment = identity["environment"]
+    switches = environment.get("switches", {})
+    on_gpu = "cuda" in environment.get("hardware", {})
+    return not on_gpu or any(switches.get(name) for name in ("deterministic", "full_determinism"))
 
 
 def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:

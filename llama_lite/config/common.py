@@ -43,10 +43,15 @@ class HubArguments:
     publish_steps: int | None = arg(
         None, "Steps between published checkpoints (default: every checkpoint); the last one is always published."
     )
-    publish_training_state: Literal["all", "final", "none"] = arg(
+    publish_training_state: str = arg(
         "all",
         "Which revisions include optimizer and random state, so that anyone can resume from them (6 times the size of"
-        " the model).",
+        " the model): all, final, none, or a number of steps (those of its multiples, and the final one).",
+    )
+    publish_queue_limit: float | None = arg(
+        None,
+        "GiB that revisions which wait to be published may take (default: half of the disk's free space). Beyond it,"
+        " training state of what waits is dropped, oldest first; models and the final revision stay.",
     )
     publish_only: bool = arg(False, "Publish the checkpoints in the run folder's queue, and stop.")
     hub_required: bool = arg(
@@ -94,6 +99,16 @@ class CommonRunArguments:
         True,
         "Write a checkpoint while training goes on, from a copy of weights and optimizer state in this machine's"
         " memory. Where memory does not hold the copy, training waits.",
+    )
+    step_timeout: float = arg(
+        1800,
+        "Seconds without a micro-batch, in training steps, after which the run ends with status 3 (at least 5 times the"
+        " slowest before; evaluating, saving, preparing and publishing do not count; 0: never).",
+    )
+    deterministic: bool = arg(
+        False,
+        "On a GPU, use only algorithms of torch that give the same bits every time (slower). Without it a resumed run"
+        " equals an uninterrupted one within a tolerance there; on a CPU it is equal bit for bit either way.",
     )
     dry_run: bool = arg(
         False, "Print the plan and write nothing. It plans the run in the folder, or with --hours a new run."
@@ -217,6 +232,11 @@ def _hub_problems(
     problems.add_if(
         hub.publish_only and not training.push_to_hub,
         "--publish_only needs --push_to_hub and the --hub_model_id of the run.",
+    )
+    state = str(hub.publish_training_state)
+    problems.add_if(
+        state not in ("all", "final", "none") and not (state.isascii() and state.isdigit() and int(state)),
+        f"--publish_training_state {state}: must be all, final, none, or a number of steps of at least 1.",
     )
     problems.add_if(
         hub.publish_steps is not None

@@ -116,6 +116,8 @@ examples:
       a tuned model, with variants of its prompts
   python run_eval.py --models runs/demo --tasks hellaswag --task_data hellaswag=data/hellaswag
       built-in task, local data
+  accelerate launch --config_file configs/accelerate/ddp.yaml run_eval.py --models you/name@step-*
+      on all GPUs: the processes share models and tasks
 
 Stop it at any moment and run the same command again: finished (model, task) pairs are kept.
 exit status: 0 finished, 2 refused."""

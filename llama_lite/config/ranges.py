@@ -37,12 +37,13 @@ RANGES = {
         _at_least(1),
     ),
     **dict.fromkeys(
-        "min_characters sample_tokens compared_prompts hub_drain_timeout weight_decay max_grad_norm eval_delay"
-        " dataloader_num_workers".split(),
+        "min_characters sample_tokens compared_prompts hub_drain_timeout step_timeout weight_decay max_grad_norm"
+        " eval_delay dataloader_num_workers".split(),
         _at_least(0),
     ),
     **dict.fromkeys(
-        "hours peak_flops learning_rate adam_epsilon num_train_epochs neftune_noise_alpha".split(), ABOVE_0
+        "hours peak_flops publish_queue_limit learning_rate adam_epsilon num_train_epochs neftune_noise_alpha".split(),
+        ABOVE_0,
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
     **dict.fromkeys(("seed", "data_seed"), SEED),

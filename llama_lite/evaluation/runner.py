@@ -51,8 +51,10 @@ def evaluate_model(
     tasks: list[tuple[EvalTask, int | None]],
     settings: Settings,
     on_record: Callable[[dict, bool], None],
-) -> list[dict]:
-    """The records of a model for (task, limit) pairs: stored ones are reused, the others computed.
+    takes: Callable[[int], bool] = lambda position: True,
+) -> dict[int, dict]:
+    """{position: record} of a model for the (task, limit) pairs that `takes(position)` is true for: stored ones are
+    reused, the others computed.
 
     Calls `on_record(record, computed)` after each. The model is loaded only if something is to be computed. Raises
     Refusal.
@@ -61,8 +63,10 @@ def evaluate_model(
     tokenizer = model.tokenizer(settings.tokenizer_name)
     tokenizer_sha = tokenizer_record(tokenizer)["sha256"]
     prefix_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    lm, records = None, []
-    for task, limit in tasks:
+    lm, records = None, {}
+    for position, (task, limit) in enumerate(tasks):
+        if not takes(position):
+            continue
         if task.chat and not tokenizer.chat_template:
             raise Refusal(
                 f"{model.name} has no chat format (its tokenizer has no chat template): leave out"
@@ -81,7 +85,7 @@ def evaluate_model(
             samples, num_truncated = _run_task(lm, task, items, settings)
             record = _make_record(key, model, task, limit, settings, prefix_id, num_truncated, samples)
             store.save(key, record, samples)
-        records.append(record)
+        records[position] = record
         on_record(record, computed)
     return records
 

@@ -17,10 +17,12 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import append_jsonl, flush_folder, read_json, read_jsonl, write_json, write_text
 from ..run_folder import RunFolder
+from . import queue_limit
 from .client import HubPermissionError, HubUnavailable, check_no_private_values, reason
 from .repository import NO_CARD, Repository
 from .revision import REVISION, STEP_PREFIX, is_final, step_of, tag_of, write_revision
 
+LOSSES = "losses.json"  # of a queue entry: what its row in checkpoints.csv says
 FIRST_WAIT, LONGEST_WAIT = 1.0, 300.0  # seconds between two tries
 
 
@@ -31,7 +33,8 @@ class Publisher:
     """A queue in a run folder and the thread that publishes its entries. Use it on rank 0 only.
 
     export_to: `export_to(checkpoint, folder)` writes the root files of a revision. state: which revisions include
-    training state (--publish_training_state: all, final or none). every: --publish_steps. name: suffix of the queue,
+    training state (--publish_training_state). every: --publish_steps. limit: GiB that the queue may take
+    (--publish_queue_limit); beyond, training state of what waits is dropped, oldest first. name: suffix of the queue,
     for a run that publishes two repositories.
     """
 
@@ -42,15 +45,19 @@ class Publisher:
         export_to: Callable[[Path, Path], None],
         state: str,
         every: int | None,
+        limit: float | None = None,
         name: str = "",
     ):
         self.run, self.repository, self.export_to, self.state, self.every = run, repository, export_to, state, every
         self.card_folder = Path(run.path) / name.strip("-")  # whose records the card describes
         self.folder = Path(run.path) / f"queue{name}"
         self.published = Path(run.path) / f"published{name}.jsonl"
+        self.limit = queue_limit.default_limit(self.folder) if limit is None else int(limit * 2**30)
+        self.lock = threading.Lock()  # an entry that is being published keeps what it has
         self.failure: str | None = None
         self.blocked = False  # only the user can resolve the failure: waiting is of no use
         self.lost: list[int] = []  # steps whose revision is no longer on the Hub and whose checkpoint is not here
+        self.not_evaluated: list[int] = []  # steps that `catch_up` left to the evaluation that they wait for
         self.wake, self.stopping, self.thread = threading.Event(), False, None
 
     def check(self, required: bool) -> None:
@@ -75,23 +82,65 @@ class Publisher:
             self.run.event("hub", reason=str(error))
 
     def add(self, checkpoint: Path) -> None:
-        """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none)."""
+        """Queue a committed checkpoint if it is to be published, by hard links (by a copy where the disk has none),
+        with the losses of its step. What cannot be queued is recorded, and training goes on.
+        """
         manifest = verify.read_manifest(checkpoint)
-        step = manifest["step"]
-        if not is_published(step, self.every, is_final(manifest)):
+        if not is_published(manifest["step"], self.every, is_final(manifest)):
             return
+        try:
+            self._add(checkpoint, manifest)
+        except OSError as error:  # a full disk, most of all
+            text = reason(error, self.run.path.resolve())
+            self.run.event("not queued", revision=tag_of(manifest["step"]), reason=text)
+            print_main(f"WARNING   {tag_of(manifest['step'])} is not queued, and training goes on: {text}")
+            return
+        self._drop_state_while(
+            lambda files: queue_limit.queue_bytes(self.folder) > self.limit,
+            f"the queue takes more than {formatting.size(self.limit)}",
+        )
+        self.wake.set()
+
+    def _add(self, checkpoint: Path, manifest: dict) -> None:
+        step = manifest["step"]
+        with_state = queue_limit.carries_state(self.state, step, is_final(manifest))
+        ignored = None if with_state else lambda _, names: [name for name in names if queue_limit.is_state(name)]
         entry, staging = self.folder / tag_of(step), self.folder / f".{tag_of(step)}"
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
         try:
-            shutil.copytree(checkpoint, staging / "checkpoint", copy_function=os.link)
+            shutil.copytree(checkpoint, staging / "checkpoint", ignore=ignored, copy_function=os.link)
         except OSError:
             shutil.rmtree(staging / "checkpoint", ignore_errors=True)
-            shutil.copytree(checkpoint, staging / "checkpoint")
+            shutil.copytree(checkpoint, staging / "checkpoint", ignore=ignored)
+        if not with_state:
+            queue_limit.leave_out_state(staging)
+        write_json(staging / LOSSES, losses_at(read_jsonl(self.run.path / "log.jsonl"), step))
         discard(entry)
         os.rename(staging, entry)
         flush_folder(self.folder)
-        self.wake.set()
+
+    def make_room(self, num_bytes: int) -> None:
+        """Drop training state of what waits, oldest first, where the disk lacks space for `num_bytes` and it gives
+        some: training does not stop for the queue.
+        """
+
+        def gives_needed_space(files: list[Path]) -> bool:
+            lacking = shutil.disk_usage(self.run.path).free < num_bytes * 1.05
+            return lacking and any(path.stat().st_nlink == 1 for path in files)
+
+        self._drop_state_while(gives_needed_space, "the disk has no space for the next checkpoint")
+
+    def _drop_state_while(self, needed: Callable[[list[Path]], bool], why: str) -> None:
+        """Drop the training state of waiting entries, oldest first, of those for whose files it is `needed`."""
+        for step, entry in queued(self.folder):
+            with self.lock:
+                files = queue_limit.state_files(entry)
+                size = queue_limit.drop_state(entry, files) if files and needed(files) else 0
+            if size:
+                text = f"{why}, so {formatting.size(size)} of training state were removed from it; its model stays"
+                self.run.event("training state dropped", revision=tag_of(step), reason=text)
+                print_main(f"WARNING   {tag_of(step)} will be published without training state: {text}")
 
     def _reconcile(self, tags: dict[str, str]) -> None:
         """Compare the record of published revisions with the repository's tags, and correct it where others changed
@@ -143,15 +192,25 @@ class Publisher:
 
     def catch_up(self) -> None:
         """Queue the checkpoints that are neither queued nor published: after a crash, or where the run did not publish
-        to this repository before.
+        to this repository before. One whose evaluation is due waits for it.
         """
-        published = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
         for leftover in self.folder.glob(".*") if self.folder.exists() else ():
             shutil.rmtree(leftover, ignore_errors=True)
-        queued_steps = {step for step, _ in queued(self.folder)}
         for step, checkpoint in reversed(store.checkpoints(self.run.path)):
-            if step not in published and step not in queued_steps and verify.read_manifest(checkpoint):
-                self.add(checkpoint)
+            if not verify.read_manifest(checkpoint):
+                continue
+            if is_evaluation_due(self.run.path, checkpoint, step):
+                self.not_evaluated.append(step)
+                print_main(f"hub       {tag_of(step)} is queued when the resumed run has evaluated it")
+            else:
+                self.add_missing(checkpoint)
+
+    def add_missing(self, checkpoint: Path) -> None:
+        """Queue a committed checkpoint that is neither queued nor published."""
+        step = verify.read_manifest(checkpoint)["step"]
+        published = {record["step"] for record in read_jsonl(self.published) if record["repo"] == self.repository.repo}
+        if step not in published and step not in {queued_step for queued_step, _ in queued(self.folder)}:
+            self.add(checkpoint)
 
     def start(self) -> None:
         """Start the thread that publishes queued checkpoints."""
@@ -180,7 +239,10 @@ class Publisher:
 
     def _publish(self, step: int, entry: Path) -> None:
         """Publish one entry, record it and remove it from the queue; a corrupt entry is removed only."""
-        problems = verify.find_corruption(entry / "checkpoint")
+        with self.lock:
+            write_text(entry / queue_limit.ATTEMPTED, "")
+            dropped = queue_limit.is_without_state(entry)
+        problems = verify.find_corruption(entry / "checkpoint", tuple(verify.STATE_FILES) if dropped else ())
         if problems:
             print_main(
                 f"hub       {tag_of(step)} was damaged on this disk before it was published: {'; '.join(problems)}"
@@ -189,13 +251,13 @@ class Publisher:
             discard(entry)
             return
         final = is_final(verify.read_manifest(entry / "checkpoint"))
-        with_state = self.state == "all" or (self.state == "final" and final)
+        with_state = queue_limit.carries_state(self.state, step, final) and not dropped
         tag = self.repository.claim(step)
         row = {"step": step, "repo": self.repository.repo, "revision": tag, "state": with_state}
         files = write_revision(entry, self.repository.run, self.export_to, with_state, self._card(row, step))
         write_text(entry / "cover.md", self._card(row))
         commit, is_main = self.repository.publish(
-            files, tag, final, losses_at(entry / "checkpoint"), {"README.md": entry / "cover.md"}
+            files, tag, final, losses_of(entry), {"README.md": entry / "cover.md"}
         )
         append_jsonl(self.published, {**row, "commit": commit})
         discard(entry)
@@ -293,7 +355,7 @@ def queue_lines(folder: Path) -> list[str]:
     waiting = queued(folder)
     if not waiting:
         return []
-    size = sum(path.stat().st_size for _, entry in waiting for path in (entry / "checkpoint").iterdir())
+    size = queue_limit.queue_bytes(folder)
     failure = read_json(folder / "last_failure.json")
     summary = (
         f"{len(waiting)} revisions wait to be published ({formatting.size(size)}):"
@@ -319,14 +381,38 @@ def discard(entry: Path) -> None:
         shutil.rmtree(doomed, ignore_errors=True)
 
 
-def losses_at(checkpoint: Path) -> dict:
-    """{loss, eval_loss}: the last training and validation loss that a checkpoint logged (nats per token), "" if
-    none.
+def losses_of(entry: Path) -> dict:
+    """{loss, eval_loss} of a queue entry (nats per token), "" where there is none."""
+    if losses := read_json(entry / LOSSES):
+        return losses
+    checkpoint = entry / "checkpoint"  # queued by an earlier version, which evaluated before it saved
+    log, step = read_json(checkpoint / "trainer_state.json")["log_history"], verify.read_manifest(checkpoint)["step"]
+    return losses_at(log, step)
+
+
+def losses_at(log: list[dict], step: int) -> dict:
+    """{loss, eval_loss} of a step (nats per token): the last training loss that was logged up to it, and the validation
+    loss that was measured at it; "" where there is none.
     """
     losses = {"loss": "", "eval_loss": ""}
-    for entry in read_json(checkpoint / "trainer_state.json")["log_history"]:
-        losses.update({key: entry[key] for key in losses if key in entry})
+    for entry in log:
+        if "loss" in entry and entry["step"] <= step:
+            losses["loss"] = entry["loss"]
+        if "eval_loss" in entry and entry["step"] == step:
+            losses["eval_loss"] = entry["eval_loss"]
     return losses
+
+
+def is_evaluation_due(run: Path, checkpoint: Path, step: int) -> bool:
+    """Whether the evaluation of a checkpoint's step is still to be made: it was saved before, and neither losses nor a
+    failure of that evaluation are recorded in the `run` folder.
+    """
+    if not (read_json(checkpoint / "progress.json") or {}).get("evaluation_due"):
+        return False
+    measured = any("eval_loss" in entry and entry["step"] == step for entry in read_jsonl(run / "log.jsonl"))
+    return not measured and not any(
+        event["event"] == "evaluation failed" and event["at_step"] == step for event in read_jsonl(run / "events.jsonl")
+    )
 
 
 def is_published(step: int, every: int | None, last: bool) -> bool:

@@ -1,8 +1,11 @@
 """What this machine supports: native bfloat16, peak FLOP/s, threads, memory settings, a compiler."""
 
+import contextlib
 import ctypes
 import functools
+import os
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -20,6 +23,34 @@ def configure_cpu(device: torch.device, threads: int | None, keep: bool) -> None
     torch.set_num_threads(threads or cores_for_a_process())
     if device.type == "cpu" and keep:
         keep_memory()
+
+
+@contextlib.contextmanager
+def deterministic_algorithms(enabled: bool) -> Iterator[None]:
+    """While it lasts, torch uses only algorithms that give the same bits every time, if `enabled`. An operation that
+    has none raises RuntimeError. Enter it before the first matrix product: cuBLAS reads its variable once.
+
+    Unlike transformers' --full_determinism, kernels stay asynchronous (no CUDA_LAUNCH_BLOCKING).
+    """
+    if not enabled:
+        yield
+        return
+    import torch.utils.deterministic as fills
+
+    variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
+    unset = {name: value for name, value in variables.items() if name not in os.environ}
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    fill = fills.fill_uninitialized_memory
+    os.environ.update(unset)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark, fills.fill_uninitialized_memory = False, False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark, fills.fill_uninitialized_memory = before[1], fill
+        for name in unset:
+            os.environ.pop(name, None)
 
 
 def keep_memory() -> bool:

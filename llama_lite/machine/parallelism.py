@@ -24,19 +24,52 @@ SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 class Layout:
     """The number of processes of a run, and its sharding: each process holds everything (none, ddp) or a part (fsdp2,
     zero2).
+
+    replicas: groups of processes that each hold the whole model between them (HSDP, more than 1). reshard: whether
+    FSDP2 frees gathered weights after the forward pass.
     """
 
     processes: int = 1
     sharding: str = "none"
+    replicas: int = 1
+    reshard: bool = True
+
+    @property
+    def shards(self) -> int:
+        """Processes over which weights, gradients and optimizer state are divided."""
+        return self.processes // self.replicas if self.sharding in ("fsdp2", "zero2") else 1
+
+    def record(self) -> dict:
+        """What a run's identity holds of it, besides the number of processes. `output_dtype`: FSDP2 keeps the number
+        format of outputs; it rounded the loss to that of the weights in checkpoints without this entry.
+        """
+        replicas = {"replicas": self.replicas} if self.replicas > 1 else {}
+        return {"sharding": self.sharding, **replicas} | ({"output_dtype": "kept"} if self.sharding == "fsdp2" else {})
+
+    def __str__(self) -> str:
+        over = f"over {self.shards}" + (f", {self.replicas} replicas" if self.replicas > 1 else "")
+        return {
+            "none": "one process",
+            "ddp": f"{self.processes} processes, DDP",
+            "fsdp2": f"{'HSDP' if self.replicas > 1 else 'FSDP2'} {over}",
+            "zero2": f"ZeRO-2 {over}",
+        }[self.sharding]
 
 
 def layout() -> Layout:
     """The layout of this process, from its launcher's environment variables."""
     if _is_set("ACCELERATE_USE_FSDP"):
-        return Layout(WORLD_SIZE, "fsdp2")
+        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
+        return Layout(WORLD_SIZE, "fsdp2", _replicas(), reshard)
     if _is_set("ACCELERATE_USE_DEEPSPEED"):
         return Layout(WORLD_SIZE, "zero2")
     return Layout(WORLD_SIZE, "ddp" if WORLD_SIZE > 1 else "none")
+
+
+def _replicas() -> int:
+    """Replicas of HSDP, from the launcher's environment variables; 1 without HSDP."""
+    hybrid = _is_set("ACCELERATE_USE_PARALLELISM_CONFIG")
+    return int(os.environ.get("PARALLELISM_CONFIG_DP_REPLICATE_SIZE", 1)) if hybrid else 1
 
 
 def layout_of(path: str) -> Layout:
@@ -50,8 +83,36 @@ def layout_of(path: str) -> Layout:
             f" ({' '.join(str(error).split())})."
         ) from None
     if kind == "FSDP":
-        return Layout(processes, "fsdp2")
+        replicas = (config.get("parallelism_config") or {}).get("parallelism_config_dp_replicate_size", 1)
+        reshard = (config.get("fsdp_config") or {}).get("fsdp_reshard_after_forward", True)
+        return Layout(processes, "fsdp2", int(replicas), str(reshard).lower() != "false")
     return Layout(processes, "zero2" if kind == "DEEPSPEED" else "ddp" if processes > 1 else "none")
+
+
+def complete_accelerator_arguments(arguments: dict) -> dict:
+    """The keyword arguments of Trainer's Accelerator, with what this layout needs besides.
+
+    DDP: gradients are views of the communication buckets, not copies of them. FSDP2 in 16 bits: weights are cast for
+    computing; gradients are reduced and accumulated in float32, and outputs keep their number format (accelerate would
+    make all of them 16 bits, the loss too). ZeRO-2: gradients are accumulated in float32.
+    """
+    import torch
+    from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    for handler in arguments["kwargs_handlers"]:
+        if isinstance(handler, DistributedDataParallelKwargs):
+            handler.gradient_as_bucket_view = True
+    sharding, half = layout().sharding, {"bf16": torch.bfloat16, "fp16": torch.float16}
+    if sharding == "fsdp2" and arguments["mixed_precision"] in half:
+        plugin = arguments.get("fsdp_plugin") or FullyShardedDataParallelPlugin()
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(
+            param_dtype=half[arguments["mixed_precision"]], reduce_dtype=torch.float32, output_dtype=None
+        )
+        arguments["fsdp_plugin"] = plugin
+    if sharding == "zero2":
+        arguments["deepspeed_plugin"].deepspeed_config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return arguments
 
 
 def use_one_gpu(training: "TrainingArguments", script: str) -> str | None:
@@ -83,7 +144,7 @@ def check_launch(training: "TrainingArguments", shards: bool = True) -> None:
             f"the launcher's dynamo_backend {dynamo} (ACCELERATE_DYNAMO_BACKEND) compiles the whole model, which is not"
             " recorded: remove it from the launcher's config, and use --compile_layers."
         )
-    _check_process_count(state.num_processes)
+    check_process_count(state.num_processes)
     sharding = layout().sharding
     if sharding in ("fsdp2", "zero2"):
         _check_sharding(sharding, shards, training.optim.value, device, state.distributed_type)
@@ -95,7 +156,7 @@ def check_launch(training: "TrainingArguments", shards: bool = True) -> None:
         )
 
 
-def _check_process_count(processes: int) -> None:
+def check_process_count(processes: int) -> None:
     """Raise Refusal where accelerate runs another number of `processes` than its launcher, or srun, was asked for."""
     alone = "this process is alone"
     if WORLD_SIZE == 1 and processes == 1:
@@ -107,8 +168,8 @@ def _check_process_count(processes: int) -> None:
             )
         if "RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
             raise Refusal(
-                f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks, and {alone}: each would train a model of its"
-                " own. Let srun start one `accelerate launch` per node, as configs/slurm/pretrain.sbatch does."
+                f"srun started {os.environ['SLURM_STEP_NUM_TASKS']} tasks, and {alone}: each would do all of the work"
+                " again. Let srun start one `accelerate launch` per node, as configs/slurm/pretrain.sbatch does."
             )
     if processes != WORLD_SIZE:
         raise Refusal(
@@ -152,6 +213,28 @@ def _check_fsdp() -> None:
             f"fsdp_state_dict_type {os.environ.get('FSDP_STATE_DICT_TYPE') or 'is not set, and'} saves no model that"
             " can be loaded without this layout. Set `fsdp_state_dict_type: FULL_STATE_DICT`, as in"
             " configs/accelerate/fsdp2.yaml: weights and optimizer are gathered at each save."
+        )
+    if _is_set("ACCELERATE_USE_PARALLELISM_CONFIG"):
+        _check_hybrid()
+
+
+def _check_hybrid() -> None:
+    """Raise Refusal for a parallelism config other than replicas x shards that make all processes."""
+    sizes = {
+        name: int(os.environ.get(f"PARALLELISM_CONFIG_{name.upper()}_SIZE", 1))
+        for name in ("dp_replicate", "dp_shard", "tp", "cp", "sp")
+    }
+    if other := [name for name in ("tp", "cp", "sp") if sizes[name] > 1]:
+        raise Refusal(
+            f"parallelism_config_{other[0]}_size {sizes[other[0]]}: the processes of a run each compute whole windows"
+            " with whole layers. Set it to 1, as in configs/accelerate/hsdp.yaml."
+        )
+    replicas, shards = sizes["dp_replicate"], sizes["dp_shard"]
+    if replicas * shards != WORLD_SIZE or shards < 2:
+        raise Refusal(
+            f"parallelism_config: {replicas} replicas (dp_replicate_size) of {shards} shards (dp_shard_size) are not"
+            f" the {WORLD_SIZE} processes of this launch. Give the machines as --parallelism_config_dp_replicate_size"
+            " and the GPUs of each as --parallelism_config_dp_shard_size."
         )
 
 

@@ -34,6 +34,10 @@ def apply(training: "TrainingArguments", precision: str) -> None:
     mixed = {name: launcher for launcher, name in LAUNCHER_PRECISIONS.items()}[precision]
     training.bf16, training.fp16, training.mixed_precision = precision == "bfloat16", precision == "float16", mixed
     if training.deepspeed_plugin is not None:
+        config = training.deepspeed_plugin.deepspeed_config
+        for name in ("bf16", "fp16"):  # what the plugin set before the number format was known stays otherwise
+            if config.get(name) == {"enabled": False}:
+                del config[name]
         training.deepspeed_plugin.set_mixed_precision(mixed)
 
 

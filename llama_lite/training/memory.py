@@ -37,18 +37,21 @@ GPUS = {"L4": 24, "L40S": 48, "A100 80GB": 80, "H100": 80, "H200": 141, "B200": 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes per device at the peak of a step. `gathered`: weights that FSDP gathers for the layers in use."""
+    """Bytes per device at the peak of a step. `gathered`: weights that FSDP gathers for the layers in use, or for all
+    where it keeps them. `accumulated`: gradients of earlier micro-batches, which FSDP2 and DDP hold beside.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     activations: int
     gathered: int = 0
+    accumulated: int = 0
 
     @property
     def total(self) -> int:
         """Bytes of all parts."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered
+        return self.weights + self.gradients + self.optimizer + self.activations + self.gathered + self.accumulated
 
 
 def step_memory(
@@ -59,12 +62,15 @@ def step_memory(
     layout: Layout = ONE_PROCESS,
     fused: bool = False,
     checkpointing: bool = False,
+    accumulates: bool = False,
 ) -> Memory:
-    """The peak of a training step with `micro_batch` windows of `block_size` tokens, layers not compiled.
+    """The peak of a training step with `micro_batch` windows of `block_size` tokens, layers not compiled. accumulates:
+    whether a step has several micro-batches.
 
     For one process and DDP, MemTracker gives it (tests compare it with measured peaks). For FSDP2 and ZeRO-2 it gives
     the activations; the rest is computed: float32 weights, gradients and two moments divided by the processes, and in
-    bfloat16 the weights of the embedding, the output layer and two layers (FSDP2), or all of them (ZeRO-2).
+    bfloat16 the weights of the embedding, the output layer and two layers (FSDP2), or all of them (ZeRO-2, and FSDP2
+    without resharding).
     """
     import torch
 
@@ -84,12 +90,15 @@ def step_memory(
         peak += (peak_more - peak) * (config.num_hidden_layers - few) // (more - few)
         elements += layer * (config.num_hidden_layers - few)
     activations = max(0, peak - 4 * (compute if casts else 4) * elements)
+    # until the last micro-batch DDP's are not yet in its buckets, and FSDP2's are neither reduced nor sharded
+    accumulated = 4 * elements if accumulates and layout.sharding in ("ddp", "fsdp2") else 0
     if layout.sharding in ("none", "ddp"):
-        return Memory(4 * elements, (8 if layout.sharding == "ddp" else 4) * elements, 8 * elements, activations)
-    shard = -(-elements // layout.processes)
+        return Memory(4 * elements, 4 * elements, 8 * elements, activations, 0, accumulated)
+    shard = -(-elements // layout.shards)
     if layout.sharding == "zero2":
         return Memory(elements * compute, 4 * shard, 12 * shard, activations)
-    return Memory(4 * shard, 4 * shard, 8 * shard, activations, (embeddings + 2 * layer) * compute)
+    gathered = (embeddings + 2 * layer if layout.reshard else elements) * compute
+    return Memory(4 * shard, 4 * shard, 8 * shard, activations, gathered, accumulated)
 
 
 @functools.lru_cache(maxsize=64)
@@ -183,7 +192,14 @@ def forecast(
     device = training.device
     try:
         memory = step_memory(
-            config, plan.micro_batch, run.block_size, precision, layout, fused, training.activation_checkpointing
+            config,
+            plan.micro_batch,
+            run.block_size,
+            precision,
+            layout,
+            fused,
+            training.activation_checkpointing,
+            plan.accumulation > 1,
         )
     except (
         RuntimeError,
@@ -200,24 +216,20 @@ def forecast(
     else:
         available, where = capacity(device), "this GPU" if device.type == "cuda" else "this machine's memory"
     lines = [_memory_line(memory, layout), _save_line(plan, run, memory.total if device.type == "cpu" else 0)]
+    if layout.sharding == "fsdp2":
+        lines.append(f"resharding          {_reshard_advice(memory, layout, plan, precision, available)}")
     flops = plan.flops_per_token * plan.tokens
     if run.plan_launch or device.type == "cuda" or flops > GPU_LINES_FLOPS:
         lines += gpu_lines(memory, flops, precision, layout.processes, run.plan_mfu)
     problems = []
     if memory.total > available:
-        fix = what_would_fit(config, plan.micro_batch, run.block_size, precision, layout, fused, available)
+        fix = what_would_fit(config, plan, run.block_size, precision, layout, fused, available)
         problems.append(f"a step takes {size(memory.total)} and {where} gives a process {size(available)}: {fix}.")
     return lines, problems + _disk_problems(plan, training)
 
 
 def _memory_line(memory: Memory, layout: Layout) -> str:
     """Memory of a step in total and by part."""
-    layouts = {
-        "none": "one process",
-        "ddp": f"{layout.processes} processes, DDP",
-        "fsdp2": f"FSDP2 over {layout.processes}",
-        "zero2": f"ZeRO-2 over {layout.processes}",
-    }
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -225,8 +237,9 @@ def _memory_line(memory: Memory, layout: Layout) -> str:
         "activations": memory.activations,
     }
     parts |= {"gathered weights": memory.gathered} if memory.gathered else {}
+    parts |= {"accumulated gradients": memory.accumulated} if memory.accumulated else {}
     return (
-        f"memory per device   {size(memory.total)} ({layouts[layout.sharding]}):"
+        f"memory per device   {size(memory.total)} ({layout}):"
         f" {', '.join(f'{name} {size(value)}' for name, value in parts.items())}"
     )
 
@@ -244,6 +257,21 @@ def _save_line(plan: Plan, run: RunArguments, besides: int) -> str:
             f" memory, and {size(max(0, available))} would be available"
         )
     return f"saves               written while training goes on, from a copy of {size(copied)} in this machine's memory"
+
+
+def _reshard_advice(memory: Memory, layout: Layout, plan: Plan, precision: str, available: int) -> str:
+    """What fsdp_reshard_after_forward should be: false, which gathers each weight once a micro-batch, where all of them
+    fit into `available` bytes.
+    """
+    import torch
+
+    kept = plan.parameters * getattr(torch, precision).itemsize
+    total = memory.total - memory.gathered + kept
+    if layout.reshard and total <= available:
+        return f"fsdp_reshard_after_forward: false is faster, and fits: {size(total)} per device"
+    if not layout.reshard and total > available:
+        return f"fsdp_reshard_after_forward: true saves up to {size(kept)} per device, which does not fit here"
+    return f"fsdp_reshard_after_forward: {str(layout.reshard).lower()}, as it is ({size(total)} per device with false)"
 
 
 def _disk_problems(plan: Plan, training: TrainingArguments) -> list[str]:
@@ -268,7 +296,7 @@ def _free(folder: Path) -> int:
 
 def what_would_fit(
     config: PreTrainedConfig,
-    micro_batch: int,
+    plan: Plan,
     block_size: int,
     precision: str,
     layout: Layout,
@@ -276,11 +304,16 @@ def what_would_fit(
     available: int,
 ) -> str:
     """Changes, each of which makes the step fit into `available` bytes, as one sentence."""
+    micro_batch = plan.micro_batch
+
+    def memory_of(micro: int, checkpointing: bool = False, layout: Layout = layout) -> Memory:
+        accumulates = plan.accumulation > 1 or micro < micro_batch
+        return step_memory(config, micro, block_size, precision, layout, fused, checkpointing, accumulates)
 
     def needs(micro: int, checkpointing: bool = False, layout: Layout = layout) -> int:
-        return step_memory(config, micro, block_size, precision, layout, fused, checkpointing).total
+        return memory_of(micro, checkpointing, layout).total
 
-    memory = step_memory(config, micro_batch, block_size, precision, layout, fused)
+    memory = memory_of(micro_batch)
     state = memory.total - memory.activations  # does not depend on the micro-batch
     changes = []
     smaller = micro_batch // 2 if state < available else 0

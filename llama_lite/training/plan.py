@@ -69,13 +69,21 @@ def saved_steps(training: TrainingArguments, steps: int) -> list[int]:
     return sorted({*range(every := intervals(training, steps)["save"], steps + 1, every), steps})
 
 
-def check_publish_steps(training: TrainingArguments, steps: int, publish_steps: int | None) -> None:
-    """Raise Refusal for a --publish_steps that is not a multiple of the steps between checkpoints."""
+def check_publish_steps(training: TrainingArguments, steps: int, publish_steps: int | None, state: str = "all") -> None:
+    """Raise Refusal for a --publish_steps that is not a multiple of the steps between checkpoints, or a number of steps
+    in --publish_training_state (`state`) that is not one of those between revisions.
+    """
     save = intervals(training, steps)["save"]
     if publish_steps is not None and publish_steps % save and save < steps:
         raise Refusal(
             f"--publish_steps {publish_steps} is not a multiple of the {save} steps between checkpoints (--save_steps"
             f" {training.save_steps:g}): only saved checkpoints can be published."
+        )
+    between = publish_steps or save
+    if state.isdigit() and int(state) % between and between < steps:
+        raise Refusal(
+            f"--publish_training_state {state} is no multiple of the {between} steps between published revisions: only"
+            " they can carry training state."
         )
 
 

@@ -84,8 +84,15 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
 
 
 def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
-    """Write `run.json`, and the events of what changed since the checkpoint; say where the run begins."""
+    """Write `run.json`, and the events of what changed since the checkpoint; restore the log of its step, without an
+    evaluation that is due, and so is made again; say where the run begins.
+    """
     run_on_main(_new_run, run, record, start.checkpoint is None)
+    run_on_main(
+        lambda: run.rewind_log(
+            read_json(start.checkpoint / "trainer_state.json")["log_history"] if start.checkpoint else []
+        )
+    )
     for kind in ("hyperparameters", "data", "layout", "environment"):
         if start.changed.get(kind):
             run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
@@ -278,7 +285,7 @@ def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
 
 def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
     """Publish what waits in the queues of a run, and what should. Raises Interrupted when some of it still waits."""
-    left, lost = [], []
+    left, lost, due = [], [], []
     for publisher in publishers:
         publisher.check(required=True)
         publisher.catch_up()
@@ -286,10 +293,12 @@ def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
         if not publisher.drain(timeout):
             left += publish_queue.queue_lines(publisher.folder)
         lost += publisher.lost
+        due += publisher.not_evaluated
     if left:
         raise Interrupted("; ".join(left))
-    gone = f", except {len(lost)} revisions that are gone from the Hub and from this machine" if lost else ""
-    print_main(f"everything in {run.path} is published{gone}")
+    missing = [f"{len(lost)} revisions that are gone from the Hub and from this machine"] if lost else []
+    missing += [f"step {due[0]:,}, whose evaluation the resumed run makes"] if due else []
+    print_main(f"everything in {run.path} is published{', except ' + ' and '.join(missing) if missing else ''}")
 
 
 # ---- the checkpoint to begin from (rank 0) ----
@@ -314,7 +323,6 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
         )
     start = trainer.read_resume_point(folder, without)
     if folder is None:
-        run.rewind_log([])
         return start
     start.changed = check_changes(start.manifest["identity"], identity, start.step, options.allow_changes)
     if "optimizer" not in without:
@@ -326,7 +334,6 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
         )
     if mode not in ("auto", "must"):
         store.supersede_newer(run.path, folder, start.step, report)
-    run.rewind_log(read_json(folder / "trainer_state.json")["log_history"])
     return start
 
 

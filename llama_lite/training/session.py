@@ -14,18 +14,19 @@ from ..checkpoint.identity import RunIdentity
 from ..config.fields import switches as library_switches
 from ..distributed import RANK, print_main, run_on_main
 from ..errors import Refusal
-from ..files import read_json
+from ..files import read_json, read_jsonl
 from ..hub.publish_queue import Publisher
 from ..hub.repository import Repository
-from ..machine.hardware import configure_cpu
+from ..machine.hardware import configure_cpu, deterministic_algorithms
 from ..machine.parallelism import check_launch, layout, use_one_gpu
-from ..processes import StopSignals
+from ..processes import StopSignals, seconds_since_start
 from ..run_folder import RunFolder
-from . import resume
+from . import goodput, resume
 from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .preflight import check_packages, check_token
-from .trainer import ResumePoint, VerifiedTraining, finish_or_raise
+from .trainer import DueEvaluationCallback, ResumePoint, VerifiedTraining, finish_or_raise
+from .watchdog import Watchdog, last_seen, record_collectives
 
 
 class Session:
@@ -56,7 +57,9 @@ class Session:
         self.ends = contextlib.ExitStack()
 
     def __enter__(self):
+        self.ends.enter_context(deterministic_algorithms(self.run_args.deterministic))
         self.run = self.ends.enter_context(RunFolder(self.training_args.output_dir))
+        record_collectives(self.run.path)
         return self
 
     def __exit__(self, *error):
@@ -98,10 +101,11 @@ class Session:
         """The queue of the run's checkpoints, and that of its merged model; identifier: the run's, in its records."""
         hub, repo, private = self.hub_args, self.training_args.hub_model_id, self.training_args.hub_private_repo
         repository = Repository(repo, private, identifier)
-        publishers = [Publisher(run, repository, self.export_to, hub.publish_training_state, hub.publish_steps)]
+        state, limit = str(hub.publish_training_state), hub.publish_queue_limit
+        publishers = [Publisher(run, repository, self.export_to, state, hub.publish_steps, limit)]
         if self.merge_to:
             repository = Repository(f"{repo}-merged", private, identifier)
-            publishers.append(Publisher(run, repository, self.merge_to, "none", sys.maxsize, "-merged"))
+            publishers.append(Publisher(run, repository, self.merge_to, "none", sys.maxsize, limit, "-merged"))
         return publishers
 
     def identity(self, plan, *, config: dict, data: dict, switches: dict, further_hyperparameters=()) -> RunIdentity:
@@ -116,12 +120,16 @@ class Session:
                 "processes": plan.processes,
                 "micro_batch": plan.micro_batch,
                 "accumulation": plan.accumulation,
-                "sharding": layout().sharding,
+                **layout().record(),
             },
             environment={
                 "hardware": provenance.hardware(),
                 "packages": provenance.package_versions(),
-                "switches": {**switches, **library_switches(self.training_args)},
+                "switches": {
+                    **switches,
+                    **library_switches(self.training_args),
+                    **({"deterministic": True} if self.run_args.deterministic else {}),
+                },
                 "code_revision": provenance.code_revision(),
             },
             further_hyperparameters=further_hyperparameters,
@@ -196,20 +204,41 @@ class Session:
         trainer.add_callback(Health(self.run))
 
     def train(self, trainer: VerifiedTraining, steps: int) -> bool:
-        """Train up to the last step; False if the run begins there. Raises Interrupted when it was asked to stop."""
+        """Train up to the last step and evaluate; False if nothing of that is left. Raises Interrupted when it was
+        asked to stop.
+        """
         checkpoint, self.signals.at_once = self.start.checkpoint, False
-        if self.start.step >= steps:
+        if self.start.step >= steps and not self.start.evaluation_due:
             return False
         if self.gpu_note:
             print_main(f"device    {self.gpu_note}")
+        trainer.clock = self._wall_clock()
+        trainer.watchdog = Watchdog(self.run, self.run_args.step_timeout, trainer.clock)
+        trainer.add_callback(trainer.watchdog)
         self.run.event(
             "resumed" if checkpoint else "started",
             checkpoint=checkpoint.name if checkpoint else None,
             data_start=self.start.data_start,
+            **trainer.clock.recorded(),
         )
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.add_callback(DueEvaluationCallback(trainer))
+        with trainer.watchdog:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        recorded = trainer.clock.recorded()
+        self.run.event("trained", **recorded)
+        print_main(goodput.line(recorded["seconds"]))
         finish_or_raise(trainer)
         return True
+
+    def _wall_clock(self) -> goodput.WallClock:
+        """The clock of this session, with the wall time of the run before it (rank 0)."""
+        clock = goodput.WallClock()
+        if RANK == 0:
+            events, seen = read_jsonl(self.run.path / "events.jsonl"), last_seen(self.run.path)
+            clock.seconds |= goodput.seconds_before(events, self.start.step, seconds_since_start(), seen)
+        if self.start.checkpoint:
+            clock.switch("restarts")
+        return clock
 
     def publish_rest(self, steps: int) -> None:
         """Queue the merged model of the last checkpoint, if there is one, and wait until all queues are empty."""

@@ -4,9 +4,11 @@ It replaces how transformers.Trainer saves and loads, and nothing of how it trai
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -20,27 +22,36 @@ from transformers import Trainer, TrainerCallback
 
 from ..checkpoint import optimizer_state, store, verify
 from ..checkpoint.background import BackgroundWriter
-from ..checkpoint.identity import changed_arithmetic, differences
+from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
 from ..checkpoint.snapshot import Snapshot, live_storages
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
-from ..errors import Interrupted, Refusal, Unhealthy, end_of
+from ..errors import Interrupted, Refusal, Unhealthy, end_of, status_of
 from ..files import read_json
-from ..formatting import size
+from ..formatting import shortened, size
 from ..kernels.probe import without_router_loss
 from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
+from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
+from .goodput import WallClock
+from .random_state import preserved_random_state
+
+logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
-TIMINGS = ("tokens_per_second", "mfu", "peak_memory_gib")  # what two equal runs may log differently
+TIMINGS = (  # what two equal runs may log differently
+    *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
+    *("save_seconds", "evaluation_seconds", "restart_seconds", "waiting_seconds"),
+)
 
 
 @dataclasses.dataclass
 class ResumePoint:
     """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
 
-    `changed`: what differs from the checkpoint's run, by kind (`checkpoint.identity.check_changes`).
+    `changed`: what differs from the checkpoint's run, by kind (`checkpoint.identity.check_changes`). `evaluation_due`:
+    whether the evaluation of the checkpoint's step is still to be made, before the first step.
     """
 
     checkpoint: Path | None = None
@@ -49,6 +60,7 @@ class ResumePoint:
     data_start: int = 0
     schedule_start: int = 0
     changed: dict = dataclasses.field(default_factory=dict)
+    evaluation_due: bool = False
 
     @property
     def step(self) -> int:
@@ -68,6 +80,7 @@ def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> Resu
         without,
         manifest["step"] if "data" in without else progress["data_start"],
         manifest["step"] if "scheduler" in without else progress["schedule_start"],
+        evaluation_due=progress.get("evaluation_due", False),  # absent in older checkpoints: evaluated before saving
     )
 
 
@@ -98,7 +111,11 @@ class VerifiedTraining:
         self.async_save, self.writer, self.is_saving = True, BackgroundWriter(), False
         self.snapshot = Snapshot(self.args.device.type == "cuda")
         self.run.before_end.append(self._end_save)
+        self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
         self.add_callback(ResumeStateCallback(self))
+
+    def _build_accelerator_args(self, **kwargs) -> dict:
+        return complete_accelerator_arguments(super()._build_accelerator_args(**kwargs))
 
     # ---- stepping ----
 
@@ -164,7 +181,7 @@ class VerifiedTraining:
             return  # Trainer's own summary counts from the last resume
         logs["tokens"] = self.tokens
         if "loss" in logs:
-            logs.update(self._throughput())
+            logs.update(self._throughput() | self.clock.logged())
         for name in [name for name in logs if name.endswith(("_runtime", "_per_second")) and name.startswith("eval")]:
             del logs[name]
         super().log(logs)
@@ -186,20 +203,78 @@ class VerifiedTraining:
                 found |= {"mfu": share} if share <= 100 else {}  # the peak was measured while others used the machine
         return found
 
+    # ---- evaluating ----
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs):
+        """Log and save first, then evaluate: what fails in an evaluation, or kills it, costs no step. A checkpoint
+        records that its evaluation is due. A run that was asked to stop leaves the evaluation to the resumed run.
+        """
+        if self.control.should_evaluate:  # not at the end of the epoch, where Trainer calls this once more
+            self.evaluation_due, self.control.should_evaluate = True, False
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        if self.evaluation_due and not self.stop_reason:
+            self.make_due_evaluation()
+
+    def make_due_evaluation(self) -> None:
+        """Evaluate, then queue the checkpoint of this step, if there is one, with the losses of this step."""
+        self.evaluate()
+        self.evaluation_due = False
+        self.do_in_background(self._queue_evaluated, self.run.path / f"checkpoint-{self.state.global_step}")
+
+    def _queue_evaluated(self, checkpoint: Path) -> None:
+        """Queue a checkpoint, if it is there, whose evaluation has ended (rank 0, after the thread has saved it)."""
+        if self.publisher and checkpoint.is_dir():
+            self.publisher.add_missing(checkpoint)
+
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
         """Log `held_out_metrics` and call the callbacks. Trainer's own loop weighs a ragged last batch, and what
         processes repeat, too much.
+
+        A part that fails is recorded, and the others are made. Random state and mode of the model stay as they were.
+        Returns the metrics, {} where they failed.
         """
-        began, training = time.perf_counter(), self.model.training
+        began, training, state = time.perf_counter(), self.model.training, (self.args, self.state, self.control)
         # other shapes, samples and tasks: only training steps are worth compiling
-        with torch.compiler.set_stance("force_eager"):
+        eager = torch.compiler.set_stance("force_eager")
+        with self.clock.during("evaluations"), preserved_random_state(self.args.device), eager:
             self.model.eval()
-            metrics = self.held_out_metrics()
+            metrics = self._attempt("validation loss", self._log_held_out_metrics) or {}
             self.model.train(training)
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            for callback in self.callback_handler.callbacks:
+                handler = copy.copy(self.callback_handler)
+                handler.callbacks = [callback]
+                self._attempt(type(callback).__name__, handler.on_evaluate, *state, metrics)
+                self.model.train(training)
         self.outside += time.perf_counter() - began
         return metrics
+
+    def _log_held_out_metrics(self) -> dict[str, float]:
+        metrics = self.held_out_metrics()
+        self.log(metrics)
+        return metrics
+
+    def _attempt(self, part: str, function, *args):
+        """The result of a part of an evaluation; None on every rank where it fails on any of them, which is recorded.
+        Raises what ends a run in order (Refusal, Interrupted, Unhealthy, a full disk).
+        """
+        result = failure = None
+        try:
+            result = function(*args)
+        except Exception as error:
+            failure = error
+        watched = self.watchdog.expecting_others() if failure and self.watchdog else contextlib.nullcontext()
+        try:
+            with watched:
+                raise_on_all_ranks(failure)
+        except Exception as error:
+            if status_of(error):
+                raise
+            logger.warning("%s of the evaluation at step %s failed", part, self.state.global_step, exc_info=error)
+            reason = shortened(error)
+            self.run.event("evaluation failed", at_step=self.state.global_step, part=part, reason=reason)
+            print_main(f"WARNING   {part} at step {self.state.global_step} failed, and training goes on: {reason}")
+            return None
+        return result
 
     def held_out_metrics(self) -> dict[str, float]:
         """What an evaluation measures, of all ranks together: the same under any batch size and number of processes."""
@@ -225,6 +300,10 @@ class VerifiedTraining:
                 self.processing_class.save_pretrained(output_dir)
 
     def _save_checkpoint(self, model, trial):
+        with self.clock.during("saves"):
+            self._save_verified()
+
+    def _save_verified(self) -> None:
         """Aside, proven; then, while training goes on, written, flushed, hashed and named, and the oldest go. A failure
         on one rank ends all of them.
 
@@ -236,7 +315,7 @@ class VerifiedTraining:
             return
         self.finish_save()
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        run_on_main(store.need_space, self.run.path, 3 * trained)  # weights and two moments
+        run_on_main(self._need_space, 3 * trained)  # weights and two moments
         in_background = run_on_main(self._can_save_in_background, 3 * trained)
         staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
@@ -248,11 +327,12 @@ class VerifiedTraining:
         raise_on_all_ranks(failure)
         probe = {"loss": self.probe_loss(), "sha256": self.probe_digest()}
         manifest = {"tokens": self.tokens, "identity": self.identity, "probe": probe}
+        recorded = {"seconds": self.clock.recorded(), "evaluation_due": self.evaluation_due}
         self.saved_step = step
         if in_background:
-            self.do_in_background(self._commit, staging, step, manifest)
+            self.do_in_background(self._commit, staging, step, manifest, recorded)
         else:
-            run_on_main(self._commit, staging, step, manifest)
+            run_on_main(self._commit, staging, step, manifest, recorded)
         self.outside += time.perf_counter() - began
 
     def _save_state(self, staging: Path, in_background: bool) -> None:
@@ -308,6 +388,12 @@ class VerifiedTraining:
         if self.is_saving and self.writer.failure:
             print_main(f"WARNING   the last checkpoint was not saved: {end_of(self.writer.failure, self.run.path)}")
 
+    def _need_space(self, num_bytes: int) -> None:
+        """Raise Refusal where the disk has no space for a checkpoint, also without what the queue can give up."""
+        if self.publisher:
+            self.publisher.make_room(num_bytes)
+        store.need_space(self.run.path, num_bytes)
+
     def _save_progress(self, staging: Path) -> None:
         """What Trainer does not save: the losses since the last log (one value per rank), and where data and schedule
         began."""
@@ -325,17 +411,21 @@ class VerifiedTraining:
                 "logged_step": self._globalstep_last_logged,
                 "data_start": self.start.data_start,
                 "schedule_start": self.start.schedule_start,
+                "evaluation_due": self.evaluation_due,
             }
             (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
 
-    def _commit(self, staging: Path, step: int, manifest: dict) -> None:
-        """Write what the snapshot holds, flush, hash and name the checkpoint of a step (rank 0, in either thread)."""
+    def _commit(self, staging: Path, step: int, manifest: dict, recorded: dict) -> None:
+        """Write what the snapshot holds, flush, hash and name the checkpoint of a step (rank 0, in either thread).
+
+        recorded: what was known when the state was copied: the seconds of the event, and whether an evaluation is due.
+        """
         manifest["files"] = store.flush_and_hash(staging, self.snapshot.write())
         checkpoint = store.commit_checkpoint(staging, self.run.path, step, manifest)
         loss = manifest["probe"]["loss"]
-        self.run.event("saved", step=step, checkpoint=checkpoint.name, probe_loss=loss)
-        if self.publisher:
-            self.publisher.add(checkpoint)  # before rotation can take it
+        self.run.event("saved", step=step, checkpoint=checkpoint.name, probe_loss=loss, **recorded["seconds"])
+        if self.publisher and not recorded["evaluation_due"]:
+            self.publisher.add(checkpoint)  # before rotation can take it; else when its evaluation has ended
         store.rotate(self.run.path, self.args.save_total_limit)
 
     def _save_optimizer_and_scheduler(self, output_dir: str, snapshot: Snapshot | None = None) -> None:
@@ -437,7 +527,8 @@ class VerifiedTraining:
         if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
             print_main("the probe windows are not those of the checkpoint, so their loss is not compared")
             return
-        same = not changed_arithmetic(differences(then, now))
+        deterministic = is_deterministic(now)
+        same = deterministic and not changed_arithmetic(differences(then, now))
         tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
         error = None
         if not abs(found - recorded) <= tolerance:
@@ -450,6 +541,7 @@ class VerifiedTraining:
         print_main(
             f"verified: probe loss {found:.6f},"
             f" {'as recorded, bit for bit' if same else f'within {tolerance} of the recorded {recorded:.6f}'}"
+            + ("" if deterministic else " (a GPU gives the same bits every time only with --deterministic)")
         )
 
 
@@ -468,16 +560,18 @@ class ResumeStateCallback(TrainerCallback):
             trainer._tr_loss += pending[args.process_index] if same else sum(pending) / len(pending)
             trainer._globalstep_last_logged, trainer.tokens = progress["logged_step"], progress["tokens"]
         trainer.window_start, trainer.outside = (time.perf_counter(), trainer.tokens), 0.0
+        trainer.clock.switch("steps")
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.trainer.finish_save()
+        with self.trainer.clock.during("saves"):
+            self.trainer.finish_save()
+        self.trainer.clock.switch("other")
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
         trainer.run.step = state.global_step
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = True
-            trainer.stop_reason = None
         elif trainer.stop_reason:
             control.should_save = control.should_training_stop = True
         return control
@@ -496,9 +590,22 @@ def reads_checkpoint(callback: TrainerCallback) -> bool:
     return any(str(getattr(value, "value", value)).lower() not in ("none", "false", "end") for value in values)
 
 
+class DueEvaluationCallback(TrainerCallback):
+    """Makes the evaluation that the checkpoint left to the resumed run, before its first step. The last callback."""
+
+    def __init__(self, trainer: VerifiedTraining):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if self.trainer.evaluation_due:
+            self.trainer.make_due_evaluation()
+
+
 def finish_or_raise(trainer: VerifiedTraining) -> None:
-    """After `train()`: Interrupted unless the last step was reached. Training that was asked to stop has saved."""
-    if trainer.state.global_step < trainer.state.max_steps:
+    """After `train()`: Interrupted unless the last step was reached and evaluated. Training that was asked to stop has
+    saved.
+    """
+    if trainer.state.global_step < trainer.state.max_steps or trainer.evaluation_due:
         (trainer.run.path / "stop").unlink(missing_ok=True)
         raise Interrupted(
             f"{trainer.stop_reason} at step {trainer.state.global_step} of {trainer.state.max_steps};"

@@ -63,5 +63,6 @@ def test_accelerate_configs_are_known_to_accelerate():
 
     for path in (ROOT / "configs/accelerate").glob("*.yaml"):
         config = load_config_from_file(str(path))
-        assert config.num_processes == {"one_gpu": 1, "cpu2": 2, "multi_node": 16}.get(path.stem, 8)
+        several = dict.fromkeys(("multi_node", "multi_node_ddp", "hsdp"), 16)
+        assert config.num_processes == {"one_gpu": 1, "cpu2": 2, **several}.get(path.stem, 8)
         assert getattr(config, "fsdp_config", {}).get("fsdp_state_dict_type", "FULL_STATE_DICT") == "FULL_STATE_DICT"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from helpers import ROOT, config_file, launch
+from helpers import ROOT, config_file, launch, launch_ranks
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoTokenizer
 
@@ -92,6 +93,53 @@ def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
     ) < float(pair["high"])
     assert {path.name for path in (out / "figures").iterdir()} == {"trajectory.png", "generalisation.png"}
     assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in (out / "samples").iterdir())
+
+
+def test_two_processes_make_the_tables_of_one(evaluate, base, second, tmp_path):
+    changes = {"models": [str(base), str(second)], "robustness": ["embedded_mmlu_cloze"]}
+    one = evaluate(tmp_path / "one", **changes)
+    path = config_file(tmp_path, {**FEW, **changes}, output_dir=str(tmp_path / "two"))
+    result = launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", "--config", str(path), script="run_eval.py")
+    assert result.returncode == 0, result.stderr
+
+    def scores(folder):
+        return [{**row, "date": None} for row in table(folder)]
+
+    two = tmp_path / "two"
+    assert scores(two) == scores(one) and table(two, "comparison.csv") == table(one, "comparison.csv")
+    assert (two / "robustness.json").read_text() == (one / "robustness.json").read_text()
+    assert {path.name for path in (two / "samples").iterdir()} == {path.name for path in (one / "samples").iterdir()}
+    assert result.stdout.count("embedded_docs  bits_per_byte") == 2 and result.stdout.count("finished  ") == 1
+
+
+def test_pairs_are_shared_out_once_each_and_none_after_a_failure(monkeypatch):
+    from torch.distributed import HashStore
+
+    from llama_lite.evaluation import sharing
+
+    both, pairs, store = [], [[], []], HashStore()
+    monkeypatch.setattr(sharing, "raise_on_all_ranks", lambda error: None)
+    for rank in range(2):
+        both.append(sharing.SharedWork())
+        both[rank].store = store
+    monkeypatch.setattr(sharing, "WORLD_SIZE", 2)
+    for rank in (0, 1):
+        monkeypatch.setattr(sharing, "RANK", rank)
+        assert both[rank].models(4) == [[0, 1, 2, 3], [2, 3, 0, 1]][rank]
+    for model, task in itertools.product(range(4), range(3)):
+        for rank, shared in enumerate(both):
+            pairs[rank] += [(model, task)] if shared.take((model + 2 * rank) % 4, task) else []
+    assert len(pairs[0]) == len(pairs[1]) == 6 and both[0].count() + both[1].count() == 3
+    assert sharing.SharedWork.take(both[0], 9, 9) and not both[1].take(9, 9)
+
+    def fails():
+        raise Refusal("no")
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", lambda found, own, group: found.__setitem__(0, own))
+    monkeypatch.setattr("llama_lite.distributed.waiting_group", lambda: None)
+    monkeypatch.setattr(sharing, "WORLD_SIZE", 1)
+    both[0].run(fails)
+    assert not both[1].take(10, 10)
 
 
 def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_lite.data import formats, sources
-from llama_lite.errors import Refusal
+from llama_lite.errors import Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.hub import publish_queue
 from llama_lite.models.presets import load_model_config
@@ -154,7 +154,7 @@ def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain
     assert [(row["step"], row["revision"], row["commit"]) for row in rows] == [
         (str(int(t[-6:])), t, c) for t, c in sorted(there.tags.items())
     ]
-    assert all(float(row["eval_loss"]) > 0 for row in rows[1:])
+    assert [bool(row["eval_loss"]) for row in rows] == [False, False, True]  # evaluated at 6 and 12
     model = AutoModelForCausalLM.from_pretrained(repo, revision="step-000012")
     assert (
         same_model(model, AutoModelForCausalLM.from_pretrained(run))
@@ -167,7 +167,7 @@ def same_model(first, second) -> bool:
     return torch.equal(first(ids).logits, second(ids).logits)
 
 
-@pytest.mark.parametrize(("state", "expected"), [("all", [5, 10, 12]), ("final", [12]), ("none", [])])
+@pytest.mark.parametrize(("state", "expected"), [("all", [5, 10, 12]), (10, [10, 12]), ("final", [12]), ("none", [])])
 def test_which_revisions_carry_training_state(hub, pretrain, tmp_path, state, expected):
     changes = ours(hub)
     pretrain(tmp_path / "run", publish_training_state=state, **changes)
@@ -184,6 +184,42 @@ def test_publish_steps(hub, pretrain, tmp_path):
     changes = ours(hub)
     pretrain(tmp_path / "run", publish_steps=10, **changes)
     assert sorted(hub.repos["models", changes["hub_model_id"]].tags) == ["step-000010", "step-000012"]
+
+
+def test_a_revision_waits_for_its_evaluation(hub, pretrain, tmp_path, monkeypatch, capsys):
+    """A run that is asked to stop leaves the evaluation, and so the revision, to the resumed run. Its row has the losses
+    of its own step, and none where the evaluation fails.
+    """
+    from llama_lite.training.trainer import PretrainTrainer
+
+    held_out_metrics, train = PretrainTrainer.held_out_metrics, PretrainTrainer.train
+    changes = {**ours(hub), "save_steps": 3, "eval_steps": 3}
+    run, repo = tmp_path / "run", changes["hub_model_id"]
+
+    def failing(self):
+        assert self.state.global_step not in (6, 9), "broken"
+        return held_out_metrics(self)
+
+    def stopping(self, *args, **kwargs):
+        self.on_spike = lambda loss: (run / "stop").touch() if self.state.global_step == 4 else None
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(PretrainTrainer, "held_out_metrics", failing)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(PretrainTrainer, "train", stopping)
+        pretrain(run, **changes)
+    assert not publish_queue.queued(run / "queue") and (run / "checkpoint-6").is_dir()
+    capsys.readouterr()
+    pretrain(run, "--publish_only", **changes)
+    assert "is published, but for step 6, whose evaluation the resumed run makes" in capsys.readouterr().out
+    assert sorted(hub.repos["models", repo].tags) == ["step-000003"]
+    pretrain(run, **changes)
+    rows = {int(row["step"]): row for row in csv.DictReader(io.StringIO(hub.files(repo)["checkpoints.csv"].decode()))}
+    log = read_jsonl(run / "log.jsonl")
+    for column in ("loss", "eval_loss"):
+        expected = {step: str(entry[column]) for entry in log if column in entry for step in [entry["step"]]}
+        assert {step: row[column] for step, row in rows.items()} == {**dict.fromkeys((3, 6, 9, 12), ""), **expected}
+    assert rows[3]["eval_loss"] and rows[12]["eval_loss"] and not rows[6]["eval_loss"]
 
 
 FAULTS = {

@@ -83,11 +83,41 @@ def test_a_refused_job_is_not_queued_again(settings, cluster, tmp_path):
     run = Path(cluster["RUN"])
     run.mkdir()
     (run / "status.json").write_text('{"status": "interrupted"}')  # of an earlier job: this one tells nothing
-    time.sleep(0.05)
     output, _ = submit(cluster, "--config", str(config_file(tmp_path, settings)), "--learning_rte", "1").communicate(
         timeout=600
     )
     assert "did you mean `--learning_rate`" in output and not Path(cluster["told"]).exists()
+
+
+ATTEMPT = """#!/bin/bash
+read -r step status < <(sed -n "$(($(cat $RUN/../told 2>/dev/null | wc -l) + 1))p" "$RUN/../attempts")
+mkdir -p "$RUN/checkpoint-$step" "$RUN/checkpoint-$step.damaged"
+if [ "$status" != killed ]; then echo "$status" > "$EXIT_STATUS_FILE"; fi
+"""
+
+
+@pytest.mark.parametrize(
+    ("attempts", "requeued"),  # (newest checkpoint at the end, exit status of rank 0) of each attempt in turn
+    [
+        # NCCL or a node fails in each attempt, and each saves more: until it is finished
+        (["100 killed", "200 1", "300 3", "1000 75", "1200 0"], 4),
+        # three in a row save none; one that saves begins the count again
+        (["5 killed", "5 killed", "5 3", "10 75", "10 killed", "10 3", "10 75", "10 75"], 6),
+        (["5 killed", "5 2"], 1),  # refused
+    ],
+    ids=["each saves", "three save none", "refused"],
+)
+def test_a_job_is_queued_again_as_long_as_it_saves(cluster, tmp_path, attempts, requeued):
+    (tmp_path / "bin/accelerate").write_text(ATTEMPT)
+    (tmp_path / "bin/accelerate").chmod(0o755)
+    (tmp_path / "attempts").write_text("".join(f"{line}\n" for line in attempts))
+    told, jobs = Path(cluster["told"]), 0
+    while jobs == (told.read_text().count("requeue") if told.exists() else 0):
+        output, _ = submit(cluster, "--config", "a.yaml").communicate(timeout=60)
+        jobs += 1
+    assert jobs == requeued + 1 and told.read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n" * requeued, output
+    assert ("three attempts in a row saved no checkpoint" in output) == (requeued == 6)
+    assert not list((tmp_path / "run").glob(".attempts*"))
 
 
 def test_a_job_without_a_run_folder_says_how(cluster):

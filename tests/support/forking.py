@@ -4,16 +4,22 @@ for all tests.
 
 import atexit
 import multiprocessing
+import multiprocessing.connection
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
+
+import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADED = [
     *(
+        "accelerate.commands.launch",
         "datasets",
         "lm_eval.evaluator",
         "lm_eval.models.huggingface",
@@ -60,6 +66,62 @@ def run_logged(command: list[str], log: Path) -> int:
     with open(log, "a", encoding="utf-8") as file:
         file.write(done.stdout + done.stderr)
     return done.returncode
+
+
+def run_ranks(config_file: Path, command: list[str], timeout: float) -> subprocess.CompletedProcess:
+    """What `accelerate launch --config_file CONFIG_FILE SCRIPT ...` runs on CPUs: as many forks as the config says, in
+    the environment that accelerate makes of it. Outputs of the ranks come one after the other. Where a rank fails, the
+    others are killed.
+    """
+    from accelerate.commands.launch import launch_command_parser
+
+    processes = int(yaml.safe_load(config_file.read_text())["num_processes"])
+    assert launch_command_parser().parse_args(["--config_file", str(config_file), *command])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(LOADED)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [[str(Path(folder) / f"{name}-{rank}") for name in ("stdout", "stderr")] for rank in range(processes)]
+        ranks = [
+            forks.Process(target=_run_rank, args=(rank, processes, port, str(config_file), command, *files[rank]))
+            for rank in range(processes)
+        ]
+        for rank in ranks:
+            rank.start()
+        ends = time.monotonic() + timeout
+        while any(rank.is_alive() for rank in ranks) and not any(rank.exitcode for rank in ranks):
+            multiprocessing.connection.wait(
+                [rank.sentinel for rank in ranks if rank.is_alive()], ends - time.monotonic()
+            )
+            if time.monotonic() >= ends:
+                break
+        first = next((rank.exitcode for rank in ranks if rank.exitcode), 0)
+        late = [rank for rank in ranks if rank.is_alive()]
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+        out, err = ("".join(Path(names[n]).read_text() for names in files if Path(names[n]).exists()) for n in (0, 1))
+        if late and not first:
+            raise subprocess.TimeoutExpired(command, timeout, out, err)
+        return subprocess.CompletedProcess(command, first, out, err)
+
+
+def _run_rank(rank: int, processes: int, port: int, config_file: str, command: list[str], *files: str) -> None:
+    """In the forked process: one rank of a launch. What read the environment when it was imported is told its rank."""
+    from accelerate.commands import launch
+
+    words = ["--config_file", config_file, *command]
+    args = launch._validate_launch_command(launch.launch_command_parser().parse_args(words))[0]
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update(launch.prepare_multi_gpu_env(args))
+    os.environ.update({name: str(value) for name, value in {**ranks, **address}.items()})
+    for name, module in list(sys.modules.items()):
+        if name.startswith("llama_lite"):
+            vars(module).update({key: ranks[key] for key in ("RANK", "WORLD_SIZE") if key in vars(module)})
+    _run_script(command, str(ROOT), *files)
 
 
 def _run_script(argv: list[str], cwd: str, stdout: str, stderr: str) -> None:

@@ -59,6 +59,17 @@ def launch(
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
 
 
+def launch_ranks(
+    config: Path, *argv: str, script: str = "run_pretrain.py", through: str | None = None
+) -> subprocess.CompletedProcess:
+    """A script under an accelerate config for several CPU processes, which are forks as those of `launch` are.
+
+    through: a script that runs the script, in its place.
+    """
+    scripts = [str(ROOT / through), script] if through else [str(ROOT / script)]
+    return forking.run_ranks(config, [*scripts, *argv], timeout=900)
+
+
 def log_of(run: Path) -> list[dict]:
     """log.jsonl without what two equal runs may log differently."""
     from llama_lite.training.trainer import TIMINGS

@@ -102,9 +102,12 @@ def test_the_forecast_adds_up():
         step_memory(shaped(num_hidden_layers=1), 4, 256, "bfloat16").weights
         < step_memory(shaped(num_hidden_layers=2), 4, 256, "bfloat16").weights
     )
-    assert (
-        step_memory(config, 4, 256, "bfloat16", Layout(2, "ddp")).gradients == 8 * elements
-    )  # DDP's buckets beside them
+    for layout in (Layout(2, "ddp"), Layout(8, "fsdp2")):  # in no bucket yet, not yet sharded
+        once = step_memory(config, 4, 256, "bfloat16", layout)
+        assert step_memory(config, 4, 256, "bfloat16", layout, accumulates=True).total == once.total + 4 * elements
+    hybrid, kept = Layout(16, "fsdp2", replicas=2), Layout(8, "fsdp2", reshard=False)
+    assert step_memory(config, 4, 256, "bfloat16", hybrid) == sharded and str(hybrid) == "HSDP over 8, 2 replicas"
+    assert step_memory(config, 4, 256, "bfloat16", kept).gathered == 2 * elements > sharded.gathered
     zero2 = step_memory(config, 4, 256, "bfloat16", Layout(8, "zero2"))
     assert zero2.weights == 2 * elements and zero2.gradients + zero2.optimizer == pytest.approx(2 * elements, rel=1e-3)
     assert step_memory(config, 4, 256, "bfloat16", checkpointing=True).activations < plain.activations
@@ -114,12 +117,13 @@ def test_the_forecast_adds_up():
 def test_what_would_fit_does(monkeypatch):
     config, layout = shaped(), Layout(1, "none")
     room = step_memory(config, 2, 256, "bfloat16").total
-    said = what_would_fit(config, 8, 256, "bfloat16", layout, False, room)
+    plan = SimpleNamespace(micro_batch=8, accumulation=1)
+    said = what_would_fit(config, plan, 256, "bfloat16", layout, False, room)
     assert "--per_device_train_batch_size 2" in said
     checkpointed = step_memory(config, 8, 256, "bfloat16", checkpointing=True).total
-    assert "or --activation_checkpointing" in what_would_fit(config, 8, 256, "bfloat16", layout, False, checkpointed)
+    assert "or --activation_checkpointing" in what_would_fit(config, plan, 256, "bfloat16", layout, False, checkpointed)
     monkeypatch.setattr(memory, "step_memory", lambda *args, **kwargs: Memory(0, 0, 0, room + 1))
-    assert "choose a smaller --model_config" in what_would_fit(config, 8, 256, "bfloat16", layout, False, room)
+    assert "choose a smaller --model_config" in what_would_fit(config, plan, 256, "bfloat16", layout, False, room)
 
 
 def test_days_are_flops_over_peak():
@@ -131,9 +135,10 @@ def test_days_are_flops_over_peak():
     assert memory.gpu_lines(Memory(0, 0, 0, 0), 1e20, "float32", 1, 50.0) == []  # TRL's table knows no float32
 
 
-def planned(tmp_path, room, free, monkeypatch, **run):
+def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run):
     plan = SimpleNamespace(
         micro_batch=4,
+        accumulation=2,
         checkpoints_kept=3,
         saves=10,
         steps=10,
@@ -141,7 +146,7 @@ def planned(tmp_path, room, free, monkeypatch, **run):
         model_bytes=10,
         flops_per_token=1e9,
         tokens=1e9,
-        parameters=1,
+        parameters=1_000_000,
     )
     training = SimpleNamespace(
         device=torch.device("cpu"), activation_checkpointing=False, output_dir=str(tmp_path / "run")
@@ -149,7 +154,7 @@ def planned(tmp_path, room, free, monkeypatch, **run):
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, "async_save": True, **run})
-    return memory.forecast(load_model_config("tiny"), plan, Layout(), "bfloat16", False, training, arguments)
+    return memory.forecast(load_model_config("tiny"), plan, layout, "bfloat16", False, training, arguments)
 
 
 def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
@@ -169,13 +174,24 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     assert planned(tmp_path, 1000, 420, monkeypatch, plan_launch="somewhere")[1] == []  # a GPU of 80 GB takes it
 
 
+def test_the_plan_advises_on_resharding(tmp_path, monkeypatch):
+    def advice(room: int, reshard: bool) -> str:
+        layout = Layout(8, "fsdp2", reshard=reshard)
+        lines = planned(tmp_path, room, 420, monkeypatch, layout)[0]
+        assert "accumulated gradients" in lines[0] and "FSDP2 over 8" in lines[0]
+        return next(line for line in lines if line.startswith("resharding"))
+
+    assert "false is faster, and fits" in advice(10**9, True) and "false, as it is" in advice(10**9, False)
+    assert "true, as it is" in advice(1000, True) and "true saves up to 1.9 MiB" in advice(1000, False)
+
+
 def test_a_forecast_leaves_the_loss_whole():
     """Where a step is only followed for its memory three slices are enough; a run in the same process takes all."""
     from llama_lite.kernels import fused_cross_entropy
 
     memory._fake.cache_clear()
     step_memory(shaped(), 1, 64, "float32", fused=True)
-    assert fused_cross_entropy.MAX_CHUNKS is None and not hasattr(fused_cross_entropy, "MAX_CHUNKS")
+    assert fused_cross_entropy.MAX_CHUNKS is None
 
 
 def test_strict_plan_refuses_before_anything_is_trained(pretrain, tmp_path, monkeypatch):

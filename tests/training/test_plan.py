@@ -163,21 +163,27 @@ def test_revisions_fall_on_checkpoints():
         Refusal, match=r"--publish_steps 6 is not a multiple of the 4 steps between checkpoints \(--save_steps 0.2\)"
     ):
         check_publish_steps(training, 20, 6)
+    for state in ("all", "none", "16"):
+        check_publish_steps(training, 20, 8, state)
+    with pytest.raises(Refusal, match="--publish_training_state 12 is no multiple of the 8 steps between published"):
+        check_publish_steps(training, 20, 8, "12")
     assert [save_interval(10, every)[0] for every in (None, 50, 25, 7, 1, 14)] == [10, 10, 5, 7, 1, 14]
 
 
 @pytest.mark.parametrize(
     "changes, told",
     [
-        ({"save_steps": 0.4, "max_steps": 6}, 2),
-        ({"save_steps": 0.01}, 12),
-        ({"save_strategy": "no"}, 1),
-        ({"save_steps": 5, "publish_steps": 10}, 2),
+        ({"save_steps": 0.4, "max_steps": 6}, (2, 2)),
+        ({"save_steps": 0.01}, (12, 12)),
+        ({"save_strategy": "no"}, (1, 1)),
+        ({"save_steps": 5, "publish_training_state": 10, "publish_queue_limit": 3}, (3, 2)),
     ],
 )
 def test_the_dry_run_tells_the_revisions_that_will_be_made(pretrain, tmp_path, capsys, changes, told):
     pretrain(tmp_path / "run", "--dry_run", "--push_to_hub", "--hub_model_id", "a/b", **changes)
-    assert f"publishes           {told} revisions of a/b, {told} with training state" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"publishes           {told[0]} revisions of a/b, {told[1]} with training state" in said
+    assert " may wait here" in said and ("; 3.00 GiB may" in said) == ("publish_queue_limit" in changes)
 
 
 def test_a_share_of_the_run_as_interval_of_evaluations(pretrain, tmp_path, capsys):

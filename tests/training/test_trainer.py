@@ -2,18 +2,19 @@
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import log_of, same_tensors, tensors_of
+from helpers import QUICK, log_of, same_tensors, tensors_of
 from safetensors.torch import save_file
 
 from llama_lite.data import sources
 from llama_lite.errors import Interrupted, Refusal, Unhealthy
-from llama_lite.files import read_json, read_jsonl
+from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub import export
 from llama_lite.run_folder import RunFolder
 
@@ -111,7 +112,7 @@ def interrupt(pretrain, folder, step, monkeypatch, **changes):
             pretrain(folder, **changes)
 
 
-@pytest.mark.parametrize("step", [4, 6, 11])
+@pytest.mark.parametrize("step", [4, 6, 12])  # at 6 and 12 the evaluation is left to the resumed run
 def test_a_stopped_run_ends_as_the_one_that_was_not(pretrain, whole_run, tmp_path, monkeypatch, step):
     interrupt(pretrain, tmp_path / "run", step, monkeypatch)
     assert read_json(tmp_path / "run" / "status.json") | {"reason": ""} == {
@@ -480,3 +481,34 @@ def test_a_run_that_lies_in_its_own_text_goes_on(pretrain, text, tmp_path, capsy
         "reason": "",
     }
     assert sources.resolve(str(folder)).record["not_read"]["why"].count("what this project writes") == 3
+
+
+def test_deterministic_algorithms_are_on_in_the_run_recorded_and_off_after_it(pretrain, tmp_path, monkeypatch):
+    from transformers import Trainer
+
+    from model_card.card import write_card_or_reason
+
+    found, step = [], Trainer.training_step
+
+    def spied(self, *args, **kwargs):
+        found.append((torch.are_deterministic_algorithms_enabled(), os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
+        return step(self, *args, **kwargs)
+
+    before = dict(os.environ)
+    monkeypatch.setattr(Trainer, "training_step", spied)
+    run = pretrain(tmp_path / "run", "--deterministic", **QUICK | {"max_steps": 1})
+    assert set(found) == {(True, ":4096:8")} and not torch.are_deterministic_algorithms_enabled()
+    assert dict(os.environ) == before
+    record = read_json(run / "run.json")
+    assert record["identity"]["environment"]["switches"]["deterministic"] is True
+    same = "| resumed runs equal uninterrupted ones | {} |"
+    for cuda, switch, said in (
+        (False, False, "bit for bit"),
+        (True, True, "bit for bit"),
+        (True, False, "within rounding (no --deterministic)"),
+    ):
+        record["hardware"] = {"device": "H100", "cuda": "13.0"} if cuda else {"device": "a processor"}
+        record["identity"]["environment"]["switches"] = {"deterministic": True} if switch else {}
+        write_json(run / "run.json", record)
+        write_card_or_reason(run)
+        assert same.format(said) in (run / "README.md").read_text()

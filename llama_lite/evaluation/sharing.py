@@ -1,0 +1,63 @@
+"""The (model, task) pairs of an evaluation, shared between the processes of a launch.
+
+Every process computes with a whole model on a device of its own, and all write to one folder. A pair goes to the
+process that takes it first. Each begins with another model, so that most models are loaded once, and at the end those
+that are done help with what is left. The records are those of one process.
+"""
+
+from collections.abc import Callable
+
+from ..distributed import RANK, WORLD_SIZE, raise_on_all_ranks
+
+FAILED, DONE = "failed", "done"
+
+
+class SharedWork:
+    """Which pairs this process computes. With one process: all, in order. Create it on all ranks."""
+
+    def __init__(self):
+        self.store, self.counted = None, 0
+        self.records: dict[tuple[int, int], dict] = {}  # {(model, task), as positions: record} of this process
+        if WORLD_SIZE > 1:
+            from torch.distributed import PrefixStore, distributed_c10d
+
+            self.store = PrefixStore("evaluation", distributed_c10d._get_default_store())
+
+    def models(self, count: int) -> list[int]:
+        """The positions of `count` models in the order in which this process looks at them."""
+        first = RANK * count // WORLD_SIZE
+        return [*range(first, count), *range(first)]
+
+    def take(self, model: int, task: int) -> bool:
+        """Whether this process computes the pair of these positions: nobody has taken it, and no process has failed."""
+        if self.store is None:
+            return True
+        return not self.store.check([FAILED]) and self.store.add(f"{model}/{task}", 1) == 1
+
+    def count(self) -> int:
+        """Count a pair as done; returns how many all processes have done."""
+        self.counted = self.counted + 1 if self.store is None else self.store.add(DONE, 1)
+        return self.counted
+
+    def run(self, compute: Callable[[], None]) -> list[dict]:
+        """Call `compute`, which fills `records`; returns the records of all processes, models and tasks in order.
+        Raises on all ranks what one of them raised, after the pairs that the others are at.
+        """
+        error = None
+        try:
+            compute()
+        except Exception as raised:
+            error = raised
+            if self.store is not None:
+                self.store.set(FAILED, "1")
+        raise_on_all_ranks(error)
+        found = [self.records]
+        if self.store is not None:
+            import torch.distributed as dist
+
+            from ..distributed import waiting_group
+
+            found = [None] * WORLD_SIZE
+            dist.all_gather_object(found, self.records, group=waiting_group())
+        merged = {pair: record for part in found for pair, record in part.items()}
+        return [merged[pair] for pair in sorted(merged)]

@@ -1,0 +1,186 @@
+"""The heartbeat file of each rank, and the end of a run whose steps stop.
+
+A rank that hangs in a collective does not end by itself, and would keep its machines until their time limit.
+"""
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from ..distributed import RANK, WORLD_SIZE, has_process_group
+from ..exit import EXIT_CODES, record_status
+from ..files import read_json, write_json
+from ..run_folder import RunFolder
+from .goodput import WallClock
+
+HEARTBEATS, FLIGHT_RECORDER = "heartbeat", "flight_recorder"  # folders of a run
+TICK, WRITE_EVERY = 1.0, 10.0  # seconds between two looks, and between two heartbeats
+SLOWEST = 5  # a step may take as long as this many of the slowest before
+FIRST_WORD = 10.0  # seconds that other ranks leave rank 0 to record the end
+end_process = os._exit  # a thread that hangs in a collective cannot be ended otherwise
+
+
+class Watchdog(TrainerCallback):
+    """A callback that notes each micro-batch, and a thread that looks for the next one.
+
+    timeout: seconds without a micro-batch, in training steps, after which the run ends (0: never). The thread counts
+    only time of the kind `steps` of `clock`, and none before the first micro-batch has ended, which may compile:
+    evaluations, saves, and what comes before and after training, may take as long as they do. It counts its own ticks,
+    so that a process that was stopped, or a machine that slept, is not taken for one that hangs.
+    """
+
+    def __init__(self, run: RunFolder, timeout: float, clock: WallClock):
+        self.run, self.timeout, self.clock = run, timeout, clock
+        self.path = Path(run.path) / HEARTBEATS / f"rank-{RANK:05d}.json"
+        self.step, self.beats, self.last, self.slowest = run.step, 0, None, 0.0
+        self.idle, self.seen = 0.0, 0
+        self.failed_alone = False
+        self.done, self.thread = threading.Event(), None
+
+    # ---- the training thread ----
+
+    def __enter__(self):
+        self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self.done.set()
+        self.thread.join()
+
+    def on_substep_end(self, args, state, control, **kwargs):
+        """A micro-batch has ended."""
+        self._beat(state.global_step)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """A step has ended; saving and evaluating follow."""
+        self._beat(state.global_step)
+
+    def _beat(self, step: int) -> None:
+        now = time.monotonic()
+        self.slowest = max(self.slowest, now - max(self.last or 0.0, self.clock.since))
+        self.step, self.last, self.beats = step, now, self.beats + 1
+
+    @contextlib.contextmanager
+    def expecting_others(self):
+        """In this block a rank whose part of an evaluation failed waits for the others, who may wait for it in a
+        collective: this wait is watched as steps are.
+        """
+        self.failed_alone = True
+        try:
+            yield
+        finally:
+            self.failed_alone = False
+
+    # ---- the watching thread ----
+
+    def _watch(self) -> None:
+        last, written = time.monotonic(), None
+        while True:
+            now = time.monotonic()
+            if written is None or now - written >= WRITE_EVERY:
+                self._write()
+                written = now
+            if self.is_stuck(now - last):
+                self._end()
+                return
+            last = now
+            if self.done.wait(TICK):
+                self._write()
+                return
+
+    def is_stuck(self, elapsed: float) -> bool:
+        """Whether the steps have stopped. elapsed: seconds since the look before."""
+        watched = self.failed_alone or (self.beats and self.clock.kind == "steps")
+        if not self.timeout or not watched or self.beats != self.seen:
+            self.idle, self.seen = 0.0, self.beats
+            return False
+        self.idle += min(elapsed, 2 * TICK)
+        return self.idle > max(self.timeout, SLOWEST * self.slowest)
+
+    def _write(self) -> None:
+        """The heartbeat: replaced, and not flushed to disk. A disk that is full or away does not end the run."""
+        record = {
+            "rank": RANK,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "step": self.step,
+            "doing": self.clock.kind,
+            "time": time.time(),
+        }
+        with contextlib.suppress(OSError):
+            self.path.parent.mkdir(exist_ok=True)
+            temporary = self.path.with_name(f".{self.path.name}.tmp")
+            temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
+            os.replace(temporary, self.path)
+
+    def _end(self) -> None:
+        """Record where each thread and rank is, and end this process with the status `unhealthy`."""
+        began = time.time()
+        self._write()
+        reason = (
+            f"no progress for {self.idle:.0f} s after step {self.step} (--step_timeout {self.timeout:g}):"
+            f" {self._behind()}; the last checkpoint is untouched. Run the same command again to go on."
+        )
+        with contextlib.suppress(OSError, ValueError):  # a stream without a file, as in notebooks
+            faulthandler.dump_traceback(all_threads=True)
+        self._dump_collectives()
+        if RANK > 0:
+            time.sleep(FIRST_WORD)
+        status = self.run.path / "status.json"
+        if RANK == 0:
+            self.run.ends("unhealthy", reason)
+        elif not status.exists() or status.stat().st_mtime < began - TICK:  # rank 0 is not even able to say it
+            record = {"status": "unhealthy", "code": EXIT_CODES["unhealthy"], "step": self.step, "reason": reason}
+            write_json(status, record)
+        os.write(2, f"\n{f'rank {RANK}, ' if RANK else ''}unhealthy: {reason}\n".encode())
+        record_status(EXIT_CODES["unhealthy"])
+        end_process(EXIT_CODES["unhealthy"])
+
+    def _behind(self) -> str:
+        """The ranks that the heartbeats show behind the others."""
+        found = [one for one in read_heartbeats(self.run.path) if one["rank"] < WORLD_SIZE]  # not of a larger layout
+        last = max((one["step"] for one in found), default=self.step)
+        behind = [f"rank {one['rank']} on {one['host']} at step {one['step']}" for one in found if one["step"] < last]
+        return f"behind step {last} are {', '.join(behind[:8])}" if behind else f"all ranks are at step {last}"
+
+    def _dump_collectives(self) -> None:
+        """What torch's flight recorder knows of this rank's collectives, into the run folder."""
+        if not has_process_group():
+            return
+        from torch._C._distributed_c10d import _dump_fr_trace_json
+
+        with contextlib.suppress(OSError, RuntimeError):
+            folder = self.run.path / FLIGHT_RECORDER
+            folder.mkdir(exist_ok=True)
+            dump = _dump_fr_trace_json(includeCollectives=True, onlyActive=False)
+            (folder / f"rank-{RANK:05d}.json").write_bytes(dump if isinstance(dump, bytes) else dump.encode())
+
+
+def read_heartbeats(run: Path) -> list[dict]:
+    """The last heartbeat of each rank of a run, by rank."""
+    records = [read_json(path) for path in sorted((Path(run) / HEARTBEATS).glob("rank-*.json"))]
+    return [record for record in records if record]
+
+
+def last_seen(run: Path) -> float | None:
+    """When any rank of a run was last seen, in seconds since 1970; None where there are no heartbeats."""
+    return max((record["time"] for record in read_heartbeats(run)), default=None)
+
+
+def record_collectives(run: Path) -> None:
+    """Let torch's flight recorder write its dumps into the run folder, unless the environment names a place. For
+    several processes; one has no collectives.
+    """
+    if WORLD_SIZE == 1:
+        return
+    (Path(run) / FLIGHT_RECORDER).mkdir(exist_ok=True)
+    for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"):
+        os.environ.setdefault(name, str(Path(run).absolute() / FLIGHT_RECORDER / "nccl-rank-"))
