@@ -46,12 +46,12 @@ class HubArguments:
     publish_training_state: str = arg(
         "all",
         "Which revisions include optimizer and random state, so that anyone can resume from them (6 times the size of"
-        " the model): all, final, none, or a number of steps (those of its multiples, and the final one).",
+        " the model): all, final, none, or a number of steps (the multiples of it, and the final one).",
     )
     publish_queue_limit: float | None = arg(
         None,
-        "GiB that revisions which wait to be published may take (default: half of the disk's free space). Beyond it,"
-        " training state of what waits is dropped, oldest first; models and the final revision stay.",
+        "GiB that revisions may take while they wait to be published (default: half of the disk's free space). Beyond"
+        " it, training state of waiting revisions is dropped, oldest first; models and the final revision are kept.",
     )
     publish_only: bool = arg(False, "Publish the checkpoints in the run folder's queue, and stop.")
     hub_required: bool = arg(

@@ -211,7 +211,7 @@ def test_a_revision_waits_for_its_evaluation(hub, pretrain, tmp_path, monkeypatc
     assert not publish_queue.queued(run / "queue") and (run / "checkpoint-6").is_dir()
     capsys.readouterr()
     pretrain(run, "--publish_only", **changes)
-    assert "is published, but for step 6, whose evaluation the resumed run makes" in capsys.readouterr().out
+    assert "is published, except step 6, whose evaluation the resumed run makes" in capsys.readouterr().out
     assert sorted(hub.repos["models", repo].tags) == ["step-000003"]
     pretrain(run, **changes)
     rows = {int(row["step"]): row for row in csv.DictReader(io.StringIO(hub.files(repo)["checkpoints.csv"].decode()))}
