@@ -160,10 +160,10 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
 def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
     assert problems == [] and lines[0].startswith("memory per device") and "H100:" in "".join(lines)
-    assert lines[1].endswith("written while training goes on, from a copy of 12 bytes in this machine's memory")
+    assert lines[1].endswith("written while training goes on, from a copy of 11.4 MiB in this machine's memory")
     monkeypatch.setattr(memory, "available_memory", lambda: 1)
     lines, _ = planned(tmp_path, 10**9, 420, monkeypatch)
-    assert "training waits for each: the copy that one is written from takes 12 bytes of memory" in lines[1]
+    assert "training waits for each: the copy that one is written from takes 11.4 MiB of memory" in lines[1]
     assert "(--no_async_save)" in planned(tmp_path, 10**9, 420, monkeypatch, async_save=False)[0][1]
     _, problems = planned(tmp_path, 10**9, 419, monkeypatch)
     assert (
