@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 
 from llama_lite.config.arguments import answer_early
+from llama_lite.digests import sha256
 from llama_lite.distributed import (
     RANK,
     WORLD_SIZE,
@@ -24,7 +25,7 @@ from llama_lite.distributed import (
 )
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
-from llama_lite.files import FolderLock, csv_text, sha256, write_json, write_text
+from llama_lite.files import FolderLock, csv_text, write_json, write_text
 from llama_lite.processes import cores_for_a_process
 from model_card.records import metric_key, shown_metric
 

@@ -5,6 +5,10 @@
 Each trial prepares its own tokens and trains a tiny LLaMA, is killed one to three times (at any time, or aimed at
 preparation, a save, or a rotation), is started again by the same command until it finishes, and is compared with the
 uninterrupted run: tokens, weights, optimiser, scheduler, random state and log, byte for byte.
+
+    python benchmarks/kill.py --runs 100 --aim writing
+
+Each trial runs on a slowed disk and is killed once, while the thread writes a checkpoint and training goes on.
 """
 
 import argparse
@@ -29,8 +33,23 @@ from llama_lite.data import (
     formats,
     sources,
 )
-from llama_lite.files import read_jsonl, write_json
+from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.training.trainer import TIMINGS
+
+SLOWED = """
+import sys, time
+sys.path.insert(0, {root!r})
+from llama_lite.checkpoint import tensor_files
+import run_pretrain
+from llama_lite.exit import exit_with_status
+write_chunk = tensor_files.write_chunk
+def write_slowly(file, chunk):
+    time.sleep({seconds})
+    write_chunk(file, chunk)
+tensor_files.write_chunk = write_slowly
+exit_with_status(run_pretrain.main)
+"""  # a save takes about a second: 94 tensors
+CHUNK_SECONDS, WRITING_SECONDS = 0.01, 1.2
 
 AIMS = ("anywhere", "preparing", "saving", "rotating")
 SETTINGS = """
@@ -72,20 +91,21 @@ def write_text(path: Path, characters: int) -> None:
                 return
 
 
-def command(text: Path, place: Path) -> list[str]:
+def command(text: Path, place: Path, slowed: bool = False) -> list[str]:
+    code = SLOWED.format(root=str(ROOT), seconds=CHUNK_SECONDS)
     return [
         sys.executable,
-        str(ROOT / "run_pretrain.py"),
+        *(("-c", code) if slowed else (str(ROOT / "run_pretrain.py"),)),
         "--config",
         str(text.with_name("kill.yaml")),
         *("--dataset", str(text), "--prepared_dir", str(place / "data"), "--output_dir", str(place / "run")),
     ]
 
 
-def launch(text: Path, place: Path) -> subprocess.Popen:
+def launch(text: Path, place: Path, slowed: bool = False) -> subprocess.Popen:
     place.mkdir(parents=True, exist_ok=True)
     log = open(place / "output.txt", "a")
-    return subprocess.Popen(command(text, place), stdout=log, stderr=log)
+    return subprocess.Popen(command(text, place, slowed), stdout=log, stderr=log)
 
 
 def outcome(place: Path) -> dict[str, str]:
@@ -104,11 +124,18 @@ def outcome(place: Path) -> dict[str, str]:
 
 def kill_once(text: Path, place: Path, aim: str, seconds: float, chance: random.Random) -> str | None:
     """Start the run and kill it; returns what it was doing, or None when it finished first."""
-    process = launch(text, place)
+    process = launch(text, place, aim == "writing")
     began, moment = time.monotonic(), chance.uniform(0, seconds)
-    patterns = {"preparing": "data/*", "saving": "run/.staging-*/*", "rotating": "run/.deleted-*"}
-    delay = chance.uniform(0, {"preparing": 1.0, "saving": 0.03, "rotating": 0.003}.get(aim, 0))
-    passes = chance.randrange(4) if aim in ("saving", "rotating") else 0
+    patterns = {
+        "preparing": "data/*",
+        "saving": "run/.staging-*/*",
+        "writing": "run/.staging-*/model.safetensors",
+        "rotating": "run/.deleted-*",
+    }
+    delay = chance.uniform(
+        0, {"preparing": 1.0, "saving": 0.03, "writing": WRITING_SECONDS, "rotating": 0.003}.get(aim, 0)
+    )
+    passes = chance.randrange(4) if aim in ("saving", "writing", "rotating") else 0
     seen: set = set()
     while process.poll() is None:
         if aim == "anywhere":
@@ -133,6 +160,8 @@ def kill_once(text: Path, place: Path, aim: str, seconds: float, chance: random.
 
 
 def _doing(place: Path) -> str:
+    if glob.glob(".staging-*/*.safetensors", root_dir=place / "run"):
+        return "writing"
     if glob.glob(".staging-*", root_dir=place / "run"):
         return "saving"
     if glob.glob(".deleted-*", root_dir=place / "run"):
@@ -143,11 +172,13 @@ def _doing(place: Path) -> str:
     return "training" if log.exists() and "start" in log.read_text() else "starting"
 
 
-def trial(text: Path, place: Path, seconds: float, seed: int) -> list[str]:
-    """Kill one run one to three times and let it finish; returns what it was doing each time."""
+def trial(text: Path, place: Path, seconds: float, seed: int, aim: str | None = None) -> list[str]:
+    """Kill one run one to three times (one that is `writing` once) and let it finish; returns what it was doing each
+    time.
+    """
     chance, kills = random.Random(seed), []
-    for _ in range(chance.randint(1, 3)):
-        doing = kill_once(text, place, AIMS[seed % len(AIMS)], seconds, chance)
+    for _ in range(1 if aim == "writing" else chance.randint(1, 3)):
+        doing = kill_once(text, place, aim or AIMS[seed % len(AIMS)], seconds, chance)
         if doing is None:
             break
         kills.append(doing)
@@ -159,6 +190,7 @@ def trial(text: Path, place: Path, seconds: float, seed: int) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--aim", choices=("writing",))
     parser.add_argument("--parallel", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
@@ -173,7 +205,7 @@ def main() -> None:
 
         def one(seed):
             place = Path(folder) / f"trial-{seed}"
-            done = trial(text, place, seconds, seed)
+            done = trial(text, place, seconds, seed, arguments.aim)
             found = outcome(place)
             different = sorted(name for name in {*found, *expected} if found.get(name) != expected.get(name))
             if not different:
@@ -198,6 +230,11 @@ def main() -> None:
             "unequal": unequal,
         }
         print(f"{equal} of {arguments.runs} runs equal the uninterrupted one; kills: {dict(kills)}")
+        before = read_json(arguments.output) or {}
+        if arguments.aim:
+            result = before | {arguments.aim: {name: result[name] for name in ("runs", "equal", "kills", "unequal")}}
+        elif "writing" in before:
+            result["writing"] = before["writing"]
         write_json(arguments.output, result)
     sys.exit(equal != arguments.runs)
 

@@ -5,7 +5,12 @@
 Late: a run over 20.5e9 tokens (205 sparse shards of 100M) with the paper's 524,288 tokens a step. Seconds from the
 start of the process to its first batch in the model, and its resident memory there, at step 0 and at step 39,000 in
 turn, medians. Save: the same model and optimiser saved by transformers.Trainer, whose files are then flushed (fsync),
-and by our trainer (weights, state, hashes, flush, rename), in turn, medians. The probe of the weights is timed apart.
+and by our trainer while training waits (weights, state, hashes, flush, rename), in turn, medians. The probe of the
+weights is timed apart.
+
+In the background: the same state saved while training goes on. `blocked` is what a save takes from training, beside
+`copy` (the state into allocated buffers, alone) and the probe. `slowdown` is what the steps take longer while the thread
+writes. `slow_disk`: steps while the disk takes 50 MB/s.
 """
 
 import argparse
@@ -188,8 +193,97 @@ def late(folder: Path, repeats: int) -> dict:
     return found
 
 
+SLOW_DISK = 50e6  # bytes per second
+STEPS_ALONE = 9  # steps that are timed while nothing is written
+
+
+def training_step(trainer, batch: dict) -> float:
+    """Seconds of a step of plain torch over the trainer's model and optimizer."""
+    began = time.perf_counter()
+    trainer.model(**batch).loss.backward()
+    trainer.optimizer.step()
+    trainer.optimizer.zero_grad()
+    return time.perf_counter() - began
+
+
+def steps_while_writing(trainer, batch: dict) -> list[float]:
+    """Seconds of the steps that are made until the thread has written; at least one."""
+    seconds = [training_step(trainer, batch)]
+    while trainer.writer.busy:
+        seconds.append(training_step(trainer, batch))
+    return seconds
+
+
+def background(trainer, batch: dict, repeats: int, waiting: float) -> dict:
+    """Medians of what saving in the background takes. waiting: seconds of a save for which training waits, without the
+    probe.
+    """
+    from llama_lite.checkpoint import tensor_files
+    from llama_lite.checkpoint.snapshot import live_storages
+
+    def save_again() -> float:
+        trainer.state.global_step += 1
+        os.sync()
+        began = time.perf_counter()
+        trainer._save_checkpoint(trainer.model, None)
+        return time.perf_counter() - began
+
+    trainer.async_save = True
+    first = save_again()  # it allocates the buffers
+    trainer.finish_save()
+    alone = statistics.median(training_step(trainer, batch) for _ in range(STEPS_ALONE))
+    found: dict[str, list] = {"blocked": [], "copy": [], "probe": [], "slowdown": [], "written_after": []}
+    for _ in range(repeats):
+        found["blocked"].append(save_again())
+        began = time.perf_counter()
+        steps = steps_while_writing(trainer, batch)
+        found["written_after"].append(time.perf_counter() - began)
+        found["slowdown"].append(sum(steps) - len(steps) * alone)
+        trainer.finish_save()
+        state, live = trainer.snapshot, live_storages(trainer.model.parameters())
+        began = time.perf_counter()
+        state.add(Path("model.safetensors"), trainer.model.state_dict().items(), {}, live)
+        trainer._save_optimizer_and_scheduler(str(trainer.run.path), state)
+        found["copy"].append(time.perf_counter() - began)
+        state.begin()
+        began = time.perf_counter()
+        trainer.probe_loss()
+        found["probe"].append(time.perf_counter() - began)
+    write_chunk, written = tensor_files.write_chunk, []
+
+    def write_slowly(file, chunk) -> None:
+        time.sleep(len(chunk) / SLOW_DISK)
+        written.append(len(chunk))
+        write_chunk(file, chunk)
+
+    tensor_files.write_chunk = write_slowly
+    try:
+        save_again()
+        began = time.perf_counter()
+        slow_steps = steps_while_writing(trainer, batch)
+        slow_seconds = time.perf_counter() - began
+        trainer.finish_save()
+    finally:
+        tensor_files.write_chunk = write_chunk
+    median = {name: statistics.median(values) for name, values in found.items()}
+    cost = median["blocked"] + median["slowdown"]
+    return {
+        "blocked_over_copy_and_probe": round(median["blocked"] / (median["copy"] + median["probe"]), 3),
+        "blocked_and_slowdown_over_waiting": round(cost / (waiting + median["probe"]), 3),
+        "first_blocked_seconds": round(first, 3),
+        "step_alone_seconds": round(alone, 3),
+        "slow_disk": {
+            "mb_per_second": round(sum(written) / slow_seconds / 1e6, 1),
+            "steps": len(slow_steps),
+            "step_seconds": round(statistics.median(slow_steps), 3),
+            "writing_seconds": round(slow_seconds, 1),
+        },
+        "seconds": {name: [round(value, 3) for value in values] for name, values in found.items()},
+    }
+
+
 def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
-    """Medians of seconds of both ways to save the same state."""
+    """Medians of seconds of the ways to save the same state."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
 
@@ -254,6 +348,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
             trainers[name].evaluate = lambda *_, **__: {}
             trainers[name].train()
         del trainers["ours"]._save_checkpoint
+        trainers["ours"].async_save = False
         state = sum(p.numel() for p in trainers["ours"].model.parameters()) * 12
         for repeat in range(repeats):
             for name, trainer in trainers.items():
@@ -274,13 +369,15 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
                     seconds["ours"].append(whole)
                 else:
                     seconds["trainer_and_fsync"].append(whole)
+        median = {name: statistics.median(values) for name, values in seconds.items()}
+        in_background = background(trainers["ours"], collate([train[0]]), repeats, median["ours"])
         run.record_end = False
-    median = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "state_mb": round(state / 1e6),
         "ratio": round(median["ours"] / median["trainer_and_fsync"], 3),
         "extra_seconds": round(median["ours"] - median["trainer_and_fsync"], 3),
         "probe_seconds": round(median["probe"], 3),
+        "background": in_background,
         "seconds": {name: [round(value, 3) for value in values] for name, values in seconds.items()},
     }
 
@@ -288,12 +385,19 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", help="one of late, save_100_mb, save_1_gb")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = {"late": late(Path(folder), max(3, arguments.repeats // 2))}
-        print(json.dumps(result["late"], indent=1), flush=True)
+        result = {}
+        if arguments.only in (None, "late"):
+            result["late"] = late(Path(folder), max(3, arguments.repeats // 2))
+            print(json.dumps(result["late"], indent=1), flush=True)
+        else:
+            prepared_tiny(Path(folder))
         for name, hidden, layers in (("save_100_mb", 256, 6), ("save_1_gb", 640, 12)):
+            if arguments.only not in (None, name):
+                continue
             result[name] = save(Path(folder), hidden, layers, arguments.repeats)
             print(json.dumps(result[name], indent=1), flush=True)
         write_json(arguments.output, result)

@@ -1,10 +1,9 @@
-"""Files that are complete or absent: atomic writes, JSON, JSON lines, YAML, CSV, digests, and the lock of a folder."""
+"""Files that are complete or absent: atomic writes, JSON, JSON lines, YAML, CSV, and the lock of a folder."""
 
 import contextlib
 import csv
 import errno
 import fcntl
-import hashlib
 import io
 import json
 import os
@@ -135,16 +134,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """`write_text` of JSON with sorted keys, so that equal values give equal bytes. value: what `json` can write."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
-
-
-def sha256(path: Path, limit: int | None = None) -> str:
-    """Hex digest of a file, or of its first `limit` bytes. `hashlib` releases the GIL meanwhile."""
-    digest, remaining = hashlib.sha256(), limit
-    with open(path, "rb") as file:
-        while block := file.read(2**20 if remaining is None else min(remaining, 2**20)):
-            digest.update(block)
-            remaining = None if remaining is None else remaining - len(block)
-    return digest.hexdigest()
 
 
 def read_json(path: Path):

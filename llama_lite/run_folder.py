@@ -6,6 +6,7 @@ import os
 import socket
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from model_card.private import redact
@@ -50,6 +51,7 @@ class RunFolder:
         self.lock = FolderLock(self.path, "write to")
         self.step = 0
         self.record_end = True  # false: this process only reads, and leaves the records unchanged
+        self.before_end: list[Callable[[], None]] = []  # called before the status is written and the lock released
 
     def __enter__(self):
         run_on_main(self.lock.acquire)
@@ -61,6 +63,8 @@ class RunFolder:
         return self
 
     def __exit__(self, kind, error, trace):
+        for close in self.before_end:
+            close()
         status = status_of(error) if error else "finished"
         if RANK == 0 and self.lock.file:
             if status and self.record_end:

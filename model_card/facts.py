@@ -377,7 +377,8 @@ class Facts:
                 continue
             if kind == "resumed":
                 detail = (
-                    f"from {event['checkpoint']}: every file by sha256, then its loss on fixed windows computed again"
+                    f"from {event['checkpoint']}: every file by its digest, then its loss on fixed windows computed"
+                    " again"
                 )
             elif kind == "changed":
                 detail = "; ".join(

@@ -14,9 +14,10 @@ from transformers import AutoTokenizer
 from llama_lite.chat_format import rendering
 from llama_lite.chat_format.template import encode, encode_prompt, vicuna_template
 from llama_lite.checkpoint import integrity, verify
+from llama_lite.digests import digest_of, sha256
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import lm, resolve
-from llama_lite.files import read_json, sha256, write_json
+from llama_lite.files import read_json, write_json
 from llama_lite.models import loading, references
 
 TWO = [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b."}]
@@ -222,7 +223,7 @@ def sealed_again(folder) -> None:
     manifest["files"] = {
         name: {"size": (folder / name).stat().st_size, "sha256": sha256(folder / name)} for name in manifest["files"]
     }
-    write_json(folder / "manifest.json", {**manifest, "digest": verify.digest_of(manifest)})
+    write_json(folder / "manifest.json", {**manifest, "digest": digest_of(manifest)})
 
 
 def test_a_malformed_checkpoint_with_right_digests_is_not_resumed(pretrain, whole_run, tmp_path):
@@ -236,7 +237,7 @@ def test_a_malformed_checkpoint_with_right_digests_is_not_resumed(pretrain, whol
     whole = read_json(folder / "manifest.json")
     for change in ({"step": "10"}, {"tokens": None}, {"identity": []}, {"identity": {**whole["identity"], "layout": 3}}, {"files": []}, {"files": {"../x": {"size": 1, "sha256": "0" * 64}}}):  # fmt: skip
         manifest = {**whole, **change}
-        write_json(folder / "manifest.json", {**manifest, "digest": verify.digest_of(manifest)})
+        write_json(folder / "manifest.json", {**manifest, "digest": digest_of(manifest)})
         assert verify.read_manifest(folder) is None, change
         assert verify.find_corruption(folder) == ["manifest.json is missing or altered"]
 

@@ -5,11 +5,15 @@ parameters, uses DeepSpeed's accessors. Call every function on all ranks.
 """
 
 import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+
+from .snapshot import Snapshot, live_storages
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, each of its parameter's shape
 
@@ -20,11 +24,18 @@ def is_zero(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def save_optimizer(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: str, sharded: bool, writes: bool
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    path: str,
+    sharded: bool,
+    writes: bool,
+    snapshot: Snapshot | None = None,
 ) -> None:
     """Gather the optimizer state and, on ranks with `writes`, write it to one safetensors file: tensors
     `parameter|field`, parameter groups as JSON in the metadata. `sharded`: the state is distributed over the ranks.
+    snapshot: what is to hold the file instead, to be written later.
     """
+    live = None
     if is_zero(optimizer):
         tensors, groups = _gather_zero_state(model, optimizer, writes)
     else:
@@ -36,11 +47,18 @@ def save_optimizer(
             for name, values in state.get("state", {}).items()
             for key, value in values.items()
         }
-        groups = state.get("param_groups")
-    if writes:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"param_groups": json.dumps(groups)}
-        )
+        groups, live = state.get("param_groups"), live_storages(_state_tensors(optimizer))
+    metadata = {"param_groups": json.dumps(groups)}
+    if writes and snapshot is not None:
+        snapshot.add(Path(path), tensors.items(), metadata, live)
+    elif writes:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+    """The tensors that an optimizer changes in each step, but for the parameters."""
+    for values in optimizer.state.values():
+        yield from (value for value in values.values() if torch.is_tensor(value))
 
 
 def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: str, sharded: bool) -> None:

@@ -1,7 +1,7 @@
 """Writing, finding and choosing checkpoints on disk.
 
 `checkpoint-N/` exists only when it is complete: files are written to a staging folder and flushed, `manifest.json`
-(size and sha256 of each file, the run's identity, a probe of the weights) is written last, then the folder gets its
+(size and BLAKE3 of each file, the run's identity, a probe of the weights) is written last, then the folder gets its
 name. A folder that does not match its manifest is quarantined as `checkpoint-N.damaged` and never used.
 """
 
@@ -12,9 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .. import files
+from ..digests import blake3, digest_of
 from ..errors import Refusal
-from ..files import flush_folder, sha256, write_json
-from .verify import FORMAT, MANIFEST, digest_of, find_corruption, refuse_sharded
+from ..files import flush_folder, write_json
+from .verify import FORMAT, MANIFEST, find_corruption, refuse_sharded
 
 STAGING, REPLACED, DELETED = ".staging-", ".replaced-", ".deleted-"
 
@@ -36,9 +37,9 @@ def need_space(run: Path, num_bytes: int) -> None:
     files.need_space(run, num_bytes, "the next checkpoint", advice)
 
 
-def flush_and_hash(folder: Path) -> dict[str, dict]:
-    """{path in the folder: {size in bytes, sha256}} of every file but the manifest, each flushed to disk. Hashing and
-    flushing run concurrently.
+def flush_and_hash(folder: Path, known: dict[Path, str] | None = None) -> dict[str, dict]:
+    """{path in the folder: {size in bytes, blake3}} of every file but the manifest, each flushed to disk. Hashing and
+    flushing run concurrently. known: BLAKE3 of files that were hashed as they were written.
     """
     paths = sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST)
 
@@ -48,11 +49,11 @@ def flush_and_hash(folder: Path) -> dict[str, dict]:
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         flushes = [pool.submit(flush, path) for path in paths]
-        digests = list(pool.map(sha256, paths))
+        digests = list(pool.map(lambda path: (known or {}).get(path) or blake3(path), paths))
         for future in flushes:
             future.result()
     return {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": digest}
+        str(path.relative_to(folder)): {"size": path.stat().st_size, "blake3": digest}
         for path, digest in zip(paths, digests, strict=True)
     }
 

@@ -1,13 +1,11 @@
 """Reading a checkpoint's manifest, and finding what is missing, short or altered in its folder."""
 
-import hashlib
 import json
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from ..digests import ALGORITHMS, digest, digest_of, is_digest, recorded_digest
 from ..errors import Refusal
-from ..files import sha256
 from .identity import IDENTITY
 
 FORMAT = "llama_lite.checkpoint/1"
@@ -27,13 +25,6 @@ VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight", "lm_head.bias")  # 
 PROBE_TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2, "float16": 2e-2}
 
 
-def digest_of(manifest: dict) -> str:
-    """sha256 of a record without its own `digest` field, which holds this value."""
-    return hashlib.sha256(
-        json.dumps({k: v for k, v in manifest.items() if k != "digest"}, sort_keys=True).encode()
-    ).hexdigest()
-
-
 def read_manifest(folder: Path) -> dict | None:
     """A checkpoint's manifest, or None where it is missing, altered or malformed."""
     try:
@@ -43,22 +34,23 @@ def read_manifest(folder: Path) -> dict | None:
         return None
 
 
-def is_well_formed(record: object) -> bool:
+def is_well_formed(record: object, algorithms: tuple[str, ...] = ALGORITHMS) -> bool:
     """Whether a JSON value has the fields of a manifest, in the right types: step, tokens, identity and files.
 
     A digest shows that a record is as somebody wrote it, not that it is a manifest. File names must stay inside the
-    checkpoint's folder.
+    checkpoint's folder. algorithms: of which each file needs a digest.
     """
     if not isinstance(record, dict) or not _is_count(record.get("step")) or not _is_count(record.get("tokens")):
         return False
     identity = record.get("identity")
     if not isinstance(identity, dict) or not all(isinstance(identity.get(kind), dict) for kind in IDENTITY):
         return False
-    return isinstance(identity["environment"].get("switches", {}), dict) and is_well_formed_files(record.get("files"))
+    switches = identity["environment"].get("switches", {})
+    return isinstance(switches, dict) and is_well_formed_files(record.get("files"), algorithms)
 
 
-def is_well_formed_files(files: object) -> bool:
-    """Whether a JSON value is {path inside a folder: {size, sha256}}."""
+def is_well_formed_files(files: object, algorithms: tuple[str, ...] = ALGORITHMS) -> bool:
+    """Whether a JSON value is {path inside a folder: {size, and a digest by one of `algorithms`}}."""
 
     def is_inside_folder(name: str) -> bool:
         return bool(name) and not name.startswith("/") and ".." not in name.split("/") and "\0" not in name
@@ -67,7 +59,7 @@ def is_well_formed_files(files: object) -> bool:
         is_inside_folder(name)
         and isinstance(file, dict)
         and _is_count(file.get("size"))
-        and re.fullmatch("[0-9a-f]{64}", str(file.get("sha256")))
+        and any(is_digest(file.get(name)) for name in algorithms)
         for name, file in files.items()
     )
 
@@ -95,7 +87,8 @@ def find_corruption(folder: Path, excluded_state: tuple[str, ...] = ()) -> list[
             return f"{name} is missing"
         if path.stat().st_size != expected["size"]:
             return f"{name} has {path.stat().st_size:,} bytes instead of {expected['size']:,}"
-        return f"{name} was altered" if sha256(path) != expected["sha256"] else None
+        algorithm, recorded = recorded_digest(expected)
+        return f"{name} was altered" if digest(path, algorithm) != recorded else None
 
     with ThreadPoolExecutor(max_workers=8) as pool:
         return [problem for problem in pool.map(find_problem, sorted(manifest["files"].items())) if problem]

@@ -100,6 +100,11 @@ class CommonRunArguments:
         True,
         "On a CPU, keep freed memory for the next step (faster steps; up to an eighth more memory).",
     )
+    async_save: bool = arg(
+        True,
+        "Write a checkpoint while training goes on, from a copy of weights and optimizer state in this machine's"
+        " memory. Where memory does not hold the copy, training waits.",
+    )
     step_timeout: float = arg(
         1800,
         "Seconds without a micro-batch, in training steps, after which the run ends with status 3 (at least 5 times the"

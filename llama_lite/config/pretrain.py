@@ -107,7 +107,7 @@ class DataArguments:
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
         "auto",
-        "How shards are checked before the first step: by size, or also by sha256 (auto: sha256 up to 1 GiB). hashes:"
+        "How shards are checked before the first step: by size, or also by digest (auto: digests up to 1 GiB). hashes:"
         " source text above 1 GiB is hashed again too, instead of trusting the sizes and times of its files.",
     )
 

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..digests import blake3, digest, digest_of, file_record, recorded_digest, sha256
 from ..errors import Refusal
-from ..files import flush, flush_folder, read_json, sha256, write_json
+from ..files import flush, flush_folder, read_json, write_json
 from ..processes import worker_pool
 from .formats import Part, Skipped, documents, merge_skipped, parts
 from .sources import Source
@@ -262,8 +263,8 @@ class ShardWriter:
         with open(temporary, "wb") as file:
             np.save(file, self.buffer[: self.filled])
             file.flush()
-            with ThreadPoolExecutor(1) as pool:  # hashing and flushing at the same time
-                digest = pool.submit(sha256, temporary)
+            with ThreadPoolExecutor(2) as pool:  # hashing and flushing at the same time
+                digests = {hashing.__name__: pool.submit(hashing, temporary) for hashing in (blake3, sha256)}
                 flush(file.fileno(), temporary)
         os.replace(temporary, self.folder / name)
         flush_folder(self.folder)
@@ -272,7 +273,7 @@ class ShardWriter:
             "tokens": int(self.filled),
             "text_bytes": round(self.text_bytes),
             "size": (self.folder / name).stat().st_size,
-            "sha256": digest.result(),
+            **{algorithm: result.result() for algorithm, result in digests.items()},
         }
         self.splits[split].append(shard)
         self.total += self.filled
@@ -304,30 +305,30 @@ def read_progress(folder: Path) -> dict:
 
 
 def file_records(folder: Path) -> dict[str, dict]:
-    """{path: {size, sha256}} of the small files that a manifest covers: the tokenizer's, and curation.json."""
+    """{path: {size, blake3}} of the small files that a manifest covers: the tokenizer's, and curation.json."""
     paths = [*sorted((folder / "tokenizer").rglob("*")), folder / "curation.json"]
-    return {
-        str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in paths
-        if path.is_file()
-    }
+    return {str(path.relative_to(folder)): file_record(path) for path in paths if path.is_file()}
 
 
-def _file_problem(folder: Path, name: str, size: int, digest: str | None) -> str | None:
-    path = folder / name
+def _file_problem(folder: Path, name: str, record: dict, hashes: bool = True) -> str | None:
+    """What is wrong with a file, by its record of size and digest; None where nothing is."""
+    path, size = folder / name, record["size"]
     if not path.exists():
         return f"{name} is missing"
     if path.stat().st_size != size:
         return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
-    return f"{name} was altered (its sha256 does not match the manifest)" if digest and sha256(path) != digest else None
+    algorithm, recorded = recorded_digest(record)
+    if hashes and digest(path, algorithm) != recorded:
+        return f"{name} was altered (its {algorithm} does not match the manifest)"
+    return None
 
 
 def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
-    return _file_problem(folder, shard["name"], shard["size"], shard["sha256"] if hashes else None)
+    return _file_problem(folder, shard["name"], shard, hashes)
 
 
 def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
-    """What is wrong with the shards of a prepared folder, one sentence each. hashes: check sha256 too, not only
+    """What is wrong with the shards of a prepared folder, one sentence each. hashes: check digests too, not only
     sizes.
     """
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
@@ -348,7 +349,7 @@ def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
             "recipe.json was altered (it does not match the manifest)" if exists else "recipe.json is missing"
         )
     for name, expected in manifest.get("files", {}).items():
-        problems += filter(None, [_file_problem(folder, name, expected["size"], expected["sha256"])])
+        problems += filter(None, [_file_problem(folder, name, expected)])
     # of an earlier version
     if "files" not in manifest and read_tokenizer_record(folder / "tokenizer") != manifest["tokenizer"]:
         is_present = (folder / "tokenizer" / "tokenizer.json").exists()
@@ -398,7 +399,9 @@ def altered(folder: Path) -> Refusal:
 
 
 def fingerprint(manifest: dict) -> str:
-    """sha256 over everything that a training run reads: dtype, tokenizer, and the shards in order."""
+    """sha256 over everything that a training run reads: dtype, tokenizer, and the shards in order by their sha256, so
+    that the same tokens have the same fingerprint whichever digest verifies them.
+    """
     if manifest["format"] == FORMAT_1:
         content = {key: value for key, value in manifest.items() if key != "fingerprint"}
     else:
@@ -414,13 +417,6 @@ def add_fingerprint(manifest: dict) -> dict:
     """The manifest with its fingerprint and its digest."""
     manifest = {**manifest, "fingerprint": fingerprint(manifest)}
     return {**manifest, "digest": digest_of(manifest)}
-
-
-def digest_of(record: dict) -> str:
-    """sha256 over a record without its key `digest`."""
-    return hashlib.sha256(
-        json.dumps({key: value for key, value in record.items() if key != "digest"}, sort_keys=True).encode()
-    ).hexdigest()
 
 
 def verify_prepared(folder: Path, manifest: dict, mode: str) -> None:

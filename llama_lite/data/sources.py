@@ -21,9 +21,10 @@ from pathlib import Path
 from datatrove.data import Document
 from tqdm import tqdm
 
+from ..digests import sha256
 from ..distributed import print_main
 from ..errors import Refusal
-from ..files import read_json, sha256, write_json
+from ..files import read_json, write_json
 from ..folder_kinds import kind_of_folder
 from ..formatting import amount
 from .formats import (

@@ -15,9 +15,10 @@ import yaml
 from model_card.facts import index_entry
 from model_card.records import metric_and_filter, shown_metric
 
+from ..digests import sha256
 from ..distributed import print_main
 from ..errors import Refusal
-from ..files import csv_text, read_json, sha256, write_text
+from ..files import csv_text, read_json, write_text
 from ..hub.client import (
     HubPermissionError,
     HubUnavailable,

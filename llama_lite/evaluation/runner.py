@@ -2,7 +2,7 @@
 
 `results/KEY.json` holds the scores of one pair and its settings, `samples/KEY.jsonl` the answer to each item. KEY is a
 digest of everything that decides the numbers: weights, tokenizer, prompts and data, number format, seed and harness.
-Both files carry a sha256: a pair that was altered or truncated since is computed again. `scores.csv`, `comparison.csv`
+Both files carry a digest: a pair that was altered or truncated since is computed again. `scores.csv`, `comparison.csv`
 and the other tables are made from these files alone.
 """
 
@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from ..data.tokenizer import tokenizer_record
+from ..digests import sha256
 from ..distributed import print_main
 from ..errors import Refusal
-from ..files import read_json, sha256, write_json
+from ..files import read_json, write_json
 from ..models import loading
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from

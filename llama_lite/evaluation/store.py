@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from model_card.records import metric_and_filter, metric_key
 
-from ..checkpoint.verify import digest_of
+from ..digests import digest_of, file_record, is_as_recorded
 from ..distributed import print_main
-from ..files import csv_text, read_json, read_jsonl, sha256, write_json, write_text
+from ..files import csv_text, read_json, read_jsonl, write_json, write_text
 from . import statistics
 from .lm import render_chat
 from .resolve import Model
@@ -95,7 +95,7 @@ class Store:
             problem = "its record was altered"
         elif not samples.exists():
             problem = "its samples are missing"
-        elif record["samples"] != {"size": samples.stat().st_size, "sha256": sha256(samples)}:
+        elif not is_as_recorded(samples, record["samples"]):
             problem = "its samples were altered"
         if problem:
             print_main(f"WARNING   results/{key}: {problem}, so it is computed again")
@@ -106,12 +106,12 @@ class Store:
         return read_jsonl(self.folder / "samples" / f"{key}.jsonl")
 
     def save(self, key: str, record: dict, samples: list[dict]) -> None:
-        """Write the samples, then the record with their sha256 and its own digest, so that a record exists only with
+        """Write the samples, then the record with their BLAKE3 and its own digest, so that a record exists only with
         its samples.
         """
         path = self.folder / "samples" / f"{key}.jsonl"
         write_text(path, "".join(json.dumps(sample, sort_keys=True, default=str) + "\n" for sample in samples))
-        record = {**record, "samples": {"size": path.stat().st_size, "sha256": sha256(path)}}
+        record = {**record, "samples": file_record(path)}
         write_json(self.folder / "results" / f"{key}.json", {**record, "digest": digest_of(record)})
 
 

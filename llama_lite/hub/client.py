@@ -12,8 +12,9 @@ from pathlib import Path
 
 from model_card.private import found_in, redact
 
+from ..digests import is_as_recorded
 from ..errors import Refusal, no_space, unreachable
-from ..files import need_space, sha256
+from ..files import need_space
 from .revision import STEP, has_content_of
 
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
@@ -207,9 +208,6 @@ def download(
     HubUnavailable.
     """
 
-    def is_intact(target: Path, expected: dict) -> bool:
-        return target.is_file() and target.stat().st_size == expected["size"] and sha256(target) == expected["sha256"]
-
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cached_path = (lambda name: Path(folder) / name) if folder else lambda name: _in_cache(ref, commit, name, repo_type)
@@ -225,12 +223,12 @@ def download(
         "Make room, and run the same command again: downloaded files are kept.",
     )
     for name, expected in sorted(files.items()):
-        if folder and is_intact(Path(folder) / name, expected):
+        if folder and is_as_recorded(Path(folder) / name, expected):
             continue
         target = fetch(ref, commit, name, folder, repo_type)
-        if not is_intact(target, expected):
+        if not is_as_recorded(target, expected):
             target = fetch(ref, commit, name, folder, repo_type, force=True)
-            if not is_intact(target, expected):
+            if not is_as_recorded(target, expected):
                 target.unlink()
                 raise Damaged(
                     f"{name} of {ref} is damaged: its sha256 differed from the published one in two downloads. Use"

@@ -17,9 +17,10 @@ from model_card import card
 from ..checkpoint import integrity, verify
 from ..data.preparation import ROOT, build_recipe, check_recipe
 from ..data.shards import find_damage, read_manifest
+from ..digests import sha256
 from ..distributed import print_main
 from ..errors import Refusal
-from ..files import flush_folder, read_json, sha256, write_json, write_text
+from ..files import flush_folder, read_json, write_json, write_text
 from ..folder_kinds import check_folder
 from ..formatting import size
 from .client import (
@@ -296,7 +297,7 @@ def _prepared_record(ref: Reference, commit: str) -> dict:
         record = read_json(fetch(ref, commit, REVISION, Path(folder), "dataset"))
     if not isinstance(record, dict) or record.get("format") != PREPARED:
         raise Refusal(f"{ref} does not hold prepared tokens of this project ({PREPARED}).")
-    if not verify.is_well_formed_files(record.get("files")) or not {"recipe.json", "manifest.json"} <= set(
+    if not verify.is_well_formed_files(record.get("files"), ("sha256",)) or not {"recipe.json", "manifest.json"} <= set(
         record["files"]
     ):
         raise Refusal(f"{REVISION} of {ref} does not say which files are its own: use another revision.")

@@ -10,7 +10,8 @@ from transformers import AutoConfig, GenerationConfig
 
 from ..checkpoint import verify
 from ..data.tokenizer import read_tokenizer, vocabulary_size
-from ..files import flush_folder, sha256
+from ..digests import is_as_recorded
+from ..files import flush_folder
 
 # files of a checkpoint that its revision holds unchanged
 ADAPTER = ("adapter_model.safetensors", "adapter_config.json", "base.json")
@@ -76,12 +77,12 @@ def export_adapter(checkpoint: Path, folder: Path) -> None:
 def is_export(checkpoint: Path, folder: Path) -> bool:
     """Whether the weights in `folder` are what `export_model` or `export_adapter` makes of a verified checkpoint.
 
-    An adapter and its records are compared by the manifest's sha256, a model tensor by tensor, in the dtype and with
+    An adapter and its records are compared by the manifest's digests, a model tensor by tensor, in the dtype and with
     the vocabulary of the exported one.
     """
     files = verify.read_manifest(checkpoint)["files"]
     if "adapter_model.safetensors" in files:
-        return all((folder / name).is_file() and sha256(folder / name) == files[name]["sha256"] for name in ADAPTER)
+        return all(is_as_recorded(folder / name, files[name]) for name in ADAPTER)
     if not (folder / "model.safetensors").is_file():
         return False
     with safe_open(folder / "model.safetensors", "pt") as model:

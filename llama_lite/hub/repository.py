@@ -10,9 +10,10 @@ from pathlib import Path
 from model_card import card
 from model_card.card import YOURS, renew
 
+from ..digests import sha256
 from ..distributed import print_main
 from ..errors import Refusal
-from ..files import csv_text, read_json, sha256, write_json, write_text
+from ..files import csv_text, read_json, write_json, write_text
 from .client import (
     HubPermissionError,
     HubUnavailable,

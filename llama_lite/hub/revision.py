@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint import verify
-from ..files import sha256, write_json, write_text
+from ..digests import sha256, sha256_of
+from ..files import write_json, write_text
 
 if TYPE_CHECKING:
     from huggingface_hub import RepoFile
@@ -64,16 +65,18 @@ def write_revision(
     if state:
         files |= {f"{STATE}/{name}": checkpoint / name for name in [*manifest["files"], verify.MANIFEST]}
     verified_files = {f"{STATE}/{name}": record for name, record in manifest["files"].items()}
+
+    def file_record(name: str, path: Path) -> dict:
+        """{size, sha256}, since the Hub compares sha256."""
+        return {"size": path.stat().st_size, "sha256": sha256_of(path, verified_files.get(name, {}))}
+
     record = {
         "format": FORMAT,
         "run": run,
         "step": manifest["step"],
         "tokens": manifest["tokens"],
         "identity": manifest["identity"],
-        "files": {
-            name: verified_files.get(name) or {"size": path.stat().st_size, "sha256": sha256(path)}
-            for name, path in files.items()
-        },
+        "files": {name: file_record(name, path) for name, path in files.items()},
     }
     write_json(export / REVISION, record)
     return {**files, REVISION: export / REVISION}
@@ -81,7 +84,11 @@ def write_revision(
 
 def as_record(value: object) -> dict | None:
     """A JSON value if it is a `revision.json` of this project, else None."""
-    valid = verify.is_well_formed(value) and value.get("format") == FORMAT and isinstance(value.get("run"), str)
+    valid = (
+        verify.is_well_formed(value, ("sha256",))
+        and value.get("format") == FORMAT
+        and isinstance(value.get("run"), str)
+    )
     return value if valid else None
 
 

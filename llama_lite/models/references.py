@@ -11,8 +11,9 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..checkpoint import integrity, verify
 from ..checkpoint.identity import VOLATILE_CONFIG
+from ..digests import sha256
 from ..errors import Refusal
-from ..files import read_json, sha256
+from ..files import read_json
 from ..formatting import shortened
 from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference

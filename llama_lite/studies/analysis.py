@@ -19,10 +19,11 @@ from ..checkpoint.verify import read_manifest
 from ..config.fields import names
 from ..config.pretrain import CurationArguments, DataArguments, ModelArguments
 from ..config.sft import AdapterArguments, BaseArguments, RowArguments
+from ..digests import sha256, sha256_of
 from ..distributed import print_main
 from ..errors import Refusal
 from ..evaluation.statistics import holm
-from ..files import read_json, read_jsonl, sha256, write_json, write_text
+from ..files import read_json, read_jsonl, write_json, write_text
 from ..hub.client import (
     HubPermissionError,
     HubUnavailable,
@@ -392,8 +393,10 @@ def recovery(excess: dict[int, float], at: int) -> int | None:
 
 def weights_of(run: StudyRun) -> str:
     """sha256 of a run's finished weights."""
-    files = last_manifest(run.folder)["files"]
-    return files.get("model.safetensors", files.get("adapter_model.safetensors"))["sha256"]
+    folder = checkpoints(run.folder)[0][1]
+    files = read_manifest(folder)["files"]
+    name = next(name for name in ("model.safetensors", "adapter_model.safetensors") if name in files)
+    return sha256_of(folder / name, files[name])
 
 
 def health(logs: dict[str, list[list[dict]]]) -> dict[str, dict[str, dict[str, int]]]:

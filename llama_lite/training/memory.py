@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..formatting import duration, size
+from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
 from ..machine.parallelism import Layout
 from .plan import Plan, at_once
 
@@ -214,7 +215,7 @@ def forecast(
         available, where = int(USABLE_FRACTION["cuda"] * 80e9), "a GPU of 80 GB"
     else:
         available, where = capacity(device), "this GPU" if device.type == "cuda" else "this machine's memory"
-    lines = [_memory_line(memory, layout)]
+    lines = [_memory_line(memory, layout), _save_line(plan, run, memory.total if device.type == "cpu" else 0)]
     if layout.sharding == "fsdp2":
         lines.append(f"resharding          {_reshard_advice(memory, layout, plan, precision, available)}")
     flops = plan.flops_per_token * plan.tokens
@@ -241,6 +242,21 @@ def _memory_line(memory: Memory, layout: Layout) -> str:
         f"memory per device   {size(memory.total)} ({layout}):"
         f" {', '.join(f'{name} {size(value)}' for name, value in parts.items())}"
     )
+
+
+def _save_line(plan: Plan, run: RunArguments, besides: int) -> str:
+    """Whether training goes on while a checkpoint is written, from a copy of the float32 weights and two moments in the
+    memory of rank 0's machine. besides: bytes of that memory that a step takes.
+    """
+    copied, available = 12 * plan.parameters, available_memory() - besides
+    if not run.async_save:
+        return "saves               training waits for each (--no_async_save)"
+    if not run.plan_launch and copied > SNAPSHOT_FRACTION * available:
+        return (
+            f"saves               training waits for each: the copy that one is written from takes {size(copied)} of"
+            f" memory, and {size(max(0, available))} would be available"
+        )
+    return f"saves               written while training goes on, from a copy of {size(copied)} in this machine's memory"
 
 
 def _reshard_advice(memory: Memory, layout: Layout, plan: Plan, precision: str, available: int) -> str:

@@ -201,7 +201,7 @@ class Session:
 
     def add_callbacks(self, trainer: VerifiedTraining) -> None:
         """The progress lines and health checks of this project, in place of Trainer's own lines."""
-        trainer.on_spike = SpikeDetector()
+        trainer.on_spike, trainer.async_save = SpikeDetector(), self.run_args.async_save
         for callback in (PrinterCallback, ProgressCallback):
             trainer.remove_callback(callback)
         trainer.add_callback(Progress())

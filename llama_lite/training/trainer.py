@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,14 +21,17 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
 from ..checkpoint import optimizer_state, store, verify
+from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
+from ..checkpoint.snapshot import Snapshot, live_storages
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
-from ..distributed import WORLD_SIZE, print_main, raise_on_all_ranks, run_on_main
-from ..errors import Interrupted, Refusal, Unhealthy, status_of
+from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
+from ..errors import Interrupted, Refusal, Unhealthy, end_of, status_of
 from ..files import read_json
-from ..formatting import shortened
+from ..formatting import shortened, size
 from ..kernels.probe import without_router_loss
+from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
 from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
@@ -104,6 +108,10 @@ class VerifiedTraining:
         self.tokens = 0  # of all ranks, since step 0
         self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
+        # whether a save is under way is known to all ranks, at the latest a step after it is done
+        self.async_save, self.writer, self.is_saving = True, BackgroundWriter(), False
+        self.snapshot = Snapshot(self.args.device.type == "cuda")
+        self.run.before_end.append(self._end_save)
         self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
         self.add_callback(ResumeStateCallback(self))
 
@@ -138,20 +146,25 @@ class VerifiedTraining:
         return count.round().long() if torch.is_tensor(count) else count
 
     def _get_grad_norm(self, model, grad_norm=None):
-        """Called once per step, before the optimizer: the ranks agree on loss, tokens and stopping in one small
-        reduction.
+        """Called once a step, before the optimizer: the ranks agree on loss, tokens, stopping and the save that is
+        under way in one small reduction.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         stop_file = self.is_world_process_zero() and (self.run.path / "stop").exists()
         stop_requested = self.signals.received is not None or stop_file
-        counted = torch.tensor([float(stop_requested), float(self.step_tokens)], device=self.step_loss.device)
+        # whether it is busy before whether it failed: what is not busy any more has failed by then, or is saved
+        flags = [stop_requested, self.step_tokens, self.writer.busy, self.writer.failure is not None]
+        counted = torch.tensor(list(map(float, flags)), device=self.step_loss.device)
         shared = torch.cat([self.step_loss.float().reshape(1), counted])
         self.step_loss, self.step_tokens = None, 0
         if dist.is_initialized() and WORLD_SIZE > 1:
             dist.all_reduce(shared)
-        loss, stops, tokens = shared.tolist()
+        loss, stops, tokens, busy, failed = shared.tolist()
         loss /= WORLD_SIZE
         self.last_loss, self.tokens = loss, self.tokens + int(tokens)
+        self.is_saving = bool(busy)
+        if failed:
+            raise_on_all_ranks(self.writer.failure)
         if stops:
             self.stop_reason = self.signals.received or "stop"
         step = self.state.global_step + 1
@@ -217,11 +230,10 @@ class VerifiedTraining:
         """Evaluate, then queue the checkpoint of this step, if there is one, with the losses of this step."""
         self.evaluate()
         self.evaluation_due = False
-        with self.clock.during("saves"):  # a disk without hard links copies: the others wait in no step
-            run_on_main(self._queue_evaluated)
+        self.do_in_background(self._queue_evaluated, self.run.path / f"checkpoint-{self.state.global_step}")
 
-    def _queue_evaluated(self) -> None:
-        checkpoint = self.run.path / f"checkpoint-{self.state.global_step}"
+    def _queue_evaluated(self, checkpoint: Path) -> None:
+        """Queue a checkpoint, if it is there, whose evaluation has ended (rank 0, after the thread has saved it)."""
         if self.publisher and checkpoint.is_dir():
             self.publisher.add_missing(checkpoint)
 
@@ -303,29 +315,89 @@ class VerifiedTraining:
             self._save_verified()
 
     def _save_verified(self) -> None:
-        """Write to a staging folder, flush, hash, record the probe loss, rename; then delete the oldest checkpoints. A
-        failure on one rank ends all of them."""
+        """Aside, proven; then, while training goes on, written, flushed, hashed and named, and the oldest go. A failure
+        on one rank ends all of them.
+
+        Weights and optimizer state are copied, and a thread writes the copies; everything else is as it is now. Where
+        memory does not hold them, training waits for it all.
+        """
         began, step = time.perf_counter(), self.state.global_step
         if step == self.saved_step:
             return
+        self.finish_save()
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         run_on_main(self._need_space, 3 * trained)  # weights and two moments
+        in_background = run_on_main(self._can_save_in_background, 3 * trained)
         staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
         try:
             self.store_flos()
-            self.save_model(str(staging), _internal_call=True)
-            self._save_optimizer_and_scheduler(str(staging))
-            self._save_scaler(str(staging))
-            self._save_rng_state(str(staging))
-            self._save_progress(staging)
+            self._save_state(staging, in_background)
         except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
             failure = error
         raise_on_all_ranks(failure)
-        loss = self.probe_loss()
-        run_on_main(self._commit, staging, step, loss)
+        probe = {"loss": self.probe_loss(), "sha256": self.probe_digest()}
+        manifest = {"tokens": self.tokens, "identity": self.identity, "probe": probe}
+        recorded = {"seconds": self.clock.recorded(), "evaluation_due": self.evaluation_due}
         self.saved_step = step
+        if in_background:
+            self.do_in_background(self._commit, staging, step, manifest, recorded)
+        else:
+            run_on_main(self._commit, staging, step, manifest, recorded)
         self.outside += time.perf_counter() - began
+
+    def _save_state(self, staging: Path, in_background: bool) -> None:
+        """Write weights and training state into a folder, those in safetensors only into the snapshot where the save is
+        `in_background`.
+        """
+        self.snapshot.begin()
+        copying = in_background and self.args.should_save
+        live = live_storages([*self.model.parameters(), *self.model.buffers()])
+        with self.snapshot.capture(live) if copying else contextlib.nullcontext():
+            self.save_model(str(staging), _internal_call=True)
+        self._save_optimizer_and_scheduler(str(staging), self.snapshot if copying else None)
+        self._save_scaler(str(staging))
+        self._save_rng_state(str(staging))
+        self._save_progress(staging)
+        self.snapshot.synchronize()
+
+    def _can_save_in_background(self, num_bytes: int) -> bool:
+        """Whether training goes on while a checkpoint is written (rank 0); says once why it does not. num_bytes: of its
+        weights and optimizer state.
+        """
+        callbacks, available = self.callback_handler.callbacks, available_memory()
+        readers = [type(callback).__name__ for callback in callbacks if reads_checkpoint(callback)]
+        if not self.async_save:
+            return False
+        if readers:
+            reason = f"{readers[0]} reads each checkpoint when it is saved"
+        elif num_bytes - self.snapshot.buffer_bytes > SNAPSHOT_FRACTION * available:
+            reason = f"the copy that a save is written from takes {size(num_bytes)} and {size(available)} are available"
+        else:
+            return True
+        print_once("synchronous", f"saving    training waits for each save: {reason}")
+        return False
+
+    def do_in_background(self, job: Callable, *args) -> None:
+        """Let the thread of rank 0 do a job after those before it. Call on all ranks; `finish_save` waits for it."""
+        if self.is_world_process_zero():
+            self.writer.submit(job, *args)
+        self.is_saving = True
+
+    def finish_save(self) -> None:
+        """Return when no checkpoint is being written. Raises on all ranks what the thread that writes it raised."""
+        if self.is_saving:
+            run_on_main(self.writer.join)
+            self.is_saving = False
+            raise_on_all_ranks(self.writer.failure)
+
+    def _end_save(self) -> None:
+        """Before the run ends, for whatever reason: let the thread end its work, on this rank alone. Says what failed
+        in it where the run ends for another reason.
+        """
+        self.writer.join()
+        if self.is_saving and self.writer.failure:
+            print_main(f"WARNING   the last checkpoint was not saved: {end_of(self.writer.failure, self.run.path)}")
 
     def _need_space(self, num_bytes: int) -> None:
         """Raise Refusal where the disk has no space for a checkpoint, also without what the queue can give up."""
@@ -354,28 +426,28 @@ class VerifiedTraining:
             }
             (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
 
-    def _commit(self, staging: Path, step: int, loss: float) -> None:
-        manifest = {
-            "tokens": self.tokens,
-            "files": store.flush_and_hash(staging),
-            "identity": self.identity,
-            "probe": {"loss": loss, "sha256": self.probe_digest()},
-        }
-        committed = store.commit_checkpoint(staging, self.run.path, step, manifest)
-        self.run.step = step
-        self.run.event("saved", checkpoint=f"checkpoint-{step}", probe_loss=loss, **self.clock.recorded())
-        if self.publisher and not self.evaluation_due:
-            self.publisher.add(committed)  # before rotation can take it; else when its evaluation has ended
+    def _commit(self, staging: Path, step: int, manifest: dict, recorded: dict) -> None:
+        """Write what the snapshot holds, flush, hash and name the checkpoint of a step (rank 0, in either thread).
+
+        recorded: what was known when the state was copied: the seconds of the event, and whether an evaluation is due.
+        """
+        manifest["files"] = store.flush_and_hash(staging, self.snapshot.write())
+        checkpoint = store.commit_checkpoint(staging, self.run.path, step, manifest)
+        loss = manifest["probe"]["loss"]
+        self.run.event("saved", step=step, checkpoint=checkpoint.name, probe_loss=loss, **recorded["seconds"])
+        if self.publisher and not recorded["evaluation_due"]:
+            self.publisher.add(checkpoint)  # before rotation can take it; else when its evaluation has ended
         store.rotate(self.run.path, self.args.save_total_limit)
 
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Optimizer state by parameter name, gathered from every layout into one safetensors file."""
+    def _save_optimizer_and_scheduler(self, output_dir: str, snapshot: Snapshot | None = None) -> None:
+        """Optimizer state by parameter name, gathered from every layout into one safetensors file, or a snapshot."""
         optimizer_state.save_optimizer(
             self.model,
             self._raw_optimizer(),
             os.path.join(output_dir, OPTIMIZER_FILE),
             self.is_fsdp_enabled,
             self.args.should_save,
+            snapshot,
         )
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
@@ -502,6 +574,8 @@ class ResumeStateCallback(TrainerCallback):
         trainer.clock.switch("steps")
 
     def on_train_end(self, args, state, control, **kwargs):
+        with self.trainer.clock.during("saves"):
+            self.trainer.finish_save()
         self.trainer.clock.switch("other")
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -512,6 +586,19 @@ class ResumeStateCallback(TrainerCallback):
         elif trainer.stop_reason:
             control.should_save = control.should_training_stop = True
         return control
+
+
+def reads_checkpoint(callback: TrainerCallback) -> bool:
+    """Whether a callback reads a checkpoint's folder when it is saved: those of users may, those of transformers do
+    where they are asked to upload it.
+    """
+    if type(callback).on_save is TrainerCallback.on_save:
+        return False
+    if not type(callback).__module__.startswith("transformers."):
+        return True
+    asked = ("_log_artifacts", "_log_model", "_should_upload_checkpoint", "sync_checkpoints")
+    values = [getattr(callback, name, None) for name in asked]
+    return any(str(getattr(value, "value", value)).lower() not in ("none", "false", "end") for value in values)
 
 
 class DueEvaluationCallback(TrainerCallback):

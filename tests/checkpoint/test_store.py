@@ -252,7 +252,7 @@ def test_a_disk_that_fills_during_the_save_leaves_no_half_checkpoint(pretrain, t
 
     monkeypatch.setattr(optimizer_state, "save_file", fails_second)
     with pytest.raises(Refusal, match=r"no space left on the disk of .*run: .* are free"):
-        pretrain(tmp_path / "run")
+        pretrain(tmp_path / "run", async_save=False)
     assert [folder.name for _, folder in store.checkpoints(tmp_path / "run")] == ["checkpoint-5"]
     run = pretrain(tmp_path / "run")
     assert not list(run.glob(".staging-*"))

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 from helpers import HARD, ROOT, data_args, flip, jsonl, prepare
 
-from llama_lite import files
+from llama_lite import digests, files
 from llama_lite.data import formats, preparation, shards, sources
 from llama_lite.data.tokenizer import gpt2_tokenizer
 from llama_lite.errors import Refusal
@@ -26,8 +26,8 @@ def stream(folder: Path) -> np.ndarray:
 
 
 def digest(folder: Path) -> dict:
-    return {path.name: files.sha256(path) for path in folder.glob("*.npy")} | {
-        "manifest": files.sha256(folder / "manifest.json")
+    return {path.name: digests.sha256(path) for path in folder.glob("*.npy")} | {
+        "manifest": digests.sha256(folder / "manifest.json")
     }
 
 

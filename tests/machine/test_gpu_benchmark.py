@@ -30,7 +30,7 @@ def test_every_stage_measures_something(files, stage, tmp_path):
     if stage == "exact":
         assert found["killed_and_resumed"] == {"loss": 0.0, "weights": 0.0} and found["probe"]
     if stage == "save":
-        assert found["large"]["seconds"].keys() == {"blocked", "trainer_and_fsync"}
+        assert found["large"]["seconds"].keys() == {"blocked", "named", "trainer_and_fsync"}
 
 
 def test_a_stage_that_takes_too_long_is_stopped_and_the_next_one_runs(files, tmp_path, monkeypatch):

@@ -174,7 +174,7 @@ def test_a_resumed_run_tells_its_stops(pretrain, tmp_path):
     pretrain(folder, max_steps=6)
     pretrain(folder, "--allow_changes", "max_steps,learning_rate", max_steps=12, learning_rate=2e-3)
     text = (folder / "README.md").read_text()
-    assert "| resumed | from checkpoint-6: every file by sha256" in text and "learning_rate: 0.001 → 0.002" in text
+    assert "| resumed | from checkpoint-6: every file by its digest" in text and "learning_rate: 0.001 → 0.002" in text
     assert "| learning rate | 0.002 |" in text and "| step | 12 of 12 |" in text
 
 

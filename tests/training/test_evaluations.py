@@ -90,7 +90,9 @@ def test_whatever_fails_in_an_evaluation_its_step_is_saved(pretrain, tmp_path, m
         error = kind("utf-8", "x", 0, 1, "no") if kind is UnicodeEncodeError else kind("broken")
 
         def fail(*_, **__):
-            now[self.state.global_step] = (self.run.path / f"checkpoint-{self.state.global_step}").is_dir()
+            step = self.state.global_step  # saved, or being written by the thread
+            folders = {path.name for path in self.run.path.iterdir()}
+            now[step] = bool(folders & {f"checkpoint-{step}", f".staging-{step}"})
             raise error
 
         with monkeypatch.context() as patch:
@@ -102,7 +104,9 @@ def test_whatever_fails_in_an_evaluation_its_step_is_saved(pretrain, tmp_path, m
     every = {"eval_steps": 1, "save_steps": 1, "logging_steps": 1, "max_steps": steps, "save_total_limit": None}
     few = {"tokens_per_step": 512, "eval_windows": 4, "sample_tokens": 2, "eval_task_limit": 1, "probe_windows": 1}
     run = pretrain(tmp_path / "run", **every, **few, eval_tasks=["embedded_next_sentence"])
-    assert now == dict.fromkeys(range(1, steps + 1), True)  # the place was met, and the checkpoint was there by then
+    assert now == dict.fromkeys(range(1, steps + 1), True)  # the place was met, and the save had begun by then
+    saved = [event["step"] for event in read_jsonl(run / "events.jsonl") if event["event"] == "saved"]
+    assert saved == list(range(1, steps + 1))
     failures = [event for event in read_jsonl(run / "events.jsonl") if event["event"] == "evaluation failed"]
     assert {event["at_step"] for event in failures} == set(now)
     assert all(event["part"] and event["reason"] for event in failures)

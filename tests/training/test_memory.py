@@ -153,13 +153,18 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
     )
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, **run})
+    arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, "async_save": True, **run})
     return memory.forecast(load_model_config("tiny"), plan, layout, "bfloat16", False, training, arguments)
 
 
 def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
     assert problems == [] and lines[0].startswith("memory per device") and "H100:" in "".join(lines)
+    assert lines[1].endswith("written while training goes on, from a copy of 11.4 MiB in this machine's memory")
+    monkeypatch.setattr(memory, "available_memory", lambda: 1)
+    lines, _ = planned(tmp_path, 10**9, 420, monkeypatch)
+    assert "training waits for each: the copy that one is written from takes 11.4 MiB of memory" in lines[1]
+    assert "(--no_async_save)" in planned(tmp_path, 10**9, 420, monkeypatch, async_save=False)[0][1]
     _, problems = planned(tmp_path, 10**9, 419, monkeypatch)
     assert (
         len(problems) == 1 and "takes up to 420 bytes of disk" in problems[0] and "--save_total_limit 2" in problems[0]

@@ -20,7 +20,9 @@ from llama_lite.training import sft_trainer, trainer
 from llama_lite.training.callbacks import health, progress, samples, task_scores
 
 VERIFIED = {
+    "_build_accelerator_args",
     "training_step",
+    "_maybe_log_save_evaluate",
     "log",
     "evaluate",
     "_get_num_items_in_batch",
@@ -45,7 +47,8 @@ OVERRIDES = {  # (our class, the one that it extends): the methods that it overr
         "_save_checkpoint",
         "_load_from_checkpoint",
     },
-    (trainer.ResumeStateCallback, TrainerCallback): {"on_train_begin", "on_step_end"},
+    (trainer.ResumeStateCallback, TrainerCallback): {"on_train_begin", "on_step_end", "on_train_end"},
+    (trainer.DueEvaluationCallback, TrainerCallback): {"on_train_begin"},
     (progress.Progress, TrainerCallback): {"on_train_begin", "on_step_end", "on_log", "on_train_end"},
     (health.Health, TrainerCallback): {"on_evaluate"},
     (samples.Samples, TrainerCallback): {"on_evaluate"},

@@ -1,0 +1,42 @@
+"""Memory of this machine that a process can still take."""
+
+from pathlib import Path
+
+import psutil
+
+SNAPSHOT_FRACTION = 0.8  # of available memory: the most that the copy that a save is written from may take
+CGROUPS = Path("/sys/fs/cgroup")
+# of cgroups 2 and 1: limit, use, and the name in memory.stat of what the kernel would give back
+FILES = (("memory.max", "memory.current", "file"), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"))
+
+
+def available_memory() -> int:
+    """Bytes that can be allocated: what the machine has available, within the limits of this process's cgroups (of a
+    container, a Slurm job).
+    """
+    found = [psutil.virtual_memory().available]
+    for folder in _cgroup_folders():
+        for limit_file, use_file, cache_name in FILES:
+            try:
+                limit, use = ((folder / name).read_text().strip() for name in (limit_file, use_file))
+                statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                if limit != "max":
+                    found.append(int(limit) - int(use) + int(statistics.get(cache_name, 0)))
+            except (OSError, ValueError):
+                continue  # the other kind of cgroup, or none
+    return max(0, min(found))
+
+
+def _cgroup_folders() -> set[Path]:
+    """The folders of this process's cgroups, and of those that they are in."""
+    folders = {CGROUPS, CGROUPS / "memory"}
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return folders
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            folder = CGROUPS / ("memory" if controllers else "") / path.strip("/")
+            folders |= {folder, *(parent for parent in folder.parents if CGROUPS in (parent, *parent.parents))}
+    return folders
