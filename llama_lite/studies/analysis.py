@@ -393,8 +393,8 @@ def recovery(excess: dict[int, float], at: int) -> int | None:
 
 def weights_of(run: StudyRun) -> str:
     """sha256 of a run's finished weights."""
-    folder = checkpoints(run.folder)[0][1]
-    files = read_manifest(folder)["files"]
+    manifest = last_manifest(run.folder)
+    folder, files = run.folder / f"checkpoint-{manifest['step']}", manifest["files"]
     name = next(name for name in ("model.safetensors", "adapter_model.safetensors") if name in files)
     return sha256_of(folder / name, files[name])
 

@@ -199,11 +199,9 @@ def test_a_plan_for_gpus_takes_no_values_from_this_cpu(text, tmp_path):
         precision="auto",
     )
     assert values["precision"] == "bfloat16" and reasons["precision"] == "planned for GPUs"
-    assert (
-        values["fused_loss"] is False
-        and values["block_attention"] is False
-        and values["tokens_per_step"] % (8 * values["block_size"]) == 0
-    )
+    assert values["compile_layers"] is True and reasons["compile_layers"] == "planned for GPUs"
+    assert values["fused_loss"] is True and reasons["fused_loss"] == "no logits are held"
+    assert values["block_attention"] is False and values["tokens_per_step"] % (8 * values["block_size"]) == 0
 
 
 def test_what_cannot_go_together_is_refused_before_anything_is_prepared_all_at_once(text, tmp_path, monkeypatch):
