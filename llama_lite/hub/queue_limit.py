@@ -58,7 +58,9 @@ def state_files(entry: Path) -> list[Path]:
     manifest = verify.read_manifest(entry / "checkpoint")
     if manifest is None or is_final(manifest) or (entry / ATTEMPTED).exists():
         return []
-    return [path for path in (entry / "checkpoint").iterdir() if is_state(path.name)]
+    with contextlib.suppress(FileNotFoundError):  # published meanwhile
+        return [path for path in (entry / "checkpoint").iterdir() if is_state(path.name)]
+    return []
 
 
 def drop_state(entry: Path, files: list[Path]) -> int:

@@ -156,3 +156,18 @@ def test_which_revisions_carry_training_state():
     steps = {policy: [s for s in (5, 10, 15, 17) if carries_state(policy, s, s == 17)] for policy in ("all", "final")}
     assert steps == {"all": [5, 10, 15, 17], "final": [17]}
     assert [[s for s in (5, 10, 15, 17) if carries_state(p, s, s == 17)] for p in ("none", "10")] == [[], [10, 17]]
+
+
+def test_an_entry_that_is_published_meanwhile_has_nothing_to_drop(tmp_path, monkeypatch):
+    entry, read_manifest = tmp_path / "queue/step-000005", queue_limit.verify.read_manifest
+    entry.mkdir(parents=True)
+    os.rename(save(tmp_path, 5), entry / "checkpoint")
+    assert [path.name for path in queue_limit.state_files(entry)]
+
+    def read_and_publish(folder):
+        manifest = read_manifest(folder)
+        publish_queue.discard(entry)
+        return manifest
+
+    monkeypatch.setattr(queue_limit.verify, "read_manifest", read_and_publish)
+    assert queue_limit.state_files(entry) == []

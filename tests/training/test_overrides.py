@@ -21,6 +21,7 @@ from llama_lite.training.callbacks import health, progress, samples, task_scores
 
 VERIFIED = {
     "_build_accelerator_args",
+    "create_scheduler",
     "training_step",
     "_maybe_log_save_evaluate",
     "log",

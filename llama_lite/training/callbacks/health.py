@@ -39,12 +39,12 @@ class Health(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Report saturation and overfitting on the main process, as events of the run and as printed lines."""
-        if not state.is_world_process_zero:
+        evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
+        if not state.is_world_process_zero or not evaluated:  # every one so far has failed
             return
         verdicts = loss_trends.judge(
             state.log_history, math.ceil(state.max_steps / (state.eval_steps or state.max_steps))
         )
-        evaluated = [entry for entry in state.log_history if "eval_loss" in entry]
         tokens, losses = evaluated[-1]["tokens"], [entry["eval_loss"] for entry in evaluated]
         found = {name for name, verdict in verdicts.items() if verdict.answer == loss_trends.YES} - self.reported
         self.reported |= found
