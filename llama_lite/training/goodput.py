@@ -36,9 +36,9 @@ class WallClock:
             self.switch(before)
 
     def read(self) -> dict[str, float]:
-        """{kind: seconds} until now, in tenths."""
+        """{kind: seconds} until now, to a millisecond."""
         self.switch(self.kind)
-        return {kind: round(seconds, 1) for kind, seconds in self.seconds.items()}
+        return {kind: round(seconds, 3) for kind, seconds in self.seconds.items()}
 
     def recorded(self) -> dict:
         """What an event says: `seconds` by kind, and the two numbers of the card, goodput in percent and the total."""
@@ -46,7 +46,7 @@ class WallClock:
         return {
             "seconds": seconds,
             "goodput": round(goodput.percentage(seconds), 2),
-            "wall_seconds": round(sum(seconds.values()), 1),
+            "wall_seconds": round(sum(seconds.values()), 3),
         }
 
     def logged(self) -> dict[str, float]:
