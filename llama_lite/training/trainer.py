@@ -315,11 +315,9 @@ class VerifiedTraining:
             self._save_verified()
 
     def _save_verified(self) -> None:
-        """Aside, proven; then, while training goes on, written, flushed, hashed and named, and the oldest go. A failure
-        on one rank ends all of them.
-
-        Weights and optimizer state are copied, and a thread writes the copies; everything else is as it is now. Where
-        memory does not hold them, training waits for it all.
+        """Copy weights and optimizer state, write the rest to a staging folder, compute the probe loss. A thread then
+        writes the copies, flushes, hashes and renames the folder, and deletes the oldest checkpoints, while training
+        goes on. Without memory for the copies, training waits until all of it is done. A failure on one rank ends all.
         """
         began, step = time.perf_counter(), self.state.global_step
         if step == self.saved_step:
