@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -209,10 +210,9 @@ def ours(stage: Stage, label: str, *argv: str, windows: int = 0, prepare_model=N
     preset, context, usual, tokens = stage.large
     flops = flops_per_token(load_model_config(preset), context)
     session.Progress = lambda: pace_callback(stage, label, tokens, flops)
-    if prepare_model:
-        build = run_pretrain.build_model
-        run_pretrain.build_model = lambda *arguments: prepare_model(build(*arguments))
-    with contextlib.suppress(Interrupted):
+    build = run_pretrain.build_model
+    prepared = patch.object(run_pretrain, "build_model", lambda *arguments: prepare_model(build(*arguments)))
+    with contextlib.suppress(Interrupted), prepared if prepare_model else contextlib.nullcontext():
         run_pretrain.main([*run_arguments(stage, stage.large, windows or usual, label), *argv])
 
 
@@ -262,7 +262,7 @@ def chosen(stage: Stage) -> None:
 
 
 def residual(stage: Stage) -> None:
-    """The chosen switches with the residual stream in bfloat16, and where the time of a step goes."""
+    """The chosen switches with the residual stream in bfloat16; and, without that, where the time of a step goes."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
