@@ -24,6 +24,11 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.config.pretrain import parse_pretrain
 
     groups = model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
+    if run_args.audit:
+        from llama_lite.training.audit.audit import audit
+
+        audit(run_args, training_args, main)
+        return
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
     from transformers import set_seed
@@ -35,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
+    from llama_lite.training.audit.record import rerun_record
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
 
@@ -121,6 +127,7 @@ def main(argv: list[str] | None = None) -> None:
             **session.trainer_arguments(),
         )
         session.add_callbacks(trainer)
+        trainer.rerun = rerun_record(groups, [folder])
         add_evaluations(trainer, tokenizer, held_out, run_args)
 
         # ---- Train or resume; then export the model, the card and the figures ----

@@ -38,12 +38,23 @@ NO_SPACE_WORDS = (  # of libraries that raise errors of their own: safetensors a
 )
 
 
+class ProbeDiffers(Refusal):
+    """The weights of a checkpoint do not give the loss that was recorded when they were saved."""
+
+
+class Differs(Exception):
+    """An audit found that a run is not what its records say."""
+
+
 class Unhealthy(Exception):
     """Training produced NaN or infinity; the last checkpoint is untouched."""
 
 
 class Interrupted(Exception):
     """A signal or the `stop` file requested an end; what was done so far is on disk."""
+
+
+STATUSES = {Refusal: "refused", Unhealthy: "unhealthy", Differs: "differs", Interrupted: "interrupted"}
 
 
 def no_space(error: BaseException | None, folder: Path | None = None) -> str | None:
@@ -87,16 +98,16 @@ def disk_full_as_refusal(folder: Path):
     try:
         yield
     except Exception as error:
-        if not isinstance(error, Refusal | Unhealthy | Interrupted) and (message := no_space(error, folder)):
+        if not isinstance(error, Refusal | Unhealthy | Interrupted | Differs) and (message := no_space(error, folder)):
             raise Refusal(message) from error
         raise
 
 
 def status_of(error: BaseException) -> str | None:
-    """The status with which an exception ends a run: refused (also for a full disk), unhealthy or interrupted. None for
-    a crash.
+    """The status with which an exception ends a run: refused (also for a full disk), unhealthy, differs or interrupted.
+    None for a crash.
     """
-    for kind, status in ((Refusal, "refused"), (Unhealthy, "unhealthy"), (Interrupted, "interrupted")):
+    for kind, status in STATUSES.items():
         if isinstance(error, kind):
             return status
     return "refused" if no_space(error) else None
@@ -104,7 +115,7 @@ def status_of(error: BaseException) -> str | None:
 
 def end_of(error: BaseException, folder: Path | None = None) -> str:
     """The message of an exception that has a status. folder: the folder that was written to, for a full disk."""
-    return str(error) if isinstance(error, Refusal | Unhealthy | Interrupted) else no_space(error, folder) or str(error)
+    return str(error) if isinstance(error, tuple(STATUSES)) else no_space(error, folder) or str(error)
 
 
 def unreachable(error: BaseException) -> bool:

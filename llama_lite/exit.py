@@ -1,6 +1,7 @@
 """How a script ends: exit status and last line, the same on every rank.
 
-Statuses: 0 finished, 2 refused, 3 unhealthy, 75 interrupted; any other error is a crash (1, with a traceback)."""
+Statuses: 0 finished, 2 refused, 3 unhealthy, 4 differs (of an audit), 75 interrupted; any other error is a crash
+(1, with a traceback)."""
 
 import contextlib
 import importlib.util
@@ -21,7 +22,7 @@ PACKAGES = (
     "accelerate datasets datatrove evaluate huggingface_hub jinja2 lm_eval matplotlib numpy peft safetensors tokenizers"
     " torch tqdm transformers trl yaml"
 ).split()
-EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "interrupted": 75}
+EXIT_CODES = {"finished": 0, "refused": 2, "unhealthy": 3, "differs": 4, "interrupted": 75}
 
 
 STATUS_FILE = "EXIT_STATUS_FILE"  # variable of the environment: a file for the exit status of rank 0

@@ -17,6 +17,7 @@ KINDS = {
     "sft": "the folder of a tuning run",
     "eval": "the folder of an evaluation",
     "study": "the folder of a study",
+    "audit": "the folder of an audit",
     "prepared": "a prepared folder (token shards)",
     "curated": "a folder of curated text",
     "checkpoint": "a checkpoint",
@@ -28,7 +29,9 @@ KINDS = {
 SPLITS = ("train", "validation")
 
 # what a run, or an evaluation, makes in its folder
-OWN_PARTS = re.compile(r"checkpoint-.*|evaluation|merged|queue.*|figures|samples|results|heartbeat|flight_recorder")
+OWN_PARTS = re.compile(
+    r"checkpoint-.*|audits|evaluation|merged|queue.*|figures|samples|results|heartbeat|flight_recorder"
+)
 
 
 def kind_of_folder(path: str | Path) -> str:
@@ -49,6 +52,8 @@ def _kind_by_records(path: Path) -> str | None:
         return kind if kind in ("pretrain", "sft", "eval") else "unknown run"
     if (path / "study.json").is_file():
         return "study"
+    if (path / "audit.json").is_file():
+        return "audit"
     manifest, recipe = (read_json(path / name) for name in ("manifest.json", "recipe.json"))
     form = str(manifest.get("format")) if isinstance(manifest, dict) else ""
     if form.startswith("llama_lite.checkpoint/"):
@@ -87,7 +92,7 @@ def check_folder(argument: str, path: str | Path | None, kind: str) -> None:
         and all(kind_of_folder(entry) in ("curated", "empty") for entry in _visible_entries(folder))
     ):
         found_kind = "empty"  # left by a refused command, with its curated text
-    if found_kind not in (kind, "empty") and not (found_kind == "begun" and kind in ("pretrain", "sft")):
+    if found_kind not in (kind, "empty") and not (found_kind == "begun" and kind in ("pretrain", "sft", "audit")):
         if folder.is_file():
             raise Refusal(f"--{argument} {path} is a file, not a folder: choose another one.")
         if found_kind in ("begun", "foreign"):

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 
 from model_card.private import redact
 
+# variables that make libraries use fewer instructions than the processor has
+INSTRUCTION_LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 PACKAGES = ("torch", "transformers", "accelerate", "trl", "peft", "datasets", "tokenizers", "safetensors", "numpy")
 
 
@@ -48,16 +51,67 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def cpu_generation() -> str | None:
+    """Vendor, family, model and stepping of the processor: `AuthenticAMD 26/2/1`. Virtual machines often give one name
+    to all generations. None where Linux does not say.
+    """
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    fields = dict(re.findall(r"^(vendor_id|cpu family|model|stepping)\s*: (.*)$", text, re.MULTILINE)[:4])
+    numbers = "/".join(fields.get(name, "?") for name in ("cpu family", "model", "stepping"))
+    return f"{fields['vendor_id']} {numbers}" if "vendor_id" in fields else None
+
+
+def cpu_libraries() -> dict[str, str]:
+    """Versions of the libraries that torch computes with on a CPU, and the variables that limit their instructions."""
+    import torch
+
+    found = {
+        name: match[1]
+        for name, pattern in (("mkl", r"Math Kernel Library Version (\S+)"), ("onednn", r"MKL-DNN v(\S+)"))
+        if (match := re.search(pattern, torch.__config__.show()))
+    }
+    return found | {name: os.environ[name] for name in INSTRUCTION_LIMITS if os.environ.get(name)}
+
+
+def gpu_libraries() -> dict[str, str]:
+    """Versions of the driver and of the libraries that torch computes with on a GPU."""
+    import torch
+
+    found = {"cudnn": str(torch.backends.cudnn.version())}
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    if match := re.search(r"Kernel Module[^\n]*?\s(\d+\.\d+[.\d]*)", text):
+        found["driver"] = match[1]
+    names = [f"nvidia-{name}{suffix}" for name in ("cublas", "nccl") for suffix in ("", "-cu12", "-cu13")]
+    return found | package_versions(names)
+
+
 def hardware() -> dict:
-    """What can change the last bit of a result: GPU and CUDA version, or CPU, threads and instruction set."""
+    """What can change the last bit of a result: GPU, compute capability, driver and libraries; or CPU, its generation
+    and instructions, threads and libraries.
+    """
     import torch
 
     if torch.cuda.is_available():
-        return {"device": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
+        return {
+            "device": torch.cuda.get_device_name(),
+            "cuda": torch.version.cuda,
+            "generation": ".".join(map(str, torch.cuda.get_device_capability())),
+            "libraries": gpu_libraries(),
+        }
+    capabilities = torch.cpu.get_capabilities()
     return {
         "device": cpu_name(),
         "threads": torch.get_num_threads(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "generation": cpu_generation(),
+        "instructions": " ".join(sorted(name for name, there in capabilities.items() if there is True)),
+        "libraries": cpu_libraries(),
     }
 
 

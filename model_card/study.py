@@ -11,6 +11,7 @@ from .private import redact
 
 COLORS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
+HARDWARE = ("device", "cuda", "capability", "generation")  # what of it a report shows
 SAME = "the same for every seed"
 DIFFERS = ("differs", "differs, by less than the margin")
 
@@ -237,7 +238,7 @@ def _controlled_section(equal: dict) -> list[str]:
         text.append(f"- {kind}: {_settings(values)}")
     environment = {
         **equal["layout"],
-        **equal["environment"].get("hardware", {}),
+        **{name: value for name, value in equal["environment"].get("hardware", {}).items() if name in HARDWARE},
         **equal["environment"].get("packages", {}),
     }
     return [*text, f"- layout and environment: {_settings(environment)}", ""]

@@ -12,6 +12,7 @@ from ..errors import Refusal
 # ---- identity ----
 
 IDENTITY = ("model", "hyperparameters", "data", "layout", "environment")
+LATER_HARDWARE = ("generation", "instructions", "libraries")  # older manifests lack them
 VOLATILE_CONFIG = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache", "architectures")
 
 
@@ -65,6 +66,11 @@ def _comparable(identity: dict) -> dict:
     }
 
 
+def _as_far_as_both(hardware: dict, other: dict) -> dict:
+    """A description of hardware without the fields of LATER_HARDWARE that another one lacks."""
+    return {name: value for name, value in hardware.items() if name in other or name not in LATER_HARDWARE}
+
+
 def differences(saved: dict, current: dict) -> dict[str, dict[str, tuple]]:
     """{kind: {name: (saved value, current value)}} for the kinds hyperparameters, data, layout and environment.
 
@@ -75,6 +81,8 @@ def differences(saved: dict, current: dict) -> dict[str, dict[str, tuple]]:
     for kind in changes:
         for name in sorted({*saved[kind], *current[kind]}):
             old, new = (identity[kind].get(name, SFT_HYPERPARAMETERS.get(name)) for identity in (saved, current))
+            if (kind, name) == ("environment", "hardware") and old and new:
+                old, new = _as_far_as_both(old, new), _as_far_as_both(new, old)
             if old != new:
                 changes[kind][name] = (old, new)
     for name in sorted({*saved["model"], *current["model"]}):

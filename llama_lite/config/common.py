@@ -115,6 +115,10 @@ class CommonRunArguments:
         "On a GPU, use only algorithms of torch that give the same bits every time (slower). Without it a resumed run"
         " equals an uninterrupted one within a tolerance there; on a CPU it is equal bit for bit either way.",
     )
+    stop_after_step: int | None = arg(
+        None,
+        "Save a checkpoint after this step and stop, as after an interruption; schedule and length of the run stay.",
+    )
     dry_run: bool = arg(
         False, "Print the plan and write nothing. It plans the run in the folder, or with --hours a new run."
     )

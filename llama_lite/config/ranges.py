@@ -28,7 +28,8 @@ RANGES = {
         "max_bytes shard_tokens validation_tokens max_tokens prepare_workers max_characters "
         # run
         "cpu_threads schedule_steps block_size tokens_per_step eval_windows probe_windows eval_task_limit publish_steps"
-        " sequences_per_step probe_rows sampled_answers answer_tokens eval_rows r lora_alpha "
+        " sequences_per_step probe_rows sampled_answers answer_tokens eval_rows r lora_alpha"
+        " stop_after_step audit_random audit_tokens "
         # TrainingArguments
         "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps torch_empty_cache_steps"
         " dataloader_prefetch_factor ddp_bucket_cap_mb ddp_timeout "
@@ -46,7 +47,7 @@ RANGES = {
         ABOVE_0,
     ),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "lora_dropout"), BELOW_1),
-    **dict.fromkeys(("seed", "data_seed"), SEED),
+    **dict.fromkeys(("seed", "data_seed", "audit_seed"), SEED),
     **dict.fromkeys(("logging_steps", "eval_steps"), INTERVAL),
     "save_steps": (lambda value: value == 0 or INTERVAL[0](value), f"{INTERVAL[1]} (0: only at the end)"),
     **dict.fromkeys(("min_score", "min_language_score"), (lambda value: True, "a number")),

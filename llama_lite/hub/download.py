@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from ..config.pretrain import DataArguments
 
 PREPARED = "llama_lite.prepared/1"
+ORIGIN = ".hub.json"  # in a prepared folder: {id, commit} of the dataset repository that holds the same tokens
 
 
 def read_revision(ref: Reference) -> tuple[str, dict]:
@@ -85,6 +86,27 @@ def pull_checkpoint(ref: Reference, run: Path) -> tuple[Path, str]:
     flush_folder(run)
     shutil.rmtree(staging, ignore_errors=True)
     return final, record["run"]
+
+
+def pull_revision(ref: Reference, commit: str, record: dict, folder: Path, records_only: bool = False) -> None:
+    """Download the files of a revision into `folder`, but its card, each verified by its record (`revision.json`), and
+    verify its training state. records_only: only the JSON of the training state. Files that are there are kept.
+
+    Nothing of them is executed, and pickles that are no states of tensors and numbers are refused. Raises Refusal,
+    Damaged, HubUnavailable or HubPermissionError.
+    """
+    files = {name: file for name, file in record["files"].items() if name != "README.md"}
+    if records_only:
+        files = {name: file for name, file in files.items() if Path(name).parts[0] == STATE and name.endswith(".json")}
+    download(ref, commit, files, folder)
+    if records_only:
+        return
+    if any(name.startswith(f"{STATE}/") for name in files):
+        if problems := verify.find_corruption(Path(folder) / STATE):
+            raise Damaged(f"{ref} does not match its manifest: {'; '.join(problems)}.")
+        integrity.check_state(Path(folder) / STATE, str(ref))
+        integrity.check_model(str(ref), Path(folder) / STATE)
+    integrity.check_model(str(ref), Path(folder))
 
 
 def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
@@ -167,7 +189,9 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
         "files": files,
     }
     try:
-        if not _commit_prepared(Path(folder), repo, private, record):
+        commit, is_new = _commit_prepared(Path(folder), repo, private, record)
+        write_json(Path(folder) / ORIGIN, {"id": repo, "commit": commit})
+        if not is_new:
             print_main(f"hub       {repo} holds these tokens already")
             return
     except (HubUnavailable, HubPermissionError) as error:
@@ -184,10 +208,10 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
     )
 
 
-def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict) -> bool:
-    """Commit the files of `record` from a prepared folder, the record and a card; False where the repository holds
-    these tokens already. Raises Refusal where it holds other data, HubUnavailable, HubPermissionError, and the client's
-    errors.
+def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict) -> tuple[str, bool]:
+    """Commit the files of `record` from a prepared folder, the record and a card; returns (the commit, whether it is
+    new: not where the repository holds these tokens already). Raises Refusal where it holds other data, HubUnavailable,
+    HubPermissionError, and the client's errors.
     """
     api, ref = HfApi(), Reference(repo)
     api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True)
@@ -195,7 +219,7 @@ def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict
     existing = {entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", revision=head, recursive=True)}
     published = _prepared_record(ref, head) if REVISION in existing else None
     if published and published["fingerprint"] == record["fingerprint"]:
-        return False
+        return head, False
     if published or existing & set(record["files"]):  # other files that people keep there stay
         raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not overwritten: choose another name.")
     with tempfile.TemporaryDirectory() as temporary:
@@ -210,8 +234,9 @@ def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict
         paths |= {name: staging / name for name in (REVISION, "README.md")}
         check_no_private_values(paths)
         operations = [CommitOperationAdd(name, str(path)) for name, path in paths.items()]
-        api.create_commit(repo, operations, commit_message="Prepared tokens", repo_type="dataset", parent_commit=head)
-    return True
+        title = "Prepared tokens"
+        commit = api.create_commit(repo, operations, commit_message=title, repo_type="dataset", parent_commit=head)
+    return commit.oid, True
 
 
 def pull_prepared(ref: Reference, data: "DataArguments", rules: dict, explicit_args: set[str]) -> str:
@@ -256,6 +281,7 @@ def pull_prepared(ref: Reference, data: "DataArguments", rules: dict, explicit_a
             shutil.rmtree(folder / path.name)
         os.rename(path, folder / path.name)
     os.rmdir(staging)
+    write_json(folder / ORIGIN, {"id": ref.repo, "commit": commit})
     flush_folder(folder)
     return str(folder)
 

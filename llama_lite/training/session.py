@@ -24,6 +24,7 @@ from ..run_folder import RunFolder
 from . import goodput, resume
 from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
+from .callbacks.stop_after_step import StopAfterStep
 from .preflight import check_packages, check_token
 from .trainer import DueEvaluationCallback, ResumePoint, VerifiedTraining, finish_or_raise
 from .watchdog import Watchdog, last_seen, record_collectives
@@ -174,6 +175,11 @@ class Session:
         )
         self.identity_record = record["identity"]
         self.start = resume.find_start(self.run, record, options)
+        if run_args.stop_after_step and self.start.step >= run_args.stop_after_step:
+            raise Refusal(
+                f"--stop_after_step {run_args.stop_after_step}: the run in {self.run.path} is already at step"
+                f" {self.start.step}. Give a later step, or leave it out."
+            )
         record["id"] = resume.run_id_of(self.run, record["identity"], self.start.checkpoint is None)
         if self.publishes and RANK == 0:
             self.publishers = self._make_publishers(self.run, record["id"])
@@ -206,6 +212,8 @@ class Session:
             trainer.remove_callback(callback)
         trainer.add_callback(Progress())
         trainer.add_callback(Health(self.run))
+        if self.run_args.stop_after_step:
+            trainer.add_callback(StopAfterStep(trainer, self.run_args.stop_after_step))
 
     def train(self, trainer: VerifiedTraining, steps: int) -> bool:
         """Train up to the last step and evaluate; False if nothing of that is left. Raises Interrupted when it was

@@ -27,7 +27,7 @@ from ..checkpoint.snapshot import Snapshot, live_storages
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
 from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
-from ..errors import Interrupted, Refusal, Unhealthy, end_of, status_of
+from ..errors import Interrupted, ProbeDiffers, Unhealthy, end_of, status_of
 from ..files import read_json
 from ..formatting import shortened, size
 from ..kernels.probe import without_router_loss
@@ -113,6 +113,7 @@ class VerifiedTraining:
         self.snapshot = Snapshot(self.args.device.type == "cuda")
         self.run.before_end.append(self._end_save)
         self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
+        self.rerun: dict = {}  # what each checkpoint records for an audit
         self.add_callback(ResumeStateCallback(self))
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -336,6 +337,7 @@ class VerifiedTraining:
         raise_on_all_ranks(failure)
         probe = {"loss": self.probe_loss(), "sha256": self.probe_digest()}
         manifest = {"tokens": self.tokens, "identity": self.identity, "probe": probe}
+        manifest |= {"rerun": self.rerun} if self.rerun else {}
         recorded = {"seconds": self.clock.recorded(), "evaluation_due": self.evaluation_due}
         self.saved_step = step
         if in_background:
@@ -541,7 +543,7 @@ class VerifiedTraining:
         tolerance = 0.0 if same else verify.PROBE_TOLERANCE[now["hyperparameters"]["precision"]]
         error = None
         if not abs(found - recorded) <= tolerance:
-            error = Refusal(
+            error = ProbeDiffers(
                 f"the weights of {self.start.checkpoint.name} give a loss of {found!r} on the probe; {recorded!r} was"
                 f" recorded when they were saved (allowed difference here: {tolerance}). Wrong weights, number format"
                 " or kernels: resume where it was saved, or from another checkpoint."
