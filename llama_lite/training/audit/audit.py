@@ -251,15 +251,16 @@ def sentence(result: dict) -> str:
 
 
 def check_published(source: HubSource | FolderSource, segment: Segment) -> Difference | None:
-    """Verify all files of a segment's states, and that each published model follows from its training state (rank 0).
-    Raises Refusal for damaged files.
+    """Verify all files of a segment's states; the first contradiction between those of one state, such as a published
+    model that does not follow from its training state (rank 0). Raises Refusal for damaged files.
     """
     for state in {id(state): state for state in (segment.start, segment.end, segment.holder) if state}.values():
         source.pull(state)
-        if state.checkpoint and state.model:
+        found = compare.state_difference(state.checkpoint, state.manifest) if state.checkpoint else None
+        if found is None and state.checkpoint and state.model:
             found = compare.model_difference(state.checkpoint, state.model, state.record["files"], state.step)
-            if found:
-                return found
+        if found:
+            return found
     return None
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from ...checkpoint.verify import OPTIMIZER_FILE
 from ...digests import is_as_recorded, sha256
+from ...files import read_json
 from ...hub.export import export_model, is_export
 
 LOGGED = re.compile(r"loss|grad_norm|learning_rate|tokens|eval_(\w+_)?loss")  # fields of the log that are compared
@@ -178,6 +179,18 @@ def file_difference(recorded: dict[str, dict], computed: Path, step: int) -> Dif
     names = sorted(name for name in recorded if name not in UNCOMPARED and not name.endswith(".safetensors"))
     name = next((name for name in names if not is_as_recorded(computed / name, recorded[name])), None)
     return Difference(step, name) if name else None
+
+
+def state_difference(checkpoint: Path, manifest: dict) -> Difference | None:
+    """The first contradiction between the files of one checkpoint: tokens read, and place on the schedule."""
+    progress, step = read_json(checkpoint / "progress.json"), manifest["step"]
+    if progress["tokens"] != manifest["tokens"]:
+        return Difference(step, "tokens in progress.json and manifest.json", progress["tokens"], manifest["tokens"])
+    scheduler = torch.load(checkpoint / "scheduler.pt", map_location="cpu", weights_only=True)
+    reached, expected = scheduler.get("last_epoch"), step - progress["schedule_start"]
+    if reached is not None and reached != expected:
+        return Difference(step, "scheduler.pt: steps on the schedule", reached, expected)
+    return None
 
 
 def model_difference(checkpoint: Path, model: Path, files: dict[str, dict], step: int) -> Difference | None:
