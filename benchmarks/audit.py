@@ -99,9 +99,9 @@ def audit(run: Path, first: int, last: int, out: Path, *argv: str) -> tuple[str,
 # ---- forgeries ----
 
 
-def renew(checkpoint: Path, **changes) -> None:
-    """Write a checkpoint's manifest again, with digests of its files as they are now."""
-    manifest = {**read_json(checkpoint / "manifest.json"), **changes}
+def renew(checkpoint: Path, manifest: dict | None = None) -> None:
+    """Write a checkpoint's manifest (another one, if one is given) with digests of its files as they are now."""
+    manifest = manifest or read_json(checkpoint / "manifest.json")
     names = sorted(path.name for path in checkpoint.iterdir() if path.name != "manifest.json")
     manifest["files"] = {name: file_record(checkpoint / name) for name in names}
     write_json(checkpoint / "manifest.json", {**manifest, "digest": digest_of(manifest)})
@@ -127,7 +127,7 @@ def change_record(run: Path, change) -> None:
     for _, checkpoint in store.checkpoints(run):
         manifest = read_json(checkpoint / "manifest.json")
         change(manifest)
-        renew(checkpoint, **manifest)
+        renew(checkpoint, manifest)
 
 
 def change_logs(run: Path, change) -> None:
@@ -225,8 +225,10 @@ def relabel(source: Path, target: Path, names) -> None:
     """Put files of one checkpoint into another, with the probe of their weights."""
     for name in names:
         shutil.copyfile(source / name, target / name)
-    probe = {"probe": read_json(source / "manifest.json")["probe"]} if "model.safetensors" in names else {}
-    renew(target, **probe)
+    manifest = read_json(target / "manifest.json")
+    if "model.safetensors" in names:
+        manifest["probe"] = read_json(source / "manifest.json")["probe"]
+    renew(target, manifest)
 
 
 def altered_log(run, first, last, tokens, chance):

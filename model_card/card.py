@@ -23,8 +23,8 @@ OWN_METADATA = (  # only this project's records set these; all else in a card's 
     " source_datasets task_categories".split()
 )
 SECTIONS = (
-    "use checkpoints data training history samples tuning evaluation sensitivity generalisation limits environment"
-    " citation".split()
+    "use checkpoints data training history samples tuning evaluation sensitivity generalisation audits limits"
+    " environment citation".split()
 )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 
+from .audits import read_audits
 from .metadata import CardError
 
 # the metric by which a task is shown and compared
@@ -54,6 +55,7 @@ class Records:
     evaluations: list[Evaluation]
     published: list[dict]
     step: int | None = None  # of a revision's records, which end there
+    audits: list[dict] = dataclasses.field(default_factory=list)  # that the owner put there
 
     @property
     def steps(self) -> int:
@@ -177,6 +179,7 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         step,
     )
     check(records)
+    records.audits = read_audits(run_folder, run.get("id")) if step is None else []
     return records
 
 

@@ -13,7 +13,7 @@ from .. import provenance
 from ..checkpoint.identity import RunIdentity
 from ..config.fields import switches as library_switches
 from ..distributed import RANK, print_main, run_on_main
-from ..errors import Refusal
+from ..errors import Interrupted, Refusal
 from ..files import read_json, read_jsonl
 from ..hub.publish_queue import Publisher
 from ..hub.repository import Repository
@@ -240,6 +240,8 @@ class Session:
         self.run.event("trained", **recorded)
         print_main(goodput.line(recorded["seconds"]))
         finish_or_raise(trainer)
+        if self.run_args.stop_after_step:
+            raise Interrupted(f"--stop_after_step {steps} at the last step. Run the same command without it to finish.")
         return True
 
     def _wall_clock(self) -> goodput.WallClock:

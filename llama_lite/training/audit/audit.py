@@ -156,7 +156,8 @@ class Audit:
             return
         if self.record["verdict"] == DIFFERS:
             found = next(result for result in self.record["segments"] if result["verdict"] == DIFFERS)
-            raise Differs(f"{self.where} differs from its records: {sentence(found)}. {self.out}/audit.json has all.")
+            text = f"{self.where} is not what its records say: it {sentence(found)}"
+            raise Differs(f"{text}; {self.out}/audit.json has all.")
         for path in self.out.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -288,8 +289,8 @@ def logs_of(source, segment: Segment, folder: Path, arguments: dict) -> tuple[di
             computed[last] = {name: value for name, value in computed[last].items() if name in shown[last]}
         elif last in computed:
             del computed[last]
-    if arguments.get("eval_strategy") == "no":
-        recorded = {key: fields for key, fields in recorded.items() if not key[1]}
+    if arguments.get("eval_strategy") == "no":  # its last step is evaluated even so
+        recorded, computed = ({key: log[key] for key in log if not key[1]} for log in (recorded, computed))
     return recorded, computed
 
 
