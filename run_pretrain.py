@@ -25,10 +25,7 @@ def main(argv: list[str] | None = None) -> None:
 
     groups = model_args, data_args, curation_args, hub_args, run_args, training_args = parse_pretrain(argv)
     if run_args.audit:
-        from llama_lite.training.audit.audit import audit
-
-        audit(run_args, training_args, main)
-        return
+        return audit_run(run_args, training_args)
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
     from transformers import set_seed
@@ -40,7 +37,6 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
-    from llama_lite.training.audit.record import rerun_record
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
 
@@ -56,14 +52,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- Commands that train nothing ----
     if run_args.dry_run or run_args.suggest:
-        show_plan(session, groups, rules, values)
-        return
+        return show_plan(session, groups, rules, values)
     if data_args.prepare_only:
-        prepare_only(session, data_args, rules, values)
-        return
+        return prepare_only(session, data_args, rules, values)
     if hub_args.publish_only:
-        session.publish_only()
-        return
+        return session.publish_only()
 
     with session:
         session.catch_signals()
@@ -127,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             **session.trainer_arguments(),
         )
         session.add_callbacks(trainer)
-        trainer.rerun = rerun_record(groups, [folder])
+        trainer.rerun = record_for_audits(groups, [folder])
         add_evaluations(trainer, tokenizer, held_out, run_args)
 
         # ---- Train or resume; then export the model, the card and the figures ----
@@ -437,6 +430,23 @@ def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
     if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.explicit_args):
         prompts = run_args.sample_prompts or beginnings(held_out, tokenizer)
         trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, seed))
+
+
+# ---- audits ----
+
+
+def audit_run(run_args, training_args) -> None:
+    """--audit: steps of a published run, made again by this script."""
+    from llama_lite.training.audit.audit import audit
+
+    audit(run_args, training_args, main)
+
+
+def record_for_audits(groups, folders: list[Path]) -> dict:
+    """What each checkpoint records so that others can make the next steps again. folders: the prepared ones."""
+    from llama_lite.training.audit.record import rerun_record
+
+    return rerun_record(groups, folders)
 
 
 # ---- after training ----

@@ -95,7 +95,7 @@ def test_a_run_of_an_earlier_version_is_audited_as_far_as_its_records_go(copy, a
     found = audit(f"{run}@step-10..step-12", "--prepared_dir", before["settings"]["prepared_dir"])
     (segment,) = found["segments"]
     assert found["verdict"] == "equal, bit for bit" and segment["lines"] == 1
-    assert segment["not_compared"] == ["validation losses (the revision does not record their settings)"]
+    assert segment["not_compared"] == ["validation losses and the probe (their settings are not recorded)"]
     assert segment["elsewhere"] == ["hardware (its record is of an earlier version)"]
 
 

@@ -55,19 +55,12 @@ def audit(run_args, training_args, main: Callable[[list[str]], None]) -> None:
         own = Audit(run_args, where, out)
         run_on_main(own.begin)
         try:
-            planned, given = run_on_main(own.plan, first, last), given_tokens(run_args)
-            for segment in planned:
-                run_on_main(own.add, audit_segment(own, segment, given, main))
-            run_on_main(own.end)
-        except Differs as difference:  # of records, before anything was made again
-            run_on_main(own.end, str(difference))
+            for segment in run_on_main(own.plan, first, last):
+                run_on_main(own.add, audit_segment(own, segment, main))
+        except Differs as difference:  # of records, before their steps were made again
+            run_on_main(own.contradicts, str(difference))
             raise
-
-
-def given_tokens(run_args) -> dict:
-    """{argument: value} of the auditor's own arguments about tokens."""
-    names = ("prepared_dir", "prepared_hub_id", "dataset", "prepare_workers")
-    return {name: run_args.explicit_args[name] for name in names if name in run_args.explicit_args}
+        run_on_main(own.end)
 
 
 class Audit:
@@ -75,6 +68,8 @@ class Audit:
 
     def __init__(self, run_args, where: str, out: Path):
         self.run_args, self.where, self.out = run_args, where, out
+        names, explicit_args = ("prepared_dir", "prepared_hub_id", "dataset"), run_args.explicit_args
+        self.given = {name: explicit_args[name] for name in names if name in explicit_args}  # about the tokens
         self.record = {
             "format": FORMAT,
             "audit": run_args.audit,
@@ -114,7 +109,11 @@ class Audit:
             f"audit     run {planned[0].holder.run or self.where}, {sum(one.tokens for one in planned):,} tokens"
         )
         for segment in planned:
+            rerun.rerun_arguments(self.source, segment)
+            tokens = rerun.token_arguments(self.source, segment, self.given)
             print_main("\n".join(segments.cost_lines(self.source, segment, self.elsewhere(segment))))
+        places = [f"{name} {tokens[name]}" for name in ("dataset", "prepared_hub_id", "prepared_dir") if name in tokens]
+        print_main(f"tokens    {', '.join(places)}")
         self.record["run"] = planned[0].holder.run
         return planned
 
@@ -143,17 +142,16 @@ class Audit:
         self.write()
         print_main(f"verdict   steps {result['first'] + 1:,} to {result['last']:,}: {sentence(result)}")
 
-    def end(self, contradiction: str | None = None) -> None:
-        """Write and print the verdict on all segments. Raises Differs where one differs. contradiction: of the records,
-        where no segment was made again.
-        """
-        verdicts = [result["verdict"] for result in self.record["segments"]]
-        self.record["verdict"] = DIFFERS if contradiction else max(verdicts, key=ORDER.index)
-        if contradiction:
-            self.record["contradiction"] = contradiction
+    def contradicts(self, text: str) -> None:
+        """Write that records contradict each other, and how."""
+        self.record |= {"verdict": DIFFERS, "contradiction": text}
         self.write()
-        if contradiction:
-            return
+
+    def end(self) -> None:
+        """Write and print the verdict on all segments. Raises Differs where one differs."""
+        verdicts = [result["verdict"] for result in self.record["segments"]]
+        self.record["verdict"] = max(verdicts, key=ORDER.index)
+        self.write()
         if self.record["verdict"] == DIFFERS:
             found = next(result for result in self.record["segments"] if result["verdict"] == DIFFERS)
             text = f"{self.where} is not what its records say: it {sentence(found)}"
@@ -173,14 +171,14 @@ class Audit:
 # ---- one segment ----
 
 
-def audit_segment(own: Audit, segment: Segment, given: dict, main: Callable) -> dict:
+def audit_segment(own: Audit, segment: Segment, main: Callable) -> dict:
     """Make a segment again and compare it; returns its record for `audit.json`. Call it on all ranks."""
-    began, result = time.monotonic(), new_result(segment)
+    began, result, is_given = time.monotonic(), new_result(segment), bool(own.given)
     if broken := run_on_main(lambda: check_published(own.source, segment)):
         return finished(result, broken, began)
     arguments, result["not_compared"] = run_on_main(lambda: rerun.rerun_arguments(own.source, segment))
-    tokens = run_on_main(lambda: rerun.token_arguments(own.source, segment, given))
-    run_on_main(rerun.check_tokens, segment, tokens.get("prepared_dir"), bool(given))
+    tokens = run_on_main(lambda: rerun.token_arguments(own.source, segment, own.given))
+    run_on_main(rerun.check_tokens, segment, tokens.get("prepared_dir"), is_given)
     folder = own.out / f"steps-{segment.first}-{segment.last}"
     try:
         rerun.rerun_segment(segment, {**arguments, **tokens}, folder, main)
@@ -189,7 +187,7 @@ def audit_segment(own: Audit, segment: Segment, given: dict, main: Callable) -> 
         what = "probe loss: the start's weights do not give the recorded one"
         return finished(result, Difference(segment.first, what, segment.start.manifest["probe"]["loss"]), began)
     except Refusal as refusal:
-        run_on_main(rerun.check_tokens, segment, tokens.get("prepared_dir"), bool(given))
+        run_on_main(rerun.check_tokens, segment, tokens.get("prepared_dir"), is_given)
         raise Refusal(f"--audit: these steps cannot be made again here: {refusal}") from None
     difference, found = run_on_main(lambda: compare_exactly(own.source, segment, folder, arguments))
     result |= found
@@ -305,20 +303,23 @@ def compare_exactly(source, segment: Segment, folder: Path, arguments: dict) -> 
     elsewhere += [f"{name} within the segment" for name in (*changed["environment"], *changed["layout"])]
     difference = compare.log_difference(recorded, computed)
     if difference is None and segment.has_end_state:
-        difference = end_difference(segment, checkpoint)
+        difference = end_difference(segment, checkpoint, files=not elsewhere)
     return difference, {"lines": len(recorded), "elsewhere": elsewhere}
 
 
-def end_difference(segment: Segment, checkpoint: Path) -> Difference | None:
-    """The first difference of the end's state, bit for bit."""
+def end_difference(segment: Segment, checkpoint: Path, files: bool) -> Difference | None:
+    """The first difference of the end's state, bit for bit. files: whether files other than tensors are compared, too:
+    some depend on the number of processes, and on versions of libraries.
+    """
     end, there = segment.end, read_json(checkpoint / verify.MANIFEST)
     found = None
     for pattern in (compare.WEIGHTS, verify.OPTIMIZER_FILE):
         found = found or compare.tensor_difference(end.checkpoint, checkpoint, pattern, end.step)
-    for name in ("tokens", "probe"):
+    # an earlier version did not record which windows its probe has
+    for name in ("tokens", "probe") if end.manifest.get("rerun") else ("tokens",):
         if found is None and end.manifest.get(name) != there.get(name):
             found = Difference(end.step, f"{name} of the manifest", str(end.manifest.get(name)), str(there.get(name)))
-    return found or compare.file_difference(end.manifest["files"], checkpoint, end.step)
+    return found or (compare.file_difference(end.manifest["files"], checkpoint, end.step) if files else None)
 
 
 def compare_within_noise(

@@ -135,7 +135,7 @@ def arguments_without_record(state: dict, settings: dict) -> tuple[dict, list[st
     found = {"logging_steps": state.get("logging_steps") or settings.get("logging_steps", 10), **known}
     found |= {"allow_epochs": True} if "allow_epochs" not in settings else {}
     if "eval_windows" not in settings:
-        return found | {"eval_strategy": "no"}, ["validation losses (the revision does not record their settings)"]
+        return found | {"eval_strategy": "no"}, ["validation losses and the probe (their settings are not recorded)"]
     return found | {"eval_steps": state.get("eval_steps") or settings.get("eval_steps")}, []
 
 

@@ -16,6 +16,7 @@ from ...data.shards import read_manifest
 from ...distributed import WORLD_SIZE, run_on_main
 from ...errors import Differs, Interrupted, Refusal
 from ...files import read_json, read_jsonl, write_json, write_text
+from ...processes import StopSignals
 from .record import arguments_of_identity, arguments_without_record, contradictions, recorded_arguments, tokens_of
 from .segments import Segment
 from .sources import FolderSource, HubSource
@@ -153,6 +154,8 @@ def rerun_segment(segment: Segment, arguments: dict, folder: Path, main: Callabl
     except Interrupted:  # so ends --stop_after_step, too
         if not run_on_main(_is_done, segment, folder):
             raise
+    finally:
+        StopSignals(lambda: None)  # in place of the script's, which waits for a step to end
     gc.collect()  # the model and its optimizer, before the next ones
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
