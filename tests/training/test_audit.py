@@ -113,7 +113,7 @@ def test_a_published_run_is_audited_from_the_hub_alone(pretrain, settings, audit
     (segment,) = found["segments"]
     assert found["verdict"] == "equal, bit for bit" and segment["compared"] == ["log", "weights", "moments"]
     assert segment["start"]["commit"] and segment["start"]["name"] == "step-000002"
-    assert read_json(next((tmp_path / "data").iterdir()) / ".hub.json")["id"] == tokens
+    assert read_json(next((tmp_path / "data").glob("audited-*/tokens")) / ".hub.json")["id"] == tokens
     with pytest.raises(Refusal, match="no state at step 3, so nothing can begin there"):
         audit(f"{repo}@step-3..step-4")
     forge_model(repo, tmp_path / "forged")

@@ -25,7 +25,7 @@ from ...folder_kinds import check_folder
 from ...machine.parallelism import check_launch, layout
 from ...processes import StopSignals
 from ...run_folder import RunFolder
-from . import compare, rerun, segments
+from . import compare, rerun, segments, tokens
 from .compare import Difference
 from .segments import Segment
 from .sources import FolderSource, HubSource, State, source_of
@@ -68,8 +68,8 @@ class Audit:
 
     def __init__(self, run_args, where: str, out: Path):
         self.run_args, self.where, self.out = run_args, where, out
-        names, explicit_args = ("prepared_dir", "prepared_hub_id", "dataset"), run_args.explicit_args
-        self.given = {name: explicit_args[name] for name in names if name in explicit_args}  # about the tokens
+        explicit_args = run_args.explicit_args
+        self.given = {name: explicit_args[name] for name in tokens.GIVEN if name in explicit_args}
         self.record = {
             "format": FORMAT,
             "audit": run_args.audit,
@@ -110,10 +110,9 @@ class Audit:
         )
         for segment in planned:
             rerun.rerun_arguments(self.source, segment)
-            tokens = rerun.token_arguments(self.source, segment, self.given)
+            places = tokens.token_places(self.source, segment, self.given)
             print_main("\n".join(segments.cost_lines(self.source, segment, self.elsewhere(segment))))
-        places = [f"{name} {tokens[name]}" for name in ("dataset", "prepared_hub_id", "prepared_dir") if name in tokens]
-        print_main(f"tokens    {', '.join(places)}")
+        print_main(f"tokens    {', '.join(map(str, places))}")
         self.record["run"] = planned[0].holder.run
         return planned
 
@@ -173,21 +172,19 @@ class Audit:
 
 def audit_segment(own: Audit, segment: Segment, main: Callable) -> dict:
     """Make a segment again and compare it; returns its record for `audit.json`. Call it on all ranks."""
-    began, result, is_given = time.monotonic(), new_result(segment), bool(own.given)
+    began, result = time.monotonic(), new_result(segment)
     if broken := run_on_main(lambda: check_published(own.source, segment)):
         return finished(result, broken, began)
     arguments, result["not_compared"] = run_on_main(lambda: rerun.rerun_arguments(own.source, segment))
-    tokens = run_on_main(lambda: rerun.token_arguments(own.source, segment, own.given))
-    run_on_main(rerun.check_tokens, segment, tokens.get("prepared_dir"), is_given)
+    of_tokens = run_on_main(lambda: find_tokens(own, segment))
     folder = own.out / f"steps-{segment.first}-{segment.last}"
     try:
-        rerun.rerun_segment(segment, {**arguments, **tokens}, folder, main)
+        rerun.rerun_segment(segment, {**arguments, **of_tokens}, folder, main)
     except ProbeDiffers as refusal:
         print_main(f"probe     {refusal}")
         what = "probe loss: the start's weights do not give the recorded one"
         return finished(result, Difference(segment.first, what, segment.start.manifest["probe"]["loss"]), began)
     except Refusal as refusal:
-        run_on_main(rerun.check_tokens, segment, tokens.get("prepared_dir"), is_given)
         raise Refusal(f"--audit: these steps cannot be made again here: {refusal}") from None
     difference, found = run_on_main(lambda: compare_exactly(own.source, segment, folder, arguments))
     result |= found
@@ -195,9 +192,16 @@ def audit_segment(own: Audit, segment: Segment, main: Callable) -> dict:
         return finished(result, difference, began)
     print_main(f"noise     {difference}: another {', '.join(result['elsewhere'])}, so once more for the noise")
     second = own.out / f"noise-{segment.first}-{segment.last}"
-    rerun.rerun_segment(segment, {**rerun.other_batch(arguments), **tokens}, second, main)
+    rerun.rerun_segment(segment, {**rerun.other_batch(arguments), **of_tokens}, second, main)
     difference, found = run_on_main(lambda: compare_within_noise(own.source, segment, folder, second, arguments))
     return finished(result | found, difference, began, WITHIN)
+
+
+def find_tokens(own: Audit, segment: Segment) -> dict:
+    """{argument: value} that lead to the run's tokens, which are downloaded where they are not here (rank 0)."""
+    places = tokens.token_places(own.source, segment, own.given)
+    tokens.fetch_tokens(places)
+    return tokens.token_arguments(own.source, segment, places, own.given)
 
 
 def new_result(segment: Segment) -> dict:
@@ -275,6 +279,15 @@ def what_differs(saved: dict, now: dict) -> list[str]:
     return found
 
 
+def check_identity(recorded: dict, made: dict) -> None:
+    """Raise Refusal where a rerun is of another run than the recorded one: its data, model or hyperparameters."""
+    changed = differences(recorded, made)
+    rows = {**changed["hyperparameters"], **changed["data"]}
+    if rows:
+        shown = "; ".join(f"{name}: {old} recorded, {new} here" for name, (old, new) in list(rows.items())[:6])
+        raise Refusal(f"--audit: these steps cannot be made again by this version and with these tokens: {shown}.")
+
+
 def logs_of(source, segment: Segment, folder: Path, arguments: dict) -> tuple[dict, dict]:
     """(the recorded lines, those of a rerun) of a segment (`compare.lines_of`)."""
     log, _, _ = rerun.results_of(segment, folder)
@@ -298,6 +311,7 @@ def compare_exactly(source, segment: Segment, folder: Path, arguments: dict) -> 
     """
     recorded, computed = logs_of(source, segment, folder, arguments)
     _, checkpoint, identity = rerun.results_of(segment, folder)
+    check_identity(segment.holder.manifest["identity"], identity)
     elsewhere = what_differs(segment.holder.manifest["identity"], identity)
     changed = segment.changes()
     elsewhere += [f"{name} within the segment" for name in (*changed["environment"], *changed["layout"])]

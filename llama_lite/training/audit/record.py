@@ -17,6 +17,7 @@ from ...config.fields import HYPERPARAMETERS
 from ...config.pretrain import DataArguments, ModelArguments, RunArguments
 from ...data.preparation import TEXT_ARGUMENTS, TOKEN_ARGUMENTS
 from ...data.shards import read_manifest
+from ...digests import is_digest
 from ...errors import Refusal
 from ...files import read_json
 from ...hub.download import ORIGIN
@@ -103,7 +104,7 @@ def arguments_of_identity(identity: dict) -> dict:
 
 def is_auditable(identity: dict) -> bool:
     """Whether an identity is that of a pretraining run."""
-    return {"block_size", "tokens_per_step", "order", "seed", "data_seed", "data"} <= identity["data"].keys() and {
+    return {"block_size", "tokens_per_step", "order", "seed", "data_seed"} <= identity["data"].keys() and {
         "max_steps",
         "precision",
     } <= identity["hyperparameters"].keys()
@@ -160,6 +161,8 @@ def tokens_of(manifest: dict, source: str) -> list[dict]:
         whole = isinstance(hub, dict | None) and isinstance(recipe, dict | None)
         if not whole or (hub and not _is_place(hub)) or not isinstance(record.get("fingerprint"), str):
             raise Refusal(f"{source}: its record of tokens is malformed: {str(record)[:200]}.")
+        if not isinstance(record.get("folder"), str | None) or not is_digest(record["fingerprint"]):
+            raise Refusal(f"{source}: its record of tokens names no folder or fingerprint: {str(record)[:200]}.")
     return found
 
 

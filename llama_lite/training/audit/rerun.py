@@ -1,4 +1,4 @@
-"""Making the steps of a segment again: its arguments, its tokens, and a scratch folder in which the script runs."""
+"""Making the steps of a segment again: its arguments, and a scratch folder in which the script runs."""
 
 import gc
 import os
@@ -9,15 +9,11 @@ from pathlib import Path
 import torch
 import yaml
 
-from ...config.arguments import REPOSITORY
-from ...data.installed import INSTALLED
-from ...data.preparation import ROOT, TEXT_ARGUMENTS, TOKEN_ARGUMENTS
-from ...data.shards import read_manifest
 from ...distributed import WORLD_SIZE, run_on_main
 from ...errors import Differs, Interrupted, Refusal
 from ...files import read_json, read_jsonl, write_json, write_text
 from ...processes import StopSignals
-from .record import arguments_of_identity, arguments_without_record, contradictions, recorded_arguments, tokens_of
+from .record import arguments_of_identity, arguments_without_record, contradictions, recorded_arguments
 from .segments import Segment
 from .sources import FolderSource, HubSource
 
@@ -77,63 +73,6 @@ def _windows(arguments: dict) -> int:
 def _nearest_batch(windows: int, batch: int) -> int:
     """The largest micro-batch of at most `batch` windows that divides those of a step."""
     return max(size for size in range(1, min(windows, batch) + 1) if windows % size == 0)
-
-
-# ---- tokens ----
-
-
-def token_arguments(source: HubSource | FolderSource, segment: Segment, given: dict) -> dict:
-    """The arguments that lead to the tokens of the run. given: those of the auditor, which win. Raises Refusal."""
-    records = tokens_of(segment.holder.manifest, f"{source.where}@{segment.holder.name}")
-    record = records[0]
-    if {"prepared_dir", "prepared_hub_id", "dataset"} & given.keys():
-        return given | (_recipe_arguments(record) if "dataset" in given else {}) | given
-    for folder in (record["folder"], source.settings().get("prepared_dir")):
-        manifest = read_manifest(Path(folder)) if folder else None
-        if manifest and manifest["fingerprint"] == record["fingerprint"]:
-            return {"prepared_dir": folder}
-    if hub := record["hub"]:
-        folder = ROOT / f"{hub['id'].partition('/')[2]}-{record['fingerprint'][:8]}"
-        return {
-            "prepared_hub_id": hub["id"] + (f"@{hub['commit']}" if hub["commit"] else ""),
-            "prepared_dir": str(folder),
-        }
-    dataset = str((record["recipe"] or {}).get("dataset"))
-    if dataset in INSTALLED or (REPOSITORY.fullmatch(dataset) and not os.path.exists(dataset)):
-        return _recipe_arguments(record) | {"dataset": dataset}
-    raise Refusal(
-        f"--audit: the tokens of this run (fingerprint {record['fingerprint'][:12]}) are not here, and the run does not"
-        " record where on the Hub they are: give their folder with --prepared_dir, their dataset repository with"
-        " --prepared_hub_id owner/name, or the text with --dataset."
-    )
-
-
-def _recipe_arguments(record: dict) -> dict:
-    """The arguments of preparation that a recipe holds, but the place of the text."""
-    recipe = record["recipe"] or {}
-    tokenizer = str(recipe.get("tokenizer"))
-    if recipe and (tokenizer not in ("train", "gpt2") and not REPOSITORY.fullmatch(tokenizer)):
-        raise Refusal(
-            f"--audit: the tokens were made with a tokenizer of the run's owner ({tokenizer}), so they cannot be made"
-            " from the text here: give them with --prepared_dir or --prepared_hub_id."
-        )
-    names = [name for name in (*TEXT_ARGUMENTS, *TOKEN_ARGUMENTS) if name != "dataset"]
-    rules = recipe.get("curation")
-    found = {name: recipe[name] for name in names if recipe.get(name) not in (None, [])}
-    return found | (rules if isinstance(rules, dict) else {})
-
-
-def check_tokens(segment: Segment, folder: str | None, is_given: bool) -> None:
-    """Raise Refusal, or Differs for those that the run's own record leads to, where a folder holds other tokens than
-    the run's. is_given: whether the auditor chose it.
-    """
-    expected = tokens_of(segment.holder.manifest, segment.holder.name)[0]["fingerprint"]
-    manifest = read_manifest(Path(folder)) if folder else None
-    if manifest and manifest["fingerprint"] != expected:
-        text = f"{folder} holds the tokens {manifest['fingerprint'][:12]}, and the run was trained on {expected[:12]}"
-        if is_given:
-            raise Refusal(f"--audit: {text}: give the run's tokens.")
-        raise Differs(f"the tokens that the run records are others: {text}")
 
 
 # ---- running ----
