@@ -119,8 +119,8 @@ def main(argv: list[str] | None = None) -> None:
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
             **session.trainer_arguments(),
         )
-        session.add_callbacks(trainer)
         trainer.rerun = record_for_audits(groups, [folder])
+        session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out, run_args)
 
         # ---- Train or resume; then export the model, the card and the figures ----

@@ -150,21 +150,6 @@ class RunArguments(CommonRunArguments):
         False,
         "Allow any number of passes over the training tokens (default: as many as are known to help).",
     )
-    audit: str | None = arg(
-        None,
-        "Make the steps between two revisions again and compare all of it with what was published:"
-        " owner/name@step-1000..step-2000, or the folder of a run in place of owner/name (step-0: the beginning).",
-    )
-    audit_random: int | None = arg(
-        None, "For --audit owner/name (or a folder) without steps: so many segments, drawn by --audit_seed."
-    )
-    audit_tokens: float | None = arg(
-        None,
-        "Tokens of a drawn segment, at most (default: from one revision to the next). In one that ends between"
-        " revisions, logged values alone are compared.",
-    )
-    audit_seed: int | None = arg(None, "Your own seed of the draw, which the owner of the run cannot know.")
-    audit_by: str | None = arg(None, "Your name or organization, for audit.json and the model card.")
     eval_windows: int | None = arg(None, "Validation windows per evaluation.")
     probe_windows: int = arg(8, "Number of validation windows used to verify a checkpoint on resume.")
     eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are scored at each evaluation (the paper: hellaswag).")
@@ -196,6 +181,21 @@ class RunArguments(CommonRunArguments):
     peak_flops: float | None = arg(
         None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured)."
     )
+    audit: str | None = arg(
+        None,
+        "Make the steps between two revisions again and compare all of it with what was published:"
+        " owner/name@step-1000..step-2000, or the folder of a run in place of owner/name (step-0: the beginning).",
+    )
+    audit_random: int | None = arg(
+        None, "For --audit owner/name (or a folder) without steps: so many segments, drawn by --audit_seed."
+    )
+    audit_tokens: float | None = arg(
+        None,
+        "Tokens of a drawn segment, at most (default: from one revision to the next). In one that ends between"
+        " revisions, logged values alone are compared.",
+    )
+    audit_seed: int | None = arg(None, "Your own seed of the draw, which the owner of the run cannot know.")
+    audit_by: str | None = arg(None, "Your name or organization, for audit.json and the model card.")
 
 
 @dataclasses.dataclass
@@ -308,6 +308,32 @@ def parse_pretrain(argv: list[str] | None = None):
     return parsed
 
 
+def audit_problems(run: RunArguments) -> list[str]:
+    """What is wrong in the arguments about audits: those of the run come from its records."""
+    problems = Problems()
+    own = {"audit", "audit_random", "audit_tokens", "audit_seed", "audit_by"}
+    given = sorted(own & set(run.explicit_args) - {"audit"})
+    if not run.audit:
+        problems.add_if(given, f"--{given[0] if given else ''} belongs to --audit: say what is audited.")
+        return problems
+    allowed = own | {"output_dir", "prepared_dir", "prepared_hub_id", "dataset", "dry_run", "prepare_workers"}
+    other = sorted(set(run.explicit_args) - allowed)
+    problems.add_if(
+        other,
+        f"--audit takes {', '.join(other)} from the records of the run: leave"
+        f" {'it' if len(other) == 1 else 'them'} out.",
+    )
+    problems.add_if(
+        run.audit_random is not None and run.audit_seed is None,
+        "--audit_random needs --audit_seed: a number of yours, so that nobody else chooses the segments.",
+    )
+    problems.add_if(
+        run.audit_random is None and (run.audit_tokens is not None or run.audit_seed is not None),
+        "--audit_tokens and --audit_seed belong to --audit_random: say how many segments are drawn.",
+    )
+    return problems
+
+
 def check_pretrain(
     model: ModelArguments,
     data: DataArguments,
@@ -354,29 +380,3 @@ def check_pretrain(
     )
     problems += audit_problems(run)
     problems.end()
-
-
-def audit_problems(run: RunArguments) -> list[str]:
-    """What is wrong in the arguments about audits: those of the run come from its records."""
-    problems = Problems()
-    own = {"audit", "audit_random", "audit_tokens", "audit_seed", "audit_by"}
-    given = sorted(own & set(run.explicit_args) - {"audit"})
-    if not run.audit:
-        problems.add_if(given, f"--{given[0] if given else ''} belongs to --audit: say what is audited.")
-        return problems
-    allowed = own | {"output_dir", "prepared_dir", "prepared_hub_id", "dataset", "dry_run", "prepare_workers"}
-    other = sorted(set(run.explicit_args) - allowed)
-    problems.add_if(
-        other,
-        f"--audit takes {', '.join(other)} from the records of the run: leave"
-        f" {'it' if len(other) == 1 else 'them'} out.",
-    )
-    problems.add_if(
-        run.audit_random is not None and run.audit_seed is None,
-        "--audit_random needs --audit_seed: a number of yours, so that nobody else chooses the segments.",
-    )
-    problems.add_if(
-        run.audit_random is None and (run.audit_tokens is not None or run.audit_seed is not None),
-        "--audit_tokens and --audit_seed belong to --audit_random: say how many segments are drawn.",
-    )
-    return problems

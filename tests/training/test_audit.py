@@ -99,11 +99,10 @@ def test_a_run_of_an_earlier_version_is_audited_as_far_as_its_records_go(copy, a
     assert segment["elsewhere"] == ["hardware (its record is of an earlier version)"]
 
 
-def test_a_published_run_is_audited_from_the_hub_alone(pretrain, settings, audit, hub, tmp_path, monkeypatch):
+def test_a_published_run_is_audited_from_the_hub_alone(pretrain, audit, hub, tmp_path, monkeypatch):
     """By somebody who has neither the folder nor the tokens; its published model follows from the training state."""
     monkeypatch.chdir(tmp_path)
     repo, tokens = f"org/audited-{len(hub.repos)}", f"org/tokens-{len(hub.repos)}"
-    shutil.copytree(settings["prepared_dir"], tmp_path / "tokens")
     here = {"prepared_dir": "tokens", "push_to_hub": True}
     pretrain(tmp_path / "none", "--prepare_only", **here, prepared_hub_id=tokens)
     run = pretrain(tmp_path / "run", **here, hub_model_id=repo, max_steps=4, save_steps=2, logging_steps=1)
