@@ -48,14 +48,16 @@ def audit(run_args, training_args, main: Callable[[list[str]], None]) -> None:
             run_on_main(lambda: Audit(run_args, where, Path(folder)).plan(first, last) and None)
         return
     name = f"{name_of(where)}-{f'{first[0]}-{last[0]}' if first else f'random-{run_args.audit_seed}'}"
-    out = Path(training_args.output_dir or f"audits/{name}")
+    out = Path(run_args.explicit_args.get("output_dir", f"audits/{name}"))  # transformers has a default of its own
     run_on_main(check_folder, "output_dir", out, "audit")
     with RunFolder(out):
         StopSignals(lambda: None)
         own = Audit(run_args, where, out)
-        run_on_main(own.begin)
+        run_on_main(own.check_folder)
         try:
-            for segment in run_on_main(own.plan, first, last):
+            planned = run_on_main(own.plan, first, last)
+            run_on_main(own.write)
+            for segment in planned:
                 run_on_main(own.add, audit_segment(own, segment, main))
         except Differs as difference:  # of records, before their steps were made again
             run_on_main(own.contradicts, str(difference))
@@ -82,14 +84,13 @@ class Audit:
             **{name: value for name, value in provenance.provenance().items() if name != "command"},
         }
 
-    def begin(self) -> None:
-        """Write `audit.json` of an audit that is not finished. Raises Refusal where the folder has another one."""
+    def check_folder(self) -> None:
+        """Raise Refusal where the folder has another audit."""
         there = read_json(self.out / "audit.json") or {}
         if there.get("audit") not in (None, redact(self.run_args.audit)):
             raise Refusal(
                 f"--output_dir {self.out} holds another audit ({there['audit']}): give each a folder of its own."
             )
-        self.write()
 
     def write(self) -> None:
         """Write `audit.json`, without paths and names of this machine."""
@@ -97,7 +98,7 @@ class Audit:
 
     def plan(self, first, last) -> list[Segment]:
         """The segments, checked; prints what each costs. first, last: as `segments.parse` returned them."""
-        self.source = source_of(self.where, self.out / "published")
+        self.source = source_of(self.where, self.out / ".published")
         count = self.run_args.audit_random
         if count is None:
             planned = [segments.named_segment(self.source, first, last)]

@@ -200,8 +200,14 @@ def cost_lines(source: HubSource | FolderSource, segment: Segment, elsewhere: li
 
 
 def recorded_seconds(segment: Segment) -> float | None:
-    """Wall seconds of the run between the first and the last line of its log around the segment; None without times."""
-    log = [entry for entry in segment.holder.log if isinstance(entry.get("wall_seconds"), int | float)]
-    before = [entry["wall_seconds"] for entry in log if entry["step"] <= segment.first]
-    within = [entry["wall_seconds"] for entry in log if entry["step"] <= segment.last]
-    return within[-1] - (before[-1] if before else 0.0) if within else None
+    """Wall seconds of the run for the steps of a segment, by the lines of its log around it; None without times."""
+    walls = {
+        entry["step"]: entry["wall_seconds"]
+        for entry in segment.holder.log
+        if isinstance(entry.get("wall_seconds"), int | float) and entry["step"] <= segment.last
+    }
+    begin = max((step for step in walls if step <= segment.first), default=min(walls, default=0))
+    end = max(walls, default=0)
+    if end <= begin:
+        return None
+    return (walls[end] - walls[begin]) / (end - begin) * (segment.last - segment.first)

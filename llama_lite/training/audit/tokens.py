@@ -67,10 +67,14 @@ def _place(source: HubSource | FolderSource, record: dict, is_only: bool) -> Pla
         return Place(recorded, expected, folder, Reference(hub["id"], hub["commit"]))
     if is_only and _is_public(record):
         return Place(recorded, expected, None)
+    problem = (
+        f"--audit: tokens of this run (fingerprint {expected[:12]}) are not here, and it records no dataset of them"
+    )
+    if not is_only:
+        raise Refusal(f"{problem}: it read several folders, so put this one where it was, {recorded}.")
     raise Refusal(
-        f"--audit: tokens of this run (fingerprint {expected[:12]}) are not here, and the run does not record where on"
-        " the Hub they are: give their folder with --prepared_dir, their dataset repository with --prepared_hub_id"
-        " owner/name, or the text with --dataset."
+        f"{problem}: give their folder with --prepared_dir, their dataset repository with --prepared_hub_id owner/name,"
+        " or the text with --dataset."
     )
 
 
