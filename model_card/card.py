@@ -13,9 +13,16 @@ import yaml
 from huggingface_hub import DatasetCardData, ModelCard, ModelCardData, RepoCard
 
 from . import figures
-from .facts import Facts, number, quote, table
+from .facts import Facts
+from .formatting import number, quote, table
 from .metadata import CardError, check_metadata
 from .records import Records, read
+from .sections.data import Data
+from .sections.evaluation import Evaluation
+from .sections.limits import Limits
+from .sections.training import Training
+from .sections.tuning import Tuning
+from .sections.use import Use
 
 YOURS = ("<!-- yours: begin -->", "<!-- yours: end -->")
 OWN_METADATA = (  # only this project's records set these; all else in a card's metadata may be a person's
@@ -114,13 +121,23 @@ def render(records: Records, repo: str | None = None) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": number, "table": table, "quote": quote}
+    values = {  # a template finds the values of each section under its name
+        "f": facts,
+        "r": records,
+        "use": Use(facts),
+        "data": Data(facts),
+        "training": Training(facts),
+        "tuning": Tuning(facts),
+        "evaluation": Evaluation(facts),
+        "limits": Limits(facts),
+    }
     parts = [
         f"---\n{metadata(facts).to_yaml()}\n---",
-        environment.get_template("head.md.j2").render(f=facts, r=records),
+        environment.get_template("head.md.j2").render(values),
         "\n".join([YOURS[0], YOURS[1]]),
     ]
     for name in SECTIONS:
-        parts.append(environment.get_template(f"{name}.md.j2").render(f=facts, r=records))
+        parts.append(environment.get_template(f"{name}.md.j2").render(values))
     text = "\n\n".join(part.strip() for part in parts if part.strip())
     return re.sub(r"\n{3,}", "\n\n", text) + "\n"
 
@@ -205,7 +222,7 @@ def metadata(facts: Facts):
         )
         if extra:
             extra["base_model_relation"] = "adapter" if records.kind == "adapter" else "finetune"
-        results, kind = facts.index(), facts.config.get("model_type", "llama")
+        results, kind = Evaluation(facts).index(), facts.config.get("model_type", "llama")
         data = ModelCardData(
             **common,
             library_name="peft" if records.kind == "adapter" else "transformers",

@@ -19,6 +19,7 @@ from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
 from model_card import card, facts, records
 from model_card.metadata import CardError
+from model_card.sections.data import Data
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +204,7 @@ def test_a_card_says_which_part_of_the_rows_a_tuning_has_read(whole_sft, plan, r
         **found.run,
         "plan": {**found.run["plan"], "sequences_per_step": 4, "held_rows": 5, "learnt_tokens": 1234, **plan},
     }
-    told = facts.Facts(dataclasses.replace(found, run=run, events=events, step=step), None, {})
+    told = Data(facts.Facts(dataclasses.replace(found, run=run, events=events, step=step), None, {}))
     assert told.rows() == (
         f"{plan['rows']} rows to learn from (1,234 tokens of answers), 5 rows held out of the tuning by whole documents (the base may have read them). "
         f"The tuning has read {read}."

@@ -1,0 +1,71 @@
+"""Limits of a model that its records show."""
+
+from ..facts import Facts
+from ..formatting import number, spread
+from .evaluation import Evaluation
+
+
+class Limits:
+    """Values of the section Limits."""
+
+    def __init__(self, facts: Facts):
+        self.f, self.r, self.evaluation = facts, facts.r, Evaluation(facts)
+
+    def limits(self) -> list[str]:
+        """Limits of the model that its records show."""
+        r, sentences = self.r, []
+        if r.step is None and not self.f.finished:
+            how = r.status.get("status", "it goes on, or ended without a word")
+            sentences.append(
+                f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({how})."
+            )
+        events = {event["event"]: event for event in reversed(r.events)}
+        if found := events.get("saturated"):
+            slope = spread({"value": found["slope"], "low": found["low"], "high": found["high"]}, 4, "+")
+            sentences.append(
+                f"Validation loss was saturated at {number(found['tokens'])} tokens: {slope} nats per doubling of"
+                " tokens."
+            )
+        elif judged := events.get("trends", {}).get("saturation"):
+            sentences.append(
+                "Validation loss had not saturated when training ended."
+                if judged["answer"] == "no"
+                else f"Whether validation loss had saturated cannot be told; needed: {judged['needed']}."
+            )
+        if found := events.get("overfitting"):
+            sentences.append(
+                f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to"
+                f" {found['eval_loss']:.4f}, at {number(found['tokens'])} tokens."
+            )
+        if r.trained and r.kind == "pretrain" and r.trained[-1].get("epoch", 0) > 1:
+            sentences.append(f"The training text was read {r.trained[-1]['epoch']:.2f} times.")
+        for evaluation in r.evaluations:
+            rows = evaluation.shown(self.r.mine(evaluation)[-1:])
+            level = [
+                row["task"]
+                for row in rows
+                if row.get("chance") and row["low"] is not None and row["low"] <= row["chance"] <= row["high"]
+            ]
+            if level:
+                sentences.append(f"Not distinguished from chance, which the interval includes: {', '.join(level)}.")
+            if cut := [f"{row['task']} ({number(row['truncated'])})" for row in rows if row["truncated"]]:
+                sentences.append(
+                    f"Requests longer than the context, of which the beginning was left out: {', '.join(cut)}."
+                )
+            worse = [
+                row
+                for row in evaluation.comparison
+                if self.r.tuned and self.evaluation.pairs(evaluation) == {(row["first"], row["second"])}
+            ]
+            worse = [
+                row for row in worse if row["metric"] == "bits_per_byte" and row["low"] is not None and row["low"] > 0
+            ]
+            if worse:
+                raised = ", ".join(f"{row['task']} by {row['difference']:.4f}" for row in worse)
+                sentences.append(f"Tuning raised the bits per byte of {raised}.")
+        if found := r.tuning.get("greedy", {}).get("after"):
+            sentences.append(
+                "Whether answers are right was not measured: only their loss, their form, and whether they stop."
+            )
+            sentences += [f"{found['loops']:.0%} of greedy answers end in a loop."] if found["loops"] else []
+        return sentences
