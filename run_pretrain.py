@@ -276,7 +276,7 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     print_main(describe(run_on_main(prepare, data_args, rules, values.text, explicit_args, True)))
     if session.publishes:
         private = session.training_args.hub_private_repo
-        run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, private)
+        run_on_main(download.push_prepared, Path(folder), data_args.prepared_hub_id, private, session.hub_args.card)
 
 
 def pull_prepared(data_args, rules: dict, explicit_args: set[str]) -> None:

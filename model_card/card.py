@@ -19,6 +19,7 @@ from .metadata import CardError, check_metadata
 from .records import Records, read
 from .sections.data import Data
 from .sections.evaluation import Evaluation
+from .sections.intended import Intended
 from .sections.limits import Limits
 from .sections.training import Training
 from .sections.tuning import Tuning
@@ -30,8 +31,8 @@ OWN_METADATA = (  # only this project's records set these; all else in a card's 
     " source_datasets task_categories".split()
 )
 SECTIONS = (
-    "use checkpoints data training history samples tuning evaluation sensitivity generalisation limits environment"
-    " citation".split()
+    "intended use checkpoints data training history samples tuning evaluation sensitivity generalisation limits license"
+    " environment citation".split()
 )
 
 
@@ -129,6 +130,7 @@ def render(records: Records, repo: str | None = None) -> str:
         "training": Training(facts),
         "tuning": Tuning(facts),
         "evaluation": Evaluation(facts),
+        "intended": Intended(facts),
         "limits": Limits(facts),
     }
     parts = [
@@ -204,8 +206,12 @@ def _config_name(value: object) -> object:
 
 def metadata(facts: Facts):
     """The card's metadata in the Hub's terms. Raises CardError for what the Hub would reject."""
-    records, given = facts.r, facts.r.run.get("card", {})
-    common = {"license": given.get("license"), "language": given.get("language")}
+    records, license = facts.r, "data_license" if facts.r.kind == "tokens" else "license"
+    languages = facts.languages  # of one the code alone, as earlier cards had it
+    common = {
+        "license": facts.declared[license],
+        "language": languages[0] if len(languages) == 1 else languages or None,
+    }
     source = facts.source.get("dataset")
     datasets = [source] if source and "files" not in facts.source and "/" in source else None
     if records.kind == "tokens":
@@ -220,21 +226,27 @@ def metadata(facts: Facts):
             if facts.base.get("hub_id")
             else {}
         )
+        if (initial := facts.initial_weights) and "/" in initial and not extra:
+            extra = {"base_model": initial.partition("@")[0]}
         if extra:
             extra["base_model_relation"] = "adapter" if records.kind == "adapter" else "finetune"
         results, kind = Evaluation(facts).index(), facts.config.get("model_type", "llama")
+        tags = [kind, "pretraining"] if records.kind == "pretrain" else [kind, "sft"]
+        tags += ["lora"] if records.kind in ("adapter", "merged") else []
         data = ModelCardData(
             **common,
             library_name="peft" if records.kind == "adapter" else "transformers",
             pipeline_tag="text-generation",
-            tags=(
-                [kind, "pretraining"]
-                if records.kind == "pretrain"
-                else [kind, "sft", *(["lora"] if records.kind != "tuned" else [])]
-            ),
+            tags=[*tags, *_tags_of_trackio(facts)],
             datasets=datasets,
             **extra,
             **({"model_name": facts.title, "eval_results": results} if results else {}),
         )
     check_metadata(data.to_dict())
     return data
+
+
+def _tags_of_trackio(facts: Facts) -> list[str]:
+    """The tags by which the Hub shows a trackio Space in the model's page."""
+    url = facts.dashboards.get("trackio")
+    return ["trackio", f"trackio:{url}"] if url else []

@@ -4,6 +4,7 @@ The values of one section are in `sections/`; how values are written, in `format
 """
 
 from .formatting import first_of, number
+from .metadata import languages_of
 from .records import Records
 
 # Fields of a config by the names that its kind gives them: LLaMA's and most, GPT-2's, BLOOM's and MPT's, OPT's.
@@ -37,6 +38,30 @@ class Facts:
     def finished(self) -> bool:
         """Whether the run is finished; never of a single revision."""
         return self.r.step is None and self.r.status.get("status") == "finished"
+
+    @property
+    def declared(self) -> dict:
+        """What a person said for the card: {license, language, data_license}, each None where it was not said."""
+        found = self.r.run.get("card") or self.r.data.get("card") or {}
+        return {name: found.get(name) for name in ("license", "language", "data_license")}
+
+    @property
+    def languages(self) -> list[str]:
+        """ISO 639 codes of the text's languages: as a person said, or English for the text inside the packages."""
+        if said := self.declared["language"]:
+            return languages_of(said)
+        return ["en"] if self.source.get("dataset") == "installed-docs" else []
+
+    @property
+    def dashboards(self) -> dict[str, str]:
+        """{name: address} of the dashboards that others can open."""
+        links = {name: link.get("url", "") for name, link in self.r.dashboards.items()}
+        return {name: url for name, url in links.items() if url.startswith("https://")}
+
+    @property
+    def initial_weights(self) -> str | None:
+        """Where a run's weights began, where that is no random draw."""
+        return next((event["weights"] for event in self.r.events if event["event"] == "initialised"), None)
 
     @property
     def text(self) -> str:

@@ -54,6 +54,7 @@ class Records:
     evaluations: list[Evaluation]
     published: list[dict]
     step: int | None = None  # of a revision's records, which end there
+    dashboards: dict[str, dict] = dataclasses.field(default_factory=dict)  # {name of --report_to: where to look}
 
     @property
     def steps(self) -> int:
@@ -94,6 +95,11 @@ class Records:
     def evaluated(self) -> list[dict]:
         """Entries of the log with a validation loss."""
         return [entry for entry in self.log if "eval_loss" in entry]
+
+    @property
+    def task_scores(self) -> bool:
+        """Whether tasks were scored at the evaluations of the run (`--eval_tasks`)."""
+        return any("eval_loss" not in entry and any(key.startswith("eval_") for key in entry) for entry in self.log)
 
     @property
     def reached(self) -> dict:
@@ -140,7 +146,7 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
     run = _json(run_folder / "run.json")
     manifest = _json(run_folder / "manifest.json")
     if not run and str((manifest or {}).get("format", "")).startswith("llama_lite.tokens"):
-        data = {**manifest, "curation": _json(run_folder / "curation.json")}
+        data = {**manifest, "curation": _json(run_folder / "curation.json"), "card": _json(run_folder / "card.json")}
         return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
     if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
         raise CardError(
@@ -175,6 +181,7 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         ),
         _jsonl(run_folder / ("published-merged.jsonl" if kind == "merged" else "published.jsonl")),
         step,
+        (_json(run_folder / "dashboards.json") or {}).get("links", {}),
     )
     check(records)
     return records

@@ -147,6 +147,12 @@ class Evaluation:
             if row["model"] in wanted
         ]
 
+    def inside(self, evaluation: Tables) -> str | None:
+        """The text task with which the other kinds of text were compared; None where none was."""
+        rows = evaluation.results["generalisation"]
+        others = {row["task"] for row in rows if "gap" in row}
+        return next((row["task"] for row in rows if others and row["task"] not in others), None)
+
     def contamination(self, evaluation: Tables) -> list[list]:
         """Items of each task that share text with the training text."""
         return [

@@ -10,6 +10,18 @@ from ..private import redact
 # events that the history of a card leaves out
 UNSHOWN = [*"refused saved trained published hub saturated overfitting trends".split(), "not yet published"]
 
+# as the services give them, for cards
+BADGES = {
+    "trackio": (
+        '<img src="https://raw.githubusercontent.com/gradio-app/trackio/refs/heads/main/trackio/assets/badge.png"'
+        ' alt="Visualize in Trackio" style="height: 40px;"/>'
+    ),
+    "wandb": (
+        '<img src="https://raw.githubusercontent.com/wandb/assets/main/wandb-github-badge-28.svg"'
+        ' alt="Visualize in Weights & Biases" width="150" height="24"/>'
+    ),
+}
+
 
 class Training:
     """Values of the sections Training, Run history, Samples and Environment."""
@@ -120,6 +132,10 @@ class Training:
         if values := [entry["peak_memory_gib"] for entry in trained if "peak_memory_gib" in entry]:
             rows.append(["peak memory, GiB", number(max(values), 2)])
         return rows
+
+    def dashboards(self) -> list[str]:
+        """Badges, or links, of the dashboards that others can open."""
+        return [f"[{BADGES.get(name, f'Curves in {name}')}]({url})" for name, url in sorted(self.f.dashboards.items())]
 
     def history(self) -> list[list]:
         """Starts, stops and unusual events. Refused attempts are not part of the run."""

@@ -10,9 +10,12 @@ OCCASION = (  # arguments that belong to one machine or one launch, not to the r
     "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only publish_queue_limit"
     " resume_from_checkpoint"
     " resume_without allow_changes dry_run prepare_only prepare_workers cpu_threads verify_data card_license"
-    " card_language report_to run_name init_from hub_model_id hub_private_repo hub_required hub_drain_timeout"
+    " card_language card_data_license report_to run_name init_from hub_model_id hub_private_repo hub_required"
+    " hub_drain_timeout"
     " prepared_hub_id save_total_limit curated_dir hours suggest step_timeout"
 ).split()
+
+PROMPT_WORDS, NO_PROMPT = 3, "The beginning of a text"
 
 
 class Use:
@@ -61,8 +64,13 @@ class Use:
         ).strip()
 
     def prompt(self) -> str:
-        """A prompt for the snippet of the card."""
-        return (self.r.run.get("given", {}).get("sample_prompts") or ["Once upon a time"])[0]
+        """A prompt for the snippet of the card: of the run's own, or the beginning of a sample, which is text of its
+        kind.
+        """
+        if given := self.r.run.get("given", {}).get("sample_prompts"):
+            return given[0]
+        samples = next((entry["samples"] for entry in reversed(self.r.log) if entry.get("samples")), None)
+        return " ".join(samples[0].split()[:PROMPT_WORDS]) or NO_PROMPT if samples else NO_PROMPT
 
     def question(self) -> str:
         """A question for the snippet of the card."""

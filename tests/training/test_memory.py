@@ -153,7 +153,9 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
     )
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, "async_save": True, **run})
+    arguments = SimpleNamespace(
+        **{"plan_launch": None, "plan_mfu": 40.0, "plan_price": None, "block_size": 64, "async_save": True, **run}
+    )
     return memory.forecast(load_model_config("tiny"), plan, layout, "bfloat16", False, training, arguments)
 
 
