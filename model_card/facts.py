@@ -37,7 +37,7 @@ class Facts:
     @property
     def finished(self) -> bool:
         """Whether the run is finished; never of a single revision."""
-        return self.r.step is None and self.r.status.get("status") == "finished"
+        return self.r.step is None and self.r.end == "finished"
 
     @property
     def declared(self) -> dict:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .metadata import CardError
 
+SESSION_EVENTS = ("started", "resumed", "finished", "interrupted", "unhealthy")
 # the metric by which a task is shown and compared
 PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")
 
@@ -95,6 +96,17 @@ class Records:
     def evaluated(self) -> list[dict]:
         """Entries of the log with a validation loss."""
         return [entry for entry in self.log if "eval_loss" in entry]
+
+    @property
+    def end(self) -> str | None:
+        """How the last session of a run ended: finished, interrupted or unhealthy; None while it goes on, or where it
+        ended without a word. A command that was refused is no session, though `status.json` may be its own.
+        """
+        status = self.status.get("status")
+        if status != "refused":
+            return status
+        ends = [event["event"] for event in self.events if event["event"] in SESSION_EVENTS]
+        return ends[-1] if ends and ends[-1] not in ("started", "resumed") else None
 
     @property
     def task_scores(self) -> bool:

@@ -5,8 +5,6 @@ from ..formatting import number, spread
 from ..records import Evaluation as Tables
 from .evaluation import Evaluation
 
-ENDS = ("interrupted", "unhealthy")  # how a session ends, but for finished; a refused command is none
-
 
 class Limits:
     """Values of the section Limits."""
@@ -31,9 +29,7 @@ class Limits:
         r = self.r
         if r.step is not None or self.f.finished:
             return []
-        how = r.status.get("status", "it goes on, or ended without a word")
-        if how == "refused":
-            how = next((event["event"] for event in reversed(r.events) if event["event"] in ENDS), "stopped")
+        how = r.end or "it goes on, or ended without a word"
         return [f"The run is not finished: it stands at step {number(r.reached['step'])} of {number(r.steps)} ({how})."]
 
     def _training(self) -> list[str]:

@@ -1,5 +1,7 @@
 """Use and checkpoints: what the snippets of a card name, and the published revisions."""
 
+import itertools
+
 import yaml
 
 from ..facts import Facts
@@ -15,7 +17,7 @@ OCCASION = (  # arguments that belong to one machine or one launch, not to the r
     " prepared_hub_id save_total_limit curated_dir hours suggest step_timeout"
 ).split()
 
-PROMPT_WORDS, NO_PROMPT = 3, "The beginning of a text"
+NO_PROMPT = "The beginning of a text"
 
 
 class Use:
@@ -64,13 +66,16 @@ class Use:
         ).strip()
 
     def prompt(self) -> str:
-        """A prompt for the snippet of the card: of the run's own, or the beginning of a sample, which is text of its
+        """A prompt for the snippet of the card: of the run's own, or what its samples begin with, which is text of its
         kind.
         """
         if given := self.r.run.get("given", {}).get("sample_prompts"):
             return given[0]
-        samples = next((entry["samples"] for entry in reversed(self.r.log) if entry.get("samples")), None)
-        return " ".join(samples[0].split()[:PROMPT_WORDS]) or NO_PROMPT if samples else NO_PROMPT
+        samples = [entry["samples"][0] for entry in self.r.log if entry.get("samples")]
+        if len(samples) < 2:
+            return " ".join("".join(samples).split()[:2]) or NO_PROMPT
+        alike = itertools.takewhile(lambda characters: len(set(characters)) == 1, zip(*samples, strict=False))
+        return "".join(characters[0] for characters in alike).strip() or NO_PROMPT
 
     def question(self) -> str:
         """A question for the snippet of the card."""
