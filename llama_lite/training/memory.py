@@ -220,7 +220,9 @@ def forecast(
         lines.append(f"resharding          {_reshard_advice(memory, layout, plan, precision, available)}")
     flops = plan.flops_per_token * plan.tokens
     if run.plan_launch or device.type == "cuda" or flops > GPU_LINES_FLOPS or run.plan_price is not None:
-        lines += gpu_lines(memory, flops, precision, layout.processes, run.plan_mfu, run.plan_price)
+        # a GPU computes in bfloat16, whatever is faster on this machine, unless a person chose
+        on_gpu = precision if "precision" in run.explicit_args or device.type == "cuda" else "bfloat16"
+        lines += gpu_lines(memory, flops, on_gpu, layout.processes, run.plan_mfu, run.plan_price)
     problems = []
     if memory.total > available:
         fix = what_would_fit(config, plan, run.block_size, precision, layout, fused, available)

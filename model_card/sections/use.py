@@ -75,7 +75,8 @@ class Use:
         if len(samples) < 2:
             return " ".join("".join(samples).split()[:2]) or NO_PROMPT
         alike = itertools.takewhile(lambda characters: len(set(characters)) == 1, zip(*samples, strict=False))
-        return "".join(characters[0] for characters in alike).strip() or NO_PROMPT
+        words = "".join(characters[0] for characters in alike).split(" ")
+        return " ".join(words[:-1] if len(words) > 2 else words).strip() or NO_PROMPT  # a prompt ends within a word
 
     def question(self) -> str:
         """A question for the snippet of the card."""

@@ -313,6 +313,11 @@ def test_a_card_says_what_the_model_is_for_and_what_was_not_measured(documented,
     assert "No task was evaluated" not in card.render(changed(whole_run, evaluations=[], step=12))  # of a revision
     scored = [*records.read(whole_run).log, {"step": 12, "tokens": 1, "eval_hellaswag_acc": 0.5}]
     assert "No task was evaluated" not in card.render(changed(whole_run, evaluations=[], log=scored))
+    worse = {**records.read(whole_run).data, "baselines": {"bigram": 0.5}}
+    assert "- Validation loss is above that of bigram counts" in card.render(changed(whole_run, data=worse))
+    assert "that of bigram counts," not in card.render(
+        changed(whole_run, data={**worse, "baselines": {"bigram": 99.0}})
+    )
     begun = [{"event": "initialised", "step": 0, "time": "2026-01-01T00:00:00Z", "weights": "you/base@step-000010"}]
     tuned_on = card.render(changed(whole_run, events=begun))
     assert "not tuned to follow" not in tuned_on and ModelCard(tuned_on).data.base_model == "you/base"
@@ -354,7 +359,7 @@ def test_the_snippets_prompt_is_of_the_runs_own_text(whole_run):
     """What the samples of all evaluations begin with, where no prompts were given."""
     log = [{"step": step, "tokens": 1, "samples": [f"# Ein Titel{text}"]} for step, text in ((6, " ist"), (12, " in"))]
     given = {name: value for name, value in records.read(whole_run).run["given"].items() if name != "sample_prompts"}
-    assert Use(facts.Facts(changed(whole_run, log=log, run={"given": given}), None, {})).prompt() == "# Ein Titel i"
+    assert Use(facts.Facts(changed(whole_run, log=log, run={"given": given}), None, {})).prompt() == "# Ein Titel"
     assert Use(facts.Facts(changed(whole_run, log=log[:1], run={"given": given}), None, {})).prompt() == "# Ein"
     assert Use(facts.Facts(records.read(whole_run), None, {})).prompt() == "The"
 

@@ -155,7 +155,15 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     arguments = SimpleNamespace(
-        **{"plan_launch": None, "plan_mfu": 40.0, "plan_price": None, "block_size": 64, "async_save": True, **run}
+        **{
+            "plan_launch": None,
+            "plan_mfu": 40.0,
+            "plan_price": None,
+            "explicit_args": {},
+            "block_size": 64,
+            "async_save": True,
+            **run,
+        }
     )
     return memory.forecast(load_model_config("tiny"), plan, layout, "bfloat16", False, training, arguments)
 
