@@ -114,6 +114,14 @@ def test_what_a_changed_run_sends_again_is_marked(tmp_path):
     assert sent == [(6, {"loss": 2.0, "resumed_from": 3}), (9, {"loss": 2.0}), (9, {"loss": 2.0})]
 
 
+@pytest.mark.parametrize("name", ["trackio", "tensorboard"])
+def test_training_does_not_wait_for_saves_because_of_a_dashboard(name):
+    """It reads no checkpoint; a callback of a user may."""
+    assert not trainer.reads_checkpoint(dashboards.OWN[name]())
+    own = type("Own", (dashboards.OWN[name],), {"on_save": lambda self, *args, **kwargs: None})
+    assert trainer.reads_checkpoint(own())
+
+
 def test_a_dashboard_that_fails_does_not_end_the_run_and_says_so_once(tmp_path, capsys):
     class Service(TrainerCallback):
         def on_log(self, *args, **kwargs):
