@@ -226,12 +226,19 @@ class MixedWindows:
         return [self[position] for position in positions]
 
 
+def in_order(parts: list[dict]) -> list[dict]:
+    """The folders of a mixture's manifest in the order of their schedule, which is that of their fingerprints: the
+    windows of a run do not depend on the order in which a command names the folders.
+    """
+    return sorted(parts, key=lambda part: part["fingerprint"])
+
+
 def count_windows(manifest: dict, split: str, block_size: int) -> int:
     """Number of windows of block_size predictions in a split; of a mixture's manifest, those that can be trained on
     before any folder is read a second time, and the most that one folder holds out.
     """
     if "mixture" in manifest:
-        parts = manifest["mixture"]
+        parts = in_order(manifest["mixture"])
         counts = [count_windows(part, split, block_size) for part in parts]
         schedule = Schedule([part["weight"] for part in parts])
         return min(map(schedule.reach, range(len(parts)), counts)) if split == "train" else max(counts)

@@ -34,7 +34,7 @@ def windows_of_run(
             train.restart_order_at(entry["step"] * per_step)
         return train
     first, *later = history or [{"step": 0, "weights": weights_of(data)}]
-    names = list(dict.fromkeys(name for entry in (first, *later) for name in entry.get("weights", ())))
+    names = sorted({name for entry in (first, *later) for name in entry.get("weights", ())})  # as `in_order`
     # a run that began with one folder goes on with that folder's epochs
     folders = [windows(name, first["weights"].keys() == {name}) for name in names]
     train = MixedWindows(folders, [first["weights"].get(name, 0.0) for name in names], length, names)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from ..config.pairs import epoch_limits, mixture_weights
-from ..data.dataset import count_windows
+from ..data.dataset import count_windows, in_order
 from ..data.mixture import Schedule
 from ..errors import Refusal
 
@@ -19,8 +19,9 @@ def source_rows(manifest: dict, block_size: int, positions: int, read: list[int]
     parts = manifest.get("mixture", [])
     if not parts:
         return []
-    schedule = Schedule([part["weight"] for part in parts])
-    counts = read or [schedule.count(i, positions) for i in range(len(parts))]
+    ordered = in_order(parts)
+    schedule = Schedule([part["weight"] for part in ordered])
+    counts = read or [schedule.count(ordered.index(part), positions) for part in parts]
     return [
         {
             "name": part["name"],
@@ -64,14 +65,19 @@ def check_epochs(rows: list[dict], mixture: list[str], allow_epochs: bool, limit
         )
 
 
-def set_rows(manifest: dict, block_size: int, eval_windows: int | None) -> list[dict]:
-    """{name, windows} of each validation set of a run, in its order: the slice of each folder, "" of one text, then
-    those of --validation. manifest: with its `validation_sets`.
+def set_rows(manifest: dict, block_size: int, eval_windows: int | None, probe: int) -> list[dict]:
+    """{name, windows, probe} of each validation set of a run, in its order: the slice of each folder, "" of one text,
+    then those of --validation. manifest: with its `validation_sets`. probe: windows that verify a checkpoint.
     """
     own = [(part["name"], part) for part in manifest.get("mixture", [])] or [("", manifest)]
     found = [*own, *manifest.get("validation_sets", {}).items()]
     counts = [(name, count_windows(part, "validation", block_size)) for name, part in found]
-    return [{"name": name, "windows": min(count, eval_windows or count)} for name, count in counts]
+    probes = probe_counts([part["weight"] for part in manifest.get("mixture", [])] or [1.0], probe)
+    probes += [0] * (len(counts) - len(probes))
+    return [
+        {"name": name, "windows": min(count, eval_windows or count), "probe": min(count, number)}
+        for (name, count), number in zip(counts, probes, strict=True)
+    ]
 
 
 def probe_counts(weights: Sequence[float], count: int) -> list[int]:
@@ -80,19 +86,25 @@ def probe_counts(weights: Sequence[float], count: int) -> list[int]:
     return [max(1, schedule.count(i, count)) for i in range(len(weights))]
 
 
-def cost_lines(sets: list[dict], block_size: int, evaluations: int, trained: int) -> list[str]:
-    """What the evaluations of several sets cost, as a line of a plan; nothing of one set.
+def cost_lines(sets: list[dict], sources: list[dict], block_size: int, evaluations: int, trained: int) -> list[str]:
+    """What the evaluations of several sets cost, and what `eval_loss` is, as lines of a plan; nothing of one set.
 
-    sets: of `set_rows`. trained: tokens that the run trains on.
+    sets, sources: of `set_rows` and `source_rows`. trained: tokens that the run trains on.
     """
     if len(sets) < 2:
         return []
     tokens = sum(row["windows"] for row in sets) * block_size
     share = 100 * evaluations * tokens / FORWARD / trained
+    probes = ", ".join(f"{row['name']} {row['probe']}" for row in sets if row["probe"])
+    own = sources and (
+        f"{'':<20}eval_loss is the mean of {', '.join(row['name'] for row in sources)} by their shares; probe windows:"
+        f" {probes}"
+    )
     shown = ", ".join(f"{row['name'] or 'its own'} {row['windows']:,}" for row in sets)
     return [
         (
             f"validation          {len(sets)} sets, {tokens:,} tokens per evaluation ({shown} windows), {evaluations:,}"
-            f" evaluations: {share:.1f} % of the computation of training"
-        )
+            f" evaluation{'s' if evaluations > 1 else ''}: {share:.1f} % of the computation of training"
+        ),
+        *([own] if own else []),
     ]

@@ -137,7 +137,7 @@ class Plan:
     saves: int  # checkpoints that are saved, of which at most `checkpoints_kept` are kept
     warmup: int = 0
     sources: list[dict] = dataclasses.field(default_factory=list)  # of a mixture: name, weight, tokens, epochs
-    validation_sets: list[dict] = dataclasses.field(default_factory=list)  # name and windows of each set
+    validation_sets: list[dict] = dataclasses.field(default_factory=list)  # name, windows and probe windows of each set
     block_size: int = 0
     evaluations: int = 0
 
@@ -173,7 +173,7 @@ class Plan:
                 " parameter"
             ),
             *source_lines(self.sources),
-            *cost_lines(self.validation_sets, self.block_size, self.evaluations, self.tokens),
+            *cost_lines(self.validation_sets, self.sources, self.block_size, self.evaluations, self.tokens),
             (
                 f"compute             {self.flops_per_token / 1e9:.3f} GFLOP per token,"
                 f" {self.flops_per_token * self.tokens:.3e} FLOP in all"
@@ -233,7 +233,7 @@ def make_plan(
         saves=len(saved_steps(training, steps)),
         warmup=warmup,
         sources=source_rows(manifest, run.block_size, steps * windows_per_step),
-        validation_sets=set_rows(manifest, run.block_size, run.eval_windows),
+        validation_sets=set_rows(manifest, run.block_size, run.eval_windows, run.probe_windows),
         block_size=run.block_size,
         evaluations=count_evaluations(training, steps),
     )
