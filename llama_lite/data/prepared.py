@@ -106,13 +106,13 @@ def read_validation(sets: Mapping[str, str], folders: list[PreparedFolder], is_m
     """
     problems, found = Problems(), []
     for name, folder in sets.items():
-        problems.add_if(
-            is_mixture and name in {part.name for part in folders},
-            f"--validation {name}: a folder of --mixture has that name, and is measured anyway: choose another.",
-        )
         tokenizer = f" --tokenizer {folders[0].folder}/tokenizer" if folders else ""
         manifest = _read(f"--validation {name}:", folder, tokenizer)
         part = PreparedFolder(name, Path(folder), manifest, 0.0)
+        if is_mixture and (same := [one for one in folders if one.name == name]):
+            if same[0].manifest["fingerprint"] == manifest["fingerprint"]:
+                continue  # it is measured anyway
+            problems.append(f"--validation {name}: a folder of --mixture has that name: choose another.")
         problems += _other_tokens(f"--validation {name}:", folders[0], part) if folders else []
         problems.add_if(
             not manifest["splits"]["validation"]["tokens"],
