@@ -224,6 +224,14 @@ def test_mixtures_that_cannot_be_are_refused(mixed, folders, tmp_path, weights, 
         run(tmp_path / "run", mixed, "--dry_run", *argv, mixture=pairs(there))
 
 
+def test_a_validation_set_cannot_have_a_tokenizer_that_is_not_trained_yet(mixed, folders, tmp_path):
+    changes = {"mixture": None, "dataset": str(tmp_path / "text.jsonl"), "validation": {"s": folders["science"]}}
+    shutil.copy(f"{folders['science']}.jsonl", tmp_path / "text.jsonl")
+    message = r"--validation s: \S+ has another tokenizer .*; or give --tokenizer \S+science/tokenizer"
+    with pytest.raises(Refusal, match=message):
+        run(tmp_path / "run", mixed, "--dry_run", **changes)
+
+
 def test_the_dry_run_tells_tokens_epochs_and_what_evaluations_cost(mixed, folders, tmp_path, capsys):
     weights = pairs({folders["web"]: 0.1, folders["code"]: 0.9})
     argv = ("--dry_run", "--max_steps", "100", "--allow_epochs_of", f"{folders['code']}=3")
