@@ -335,9 +335,9 @@ def recall_mixture(session, data_args, run_args) -> None:
     nor a text.
     """
     from llama_lite.config.pretrain import PREPARING
+    from llama_lite.training.derive_pretrain import RECALLED
 
-    names = ("mixture", "validation", "allow_epochs_of")
-    recorded = run_on_main(session.recorded, names)
+    recorded = run_on_main(session.recorded, RECALLED)
     if any(name in run_args.explicit_args for name in PREPARING):
         recorded.pop("mixture", None)
     for name, value in recorded.items():
