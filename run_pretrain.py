@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from llama_lite.data.dataset import TokenWindows, collate
+    from llama_lite.data.document_reads import document_reads
     from llama_lite.data.preparation import Text
     from llama_lite.data.run_windows import windows_of_run
     from llama_lite.hub.export import export_model
@@ -114,6 +115,7 @@ def main(argv: list[str] | None = None) -> None:
             bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
             **session.trainer_arguments(),
         )
+        trainer.document_reads = document_reads(prepared, identity.data, plan.steps, [{"step": start.data_start}])
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out, run_args)
 

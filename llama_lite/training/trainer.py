@@ -26,6 +26,7 @@ from ..checkpoint.identity import changed_arithmetic, differences, is_determinis
 from ..checkpoint.snapshot import Snapshot, live_storages
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
+from ..data.document_reads import DocumentReads
 from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy, end_of, status_of
 from ..files import read_json
@@ -41,6 +42,7 @@ from .random_state import preserved_random_state
 logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
+NAMED_DOCUMENTS = 20  # in the event of a spike; `python -m llama_lite trace RUN --spikes` shows all
 TIMINGS = (  # what two equal runs may log differently
     *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
     *("save_seconds", "evaluation_seconds", "restart_seconds", "waiting_seconds"),
@@ -170,20 +172,24 @@ class VerifiedTraining:
         step = self.state.global_step + 1
         norm = float(grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.run.event(
-                "not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step)
-            )
+            about = {"windows": self.windows_of(step), **self.documents_of(step)}
+            self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), **about)
             raise Unhealthy(
                 f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the last checkpoint is "
                 "untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
             )
         if self.on_spike and (excess := self.on_spike(loss)):
-            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), windows=self.windows_of(step))
+            about = {"windows": self.windows_of(step), **self.documents_of(step)}
+            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), **about)
         return grad_norm
 
     def windows_of(self, step: int) -> str:
         """The training rows of a step, for a person to look at."""
         return f"step {step}"
+
+    def documents_of(self, step: int) -> dict:
+        """What an event of a step says of its documents; nothing where they are not known."""
+        return {}
 
     # ---- logging ----
 
@@ -638,6 +644,7 @@ class PretrainTrainer(VerifiedTraining, Trainer):
         super().__init__(*args, **kwargs)
         self.bytes_per_token = bytes_per_token
         self.windows_per_step = self.identity["data"]["tokens_per_step"] // self.train_dataset.block_size
+        self.document_reads: DocumentReads | None = None  # where the prepared folders have an index
 
     @torch.no_grad()
     def held_out_metrics(self) -> dict[str, float]:
@@ -669,6 +676,15 @@ class PretrainTrainer(VerifiedTraining, Trainer):
             return f"windows {first} to {last}"
         shown = [self.train_dataset.window_of((step - 1) * rows + i) for i in range(min(rows, 8))]
         return f"windows {', '.join(map(str, shown))}{' ...' if rows > 8 else ''}"
+
+    def documents_of(self, step: int) -> dict:
+        if self.document_reads is None or not self.is_world_process_zero():
+            return {}
+        try:
+            names = self.document_reads.names_of_step(step)
+        except (Refusal, OSError):  # of a folder that was damaged or removed since: no reason to end a run
+            return {}
+        return {"documents": names[:NAMED_DOCUMENTS], "documents_in_step": len(names)}
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         if "eval_loss" in logs:
