@@ -7,11 +7,12 @@
     python -m llama_lite trace runs/mine --spikes                 # the documents of each spike of the loss
     python -m llama_lite trace you/name@step-001000 --step 900 --prepared_hub_id you/tokens
 
-RUN is the folder of a run of run_pretrain.py, or a published revision of one. Orders, epochs and resumes are those that
+RUN is the folder of a run of run_pretrain.py, one of its checkpoints, or a published revision. Orders, epochs and resumes are those that
 its records tell. A document counts as read where a window holds a token of its text.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import json
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    made.add_argument("run", metavar="RUN", help="folder of a run, or owner/name@step-N")
+    made.add_argument("run", metavar="RUN", help="folder of a run or a checkpoint, or owner/name@step-N")
     question = made.add_mutually_exclusive_group(required=True)
     question.add_argument("--step", metavar="N", help="a step, or a range of steps A..B")
     question.add_argument(
@@ -67,7 +68,8 @@ def main(argv: list[str]) -> None:
         raise Refusal("--limit takes a number above 0, and --characters one of at least 0.")
     if arguments.text is not None and not arguments.text.strip():
         raise Refusal("--text is empty: give some words as they are in a document.")
-    trace = Trace(arguments.run, arguments.prepared_dir, arguments.prepared_hub_id)
+    with contextlib.redirect_stdout(sys.stderr):  # what a download says is no answer
+        trace = Trace(arguments.run, arguments.prepared_dir, arguments.prepared_hub_id)
     if steps:
         answers = trace.steps(*steps)
     elif arguments.document:

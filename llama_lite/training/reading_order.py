@@ -26,6 +26,16 @@ class ReadingOrder:
     reached: int
     spikes: list[Spike]
 
+    def up_to(self, step: int) -> "ReadingOrder":
+        """The order without what came after a step."""
+        stretches = [
+            dataclasses.replace(stretch, last=min(step, stretch.last))
+            for stretch in self.stretches
+            if stretch.first <= step
+        ]
+        spikes = [spike for spike in self.spikes if spike.event["at_step"] <= step]
+        return ReadingOrder(stretches, min(step, self.reached), spikes)
+
 
 def reading_order(folder: Path, run: dict) -> ReadingOrder:
     """The order in which a run read its data. folder, run: of the run, and its `run.json`.

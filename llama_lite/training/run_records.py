@@ -1,6 +1,7 @@
 """A run by its records, in a folder or published: the order in which it read its data, and where its tokens are."""
 
 import dataclasses
+import re
 import tempfile
 from pathlib import Path
 
@@ -23,15 +24,18 @@ class RunRecord:
 
 
 def read_run(name: str) -> RunRecord:
-    """The run in a folder, or that of a published revision. Raises Refusal."""
-    folder = Path(name).expanduser()
+    """The run in a folder, up to a checkpoint if it is one's, or that of a published revision. Raises Refusal."""
+    folder, step = Path(name).expanduser(), None
+    if match := re.fullmatch("checkpoint-([0-9]+)", folder.name):
+        folder, step = folder.parent, int(match[1])
     run = read_json(folder / "run.json")
     if isinstance(run, dict):
         if run.get("kind") != "pretrain":
             raise Refusal(f"{name} is a run of run_{run.get('kind')}.py: only pretraining reads prepared tokens.")
         if "identity" not in run:
             raise Refusal(f"{name} was made by a version that did not record what it read: it cannot be traced.")
-        return RunRecord(name, reading_order(folder, run), _recorded_folders(run))
+        order = reading_order(folder, run)
+        return RunRecord(name, order if step is None else order.up_to(step), _recorded_folders(run))
     ref = None if folder.exists() else reference(name)
     if ref is None:
         raise Refusal(
@@ -81,10 +85,11 @@ def find_prepared(
         if manifest:
             found.setdefault(manifest["fingerprint"], (folder, manifest))
     if missing := [one[:12] for one in fingerprints if one not in found]:
-        looked = ", ".join(map(str, folders or record.folders)) or "no folder"
+        looked = ", ".join(map(str, folders or record.folders))
         raise Refusal(
-            f"{record.name} read tokens with the fingerprint {', '.join(missing)}, which {looked} does not hold. Name"
-            " the prepared folder with --prepared_dir, or their dataset on the Hub with --prepared_hub_id."
+            f"{record.name} read tokens with the fingerprint {', '.join(missing)}, which"
+            f" {f'are not in {looked}' if looked else 'its records name no folder of'}. Name the prepared folder with"
+            " --prepared_dir, or the dataset that holds it on the Hub with --prepared_hub_id."
         )
     return {fingerprint: found[fingerprint] for fingerprint in fingerprints}
 
