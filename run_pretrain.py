@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from llama_lite.data.dataset import collate
+    from llama_lite.data.document_reads import document_reads
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
@@ -116,6 +117,8 @@ def main(argv: list[str] | None = None) -> None:
             sources=sources,
             **session.trainer_arguments(),
         )
+        history = start.order_history or [{"step": start.data_start}]
+        trainer.document_reads = document_reads(tokens.by_fingerprint, identity.data, plan.steps, history)
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out[0].windows, run_args)
 
