@@ -24,6 +24,7 @@ from .sections.limits import Limits
 from .sections.training import Training
 from .sections.tuning import Tuning
 from .sections.use import Use
+from .sources import set_names
 
 YOURS = ("<!-- yours: begin -->", "<!-- yours: end -->")
 OWN_METADATA = (  # only this project's records set these; all else in a card's metadata may be a person's
@@ -77,8 +78,11 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
     plots = {}
     if records.trained:
         resumed = [event["step"] for event in records.events if event["event"] == "resumed"]
-        bases = records.data.get("baselines", {})
-        plots["training"] = ("training curves", lambda path: figures.training_curves(records.log, bases, path, resumed))
+        bases, sets = records.data.get("baselines", {}), set_names(records.data)
+        plots["training"] = (
+            "training curves",
+            lambda path: figures.training_curves(records.log, bases, path, resumed, sets),
+        )
     if curated := records.data.get("curation"):
         plots["curation"] = ("what curation dropped and kept", lambda path: figures.curation(curated, path))
     if records.tuning:
@@ -212,8 +216,8 @@ def metadata(facts: Facts):
         "license": facts.declared[license],
         "language": languages[0] if len(languages) == 1 else languages or None,
     }
-    source = facts.source.get("dataset")
-    datasets = [source] if source and "files" not in facts.source and "/" in source else None
+    of_the_hub = [source["dataset"] for source in facts.sources if source.get("dataset") and "files" not in source]
+    datasets = sorted({name for name in of_the_hub if "/" in name}) or None
     if records.kind == "tokens":
         data = DatasetCardData(
             **common, task_categories=["text-generation"], source_datasets=datasets, tags=["tokens", "pretraining"]

@@ -6,6 +6,7 @@ The values of one section are in `sections/`; how values are written, in `format
 from .formatting import first_of, number
 from .metadata import languages_of
 from .records import Records
+from .sources import percentage, source_in_words
 
 # Fields of a config by the names that its kind gives them: LLaMA's and most, GPT-2's, BLOOM's and MPT's, OPT's.
 LAYERS, WIDTHS, HEADS = (
@@ -50,7 +51,13 @@ class Facts:
         """ISO 639 codes of the text's languages: as a person said, or English for the text inside the packages."""
         if said := self.declared["language"]:
             return languages_of(said)
-        return ["en"] if self.source.get("dataset") == "installed-docs" else []
+        return ["en"] if {source.get("dataset") for source in self.sources} == {"installed-docs"} else []
+
+    @property
+    def sources(self) -> list[dict]:
+        """Where the text is from: of a mixture the source of each folder."""
+        parts = self.r.data.get("mixture")
+        return [part.get("source", {}) for part in parts] if parts else [self.source]
 
     @property
     def dashboards(self) -> dict[str, str]:
@@ -66,18 +73,10 @@ class Facts:
     @property
     def text(self) -> str:
         """The source of the text, in words."""
-        source = self.source
-        if source.get("dataset") == "installed-docs":
-            return "the English documentation inside installed Python packages"
-        if "files" in source:
-            return f"local files ({source['dataset']})"
-        parts = (
-            [f"[{source['dataset']}](https://huggingface.co/datasets/{source['dataset']})"]
-            if source.get("dataset")
-            else [""]
-        )
-        parts += [f"configuration `{source['config']}`"] if source.get("config") not in (None, "default") else []
-        return ", ".join(parts + ([f"revision `{source['revision'][:12]}`"] if source.get("revision") else []))
+        if parts := self.r.data.get("mixture"):
+            shown = (f"{percentage(part['weight'])} {source_in_words(part.get('source', {}))}" for part in parts)
+            return f"a mixture of {'; '.join(shown)}"
+        return source_in_words(self.source)
 
     def glance(self) -> list[list]:
         """Rows of the table at the head of the card."""
@@ -111,7 +110,8 @@ class Facts:
         ]
         if r.evaluated:
             last = r.evaluated[-1]
-            rows += [["validation loss", f"{last['eval_loss']:.4f} nats per token"]]
+            label = "validation loss (mean by the mixture's shares)" if r.data.get("mixture") else "validation loss"
+            rows += [[label, f"{last['eval_loss']:.4f} nats per token"]]
             rows += [["validation perplexity", f"{last['eval_perplexity']:.2f}"]] if "eval_perplexity" in last else []
             rows += [["bits per byte", f"{last['eval_bits_per_byte']:.4f}"]] if "eval_bits_per_byte" in last else []
             names = {"bigram": "loss of bigram counts", "unigram": "loss of unigram counts"}

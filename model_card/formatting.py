@@ -3,6 +3,8 @@
 import re
 import textwrap
 
+from .sources import percentage
+
 SHOWN = 12  # rows of a long table
 WIDTH = 96  # characters of a quoted line
 
@@ -48,7 +50,13 @@ def blind(row: dict, digits: int) -> str:
 
 
 def short(value: object) -> str:
-    """A value in at most 60 characters."""
+    """A value in at most 60 characters; a mixture as shares of its folders."""
+    if (
+        isinstance(value, dict)
+        and value
+        and all(isinstance(part, dict) and "weight" in part for part in value.values())
+    ):
+        return ", ".join(f"{name} {percentage(part['weight'])}" for name, part in value.items())
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
 

@@ -5,6 +5,7 @@ import re
 
 from ..facts import Facts
 from ..formatting import number
+from ..sources import mixture_rows, validation_rows
 
 CUT = re.compile(r": (answer|later turns) cut\b")  # a reason in `skipped` of a row that stays
 
@@ -22,6 +23,14 @@ class Data:
             [rule["rule"], number(rule["documents_dropped"]), number(rule["characters_dropped"])]
             for rule in report["rules"]
         ]
+
+    def mixture(self) -> list[list]:
+        """`sources.mixture_rows` of these records."""
+        return mixture_rows(self.r)
+
+    def validation_sets(self) -> list[list]:
+        """`sources.validation_rows` of these records."""
+        return validation_rows(self.r)
 
     def skipped(self) -> list[list]:
         """Documents or rows that were left out, by reason; rows that were cut are not."""

@@ -3,6 +3,7 @@
 from ..facts import Facts
 from ..formatting import number, spread
 from ..records import Evaluation as Tables
+from ..sources import read_again
 from .evaluation import Evaluation
 
 
@@ -58,8 +59,8 @@ class Limits:
                 f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to"
                 f" {found['eval_loss']:.4f}, at {number(found['tokens'])} tokens."
             )
-        if r.trained and r.kind == "pretrain" and r.trained[-1].get("epoch", 0) > 1:
-            sentences.append(f"The training text was read {r.trained[-1]['epoch']:.2f} times.")
+        if r.kind == "pretrain" and (sentence := read_again(r)):
+            sentences.append(sentence)
         return sentences
 
     def _measured(self) -> list[str]:

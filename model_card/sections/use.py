@@ -51,7 +51,12 @@ class Use:
     def resumable(self) -> str | None:
         """The tag to resume from; None where a stranger lacks the state, the data or the model's shape."""
         given = self.r.run.get("settings") or self.r.run.get("given", {})
-        known = given and "files" not in self.f.source and "/" not in str(given.get("model_config", ""))
+        known = (
+            given
+            and "mixture" not in self.r.data
+            and "files" not in self.f.source
+            and "/" not in str(given.get("model_config", ""))
+        )
         if not (self.f.repo and self.state and known and self.r.kind == "pretrain"):
             return None
         return self.revision or (self.last_published() or {}).get("revision")
