@@ -209,6 +209,10 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
     values.print_chosen()
     print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
+    if data_args.prepare_on == "ray" and "estimated" in tokens:
+        from llama_lite.data.ray_cluster import task_line
+
+        print_main(run_on_main(task_line, values.text.source, rules))
     if session.publishes:
         print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
     for problem in problems:

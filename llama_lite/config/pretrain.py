@@ -1,6 +1,7 @@
 """Arguments of `run_pretrain.py`, and their checks."""
 
 import dataclasses
+import importlib.util
 import os
 import sys
 from typing import Literal
@@ -103,6 +104,11 @@ class DataArguments:
     )
     prepare_workers: int = arg(
         os.cpu_count() or 1, "Number of processes that curate and tokenize; the result does not depend on it."
+    )
+    prepare_on: Literal["local", "ray"] = arg(
+        "local",
+        "Where text is curated and tokenized: in processes of this machine, or on the Ray cluster of RAY_ADDRESS (needs"
+        " requirements-extras.txt); the result does not depend on it.",
     )
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
@@ -328,6 +334,11 @@ def check_pretrain(
     problems.add_if(
         model.init_from and training.resume_from_checkpoint not in ("auto", "never"),
         "--init_from starts a new run and --resume_from_checkpoint continues one: give one of them.",
+    )
+    problems.add_if(
+        data.prepare_on == "ray" and importlib.util.find_spec("ray") is None,
+        "--prepare_on ray needs the package ray, which is not installed here: python -m pip install -r"
+        " requirements-extras.txt.",
     )
     problems.add_if(
         data.prepare_only and training.push_to_hub and not REPOSITORY.fullmatch(data.prepared_hub_id or ""),

@@ -48,6 +48,7 @@ from .tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_record, train_toke
 
 if TYPE_CHECKING:
     from ..config.pretrain import DataArguments
+    from .ray_cluster import Cluster
 
 ROOT = Path("data")
 DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and time
@@ -390,10 +391,31 @@ def _prepare(
     exact: whether --vocab_size was given. before: the manifest of a folder that is repaired, whose tokens must be
     reproduced. Raises Refusal.
     """
+    if data.prepare_on == "local":
+        return _prepare_on(None, folder, data, rules, text, recipe, exact, before)
+    from .ray_cluster import connect
+
+    with connect() as cluster:
+        curated = [Path(data.curated_dir or folder.parent / "curated")] if active(rules) else []
+        cluster.check([folder, *curated], text.source, bool(curated))
+        return _prepare_on(cluster, folder, data, rules, text, recipe, exact, before)
+
+
+def _prepare_on(
+    cluster: "Cluster | None",
+    folder: Path,
+    data,
+    rules: dict,
+    text: Text,
+    recipe: dict,
+    exact: bool,
+    before: dict | None,
+) -> dict:
+    """As `_prepare`, on a cluster or in processes of this machine (None)."""
     source = text.source
     if active(rules):
         source = _curated(
-            Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir)
+            Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir), cluster
         )
         shutil.copyfile(Path(source.files[0].path).parent.parent / "curation.json", folder / "curation.json")
     known = before["tokenizer"] if before else read_progress(folder).get("stamp", {}).get("tokenizer")
@@ -401,7 +423,8 @@ def _prepare(
     if before and tokenizer_record(tokenizer) != known:
         raise _beyond_repair(folder, "the tokenizer is now a different one")
     identified = tokenizer_record(tokenizer)  # before its first call, which drops the truncation of a tokenizer.json
-    writer = _write_shards(folder, data, source, tokenizer, {"recipe": digest_of(recipe), "tokenizer": identified})
+    stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
+    writer = _write_shards(folder, data, source, tokenizer, stamp, cluster)
     _check_amount(folder, data, writer)
     manifest = {
         "format": FORMAT,
@@ -428,7 +451,7 @@ def _prepare(
     return manifest
 
 
-def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) -> ShardWriter:
+def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict, cluster: "Cluster | None") -> ShardWriter:
     """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read."""
     start = time.monotonic()
     writer = ShardWriter(
@@ -437,7 +460,12 @@ def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) ->
     with tqdm(
         total=data.max_tokens, initial=writer.total, desc="tokenizing", unit="tok", unit_scale=True, disable=None
     ) as bar:
-        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
+        encoded = (
+            cluster.tokenize(source, tokenizer, writer.position)
+            if cluster
+            else tokenize(source, tokenizer, writer.position, data.prepare_workers)
+        )
+        for batch in () if writer.full else encoded:
             bar.update(writer.add(batch))
             if writer.full:
                 break
@@ -494,7 +522,7 @@ def _refuse_empty(folder: Path, data, skipped: dict) -> None:
     raise Refusal(f"--dataset {data.dataset} holds no text: {'; '.join(skipped_lines(skipped)) or 'no documents'}.")
 
 
-def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
+def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster: "Cluster | None") -> Source:
     """The curated text of a source, made once for all tokenizations of it. explicit: whether `path` is the folder
     itself.
     """
@@ -517,7 +545,7 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Sourc
             )
         write_json(folder / "recipe.json", recipe)
         with disk_full_as_refusal(folder):
-            return curate(text.source, rules, folder, data.prepare_workers)
+            return curate(text.source, rules, folder, data.prepare_workers, cluster)
     finally:
         lock.release()
 
