@@ -248,11 +248,11 @@ def task_line(source: Source, rules: dict) -> str:
     """How many tasks preparing takes, for --dry_run. rules: CurationArguments as a dict."""
     encoding = sum(math.ceil(file.size / TASK_BYTES) for file in source.files if file.size and _is_large(file))
     encoding += math.ceil(sum(size_of(file) or 0 for file in source.files if not _is_large(file)) / TASK_BYTES)
-    phrase = f"about {max(1, encoding):,} tasks of {TASK_BYTES // 10**6} MB encode it"
-    if active(rules):
-        plan = stages(source, rules, Path("curated"))
-        tasks = sum(tasks for _, _, tasks in plan)
-        phrase = f"{tasks:,} tasks in {len(plan)} stages curate the text, then {phrase.replace('about', 'at most')}"
+    plan = stages(source, rules, Path("curated")) if active(rules) else []
+    curating = sum(tasks for _, _, tasks in plan)
+    phrase = f"{curating:,} tasks in {len(plan)} stages curate the text, then at most" if plan else "about"
+    phrase += f" {max(1, encoding):,} task{'s' * (encoding > 1)} of {TASK_BYTES // 10**6} MB"
+    phrase += " encode it" if encoding > 1 else " encodes it"
     return f"prepares on Ray     {phrase}"
 
 
@@ -313,11 +313,15 @@ def _is_large(file: TextFile) -> bool:
 
 class Stage(RayPipelineExecutor):
     """datatrove's executor on Ray. A task that fails leaves the reason in the folder of the stage's records, because
-    the executor only logs it, and its process ends with the worker that started it.
+    the executor only logs it.
     """
 
+    def __setstate__(self, state: dict) -> None:
+        """Called in the worker of a job, before it forks a process for each task."""
+        self.__dict__.update(state)
+        os.register_at_fork(after_in_child=_obey_worker)
+
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-        die_with_parent(signal.SIGKILL)  # the tasks of a lost worker run again elsewhere, and not twice
         try:
             # The override of Ray's executor writes its log into one folder of /tmp for all users of a machine.
             return PipelineExecutor._run_for_rank(self, rank, local_rank, node_rank)
@@ -341,6 +345,14 @@ class Stage(RayPipelineExecutor):
         reason = records[0]["reason"] if records else "their workers were lost, usually because memory ran out"
         name = Path(self.logging_dir.path).name
         return _failed(f"{len(ranks)} of {self.tasks} tasks of the curation stage {name}", reason)
+
+
+def _obey_worker() -> None:
+    """What a process that a Ray worker forks does: it ends on SIGTERM, where Ray's own handler, which it inherits, can
+    wait for ever, and with the worker, because the tasks of a lost worker run again elsewhere.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent(signal.SIGKILL)
 
 
 @contextlib.contextmanager
