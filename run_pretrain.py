@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite.data.dataset import TokenWindows, collate
     from llama_lite.data.preparation import Text
+    from llama_lite.data.run_windows import windows_of_run
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of
@@ -71,12 +72,14 @@ def main(argv: list[str] | None = None) -> None:
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        version = run_on_main(session.order_version)
         identity = session.identity(
             plan,
             config=config.to_dict(),
             data={
                 "data": manifest["fingerprint"],
                 "order": run_args.order,
+                **({"order_version": version} if version > 1 else {}),
                 "block_size": run_args.block_size,
                 "tokens_per_step": run_args.tokens_per_step,
             },
@@ -96,17 +99,8 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(config, model_args.model_config, run_args, training_args.device)
         if start.checkpoint is None:
             initial.load(model)
-        train = TokenWindows(
-            folder,
-            manifest,
-            "train",
-            run_args.block_size,
-            run_args.order,
-            session.order_seed,
-            plan.epoch_windows,
-            plan.steps * plan.windows_per_step,
-        )
-        train.restart_order_at(start.data_start * plan.windows_per_step)
+        prepared = {manifest["fingerprint"]: (folder, manifest)}
+        train = windows_of_run(prepared, identity.data, plan.steps, [{"step": start.data_start}])
         held_out = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
         trainer = PretrainTrainer(
             model=model,

@@ -151,7 +151,7 @@ sys.path.insert(0, {root!r})
 import torch
 from llama_lite.files import read_json
 from llama_lite.data.shards import verify_prepared
-from llama_lite.data.dataset import TokenWindows
+from llama_lite.data.dataset import Order, TokenWindows
 from pathlib import Path
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1024
@@ -160,7 +160,7 @@ folder, before = Path(sys.argv[1]), peak()
 began = time.perf_counter()
 manifest = read_json(folder / "manifest.json")
 verify_prepared(folder, manifest, "auto")
-windows = TokenWindows(folder, manifest, "train", 1024, "shuffled", 1)
+windows = TokenWindows(folder, manifest, "train", 1024, Order("shuffled", 1))
 windows[0], windows[len(windows) - 1]
 print(time.perf_counter() - began, peak(), before, len(windows) * 1024)
 """

@@ -232,7 +232,8 @@ def recorded_values(output_dir: str, mode: str, repo: str | None, names) -> dict
         },
     }
     values |= {name: switches[name] for name in SWITCHES if name in switches} | {
-        "block_attention": switches.get("attention") == block_attention.NAME
+        "order_version": identity["data"].get("order_version", 1),
+        "block_attention": switches.get("attention") == block_attention.NAME,
     }
     return {name: values[name] for name in names if name in values}
 

@@ -665,7 +665,7 @@ class PretrainTrainer(VerifiedTraining, Trainer):
     def windows_of(self, step: int) -> str:
         rows = self.windows_per_step
         first, last = (self.train_dataset.window_of(position) for position in ((step - 1) * rows, step * rows - 1))
-        if self.train_dataset.order == "sequential":
+        if self.train_dataset.order.kind == "sequential":
             return f"windows {first} to {last}"
         shown = [self.train_dataset.window_of((step - 1) * rows + i) for i in range(min(rows, 8))]
         return f"windows {', '.join(map(str, shown))}{' ...' if rows > 8 else ''}"
