@@ -111,6 +111,11 @@ class DataArguments:
         " requirements-extras.txt); the result does not depend on it.",
     )
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
+    add_index: bool = arg(
+        False,
+        "With --prepare_only: add the index of documents to a prepared folder of an earlier version, which has none"
+        " (reads the text again; the tokens stay).",
+    )
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
         "auto",
         "How shards are checked before the first step: by size, or also by digest (auto: digests up to 1 GiB). hashes:"
@@ -344,4 +349,5 @@ def check_pretrain(
         data.prepare_only and training.push_to_hub and not REPOSITORY.fullmatch(data.prepared_hub_id or ""),
         f"--prepare_only --push_to_hub needs --prepared_hub_id owner/name, not {data.prepared_hub_id!r}.",
     )
+    problems.add_if(data.add_index and not data.prepare_only, "--add_index works with --prepare_only: give both.")
     problems.end()

@@ -47,6 +47,8 @@ KINDS = {
 
 ARROW_KINDS = ("parquet", "arrow")  # read by pyarrow, whole record batches at a time
 ROW_KINDS = (*ARROW_KINDS, "jsonl", "json", "csv", "tsv")
+NAME_COLUMNS = ("id", "url")  # of rows: what a source calls its documents
+LONGEST_NAME = 2000  # characters of an id or a URL; what is longer names nothing
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
     codecs.BOM_UTF16_LE: "utf-16",
@@ -65,7 +67,8 @@ class TextFile:
     the text of its rows.
 
     `limit`: only so many bytes are read, up to the end of the line or row (None: the whole file). `separator`: what
-    divides a plain text file into documents (None: it is one document).
+    divides a plain text file into documents (None: it is one document). `curated`: its rows are documents that curation
+    kept, which name where they are from.
     """
 
     path: str
@@ -75,6 +78,7 @@ class TextFile:
     column: str | None = None
     limit: int | None = None
     separator: str | None = None
+    curated: bool = False
 
     @property
     def is_seekable(self) -> bool:
@@ -95,6 +99,7 @@ class Part:
     raw: object
     column: str | None = None
     separator: str | None = None
+    curated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,7 +209,7 @@ def _cut(file: TextFile, handle, columns: tuple[str, ...], place: Place) -> Iter
         row = place.row
         handle.seek(place.offset) if place.offset else None
         for raw in _blocks(handle, b"\n", file.limit and file.limit - (place.offset or 0)):
-            yield Part("jsonl", file.name, row, raw, file.column)
+            yield Part("jsonl", file.name, row, raw, file.column, curated=file.curated)
             row += raw.count(b"\n")
     elif file.separator is not None and file.limit is None:
         number, separator = place.row, separator_in(file.separator, handle.peek(2**16))
@@ -348,7 +353,8 @@ def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Pa
             names, batches = (_parquet_batches if file.kind == "parquet" else _ipc_batches)(handle)
             _refuse_duplicates(names, columns, file.name)
             _need_columns(columns or (), names, file.name)
-            for batch in batches(columns and list(columns)):
+            named = [name for name in NAME_COLUMNS if names.count(name) == 1]
+            for batch in batches(columns and list(dict.fromkeys([*columns, *named]))):
                 yield Part(file.kind, file.name, row, batch, file.column)
                 row += batch.num_rows
                 read += batch.nbytes
@@ -412,10 +418,11 @@ def read(
 def documents(
     part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None
 ) -> Iterator[Document]:
-    """The documents of a part. Rows and files without one are counted in `skipped`. Raises Refusal where a row is not
-    an object, or lacks a column.
+    """The documents of a part, whose `id` is `FILE:ROW`. Rows and files without one are counted in `skipped`. Raises
+    Refusal where a row is not an object, or lacks a column.
 
-    columns: of rows, kept as metadata. encoding: of text that is not UTF-8 (None: such text is skipped).
+    columns: of rows, kept as metadata, as NAME_COLUMNS are where there are some. encoding: of text that is not UTF-8
+    (None: such text is skipped).
     """
     if part.kind == "installed-docs":
         yield from _docstrings(part.name)
@@ -477,7 +484,23 @@ def _document(
     if not text or text.isspace():
         skipped.add("empty", name)
         return
-    yield Document(text=text, id=name, metadata={c: record.get(c) for c in columns} if columns else {})
+    names = own_names(record.get("metadata", {}) if part.curated else record)
+    origin = record["id"] if part.curated else name
+    yield Document(text=text, id=origin, metadata=names | {c: record.get(c) for c in columns})
+
+
+def own_names(record: dict) -> dict[str, str]:
+    """What a row calls its document: those of NAME_COLUMNS that hold a short text or a whole number."""
+    names = {}
+    for column in NAME_COLUMNS:
+        value = record.get(column)
+        if type(value) in (str, bytes) and 0 < len(value) <= LONGEST_NAME:
+            value = utf8_text(value)
+        elif type(value) is not int:
+            continue
+        if value is not None:
+            names[column] = str(value)
+    return names
 
 
 def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:
