@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
+    from llama_lite.training.removal import RemovalOfRun
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
 
@@ -72,6 +73,8 @@ def main(argv: list[str] | None = None) -> None:
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        prepared = {manifest["fingerprint"]: (folder, manifest)}
+        removal = RemovalOfRun(session, run_args, prepared)
         version = run_on_main(session.order_version)
         identity = session.identity(
             plan,
@@ -82,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                 **({"order_version": version} if version > 1 else {}),
                 "block_size": run_args.block_size,
                 "tokens_per_step": run_args.tokens_per_step,
+                **removal.identity(),
             },
             switches=switches(config, run_args),
         )
@@ -99,8 +103,8 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(config, model_args.model_config, run_args, training_args.device)
         if start.checkpoint is None:
             initial.load(model)
-        prepared = {manifest["fingerprint"]: (folder, manifest)}
         train = windows_of_run(prepared, identity.data, plan.steps, [{"step": start.data_start}])
+        removal.apply(train)
         held_out = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
         trainer = PretrainTrainer(
             model=model,

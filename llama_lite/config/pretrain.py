@@ -160,6 +160,12 @@ class RunArguments(CommonRunArguments):
         False,
         "Allow any number of passes over the training tokens (default: as many as are known to help).",
     )
+    without_documents: str | None = arg(
+        None,
+        "File that lists documents, one id, URL or FILE:ROW per line, which the run does not read: another window is"
+        " read in place of each that holds one. With --resume_from_checkpoint and a new --output_dir, a run goes on"
+        " from a checkpoint before their first use.",
+    )
     eval_windows: int | None = arg(None, "Validation windows per evaluation.")
     probe_windows: int = arg(8, "Number of validation windows used to verify a checkpoint on resume.")
     eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are scored at each evaluation (the paper: hellaswag).")

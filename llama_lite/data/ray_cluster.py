@@ -84,7 +84,7 @@ class Cluster:
     def __init__(self):
         import ray
 
-        self.nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        self.nodes = list(_alive(ray.nodes()).values())
         self.cpus = int(sum(node["Resources"]["CPU"] for node in self.nodes))
         if not self.nodes:
             raise Refusal("--prepare_on ray: no node of the cluster has a CPU for tasks (`ray status` lists them).")
@@ -113,25 +113,30 @@ class Cluster:
             raise Refusal(f"--prepare_on ray: node {host}{others} {problem}")
 
     def on_every_node(self, function, *arguments) -> dict[str, str]:
-        """{host: what a function returned there}, where that is not empty. A task that fails is a problem, too."""
+        """{host: what a function returned there}, where that is not empty. A task that fails is a problem, too, unless
+        its node was lost.
+        """
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        tasks, found = {}, {}
+        tasks, hosts, found = {}, {}, {}
         for node in self.nodes:
             pinned = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(function).options(num_cpus=0, scheduling_strategy=pinned, max_retries=RETRIES)
-            tasks[f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"] = task.remote(*arguments)
-        for host, task in tasks.items():
+            tasks[node["NodeID"]] = task.remote(*arguments)
+            hosts[node["NodeID"]] = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node, task in tasks.items():
             try:
                 result = ray.get(task)
             except ray.exceptions.RayError as error:
+                if node not in _alive(ray.nodes()):
+                    continue
                 reason = " ".join(str(error).split())[-300:]
                 result = (
                     f"cannot run the code of this command ({reason}). Start its Ray in the same environment, with this"
                     f" checkout at {Path(__file__).parents[2]}."
                 )
-            found |= {host: result} if result else {}
+            found |= {hosts[node]: result} if result else {}
         return found
 
     # ---- curation ----
@@ -212,6 +217,11 @@ class Cluster:
                 group.append(Piece(index, file, Place(first)))
                 size += file.size or 0
         yield from [group] if group else []
+
+
+def _alive(nodes: list[dict]) -> dict[str, dict]:
+    """{id: node} of those nodes of `ray.nodes()` that can run tasks."""
+    return {node["NodeID"]: node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1}
 
 
 def _result(reference):
