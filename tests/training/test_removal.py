@@ -1,6 +1,5 @@
 """A run that goes on without some documents ends as one that never read them, or is refused."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -62,10 +61,9 @@ def test_a_run_that_goes_on_without_documents_ends_as_one_that_never_read_them(
     )
 
     # the same command again goes on in its own folder; a list that grew starts from a checkpoint of its own
-    shutil.rmtree(resumed / "checkpoint-12")
     pretrain(resumed, **start)
     out = capsys.readouterr().out
-    assert "has checkpoints of its own, so it goes on from them" in out and "start     step 10" in out
+    assert "has checkpoints of its own, so it goes on from them" in out and "nothing to do" in out
     more = listed(tmp_path, reads[11][0], reads[12][0], reads[12][-1])
     with pytest.raises(Refusal, match=r"goes on as it began.*Give the new one an --output_dir"):
         pretrain(fresh, without_documents=more)
