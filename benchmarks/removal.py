@@ -4,7 +4,7 @@
     python benchmarks/removal.py --lists 4 --runs 1
 
 Each of `--runs` seeds trains a tiny LLaMA for 16 steps, more than one epoch, and saves every second step. Each list has
-one to four random documents among those that were read. The run goes on from the newest checkpoint before their first
+one to four random documents among those that were read after the first checkpoint. The run goes on from the newest checkpoint before their first
 use, and is compared with a run from step 0 with the same list: weights, optimizer, schedule, random state, tokens, log,
 bit for bit. That the checkpoint after it is refused, with the name of the one that was used, is counted too, and that
 the weights are other ones than those of the run that read the documents.
@@ -102,13 +102,13 @@ def trial(command: list, base: Path, folder: Path, uses: dict[str, int], rng: ra
     without = [*command, "--without_documents", folder / "list.txt"]
     usable = (first - 1) // EVERY * EVERY
     later = base / f"checkpoint-{usable + EVERY}"
-    refused = f"Start from {base}/checkpoint-{usable}." if usable else "or from step 0"
+    refused = f"Start from {base}/checkpoint-{usable}."
     try:
         train(*without, "--output_dir", folder / "late", "--resume_from_checkpoint", later)
         named = False
     except Refusal as refusal:
         named = refused in str(refusal)
-    start = ["--resume_from_checkpoint", base / f"checkpoint-{usable}"] if usable else []
+    start = ["--resume_from_checkpoint", base / f"checkpoint-{usable}"]
     said = train(*without, "--output_dir", folder / "resumed", *start)
     train(*without, "--output_dir", folder / "whole")
     runs = [outcome(folder / name) for name in ("resumed", "whole")]
@@ -145,7 +145,7 @@ def main() -> None:
             command = ["--config", folder / "run.yaml", "--dataset", folder / "text.jsonl", "--prepared_dir", tokens]
             command += ["--seed", seed]
             train(*command, "--output_dir", base)
-            uses = first_uses(base, tokens)
+            uses = {name: step for name, step in first_uses(base, tokens).items() if step > EVERY}
             for _ in range(arguments.lists // arguments.runs):
                 trials.append(trial(command, base, folder, uses, rng))
                 print(json.dumps(trials[-1]), flush=True)
@@ -154,7 +154,7 @@ def main() -> None:
                     "equal": sum(not one["different"] for one in trials),
                     "later_checkpoint_refused": sum(one["later_refused"] for one in trials),
                     "other_weights_than_with_the_documents": sum(one["other_than_base"] for one in trials),
-                    "began_at_a_checkpoint": sum(one["from_step"] > 0 and one["began_there"] for one in trials),
+                    "began_at_a_checkpoint": sum(one["began_there"] for one in trials),
                     "trials": trials,
                 }
                 write_json(arguments.output, result)

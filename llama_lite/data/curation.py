@@ -386,7 +386,7 @@ def curate(source: Source, rules: dict, folder: Path, workers: int, cluster: "Cl
         for name, pipeline, tasks in plan:
             records = folder / "curation" / "stages" / name
             if cluster:
-                cluster.run_stage(pipeline, tasks, records, source.bytes, bar)
+                cluster.run_stage(pipeline, tasks, records, bar)
             else:
                 _run_stage(pipeline, tasks, records, workers, bar)
     report = _report(source, rules, folder)

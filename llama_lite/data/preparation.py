@@ -433,8 +433,9 @@ def _prepare(
     """
     if data.prepare_on == "local":
         return _prepare_on(None, folder, data, rules, text, recipe, exact, before)
-    from .ray_cluster import connect
+    from .ray_cluster import absolute, connect
 
+    text.source = absolute(text.source)
     with connect() as cluster:
         curated = [Path(data.curated_dir or folder.parent / "curated")] if active(rules) else []
         cluster.check([folder, *curated], text.source, bool(curated))
@@ -494,7 +495,7 @@ def _text_to_encode(folder: Path, data, rules: dict, text: Text, cluster: "Clust
     if not active(rules):
         return text.source
     path = Path(data.curated_dir or folder.parent / "curated")
-    return _curated(path, data, rules, text, bool(data.curated_dir), cluster)
+    return _curated(path.absolute() if cluster else path, data, rules, text, bool(data.curated_dir), cluster)
 
 
 def _write_shards(

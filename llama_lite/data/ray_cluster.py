@@ -1,4 +1,4 @@
-"""Preparing text on a Ray cluster (`--prepare_on ray`): curation by datatrove's executor, encoding by Ray tasks.
+"""Preparing text on a Ray cluster (`--prepare_on ray`): the tasks of curation's stages, and encoding, as Ray tasks.
 
 The cluster is that of RAY_ADDRESS. Nodes read the text and write curated text on a disk that all of them see; encoded
 parts come back to the one ordered writer of this process, so the bytes are those of one machine. The loss of a node
@@ -22,13 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from datatrove.executor.base import PipelineExecutor
-from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 
 from ..distributed import print_main
 from ..errors import Refusal, no_space
-from ..files import read_json, write_json
-from ..processes import die_with_parent
 from ..provenance import package_versions
 from . import shards
 from .curation import active, stages
@@ -40,10 +37,8 @@ from .tokenizer import Encoder, vocabulary_size
 
 PARTS_PER_TASK = 16  # of a large file that one task encodes; small files are encoded together up to as many bytes
 TASK_BYTES = PARTS_PER_TASK * PART_BYTES
-JOB_BYTES, MOST_TASKS_PER_JOB = 64_000_000, 16  # of curation: an actor starts for each job, and a process for each task
 RETRIES = 10  # of a task whose node or worker was lost
 COMPARED_FILES = 1000  # of the text whose sizes each node compares
-SECONDS_PER_LOOK = 2  # between two looks at how many tasks of a stage are done
 
 # packages on which the bytes of curated text and tokens depend
 PACKAGES = "datatrove ftfy numpy orjson pyarrow regex tiktoken tokenizers trafilatura xxhash zstandard".split()
@@ -93,8 +88,8 @@ class Cluster:
         return f"Ray, {len(self.nodes)} node{'s' * (len(self.nodes) > 1)} with {self.cpus} CPUs"
 
     def check(self, folders: list[Path], source: Source, is_curated: bool) -> None:
-        """Raise Refusal where a node does not see one of the folders, which this process writes to, or the files of the
-        text, or has other code or packages; and for tokens straight from files of the Hub. is_curated: whether the text
+        """Raise Refusal where a node does not see one of the folders, which this process writes to, or the files of a
+        text with absolute paths, or has other code or packages; and for tokens straight from files of the Hub. is_curated: whether the text
         is curated first.
         """
         if not is_curated and any(_path(file) is None for file in source.files):
@@ -106,7 +101,7 @@ class Cluster:
         print_main(f"cluster   {self}")
         with contextlib.ExitStack() as stack:
             markers = [stack.enter_context(_marker(folder.absolute())) for folder in folders]
-            problems = self.on_every_node(node_problem, markers, _sample(absolute(source).files), code_versions())
+            problems = self.on_every_node(node_problem, markers, _sample(source.files), code_versions())
         if problems:
             host, problem = next(iter(problems.items()))
             others = f" (and {len(problems) - 1} more nodes)" if len(problems) > 1 else ""
@@ -141,24 +136,27 @@ class Cluster:
 
     # ---- curation ----
 
-    def run_stage(self, pipeline: list[PipelineStep], tasks: int, folder: Path, size: int, bar) -> None:
-        """Run the tasks of a curation stage that are not done yet. folder: of the stage's records. size: bytes of the
-        text. bar: a tqdm of tasks. Raises Refusal where a task failed.
+    def run_stage(self, pipeline: list[PipelineStep], tasks: int, folder: Path, bar) -> None:
+        """Run the tasks of a curation stage that are not done yet. folder: of the stage's records. bar: a tqdm of
+        tasks. Raises the Refusal of a task.
+
+        datatrove's RayPipelineExecutor starts an actor, which forks, for each task or few: seconds each, and it waits
+        for ever where a node is lost while an actor starts. Ray tasks share workers and are tried again.
         """
-        bytes_per_task = size / tasks
-        per_job = JOB_BYTES // bytes_per_task if bytes_per_task else 1
-        stage = Stage(
-            pipeline,
-            tasks,
-            workers=self.cpus,
-            logging_dir=str(folder.absolute()),
-            mem_per_cpu_gb=0,
-            tasks_per_job=int(max(1, min(per_job, MOST_TASKS_PER_JOB, math.ceil(tasks / self.cpus)))),
-        )
-        with _progress(stage, bar):
-            stage.run()
-        if left := stage.get_incomplete_ranks():  # `run` returns when tasks have failed
-            raise stage.failure(left)
+        import ray
+        from datatrove.executor import LocalPipelineExecutor
+
+        stage = LocalPipelineExecutor(pipeline, tasks, logging_dir=str(folder.absolute()))
+        ranks = stage.get_incomplete_ranks()
+        bar.update(tasks - len(ranks))
+        shared = ray.put(stage)
+        task = ray.remote(run_rank).options(max_retries=RETRIES, scheduling_strategy="SPREAD")
+        waiting = [task.remote(shared, rank) for rank in ranks]
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            for reference in done:
+                _result(reference, f"a task of the curation stage {folder.name}")
+            bar.update(len(done))
 
     # ---- encoding ----
 
@@ -176,9 +174,9 @@ class Cluster:
         def result() -> list[EncodedPart]:
             """The parts of the first task, once it is done, without those before the position."""
             first = (position["file"], position["part"])
-            return [part for part in _result(waiting.popleft()) if (part.file, part.part) >= first]
+            return [part for part in _result(waiting.popleft(), "encoding") if (part.file, part.part) >= first]
 
-        for pieces in self.pieces(absolute(source), position):
+        for pieces in self.pieces(source, position):
             waiting.append(task.remote(settings, pieces))
             while len(waiting) >= self.cpus * IN_FLIGHT:
                 yield from result()
@@ -207,7 +205,7 @@ class Cluster:
             if _is_large(file):
                 yield from [group] if group else []
                 group, size = [], 0
-                found = _result(finding.popleft())
+                found = _result(finding.popleft(), "cutting a file")
                 look_ahead()
                 yield from ([piece] for piece in cut(index, file, found, first))
             else:
@@ -224,16 +222,18 @@ def _alive(nodes: list[dict]) -> dict[str, dict]:
     return {node["NodeID"]: node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) >= 1}
 
 
-def _result(reference):
-    """What a task returned. Raises the Refusal that it raised, or one about its failure."""
+def _result(reference, name: str):
+    """What a task returned. Raises the Refusal that it raised, or one about its failure. name: of the task."""
     import ray
 
     try:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, Refusal) else _failed("encoding", str(error.cause)) from None
+        if isinstance(error.cause, Refusal):
+            raise error.cause from None
+        raise Refusal(full) if (full := no_space(error.cause)) else _failed(name, repr(error.cause)) from None
     except ray.exceptions.RayError as error:
-        raise _failed("encoding", str(error)) from None
+        raise _failed(name, str(error)) from None
 
 
 def _failed(name: str, reason: str) -> Refusal:
@@ -244,7 +244,7 @@ def _failed(name: str, reason: str) -> Refusal:
 
 
 def absolute(source: Source) -> Source:
-    """A source whose local files have absolute paths, because nodes work in other folders."""
+    """A source whose local files have absolute paths: nodes work in other folders."""
     return dataclasses.replace(
         source,
         files=tuple(
@@ -267,6 +267,11 @@ def task_line(source: Source, rules: dict) -> str:
 
 
 # ---- what runs on nodes ----
+
+
+def run_rank(stage: PipelineExecutor, rank: int) -> None:
+    """One task of a curation stage (a Ray task). It leaves a mark in the folder of the stage's records."""
+    stage._run_for_rank(rank)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,76 +324,6 @@ def _start(encoder, dtype, encoding: str | None) -> None:
 
 def _is_large(file: TextFile) -> bool:
     return file.kind not in INSTALLED and (file.size is None or file.size > TASK_BYTES)
-
-
-class Stage(RayPipelineExecutor):
-    """datatrove's executor on Ray. A task that fails leaves the reason in the folder of the stage's records, because
-    the executor only logs it.
-    """
-
-    def __setstate__(self, state: dict) -> None:
-        """Called in the worker of a job, before it forks a process for each task."""
-        self.__dict__.update(state)
-        os.register_at_fork(after_in_child=_obey_worker)
-
-    def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1):
-        try:
-            # The override of Ray's executor writes its log into one folder of /tmp for all users of a machine.
-            return PipelineExecutor._run_for_rank(self, rank, local_rank, node_rank)
-        except Exception as error:
-            full = no_space(error)
-            reason = full or (str(error) if isinstance(error, Refusal) else f"{type(error).__name__}: {error}")
-            record = {"reason": reason, "refused": bool(full) or isinstance(error, Refusal)}
-            write_json(self._failure_path(rank), record)
-            raise
-
-    def _failure_path(self, rank: int) -> Path:
-        return Path(self.logging_dir.path) / f"failed-{rank:05d}.json"
-
-    def failure(self, ranks: list[int]) -> Refusal:
-        """The refusal of tasks that did not complete, by the first recorded reason."""
-        records = [record for rank in ranks if (record := read_json(self._failure_path(rank)))]
-        for rank in ranks:
-            self._failure_path(rank).unlink(missing_ok=True)
-        if refused := next((record for record in records if record["refused"]), None):
-            return Refusal(refused["reason"])
-        reason = records[0]["reason"] if records else "their workers were lost, usually because memory ran out"
-        name = Path(self.logging_dir.path).name
-        return _failed(f"{len(ranks)} of {self.tasks} tasks of the curation stage {name}", reason)
-
-
-def _obey_worker() -> None:
-    """What a process that a Ray worker forks does: it ends on SIGTERM, where Ray's own handler, which it inherits, can
-    wait for ever, and with the worker, because the tasks of a lost worker run again elsewhere.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    die_with_parent(signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _progress(stage: Stage, bar) -> Iterator[None]:
-    """Advance a bar by the tasks of a stage that complete while the block runs, and by those that were complete."""
-    end, done = threading.Event(), 0
-
-    def look() -> None:
-        nonlocal done
-        complete = stage.tasks - len(stage.get_incomplete_ranks())
-        bar.update(complete - done)
-        done = complete
-
-    def watch() -> None:
-        look()
-        while not end.wait(SECONDS_PER_LOOK):
-            look()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        end.set()
-        thread.join()
-        look()
 
 
 # ---- what nodes see ----
