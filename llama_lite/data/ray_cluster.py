@@ -89,8 +89,8 @@ class Cluster:
 
     def check(self, folders: list[Path], source: Source, is_curated: bool) -> None:
         """Raise Refusal where a node does not see one of the folders, which this process writes to, or the files of a
-        text with absolute paths, or has other code or packages; and for tokens straight from files of the Hub. is_curated: whether the text
-        is curated first.
+        text with absolute paths, or has other code or packages; and for tokens straight from files of the Hub.
+        is_curated: whether the text is curated first.
         """
         if not is_curated and any(_path(file) is None for file in source.files):
             raise Refusal(
