@@ -342,7 +342,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
                 identity = {"data": {"tokens_per_step": 64}}
                 extra = {"run": run, "identity": identity, "start": ResumePoint(), "signals": signals, "probe": probe}
                 trainers[name] = PretrainTrainer(
-                    **shared, **extra, flops_per_token=1, peak_flops=None, bytes_per_token=4.0
+                    **shared, **extra, flops_per_token=1, peak_flops=None, validation=[], sources=[]
                 )
                 trainers[name]._save_checkpoint = lambda *_: None  # not at the end of train(): timed below
             trainers[name].evaluate = lambda *_, **__: {}

@@ -144,15 +144,23 @@ class Stretch:
 class MixedWindows:
     """Map-style dataset over several TokenWindows: item k is the window at position k of the whole run.
 
+    `epoch_windows` are the positions that the present weights can take before any folder is read a second time.
+
     Which folder a position takes follows from the weights and the position (`Schedule`). The n-th window that is taken
     from a folder is that of the folder's own position n, so its order and epochs are its own.
 
     folders: of one block size; their `length` is set here. None: a folder that is not at hand, whose windows cannot be
-    read or found. weights: shares that sum to 1. length: positions of the run.
+    read or found. weights: shares that sum to 1. length: positions of the run. fingerprints: those of the folders.
     """
 
-    def __init__(self, folders: Sequence[TokenWindows | None], weights: Sequence[float], length: int):
-        self.folders, self.length = list(folders), length
+    def __init__(
+        self,
+        folders: Sequence[TokenWindows | None],
+        weights: Sequence[float],
+        length: int,
+        fingerprints: Sequence[str] = (),
+    ):
+        self.folders, self.length, self.fingerprints = list(folders), length, list(fingerprints)
         self.block_size = next(folder.block_size for folder in folders if folder is not None)
         self.stretches = [Stretch(0, Schedule(weights), [0] * len(self.folders))]
         self._set_lengths()
@@ -178,6 +186,10 @@ class MixedWindows:
         for folder, count in zip(self.folders, self.counts(self.length), strict=True):
             if folder is not None:
                 folder.length = count
+        reach = self.stretches[-1].schedule.reach
+        self.epoch_windows = min(
+            reach(i, folder.windows) for i, folder in enumerate(self.folders) if folder is not None
+        )
 
     def _stretch(self, position: int) -> Stretch:
         """The mixture of a position of the run."""
@@ -221,8 +233,22 @@ class MixedWindows:
         return [self[position] for position in positions]
 
 
+def in_order(parts: list[dict]) -> list[dict]:
+    """The folders of a mixture's manifest in the order of their schedule, which is that of their fingerprints: the
+    windows of a run do not depend on the order in which a command names the folders.
+    """
+    return sorted(parts, key=lambda part: part["fingerprint"])
+
+
 def count_windows(manifest: dict, split: str, block_size: int) -> int:
-    """Number of windows of block_size predictions in a split."""
+    """Number of windows of block_size predictions in a split; of a mixture's manifest, those that can be trained on
+    before any folder is read a second time, and the most that one folder holds out.
+    """
+    if "mixture" in manifest:
+        parts = in_order(manifest["mixture"])
+        counts = [count_windows(part, split, block_size) for part in parts]
+        schedule = Schedule([part["weight"] for part in parts])
+        return min(map(schedule.reach, range(len(parts)), counts)) if split == "train" else max(counts)
     return max(0, (manifest["splits"][split]["tokens"] - 1) // block_size)
 
 

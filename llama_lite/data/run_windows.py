@@ -34,10 +34,10 @@ def windows_of_run(
             train.restart_order_at(entry["step"] * per_step)
         return train
     first, *later = history or [{"step": 0, "weights": weights_of(data)}]
-    names = list(dict.fromkeys(name for entry in (first, *later) for name in entry.get("weights", ())))
+    names = sorted({name for entry in (first, *later) for name in entry.get("weights", ())})  # as `in_order`
     # a run that began with one folder goes on with that folder's epochs
     folders = [windows(name, first["weights"].keys() == {name}) for name in names]
-    train = MixedWindows(folders, [first["weights"].get(name, 0.0) for name in names], length)
+    train = MixedWindows(folders, [first["weights"].get(name, 0.0) for name in names], length, names)
     for entry in later:
         position, weights = entry["step"] * per_step, entry.get("weights")
         if weights is None:
@@ -51,3 +51,14 @@ def weights_of(data: dict) -> dict[str, float]:
     """{fingerprint: weight} of the folders of a run's identity (`identity["data"]`)."""
     mixture = data.get("mixture")
     return {part["data"]: part["weight"] for part in mixture.values()} if mixture else {data["data"]: 1.0}
+
+
+def describe_windows(train: TokenWindows | MixedWindows, names: list[str], positions: range) -> str:
+    """The windows at some positions of a run, for a person to look at. names: of the folders of a mixture."""
+    shown, more = positions[:8], " ..." if len(positions) > 8 else ""
+    if isinstance(train, MixedWindows):
+        found = [train.locate(position) for position in shown]
+        return f"windows {', '.join(f'{names[folder]} {window}' for folder, window in found)}{more}"
+    if train.order.kind == "sequential":
+        return f"windows {train.window_of(positions[0])} to {train.window_of(positions[-1])}"
+    return f"windows {', '.join(str(train.window_of(position)) for position in shown)}{more}"

@@ -13,6 +13,7 @@ from ..distributed import print_main, run_on_main
 from ..errors import Refusal
 from ..files import read_json, write_json
 from ..run_folder import RunFolder
+from .mixture import order_history
 from .trainer import ResumePoint
 
 FIELD = "without_documents"  # of a run's identity
@@ -101,7 +102,7 @@ def _check(removal: Removal, prepared, run: RunFolder, start: ResumePoint, saved
             " where it read a document is not known. Give the folder that it was trained on."
         )
     per_step = saved["tokens_per_step"] // saved["block_size"]
-    train = windows_of_run(prepared, saved, start.step, [{"step": start.data_start}])
+    train = windows_of_run(prepared, saved, start.step, order_history(start, saved))
     if FIELD in saved:
         before = _recorded(start.checkpoint, saved)
         if not removal.includes(before):

@@ -53,6 +53,7 @@ class Session:
         configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
         self.export_to = self.merge_to = None
         self.also_allowed = resume.ResumeOptions.also_allowed
+        self.values: dict | None = None  # of the record of the run that goes on, on rank 0
         self.run: RunFolder | None = None
         self.signals: StopSignals | None = None
         self.start: ResumePoint | None = None
@@ -75,7 +76,9 @@ class Session:
 
     def recorded(self, names) -> dict:
         """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
-        return resume.values_to_continue(self.run_args, self.training_args, self.repo, names)
+        if self.values is None:
+            self.values = resume.values_to_continue(self.run_args, self.training_args, self.repo)
+        return {name: self.values[name] for name in names if name in self.values}
 
     def order_version(self) -> int:
         """How the order of the windows follows from the seed (rank 0): today's in a run that begins."""
