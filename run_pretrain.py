@@ -29,13 +29,14 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from llama_lite.data.dataset import collate
+    from llama_lite.data.document_reads import document_reads
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
-    from llama_lite.training.mixture import training_windows
+    from llama_lite.training.mixture import order_history, training_windows
     from llama_lite.training.removal import RemovalOfRun
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
@@ -119,6 +120,10 @@ def main(argv: list[str] | None = None) -> None:
             validation=held_out,
             sources=sources,
             **session.trainer_arguments(),
+        )
+        history = order_history(start, identity.data)
+        trainer.document_reads = document_reads(
+            tokens.by_fingerprint, identity.data, plan.steps, history, removal.removal
         )
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out[0].windows, run_args)

@@ -137,8 +137,8 @@ class IndexWriter:
 class DocumentSpan:
     """A document and its tokens [first, last) of a split, of which the first is the end-of-text before it.
 
-    A document over the end of the validation slice has a span in each split. id, url: None where the source has none.
-    file, row: where it is in the source.
+    A document over the end of the validation slice has a span in each split; `begins` is False for the second, which
+    has no end-of-text. id, url: None where the source has none. file, row: where it is in the source.
     """
 
     split: str
@@ -148,6 +148,12 @@ class DocumentSpan:
     url: str | None
     file: str
     row: int
+    begins: bool = True
+
+    @property
+    def text_first(self) -> int:
+        """The first token of its text, after the end-of-text."""
+        return self.first + self.begins
 
     @property
     def name(self) -> str:
@@ -189,7 +195,8 @@ class DocumentIndex:
                 " that it was made from."
             )
         self.splits: dict[str, list[_Shard]] = {}
-        for split, content in manifest["splits"].items():
+        for split in sorted(manifest["splits"], reverse=True):  # validation, which comes first in the stream
+            content = manifest["splits"][split]
             ends = np.cumsum([0, *(shard["tokens"] for shard in content["shards"])])
             self.splits[split] = [
                 _Shard(shard["name"], int(first), int(last), manifest["index"][shard["name"]])
@@ -214,9 +221,11 @@ class DocumentIndex:
         return [[spans[split, *head] for head in pieces] for pieces in heads]
 
     def find(self, names: Iterable[str]) -> dict[str, list[DocumentSpan]]:
-        """{name: spans of the documents that have this id, or URL, or location `FILE:ROW`}; an empty list where there is
-        none. By what a document is called (`DocumentSpan.name`) it is found by its hash; by location or URL beside an id
-        only those of its names that are left are searched in the Parquet files, which takes seconds for millions.
+        """{name: spans of the documents that have this id, or URL, or location `FILE:ROW`}; an empty list where there
+        is none.
+
+        A document is found at once by what it is called (`DocumentSpan.name`). Names that are left are looked up among
+        the locations, and then among the URLs, which takes seconds for millions of documents.
         """
         names = list(dict.fromkeys(names))
         found: dict[str, set] = {name: set() for name in names}
@@ -268,6 +277,11 @@ class DocumentIndex:
                             pieces += [(split, number, group * _group_size(file) + int(hit)) for hit in hits]
         for span in self._spans_of_heads(pieces):
             found[span.url].add(span)
+
+    def begins(self, split: str, shard: int) -> np.ndarray:
+        """The tokens of a shard, int64, at which documents begin; not that of one which continues."""
+        one = self.splits[split][shard]
+        return self._entries(split, shard)[OFFSET][int(one.record["continued"]) :].astype(np.int64)
 
     # ---- pieces: (split, shard, entry) ----
 
@@ -350,7 +364,9 @@ class DocumentIndex:
                         one.first + int(entries[OFFSET, number]),
                         self._end(split, shard, number, entries[OFFSET]),
                     )
-                    spans[split, shard, number] = DocumentSpan(split, *span, **names, row=int(entries[ROW, number]))
+                    begins = not (number == 0 and one.record["continued"])
+                    row = int(entries[ROW, number])
+                    spans[split, shard, number] = DocumentSpan(split, *span, **names, row=row, begins=begins)
         return spans
 
 

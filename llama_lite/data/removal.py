@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import Refusal
+from ..files import read_json
 from .dataset import MixedWindows, TokenWindows, count_windows
 from .document_index import DocumentIndex
 
 FILE = "removal.json"  # in the folder of a run: the windows that it does not read
+FIELD = "without_documents"  # of `identity["data"]` of such a run
 LEAST_LEFT = 0.1  # of the windows of a folder
 EXAMPLES = 3
 
@@ -74,8 +76,9 @@ def find_removal(
                 absent.pop(name, None)
                 if span.split == "train":
                     documents.add((fingerprint, span.location))
-                    # The first token is the end-of-text before the document, where it does not begin in validation.
-                    removed |= set(range(span.first // block_size, (span.last - 1) // block_size + 1))
+                    # Window w holds tokens w * size to w * size + size, its last target included.
+                    first = max(0, -(-span.text_first // block_size) - 1)
+                    removed |= set(range(first, (span.last - 1) // block_size + 1))
                 else:
                     held_out += 1
         count = count_windows(manifest, "train", block_size)
@@ -89,6 +92,21 @@ def find_removal(
         )
     found = {"names": len(names), "held_out": held_out, "absent": list(absent)}
     return Removal(len(documents), {name: one for name, one in windows.items() if one}), found
+
+
+def read_removal(folder: Path, data: dict) -> Removal | None:
+    """What a run does not read, from its folder; None for a run that reads everything. data: `identity["data"]` of the
+    run. Raises Refusal where the folder does not say it.
+    """
+    if FIELD not in data:
+        return None
+    record = read_json(folder / FILE)
+    if record and (found := Removal(**record)).identity() == data[FIELD]:
+        return found
+    raise Refusal(
+        f"the run in {folder} left out {data[FIELD]['documents']:,} documents, and {folder / FILE}, which says where they"
+        " were, is not there or was altered: only the folder that the run was trained in has it."
+    )
 
 
 def removal_lines(removal: Removal, found: dict) -> list[str]:

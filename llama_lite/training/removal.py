@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..checkpoint import store
 from ..data.dataset import MixedWindows, TokenWindows
-from ..data.removal import FILE, Removal, exclude, find_removal, first_use, removal_lines
+from ..data.removal import FIELD, FILE, Removal, exclude, find_removal, first_use, read_removal, removal_lines
 from ..data.run_windows import windows_of_run
 from ..distributed import print_main, run_on_main
 from ..errors import Refusal
@@ -15,8 +15,6 @@ from ..files import read_json, write_json
 from ..run_folder import RunFolder
 from .mixture import order_history
 from .trainer import ResumePoint
-
-FIELD = "without_documents"  # of a run's identity
 
 
 class RemovalOfRun:
@@ -103,8 +101,7 @@ def _check(removal: Removal, prepared, run: RunFolder, start: ResumePoint, saved
         )
     per_step = saved["tokens_per_step"] // saved["block_size"]
     train = windows_of_run(prepared, saved, start.step, order_history(start, saved))
-    if FIELD in saved:
-        before = _recorded(start.checkpoint, saved)
+    if before := read_removal(start.checkpoint.parent, saved):
         if not removal.includes(before):
             raise Refusal(
                 f"--without_documents: the run of {start.checkpoint} does not read some documents that this list lacks,"
@@ -129,17 +126,6 @@ def _is_pulled(run: RunFolder) -> bool:
     """Whether a run folder holds nothing but a checkpoint of the Hub."""
     record = read_json(run.path / "run.json") or {}
     return "resumed_from" in record and "identity" not in record
-
-
-def _recorded(checkpoint: Path, saved: dict) -> Removal:
-    """The removal of the run of a checkpoint, beside which its record lies. Raises Refusal."""
-    record = read_json(checkpoint.parent / FILE)
-    if record and (found := Removal(**record)).identity() == saved[FIELD]:
-        return found
-    raise Refusal(
-        f"--without_documents: the run of {checkpoint} left out {saved[FIELD]['documents']:,} documents, and"
-        f" {checkpoint.parent / FILE} does not say which. Start from a checkpoint of a run with all documents."
-    )
 
 
 def _earlier(checkpoint: Path, last: int) -> str:

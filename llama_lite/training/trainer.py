@@ -26,6 +26,7 @@ from ..checkpoint.identity import changed_arithmetic, differences, is_determinis
 from ..checkpoint.snapshot import Snapshot, live_storages
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
+from ..data.document_reads import DocumentReads
 from ..data.run_windows import describe_windows
 from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy, end_of, status_of
@@ -42,6 +43,7 @@ from .validation import ValidationSet, held_out_metrics
 logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
+NAMED_DOCUMENTS = 20  # in the event of a spike; `python -m llama_lite trace RUN --spikes` shows all
 TIMINGS = (  # what two equal runs may log differently
     *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
     *("save_seconds", "evaluation_seconds", "restart_seconds", "waiting_seconds"),
@@ -175,20 +177,24 @@ class VerifiedTraining:
         step = self.state.global_step + 1
         norm = float(grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.run.event(
-                "not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step)
-            )
+            about = {"windows": self.windows_of(step), **self.documents_of(step)}
+            self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), **about)
             raise Unhealthy(
                 f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the last checkpoint is "
                 "untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
             )
         if self.on_spike and (excess := self.on_spike(loss)):
-            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), windows=self.windows_of(step))
+            about = {"windows": self.windows_of(step), **self.documents_of(step)}
+            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), **about)
         return grad_norm
 
     def windows_of(self, step: int) -> str:
         """The training rows of a step, for a person to look at."""
         return f"step {step}"
+
+    def documents_of(self, step: int) -> dict:
+        """What an event of a step says of its documents; nothing where they are not known."""
+        return {}
 
     # ---- logging ----
 
@@ -648,6 +654,7 @@ class PretrainTrainer(VerifiedTraining, Trainer):
         super().__init__(*args, **kwargs)
         self.validation, self.sources = validation, sources
         self.windows_per_step = self.identity["data"]["tokens_per_step"] // self.train_dataset.block_size
+        self.document_reads: DocumentReads | None = None  # where the prepared folders have an index
 
     def held_out_metrics(self) -> dict[str, float]:
         return held_out_metrics(self, self.validation)
@@ -655,6 +662,15 @@ class PretrainTrainer(VerifiedTraining, Trainer):
     def windows_of(self, step: int) -> str:
         rows = self.windows_per_step
         return describe_windows(self.train_dataset, self.sources, range((step - 1) * rows, step * rows))
+
+    def documents_of(self, step: int) -> dict:
+        if self.document_reads is None or not self.is_world_process_zero():
+            return {}
+        try:
+            names = self.document_reads.names_of_step(step)
+        except (Refusal, OSError):  # of a folder that was damaged or removed since: no reason to end a run
+            return {}
+        return {"documents": names[:NAMED_DOCUMENTS], "documents_in_step": len(names)}
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
         read = self.state.global_step * self.windows_per_step

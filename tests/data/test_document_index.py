@@ -70,7 +70,9 @@ def expected_spans(folder: Path) -> list[DocumentSpan]:
         for split, begin, end in (("validation", 0, len(held)), ("train", len(held), len(held) + len(train))):
             first, last = max(begin, int(begins[i])) - begin, min(end, int(begins[i + 1])) - begin
             if first < last:
-                spans.append(DocumentSpan(split, first, last, *names, "rows.jsonl", row_of(i)))
+                spans.append(
+                    DocumentSpan(split, first, last, *names, "rows.jsonl", row_of(i), begins=begins[i] >= begin)
+                )
     return spans
 
 
