@@ -104,8 +104,8 @@ def read_removal(folder: Path, data: dict) -> Removal | None:
     if record and (found := Removal(**record)).identity() == data[FIELD]:
         return found
     raise Refusal(
-        f"the run in {folder} left out {data[FIELD]['documents']:,} documents, and {folder / FILE}, which says where they"
-        " were, is not there or was altered: only the folder that the run was trained in has it."
+        f"the run in {folder} left out {data[FIELD]['documents']:,} documents, and {folder / FILE}, which says where"
+        " they were, is not there or was altered: only the folder that the run was trained in has it."
     )
 
 

@@ -1,10 +1,12 @@
 """A run that goes on without some documents ends as one that never read them, or is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
 from helpers import log_of, same_tensors
 
+from llama_lite.commands.trace import main as trace_main
 from llama_lite.data.document_index import DocumentIndex
 from llama_lite.data.run_windows import windows_of_run
 from llama_lite.errors import Refusal
@@ -59,6 +61,13 @@ def test_a_run_that_goes_on_without_documents_ends_as_one_that_never_read_them(
     assert (
         "2 documents" in (resumed / "README.md").read_text() and reads[11][0] not in (resumed / "README.md").read_text()
     )
+
+    capsys.readouterr()
+    trace_main([str(resumed), "--document", reads[11][0], "--json"])
+    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert found["document"]["name"] == reads[11][0] and not found["reads"], found
+    trace_main([str(resumed), "--step", "12", "--json"])
+    assert reads[12][0] not in capsys.readouterr().out
 
     # the same command again goes on in its own folder; a list that grew starts from a checkpoint of its own
     pretrain(resumed, **start)
