@@ -29,14 +29,12 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from llama_lite.data.dataset import collate
-    from llama_lite.data.document_reads import document_reads
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
-    from llama_lite.training.mixture import order_history, training_windows
     from llama_lite.training.removal import RemovalOfRun
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
@@ -104,9 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(config, model_args.model_config, run_args, training_args.device)
         if start.checkpoint is None:
             initial.load(model)
-        train, sources = training_windows(tokens, identity.data, plan, start)
-        removal.apply(train)
-        check_epochs_left(groups, tokens, train)
+        train, sources, reads = training_data(groups, tokens, removal, identity.data, plan, start)
         held_out = validation_sets(tokens, run_args.block_size, run_args.eval_windows)
         trainer = PretrainTrainer(
             model=model,
@@ -121,10 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             sources=sources,
             **session.trainer_arguments(),
         )
-        history = order_history(start, identity.data)
-        trainer.document_reads = document_reads(
-            tokens.by_fingerprint, identity.data, plan.steps, history, removal.removal
-        )
+        trainer.document_reads = reads
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out[0].windows, run_args)
 
@@ -459,6 +452,20 @@ def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -
     forecasted = config, plan, layout(), run_args.precision, run_args.fused_loss, training_args, run_args
     if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
+
+
+def training_data(groups, tokens, removal, data: dict, plan, start):
+    """(windows of the run, names of the folders of a mixture, which documents it reads). removal: a RemovalOfRun. data:
+    `identity["data"]` of the run. Raises Refusal.
+    """
+    from llama_lite.data.document_reads import document_reads
+    from llama_lite.training.mixture import order_history, training_windows
+
+    train, sources = training_windows(tokens, data, plan, start)
+    removal.apply(train)
+    check_epochs_left(groups, tokens, train)
+    history = order_history(start, data)
+    return train, sources, document_reads(tokens.by_fingerprint, data, plan.steps, history, removal.removal)
 
 
 def switches(config, run_args) -> dict:

@@ -5,16 +5,16 @@ A bad document never stops a run (it is counted and named).
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import as_completed
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
@@ -27,9 +27,6 @@ from ..processes import worker_pool
 from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, read, skipped_lines
 from .installed import INSTALLED
 from .sources import Source, size_of
-
-if TYPE_CHECKING:
-    from .ray_cluster import Cluster
 
 TASK_BYTES, MOST_TASKS = 4_000_000, 512
 
@@ -369,12 +366,12 @@ def _blank_separated_words():
     return BlankSeparatedWords("en")
 
 
-def curate(source: Source, rules: dict, folder: Path, workers: int, cluster: "Cluster | None" = None) -> Source:
+def curate(source: Source, rules: dict, folder: Path, workers: int, run_stage: Callable | None = None) -> Source:
     """Apply the active rules and return the kept documents as a Source. Restartable: finished tasks are not run again.
 
     `folder/curation.json` records for each rule how many documents and characters it saw and dropped, with examples.
-    workers: number of processes of this machine. cluster: the Ray cluster that runs the tasks instead. Raises Refusal
-    when no document is left.
+    workers: number of processes of this machine. run_stage: runs the tasks of a stage elsewhere
+    (`Cluster.run_stage`). Raises Refusal when no document is left.
     """
     from loguru import logger
 
@@ -385,10 +382,7 @@ def curate(source: Source, rules: dict, folder: Path, workers: int, cluster: "Cl
     with tqdm(total=sum(tasks for _, _, tasks in plan), desc="curating", unit="task", disable=None) as bar:
         for name, pipeline, tasks in plan:
             records = folder / "curation" / "stages" / name
-            if cluster:
-                cluster.run_stage(pipeline, tasks, records, bar)
-            else:
-                _run_stage(pipeline, tasks, records, workers, bar)
+            (run_stage or functools.partial(_run_stage, workers))(pipeline, tasks, records, bar)
     report = _report(source, rules, folder)
     write_json(folder / "curation.json", report)
     for line in skipped_lines(report["read"]["skipped"]):
@@ -420,7 +414,7 @@ def curate(source: Source, rules: dict, folder: Path, workers: int, cluster: "Cl
     )
 
 
-def _run_stage(pipeline: list[PipelineStep], tasks: int, records: Path, workers: int, bar) -> None:
+def _run_stage(workers: int, pipeline: list[PipelineStep], tasks: int, records: Path, bar) -> None:
     """Run the tasks of a stage that are not done yet, in processes of this machine."""
     from datatrove.executor import LocalPipelineExecutor
 

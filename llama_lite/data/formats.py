@@ -103,7 +103,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class PartStart:
     """Where in a file a part begins: its number from 0, the number of its first row, and its offset in bytes (None:
     not known, the file is cut from its beginning).
     """
@@ -171,17 +171,17 @@ def ending_of(path: str) -> str:
 # ---- cutting ----
 
 
-def parts(file: TextFile, columns: tuple[str, ...] = (), place: Place = Place()) -> Iterator[Part]:
-    """The parts of a file from a place on, in order. columns: further columns of its rows that are needed. Raises
+def parts(file: TextFile, columns: tuple[str, ...] = (), start: PartStart = PartStart()) -> Iterator[Part]:
+    """The parts of a file from a start on, in order. columns: further columns of its rows that are needed. Raises
     Refusal on a damaged file.
     """
-    if place.offset is None:
-        yield from itertools.islice(_parts(file, columns, Place()), place.part, None)
+    if start.offset is None:
+        yield from itertools.islice(_parts(file, columns, PartStart()), start.part, None)
     else:
-        yield from _parts(file, columns, place)
+        yield from _parts(file, columns, start)
 
 
-def _parts(file: TextFile, columns: tuple[str, ...], place: Place) -> Iterator[Part]:
+def _parts(file: TextFile, columns: tuple[str, ...], start: PartStart) -> Iterator[Part]:
     if file.kind in ("installed-docs", "installed-files"):
         yield Part(file.kind, file.path, 1, None)
     elif file.kind in ARROW_KINDS:
@@ -189,10 +189,10 @@ def _parts(file: TextFile, columns: tuple[str, ...], place: Place) -> Iterator[P
     elif file.kind == "mbox":
         yield from _mbox_parts(file)
     else:
-        row = place.row
+        row = start.row
         try:
             with open_file(file.path) as handle:
-                for part in _cut(file, handle, columns, place):
+                for part in _cut(file, handle, columns, start):
                     row = part.first_row
                     yield part
         except DAMAGED as error:
@@ -200,20 +200,20 @@ def _parts(file: TextFile, columns: tuple[str, ...], place: Place) -> Iterator[P
             raise Refusal(f"{file.name} is damaged{after}: {' '.join(str(error).split())}") from None
 
 
-def _cut(file: TextFile, handle, columns: tuple[str, ...], place: Place) -> Iterator[Part]:
+def _cut(file: TextFile, handle, columns: tuple[str, ...], start: PartStart) -> Iterator[Part]:
     if file.kind in ("jsonl", "json"):
         handle = _utf8_handle(file, handle)
     if file.kind in ("csv", "tsv"):
         yield from _csv_parts(file, handle, (file.column, *columns) if file.column else None)
     elif file.kind == "jsonl" or (file.kind == "json" and not _is_array(handle)):
-        row = place.row
-        handle.seek(place.offset) if place.offset else None
-        for raw in _blocks(handle, b"\n", file.limit and file.limit - (place.offset or 0)):
+        row = start.row
+        handle.seek(start.offset) if start.offset else None
+        for raw in _blocks(handle, b"\n", file.limit and file.limit - (start.offset or 0)):
             yield Part("jsonl", file.name, row, raw, file.column, curated=file.curated)
             row += raw.count(b"\n")
     elif file.separator is not None and file.limit is None:
-        number, separator = place.row, separator_in(file.separator, handle.peek(2**16))
-        handle.seek(place.offset) if place.offset else None
+        number, separator = start.row, separator_in(file.separator, handle.peek(2**16))
+        handle.seek(start.offset) if start.offset else None
         end = separator.encode()
         for raw in _blocks(handle, end):
             yield Part(file.kind, file.name, number, raw, separator=separator)

@@ -594,7 +594,7 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster:
             )
         write_json(folder / "recipe.json", recipe)
         with disk_full_as_refusal(folder):
-            return curate(text.source, rules, folder, data.prepare_workers, cluster)
+            return curate(text.source, rules, folder, data.prepare_workers, cluster and cluster.run_stage)
     finally:
         lock.release()
 

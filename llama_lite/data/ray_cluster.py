@@ -29,7 +29,7 @@ from ..errors import Refusal, no_space
 from ..provenance import package_versions
 from . import shards
 from .curation import active, stages
-from .formats import PART_BYTES, Place, TextFile, parts
+from .formats import PART_BYTES, PartStart, TextFile, parts
 from .installed import INSTALLED, package_root
 from .shards import IN_FLIGHT, EncodedPart, id_dtype
 from .sources import Source, size_of
@@ -184,7 +184,7 @@ class Cluster:
             yield from result()
 
     def pieces(self, source: Source, position: dict) -> Iterator[list["Piece"]]:
-        """What each task encodes, in order: some small files, or parts of a large one, whose places are found on the
+        """What each task encodes, in order: some small files, or parts of a large one, whose starts are found on the
         cluster, for as many files ahead as there are CPUs.
         """
         import ray
@@ -194,9 +194,9 @@ class Cluster:
         finding: deque = deque()
 
         def look_ahead() -> None:
-            """Begin to search for the places of the next large files."""
+            """Begin to search for the starts in the next large files."""
             for file in itertools.islice(large, self.cpus - len(finding)):
-                finding.append(ray.remote(places).options(max_retries=RETRIES).remote(file))
+                finding.append(ray.remote(part_starts).options(max_retries=RETRIES).remote(file))
 
         group, size = [], 0
         look_ahead()
@@ -212,7 +212,7 @@ class Cluster:
                 if group and size + file.size > TASK_BYTES:
                     yield group
                     group, size = [], 0
-                group.append(Piece(index, file, Place(first)))
+                group.append(Piece(index, file, PartStart(first)))
                 size += file.size or 0
         yield from [group] if group else []
 
@@ -276,30 +276,30 @@ def run_rank(stage: PipelineExecutor, rank: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Parts of a file: from a place on, `count` of them (None: to the end). index: of the file in its source."""
+    """Parts of a file: from a start on, `count` of them (None: to the end). index: of the file in its source."""
 
     index: int
     file: TextFile
-    place: Place
+    start: PartStart
     count: int | None = None
 
 
-def places(file: TextFile) -> list[tuple[Place, int]]:
-    """[(place, number of parts from it to the next place)] of a file: every PARTS_PER_TASK parts."""
+def part_starts(file: TextFile) -> list[tuple[PartStart, int]]:
+    """[(start, number of parts from it to the next start)] of a file: every PARTS_PER_TASK parts."""
     found, offset, seekable = [], 0, file.is_seekable
     for number, part in enumerate(parts(file)):
         if number % PARTS_PER_TASK == 0:
-            found.append([Place(number, part.first_row, offset if seekable else None), 0])
+            found.append([PartStart(number, part.first_row, offset if seekable else None), 0])
         found[-1][1] += 1
         offset += len(part.raw) if seekable else 0
     return [tuple(entry) for entry in found]
 
 
-def cut(index: int, file: TextFile, found: list[tuple[Place, int]], first: int) -> Iterator[Piece]:
-    """The pieces of a large file that end after part `first`. found: what `places` returned."""
-    for place, count in found:
-        if place.part + count > first:
-            yield Piece(index, file, place, count)
+def cut(index: int, file: TextFile, found: list[tuple[PartStart, int]], first: int) -> Iterator[Piece]:
+    """The pieces of a large file that end after part `first`. found: what `part_starts` returned."""
+    for start, count in found:
+        if start.part + count > first:
+            yield Piece(index, file, start, count)
 
 
 def encode_pieces(settings: tuple, pieces: list[Piece]) -> list[EncodedPart]:
@@ -309,7 +309,7 @@ def encode_pieces(settings: tuple, pieces: list[Piece]) -> list[EncodedPart]:
         EncodedPart(piece.index, number, *shards._encode_part(part))
         for piece in pieces
         for number, part in itertools.islice(
-            enumerate(parts(piece.file, place=piece.place), piece.place.part), piece.count
+            enumerate(parts(piece.file, start=piece.start), piece.start.part), piece.count
         )
     ]
 

@@ -91,22 +91,22 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("kind", "limit"), [*((kind, None) for kind in KINDS), ("jsonl", 5000)])
-def test_a_file_that_is_read_from_a_place_on_is_the_rest_of_it(tmp_path, monkeypatch, kind, limit):
+def test_a_file_that_is_read_from_a_part_on_is_the_rest_of_it(tmp_path, monkeypatch, kind, limit):
     monkeypatch.setattr(formats, "PART_BYTES", 100)
     monkeypatch.setattr(formats, "PART_ROWS", 2)
     path = tmp_path / f"rows.{kind}"
     KINDS[kind](path)
     (file,) = source_of(path, max_bytes=limit, separator="\n###\n").files
     whole = list(formats.parts(file))
-    found = ray_cluster.places(file)
+    found = ray_cluster.part_starts(file)
     assert sum(count for _, count in found) == len(whole) and len(found) > 1
-    assert [place.part for place, _ in found] == list(range(0, len(whole), ray_cluster.PARTS_PER_TASK))
+    assert [start.part for start, _ in found] == list(range(0, len(whole), ray_cluster.PARTS_PER_TASK))
     assert (found[-1][0].offset is None) == (not file.is_seekable)
     assert file.is_seekable == (kind.endswith("txt") or kind.endswith("jsonl"))
-    for place, count in found:
-        assert list(formats.parts(file, place=place))[:count] == whole[place.part : place.part + count]
-    assert [piece.place.part for piece in ray_cluster.cut(0, file, found, first=17)] == [
-        place.part for place, _ in found[1:]
+    for start, count in found:
+        assert list(formats.parts(file, start=start))[:count] == whole[start.part : start.part + count]
+    assert [piece.start.part for piece in ray_cluster.cut(0, file, found, first=17)] == [
+        start.part for start, _ in found[1:]
     ]
 
 
