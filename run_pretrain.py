@@ -231,10 +231,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
     values.print_chosen()
     print_main("\n".join([*data_lines(tokens, values.folders, values.validation), *plan.lines(), *memory_lines]))
-    if data_args.prepare_on == "ray" and "estimated" in tokens:
-        from llama_lite.data.ray_cluster import task_line
-
-        print_main(run_on_main(task_line, values.text.source, rules))
+    print_reading(groups, rules, values, "estimated" in tokens)
     if session.publishes:
         print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
     for problem in problems:
@@ -243,6 +240,26 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
     if run_args.suggest:
         run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, explicit_args, reasons, plan.lines())
+
+
+def print_reading(groups, rules: dict, values: Values, is_estimate: bool) -> None:
+    """For --dry_run: the tasks that prepare the tokens on a cluster, and what is left out of them. Raises Refusal.
+
+    is_estimate: whether the tokens are not prepared yet.
+    """
+    from llama_lite.data.prepared import PreparedFolder, PreparedTokens
+    from llama_lite.data.shards import read_manifest
+    from llama_lite.training.removal import RemovalOfRun
+
+    data_args, run_args = groups[1], groups[-2]
+    if data_args.prepare_on == "ray" and is_estimate:
+        from llama_lite.data.ray_cluster import task_line
+
+        print_main(run_on_main(task_line, values.text.source, rules))
+    if run_args.without_documents and not is_estimate:
+        folder = Path(data_args.prepared_dir or "")
+        parts = values.folders or [PreparedFolder("", folder, read_manifest(folder))]
+        RemovalOfRun(values.session, run_args, PreparedTokens(parts).by_fingerprint)
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:

@@ -112,7 +112,7 @@ def small(cluster, count: int, killed: int, folder: Path, seed: int) -> dict:
         write_small(text, texts, curated, rng)
         argv = CURATED if curated else []
         prepare(text, here, *argv, workers=1)
-        killer = Killer(cluster, node, rng.random() * took.get(curated, 20.0), there) if kills else None
+        killer = Killer(cluster, node, rng.uniform(0.1, 0.8) * took.get(curated, 20.0), there) if kills else None
         if killer:
             killer.start()
         took[curated] = prepare(text, there, "--prepare_on", "ray", *argv)

@@ -313,6 +313,10 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
                     f" {divided['separator']!r} are one document each. Delete it to prepare it again."
                 )
         return manifest
+    if data.prepare_on == "ray":
+        from .ray_cluster import cluster_address
+
+        cluster_address()  # refused before anything is written
     recipe = build_recipe(data, rules, text.content)
     lock = FolderLock(folder, "prepare")
     lock.acquire()

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import signal
+import socket
 import threading
 import uuid
 from collections import deque
@@ -38,6 +39,7 @@ from .tokenizer import Encoder, vocabulary_size
 PARTS_PER_TASK = 16  # of a large file that one task encodes; small files are encoded together up to as many bytes
 TASK_BYTES = PARTS_PER_TASK * PART_BYTES
 RETRIES = 10  # of a task whose node or worker was lost
+ANSWER_SECONDS = 10.0  # in which the head of the cluster accepts a connection
 COMPARED_FILES = 1000  # of the text whose sizes each node compares
 
 # packages on which the bytes of curated text and tokens depend
@@ -47,17 +49,29 @@ PACKAGES = "datatrove ftfy numpy orjson pyarrow regex tiktoken tokenizers trafil
 # ---- the cluster ----
 
 
+def cluster_address() -> str:
+    """RAY_ADDRESS. Raises Refusal where it names no cluster, or nobody answers there: Ray would try for minutes."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdigit() and "://" not in address):
+        raise Refusal(
+            f"--prepare_on ray: RAY_ADDRESS is {address or 'not set'}. Run the command on a node of the cluster, with"
+            " RAY_ADDRESS=HOST:6379 as `ray start --head` prints it, or start both with configs/slurm/prepare.sbatch."
+        )
+    try:
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise Refusal(f"--prepare_on ray: no Ray cluster answers at RAY_ADDRESS={address} ({error}).") from None
+    return address
+
+
 @contextlib.contextmanager
 def connect() -> Iterator["Cluster"]:
     """The cluster of RAY_ADDRESS, for the block. Raises Refusal where none answers."""
     import ray
 
-    address = os.environ.get("RAY_ADDRESS")
-    if not address or "://" in address:
-        raise Refusal(
-            f"--prepare_on ray: RAY_ADDRESS is {address or 'not set'}. Run the command on a node of the cluster, with"
-            " RAY_ADDRESS=HOST:6379 as `ray start --head` prints it, or start both with configs/slurm/prepare.sbatch."
-        )
+    address = cluster_address()
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)

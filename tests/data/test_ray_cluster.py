@@ -148,14 +148,18 @@ def test_a_folder_that_was_made_for_the_check_is_removed_again(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("address", [None, "ray://127.0.0.1:10001"])
+@pytest.mark.parametrize("address", [None, "ray://127.0.0.1:10001", "127.0.0.1:9"])
 def test_a_cluster_that_is_not_named_is_refused_before_anything_is_written(tmp_path, monkeypatch, address):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
     text = jsonl(tmp_path / "text.jsonl", ["one"] * 9)
-    with pytest.raises(Refusal, match=f"RAY_ADDRESS is {address or 'not set'}. Run the command on a node"):
+    message = f"RAY_ADDRESS is {address or 'not set'}. Run the command on a node"
+    if address == "127.0.0.1:9":
+        message = r"no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9 \(.*refused"
+    with pytest.raises(Refusal, match=message):
         prepare(tmp_path, dataset=str(text), prepare_on="ray")
+    assert not (tmp_path / "tokens").exists()
 
 
 def test_a_missing_ray_is_refused_with_the_line_that_installs_it(monkeypatch):

@@ -2,15 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import log_of, same_tensors
 
 from llama_lite.commands.trace import main as trace_main
 from llama_lite.data.document_index import DocumentIndex
+from llama_lite.data.removal import Removal
 from llama_lite.data.run_windows import windows_of_run
 from llama_lite.errors import Refusal
-from llama_lite.files import read_json, read_jsonl
+from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.training.removal import check_removal
+from llama_lite.training.trainer import ResumePoint
 
 PER_STEP = 16  # windows
 
@@ -46,6 +50,8 @@ def test_a_run_that_goes_on_without_documents_ends_as_one_that_never_read_them(
 ):
     names = listed(tmp_path, reads[11][0], reads[12][0])
     start = {"resume_from_checkpoint": str(whole_run / "checkpoint-10"), "without_documents": names}
+    pretrain(tmp_path / "planned", "--dry_run", **start)
+    assert "without   2 listed documents: " in capsys.readouterr().out and not (tmp_path / "planned").exists()
     resumed = pretrain(tmp_path / "resumed", **start)
     assert "without   2 listed documents: " in capsys.readouterr().out
     fresh = pretrain(tmp_path / "fresh", without_documents=names)
@@ -96,3 +102,30 @@ def test_a_checkpoint_after_the_first_use_is_refused_with_the_one_to_start_from(
             tmp_path / "run", **start, resume_without="optimizer", without_documents=listed(tmp_path, reads[12][0])
         )
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_revision_of_the_hub_becomes_another_run_or_is_removed_again(tmp_path):
+    data = {
+        "data": "w",
+        "order": "shuffled",
+        "order_version": 2,
+        "data_seed": 7,
+        "block_size": 4,
+        "tokens_per_step": 40,
+    }
+    prepared = {"w": (Path("absent"), {"fingerprint": "w", "splits": {"train": {"tokens": 4 * 98 + 1, "shards": []}}})}
+    train, run = windows_of_run(prepared, data, 9), SimpleNamespace(path=tmp_path)
+    pulled = tmp_path / "checkpoint-4"
+    start = ResumePoint(pulled, {"step": 4, "identity": {"data": data}})
+    for position, refused in ((39, True), (40, False)):
+        pulled.mkdir()
+        write_json(tmp_path / "run.json", {"kind": "pretrain", "id": "theirs", "resumed_from": "you/name@step-000004"})
+        removal = Removal(1, {"w": [train.window_of(position)]})
+        if refused:
+            with pytest.raises(Refusal, match="a checkpoint or a revision of step 3 or before"):
+                check_removal(removal, prepared, run, start)
+        else:
+            assert check_removal(removal, prepared, run, start) == ("without_documents",)
+        assert pulled.exists() != refused and ("id" in read_json(tmp_path / "run.json")) == refused
+    with pytest.raises(Refusal, match="read other tokens"):
+        check_removal(removal, {"x": prepared["w"]}, run, start)
