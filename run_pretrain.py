@@ -215,6 +215,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     from llama_lite.data.prepared import data_lines, with_validation
     from llama_lite.data.shards import verify_prepared
     from llama_lite.training.memory import forecast
+    from llama_lite.training.mixture import check_before_preparing
     from llama_lite.training.suggest import write_suggestion
 
     _, data_args, _, hub_args, run_args, training_args = groups
@@ -224,6 +225,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     if "estimated" not in tokens and not values.folders:  # the tokens exist: the arguments must agree with them
         manifest = run_on_main(prepare, data_args, rules, values.text, set(explicit_args))
         run_on_main(verify_prepared, Path(data_args.prepared_dir), manifest, "sizes")
+    check_before_preparing(data_args, tokens, values.validation)
     tokens = with_validation(tokens, values.validation)
     config, plan = plan_of(groups, tokens, planned.processes)
     run_on_main(check_tokenizer, groups, values, config, tokens)
@@ -356,9 +358,9 @@ def recall_mixture(session, data_args, run_args) -> None:
     nor a text.
     """
     from llama_lite.config.pretrain import PREPARING
+    from llama_lite.training.derive_pretrain import RECALLED
 
-    names = ("mixture", "validation", "allow_epochs_of")
-    recorded = run_on_main(session.recorded, names)
+    recorded = run_on_main(session.recorded, RECALLED)
     if any(name in run_args.explicit_args for name in PREPARING):
         recorded.pop("mixture", None)
     for name, value in recorded.items():
@@ -376,13 +378,14 @@ def prepare_text(groups, rules: dict, values: Values):
     from llama_lite.data.prepared import PreparedFolder, PreparedTokens, data_lines, with_validation
     from llama_lite.data.tokenizer import tokenizer_record
     from llama_lite.training import derive_pretrain
-    from llama_lite.training.mixture import find_validation
+    from llama_lite.training.mixture import check_before_preparing, find_validation
     from llama_lite.training.preflight import check_folders
 
     _, data_args, _, _, run_args, training_args = groups
     pull_prepared(data_args, rules, set(run_args.explicit_args))
     values.find_folders(data_args.verify_data)
     _, tokens = values.settle()
+    check_before_preparing(data_args, tokens, values.validation)
     config, plan = plan_of(groups, with_validation(derive_pretrain.at_most(tokens), values.validation))
     is_estimate = "estimated" in tokens
     if is_estimate:

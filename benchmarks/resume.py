@@ -78,6 +78,7 @@ def sparse(small: Path, large: Path) -> None:
 
     shutil.copytree(small, large)
     manifest = read_json(small / "manifest.json")
+    manifest.pop("index", None)  # these shards hold no documents
     template = np.lib.format.header_data_from_array_1_0(np.empty(0, np.uint16)) | {"shape": (SHARD_TOKENS,)}
     shards = []
     for number in range(SHARDS):

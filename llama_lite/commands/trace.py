@@ -7,8 +7,8 @@
     python -m llama_lite trace runs/mine --spikes                 # the documents of each spike of the loss
     python -m llama_lite trace you/name@step-001000 --step 900 --prepared_hub_id you/tokens
 
-RUN is the folder of a run of run_pretrain.py, one of its checkpoints, or a published revision. Orders, epochs and resumes are those that
-its records tell. A document counts as read where a window holds a token of its text.
+RUN is the folder of a run of run_pretrain.py, one of its checkpoints, or a published revision. Orders, epochs and
+resumes are those that its records tell. A document counts as read where a window holds a token of its text.
 """
 
 import argparse
@@ -113,6 +113,7 @@ class Trace:
         stretches = [*self.order.stretches, *(spike.stretch for spike in self.order.spikes)]
         self.prepared = find_prepared(record, fingerprints_of(stretches), prepared_dirs, prepared_hub_ids)
         self.reads = DocumentReads(self.prepared, self.order.stretches, record.removal)
+        self.searches: dict = {}
         self.tokenizer = self._read_tokenizer(next(iter(self.prepared.values()))[0])
 
     def _read_tokenizer(self, folder: Path):
@@ -168,14 +169,10 @@ class Trace:
     def text(self, passage: str, limit: int) -> Iterator[dict]:
         """The places that hold a passage, and their reads."""
         from tqdm import tqdm
-        from transformers import PreTrainedTokenizerFast
-
-        from ..data.text_search import TextSearch
 
         count = 0
-        for fingerprint, (folder, manifest) in self.prepared.items():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-            search = TextSearch(folder, manifest, tokenizer)
+        for fingerprint, (folder, _) in self.prepared.items():
+            search = self._search_of(fingerprint)
             fast = search.is_fast(passage)
             if not fast:
                 print(
@@ -205,6 +202,18 @@ class Trace:
             )
 
     # ---- parts of answers ----
+
+    def _search_of(self, fingerprint: str):
+        """The search of a prepared folder, made once."""
+        from transformers import PreTrainedTokenizerFast
+
+        from ..data.text_search import TextSearch
+
+        if fingerprint not in self.searches:
+            folder, manifest = self.prepared[fingerprint]
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "tokenizer", trust_remote_code=False)
+            self.searches[fingerprint] = TextSearch(folder, manifest, tokenizer)
+        return self.searches[fingerprint]
 
     def _windows(self, step: int, stretch=None) -> list[dict]:
         """The windows of a step, each with its documents and their text in it."""

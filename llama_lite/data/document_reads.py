@@ -146,15 +146,16 @@ def _locate(windows: TokenWindows | MixedWindows, position: int) -> tuple[str, i
     if not isinstance(windows, MixedWindows):
         return windows.fingerprint, windows.window_of(position)
     number, window = windows.locate(position)
-    return windows.folders[number].fingerprint, window
+    return windows.fingerprints[number], window
 
 
 def _positions(windows: TokenWindows | MixedWindows, fingerprint: str, window: int) -> list[int]:
     """The positions of the run at which a window of a folder is read."""
     if not isinstance(windows, MixedWindows):
         return windows.positions_of(window) if windows.fingerprint == fingerprint else []
-    numbers = [i for i, folder in enumerate(windows.folders) if folder.fingerprint == fingerprint]
-    return windows.positions_of(numbers[0], window) if numbers else []
+    if fingerprint not in windows.fingerprints:
+        return []
+    return windows.positions_of(windows.fingerprints.index(fingerprint), window)
 
 
 def fingerprints_of(stretches: Iterable[OrderStretch]) -> list[str]:

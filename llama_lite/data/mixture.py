@@ -1,6 +1,7 @@
 """Which folder of a mixture each window comes from: a fixed schedule, addressable at any position."""
 
 import bisect
+import heapq
 import math
 from collections.abc import Sequence
 
@@ -83,14 +84,21 @@ def _table(weights: list[int], period: int) -> tuple[list[int], list[int], list[
     used = [i for i, weight in enumerate(weights) if weight]
     order, ranks, positions = [], [], [[] for _ in weights]
     bound = max(1, 2 * len(used) - 2)  # counts stay within 1 - 1/bound of their shares
-    counts = [0] * len(weights)
+
+    def turn(i: int, n: int) -> tuple[int, float, int]:
+        """(first position that may be the n-th of source i, where it comes too late up to a common factor, i). Floats
+        order such quotients of small numbers as fractions would.
+        """
+        return -(-period * (1 + n * bound) // (bound * weights[i])) - 1, ((n + 1) * bound - 1) / weights[i], i
+
+    waiting, ready = [turn(i, 0) for i in used], []
+    heapq.heapify(waiting)
     for position in range(period):
-        may_grow = [i for i in used if bound * (weights[i] * (position + 1) - counts[i] * period) >= period]
-        # where a source would be behind by more than the bound, up to a common factor; so small numbers divide exactly
-        # enough that floats order the quotients as fractions would
-        chosen = min(may_grow, key=lambda i: (((counts[i] + 1) * bound - 1) / weights[i], i))
+        while waiting and waiting[0][0] <= position:
+            heapq.heappush(ready, heapq.heappop(waiting)[1:])
+        _, chosen = heapq.heappop(ready)
         order.append(chosen)
-        ranks.append(counts[chosen])
+        ranks.append(len(positions[chosen]))
         positions[chosen].append(position)
-        counts[chosen] += 1
+        heapq.heappush(waiting, turn(chosen, len(positions[chosen])))
     return order, ranks, positions

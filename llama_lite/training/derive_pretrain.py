@@ -55,12 +55,13 @@ UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be to
 RUN_ARGUMENTS = (
     "model_config block_size tokens_per_step order allow_epochs eval_windows probe_windows sample_prompts hours"
     " max_steps learning_rate warmup_steps logging_steps eval_steps save_steps save_total_limit"
-    " per_device_train_batch_size prepared_dir curated_dir mixture validation allow_epochs_of"
+    " per_device_train_batch_size prepared_dir curated_dir"
 ).split()
 
 CURATION_ARGUMENTS = [field.name for field in dataclasses.fields(CurationArguments)]
 SWITCH_ARGUMENTS = ("precision", "compile_layers", "fused_loss", "block_attention")
-RECORDED = (*RUN_ARGUMENTS, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
+RECALLED = ("mixture", "validation", "allow_epochs_of")  # which decide what there is to derive from: set before
+RECORDED = (*RUN_ARGUMENTS, *RECALLED, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
 
 
 def output_dir(dataset: str, mixture: Sequence[str] = ()) -> str:
@@ -104,7 +105,9 @@ class Derivation:
         further_sets: int = 0,
     ):
         run, training = groups[-2:]
-        self.groups, self.text, self.recorded, self.mixture = groups, text, dict(recorded), mixture
+        self.groups, self.text, self.mixture = groups, text, mixture
+        others = PREPARING if mixture else ()  # of the run's one text, before it became a mixture
+        self.recorded = {name: value for name, value in recorded.items() if name not in (*others, *RECALLED)}
         self.sets = len(mixture["mixture"] if mixture else [""]) + further_sets
         self.explicit_args = {
             name: value for name, value in explicit_args.items() if (name, value) != ("precision", "auto")

@@ -58,6 +58,19 @@ def find_validation(data, folders: list[PreparedFolder], verify: str) -> list[Pr
     return sets
 
 
+def check_before_preparing(data, tokens: dict, sets: list[PreparedFolder]) -> None:
+    """Raise Refusal where a text that is not prepared yet gets a tokenizer of its own, which no validation set has.
+
+    tokens: a manifest, or an estimate of one.
+    """
+    if "estimated" in tokens and sets and data.tokenizer == "train":
+        raise Refusal(
+            f"--validation {sets[0].name}: {sets[0].folder} has another tokenizer than the one that would be trained on"
+            f" {data.dataset}. Prepare the text first, with --prepare_only, and then the validation set with"
+            f" --tokenizer {data.prepared_dir}/tokenizer; or give --tokenizer {sets[0].folder}/tokenizer."
+        )
+
+
 # ---- the order, and what a resume does to it ----
 
 

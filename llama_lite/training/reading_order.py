@@ -106,8 +106,9 @@ def _next_start(starts: list[_Start], event: dict, changed: dict, first_data: di
     else:
         history = list(before.history)
         if "mixture" not in before.data:
-            history = [{"step": 0, "weights": weights_of(before.data)}]
-            history += [{"step": data_start}] if 0 < data_start < step else []
+            history = _first_history(
+                {"mixture": {"": {"data": before.data["data"], "weight": 1.0}}}, history[0]["step"]
+            )
         if weights_of(before.data) != weights_of(data):
             history.append({"step": step, "weights": weights_of(data)})
         if data_start == step:

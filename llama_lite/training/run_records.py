@@ -82,16 +82,16 @@ def find_prepared(
     folders, hub_ids: of the command; tokens on the Hub are downloaded and verified. Raises Refusal where some are not
     found.
     """
-    folders = [*folders, *_pulled(folders, hub_ids)]
+    folders = list(dict.fromkeys([*folders, *_pulled(folders, hub_ids), *record.folders]))
     found = {}
-    for folder in map(Path, folders or record.folders):
+    for folder in map(Path, folders):
         manifest = read_manifest(folder)
         if manifest is None and (folder / "manifest.json").exists():
             raise altered(folder)
         if manifest:
             found.setdefault(manifest["fingerprint"], (folder, manifest))
     if missing := [one[:12] for one in fingerprints if one not in found]:
-        looked = ", ".join(map(str, folders or record.folders))
+        looked = ", ".join(folders)
         raise Refusal(
             f"{record.name} read tokens with the fingerprint {', '.join(missing)}, which"
             f" {f'are not in {looked}' if looked else 'its records name no folder of'}. Name the prepared folder with"

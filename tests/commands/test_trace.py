@@ -144,7 +144,6 @@ def test_a_published_revision_is_traced_with_tokens_of_the_hub(hub, pretrain, se
         (["--step", "13"], r"--step 13: .* has reached step 12"),
         (["--document", "nowhere"], r"--document nowhere: no document of .* --text finds"),
         (["--text", " "], r"--text is empty"),
-        (["--step", "1", "--prepared_dir", "/nowhere"], r"which are not in /nowhere\. Name the prepared folder"),
         (["--step", "1", "--prepared_hub_id", "no id"], r"--prepared_hub_id no id: not the id"),
     ],
 )
@@ -157,6 +156,18 @@ def test_a_checkpoint_is_traced_up_to_its_step(whole_run, capsys):
     assert ask(capsys, str(whole_run / "checkpoint-10"), "--step", "10") == ask(capsys, str(whole_run), "--step", "10")
     with pytest.raises(Refusal, match=r"checkpoint-10 has reached step 10"):
         trace.main([str(whole_run / "checkpoint-10"), "--step", "11"])
+
+
+def test_tokens_that_were_moved_are_named(whole_run, settings, tmp_path, capsys):
+    shutil.copytree(whole_run, tmp_path / "run")
+    record = read_json(tmp_path / "run/run.json")
+    for values in (record["given"], record["settings"]):
+        values["prepared_dir"] = "/nowhere"
+    write_json(tmp_path / "run/run.json", record)
+    with pytest.raises(Refusal, match=r"which are not in /nowhere\. Name the prepared folder with --prepared_dir"):
+        trace.main([str(tmp_path / "run"), "--step", "1"])
+    moved = ask(capsys, str(tmp_path / "run"), "--step", "1", "--prepared_dir", settings["prepared_dir"])
+    assert moved == ask(capsys, str(whole_run), "--step", "1")
 
 
 def test_what_is_no_run_is_refused(whole_run, tmp_path):

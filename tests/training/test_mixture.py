@@ -1,7 +1,9 @@
 """Runs over a mixture of prepared folders, and runs with several validation sets."""
 
+import json
 import math
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,13 +11,16 @@ import yaml
 from helpers import ROOT, config_file, launch_ranks, log_of, prepare, same_tensors
 from transformers import TrainerCallback
 
+from llama_lite.commands import trace
 from llama_lite.config.pretrain import PREPARING
 from llama_lite.data.dataset import MixedWindows
+from llama_lite.data.document_reads import DocumentReads
 from llama_lite.data.mixture import Schedule
 from llama_lite.errors import Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.training.data_plan import check_epochs, cost_lines, probe_counts, set_rows, source_rows
 from llama_lite.training.mixture import order_history
+from llama_lite.training.reading_order import reading_order
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +119,19 @@ def test_record_and_card_tell_the_folders(whole, folders):
     assert weighted == pytest.approx(0.7 * own[0] + 0.3 * own[1])
 
 
+def test_a_step_and_a_document_of_a_mixture_are_traced(whole, folders, capsys):
+    capsys.readouterr()
+    trace.main([str(whole), "--step", "2", "--json"])
+    [step] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    windows = {folder: [w for w in step["windows"] if w["folder"] == folder] for folder in folders.values()}
+    assert abs(len(windows[folders["web"]]) - 0.7 * 8) < 1 and len(step["windows"]) == 8
+    window = windows[folders["code"]][0]
+    trace.main([str(whole), "--document", window["documents"][0]["name"], "--json"])
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"step": 2, **{name: window[name] for name in ("position", "window", "tokens")}} in answers[0]["reads"]
+    assert [answer["folder"] for answer in answers] == [folders["code"]]
+
+
 class Stop(TrainerCallback):
     """Asks a run to stop in a step."""
 
@@ -173,6 +191,11 @@ def test_another_mixture_is_refused_or_goes_on_in_each_folder(whole, mixed, fold
     assert [n for _, name, n in steps if name == science] == list(range(8))
     history = read_json(tmp_path / "run/checkpoint-8/progress.json")["order_history"]
     assert [entry["step"] for entry in history] == [0, 6] and history[1]["weights"] == {web: 0.5, science: 0.5}
+    order = reading_order(tmp_path / "run", read_json(tmp_path / "run/run.json"))
+    manifests = {name: read_json(f"{folders[name]}/manifest.json") for name in ("web", "code", "science")}
+    prepared = {manifest["fingerprint"]: (Path(folders[name]), manifest) for name, manifest in manifests.items()}
+    traced = [read for step in (7, 8) for read, _ in DocumentReads(prepared, order.stretches).reads(step)]
+    assert [(read.position, read.fingerprint) for read in traced] == [entry[:2] for entry in steps]
     last = [row for row in read_jsonl(tmp_path / "run/log.jsonl") if "loss" in row][-1]
     assert last["tokens_code"] + last["tokens_web"] + last["tokens_science"] == last["tokens"] == 8 * 512
 
@@ -222,6 +245,14 @@ def test_mixtures_that_cannot_be_are_refused(mixed, folders, tmp_path, weights, 
     argv = [word.replace("web=x", f"web={folders['science']}") for word in argv]
     with pytest.raises(Refusal, match=message):
         run(tmp_path / "run", mixed, "--dry_run", *argv, mixture=pairs(there))
+
+
+def test_a_validation_set_cannot_have_a_tokenizer_that_is_not_trained_yet(mixed, folders, tmp_path):
+    changes = {"mixture": None, "dataset": str(tmp_path / "text.jsonl"), "validation": {"s": folders["science"]}}
+    shutil.copy(f"{folders['science']}.jsonl", tmp_path / "text.jsonl")
+    message = r"--validation s: \S+ has another tokenizer .*; or give --tokenizer \S+science/tokenizer"
+    with pytest.raises(Refusal, match=message):
+        run(tmp_path / "run", mixed, "--dry_run", **changes)
 
 
 def test_the_dry_run_tells_tokens_epochs_and_what_evaluations_cost(mixed, folders, tmp_path, capsys):
