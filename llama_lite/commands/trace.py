@@ -112,7 +112,7 @@ class Trace:
         self.order = record.order
         stretches = [*self.order.stretches, *(spike.stretch for spike in self.order.spikes)]
         self.prepared = find_prepared(record, fingerprints_of(stretches), prepared_dirs, prepared_hub_ids)
-        self.reads = DocumentReads(self.prepared, self.order.stretches)
+        self.reads = DocumentReads(self.prepared, self.order.stretches, record.removal)
         self.searches: dict = {}
         self.tokenizer = self._read_tokenizer(next(iter(self.prepared.values()))[0])
 
