@@ -14,6 +14,7 @@ from pathlib import Path
 from .audits import read_audits
 from .metadata import CardError
 
+SESSION_EVENTS = ("started", "resumed", "finished", "interrupted", "unhealthy")
 # the metric by which a task is shown and compared
 PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")
 
@@ -55,6 +56,7 @@ class Records:
     evaluations: list[Evaluation]
     published: list[dict]
     step: int | None = None  # of a revision's records, which end there
+    dashboards: dict[str, dict] = dataclasses.field(default_factory=dict)  # {name of --report_to: where to look}
     audits: list[dict] = dataclasses.field(default_factory=list)  # that the owner put there
 
     @property
@@ -67,7 +69,8 @@ class Records:
         table = dict(self.run["identity"][kind])
         for event in self.events:
             if event["event"] == "changed" and event["kind"] == kind:
-                table |= {name: new for name, (_, new) in event["fields"].items() if name in table}
+                known = {*table, "mixture"}  # a run of one text can become one of a mixture
+                table |= {name: new for name, (_, new) in event["fields"].items() if name in known}
         return table
 
     def mine(self, evaluation: Evaluation) -> list[str]:
@@ -96,6 +99,22 @@ class Records:
     def evaluated(self) -> list[dict]:
         """Entries of the log with a validation loss."""
         return [entry for entry in self.log if "eval_loss" in entry]
+
+    @property
+    def end(self) -> str | None:
+        """How the last session of a run ended: finished, interrupted or unhealthy; None while it goes on, or where it
+        ended without a word. A command that was refused is no session, though `status.json` may be its own.
+        """
+        status = self.status.get("status")
+        if status != "refused":
+            return status
+        ends = [event["event"] for event in self.events if event["event"] in SESSION_EVENTS]
+        return ends[-1] if ends and ends[-1] not in ("started", "resumed") else None
+
+    @property
+    def task_scores(self) -> bool:
+        """Whether tasks were scored at the evaluations of the run (`--eval_tasks`)."""
+        return any("eval_loss" not in entry and any(key.startswith("eval_") for key in entry) for entry in self.log)
 
     @property
     def reached(self) -> dict:
@@ -142,7 +161,7 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
     run = _json(run_folder / "run.json")
     manifest = _json(run_folder / "manifest.json")
     if not run and str((manifest or {}).get("format", "")).startswith("llama_lite.tokens"):
-        data = {**manifest, "curation": _json(run_folder / "curation.json")}
+        data = {**manifest, "curation": _json(run_folder / "curation.json"), "card": _json(run_folder / "card.json")}
         return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
     if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
         raise CardError(
@@ -177,6 +196,7 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         ),
         _jsonl(run_folder / ("published-merged.jsonl" if kind == "merged" else "published.jsonl")),
         step,
+        (_json(run_folder / "dashboards.json") or {}).get("links", {}),
     )
     check(records)
     records.audits = read_audits(run_folder, run.get("id")) if step is None else []
@@ -196,7 +216,9 @@ def check(records: Records) -> None:
                 f"{where}: status.json says finished at step {last_step}, and log.jsonl ends at step {steps[-1]}."
             )
     wanted = records.settings("data").get("data")
-    if records.data and records.data["fingerprint"] != wanted:
+    if mixture := records.settings("data").get("mixture"):
+        _check_mixture(records, mixture)
+    elif records.data and records.data["fingerprint"] != wanted:
         raise CardError(
             f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, but run.json says that it was"
             f" trained on {str(wanted)[:12]}."
@@ -217,6 +239,16 @@ def check(records: Records) -> None:
                     f" tokens, and log.jsonl has {tokens[row['step']]:,} at step {row['step']:,}: these are scores of"
                     " another revision; evaluate again."
                 )
+
+
+def _check_mixture(records: Records, mixture: dict) -> None:
+    """Raise CardError where `data.json` is of other folders than the run's identity (`mixture`)."""
+    there = {part["name"]: part["fingerprint"] for part in records.data.get("mixture", [])}
+    if records.data and there != {name: part["data"] for name, part in mixture.items()}:
+        raise CardError(
+            f"{records.folder}: data.json is of the folders {', '.join(there) or '(none)'}, but run.json says that it"
+            f" was trained on {', '.join(mixture)}, or on other tokens of theirs."
+        )
 
 
 def _evaluation(folder: Path, run: dict) -> Evaluation:

@@ -15,6 +15,7 @@ import dataclasses
 import gc
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -46,6 +47,8 @@ KINDS = {
 
 ARROW_KINDS = ("parquet", "arrow")  # read by pyarrow, whole record batches at a time
 ROW_KINDS = (*ARROW_KINDS, "jsonl", "json", "csv", "tsv")
+NAME_COLUMNS = ("id", "url")  # of rows: what a source calls its documents
+LONGEST_NAME = 2000  # characters of an id or a URL; what is longer names nothing
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
     codecs.BOM_UTF16_LE: "utf-16",
@@ -64,7 +67,8 @@ class TextFile:
     the text of its rows.
 
     `limit`: only so many bytes are read, up to the end of the line or row (None: the whole file). `separator`: what
-    divides a plain text file into documents (None: it is one document).
+    divides a plain text file into documents (None: it is one document). `curated`: its rows are documents that curation
+    kept, which name where they are from.
     """
 
     path: str
@@ -74,6 +78,13 @@ class TextFile:
     column: str | None = None
     limit: int | None = None
     separator: str | None = None
+    curated: bool = False
+
+    @property
+    def is_seekable(self) -> bool:
+        """Whether `parts` can begin at an offset, which is the sum of the lengths of the parts before."""
+        lines = self.kind == "jsonl" or (self.kind == "text" and self.separator is not None and self.limit is None)
+        return lines and not self.path.lower().endswith(COMPRESSED) and os.path.exists(self.path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +99,18 @@ class Part:
     raw: object
     column: str | None = None
     separator: str | None = None
+    curated: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PartStart:
+    """Where in a file a part begins: its number from 0, the number of its first row, and its offset in bytes (None:
+    not known, the file is cut from its beginning).
+    """
+
+    part: int = 0
+    row: int = 1
+    offset: int | None = None
 
 
 class Unreadable(str):
@@ -148,10 +171,17 @@ def ending_of(path: str) -> str:
 # ---- cutting ----
 
 
-def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
-    """The parts of a file, in order. columns: further columns of its rows that are needed. Raises Refusal on a damaged
-    file.
+def parts(file: TextFile, columns: tuple[str, ...] = (), start: PartStart = PartStart()) -> Iterator[Part]:
+    """The parts of a file from a start on, in order. columns: further columns of its rows that are needed. Raises
+    Refusal on a damaged file.
     """
+    if start.offset is None:
+        yield from itertools.islice(_parts(file, columns, PartStart()), start.part, None)
+    else:
+        yield from _parts(file, columns, start)
+
+
+def _parts(file: TextFile, columns: tuple[str, ...], start: PartStart) -> Iterator[Part]:
     if file.kind in ("installed-docs", "installed-files"):
         yield Part(file.kind, file.path, 1, None)
     elif file.kind in ARROW_KINDS:
@@ -159,10 +189,10 @@ def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
     elif file.kind == "mbox":
         yield from _mbox_parts(file)
     else:
-        row = 1
+        row = start.row
         try:
             with open_file(file.path) as handle:
-                for part in _cut(file, handle, columns):
+                for part in _cut(file, handle, columns, start):
                     row = part.first_row
                     yield part
         except DAMAGED as error:
@@ -170,18 +200,20 @@ def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
             raise Refusal(f"{file.name} is damaged{after}: {' '.join(str(error).split())}") from None
 
 
-def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
+def _cut(file: TextFile, handle, columns: tuple[str, ...], start: PartStart) -> Iterator[Part]:
     if file.kind in ("jsonl", "json"):
         handle = _utf8_handle(file, handle)
     if file.kind in ("csv", "tsv"):
         yield from _csv_parts(file, handle, (file.column, *columns) if file.column else None)
     elif file.kind == "jsonl" or (file.kind == "json" and not _is_array(handle)):
-        row = 1
-        for raw in _blocks(handle, b"\n", file.limit):
-            yield Part("jsonl", file.name, row, raw, file.column)
+        row = start.row
+        handle.seek(start.offset) if start.offset else None
+        for raw in _blocks(handle, b"\n", file.limit and file.limit - (start.offset or 0)):
+            yield Part("jsonl", file.name, row, raw, file.column, curated=file.curated)
             row += raw.count(b"\n")
     elif file.separator is not None and file.limit is None:
-        number, separator = 1, separator_in(file.separator, handle.peek(2**16))
+        number, separator = start.row, separator_in(file.separator, handle.peek(2**16))
+        handle.seek(start.offset) if start.offset else None
         end = separator.encode()
         for raw in _blocks(handle, end):
             yield Part(file.kind, file.name, number, raw, separator=separator)
@@ -321,7 +353,8 @@ def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Pa
             names, batches = (_parquet_batches if file.kind == "parquet" else _ipc_batches)(handle)
             _refuse_duplicates(names, columns, file.name)
             _need_columns(columns or (), names, file.name)
-            for batch in batches(columns and list(columns)):
+            named = [name for name in NAME_COLUMNS if names.count(name) == 1]
+            for batch in batches(columns and list(dict.fromkeys([*columns, *named]))):
                 yield Part(file.kind, file.name, row, batch, file.column)
                 row += batch.num_rows
                 read += batch.nbytes
@@ -385,10 +418,11 @@ def read(
 def documents(
     part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None
 ) -> Iterator[Document]:
-    """The documents of a part. Rows and files without one are counted in `skipped`. Raises Refusal where a row is not
-    an object, or lacks a column.
+    """The documents of a part, whose `id` is `FILE:ROW`. Rows and files without one are counted in `skipped`. Raises
+    Refusal where a row is not an object, or lacks a column.
 
-    columns: of rows, kept as metadata. encoding: of text that is not UTF-8 (None: such text is skipped).
+    columns: of rows, kept as metadata, as NAME_COLUMNS are where there are some. encoding: of text that is not UTF-8
+    (None: such text is skipped).
     """
     if part.kind == "installed-docs":
         yield from _docstrings(part.name)
@@ -450,7 +484,23 @@ def _document(
     if not text or text.isspace():
         skipped.add("empty", name)
         return
-    yield Document(text=text, id=name, metadata={c: record.get(c) for c in columns} if columns else {})
+    names = own_names(record.get("metadata", {}) if part.curated else record)
+    origin = record["id"] if part.curated else name
+    yield Document(text=text, id=origin, metadata=names | {c: record.get(c) for c in columns})
+
+
+def own_names(record: dict) -> dict[str, str]:
+    """What a row calls its document: those of NAME_COLUMNS that hold a short text or a whole number."""
+    names = {}
+    for column in NAME_COLUMNS:
+        value = record.get(column)
+        if type(value) in (str, bytes) and 0 < len(value) <= LONGEST_NAME:
+            value = utf8_text(value)
+        elif type(value) is not int:
+            continue
+        if value is not None:
+            names[column] = str(value)
+    return names
 
 
 def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:

@@ -26,10 +26,12 @@ from ..files import FolderLock, read_json, write_json
 from ..folder_kinds import check_folder
 from . import formats, sources
 from .curation import active, curate
+from .document_index import FOLDER as INDEX_FOLDER
 from .formats import Skipped, skipped_lines
 from .ngram_baselines import baselines
 from .shards import (
     FORMAT,
+    ShardIndexer,
     ShardWriter,
     add_fingerprint,
     altered,
@@ -48,6 +50,7 @@ from .tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_record, train_toke
 
 if TYPE_CHECKING:
     from ..config.pretrain import DataArguments
+    from .ray_cluster import Cluster
 
 ROOT = Path("data")
 DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and time
@@ -299,6 +302,8 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
         )
         if lost:
             return _repair(folder, data, rules, text, recorded, manifest, lost)
+        if repair and data.add_index:
+            return _add_index(folder, data, rules, text, recorded, manifest)
         if by_content and "dataset" in explicit_args:
             check_content(folder, recorded, text)
             divided = text.source.record.get("divided", {"files": 0})
@@ -308,6 +313,10 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
                     f" {divided['separator']!r} are one document each. Delete it to prepare it again."
                 )
         return manifest
+    if data.prepare_on == "ray":
+        from .ray_cluster import cluster_address
+
+        cluster_address()  # refused before anything is written
     recipe = build_recipe(data, rules, text.content)
     lock = FolderLock(folder, "prepare")
     lock.acquire()
@@ -354,12 +363,7 @@ def _repair(
     lock.acquire()
     try:
         try:
-            if recipe.get("content"):
-                check_content(folder, recipe, text)
-            text.source  # noqa: B018 (raises where there is none)
-            # Made by a version that did not divide files, or from a text that has no separator.
-            if manifest and "divided" not in manifest["source"]:
-                text.undivided()
+            _read_as_before(folder, text, recipe, manifest)
         except Refusal as refusal:
             raise Refusal(
                 f"prepared tokens in {folder} are damaged ({'; '.join(problems)}) and cannot be repaired without the"
@@ -373,13 +377,54 @@ def _repair(
         lock.release()
 
 
+def _read_as_before(folder: Path, text: Text, recipe: dict, manifest: dict | None) -> None:
+    """Let a text be read as it was for a folder with this recipe and manifest. Raises Refusal where it is another."""
+    if recipe.get("content"):
+        check_content(folder, recipe, text)
+    text.source  # noqa: B018 (raises where there is none)
+    # Made by a version that did not divide files, or from a text that has no separator.
+    if manifest and "divided" not in manifest["source"]:
+        text.undivided()
+
+
+def _add_index(folder: Path, data, rules: dict, text: Text, recipe: dict, manifest: dict) -> dict:
+    """Write the index of documents of a whole folder that has none, and return its manifest, whose fingerprint stays.
+
+    The text is read and encoded again, and compared with the tokens. Raises Refusal where it is another.
+    """
+    if "index" in manifest:
+        print_main(f"index     {folder} has an index of its documents already")
+        return manifest
+    lock = FolderLock(folder, "prepare")
+    lock.acquire()
+    try:
+        try:
+            _read_as_before(folder, text, recipe, manifest)
+        except Refusal as refusal:
+            raise Refusal(f"--add_index needs the text that {folder} was made from. {refusal}") from None
+        shards = {shard["name"]: shard for split in manifest["splits"].values() for shard in split["shards"]}
+        tokenizer = load_tokenizer(str(folder / "tokenizer"))
+        stamp = {"recipe": digest_of(recipe), "tokenizer": manifest["tokenizer"]}
+        make = functools.partial(ShardIndexer, shards=shards)
+        writer = _write_shards(folder, data, _text_to_encode(folder, data, rules, text), tokenizer, stamp, make=make)
+        if writer.index_records.keys() != shards.keys():
+            raise Refusal(f"--add_index: the text in {data.dataset} gives fewer tokens than {folder} holds.")
+        manifest = {name: value for name, value in manifest.items() if name != "digest"}
+        manifest = add_fingerprint({**manifest, "index": writer.index_records})
+        write_json(folder / "manifest.json", manifest)
+        return manifest
+    finally:
+        lock.release()
+
+
 def _withdraw(folder: Path) -> None:
     """Remove the files of a folder that these arguments cannot complete."""
     for name in ("recipe.json", "progress.json", "curation.json"):
         (folder / name).unlink(missing_ok=True)
     for shard in folder.glob("*.npy"):
         shard.unlink()
-    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    for name in ("tokenizer", INDEX_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _prepare(
@@ -390,18 +435,38 @@ def _prepare(
     exact: whether --vocab_size was given. before: the manifest of a folder that is repaired, whose tokens must be
     reproduced. Raises Refusal.
     """
-    source = text.source
+    if data.prepare_on == "local":
+        return _prepare_on(None, folder, data, rules, text, recipe, exact, before)
+    from .ray_cluster import absolute, connect
+
+    text.source = absolute(text.source)
+    with connect() as cluster:
+        curated = [Path(data.curated_dir or folder.parent / "curated")] if active(rules) else []
+        cluster.check([folder, *curated], text.source, bool(curated))
+        return _prepare_on(cluster, folder, data, rules, text, recipe, exact, before)
+
+
+def _prepare_on(
+    cluster: "Cluster | None",
+    folder: Path,
+    data,
+    rules: dict,
+    text: Text,
+    recipe: dict,
+    exact: bool,
+    before: dict | None,
+) -> dict:
+    """As `_prepare`, on a cluster or in processes of this machine (None)."""
+    source = _text_to_encode(folder, data, rules, text, cluster)
     if active(rules):
-        source = _curated(
-            Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir)
-        )
         shutil.copyfile(Path(source.files[0].path).parent.parent / "curation.json", folder / "curation.json")
     known = before["tokenizer"] if before else read_progress(folder).get("stamp", {}).get("tokenizer")
     tokenizer = _tokenizer_for(folder, data, source, exact, known)
     if before and tokenizer_record(tokenizer) != known:
         raise _beyond_repair(folder, "the tokenizer is now a different one")
     identified = tokenizer_record(tokenizer)  # before its first call, which drops the truncation of a tokenizer.json
-    writer = _write_shards(folder, data, source, tokenizer, {"recipe": digest_of(recipe), "tokenizer": identified})
+    stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
+    writer = _write_shards(folder, data, source, tokenizer, stamp, cluster)
     _check_amount(folder, data, writer)
     manifest = {
         "format": FORMAT,
@@ -420,6 +485,7 @@ def _prepare(
         **writer.counts,
         "skipped": writer.skipped,
         "files": file_records(folder),
+        **({"index": writer.index_records} if writer.index else {}),
     }
     if before and fingerprint(manifest) != before["fingerprint"]:
         raise _beyond_repair(folder, "the text now gives different tokens")
@@ -428,16 +494,31 @@ def _prepare(
     return manifest
 
 
-def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) -> ShardWriter:
-    """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read."""
+def _text_to_encode(folder: Path, data, rules: dict, text: Text, cluster: "Cluster | None" = None) -> Source:
+    """The text as it is encoded: curated, where there are rules."""
+    if not active(rules):
+        return text.source
+    path = Path(data.curated_dir or folder.parent / "curated")
+    return _curated(path.absolute() if cluster else path, data, rules, text, bool(data.curated_dir), cluster)
+
+
+def _write_shards(
+    folder: Path, data, source: Source, tokenizer, stamp: dict, cluster: "Cluster | None" = None, make=ShardWriter
+) -> ShardWriter:
+    """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read. make: the
+    kind of writer.
+    """
     start = time.monotonic()
-    writer = ShardWriter(
-        folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
-    )
+    writer = make(folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
     with tqdm(
         total=data.max_tokens, initial=writer.total, desc="tokenizing", unit="tok", unit_scale=True, disable=None
     ) as bar:
-        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
+        encoded = (
+            cluster.tokenize(source, tokenizer, writer.position)
+            if cluster
+            else tokenize(source, tokenizer, writer.position, data.prepare_workers)
+        )
+        for batch in () if writer.full else encoded:
             bar.update(writer.add(batch))
             if writer.full:
                 break
@@ -494,7 +575,7 @@ def _refuse_empty(folder: Path, data, skipped: dict) -> None:
     raise Refusal(f"--dataset {data.dataset} holds no text: {'; '.join(skipped_lines(skipped)) or 'no documents'}.")
 
 
-def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
+def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster: "Cluster | None") -> Source:
     """The curated text of a source, made once for all tokenizations of it. explicit: whether `path` is the folder
     itself.
     """
@@ -517,7 +598,7 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Sourc
             )
         write_json(folder / "recipe.json", recipe)
         with disk_full_as_refusal(folder):
-            return curate(text.source, rules, folder, data.prepare_workers)
+            return curate(text.source, rules, folder, data.prepare_workers, cluster and cluster.run_stage)
     finally:
         lock.release()
 

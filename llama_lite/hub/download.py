@@ -172,13 +172,16 @@ def pull_model(ref: Reference) -> tuple[str, Path]:
 # ---- prepared tokens as a dataset repository ----
 
 
-def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
+def push_prepared(folder: Path, repo: str, private: bool | None, said: dict) -> None:
     """Publish a prepared folder as a dataset repository: one commit of its shards, tokenizer and records, with the
     sha256 of each file.
 
-    Content that is published already is not pushed again. Raises Refusal where the repository holds other data, or the
-    Hub fails.
+    Content that is published already is not pushed again, except for files that were added since, such as the index of
+    documents. Raises Refusal where the repository holds other data, or the Hub fails. said: HubArguments.card, which
+    the folder keeps for its card.
     """
+    if any(said.values()):
+        write_json(Path(folder) / "card.json", said)
     paths = [
         path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not _is_local(path.relative_to(folder))
     ]
@@ -218,9 +221,12 @@ def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict
     head = commit_of(ref, "dataset")
     existing = {entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", revision=head, recursive=True)}
     published = _prepared_record(ref, head) if REVISION in existing else None
-    if published and published["fingerprint"] == record["fingerprint"]:
+    same = bool(published) and published["fingerprint"] == record["fingerprint"]
+    if same and record["files"].keys() <= published["files"].keys():
         return head, False
-    if published or existing & set(record["files"]):  # other files that people keep there stay
+    if (published and not same) or (
+        not published and existing & set(record["files"])
+    ):  # other files that people keep there stay
         raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not overwritten: choose another name.")
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)
@@ -314,7 +320,7 @@ def _repair(ref: Reference, folder: Path) -> None:
 
 def _is_local(path: Path) -> bool:
     """Whether a file of a prepared folder stays on this machine."""
-    return path.name.startswith(".") or path.parts[0] in ("curation", "kept", "figures", "README.md")
+    return path.name.startswith(".") or path.parts[0] in ("curation", "kept", "figures", "README.md", "card.json")
 
 
 def _prepared_record(ref: Reference, commit: str) -> dict:

@@ -5,6 +5,7 @@ All of it happens on rank 0, before any model is made.
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..checkpoint import integrity, store, verify
@@ -27,13 +28,17 @@ from . import trainer
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """The arguments about resuming, by name. repo: where the run publishes, None if it does not."""
+    """The arguments about resuming, by name. repo: where the run publishes, None if it does not. also_allowed: the
+    fields of the identity that may differ from the checkpoint's for another reason than `allow_changes`; may raise
+    Refusal (rank 0).
+    """
 
     resume_from_checkpoint: str
     resume_without: str
     allow_changes: str
     repo: str | None
     hub_required: bool
+    also_allowed: Callable[[RunFolder, trainer.ResumePoint], Iterable[str]] = lambda run, start: ()
 
 
 def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.ResumePoint:
@@ -186,8 +191,8 @@ OLD_DEFAULTS = {
 SWITCHES = ("compile_layers", "fused_loss")
 
 
-def recorded_values(output_dir: str, mode: str, repo: str | None, names) -> dict:
-    """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new
+def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
+    """{argument: value} of the run that a command goes on with, and its `order_version`; empty where it begins a new
     one.
 
     mode: --resume_from_checkpoint; repo: where the run publishes, used if the folder has no checkpoint. What the newest
@@ -232,19 +237,20 @@ def recorded_values(output_dir: str, mode: str, repo: str | None, names) -> dict
         },
     }
     values |= {name: switches[name] for name in SWITCHES if name in switches} | {
-        "block_attention": switches.get("attention") == block_attention.NAME
+        "order_version": identity["data"].get("order_version", 1),
+        "block_attention": switches.get("attention") == block_attention.NAME,
     }
-    return {name: values[name] for name in names if name in values}
+    return values
 
 
-def values_to_continue(run, training, repo: str | None, names) -> dict:
+def values_to_continue(run, training, repo: str | None) -> dict:
     """As `recorded_values`; empty for --suggest and for --dry_run with --hours, which are about a new run.
 
     run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
     """
     if run.suggest or (run.dry_run and "hours" in run.explicit_args):
         return {}
-    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo, names)
+    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo)
     if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
         began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
         raise Refusal(
@@ -324,7 +330,8 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
     start = trainer.read_resume_point(folder, without)
     if folder is None:
         return start
-    start.changed = check_changes(start.manifest["identity"], identity, start.step, options.allow_changes)
+    allowed = ",".join([*names(options.allow_changes), *options.also_allowed(run, start)])
+    start.changed = check_changes(start.manifest["identity"], identity, start.step, allowed)
     if "optimizer" not in without:
         _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):

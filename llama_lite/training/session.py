@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from .. import provenance
 from ..checkpoint.identity import RunIdentity
 from ..config.fields import switches as library_switches
+from ..data.dataset import ORDER_VERSION
 from ..distributed import RANK, print_main, run_on_main
 from ..errors import Interrupted, Refusal
 from ..files import read_json, read_jsonl
@@ -21,7 +22,7 @@ from ..machine.hardware import configure_cpu, deterministic_algorithms
 from ..machine.parallelism import check_launch, layout, use_one_gpu
 from ..processes import StopSignals, seconds_since_start
 from ..run_folder import RunFolder
-from . import goodput, resume
+from . import dashboards, goodput, resume
 from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .callbacks.stop_after_step import StopAfterStep
@@ -38,7 +39,8 @@ class Session:
     or a login that the run cannot do with.
 
     Before the run publishes, the script sets `export_to(checkpoint, folder)`, which writes a revision's files, and
-    `merge_to`, the same for the merged model of a second repository, if there is one.
+    `merge_to`, the same for the merged model of a second repository, if there is one. `also_allowed` is that of
+    ResumeOptions.
     """
 
     def __init__(self, kind: str, hub_args, run_args, training_args, shards: bool = True):
@@ -51,9 +53,12 @@ class Session:
         disable_progress_bar()
         configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
         self.export_to = self.merge_to = None
+        self.also_allowed = resume.ResumeOptions.also_allowed
+        self.values: dict | None = None  # of the record of the run that goes on, on rank 0
         self.run: RunFolder | None = None
         self.signals: StopSignals | None = None
         self.start: ResumePoint | None = None
+        self.dashboards: dashboards.Continuation | None = None
         self.publishers: list[Publisher] = []  # on rank 0
         self.ends = contextlib.ExitStack()
 
@@ -73,7 +78,13 @@ class Session:
 
     def recorded(self, names) -> dict:
         """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
-        return resume.values_to_continue(self.run_args, self.training_args, self.repo, names)
+        if self.values is None:
+            self.values = resume.values_to_continue(self.run_args, self.training_args, self.repo)
+        return {name: self.values[name] for name in names if name in self.values}
+
+    def order_version(self) -> int:
+        """How the order of the windows follows from the seed (rank 0): today's in a run that begins."""
+        return self.recorded(("order_version",)).get("order_version", ORDER_VERSION)
 
     def catch_signals(self) -> None:
         """Let signals end the process in order: at once until training begins, then after a save. In the run's folder,
@@ -162,7 +173,7 @@ class Session:
             "plan": dataclasses.asdict(plan),
             "given": run_args.explicit_args,
             "settings": settings,
-            "card": {"license": hub.card_license, "language": hub.card_language},
+            "card": hub.card,
             **record,
             **provenance.provenance(),
         }
@@ -172,6 +183,7 @@ class Session:
             run_args.allow_changes,
             self.repo,
             hub.hub_required,
+            self.also_allowed,
         )
         self.identity_record = record["identity"]
         self.start = resume.find_start(self.run, record, options)
@@ -181,6 +193,11 @@ class Session:
                 f" {self.start.step}. Give a later step, or leave it out."
             )
         record["id"] = resume.run_id_of(self.run, record["identity"], self.start.checkpoint is None)
+        if self.publishes and not hub.card_license:
+            print_main(
+                "license   the card will name none, and without one nobody knows what they may do with the model:"
+                " --card_license apache-2.0, mit, other ..."
+            )
         if self.publishes and RANK == 0:
             self.publishers = self._make_publishers(self.run, record["id"])
         for publisher in self.publishers:
@@ -190,6 +207,9 @@ class Session:
             return None
         if self.start.checkpoint is None:
             check_new()
+        reported = self.run, self.start, self.training_args.report_to, record["id"], self.repo
+        self.dashboards = dashboards.continuation(*reported)  # before the log is rewound
+        self.ends.enter_context(dashboards.environment(self.dashboards, self.training_args))
         resume.begin_run(self.run, record, self.start)
         run_on_main(resume.open_queues, self.publishers[:1], hub.hub_required)
         return self.start
@@ -214,6 +234,7 @@ class Session:
         trainer.add_callback(Health(self.run))
         if self.run_args.stop_after_step:
             trainer.add_callback(StopAfterStep(trainer, self.run_args.stop_after_step))
+        dashboards.attach(trainer, self.dashboards)
 
     def train(self, trainer: VerifiedTraining, steps: int) -> bool:
         """Train up to the last step and evaluate; False if nothing of that is left. Raises Interrupted when it was

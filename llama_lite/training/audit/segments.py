@@ -5,6 +5,7 @@ import hashlib
 import re
 
 from ...checkpoint.identity import differences
+from ...data import removal
 from ...errors import Differs, Refusal
 from ...formatting import duration, size
 from ..trainer import TIMINGS
@@ -105,6 +106,11 @@ def complete(source: HubSource | FolderSource, segment: Segment) -> Segment:
                 f"--audit: {source.where} holds two runs: {state.name} is of {state.run}, {segment.holder.name} of"
                 f" {segment.holder.run}. Audit steps of one run."
             )
+    if removal.FIELD in segment.holder.manifest["identity"]["data"]:
+        raise Refusal(
+            f"--audit: {source.where} left out documents (--without_documents), and their list is not published, so its"
+            " steps cannot be made again."
+        )
     record = segment.holder.manifest.get("rerun")
     if segment.start is None and isinstance(record, dict) and record.get("init_from"):
         raise Refusal(
