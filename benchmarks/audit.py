@@ -160,14 +160,13 @@ def moment_of_end(run, first, last, tokens, chance):
 
 def document_exchanged(run, first, last, tokens, chance):
     """The tokens that the record names have other ones in one window that the segment reads."""
-    from llama_lite.data.dataset import TokenWindows
+    from llama_lite.data.run_windows import windows_of_run
     from llama_lite.data.shards import add_fingerprint
     from llama_lite.digests import sha256
 
     manifest, identity = read_json(tokens / "manifest.json"), read_json(run / "run.json")["identity"]["data"]
-    windows = read_json(run / "run.json")["plan"]["epoch_windows"]
     block, per_step = identity["block_size"], identity["tokens_per_step"] // identity["block_size"]
-    data = TokenWindows(tokens, manifest, "train", block, identity["order"], identity["data_seed"], windows, None)
+    data = windows_of_run({manifest["fingerprint"]: (tokens, manifest)}, identity, last)
     begin = data.window_of(chance.randrange(first * per_step, last * per_step)) * block
     shards = manifest["splits"]["train"]["shards"]
     number = int(np.searchsorted(data.ends, begin, side="right"))

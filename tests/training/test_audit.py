@@ -143,6 +143,30 @@ def forge_model(repo: str, folder: Path) -> None:
     HfApi().create_tag(repo, tag="step-000004-2", revision=commit)
 
 
+def test_a_mixture_with_a_validation_set_is_audited_by_its_recorded_arguments(pretrain, copy, audit, tmp_path):
+    from benchmarks.kill import write_text
+
+    _, first = copy
+    write_text(tmp_path / "other.jsonl", 60_000)
+    other = {"dataset": str(tmp_path / "other.jsonl"), "tokenizer": f"{first}/tokenizer", "vocab_size": None}
+    pretrain(tmp_path / "none", "--prepare_only", **other, prepared_dir=str(tmp_path / "other"), validation_tokens=3000)
+    run = pretrain(
+        tmp_path / "mixed",
+        **dict.fromkeys(("dataset", "prepared_dir", "tokenizer", "vocab_size", "shard_tokens", "validation_tokens")),
+        mixture=[f"{first}=0.7", f"{tmp_path}/other=0.3"],
+        validation=[f"again={first}"],
+        max_steps=4,
+        save_steps=2,
+        logging_steps=1,
+        eval_steps=2,
+    )
+    found = audit(f"{run}@step-2..step-4")
+    (segment,) = found["segments"]
+    assert found["verdict"] == "equal, bit for bit" and segment["lines"] == 4  # two losses, two evaluations
+    fields = compare.lines_of(read_jsonl(run / "log.jsonl"), 4, 4)[4, True]
+    assert {"eval_loss", "eval_other_loss"} <= fields.keys()
+
+
 # ---- forgeries ----
 
 

@@ -111,9 +111,9 @@ class Audit:
         )
         for segment in planned:
             rerun.rerun_arguments(self.source, segment)
-            places = tokens.token_places(self.source, segment, self.given)
+            locations = tokens.token_locations(self.source, segment, self.given)
             print_main("\n".join(segments.cost_lines(self.source, segment, self.elsewhere(segment))))
-        print_main(f"tokens    {', '.join(map(str, places))}")
+        print_main(f"tokens    {', '.join(map(str, locations))}")
         self.record["run"] = planned[0].holder.run
         return planned
 
@@ -200,9 +200,9 @@ def audit_segment(own: Audit, segment: Segment, main: Callable) -> dict:
 
 def find_tokens(own: Audit, segment: Segment) -> dict:
     """{argument: value} that lead to the run's tokens, which are downloaded where they are not here (rank 0)."""
-    places = tokens.token_places(own.source, segment, own.given)
-    tokens.fetch_tokens(places)
-    return tokens.token_arguments(own.source, segment, places, own.given)
+    locations = tokens.token_locations(own.source, segment, own.given)
+    tokens.fetch_tokens(locations)
+    return tokens.token_arguments(own.source, segment, locations, own.given)
 
 
 def new_result(segment: Segment) -> dict:

@@ -160,14 +160,14 @@ def tokens_of(manifest: dict, source: str) -> list[dict]:
     for record in found:
         hub, recipe = (record.get("hub"), record.get("recipe")) if isinstance(record, dict) else ("", "")
         whole = isinstance(hub, dict | None) and isinstance(recipe, dict | None)
-        if not whole or (hub and not _is_place(hub)) or not isinstance(record.get("fingerprint"), str):
+        if not whole or (hub and not _is_repository(hub)) or not isinstance(record.get("fingerprint"), str):
             raise Refusal(f"{source}: its record of tokens is malformed: {str(record)[:200]}.")
         if not isinstance(record.get("folder"), str | None) or not is_digest(record["fingerprint"]):
             raise Refusal(f"{source}: its record of tokens names no folder or fingerprint: {str(record)[:200]}.")
     return found
 
 
-def _is_place(hub: dict) -> bool:
+def _is_repository(hub: dict) -> bool:
     """Whether a record names a repository of the Hub, and a commit or none."""
     commit = hub.get("commit")
     return bool(REPOSITORY.fullmatch(str(hub.get("id")))) and (

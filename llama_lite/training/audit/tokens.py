@@ -22,7 +22,7 @@ WITH_FOLDERS = ("mixture", "validation", "allow_epochs_of")  # arguments of runs
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class TokenLocation:
     """Where one prepared folder of a run is. recorded: its name in the run's arguments. fingerprint: what its tokens
     must have. folder: where it is here, or will be; None where it is made from the text. ref: where it is downloaded
     from. is_given: whether the auditor chose it.
@@ -38,11 +38,11 @@ class Place:
         return (f"{self.ref} in " if self.ref else "") + (self.folder or "prepared from the text")
 
 
-def token_places(source: HubSource | FolderSource, segment: Segment, given: dict) -> list[Place]:
+def token_locations(source: HubSource | FolderSource, segment: Segment, given: dict) -> list[TokenLocation]:
     """Where each prepared folder of the run is. given: {argument: value} of GIVEN. Raises Refusal."""
     records = tokens_of(segment.holder.manifest, f"{source.where}@{segment.holder.name}")
     if not given:
-        return [_place(source, record, len(records) == 1) for record in records]
+        return [_locate(source, record, len(records) == 1) for record in records]
     if len(records) > 1:
         raise Refusal(
             f"--audit: this run read {len(records)} prepared folders, which --{next(iter(given))} cannot stand for: put"
@@ -52,21 +52,21 @@ def token_places(source: HubSource | FolderSource, segment: Segment, given: dict
     if "prepared_hub_id" in given and ref is None:
         raise Refusal(f"--prepared_hub_id {given['prepared_hub_id']}: a dataset on the Hub is owner/name@revision.")
     folder = given.get("prepared_dir") or (_folder_of(ref.repo, record) if ref else None)
-    return [Place(record["folder"], record["fingerprint"], folder, ref, True)]
+    return [TokenLocation(record["folder"], record["fingerprint"], folder, ref, True)]
 
 
-def _place(source: HubSource | FolderSource, record: dict, is_only: bool) -> Place:
+def _locate(source: HubSource | FolderSource, record: dict, is_only: bool) -> TokenLocation:
     """Where the tokens of a record are: here, on the Hub, or, of the only folder of a run, in their text."""
     recorded, expected = record["folder"], record["fingerprint"]
     for folder in (recorded, *_folders_of(source.settings())):
         manifest = read_manifest(Path(folder)) if folder else None
         if manifest and manifest["fingerprint"] == expected:
-            return Place(recorded, expected, folder)
+            return TokenLocation(recorded, expected, folder)
     if hub := record["hub"]:
         folder = _folder_of(recorded or hub["id"], record)
-        return Place(recorded, expected, folder, Reference(hub["id"], hub["commit"]))
+        return TokenLocation(recorded, expected, folder, Reference(hub["id"], hub["commit"]))
     if is_only and _is_public(record):
-        return Place(recorded, expected, None)
+        return TokenLocation(recorded, expected, None)
     problem = (
         f"--audit: tokens of this run (fingerprint {expected[:12]}) are not here, and it records no dataset of them"
     )
@@ -98,40 +98,44 @@ def _is_public(record: dict) -> bool:
     return dataset in INSTALLED or bool(REPOSITORY.fullmatch(dataset) and not os.path.exists(dataset))
 
 
-def fetch_tokens(places: list[Place]) -> None:
+def fetch_tokens(locations: list[TokenLocation]) -> None:
     """Download the tokens that are not here, and check that all are the run's (rank 0). Raises Refusal, and Differs for
     other tokens where the run's own record leads to.
     """
-    for place in places:
-        if place.ref:
-            pull_prepared(place.ref, DataArguments(prepared_dir=place.folder), {}, set())
-        check_tokens(place, place.folder)
+    for location in locations:
+        if location.ref:
+            pull_prepared(location.ref, DataArguments(prepared_dir=location.folder), {}, set())
+        check_tokens(location, location.folder)
 
 
-def check_tokens(place: Place, folder: str | None) -> None:
+def check_tokens(location: TokenLocation, folder: str | None) -> None:
     """Raise Refusal, or Differs where the run's own record leads to them, for other tokens than the run's in a folder;
     one that is not there is left alone.
     """
     manifest = read_manifest(Path(folder)) if folder else None
-    if manifest is None or manifest["fingerprint"] == place.fingerprint:
+    if manifest is None or manifest["fingerprint"] == location.fingerprint:
         return
-    text = f"{folder} holds the tokens {manifest['fingerprint'][:12]}, the run was trained on {place.fingerprint[:12]}"
-    if place.is_given:
+    text = (
+        f"{folder} holds the tokens {manifest['fingerprint'][:12]}, the run was trained on {location.fingerprint[:12]}"
+    )
+    if location.is_given:
         raise Refusal(f"--audit: {text}: give the run's tokens.")
     raise Differs(f"the tokens that the run records are others: {text}")
 
 
-def token_arguments(source: HubSource | FolderSource, segment: Segment, places: list[Place], given: dict) -> dict:
-    """{argument: value} that lead the script to the tokens in `places`. Raises Refusal."""
+def token_arguments(
+    source: HubSource | FolderSource, segment: Segment, locations: list[TokenLocation], given: dict
+) -> dict:
+    """{argument: value} that lead the script to the tokens in `locations`. Raises Refusal."""
     record = segment.holder.manifest.get("rerun") or {"arguments": {}, "tokens": [{"recipe": None}]}
     own = {name: source.settings()[name] for name in WITH_FOLDERS if source.settings().get(name)}
     named = {name: record["arguments"][name] for name in WITH_FOLDERS if record["arguments"].get(name)} | own
-    moved = {place.recorded: place.folder for place in places if place.recorded and place.folder}
+    moved = {location.recorded: location.folder for location in locations if location.recorded and location.folder}
     found = {name: [_moved(item, name, moved) for item in items] for name, items in named.items()}
     if "mixture" in named:
         return found
-    if places[0].folder:
-        return found | {"prepared_dir": places[0].folder}
+    if locations[0].folder:
+        return found | {"prepared_dir": locations[0].folder}
     recipe = record["tokens"][0]["recipe"] or {}
     return found | _recipe_arguments(recipe) | {"dataset": given.get("dataset") or recipe["dataset"]}
 
@@ -145,7 +149,7 @@ def _moved(item: str, name: str, moved: dict[str, str]) -> str:
 
 
 def _recipe_arguments(recipe: dict) -> dict:
-    """The arguments of preparation that a recipe holds, but the place of the text. Raises Refusal."""
+    """The arguments of preparation that a recipe holds, but the location of the text. Raises Refusal."""
     tokenizer = str(recipe.get("tokenizer"))
     if recipe and (tokenizer not in ("train", "gpt2") and not REPOSITORY.fullmatch(tokenizer)):
         raise Refusal(
