@@ -195,6 +195,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     from llama_lite.data.preparation import prepare
     from llama_lite.data.shards import describe, verify_prepared
     from llama_lite.training.memory import forecast
+    from llama_lite.training.publishing import publishing_lines
     from llama_lite.training.suggest import write_suggestion
 
     _, data_args, _, hub_args, run_args, training_args = groups
@@ -210,36 +211,13 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     values.print_chosen()
     print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
     if session.publishes:
-        print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
+        print_main("\n".join(publishing_lines(plan, hub_args, training_args, plan.model_bytes)))
     for problem in problems:
         print_main(f"WARNING             {problem}")
     if problems and run_args.strict_plan:
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
     if run_args.suggest:
         run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, explicit_args, reasons, plan.lines())
-
-
-def publishing_lines(plan, hub_args, training_args) -> list[str]:
-    """What a run will publish, and what waits already, for --dry_run."""
-    from llama_lite.formatting import size
-    from llama_lite.hub.publish_queue import is_published, queue_lines
-    from llama_lite.hub.queue_limit import carries_state, default_limit
-    from llama_lite.training.plan import saved_steps
-
-    saved = saved_steps(training_args, plan.steps)
-    state, every = str(hub_args.publish_training_state), hub_args.publish_steps
-    published = [step for step in saved if is_published(step, every, step == plan.steps)]
-    with_state = sum(carries_state(state, step, step == plan.steps) for step in published)
-    total = len(published) * plan.model_bytes + with_state * plan.checkpoint_bytes
-    queue, given = Path(training_args.output_dir) / "queue", hub_args.publish_queue_limit
-    limit = default_limit(queue) if given is None else int(given * 2**30)
-    return [
-        (
-            f"publishes           {len(published)} revisions of {training_args.hub_model_id}, {with_state} with"
-            f" training state: {size(total)} in all; {size(limit)} may wait here"
-        ),
-        *queue_lines(queue),
-    ]
 
 
 # ---- paths, text and tokens ----
