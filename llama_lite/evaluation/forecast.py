@@ -260,7 +260,10 @@ class Progress:
         self.bar.close()
 
     def advance(self, model: int, task: int, fraction: float) -> None:
-        """So much of the requests of a pair, which this process computes, is answered."""
+        """So much of the requests of a pair, which this process computes, is answered. Raises FailedElsewhere where
+        another process has failed.
+        """
+        self.shared.stop_if_failed()
         # texts are scored in more than one call, and each begins at 0
         self._show(max(self.done, self.shared.work + fraction * self._seconds(model, task)))
 

@@ -12,6 +12,10 @@ from ..distributed import RANK, WORLD_SIZE, raise_on_all_ranks
 FAILED, DONE, WORK = "failed", "done", "work"  # keys of the store
 
 
+class FailedElsewhere(Exception):
+    """Another process has failed, so this one stops, too."""
+
+
 class SharedWork:
     """Which pairs this process computes. With one process: all, in order. Create it on all ranks."""
 
@@ -34,6 +38,11 @@ class SharedWork:
             return True
         return not self.store.check([FAILED]) and self.store.add(f"{model}/{task}", 1) == 1
 
+    def stop_if_failed(self) -> None:
+        """Raise FailedElsewhere where another process has failed: its reason follows at the end of `run`."""
+        if self.store is not None and self.store.check([FAILED]):
+            raise FailedElsewhere
+
     def count(self, seconds: float = 0.0) -> tuple[int, float]:
         """Count a pair, which was forecast to take `seconds`, as done. Returns both sums over all processes."""
         if self.store is None:
@@ -44,11 +53,14 @@ class SharedWork:
 
     def run(self, compute: Callable[[], None]) -> list[dict]:
         """Call `compute`, which fills `records`; returns the records of all processes, models and tasks in order.
-        Raises on all ranks what one of them raised, after the pairs that the others are at.
+        Raises on all ranks what one of them raised; the others leave the pairs that they are at after the next batch
+        (`stop_if_failed`).
         """
         error = None
         try:
             compute()
+        except FailedElsewhere:
+            pass
         except Exception as raised:
             error = raised
             if self.store is not None:

@@ -117,7 +117,7 @@ def test_pairs_are_shared_out_once_each_and_none_after_a_failure(monkeypatch):
 
     from llama_lite.evaluation import sharing
 
-    both, pairs, store = [], [[], []], HashStore()
+    both, pairs, store, computed = [], [[], []], HashStore(), []
     monkeypatch.setattr(sharing, "raise_on_all_ranks", lambda error: None)
     for rank in range(2):
         both.append(sharing.SharedWork())
@@ -135,11 +135,18 @@ def test_pairs_are_shared_out_once_each_and_none_after_a_failure(monkeypatch):
     def fails():
         raise Refusal("no")
 
+    def computes():
+        both[1].stop_if_failed()
+        computed.append(1)
+
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda found, own, group: found.__setitem__(0, own))
     monkeypatch.setattr("llama_lite.distributed.waiting_group", lambda: None)
     monkeypatch.setattr(sharing, "WORLD_SIZE", 1)
+    both[1].run(computes)
     both[0].run(fails)
     assert not both[1].take(10, 10)
+    both[1].run(computes)
+    assert computed == [1]  # the other stops at its next batch, and `run` ends with the reason of the first
 
 
 def test_the_time_is_forecast_before_the_first_item(evaluate, base, second, tmp_path, capsys):

@@ -128,6 +128,29 @@ def start(name: str, argv: list[str], folder: Path, zero2: tuple[str, ...]):
     return launch_ranks(on_cpus(name, folder), *argv, through="tests/support/sharded_on_cpu.py")
 
 
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_a_rank_that_fails_alone_in_an_evaluation_keeps_no_other_waiting(settings, tmp_path, name):
+    """Whole copies of a model go on, with a record of it; of a sharded model all ranks end with the reason, at once, and
+    the run goes on from the step before the evaluation.
+    """
+    few = {"max_steps": 2, "save_steps": 1, "eval_steps": 1, "sample_tokens": 0, "eval_windows": 4, "probe_windows": 1}
+    path = config_file(
+        tmp_path, settings, **few, output_dir=str(tmp_path / "run"), per_device_train_batch_size=4, step_timeout=100_000
+    )
+    launcher = ROOT / "configs/accelerate/cpu2.yaml" if name == "ddp" else on_cpus(name, tmp_path)
+    result = launch_ranks(launcher, "--config", str(path), through="tests/support/failing_rank_1.py")
+    status, events = read_json(tmp_path / "run/status.json"), read_jsonl(tmp_path / "run/events.jsonl")
+    failures = [(event["at_step"], event["part"]) for event in events if event["event"] == "evaluation failed"]
+    evaluated = [entry["step"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry]
+    if name == "ddp":
+        assert result.returncode == 0 and status["status"] == "finished", result.stderr
+        assert failures == [(1, "validation loss")] and evaluated == [2]
+    else:
+        assert result.returncode != 0 and status["status"] == "unhealthy"
+        assert "validation loss of the evaluation after step 1: rank 1 failed: this rank alone" in status["reason"]
+        assert read_json(tmp_path / "run/checkpoint-1/progress.json")["evaluation_due"] and evaluated == []
+
+
 def test_number_formats_of_gradients_and_losses(monkeypatch):
     import torch
     from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
