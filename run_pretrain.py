@@ -321,11 +321,13 @@ def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
 
 
 def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -> None:
-    """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have."""
+    """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have. What the
+    launcher leaves to the plan is decided.
+    """
     from llama_lite.kernels.probe import context_of
     from llama_lite.machine.parallelism import layout
     from llama_lite.training.callbacks.samples import check_prompts
-    from llama_lite.training.memory import forecast
+    from llama_lite.training.memory import forecast, settle_resharding
 
     run_args, training_args = groups[-2:]
     run_on_main(check_tokenizer, groups, values, config, manifest)
@@ -334,6 +336,8 @@ def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -
     forecasted = config, plan, layout(), run_args.precision, run_args.fused_loss, training_args, run_args
     if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
+    if chosen := settle_resharding(config, plan, training_args, run_args):
+        values.waiting.append(chosen)
 
 
 def switches(config, run_args) -> dict:
