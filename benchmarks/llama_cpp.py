@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # in place of benchmarks/
+sys.path.insert(0, str(ROOT))
 
 from benchmarks import kill
 from llama_lite.digests import sha256

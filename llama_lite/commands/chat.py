@@ -249,12 +249,15 @@ def columns_of(answers: "dict[str, Answer]", width: int) -> str:
     for name, answer in answers.items():
         lines = [name, "-" * min(len(name), width if narrow else column)]
         for line in answer.text.splitlines():
-            lines += textwrap.wrap(line, width if narrow else column, drop_whitespace=True) or [""]
+            lines += textwrap.wrap(line, width if narrow else column, break_on_hyphens=False) or [""]
         if remark := remark_on(answer):
             lines.append(f"({remark})")
         columns.append(lines)
     if narrow:
         return "\n\n".join("\n".join(lines) for lines in columns) + "\n"
-    wrapped = [[part for line in lines for part in textwrap.wrap(line, column) or [""]] for lines in columns]
+    wrapped = [
+        [part for line in lines for part in textwrap.wrap(line, column, break_on_hyphens=False) or [""]]
+        for lines in columns
+    ]
     rows = itertools.zip_longest(*wrapped, fillvalue="")
     return "".join(" | ".join(cell.ljust(column) for cell in row).rstrip() + "\n" for row in rows)
