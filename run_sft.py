@@ -477,7 +477,8 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
         )
     reference = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
     tuned = f"{reference}+{run.path}" if adapter_args.use_lora else str(run.path)
-    print_main(f"next      python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
+    print_main(f"next      python -m llama_lite chat {shlex.quote(tuned)}")
+    print_main(f"          python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
 
 
 if __name__ == "__main__":
