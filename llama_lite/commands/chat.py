@@ -13,6 +13,7 @@ Ctrl-D or /exit ends the program.
 import argparse
 import contextlib
 import itertools
+import math
 import os
 import shutil
 import sys
@@ -166,7 +167,12 @@ def greeting(conversations: "dict[str, Conversation]") -> str:
     for name, conversation in conversations.items():
         count = sum(parameter.numel() for parameter in conversation.model.parameters())
         way = "continues each message as a text" if conversation.plain else "answers in its chat format"
-        parts.append(f"{name}, {count:,} parameters, a context of {conversation.context:,} tokens, {way}")
+        context = (
+            f"a context of {conversation.context:,} tokens"
+            if conversation.context < math.inf
+            else "a context without limit"
+        )
+        parts.append(f"{name}, {count:,} parameters, {context}, {way}")
     return f"{'; '.join(parts)}. Ctrl-C ends an answer, /reset forgets what was said, Ctrl-D or /exit ends"
 
 

@@ -10,6 +10,7 @@ adapter is merged. The same model gives the same bytes.
 """
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +86,7 @@ def main(argv: list[str]) -> None:
     (model,) = resolve_models([arguments.model], "MODEL")
     name = short_name(model)
     folder = Path(arguments.output_dir or Path("runs") / f"{name}-{'gguf' if arguments.to == 'gguf' else 'merged'}")
-    check_output(folder)
+    check_output(folder, arguments.to)
     if arguments.to == "safetensors":
         write_safetensors(model, arguments, folder)
         print_main(f"finished  {folder}")
@@ -108,10 +109,11 @@ def short_name(model: "Model") -> str:
     return f"{folder.parent.name}-{folder.name}" if generic else folder.name
 
 
-def check_output(folder: Path) -> None:
-    """Raise Refusal unless a folder is empty, new, or an earlier export's."""
-    if kind_of_folder(folder) != "empty" and not (folder / RECORD).is_file():
-        raise Refusal(f"--output_dir {folder} holds files, and no earlier export ({RECORD}): choose another one.")
+def check_output(folder: Path, to: str) -> None:
+    """Raise Refusal unless a folder is empty, new, or an earlier export's of the same kind (--to)."""
+    record = read_json(folder / RECORD)
+    if kind_of_folder(folder) != "empty" and not (isinstance(record, dict) and record.get("to") == to):
+        raise Refusal(f"--output_dir {folder} holds files, and no earlier export --to {to}: choose another one.")
 
 
 def find_base(model: "Model", arguments: argparse.Namespace) -> dict | None:
@@ -138,9 +140,11 @@ def write_safetensors(model: "Model", arguments: argparse.Namespace, folder: Pat
 
     tokenizer = model.tokenizer(arguments.tokenizer_name)
     merged = loading.load_merged(model.base, model.adapter, tokenizer)
+    folder.mkdir(parents=True, exist_ok=True)
+    # first, so that the same command can be run again after a crash
+    write_json(folder / RECORD, {"format": FORMAT, "to": "safetensors", "weights": list(model.weights)})
     merged.to(getattr(torch, arguments.dtype[0])).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    write_json(folder / RECORD, {"format": FORMAT, "to": "safetensors", "weights": list(model.weights)})
 
 
 # ---- GGUF ----
@@ -153,7 +157,6 @@ def write_files(model: "Model", name: str, base: dict | None, arguments: argpars
     """
     from importlib.metadata import version
 
-    from ..chat_format import template
     from ..digests import sha256
     from ..kernels.probe import context_of
     from ..models import gguf, loading
@@ -165,13 +168,6 @@ def write_files(model: "Model", name: str, base: dict | None, arguments: argpars
     weights, files = list(model.weights), {}
     if (earlier := read_json(folder / RECORD)) and earlier.get("weights") == weights:
         files = {file: record for file, record in earlier["files"].items() if (folder / file).is_file()}
-    paths = {dtype: folder / f"{name}-{gguf.SUFFIXES[dtype]}.gguf" for dtype in arguments.dtype}
-    for dtype, path in paths.items():
-        gguf.write_gguf(model.name, loaded, tokenizer, dtype, path)
-        files[path.name] = {"dtype": dtype, "size": path.stat().st_size, "sha256": sha256(path)}
-        print_main(f"wrote     {path}, {size(path.stat().st_size)}")
-    write_text(folder / "Modelfile", gguf.modelfile(paths[arguments.dtype[0]].name, loaded.config, tokenizer))
-    vicuna = template.is_vicuna(tokenizer)
     record = {
         "format": FORMAT,
         "to": "gguf",
@@ -180,26 +176,48 @@ def write_files(model: "Model", name: str, base: dict | None, arguments: argpars
         "weights": weights,
         "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
         "context": context_of(loaded.config),
-        "chat_format": "Vicuna 1.1" if vicuna else "the model's own" if tokenizer.chat_template else None,
+        "chat_format": chat_format_of(tokenizer),
         "gguf": version("gguf"),
         "files": files,
     }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / RECORD, record)  # now, so that the same command can be run again after a crash
+    paths = {dtype: folder / f"{name}-{gguf.SUFFIXES[dtype]}.gguf" for dtype in arguments.dtype}
+    for dtype, path in paths.items():
+        gguf.write_gguf(model.name, loaded, tokenizer, dtype, path)
+        files[path.name] = {"dtype": dtype, "size": path.stat().st_size, "sha256": sha256(path)}
+        print_main(f"wrote     {path}, {size(path.stat().st_size)}")
+    write_text(folder / "Modelfile", gguf.modelfile(paths[arguments.dtype[0]].name, loaded.config, tokenizer))
     write_json(folder / RECORD, record)
     write_text(folder / "README.md", card_of(model, record, arguments.push_to_hub))
 
 
+def chat_format_of(tokenizer) -> str | None:
+    """The name of a tokenizer's chat format; None of a base's."""
+    from ..chat_format import template
+
+    return "Vicuna 1.1" if template.is_vicuna(tokenizer) else "the model's own" if tokenizer.chat_template else None
+
+
 def card_of(model: "Model", record: dict, repo: str | None) -> str:
     """The card of the files, with license and language of the model's own card. Raises Refusal."""
+    import yaml
     from huggingface_hub import ModelCard
 
     from model_card import gguf
-    from model_card.metadata import CardError
+    from model_card.metadata import LICENCES, CardError
 
-    path = (model.adapter or model.base).folder / "README.md"
+    path, own = (model.adapter or model.base).folder / "README.md", {}
+    with contextlib.suppress(ValueError, yaml.YAMLError):  # a card whose metadata cannot be read has nothing to take
+        own = ModelCard(path.read_text(encoding="utf-8")).data.to_dict() if path.is_file() else {}
+    license, language = own.get("license"), own.get("language")
     try:
-        own = ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True).data if path.is_file() else None
-        license, language = getattr(own, "license", None), getattr(own, "language", None)
-        return gguf.render(record, repo, license, language if isinstance(language, str) else None)
+        return gguf.render(
+            record,
+            repo,
+            license if license in LICENCES else None,
+            language if isinstance(language, str) else None,
+        )
     except CardError as error:
         raise Refusal(f"no card can be made: {error}") from None
 

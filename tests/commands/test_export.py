@@ -99,9 +99,10 @@ def test_what_cannot_be_right_is_refused(base, tmp_path, argv, why):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_with_other_files_is_refused(base):
-    with pytest.raises(Refusal, match="holds files, and no earlier export"):
-        main(["export", str(base), "--output_dir", str(base)])
+def test_a_folder_with_other_files_is_refused(base, exported):
+    for folder, to in ((base, "gguf"), (exported, "safetensors")):
+        with pytest.raises(Refusal, match=f"holds files, and no earlier export --to {to}"):
+            main(["export", str(base), "--to", to, "--output_dir", str(folder)])
 
 
 def test_files_and_card_are_published_beside_the_model(hub, exported, base, whole_sft, tmp_path, monkeypatch):
