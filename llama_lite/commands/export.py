@@ -19,6 +19,7 @@ from ..errors import Problems, Refusal
 from ..files import read_json, write_json, write_text
 from ..folder_kinds import kind_of_folder
 from ..formatting import size
+from ..hub.client import REFERENCE
 
 if TYPE_CHECKING:
     from ..evaluation.resolve import Model
@@ -55,7 +56,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer_name", help="a tokenizer other than the model's: gpt2, a folder, or a Hub id")
     hub = parser.add_argument_group("publishing (gguf)")
     hub.add_argument("--push_to_hub", metavar="REPO", help="publish the files and their card in this repository")
-    hub.add_argument("--base_hub_id", metavar="REPO", help="where the model itself is on the Hub, if it was not found")
+    hub.add_argument(
+        "--base_hub_id", metavar="REPO", help="where the model itself is on the Hub, if its records do not say"
+    )
     hub.add_argument("--private", action="store_true", help="a new repository is private")
     arguments = parser.parse_args(argv)
     arguments.dtype = arguments.dtype or [DEFAULTS[arguments.to]]
@@ -66,11 +69,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
         arguments.to == "safetensors" and (len(arguments.dtype) > 1 or arguments.push_to_hub),
         "--to safetensors writes one folder of one --dtype, and does not publish (run_sft.py --merge_adapter does).",
     )
-    for name in ("push_to_hub", "base_hub_id"):
+    for name, form in (("push_to_hub", "owner/name"), ("base_hub_id", "owner/name or owner/name@revision")):
         value = getattr(arguments, name)
-        problems.add_if(
-            value and value.count("/") != 1, f"--{name} {value}: it must be the name of a repository, owner/name."
-        )
+        found = REFERENCE.fullmatch(value or "")
+        right = value is None or (found and (name == "base_hub_id" or not found["revision"]))
+        problems.add_if(not right, f"--{name} {value}: it must be the name of a repository, {form}.")
     problems.end()
     return arguments
 
@@ -122,12 +125,13 @@ def find_base(model: "Model", arguments: argparse.Namespace) -> dict | None:
     """
     from ..models.references import published_as
 
-    found = (arguments.base_hub_id, None) if arguments.base_hub_id else published_as(model.adapter or model.base)
+    given = REFERENCE.fullmatch(arguments.base_hub_id or "")
+    found = (given["repo"], given["revision"]) if given else published_as(model.adapter or model.base)
     if arguments.push_to_hub and found is None:
         raise Refusal(
             f"--push_to_hub {arguments.push_to_hub}: the card names the model that the files were made of, and"
             f" {model.name} is not on the Hub. Publish it first (its own command with --publish_only), or say where it"
-            " is: --base_hub_id owner/name."
+            " is: --base_hub_id owner/name@revision."
         )
     return dict(zip(("hub_id", "revision"), found, strict=True)) if found else None
 

@@ -111,7 +111,7 @@ def test_files_and_card_are_published_beside_the_model(hub, exported, base, whol
 
     folder = shutil.copytree(exported, tmp_path / "out")
     argv = ["export", f"{base}+{whole_sft}", "--dtype", "q8_0", "--output_dir", str(folder)]
-    argv += ["--push_to_hub", "owner/whole-GGUF", "--base_hub_id", "owner/whole"]
+    argv += ["--push_to_hub", "owner/whole-GGUF", "--base_hub_id", "owner/whole@step-000008"]
     hub.faults.append(Fault(r"POST .*/commit/", 412, times=1))
     main(argv)
     names = set(HfApi().list_repo_files("owner/whole-GGUF"))
@@ -119,7 +119,7 @@ def test_files_and_card_are_published_beside_the_model(hub, exported, base, whol
     text = open(hf_hub_download("owner/whole-GGUF", "README.md"), encoding="utf-8").read()
     metadata = yaml.safe_load(text.split("---")[1])
     assert metadata["base_model"] == "owner/whole" and metadata["base_model_relation"] == "quantized"
-    assert "hf download owner/whole-GGUF" in text
+    assert metadata["base_model_revision"] == "step-000008" and "hf download owner/whole-GGUF" in text
     commits = len(HfApi().list_repo_commits("owner/whole-GGUF"))
     main(argv)
     assert len(HfApi().list_repo_commits("owner/whole-GGUF")) == commits  # nothing new, no commit
