@@ -14,6 +14,11 @@ def duration(days: float) -> str:
     return f"{days:,.1f} days" if days >= 1 else f"{days * 24:.1f} h" if days * 24 >= 1 else f"{days * 1440:.1f} min"
 
 
+def dollars(value: float) -> str:
+    """A price: `$1,234.50`, or that it is less than a cent."""
+    return f"${value:,.2f}" if value >= 0.01 or not value else "less than $0.01"
+
+
 def amount(count: float) -> str:
     """Bytes of text in decimal units: `1.5 GB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):

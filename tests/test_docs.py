@@ -49,7 +49,7 @@ SMALL_COMMANDS = {"chat": chat.parse, "export": export.parse}  # of `python -m l
 SNIPPETS = [
     (name, snippet) for name, text in TODAY.items() for snippet in re.findall(r"```python\n(.*?)```", text, re.S)
 ]
-PROGRAMS = {"hf", "pip", "pre-commit", "ruff", "transformers"}  # commands of packages: not checked further
+PROGRAMS = {"hf", "pip", "pre-commit", "ray", "ruff", "transformers"}  # commands of packages: not checked further
 ROOTS = ("configs/", "benchmarks/", "llama_lite/", "tests/", "model_card/", "docs/")
 OLD_UNITS = re.compile(r"\b(nats|tokens|bytes|items|FLOPs?|seconds) a (token|second|byte|step)\b")
 

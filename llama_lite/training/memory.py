@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..formatting import duration, size
+from ..formatting import dollars, duration, size
 from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
 from ..machine.parallelism import Layout
 from .plan import Plan, at_once
@@ -219,8 +219,10 @@ def forecast(
     if layout.sharding == "fsdp2":
         lines.append(f"resharding          {_reshard_advice(memory, layout, plan, precision, available)}")
     flops = plan.flops_per_token * plan.tokens
-    if run.plan_launch or device.type == "cuda" or flops > GPU_LINES_FLOPS:
-        lines += gpu_lines(memory, flops, precision, layout.processes, run.plan_mfu)
+    if run.plan_launch or device.type == "cuda" or flops > GPU_LINES_FLOPS or run.plan_price is not None:
+        # a GPU computes in bfloat16, whatever is faster on this machine, unless a person chose
+        on_gpu = precision if "precision" in run.explicit_args or device.type == "cuda" else "bfloat16"
+        lines += gpu_lines(memory, flops, on_gpu, layout.processes, run.plan_mfu, run.plan_price)
     problems = []
     if memory.total > available:
         fix = what_would_fit(config, plan, run.block_size, precision, layout, fused, available)
@@ -336,9 +338,11 @@ def what_would_fit(
     )
 
 
-def gpu_lines(memory: Memory, flops: float, precision: str, processes: int, mfu: float) -> list[str]:
+def gpu_lines(
+    memory: Memory, flops: float, precision: str, processes: int, mfu: float, price: float | None = None
+) -> list[str]:
     """Lines with the days of a run of `flops` FLOP at `mfu` % MFU on one GPU of several kinds and on `processes` of
-    them, and whether a step fits there.
+    them, what they cost at `price` dollars per GPU and hour, and whether a step fits there.
     """
     from trl.trainer.utils import get_peak_flops
 
@@ -352,10 +356,9 @@ def gpu_lines(memory: Memory, flops: float, precision: str, processes: int, mfu:
                 if memory.total <= USABLE_FRACTION["cuda"] * gigabytes * 1e9
                 else f", but a step does not fit in {gigabytes} GB"
             )
-            lines.append(
-                f"{name}:"
-                f" {duration(days)}{f', {duration(days / processes)} on {processes}' if processes > 1 else ''}{fits}"
-            )
+            several = f", {duration(days / processes)} on {processes}" if processes > 1 else ""
+            cost = "" if price is None else f", {dollars(days * 24 * price)} at {dollars(price)} per GPU and hour"
+            lines.append(f"{name}: {duration(days)}{several}{cost}{fits}")
     if not lines:
         return []
     return [f"time at {mfu:g} % MFU    {lines[0]}", *(f"                    {line}" for line in lines[1:])]

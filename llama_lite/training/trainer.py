@@ -602,9 +602,10 @@ def reads_checkpoint(callback: TrainerCallback) -> bool:
     """Whether a callback reads a checkpoint's folder when it is saved: those of users may, those of transformers do
     where they are asked to upload it.
     """
-    if type(callback).on_save is TrainerCallback.on_save:
+    owner = next(kind for kind in type(callback).__mro__ if "on_save" in vars(kind))  # of the method that is called
+    if owner is TrainerCallback:
         return False
-    if not type(callback).__module__.startswith("transformers."):
+    if not owner.__module__.startswith("transformers."):
         return True
     asked = ("_log_artifacts", "_log_model", "_should_upload_checkpoint", "sync_checkpoints")
     values = [getattr(callback, name, None) for name in asked]

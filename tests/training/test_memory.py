@@ -1,6 +1,7 @@
 """The forecast of a step's memory against what the step really took, and what a plan says of it."""
 
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -153,7 +154,17 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
     )
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, "async_save": True, **run})
+    arguments = SimpleNamespace(
+        **{
+            "plan_launch": None,
+            "plan_mfu": 40.0,
+            "plan_price": None,
+            "explicit_args": {},
+            "block_size": 64,
+            "async_save": True,
+            **run,
+        }
+    )
     return memory.forecast(load_model_config("tiny"), plan, layout, "bfloat16", False, training, arguments)
 
 
@@ -161,6 +172,10 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
     assert problems == [] and lines[0].startswith("memory per device") and "H100:" in "".join(lines)
     assert lines[1].endswith("written while training goes on, from a copy of 11.4 MiB in this machine's memory")
+    assert "$" not in "".join(lines)
+    priced = "".join(planned(tmp_path, 10**9, 420, monkeypatch, plan_price=5.0)[0])
+    # 1e18 FLOP at 40 % of 989e12: 2,528 s
+    assert re.search(r"H100: 42\.\d min, \$3\.51 at \$5\.00 per GPU and hour", priced), priced
     monkeypatch.setattr(memory, "available_memory", lambda: 1)
     lines, _ = planned(tmp_path, 10**9, 420, monkeypatch)
     assert "training waits for each: the copy that one is written from takes 11.4 MiB of memory" in lines[1]
