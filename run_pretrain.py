@@ -29,14 +29,13 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from llama_lite.data.dataset import collate
-    from llama_lite.data.document_reads import document_reads
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
-    from llama_lite.training.mixture import training_windows
+    from llama_lite.training.removal import RemovalOfRun
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
     from llama_lite.training.validation import probe_windows, validation_sets
@@ -75,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        removal = RemovalOfRun(session, run_args, tokens.by_fingerprint)
         version = run_on_main(session.order_version)
         identity = session.identity(
             plan,
@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                 **({"order_version": version} if version > 1 else {}),
                 "block_size": run_args.block_size,
                 "tokens_per_step": run_args.tokens_per_step,
+                **removal.identity(),
             },
             switches=switches(config, run_args),
         )
@@ -101,8 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(config, model_args.model_config, run_args, training_args.device)
         if start.checkpoint is None:
             initial.load(model)
-        train, sources = training_windows(tokens, identity.data, plan, start)
-        check_epochs_left(groups, tokens, train)
+        train, sources, reads = training_data(groups, tokens, removal, identity.data, plan, start)
         held_out = validation_sets(tokens, run_args.block_size, run_args.eval_windows)
         trainer = PretrainTrainer(
             model=model,
@@ -117,8 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             sources=sources,
             **session.trainer_arguments(),
         )
-        history = start.order_history or [{"step": start.data_start}]
-        trainer.document_reads = document_reads(tokens.by_fingerprint, identity.data, plan.steps, history)
+        trainer.document_reads = reads
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out[0].windows, run_args)
 
@@ -234,6 +233,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
     values.print_chosen()
     print_main("\n".join([*data_lines(tokens, values.folders, values.validation), *plan.lines(), *memory_lines]))
+    print_reading(groups, rules, values, "estimated" in tokens)
     if session.publishes:
         print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
     for problem in problems:
@@ -242,6 +242,26 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
     if run_args.suggest:
         run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, explicit_args, reasons, plan.lines())
+
+
+def print_reading(groups, rules: dict, values: Values, is_estimate: bool) -> None:
+    """For --dry_run: the tasks that prepare the tokens on a cluster, and what is left out of them. Raises Refusal.
+
+    is_estimate: whether the tokens are not prepared yet.
+    """
+    from llama_lite.data.prepared import PreparedFolder, PreparedTokens
+    from llama_lite.data.shards import read_manifest
+    from llama_lite.training.removal import RemovalOfRun
+
+    data_args, run_args = groups[1], groups[-2]
+    if data_args.prepare_on == "ray" and is_estimate:
+        from llama_lite.data.ray_cluster import task_line
+
+        print_main(run_on_main(task_line, values.text.source, rules))
+    if run_args.without_documents and not is_estimate:
+        folder = Path(data_args.prepared_dir or "")
+        parts = values.folders or [PreparedFolder("", folder, read_manifest(folder))]
+        RemovalOfRun(values.session, run_args, PreparedTokens(parts).by_fingerprint)
 
 
 def publishing_lines(plan, hub_args, training_args) -> list[str]:
@@ -452,6 +472,20 @@ def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -
     forecasted = config, plan, layout(), run_args.precision, run_args.fused_loss, training_args, run_args
     if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
+
+
+def training_data(groups, tokens, removal, data: dict, plan, start):
+    """(windows of the run, names of the folders of a mixture, which documents it reads). removal: a RemovalOfRun. data:
+    `identity["data"]` of the run. Raises Refusal.
+    """
+    from llama_lite.data.document_reads import document_reads
+    from llama_lite.training.mixture import order_history, training_windows
+
+    train, sources = training_windows(tokens, data, plan, start)
+    removal.apply(train)
+    check_epochs_left(groups, tokens, train)
+    history = order_history(start, data)
+    return train, sources, document_reads(tokens.by_fingerprint, data, plan.steps, history, removal.removal)
 
 
 def switches(config, run_args) -> dict:

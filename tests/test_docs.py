@@ -47,7 +47,7 @@ PARSERS = {
 SNIPPETS = [
     (name, snippet) for name, text in TODAY.items() for snippet in re.findall(r"```python\n(.*?)```", text, re.S)
 ]
-PROGRAMS = {"hf", "pip", "pre-commit", "ruff"}  # commands of packages: not checked further
+PROGRAMS = {"hf", "pip", "pre-commit", "ray", "ruff"}  # commands of packages: not checked further
 ROOTS = ("configs/", "benchmarks/", "llama_lite/", "tests/", "model_card/", "docs/")
 OLD_UNITS = re.compile(r"\b(nats|tokens|bytes|items|FLOPs?|seconds) a (token|second|byte|step)\b")
 

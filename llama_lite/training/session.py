@@ -38,7 +38,8 @@ class Session:
     or a login that the run cannot do with.
 
     Before the run publishes, the script sets `export_to(checkpoint, folder)`, which writes a revision's files, and
-    `merge_to`, the same for the merged model of a second repository, if there is one.
+    `merge_to`, the same for the merged model of a second repository, if there is one. `also_allowed` is that of
+    ResumeOptions.
     """
 
     def __init__(self, kind: str, hub_args, run_args, training_args, shards: bool = True):
@@ -51,6 +52,7 @@ class Session:
         disable_progress_bar()
         configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
         self.export_to = self.merge_to = None
+        self.also_allowed = resume.ResumeOptions.also_allowed
         self.values: dict | None = None  # of the record of the run that goes on, on rank 0
         self.run: RunFolder | None = None
         self.signals: StopSignals | None = None
@@ -180,6 +182,7 @@ class Session:
             run_args.allow_changes,
             self.repo,
             hub.hub_required,
+            self.also_allowed,
         )
         self.identity_record = record["identity"]
         self.start = resume.find_start(self.run, record, options)
