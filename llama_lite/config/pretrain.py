@@ -209,6 +209,10 @@ class RunArguments(CommonRunArguments):
     plan_mfu: float = arg(
         40.0, "For --dry_run: the fraction of peak FLOP/s (MFU, in percent) assumed when estimating days on GPUs."
     )
+    plan_price: float | None = arg(
+        None,
+        "For --dry_run: dollars per GPU and hour, with which the plan says what the run costs (training steps alone).",
+    )
     strict_plan: bool = arg(
         False, "Refuse a run whose plan does not fit in memory or on the disk (default: a warning in --dry_run)."
     )

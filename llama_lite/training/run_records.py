@@ -102,7 +102,9 @@ def find_prepared(
 
 def _pulled(folders: list[str], hub_ids: list[str]) -> list[str]:
     """The folders into which tokens of the Hub were downloaded."""
-    from ..config.pretrain import DataArguments
+    if not hub_ids:
+        return []
+    from ..config.pretrain import DataArguments  # here, since it takes seconds: it imports transformers' arguments
 
     pulled = []
     for number, hub_id in enumerate(hub_ids):
