@@ -216,6 +216,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     from llama_lite.data.shards import verify_prepared
     from llama_lite.training.memory import forecast
     from llama_lite.training.mixture import check_before_preparing
+    from llama_lite.training.publishing import publishing_lines
     from llama_lite.training.suggest import write_suggestion
 
     _, data_args, _, hub_args, run_args, training_args = groups
@@ -235,7 +236,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     print_main("\n".join([*data_lines(tokens, values.folders, values.validation), *plan.lines(), *memory_lines]))
     print_reading(groups, rules, values, "estimated" in tokens)
     if session.publishes:
-        print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
+        print_main("\n".join(publishing_lines(plan, hub_args, training_args, plan.model_bytes)))
     for problem in problems:
         print_main(f"WARNING             {problem}")
     if problems and run_args.strict_plan:
@@ -262,29 +263,6 @@ def print_reading(groups, rules: dict, values: Values, is_estimate: bool) -> Non
         folder = Path(data_args.prepared_dir or "")
         parts = values.folders or [PreparedFolder("", folder, read_manifest(folder))]
         RemovalOfRun(values.session, run_args, PreparedTokens(parts).by_fingerprint)
-
-
-def publishing_lines(plan, hub_args, training_args) -> list[str]:
-    """What a run will publish, and what waits already, for --dry_run."""
-    from llama_lite.formatting import size
-    from llama_lite.hub.publish_queue import is_published, queue_lines
-    from llama_lite.hub.queue_limit import carries_state, default_limit
-    from llama_lite.training.plan import saved_steps
-
-    saved = saved_steps(training_args, plan.steps)
-    state, every = str(hub_args.publish_training_state), hub_args.publish_steps
-    published = [step for step in saved if is_published(step, every, step == plan.steps)]
-    with_state = sum(carries_state(state, step, step == plan.steps) for step in published)
-    total = len(published) * plan.model_bytes + with_state * plan.checkpoint_bytes
-    queue, given = Path(training_args.output_dir) / "queue", hub_args.publish_queue_limit
-    limit = default_limit(queue) if given is None else int(given * 2**30)
-    return [
-        (
-            f"publishes           {len(published)} revisions of {training_args.hub_model_id}, {with_state} with"
-            f" training state: {size(total)} in all; {size(limit)} may wait here"
-        ),
-        *queue_lines(queue),
-    ]
 
 
 # ---- paths, text and tokens ----
@@ -339,7 +317,7 @@ def prepare_only_mixture(session, data_args, values: Values) -> None:
     values.find_folders("hashes")
     print_main("\n".join(data_lines({}, values.folders, values.validation)))
     if session.publishes:
-        run_on_main(push_folders, data_args, session.training_args.hub_private_repo)
+        run_on_main(push_folders, data_args, session.training_args.hub_private_repo, session.hub_args.card)
 
 
 def pull_prepared(data_args, rules: dict, explicit_args: set[str]) -> None:
@@ -459,11 +437,13 @@ def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
 
 
 def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -> None:
-    """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have."""
+    """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have. What the
+    launcher leaves to the plan is decided.
+    """
     from llama_lite.kernels.probe import context_of
     from llama_lite.machine.parallelism import layout
     from llama_lite.training.callbacks.samples import check_prompts
-    from llama_lite.training.memory import forecast
+    from llama_lite.training.memory import forecast, settle_resharding
 
     run_args, training_args = groups[-2:]
     run_on_main(check_tokenizer, groups, values, config, manifest)
@@ -472,6 +452,8 @@ def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -
     forecasted = config, plan, layout(), run_args.precision, run_args.fused_loss, training_args, run_args
     if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
+    if chosen := settle_resharding(config, plan, training_args, run_args):
+        values.waiting.append(chosen)
 
 
 def training_data(groups, tokens, removal, data: dict, plan, start):

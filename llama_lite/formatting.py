@@ -19,6 +19,11 @@ def dollars(value: float) -> str:
     return f"${value:,.2f}" if value >= 0.01 or not value else "less than $0.01"
 
 
+def seconds_in_words(seconds: float) -> str:
+    """Seconds as they are below 90, else as minutes, hours or days: `42 s`, `4.2 min`."""
+    return f"{seconds:.0f} s" if seconds < 90 else duration(seconds / 86_400)
+
+
 def amount(count: float) -> str:
     """Bytes of text in decimal units: `1.5 GB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):

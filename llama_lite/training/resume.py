@@ -19,7 +19,7 @@ from ..hub import client, download, export, publish_queue, revision
 from ..hub.client import HubPermissionError, HubUnavailable, reference
 from ..kernels import block_attention
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
-from ..models.loading import describe_mismatch
+from ..models.loading import check_weights, describe_mismatch
 from ..models.presets import load_model_config
 from ..models.references import FREE_FIELDS, need_weights
 from ..run_folder import RunFolder
@@ -454,6 +454,7 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
             )
         if said := describe_mismatch(theirs, config.bos_token_id, config.eos_token_id):
             print_main(f"init      {init_from}: {said}")
+    check_weights(folder, config)
     return folder
 
 

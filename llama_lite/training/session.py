@@ -252,6 +252,7 @@ class Session:
             "resumed" if checkpoint else "started",
             checkpoint=checkpoint.name if checkpoint else None,
             data_start=self.start.data_start,
+            **({"reshard_after_forward": layout().reshard} if layout().sharding == "fsdp2" else {}),
             **trainer.clock.recorded(),
         )
         trainer.add_callback(DueEvaluationCallback(trainer))

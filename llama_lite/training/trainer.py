@@ -28,7 +28,7 @@ from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
 from ..data.document_reads import DocumentReads
 from ..data.run_windows import describe_windows
-from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
+from ..distributed import WORLD_SIZE, is_known_to_all, print_main, print_once, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, ProbeDiffers, Refusal, Unhealthy, end_of, status_of
 from ..files import read_json
 from ..formatting import shortened, size
@@ -281,13 +281,17 @@ class VerifiedTraining:
         Raises what ends a run in order (Refusal, Interrupted, Unhealthy, a full disk).
         """
         result = failure = None
-        try:
-            result = function(*args)
-        except Exception as error:
-            failure = error
-        watched = self.watchdog.expecting_others() if failure and self.watchdog else contextlib.nullcontext()
+        watched = self.watchdog.attempting(part) if self.watchdog else contextlib.nullcontext()
         try:
             with watched:
+                try:
+                    result = function(*args)
+                except Exception as error:
+                    failure = error
+                    if is_known_to_all(error):
+                        raise
+                    if self.watchdog:
+                        self.watchdog.fail_alone(shortened(error))
                 raise_on_all_ranks(failure)
         except Exception as error:
             if status_of(error):
@@ -304,9 +308,10 @@ class VerifiedTraining:
         raise NotImplementedError
 
     def sum_of_ranks(self, values: list[float]) -> list[float]:
-        """Each value, added up over the processes in float64."""
+        """Each value, added up over the processes in float64. Raises on all ranks where one has failed before."""
         if WORLD_SIZE == 1:
             return values
+        raise_on_all_ranks(None)  # a rank that has failed does not come to the reduction
         return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device)).tolist()
 
     # ---- saving ----

@@ -11,9 +11,9 @@ from ..private import redact
 OCCASION = (  # arguments that belong to one machine or one launch, not to the run
     "output_dir prepared_dir push_to_hub publish_steps publish_training_state publish_only publish_queue_limit"
     " resume_from_checkpoint resume_without allow_changes dry_run prepare_only prepare_workers prepare_on cpu_threads"
-    " verify_data without_documents card_license card_language card_data_license report_to run_name init_from hub_model_id"
-    " hub_private_repo hub_required hub_drain_timeout prepared_hub_id save_total_limit curated_dir hours suggest"
-    " step_timeout plan_price project trackio_space_id trackio_bucket_id trackio_static_space_id"
+    " verify_data without_documents card_license card_language card_data_license report_to run_name init_from"
+    " hub_model_id hub_private_repo hub_required hub_drain_timeout prepared_hub_id save_total_limit curated_dir"
+    " hours suggest step_timeout plan_price project trackio_space_id trackio_bucket_id trackio_static_space_id"
 ).split()
 
 NO_PROMPT = "The beginning of a text"
