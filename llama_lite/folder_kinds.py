@@ -52,9 +52,9 @@ def _kind_by_records(path: Path) -> str | None:
         return kind if kind in ("pretrain", "sft", "eval") else "unknown run"
     if (path / "study.json").is_file():
         return "study"
-    if (path / "audit.json").is_file():
+    audit, manifest, recipe = (read_json(path / name) for name in ("audit.json", "manifest.json", "recipe.json"))
+    if isinstance(audit, dict) and str(audit.get("format")).startswith("llama_lite.audit/"):
         return "audit"
-    manifest, recipe = (read_json(path / name) for name in ("manifest.json", "recipe.json"))
     form = str(manifest.get("format")) if isinstance(manifest, dict) else ""
     if form.startswith("llama_lite.checkpoint/"):
         return "checkpoint"

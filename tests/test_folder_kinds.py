@@ -20,6 +20,7 @@ MADE = {  # kind: a folder's files
     "sft": {"run.json": {"kind": "sft", "id": "x"}, "adapter_config.json": {}},
     "eval": {"run.json": {"kind": "eval"}, "results/a.json": {}},
     "study": {"study.json": {"study": {"title": "T"}}},
+    "audit": {"audit.json": {"format": "llama_lite.audit/1"}},
     "prepared": {
         "manifest.json": {"format": "llama_lite.tokens/2"},
         "recipe.json": {"tokenizer": "train"},
