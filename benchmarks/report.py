@@ -173,7 +173,7 @@ def _write_answers(folder: Path, models: dict[int, str], items: int, chance: ran
             (folder / "samples" / f"{key}.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
     (folder / "scores.json").write_text(json.dumps(rows))
     (folder / "sensitivity.json").write_text(json.dumps(_variants(models[last])))
-    (folder / "run.json").write_text(json.dumps({"kind": "eval", "arguments": [{}, {}], "weights": {}}))
+    shutil.copyfile(RECORDS.parent / "evaluation" / "run.json", folder / "run.json")
     return rows
 
 

@@ -1,4 +1,4 @@
-"""Make report.html of a run, an evaluation or a study: curves, samples, items and tables in one page that needs no network.
+"""Make report.html of a run, an evaluation or a study: curves, samples, items and tables in a page without network.
 
     python -m llama_lite report runs/demo                            # writes runs/demo/report.html
     python -m llama_lite report runs/a runs/b --output compared.html # several runs over each other
@@ -55,9 +55,8 @@ def write(folders: list[Path], output: Path | None) -> Path:
     except CardError as error:
         raise Refusal(str(error)) from None
     except OSError as error:
-        raise Refusal(
-            no_space(error, output) or f"{output or folders[0]}: {error.strerror}. Give another --output."
-        ) from None
+        problem = no_space(error, output) or f"{output or folders[0]}: {error.strerror}. Give another --output."
+        raise Refusal(problem) from None
 
 
 def published_name(folder: Path) -> str:

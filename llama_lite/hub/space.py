@@ -24,6 +24,19 @@ from .client import (
 COMMIT_TITLE = "Report"
 TRIES = 5  # while others write to the Space
 INITIAL = "initial commit"  # title of the Hub's own first commit
+README = """---
+title: {title}
+emoji: 📈
+colorFrom: blue
+colorTo: gray
+sdk: static
+app_file: index.html
+pinned: false
+tags: [llama-lite]
+---
+
+A report made by llama-lite from the records of a run. The page makes no request.
+"""
 DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>', re.DOTALL)
 
 
@@ -107,7 +120,4 @@ def _readme(page: Path) -> str:
     """The README.md of the Space: its title is the page's."""
     title = re.search(r"<title>(.*?)</title>", page.read_text(encoding="utf-8"))
     words = json.dumps(title[1] if title else "report", ensure_ascii=False)
-    return (
-        f"---\ntitle: {words}\nemoji: 📈\ncolorFrom: blue\ncolorTo: gray\nsdk: static\napp_file: index.html\npinned: false"
-        "\ntags: [llama-lite]\n---\n\nA report made by llama-lite from the records of a run. The page makes no request.\n"
-    )
+    return README.format(title=words)

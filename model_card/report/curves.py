@@ -13,7 +13,7 @@ PAIRED = ("entropy", "mean_token_accuracy", "num_tokens", "runtime")  # TRL logs
 WATCHED = ("loss", "grad_norm")  # the extremes of these stay where a log is thinned
 DOCUMENTS = 12  # named at most at a spike
 
-# Events that are marked in the curves, and in words below them. Refused attempts and publishing are no part of training.
+# Events that are marked in the curves, and in words below them: refused attempts and publishing are no part of training
 MARKED = ("resumed", "saved", "spike", "not finite", "changed", "set aside", "initialised", "evaluation failed")
 ENDS = ("finished", "interrupted", "unhealthy")
 TRENDS = ("saturated", "overfitting")
@@ -57,7 +57,7 @@ def run_curves(records: Records, lines: int) -> dict:
 
 
 def group_of(name: str) -> str:
-    """The chart that a logged value belongs to: losses of all validation sets together, scores of all tasks together."""
+    """The chart of a logged value: losses of all validation sets share one, and scores of all tasks."""
     base = name.removeprefix("eval_")
     ending = next((ending for ending in ENDINGS if base == ending or base.endswith(f"_{ending}")), None)
     if ending and (ending != "seconds" or not name.startswith("eval_")):

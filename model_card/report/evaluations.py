@@ -78,14 +78,11 @@ def _arranged(grid: dict, models: list[str]) -> dict:
     def row(values):
         return [None if index is None else values[index] for index in order]
 
-    found = {name: value for name, value in grid.items() if name != "models"}
+    found = {name: value for name, value in grid.items() if name not in ("models", "right")}
     for name in {"p", "values"} & set(grid):
         found[name] = [row(values) for values in grid[name]]
-    if "right" in grid:
-        found["right"] = {
-            metric: ["".join(one or "-" for one in row(text)) for text in texts]
-            for metric, texts in grid["right"].items()
-        }
+    for metric, texts in grid.get("right", {}).items():
+        found.setdefault("right", {})[metric] = ["".join(one or "-" for one in row(text)) for text in texts]
     return found | {"calibration": [grid["calibration"].get(name) for name in models]}
 
 

@@ -19,7 +19,7 @@ SAME = ("limit", "n_shot", "seed", "dtype", "version", "chat_template", "commit"
 
 
 def grids(folder: Path, scores: list[dict]) -> list[dict]:
-    """One grid per task of an evaluation: {task, kind, models, metrics, shown, subjects, items: [name], of: [index of
+    """One grid per task of an evaluation: {task, kind, models, metrics, subjects, items: [name], of: [index of
     its subject], total, calibration} and, with one list per item and one place per model, `right` {metric: "01-"
     texts} and `p` (probability of the right option in thousandths) or `values`.
 
@@ -65,47 +65,47 @@ def _grid(task: str, samples: dict[str, list[dict]], most: int) -> dict:
     """The grid of one task. samples: {model: its answers}. most: items that are kept."""
     answers = {model: _by_item(rows) for model, rows in samples.items()}
     items = list(dict.fromkeys(item for by_item in answers.values() for item in by_item))
-    total, step = len(items), -(-len(items) // max(most, 1))
-    gold = _gold(answers)
+    kept = items[:: -(-len(items) // max(most, 1))]
     every = [answer for by_item in answers.values() for answer in by_item.values()]
-    metrics = {name for answer in every for name in answer["values"]}
-    shown = shown_metric(metrics)
-    yes_or_no = sorted(name for name in metrics if all(answer["values"].get(name) in (0, 1, None) for answer in every))
-    kept = items[::step]
-    subjects = sorted({answer["subject"] for answer in every})
     first = {item: answer for by_item in reversed(answers.values()) for item, answer in by_item.items()}
+    subjects, gold = sorted({answer["subject"] for answer in every}), _gold(answers)
+    shown = shown_metric({name for answer in every for name in answer["values"]})
+    yes_or_no = _yes_or_no(every)
+    kind = "bits" if metric_and_filter(shown)[0] == "bits_per_byte" else "share"
     grid = {
         "task": task,
-        "kind": "choice"
-        if shown in yes_or_no
-        else "bits"
-        if metric_and_filter(shown)[0] == "bits_per_byte"
-        else "share",
+        "kind": "choice" if shown in yes_or_no else kind,
         "models": list(answers),
-        "shown": shown,
-        "metrics": [shown, *(name for name in yes_or_no if name != shown)] if shown in yes_or_no else [shown],
+        "metrics": [shown, *(name for name in yes_or_no if name != shown and shown in yes_or_no)],
         "subjects": subjects,
         "items": [f"{item[0]} {item[1]}" for item in kept],
         "sources": [first[item]["cluster"] for item in kept],
         "of": [subjects.index(first[item]["subject"]) for item in kept],
-        "total": total,
+        "total": len(items),
         "calibration": {model: found for model, by_item in answers.items() if (found := _calibration(by_item, gold))},
     }
     cells = [[by_item.get(item) for by_item in answers.values()] for item in kept]
     if grid["kind"] != "choice":
         return grid | {"values": [[short(answer and answer["values"].get(shown)) for answer in row] for row in cells]}
     grid["right"] = {
-        name: [
-            "".join("-" if answer is None else str(int(answer["values"].get(name) or 0)) for answer in row)
-            for row in cells
-        ]
-        for name in grid["metrics"]
+        name: ["".join(_mark(answer, name) for answer in row) for row in cells] for name in grid["metrics"]
     }
     if any(answer["nats"] for answer in every):
-        grid["p"] = [
-            [_thousandths(answer, gold.get(item)) for answer in row] for item, row in zip(kept, cells, strict=True)
-        ]
+        rows = zip(kept, cells, strict=True)
+        grid["p"] = [[_thousandths(answer, gold.get(item)) for answer in row] for item, row in rows]
     return grid
+
+
+def _yes_or_no(answers: list[dict]) -> list[str]:
+    """The metrics that say right or wrong of every item."""
+    names = sorted({name for answer in answers for name in answer["values"]})
+    return [name for name in names if all(answer["values"].get(name) in (0, 1, None) for answer in answers)]
+
+
+def _mark(answer: dict | None, metric: str) -> str:
+    """1 for a right answer, 0 for a wrong one, - for none."""
+    value = None if answer is None else answer["values"].get(metric)
+    return "-" if value is None else str(int(value))
 
 
 def _by_item(samples: list[dict]) -> dict[tuple, dict]:

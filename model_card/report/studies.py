@@ -22,8 +22,8 @@ def is_study(folder: Path) -> bool:
 
 
 def read_study(folder: Path, lines: int) -> dict:
-    """{title, arms: [{name, grids, series}], differences, text} of a study. lines: points that are kept of the curves of
-    all arms. text: its report, in Markdown, without figures.
+    """{title, arms: [{name, grids, series}], differences, text} of a study. lines: points of the curves of all arms
+    that are kept. text: its report, in Markdown, without figures.
     """
     text = (folder / "report.md").read_text(encoding="utf-8")
     text = re.sub(r"^!\[[^\n]*\n", "", text, flags=re.MULTILINE)

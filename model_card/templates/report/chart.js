@@ -26,7 +26,10 @@ function columns(lines, group) {
   });
   const isShared = tables.every((table) => table[0] === tables[0][0]);
   if (isShared && tables.length) return [tables[0][0], ...tables.flatMap((table) => table.slice(1))];
-  return uPlot.join(tables, tables.map((table) => table.map(() => 0)));
+  return uPlot.join(
+    tables,
+    tables.map((table) => table.map(() => 0)),
+  );
 }
 
 /** The color and dashes of a line, for a legend. */
@@ -53,16 +56,37 @@ class Chart {
   constructor(spec, group) {
     Object.assign(this, { spec, group, hiddenLines: new Set(), plot: null, logY: Boolean(spec.logY) });
     this.holder = element("div", {
-      class: "plot", tabindex: 0, role: "group", "aria-roledescription": "chart", "aria-label": this.summary(),
+      class: "plot",
+      tabindex: 0,
+      role: "group",
+      "aria-roledescription": "chart",
+      "aria-label": this.summary(),
       keydown: (event) => this.key(event),
     });
     this.legend = element("div", { class: "legend" });
     this.tip = element("div", { class: "tip", role: "status", hidden: true });
-    const canLog = spec.lines.every((line) => line.y.every((value) => value === null || value === undefined || value > 0));
-    const log = canLog && spec.lines.length
-      ? toggle("log", this.logY, (on) => { this.logY = on; this.build(); }, `logarithmic ${spec.title}`)
-      : null;
-    this.head = element("div", { class: "chart-head" }, element("h3", {}, spec.title), spec.unit ? element("span", { class: "unit" }, spec.unit) : null, log);
+    const canLog = spec.lines.every((line) =>
+      line.y.every((value) => value === null || value === undefined || value > 0),
+    );
+    const log =
+      canLog && spec.lines.length
+        ? toggle(
+            "log",
+            this.logY,
+            (on) => {
+              this.logY = on;
+              this.build();
+            },
+            `logarithmic ${spec.title}`,
+          )
+        : null;
+    this.head = element(
+      "div",
+      { class: "chart-head" },
+      element("h3", {}, spec.title),
+      spec.unit ? element("span", { class: "unit" }, spec.unit) : null,
+      log,
+    );
     this.root = element("div", { class: spec.wide ? "chart wide" : "chart" }, this.head, this.holder, this.legend);
     this.root.append(this.valuesBelow());
     this.observer = new ResizeObserver(() => this.fit());
@@ -72,27 +96,49 @@ class Chart {
   /** What the chart shows, for those who do not see it. */
   summary() {
     const { spec } = this;
-    const lines = spec.lines.filter((line) => !line.faint).map((line) => {
-      const values = line.y.filter((value) => value !== null && value !== undefined);
-      if (!values.length) return `${line.label}: no values`;
-      let [low, high] = [Infinity, -Infinity];
-      for (const value of values) { low = Math.min(low, value); high = Math.max(high, value); }
-      return `${line.label}: ${values.length} values, first ${format(values[0])}, last ${format(values.at(-1))}, lowest ${format(low)}, highest ${format(high)}`;
-    });
+    const lines = spec.lines
+      .filter((line) => !line.faint)
+      .map((line) => {
+        const values = line.y.filter((value) => value !== null && value !== undefined);
+        if (!values.length) return `${line.label}: no values`;
+        let [low, high] = [Infinity, -Infinity];
+        for (const value of values) {
+          low = Math.min(low, value);
+          high = Math.max(high, value);
+        }
+        return `${line.label}: ${values.length} values, first ${format(values[0])}, last ${format(values.at(-1))}, lowest ${format(low)}, highest ${format(high)}`;
+      });
     return `${spec.title}${spec.unit ? `, ${spec.unit}` : ""}. ${lines.join(". ")}`;
   }
 
   /** Some of the values as a table, made when it is opened. */
   valuesBelow() {
-    const box = element("details", { toggle: () => {
-      if (!box.open || box.children.length > 1) return;
-      for (const line of this.spec.lines.filter((one) => !one.faint)) {
-        const every = Math.max(1, Math.ceil(line.y.length / 25));
-        const rows = line.y.map((value, index) => [value, index]).filter(([, index]) => index % every === 0 || index === line.y.length - 1);
-        box.append(tableOf(["step", "tokens", line.label], rows.map(([value, index]) =>
-          [line.x.step?.[index] ?? "", line.x.tokens ? formatTokens(line.x.tokens[index]) : "", format(value)]), line.label));
-      }
-    } }, element("summary", {}, "values"));
+    const box = element(
+      "details",
+      {
+        toggle: () => {
+          if (!box.open || box.children.length > 1) return;
+          for (const line of this.spec.lines.filter((one) => !one.faint)) {
+            const every = Math.max(1, Math.ceil(line.y.length / 25));
+            const rows = line.y
+              .map((value, index) => [value, index])
+              .filter(([, index]) => index % every === 0 || index === line.y.length - 1);
+            box.append(
+              tableOf(
+                ["step", "tokens", line.label],
+                rows.map(([value, index]) => [
+                  line.x.step?.[index] ?? "",
+                  line.x.tokens ? formatTokens(line.x.tokens[index]) : "",
+                  format(value),
+                ]),
+                line.label,
+              ),
+            );
+          }
+        },
+      },
+      element("summary", {}, "values"),
+    );
     return box;
   }
 
@@ -127,13 +173,26 @@ class Chart {
         show: !this.hiddenLines.has(line.label),
         points: { show: line.y.length <= MANY && !line.dense, size: 6, fill: stroke, stroke },
       });
-      if (line.low) { // with many lines, bands hide what they are bands of
-        const edge = { stroke: "transparent", width: 0, spanGaps: true, points: { show: false }, show: !this.hiddenLines.has(line.label) };
+      if (line.low) {
+        // with many lines, bands hide what they are bands of
+        const edge = {
+          stroke: "transparent",
+          width: 0,
+          spanGaps: true,
+          points: { show: false },
+          show: !this.hiddenLines.has(line.label),
+        };
         series.push(edge, { ...edge });
-        if (lines.length <= MANY_BANDS) bands.push({ series: [series.length - 1, series.length - 2], fill: () => seriesColor(line.color).replace("rgb(", "rgba(").replace(")", ", .16)") });
+        if (lines.length <= MANY_BANDS)
+          bands.push({
+            series: [series.length - 1, series.length - 2],
+            fill: () => seriesColor(line.color).replace("rgb(", "rgba(").replace(")", ", .16)"),
+          });
       }
     }
-    this.marks = (spec.marks || []).filter((mark) => mark.x[group.name] !== null && (!group.log || mark.x[group.name] > 0));
+    this.marks = (spec.marks || []).filter(
+      (mark) => mark.x[group.name] !== null && (!group.log || mark.x[group.name] > 0),
+    );
     this.plot = new uPlot(this.options(series, bands), this.table, this.holder);
     this.plot.over.append(this.tip);
     this.showLegend(lines);
@@ -142,7 +201,12 @@ class Chart {
   options(series, bands) {
     const { group, spec } = this;
     const font = "12px system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', Arial, sans-serif";
-    const axis = { stroke: () => color("--muted"), font, grid: { stroke: () => color("--grid"), width: 1 }, ticks: { stroke: () => color("--line"), width: 1, size: 5 } };
+    const axis = {
+      stroke: () => color("--muted"),
+      font,
+      grid: { stroke: () => color("--grid"), width: 1 },
+      ticks: { stroke: () => color("--line"), width: 1, size: 5 },
+    };
     return {
       width: Math.max(this.holder.clientWidth, 120),
       height: spec.height || 210,
@@ -154,24 +218,49 @@ class Chart {
         y: { distr: this.logY ? 3 : 1, ...(spec.yRange ? { range: () => spec.yRange } : {}) },
       },
       axes: [
-        { ...axis, size: 34, space: 70, values: (plot, splits) => splits.map((value) => (value === null ? "" : AXES[group.name].format(value))) },
-        { ...axis, size: 58, space: 34, values: (plot, splits) => splits.map((value) => (value === null ? "" : format(value))) },
+        {
+          ...axis,
+          size: 34,
+          space: 70,
+          values: (plot, splits) => splits.map((value) => (value === null ? "" : AXES[group.name].format(value))),
+        },
+        {
+          ...axis,
+          size: 58,
+          space: 34,
+          values: (plot, splits) => splits.map((value) => (value === null ? "" : format(value))),
+        },
       ],
       cursor: {
         drag: { x: true, y: false, setScale: false },
-        sync: { key: group.key, setSeries: false, scales: ["x", null], filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
+        sync: {
+          key: group.key,
+          setSeries: false,
+          scales: ["x", null],
+          filters: { pub: (type) => type === "mousemove" || type === "mouseleave" },
+        },
         points: { size: 7 },
         focus: { prox: -1 },
-        bind: { dblclick: () => () => { zoom(group, null); return null; } },
+        bind: {
+          dblclick: () => () => {
+            zoom(group, null);
+            return null;
+          },
+        },
       },
       hooks: {
-        setSelect: [(plot) => {
-          if (plot.select.width > 4) {
-            const range = [plot.posToVal(plot.select.left, "x"), plot.posToVal(plot.select.left + plot.select.width, "x")];
-            zoom(group, range);
-          }
-          plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
-        }],
+        setSelect: [
+          (plot) => {
+            if (plot.select.width > 4) {
+              const range = [
+                plot.posToVal(plot.select.left, "x"),
+                plot.posToVal(plot.select.left + plot.select.width, "x"),
+              ];
+              zoom(group, range);
+            }
+            plot.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+          },
+        ],
         setCursor: [(plot) => this.hover(plot)],
         drawClear: [(plot) => this.drawBehind(plot)],
         draw: [(plot) => this.drawMarks(plot)],
@@ -186,7 +275,8 @@ class Chart {
 
   fit() {
     const width = Math.max(this.holder.clientWidth, 120);
-    if (this.plot && Math.abs(this.plot.width - width) > 1) this.plot.setSize({ width, height: this.spec.height || 210 });
+    if (this.plot && Math.abs(this.plot.width - width) > 1)
+      this.plot.setSize({ width, height: this.spec.height || 210 });
   }
 
   // ---- legend, cursor and keys ----
@@ -196,7 +286,11 @@ class Chart {
     this.position = element("span", { class: "at" });
     const shown = lines.map((line, index) => [line, index]).filter(([line]) => !line.faint);
     const buttons = shown.map(([line, index]) => {
-      const value = element("span", { class: "value" }, format(valueAt(this.table[this.columnOf[index]], this.table[0].length - 1)));
+      const value = element(
+        "span",
+        { class: "value" },
+        format(valueAt(this.table[this.columnOf[index]], this.table[0].length - 1)),
+      );
       this.values.push([value, this.columnOf[index]]);
       const button = toggle("", !this.hiddenLines.has(line.label), (on) => {
         this.hiddenLines[on ? "delete" : "add"](line.label);
@@ -214,7 +308,8 @@ class Chart {
     const isInside = idx !== null && idx !== undefined && left >= 0;
     const at = isInside ? idx : this.table[0].length - 1;
     for (const [value, column] of this.values || []) value.textContent = format(valueAt(this.table[column], at));
-    if (this.position) this.position.textContent = isInside ? `at ${AXES[this.group.name].format(this.table[0][idx])}` : "";
+    if (this.position)
+      this.position.textContent = isInside ? `at ${AXES[this.group.name].format(this.table[0][idx])}` : "";
     this.showTip(plot, isInside ? left : null);
   }
 
@@ -226,7 +321,10 @@ class Chart {
       if (away < distance) [nearest, distance] = [mark, away];
     }
     this.tip.hidden = !nearest;
-    if (!nearest) { this.tipOf = null; return; }
+    if (!nearest) {
+      this.tipOf = null;
+      return;
+    }
     if (this.tipOf !== nearest) {
       this.tipOf = nearest;
       this.tip.replaceChildren(...wordsOf(nearest));
@@ -260,15 +358,21 @@ class Chart {
   step(by) {
     const { plot } = this;
     const [low, high] = [plot.scales.x.min, plot.scales.x.max];
-    const now = plot.cursor.left >= 0 && plot.cursor.idx !== null && plot.cursor.idx !== undefined ? plot.cursor.idx : plot.valToIdx(low) - (by > 0 ? 1 : -1);
+    const now =
+      plot.cursor.left >= 0 && plot.cursor.idx !== null && plot.cursor.idx !== undefined
+        ? plot.cursor.idx
+        : plot.valToIdx(low) - (by > 0 ? 1 : -1);
     let next = Math.min(Math.max(now + by, 0), this.table[0].length - 1);
     if (this.table[0][next] < low || this.table[0][next] > high) next = now;
     if (next < 0 || next >= this.table[0].length) return;
     plot.over.classList.add("keys");
     plot.setCursor({ left: plot.valToPos(this.table[0][next], "x"), top: 10 }, true, true);
     plot.over.classList.remove("keys");
-    const values = [...this.legend.querySelectorAll("button")].map((button) => button.textContent.replace(/([\d.,–-]+)$/, " $1"));
-    byId("reading").textContent = `${AXES[this.group.name].format(this.table[0][next])}: ${values.join(", ")}${this.tip.hidden ? "" : `. ${this.tip.textContent}`}`;
+    const values = [...this.legend.querySelectorAll("button")].map((button) =>
+      button.textContent.replace(/([\d.,–-]+)$/, " $1"),
+    );
+    byId("reading").textContent =
+      `${AXES[this.group.name].format(this.table[0][next])}: ${values.join(", ")}${this.tip.hidden ? "" : `. ${this.tip.textContent}`}`;
   }
 
   // ---- what is drawn besides the lines ----
@@ -320,10 +424,19 @@ class Chart {
         ctx.fillStyle = color("--muted");
         ctx.fillRect(x - unit / 2, bbox.top + bbox.height - 6 * unit, unit, 6 * unit);
       } else if (mark.kind === "spike" || mark.kind === "not finite") {
-        const y = mark.y === undefined || mark.y === null ? bbox.top + 8 * unit : Math.max(plot.valToPos(mark.y, "y", true), bbox.top + 6 * unit);
+        const y =
+          mark.y === undefined || mark.y === null
+            ? bbox.top + 8 * unit
+            : Math.max(plot.valToPos(mark.y, "y", true), bbox.top + 6 * unit);
         ctx.fillStyle = color("--wrong");
         ctx.beginPath();
-        for (const [dx, dy] of [[0, -6], [5, 0], [0, 6], [-5, 0]]) ctx.lineTo(x + dx * unit, y + dy * unit);
+        for (const [dx, dy] of [
+          [0, -6],
+          [5, 0],
+          [0, 6],
+          [-5, 0],
+        ])
+          ctx.lineTo(x + dx * unit, y + dy * unit);
         ctx.fill();
       }
     }
@@ -333,9 +446,15 @@ class Chart {
 
 /** The words of a mark, as elements. */
 function wordsOf(mark) {
-  const found = [element("strong", {}, `${mark.kind} · step ${mark.x.step.toLocaleString("en-US")}`), element("div", {}, mark.words || "")];
+  const found = [
+    element("strong", {}, `${mark.kind} · step ${mark.x.step.toLocaleString("en-US")}`),
+    element("div", {}, mark.words || ""),
+  ];
   if (mark.documents?.length) {
-    found.push(element("div", {}, "documents that the step read:"), element("ul", {}, ...mark.documents.map((name) => element("li", {}, name))));
+    found.push(
+      element("div", {}, "documents that the step read:"),
+      element("ul", {}, ...mark.documents.map((name) => element("li", {}, name))),
+    );
   }
   return found;
 }
@@ -356,7 +475,10 @@ function zoomBy(group, factor, around = null) {
   if (!full) return;
   const [low, high] = group.range || full;
   const middle = around === null || around < low || around > high ? (low + high) / 2 : around;
-  const next = [Math.max(middle - (middle - low) * factor, full[0]), Math.min(middle + (high - middle) * factor, full[1])];
+  const next = [
+    Math.max(middle - (middle - low) * factor, full[0]),
+    Math.min(middle + (high - middle) * factor, full[1]),
+  ];
   zoom(group, next[0] <= full[0] && next[1] >= full[1] ? null : next);
 }
 

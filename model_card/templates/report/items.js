@@ -4,7 +4,8 @@ const PAGE = 200; // rows at once
 const itemCharts = newGroup("items", "step");
 groups.push(itemCharts);
 
-const SORTS = { // how rows are sorted: smallest first
+const SORTS = {
+  // how rows are sorted: smallest first
   learnt: ["when they were learnt", (row) => row.learnt],
   forgotten: ["forgotten first", (row) => (row.isForgotten ? row.lastRight - 1e6 : row.learnt)],
   last: ["the last model's answer", (row) => -(row.last ?? -1)],
@@ -50,22 +51,84 @@ class ItemGrid {
 
   /** Show the grid of a task. */
   open(grid) {
-    Object.assign(this, { grid, metric: grid.metrics[0], sort: grid.kind === "choice" ? "learnt" : "gain", state: "all", subject: -1, search: "", page: 0, run: 0 });
+    Object.assign(this, {
+      grid,
+      metric: grid.metrics[0],
+      sort: grid.kind === "choice" ? "learnt" : "gain",
+      state: "all",
+      subject: -1,
+      search: "",
+      page: 0,
+      run: 0,
+    });
     this.controls();
     this.update();
   }
 
   controls() {
     const { grid, evaluation } = this;
-    const set = (name, convert = String) => (value) => { this[name] = convert(value); this.page = 0; this.update(); };
+    const set =
+      (name, convert = String) =>
+      (value) => {
+        this[name] = convert(value);
+        this.page = 0;
+        this.update();
+      };
     const sorts = grid.kind === "choice" ? SORTS : VALUE_SORTS;
     const parts = [];
-    if (evaluation.grids.length > 1) parts.push(menu("task", evaluation.grids.map((one, index) => [index, taskName(one.task)]), evaluation.grids.indexOf(grid), (index) => this.open(evaluation.grids[index])));
-    if (grid.metrics.length > 1) parts.push(menu("right by", grid.metrics.map((name) => [name, name]), this.metric, set("metric")));
-    if (this.runs.length > 1) parts.push(menu("along", this.runs.map((run, index) => [index, run.name]), this.run, set("run", Number)));
-    parts.push(menu("sorted by", Object.entries(sorts).map(([name, [text]]) => [name, text]), this.sort, set("sort")));
-    if (grid.kind === "choice" && this.along().length > 1) parts.push(menu("show", Object.entries(STATES).map(([name, [text]]) => [name, text]), this.state, set("state")));
-    if (grid.subjects.length > 1) parts.push(menu("subject", [[-1, "all"], ...grid.subjects.map((name, index) => [index, taskName(name)])], this.subject, set("subject", Number)));
+    if (evaluation.grids.length > 1)
+      parts.push(
+        menu(
+          "task",
+          evaluation.grids.map((one, index) => [index, taskName(one.task)]),
+          evaluation.grids.indexOf(grid),
+          (index) => this.open(evaluation.grids[index]),
+        ),
+      );
+    if (grid.metrics.length > 1)
+      parts.push(
+        menu(
+          "right by",
+          grid.metrics.map((name) => [name, name]),
+          this.metric,
+          set("metric"),
+        ),
+      );
+    if (this.runs.length > 1)
+      parts.push(
+        menu(
+          "along",
+          this.runs.map((run, index) => [index, run.name]),
+          this.run,
+          set("run", Number),
+        ),
+      );
+    parts.push(
+      menu(
+        "sorted by",
+        Object.entries(sorts).map(([name, [text]]) => [name, text]),
+        this.sort,
+        set("sort"),
+      ),
+    );
+    if (grid.kind === "choice" && this.along().length > 1)
+      parts.push(
+        menu(
+          "show",
+          Object.entries(STATES).map(([name, [text]]) => [name, text]),
+          this.state,
+          set("state"),
+        ),
+      );
+    if (grid.subjects.length > 1)
+      parts.push(
+        menu(
+          "subject",
+          [[-1, "all"], ...grid.subjects.map((name, index) => [index, taskName(name)])],
+          this.subject,
+          set("subject", Number),
+        ),
+      );
     const search = element("input", { type: "search", input: () => set("search")(search.value.toLowerCase()) });
     parts.push(element("label", {}, "name contains", search));
     this.tools.replaceChildren(...parts);
@@ -85,7 +148,12 @@ class ItemGrid {
       if (grid.kind !== "choice") {
         const values = along.map((at) => grid.values[index][at]).filter((value) => value !== null);
         const better = grid.kind === "bits" ? 1 : -1;
-        return { ...row, last: better * (values.at(-1) ?? Infinity), gain: better * ((values.at(-1) ?? 0) - (values[0] ?? 0)), state: "" };
+        return {
+          ...row,
+          last: better * (values.at(-1) ?? Infinity),
+          gain: better * ((values.at(-1) ?? 0) - (values[0] ?? 0)),
+          state: "",
+        };
       }
       const right = grid.right[this.metric][index];
       const p = grid.p?.[index][last] ?? 0;
@@ -97,8 +165,13 @@ class ItemGrid {
     const { grid } = this;
     const sorts = grid.kind === "choice" ? SORTS : VALUE_SORTS;
     const every = this.rows();
-    const filters = [STATES[this.state][1], (row) => this.subject < 0 || row.subject === this.subject,
-      (row) => !this.search || `${row.name} ${row.source ?? ""} ${grid.subjects[row.subject]}`.toLowerCase().includes(this.search)];
+    const filters = [
+      STATES[this.state][1],
+      (row) => this.subject < 0 || row.subject === this.subject,
+      (row) =>
+        !this.search ||
+        `${row.name} ${row.source ?? ""} ${grid.subjects[row.subject]}`.toLowerCase().includes(this.search),
+    ];
     const rows = every.filter((row) => filters.every((filter) => filter(row)));
     const by = sorts[this.sort][1];
     rows.sort((a, b) => by(a) - by(b) || a.index - b.index);
@@ -106,7 +179,11 @@ class ItemGrid {
     const pages = Math.max(Math.ceil(rows.length / PAGE), 1);
     this.page = Math.min(this.page, pages - 1);
     const shown = rows.slice(this.page * PAGE, (this.page + 1) * PAGE);
-    this.detail = element("div", { class: "detail", "aria-live": "polite" }, element("p", { class: "note" }, "Choose an item to see its line here."));
+    this.detail = element(
+      "div",
+      { class: "detail", "aria-live": "polite" },
+      element("p", { class: "note" }, "Choose an item to see its line here."),
+    );
     const pager = pages > 1 ? this.pager(pages, rows.length) : null;
     const box = element("div", { class: "grid" }, ...this.counts(rows), this.list(shown), pager);
     box.style.setProperty("--tracks", `repeat(${this.evaluation.models.length}, minmax(0, 1fr))`);
@@ -118,16 +195,42 @@ class ItemGrid {
   words(every, rows) {
     const { grid } = this;
     const sample = grid.total > grid.items.length ? ` (${grid.items.length} of ${grid.total}, evenly)` : "";
-    const count = rows.length === every.length ? `${every.length} items${sample}` : `${rows.length} of ${every.length} items${sample}`;
+    const count =
+      rows.length === every.length
+        ? `${every.length} items${sample}`
+        : `${rows.length} of ${every.length} items${sample}`;
     const parts = [element("span", {}, `${count}. `)];
     if (grid.kind === "choice") {
       const of = (test) => rows.filter(test).length;
-      if (this.along().length > 1) parts.push(element("span", {}, `Learnt ${of((row) => row.state === "learnt")}, forgotten ${of((row) => row.isForgotten)}, always right ${of((row) => row.state === "always right")}, never right ${of((row) => row.state === "never right")}. `));
-      const key = (kind, text) => element("span", { class: "key" }, element("span", { class: `cell ${kind}`, "aria-hidden": "true" }), text);
+      if (this.along().length > 1)
+        parts.push(
+          element(
+            "span",
+            {},
+            `Learnt ${of((row) => row.state === "learnt")}, forgotten ${of((row) => row.isForgotten)}, always right ${of((row) => row.state === "always right")}, never right ${of((row) => row.state === "never right")}. `,
+          ),
+        );
+      const key = (kind, text) =>
+        element("span", { class: "key" }, element("span", { class: `cell ${kind}`, "aria-hidden": "true" }), text);
       parts.push(key("right", "right"), key("wrong", "wrong"));
-      if (grid.p) parts.push(element("span", {}, "The stronger the color, the surer: the probability of the right answer among the options."));
+      if (grid.p)
+        parts.push(
+          element(
+            "span",
+            {},
+            "The stronger the color, the surer: the probability of the right answer among the options.",
+          ),
+        );
     } else {
-      parts.push(element("span", {}, grid.kind === "bits" ? "Bits per byte of each text: the stronger, the lower (better)." : `${this.metric}: the stronger, the higher.`));
+      parts.push(
+        element(
+          "span",
+          {},
+          grid.kind === "bits"
+            ? "Bits per byte of each text: the stronger, the lower (better)."
+            : `${this.metric}: the stronger, the higher.`,
+        ),
+      );
     }
     return parts;
   }
@@ -135,18 +238,49 @@ class ItemGrid {
   /** Rows above the grid: the models, and how many items are right, new and lost at each. */
   counts(rows) {
     const { grid, evaluation } = this;
-    const line = (name, texts, kind = "") => element("div", { class: "counts" }, element("span", { class: "name" }, name),
-      element("span", { class: "cells" }, ...texts.map((text, index) => element("span", { class: `count ${kind}${this.isApart(index) ? " apart" : ""}`, title: kind ? evaluation.models[index].name : null }, text))));
+    const line = (name, texts, kind = "") =>
+      element(
+        "div",
+        { class: "counts" },
+        element("span", { class: "name" }, name),
+        element(
+          "span",
+          { class: "cells" },
+          ...texts.map((text, index) =>
+            element(
+              "span",
+              {
+                class: `count ${kind}${this.isApart(index) ? " apart" : ""}`,
+                title: kind ? evaluation.models[index].name : null,
+              },
+              text,
+            ),
+          ),
+        ),
+      );
     const many = evaluation.models.length > 24;
-    const names = line("", evaluation.models.map((model) => (many ? "" : model.step === null || model.run === null ? "·" : formatTokens(model.step))), "model");
+    const names = line(
+      "",
+      evaluation.models.map((model) =>
+        many ? "" : model.step === null || model.run === null ? "·" : formatTokens(model.step),
+      ),
+      "model",
+    );
     names.querySelector(".name").textContent = "step";
     if (grid.kind !== "choice") return [names];
     const marks = rows.map((row) => grid.right[this.metric][row.index]);
     const along = this.along();
     const before = new Map(along.slice(1).map((at, index) => [at, along[index]]));
-    const change = (from, to) => evaluation.models.map((_, at) => (before.has(at) && !many ? marks.filter((mark) => mark[before.get(at)] === from && mark[at] === to).length : ""));
+    const change = (from, to) =>
+      evaluation.models.map((_, at) =>
+        before.has(at) && !many ? marks.filter((mark) => mark[before.get(at)] === from && mark[at] === to).length : "",
+      );
     const right = evaluation.models.map((_, at) => (many ? "" : marks.filter((mark) => mark[at] === "1").length));
-    return [names, line("right", right), ...(along.length > 1 ? [line("newly right", change("0", "1")), line("lost again", change("1", "0"))] : [])];
+    return [
+      names,
+      line("right", right),
+      ...(along.length > 1 ? [line("newly right", change("0", "1")), line("lost again", change("1", "0"))] : []),
+    ];
   }
 
   /** Whether a model begins another run, or is none of a run's steps. */
@@ -156,18 +290,38 @@ class ItemGrid {
   }
 
   list(rows) {
-    const list = element("div", { class: "rows", role: "group", "aria-label": "items; arrow keys move, Enter shows the line", keydown: (event) => this.key(event, list) });
+    const list = element("div", {
+      class: "rows",
+      role: "group",
+      "aria-label": "items; arrow keys move, Enter shows the line",
+      keydown: (event) => this.key(event, list),
+    });
     rows.forEach((row, index) => {
-      const button = element("button", { type: "button", class: "row", tabindex: index ? -1 : 0, "aria-expanded": "false", "aria-label": this.spoken(row), click: () => this.choose(row, button) },
-        element("span", { class: "name" }, this.nameOf(row)), this.cells(row));
+      const button = element(
+        "button",
+        {
+          type: "button",
+          class: "row",
+          tabindex: index ? -1 : 0,
+          "aria-expanded": "false",
+          "aria-label": this.spoken(row),
+          click: () => this.choose(row, button),
+        },
+        element("span", { class: "name" }, this.nameOf(row)),
+        this.cells(row),
+      );
       list.append(button);
     });
-    if (!rows.length) list.append(element("p", { class: "note", style: "padding: .6rem" }, "No item is left: change the filters."));
+    if (!rows.length)
+      list.append(element("p", { class: "note", style: "padding: .6rem" }, "No item is left: change the filters."));
     return list;
   }
 
   nameOf(row) {
-    const [subject, number] = [row.name.slice(0, row.name.lastIndexOf(" ")), row.name.slice(row.name.lastIndexOf(" ") + 1)];
+    const [subject, number] = [
+      row.name.slice(0, row.name.lastIndexOf(" ")),
+      row.name.slice(row.name.lastIndexOf(" ") + 1),
+    ];
     const shown = this.grid.subjects.length > 1 ? taskName(this.grid.subjects[row.subject]) : taskName(subject);
     return `${shown} ${number}`;
   }
@@ -177,7 +331,10 @@ class ItemGrid {
     const cells = element("span", { class: "cells", "aria-hidden": "true" });
     this.evaluation.models.forEach((model, at) => {
       const [kind, by, words] = this.cellOf(grid, row, at);
-      const cell = element("span", { class: `cell ${kind}${this.isApart(at) ? " apart" : ""}`, title: `${model.name}: ${words}` });
+      const cell = element("span", {
+        class: `cell ${kind}${this.isApart(at) ? " apart" : ""}`,
+        title: `${model.name}: ${words}`,
+      });
       cell.style.setProperty("--by", `${Math.round(25 + 75 * by)}%`);
       cells.append(cell);
     });
@@ -210,15 +367,28 @@ class ItemGrid {
   spoken(row) {
     const along = this.along();
     const { models } = this.evaluation;
-    if (this.grid.kind !== "choice") return `${this.nameOf(row)}: ${along.map((at) => `${models[at].name} ${format(this.grid.values[row.index][at])}`).join(", ")}`;
-    const from = row.state === "learnt" ? ` from ${models[along[Math.floor(row.learnt)]].name} on` : row.isForgotten ? ` after ${models[along[row.lastRight]].name}` : "";
+    if (this.grid.kind !== "choice")
+      return `${this.nameOf(row)}: ${along.map((at) => `${models[at].name} ${format(this.grid.values[row.index][at])}`).join(", ")}`;
+    const from =
+      row.state === "learnt"
+        ? ` from ${models[along[Math.floor(row.learnt)]].name} on`
+        : row.isForgotten
+          ? ` after ${models[along[row.lastRight]].name}`
+          : "";
     return `${this.nameOf(row)}: ${row.state}${from}; ${along.map((at) => ({ 1: "right", 0: "wrong", "-": "none" })[this.grid.right[this.metric][row.index][at]]).join(", ")}`;
   }
 
   key(event, list) {
     const rows = [...list.querySelectorAll(".row")];
     const now = rows.indexOf(document.activeElement);
-    const next = { ArrowDown: now + 1, ArrowUp: now - 1, Home: 0, End: rows.length - 1, PageDown: now + 20, PageUp: now - 20 }[event.key];
+    const next = {
+      ArrowDown: now + 1,
+      ArrowUp: now - 1,
+      Home: 0,
+      End: rows.length - 1,
+      PageDown: now + 20,
+      PageUp: now - 20,
+    }[event.key];
     if (next === undefined || now < 0) return;
     event.preventDefault();
     const target = rows[Math.min(Math.max(next, 0), rows.length - 1)];
@@ -228,40 +398,79 @@ class ItemGrid {
   }
 
   pager(pages, total) {
-    const move = (by) => () => { this.page += by; this.update(); };
+    const move = (by) => () => {
+      this.page += by;
+      this.update();
+    };
     const begin = this.page * PAGE;
-    return element("div", { class: "pager" },
+    return element(
+      "div",
+      { class: "pager" },
       element("button", { type: "button", disabled: this.page === 0, click: move(-1) }, "previous"),
       element("span", {}, `${begin + 1} to ${Math.min(begin + PAGE, total)} of ${total}`),
-      element("button", { type: "button", disabled: this.page === pages - 1, click: move(1) }, "next"));
+      element("button", { type: "button", disabled: this.page === pages - 1, click: move(1) }, "next"),
+    );
   }
 
   /** Show the line of an item. */
   choose(row, button) {
     const { grid, evaluation } = this;
-    for (const other of this.box.querySelectorAll('.row[aria-expanded="true"]')) other.setAttribute("aria-expanded", "false");
+    for (const other of this.box.querySelectorAll('.row[aria-expanded="true"]'))
+      other.setAttribute("aria-expanded", "false");
     (button ?? this.box.querySelector(".row"))?.setAttribute("aria-expanded", "true");
     const source = row.source ? ` · ${row.source}` : "";
     const hasLine = grid.kind !== "choice" || grid.p;
-    const value = (at) => (grid.kind === "choice" ? (grid.p[row.index][at] === null ? null : grid.p[row.index][at] / 1000) : grid.values[row.index][at]);
-    const head = [element("h3", {}, `${this.nameOf(row)}`), element("p", { class: "note" }, `${taskName(grid.subjects[row.subject])}${source}${row.state ? ` · ${row.state}` : ""}`)];
+    const value = (at) =>
+      grid.kind === "choice"
+        ? grid.p[row.index][at] === null
+          ? null
+          : grid.p[row.index][at] / 1000
+        : grid.values[row.index][at];
+    const head = [
+      element("h3", {}, `${this.nameOf(row)}`),
+      element(
+        "p",
+        { class: "note" },
+        `${taskName(grid.subjects[row.subject])}${source}${row.state ? ` · ${row.state}` : ""}`,
+      ),
+    ];
     this.detail.replaceChildren(...head);
     itemCharts.charts = [];
     if (hasLine && this.runs.length) {
       const lines = this.runs.map((run, number) => ({
-        label: this.runs.length > 1 ? run.name : grid.kind === "choice" ? "probability" : metricName(this.metric), color: number,
-        x: { step: run.at.map((at) => evaluation.models[at].step), tokens: run.at.map((at) => evaluation.models[at].tokens) }, y: run.at.map(value),
+        label: this.runs.length > 1 ? run.name : grid.kind === "choice" ? "probability" : metricName(this.metric),
+        color: number,
+        x: {
+          step: run.at.map((at) => evaluation.models[at].step),
+          tokens: run.at.map((at) => evaluation.models[at].tokens),
+        },
+        y: run.at.map(value),
       }));
       const inRuns = new Set(this.runs.flatMap((run) => run.at));
-      const levels = evaluation.models.map((model, at) => [model, at]).filter(([, at]) => !inRuns.has(at) && value(at) !== null)
-        .map(([model, at], number) => ({ label: `${model.name} ${format(value(at))}`, y: value(at), color: this.runs.length + number }));
+      const levels = evaluation.models
+        .map((model, at) => [model, at])
+        .filter(([, at]) => !inRuns.has(at) && value(at) !== null)
+        .map(([model, at], number) => ({
+          label: `${model.name} ${format(value(at))}`,
+          y: value(at),
+          color: this.runs.length + number,
+        }));
       const title = grid.kind === "choice" ? "Probability of the right answer" : metricName(this.metric);
       const unit = grid.kind === "choice" ? "among the options" : "";
-      new Chart({ title, unit, height: 200, wide: true, lines, levels, ...(grid.kind === "choice" ? { yRange: [0, 1] } : {}) }, itemCharts);
+      new Chart(
+        { title, unit, height: 200, wide: true, lines, levels, ...(grid.kind === "choice" ? { yRange: [0, 1] } : {}) },
+        itemCharts,
+      );
       setAxis(itemCharts, "step");
       itemCharts.charts[0].show(this.detail);
     } else {
-      this.detail.append(tableOf(["model", "answer"], evaluation.models.map((model, at) => [model.name, this.cellOf(grid, row, at)[2]]), "answers of each model"));
+      this.detail.append(
+        tableOf(
+          ["model", "answer"],
+          evaluation.models.map((model, at) => [model.name, this.cellOf(grid, row, at)[2]]),
+          "answers of each model",
+        ),
+      );
     }
   }
 }
@@ -279,13 +488,24 @@ function showItems() {
 // ---- calibration ----
 
 function showCalibration() {
-  const found = (data.evaluations || []).flatMap((evaluation) => evaluation.grids.filter((grid) => grid.calibration.some(Boolean)).map((grid) => [evaluation, grid]));
+  const found = (data.evaluations || []).flatMap((evaluation) =>
+    evaluation.grids.filter((grid) => grid.calibration.some(Boolean)).map((grid) => [evaluation, grid]),
+  );
   if (!found.length) return;
   const section = byId("calibration");
   section.hidden = false;
-  section.append(element("p", { class: "note" }, "How often the likeliest option is right, against its probability among the options (by the likelihood of its whole text). On the dashed line a model is as sure as it is right. Bars are 95 % intervals; the area of a point is its number of items. Error: the expected calibration error over ten bins."));
+  section.append(
+    element(
+      "p",
+      { class: "note" },
+      "How often the likeliest option is right, against its probability among the options (by the likelihood of its whole text). On the dashed line a model is as sure as it is right. Bars are 95 % intervals; the area of a point is its number of items. Error: the expected calibration error over ten bins.",
+    ),
+  );
   const body = element("div");
-  const options = found.map(([evaluation, grid], index) => [index, `${taskName(grid.task)}${data.evaluations.length > 1 ? ` (${evaluation.name})` : ""}`]);
+  const options = found.map(([evaluation, grid], index) => [
+    index,
+    `${taskName(grid.task)}${data.evaluations.length > 1 ? ` (${evaluation.name})` : ""}`,
+  ]);
   const show = (index) => body.replaceChildren(element("div", { class: "diagrams" }, ...diagrams(...found[index])));
   if (found.length > 1) section.append(element("div", { class: "tools" }, menu("task", options, 0, show)));
   section.append(body);
@@ -293,20 +513,54 @@ function showCalibration() {
 }
 
 function diagrams(evaluation, grid) {
-  return evaluation.models.map((model, at) => [model, grid.calibration[at]]).filter(([, one]) => one).map(([model, one]) => {
-    const size = 150;
-    const at = (value) => 6 + value * (size - 12);
-    const up = (value) => size - at(value);
-    const items = one.bins.reduce((sum, bin) => sum + bin[0], 0);
-    const words = one.bins.map(([count, confidence, right]) => `${count} items at ${format(confidence)}: ${format(right)} right`).join("; ");
-    const picture = drawing("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": `calibration of ${model.name}: ${words}` });
-    picture.append(drawing("rect", { x: 6, y: 6, width: size - 12, height: size - 12, fill: "none", class: "axis" }), drawing("line", { x1: at(0), y1: up(0), x2: at(1), y2: up(1), class: "ideal" }));
-    for (const [count, confidence, right, low, high] of one.bins) {
-      const bar = drawing("line", { x1: at(confidence), x2: at(confidence), y1: up(low), y2: up(high), style: "stroke: var(--c0); opacity: .45" });
-      const point = drawing("circle", { cx: at(confidence), cy: up(right), r: Math.max(1.6, 9 * Math.sqrt(count / items)), style: "fill: var(--c0); opacity: .85" });
-      point.append(drawing("title", {}, `${count} items, probability ${format(confidence)}, ${format(right)} right`));
-      picture.append(bar, point);
-    }
-    return element("figure", {}, picture, element("figcaption", {}, `${model.name}`, element("br"), element("span", { class: "note" }, `error ${format(one.error)}`)));
-  });
+  return evaluation.models
+    .map((model, at) => [model, grid.calibration[at]])
+    .filter(([, one]) => one)
+    .map(([model, one]) => {
+      const size = 150;
+      const at = (value) => 6 + value * (size - 12);
+      const up = (value) => size - at(value);
+      const items = one.bins.reduce((sum, bin) => sum + bin[0], 0);
+      const words = one.bins
+        .map(([count, confidence, right]) => `${count} items at ${format(confidence)}: ${format(right)} right`)
+        .join("; ");
+      const picture = drawing("svg", {
+        viewBox: `0 0 ${size} ${size}`,
+        role: "img",
+        "aria-label": `calibration of ${model.name}: ${words}`,
+      });
+      picture.append(
+        drawing("rect", { x: 6, y: 6, width: size - 12, height: size - 12, fill: "none", class: "axis" }),
+        drawing("line", { x1: at(0), y1: up(0), x2: at(1), y2: up(1), class: "ideal" }),
+      );
+      for (const [count, confidence, right, low, high] of one.bins) {
+        const bar = drawing("line", {
+          x1: at(confidence),
+          x2: at(confidence),
+          y1: up(low),
+          y2: up(high),
+          style: "stroke: var(--c0); opacity: .45",
+        });
+        const point = drawing("circle", {
+          cx: at(confidence),
+          cy: up(right),
+          r: Math.max(1.6, 9 * Math.sqrt(count / items)),
+          style: "fill: var(--c0); opacity: .85",
+        });
+        point.append(drawing("title", {}, `${count} items, probability ${format(confidence)}, ${format(right)} right`));
+        picture.append(bar, point);
+      }
+      return element(
+        "figure",
+        {},
+        picture,
+        element(
+          "figcaption",
+          {},
+          `${model.name}`,
+          element("br"),
+          element("span", { class: "note" }, `error ${format(one.error)}`),
+        ),
+      );
+    });
 }

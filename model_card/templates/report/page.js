@@ -8,7 +8,8 @@ function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") made.addEventListener(name, value);
-    else if (value !== null && value !== undefined && value !== false) made.setAttribute(name, value === true ? "" : value);
+    else if (value !== null && value !== undefined && value !== false)
+      made.setAttribute(name, value === true ? "" : value);
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
@@ -34,7 +35,12 @@ function format(value) {
 }
 
 function formatTokens(value) {
-  for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"]]) {
+  for (const [size, unit] of [
+    [1e12, "T"],
+    [1e9, "B"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ]) {
     if (Math.abs(value) >= size) return `${+(value / size).toPrecision(4)}${unit}`;
   }
   return `${+value.toPrecision(4)}`;
@@ -52,7 +58,8 @@ const metricName = (metric) => (metric === "bits_per_byte" ? "bits per byte" : m
 /** A menu with a label; `choose(value)` is called with the value that is chosen. options: [[value, text]]. */
 function menu(label, options, chosen, choose) {
   const select = element("select", { change: () => choose(select.value) });
-  for (const [value, text] of options) select.append(element("option", { value, selected: `${value}` === `${chosen}` }, text));
+  for (const [value, text] of options)
+    select.append(element("option", { value, selected: `${value}` === `${chosen}` }, text));
   return element("label", {}, label, select);
 }
 
@@ -61,14 +68,19 @@ function choice(label, options, chosen, choose) {
   const group = element("div", { class: "group", role: "group", "aria-label": label });
   for (const [value, text] of options) {
     group.append(
-      element("button", {
-        type: "button",
-        "aria-pressed": `${value === chosen}`,
-        click: (event) => {
-          for (const button of group.children) button.setAttribute("aria-pressed", `${button === event.currentTarget}`);
-          choose(value);
+      element(
+        "button",
+        {
+          type: "button",
+          "aria-pressed": `${value === chosen}`,
+          click: (event) => {
+            for (const button of group.children)
+              button.setAttribute("aria-pressed", `${button === event.currentTarget}`);
+            choose(value);
+          },
         },
-      }, text),
+        text,
+      ),
     );
   }
   return element("fieldset", {}, element("legend", {}, label), group);
@@ -76,16 +88,20 @@ function choice(label, options, chosen, choose) {
 
 /** A button that is pressed or not. */
 function toggle(text, pressed, choose, label = null) {
-  const button = element("button", {
-    type: "button",
-    "aria-pressed": `${pressed}`,
-    "aria-label": label,
-    click: () => {
-      const now = button.getAttribute("aria-pressed") !== "true";
-      button.setAttribute("aria-pressed", `${now}`);
-      choose(now);
+  const button = element(
+    "button",
+    {
+      type: "button",
+      "aria-pressed": `${pressed}`,
+      "aria-label": label,
+      click: () => {
+        const now = button.getAttribute("aria-pressed") !== "true";
+        button.setAttribute("aria-pressed", `${now}`);
+        choose(now);
+      },
     },
-  }, text);
+    text,
+  );
   return button;
 }
 
@@ -94,7 +110,8 @@ function tableOf(header, rows, label) {
   const head = element("tr", {}, ...header.map((text) => element("th", { scope: "col" }, text)));
   const body = rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, cell ?? ""))));
   return element(
-    "div", { class: "scroll", tabindex: 0, role: "region", "aria-label": label },
+    "div",
+    { class: "scroll", tabindex: 0, role: "region", "aria-label": label },
     element("table", {}, element("thead", {}, head), element("tbody", {}, ...body)),
   );
 }
@@ -142,7 +159,9 @@ function recolor() {
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor);
 byId("theme").addEventListener("click", () => {
   const root = document.documentElement;
-  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+  const isDark = root.dataset.theme
+    ? root.dataset.theme === "dark"
+    : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = isDark ? "light" : "dark";
   recolor();
 });
