@@ -134,6 +134,9 @@ function later(work) {
   channel.port2.postMessage(0);
 }
 
+/** A promise that all charts have drawn what was asked of them: for tests. */
+window.settled = () => new Promise(later);
+
 // ---- colors, light and dark ----
 
 const probe = document.body.appendChild(element("span", { hidden: true }));
