@@ -71,7 +71,7 @@ def _check_private(page: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         values = Path(folder) / "data.json"
         values.write_text(data[1] if data else "{}", encoding="utf-8")
-        check_no_private_values({page.name: page, "its data (data.json)": values})
+        check_no_private_values({page.name: page, "data.json": values})
 
 
 def _push(repo: str, page: Path, head: str) -> bool:
