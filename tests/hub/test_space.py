@@ -3,8 +3,8 @@
 import os
 
 import pytest
-from huggingface_hub import HfApi
 from hub_server import Fault
+from huggingface_hub import HfApi
 
 from llama_lite.errors import Refusal
 from llama_lite.hub.space import push_page
