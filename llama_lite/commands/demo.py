@@ -139,8 +139,9 @@ def main() -> None:
     )
     print(
         f"          look at runs/{name}/README.md, runs/{name}-sft/README.md and runs/{name}-eval/README.md, the cards"
-        " of what was made"
+        " of what was made,"
     )
+    print(f"          and open runs/{name}/report.html and runs/{name}-sft/report.html in a browser")
     if arguments.record:
         record = read_json(MEASURED) or {}
         entry = {
