@@ -7,14 +7,14 @@ import numpy as np
 from ..records import Records
 from .values import is_number, short, shorts
 
-AXES = ("step", "tokens", "epoch")  # keys of a log entry that are positions, not values
+AXES = ("step", "tokens", "epoch", "num_tokens")  # keys of a log entry that are positions, not values
 ENDINGS = ("loss", "bits_per_byte", "perplexity", "seconds")  # of values that share a chart
-PAIRED = ("entropy", "mean_token_accuracy", "num_tokens", "runtime")  # TRL logs these of training, too
+PAIRED = ("entropy", "mean_token_accuracy")  # TRL logs these of training, too
 WATCHED = ("loss", "grad_norm")  # the extremes of these stay where a log is thinned
 DOCUMENTS = 12  # named at most at a spike
 
 # Events that are marked in the curves, and in words below them: refused attempts and publishing are no part of training
-MARKED = ("resumed", "saved", "spike", "not finite", "changed", "set aside", "initialised", "evaluation failed")
+MARKED = (*"started resumed saved spike changed initialised".split(), "not finite", "set aside", "evaluation failed")
 ENDS = ("finished", "interrupted", "unhealthy")
 TRENDS = ("saturated", "overfitting")
 

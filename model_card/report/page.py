@@ -159,6 +159,10 @@ def _paragraph(text: str) -> str:
 def _html(text: str) -> str:
     """Markdown as HTML, two levels of headings deeper; tables can be scrolled."""
     html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    html = re.sub(
+        r"<p>&lt;details&gt;&lt;summary&gt;(.*?)&lt;/summary&gt;</p>", r"<details><summary>\1</summary>", html
+    )
+    html = html.replace("<p>&lt;/details&gt;</p>", "</details>")
     html = re.sub(r"<(/?)h([1-4])>", lambda match: f"<{match[1]}h{int(match[2]) + 1}>", html)
     html = html.replace("<table>", '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>')
     return html.replace("</table>", "</table></div>")

@@ -132,7 +132,7 @@ def test_a_finished_run_has_a_page(whole_run):
     data = data_of(whole_run / "report.html")
     names = {series["name"] for series in data["runs"][0]["series"]}
     logged = {name for line in (whole_run / "log.jsonl").read_text().splitlines() for name in json.loads(line)}
-    assert names == logged - {"step", "tokens", "epoch", "samples"}
+    assert names == logged - {"step", "tokens", "epoch", "samples"}  # the others are positions and texts
 
 
 # ---- curves ----

@@ -40,6 +40,14 @@ function swatch(index, dash) {
   return made;
 }
 
+/** A value at an axis whose ticks are `step` apart, with as many decimals as tell them apart. */
+function tick(value, step) {
+  if (value === null) return "";
+  const digits = step ? Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) : 0;
+  if (value === 0 || digits > 4 || Math.abs(value) >= 1e6) return value === 0 ? "0" : value.toExponential(1);
+  return value.toLocaleString("en-US", step ? { maximumFractionDigits: digits + 1 } : { maximumSignificantDigits: 3 });
+}
+
 /** The value of a column at an index, or the last one before it. */
 function valueAt(column, index) {
   for (let at = index; at >= 0; at--) {
@@ -228,7 +236,7 @@ class Chart {
           ...axis,
           size: 58,
           space: 34,
-          values: (plot, splits) => splits.map((value) => (value === null ? "" : format(value))),
+          values: (plot, splits, axis, space, step) => splits.map((value) => tick(value, step)),
         },
       ],
       cursor: {
@@ -395,6 +403,24 @@ class Chart {
     ctx.restore();
   }
 
+  /** The label of a level at its right end, at the left one where another label is in the way. */
+  drawLabel(plot, text, y) {
+    const { ctx, bbox } = plot;
+    const unit = devicePixelRatio;
+    const isFree = this.labelled.every((other) => Math.abs(other - y) > 13 * unit);
+    const x = isFree ? bbox.left + bbox.width - 4 * unit : bbox.left + 4 * unit;
+    this.labelled.push(y);
+    ctx.textAlign = isFree ? "right" : "left";
+    ctx.textBaseline = "bottom";
+    ctx.save();
+    ctx.setLineDash([]);
+    ctx.strokeStyle = color("--back");
+    ctx.lineWidth = 4 * unit;
+    ctx.strokeText(text, x, y - 3 * unit);
+    ctx.restore();
+    ctx.fillText(text, x, y - 3 * unit);
+  }
+
   drawMarks(plot) {
     const { ctx, bbox } = plot;
     const unit = devicePixelRatio;
@@ -403,6 +429,7 @@ class Chart {
     ctx.rect(bbox.left - 6 * unit, bbox.top, bbox.width + 12 * unit, bbox.height);
     ctx.clip();
     ctx.font = `${11 * unit}px system-ui, 'DejaVu Sans', Arial, sans-serif`;
+    this.labelled = [];
     for (const level of this.spec.levels || []) {
       const y = plot.valToPos(level.y, "y", true);
       if (y < bbox.top || y > bbox.top + bbox.height) continue;
@@ -412,9 +439,7 @@ class Chart {
       ctx.moveTo(bbox.left, y);
       ctx.lineTo(bbox.left + bbox.width, y);
       ctx.stroke();
-      ctx.textAlign = "right";
-      ctx.textBaseline = "bottom";
-      ctx.fillText(level.label, bbox.left + bbox.width - 4 * unit, y - 3 * unit);
+      this.drawLabel(plot, level.label, y);
     }
     ctx.setLineDash([]);
     for (const mark of this.marks) {

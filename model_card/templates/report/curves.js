@@ -27,6 +27,7 @@ function labelOf(name, group) {
   if (name === "loss") return "training";
   if (name === `eval_${group}`) return "validation";
   if (name === group) return (TITLES[name]?.[0] ?? name.replaceAll("_", " ")).toLowerCase();
+  if (name === "eval_end_loss") return "end of the answer"; // of a tuning run
   const base = name.replace(/^eval_/, "");
   return taskName(base.endsWith(`_${group}`) ? base.slice(0, -group.length - 1) : base);
 }

@@ -218,7 +218,8 @@ class ItemGrid {
           element(
             "span",
             {},
-            "The stronger the color, the surer: the probability of the right answer among the options.",
+            "The stronger the color, the surer: the probability of the right answer among the options." +
+              (this.metric === "acc_norm" ? " acc_norm compares options by character, the probability does not." : ""),
           ),
         );
     } else {
@@ -232,6 +233,8 @@ class ItemGrid {
         ),
       );
     }
+    const apart = this.evaluation.models.filter((model) => model.run === null).map((model) => model.name);
+    if (this.runs.length && apart.length) parts.push(element("span", {}, ` Apart, marked ·: ${apart.join(", ")}.`));
     return parts;
   }
 

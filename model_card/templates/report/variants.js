@@ -122,7 +122,7 @@ function variantTable(part, factor, sort) {
   return [
     element(
       "p",
-      {},
+      { class: "summary" },
       `${taskName(part.task)}, ${part.metric}, ${part.items} items, ${part.model}${whole ? `: ${summaryOf(whole)}` : ""}`,
     ),
     forest(rows),
