@@ -4,6 +4,7 @@ no request. Same records, same bytes.
     python -m llama_lite report runs/demo
 """
 
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import jinja2
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .. import records as card_records
 from ..card import SECTIONS, section_texts
@@ -114,7 +115,7 @@ def _part(folder: Path, lines: int) -> dict:
             "kind": KINDS["study"],
             "about": _paragraph(study["text"]),
             "glance": [],
-            "tables": _html(study["text"]),
+            "tables": _html(study["text"], study["title"]),
             "arms": study["arms"],
             "differences": study["differences"],
             "evaluations": [],
@@ -134,7 +135,7 @@ def _part(folder: Path, lines: int) -> dict:
         "kind": KINDS[records.kind],
         "about": _paragraph(head.partition("\n")[2]),
         "glance": facts.glance(),
-        "tables": _html("\n\n".join(tables)),
+        "tables": _html("\n\n".join(tables), facts.title),
         "evaluations": [(evaluation.scores, evaluation_page(facts, evaluation)) for evaluation in records.evaluations],
     }
     return part if records.kind == "evaluation" else part | {"curves": run_curves(records, lines)}
@@ -156,13 +157,15 @@ def _paragraph(text: str) -> str:
     return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", first).replace("`", "").replace("\n", " ")
 
 
-def _html(text: str) -> str:
-    """Markdown as HTML, two levels of headings deeper; tables can be scrolled."""
+def _html(text: str, name: str) -> str:
+    """Markdown as HTML, one level of headings deeper; tables can be scrolled. name: what the tables are of."""
     html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     html = re.sub(
         r"<p>&lt;details&gt;&lt;summary&gt;(.*?)&lt;/summary&gt;</p>", r"<details><summary>\1</summary>", html
     )
     html = html.replace("<p>&lt;/details&gt;</p>", "</details>")
     html = re.sub(r"<(/?)h([1-4])>", lambda match: f"<{match[1]}h{int(match[2]) + 1}>", html)
-    html = html.replace("<table>", '<div class="scroll" tabindex="0" role="region" aria-label="table"><table>')
-    return html.replace("</table>", "</table></div>")
+    html = html.replace("<th></th>", "<td></td>").replace("</table>", "</table></div>")
+    numbers = itertools.count(1)
+    scroll = '<div class="scroll" tabindex="0" role="region" aria-label="table {} of {}"><table>'
+    return re.sub("<table>", lambda match: scroll.format(next(numbers), escape(name)), html)

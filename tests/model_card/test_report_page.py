@@ -14,6 +14,7 @@ WIDE, NARROW = {"width": 1600, "height": 1000}, {"width": 400, "height": 800}
 UNNAMED = """() => [...document.querySelectorAll('button, select, input, [tabindex="0"], svg[role=img], a')]
     .filter((one) => one.checkVisibility() && !(one.getAttribute('aria-label') || one.textContent.trim() || one.labels?.length))
     .map((one) => one.outerHTML.slice(0, 80))"""
+COLOR = """getComputedStyle(document.body.appendChild(Object.assign(document.createElement('i'), { style: 'color: var(--c0)' }))).color"""
 BLANK = """() => [...document.querySelectorAll('canvas')].filter((canvas) => {
     const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
     return !pixels.some((value) => value);
@@ -149,7 +150,7 @@ def test_the_axis_is_tokens_step_or_time(open_page):
     for name, ends in (("step", "at 1 at 400"), ("time", "at 20.1 s at 64 s"), ("tokens", "at 2.048k at 819.2k")):
         page.get_by_role("button", name=name, exact=True).click()
         assert shown_range(page) == ends
-    page.get_by_label("logarithmic x axis").click()
+    page.get_by_label("log x axis").click()
     assert shown_range(page) == "at 2.048k at 819.2k"
 
 
@@ -278,6 +279,10 @@ def test_a_print_is_a_light_report_without_controls(open_page, tmp_path):
     page = open_page("run", WIDE, "dark")
     pdf = page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert pdf.startswith(b"%PDF") and 4 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 20
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(f"() => {COLOR}") == "rgb(0, 114, 178)"
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(f"() => {COLOR}") == "rgb(86, 180, 233)"
     page.emulate_media(media="print")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator(".tools:visible, nav:visible").count() == 0

@@ -85,7 +85,7 @@ class Chart {
               this.logY = on;
               this.build();
             },
-            `logarithmic ${spec.title}`,
+            `log scale of ${spec.title}`,
           )
         : null;
     this.head = element(
@@ -547,6 +547,7 @@ const groups = [];
 const PAPER = 690; // pixels between the margins
 
 function fitPaper(isPrinting) {
+  document.documentElement.toggleAttribute("data-print", isPrinting);
   known = new Map();
   for (const chart of groups.flatMap((group) => group.charts)) {
     if (!chart.plot) continue;

@@ -199,7 +199,7 @@ function curveTools(axes) {
         curves.log = on;
         setAxis(curves, curves.name);
       },
-      "logarithmic x axis",
+      "log x axis",
     ),
   );
   if (data.runs.length > 1) tools.append(runButtons());
@@ -275,7 +275,18 @@ function showEvents() {
   const section = byId("events");
   section.hidden = false;
   section.append(
-    tableOf([...(several ? ["run"] : []), "step", "what", "detail", "time (UTC)", ""], rows, "events of the run"),
+    tableOf(
+      [
+        ...(several ? ["run"] : []),
+        "step",
+        "what",
+        "detail",
+        "time (UTC)",
+        element("span", { class: "hidden" }, "in the curves"),
+      ],
+      rows,
+      "events of the run",
+    ),
   );
   const saves = data.runs.flatMap((run) => run.marks || []).filter((mark) => mark.kind === "saved").length;
   if (saves)

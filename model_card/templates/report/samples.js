@@ -38,7 +38,7 @@ function strips(runs, index, body) {
           return element(
             "article",
             { class: "sample" },
-            element("h4", {}, sample.title ?? `step ${sample.step.toLocaleString("en-US")}`),
+            element(runs.length > 1 ? "h4" : "h3", {}, sample.title ?? `step ${sample.step.toLocaleString("en-US")}`),
             element("p", { class: "note" }, where.filter(Boolean).join(" · ")),
             written(sample.texts[index], run.prompts?.[index], sample.isAnswer),
           );
