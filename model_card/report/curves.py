@@ -164,7 +164,8 @@ def _mark(event: dict, locate) -> dict | None:
     if kind == "spike":
         found["loss"] = short(event["loss"])
         names = [_document(one) for one in event.get("documents") or []]
-        found["documents"] = names[:DOCUMENTS] + ([f"and {len(names) - DOCUMENTS} more"] if names[DOCUMENTS:] else [])
+        rest = max(event.get("documents_in_step", 0), len(names)) - len(names[:DOCUMENTS])
+        found["documents"] = names[:DOCUMENTS] + ([f"and {rest:,} more"] if rest else [])
     return found
 
 

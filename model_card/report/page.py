@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
-from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from .. import records as card_records
@@ -159,6 +158,8 @@ def _paragraph(text: str) -> str:
 
 def _html(text: str, name: str) -> str:
     """Markdown as HTML, one level of headings deeper; tables can be scrolled. name: what the tables are of."""
+    from markdown_it import MarkdownIt  # here: where it is missing, the page is not written, and the run is finished
+
     html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     html = re.sub(
         r"<p>&lt;details&gt;&lt;summary&gt;(.*?)&lt;/summary&gt;</p>", r"<details><summary>\1</summary>", html

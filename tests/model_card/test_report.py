@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,12 +83,14 @@ def test_a_page_holds_no_path_and_no_token_of_this_machine(run, tmp_path, monkey
     assert data_of(folder / "report.html")["runs"][0]["samples"][-1]["texts"][0].startswith("Returns the ./x …")
 
 
-def test_a_page_that_cannot_be_made_is_a_reason_and_no_error(run, tmp_path):
+def test_a_page_that_cannot_be_made_is_a_reason_and_no_error(run, tmp_path, monkeypatch):
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "log.jsonl").write_text('{"step": 1, "loss": "no number", "tokens": 1}\n{"step": "a"}\n')
     reason = write_report_or_reason(folder)
     assert reason.startswith("not written: ") and "\n" not in reason and not (folder / "report.html").exists()
     assert "holds no records" in write_report_or_reason(tmp_path)
+    monkeypatch.setitem(sys.modules, "markdown_it", None)  # a package that is not installed
+    assert write_report_or_reason(run).startswith("not written: ModuleNotFoundError")
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "manifest.json").write_text('{"format": "llama_lite.tokens/2"}')
     with pytest.raises(CardError, match="prepared tokens"):
@@ -146,6 +149,12 @@ def test_everything_logged_is_drawn_and_spikes_name_their_documents(run):
     (first, *_) = [mark for mark in found["marks"] if mark["kind"] == "spike"]
     assert (first["step"], first["tokens"], len(first["documents"])) == (75, 75 * 2048, 4)
     assert first["documents"][0].startswith("numpy/lib/part_")
+    records = read(run)
+    names = [{"name": f"part {index}"} for index in range(20)]
+    spike = {"event": "spike", "step": 9, "time": "2026-11-01T12:00:00Z", "loss": 5.0, "sigmas": 8.0}
+    records.events = [{**spike, "at_step": 8, "documents": names, "documents_in_step": 31}, spike]
+    some, none = run_curves(records, 100)["marks"]
+    assert some["documents"] == [*(f"part {index}" for index in range(12)), "and 19 more"] and none["documents"] == []
     assert sum(mark["kind"] == "saved" for mark in found["marks"]) == 11
     assert found["grids"][0]["seconds"][:2] == [20.11, 20.22]
 
