@@ -28,21 +28,25 @@ def main(argv: list[str] | None = None) -> None:
     # The heavy imports come after parsing, so that --help and refusals answer at once.
     from transformers import set_seed
 
-    from llama_lite.data.dataset import TokenWindows, collate
+    from llama_lite.data.dataset import collate
+    from llama_lite.data.document_reads import document_reads
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
+    from llama_lite.training.mixture import training_windows
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
+    from llama_lite.training.validation import probe_windows, validation_sets
 
     # ---- How this process is launched, and the folders of the run ----
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
     if "output_dir" not in run_args.explicit_args:
-        training_args.output_dir = derive_pretrain.output_dir(data_args.dataset)
+        training_args.output_dir = derive_pretrain.output_dir(data_args.dataset, data_args.mixture)
+    recall_mixture(session, data_args, run_args)
     check_paths(data_args, training_args.output_dir)
     session.export_to = functools.partial(export_model, dtype=model_args.publish_dtype)
     rules = dataclasses.asdict(curation_args)
@@ -63,20 +67,22 @@ def main(argv: list[str] | None = None) -> None:
         session.catch_signals()
 
         # ---- Derive missing arguments, check all of them, prepare the tokens ----
-        manifest, tokenizer = prepare_text(groups, rules, values)
-        folder = Path(data_args.prepared_dir)
+        tokens, tokenizer = prepare_text(groups, rules, values)
+        manifest = tokens.record()
 
         # ---- The identity of the run, and the checkpoint it resumes from ----
         config, plan = plan_of(groups, manifest)
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        version = run_on_main(session.order_version)
         identity = session.identity(
             plan,
             config=config.to_dict(),
             data={
-                "data": manifest["fingerprint"],
+                **tokens.identity(),
                 "order": run_args.order,
+                **({"order_version": version} if version > 1 else {}),
                 "block_size": run_args.block_size,
                 "tokens_per_step": run_args.tokens_per_step,
             },
@@ -88,45 +94,38 @@ def main(argv: list[str] | None = None) -> None:
         start = session.begin(identity, plan, derive_pretrain.settings(groups), initial.find)
         if start is None:
             return
-        data = {**manifest, "curation": read_json(folder / "curation.json")}
-        run_on_main(write_json, session.run.path / "data.json", data)
+        run_on_main(write_json, session.run.path / "data.json", data_record(tokens))
 
         # ---- Model and trainer ----
         set_seed(training_args.seed)
         model = build_model(config, model_args.model_config, run_args, training_args.device)
         if start.checkpoint is None:
             initial.load(model)
-        train = TokenWindows(
-            folder,
-            manifest,
-            "train",
-            run_args.block_size,
-            run_args.order,
-            session.order_seed,
-            plan.epoch_windows,
-            plan.steps * plan.windows_per_step,
-        )
-        train.restart_order_at(start.data_start * plan.windows_per_step)
-        held_out = TokenWindows(folder, manifest, "validation", run_args.block_size, length=run_args.eval_windows)
+        train, sources = training_windows(tokens, identity.data, plan, start)
+        check_epochs_left(groups, tokens, train)
+        held_out = validation_sets(tokens, run_args.block_size, run_args.eval_windows)
         trainer = PretrainTrainer(
             model=model,
             train_dataset=train,
-            eval_dataset=held_out,
+            eval_dataset=held_out[0].windows,
             data_collator=collate,
             processing_class=tokenizer,
-            probe=[collate([held_out[i]]) for i in range(run_args.probe_windows)],
+            probe=[collate([window]) for window in probe_windows(held_out, run_args.probe_windows)],
             flops_per_token=plan.flops_per_token,
             peak_flops=run_args.peak_flops or peak_flops(run_args.precision, training_args.device),
-            bytes_per_token=manifest["splits"]["validation"]["bytes"] / manifest["splits"]["validation"]["tokens"],
+            validation=held_out,
+            sources=sources,
             **session.trainer_arguments(),
         )
+        history = start.order_history or [{"step": start.data_start}]
+        trainer.document_reads = document_reads(tokens.by_fingerprint, identity.data, plan.steps, history)
         session.add_callbacks(trainer)
-        add_evaluations(trainer, tokenizer, held_out, run_args)
+        add_evaluations(trainer, tokenizer, held_out[0].windows, run_args)
 
         # ---- Train or resume; then export the model, the card and the figures ----
         if not session.train(trainer, plan.steps):
             load_weights(model, start.checkpoint)
-        run_on_main(finish, session.run, plan.steps, manifest["baselines"], model_args.publish_dtype)
+        run_on_main(finish, session.run, plan.steps, manifest, model_args.publish_dtype)
         session.publish_rest(plan.steps)
         print_main("\n".join(what_next(session.run.path)))
 
@@ -138,21 +137,40 @@ class Values:
     """The derived arguments: from the record of the run, the text and the machine. Each choice is printed once, when
     nothing can refuse it any more.
 
-    planned: the Layout that the run is planned for.
+    planned: the Layout that the run is planned for. folders, validation: of a mixture and of --validation, once they
+    are found.
     """
 
     def __init__(self, session, groups, text, planned):
         self.session, self.groups, self.text, self.planned = session, groups, text, planned
         self.printed, self.waiting = {}, []
+        self.folders, self.validation = [], []
 
     @functools.cached_property
     def derivation(self):
         """The Derivation of this command (rank 0)."""
+        from llama_lite.data.prepared import mixture_manifest
         from llama_lite.training import derive_pretrain
 
         recorded = self.session.recorded(derive_pretrain.RECORDED)
-        explicit_args = self.session.run_args.explicit_args
-        return derive_pretrain.Derivation(self.groups, self.text, self.planned, explicit_args, recorded)
+        mixture = mixture_manifest(self.folders) if self.folders else None
+        return derive_pretrain.Derivation(
+            self.groups,
+            self.text,
+            self.planned,
+            self.session.run_args.explicit_args,
+            recorded,
+            mixture,
+            len(self.validation),
+        )
+
+    def find_folders(self, verify: str) -> None:
+        """Find the folders of --mixture and --validation, verified. Raises Refusal."""
+        from llama_lite.training.mixture import find_mixture, find_validation
+
+        data_args = self.groups[1]
+        self.folders = run_on_main(find_mixture, data_args, verify)
+        self.validation = run_on_main(find_validation, data_args, self.folders, verify)
 
     def settle(self, only_tokens: bool = False) -> tuple[dict, dict]:
         """Set every missing argument. Returns ({argument: reason}, the manifest of the tokens or an estimate of it)."""
@@ -179,36 +197,43 @@ def plan_of(groups, tokens: dict, processes: int | None = None):
     import torch
 
     from llama_lite.models.presets import model_config_of
+    from llama_lite.training.data_plan import check_epochs
     from llama_lite.training.plan import check_publish_steps, make_plan
 
-    model_args, _, _, hub_args, run_args, training_args = groups
+    model_args, data_args, _, hub_args, run_args, training_args = groups
     config = model_config_of(model_args.model_config, tokens["tokenizer"]["vocab_size"], run_args.block_size)
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
     plan = make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
     state = str(hub_args.publish_training_state)
     check_publish_steps(training_args, plan.steps, hub_args.publish_steps, state)
+    check_epochs(plan.sources, data_args.mixture, run_args.allow_epochs, run_args.allow_epochs_of)
     return config, plan
 
 
 def show_plan(session, groups, rules: dict, values: Values) -> None:
     """--dry_run and --suggest: the plan, without touching anything. Raises Refusal."""
     from llama_lite.data.preparation import prepare
-    from llama_lite.data.shards import describe, verify_prepared
+    from llama_lite.data.prepared import data_lines, with_validation
+    from llama_lite.data.shards import verify_prepared
     from llama_lite.training.memory import forecast
+    from llama_lite.training.mixture import check_before_preparing
     from llama_lite.training.suggest import write_suggestion
 
     _, data_args, _, hub_args, run_args, training_args = groups
     explicit_args, planned = run_args.explicit_args, values.planned
+    values.find_folders("sizes")
     reasons, tokens = values.settle()
-    if "estimated" not in tokens:  # the tokens exist: the arguments must agree with them
+    if "estimated" not in tokens and not values.folders:  # the tokens exist: the arguments must agree with them
         manifest = run_on_main(prepare, data_args, rules, values.text, set(explicit_args))
         run_on_main(verify_prepared, Path(data_args.prepared_dir), manifest, "sizes")
+    check_before_preparing(data_args, tokens, values.validation)
+    tokens = with_validation(tokens, values.validation)
     config, plan = plan_of(groups, tokens, planned.processes)
     run_on_main(check_tokenizer, groups, values, config, tokens)
     fused = run_args.fused_loss and not run_args.plan_launch
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
     values.print_chosen()
-    print_main("\n".join([describe(tokens), *plan.lines(), *memory_lines]))
+    print_main("\n".join([*data_lines(tokens, values.folders, values.validation), *plan.lines(), *memory_lines]))
     if session.publishes:
         print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
     for problem in problems:
@@ -266,6 +291,9 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     from llama_lite.training.preflight import check_folders
 
     session.catch_signals()
+    if data_args.mixture:
+        prepare_only_mixture(session, data_args, values)
+        return
     explicit_args = set(session.run_args.explicit_args)
     if not session.publishes:
         pull_prepared(data_args, rules, explicit_args)
@@ -279,53 +307,121 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
         run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, private)
 
 
+def prepare_only_mixture(session, data_args, values: Values) -> None:
+    """--prepare_only of a mixture: its folders, downloaded where --prepared_hub_id names them and verified by their
+    digests; with --push_to_hub, each as a Hub dataset.
+    """
+    from llama_lite.data.prepared import data_lines
+    from llama_lite.training.mixture import pull_folders, push_folders
+
+    if not session.publishes:
+        run_on_main(pull_folders, data_args)
+    values.find_folders("hashes")
+    print_main("\n".join(data_lines({}, values.folders, values.validation)))
+    if session.publishes:
+        run_on_main(push_folders, data_args, session.training_args.hub_private_repo)
+
+
 def pull_prepared(data_args, rules: dict, explicit_args: set[str]) -> None:
     """Download the tokens that --prepared_hub_id names, if it names some."""
     from llama_lite.hub import client, download
+    from llama_lite.training.mixture import pull_folders
 
-    if hub := data_args.prepared_hub_id and client.reference(data_args.prepared_hub_id):
+    if data_args.mixture:
+        run_on_main(pull_folders, data_args)
+    elif hub := data_args.prepared_hub_id and client.reference(data_args.prepared_hub_id):
         data_args.prepared_dir = run_on_main(download.pull_prepared, hub, data_args, rules, explicit_args)
 
 
+def recall_mixture(session, data_args, run_args) -> None:
+    """Take mixture and validation sets from the record of the run that goes on, where the command does not give them,
+    nor a text.
+    """
+    from llama_lite.config.pretrain import PREPARING
+    from llama_lite.training.derive_pretrain import RECALLED
+
+    recorded = run_on_main(session.recorded, RECALLED)
+    if any(name in run_args.explicit_args for name in PREPARING):
+        recorded.pop("mixture", None)
+    for name, value in recorded.items():
+        if name not in run_args.explicit_args:
+            setattr(run_args if name == "allow_epochs_of" else data_args, name, value)
+
+
 def prepare_text(groups, rules: dict, values: Values):
-    """(manifest, tokenizer) of the prepared folder, which is made where it is not there and verified; every argument is
-    settled. Raises Refusal, as far as can be before a long preparation.
+    """(PreparedTokens, tokenizer) of the run: the prepared folder, which is made where it is not there, or those of the
+    mixture, and the validation sets, all verified; every argument is settled. Raises Refusal, as far as can be before
+    a long preparation.
     """
     from transformers import AutoTokenizer
 
-    from llama_lite.data.preparation import prepare
-    from llama_lite.data.shards import describe, verify_prepared
+    from llama_lite.data.prepared import PreparedFolder, PreparedTokens, data_lines, with_validation
     from llama_lite.data.tokenizer import tokenizer_record
     from llama_lite.training import derive_pretrain
+    from llama_lite.training.mixture import check_before_preparing, find_validation
     from llama_lite.training.preflight import check_folders
 
     _, data_args, _, _, run_args, training_args = groups
-    explicit_args = set(run_args.explicit_args)
-    pull_prepared(data_args, rules, explicit_args)
+    pull_prepared(data_args, rules, set(run_args.explicit_args))
+    values.find_folders(data_args.verify_data)
     _, tokens = values.settle()
-    config, plan = plan_of(groups, derive_pretrain.at_most(tokens))
-    if "estimated" in tokens:
+    check_before_preparing(data_args, tokens, values.validation)
+    config, plan = plan_of(groups, with_validation(derive_pretrain.at_most(tokens), values.validation))
+    is_estimate = "estimated" in tokens
+    if is_estimate:
         run_on_main(check_tokenizer, groups, values, config, tokens)
     folders = {"prepared_dir": data_args.prepared_dir, "output_dir": training_args.output_dir}
     needed = {"prepared_dir": tokens.get("estimated", 0), "output_dir": 2 * plan.checkpoint_bytes}
     run_on_main(check_folders, folders, needed)
-    if "estimated" in tokens:
+    if is_estimate:
         values.print_chosen()  # preparing takes its time
-    manifest, folder = run_on_main(prepare, data_args, rules, values.text, explicit_args), Path(data_args.prepared_dir)
-    run_on_main(verify_prepared, folder, manifest, data_args.verify_data)
-    print_main(f"data      {describe(manifest)}")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", trust_remote_code=False)
-    if tokenizer_record(tokenizer) != manifest["tokenizer"]:
+    parts = values.folders
+    if not parts:
+        manifest = prepare_folder(data_args, rules, values, set(run_args.explicit_args))
+        parts = [PreparedFolder("", Path(data_args.prepared_dir), manifest)]
+        values.validation = run_on_main(find_validation, data_args, parts, "sizes")
+    found = PreparedTokens(parts, bool(values.folders), values.validation)
+    for line in data_lines(found.manifest, values.folders, found.validation):
+        print_main(f"data      {line}")
+    tokenizer = AutoTokenizer.from_pretrained(found.tokenizer, trust_remote_code=False)
+    if tokenizer_record(tokenizer) != found.manifest["tokenizer"]:
         raise Refusal(
-            f"{folder}/tokenizer is not the one the tokens were made with. Run the same command with --prepare_only"
+            f"{found.tokenizer} is not the one the tokens were made with. Run the same command with --prepare_only"
             " in a new --prepared_dir."
         )
-    if "estimated" in tokens:
+    if is_estimate:
         values.settle()  # now that they are counted
-    return manifest, tokenizer
+    return found, tokenizer
+
+
+def prepare_folder(data_args, rules: dict, values: Values, explicit_args: set[str]) -> dict:
+    """The manifest of the prepared folder of one text, which is made where it is not there, and verified."""
+    from llama_lite.data.preparation import prepare
+    from llama_lite.data.shards import verify_prepared
+
+    manifest = run_on_main(prepare, data_args, rules, values.text, explicit_args)
+    run_on_main(verify_prepared, Path(data_args.prepared_dir), manifest, data_args.verify_data)
+    return manifest
+
+
+def data_record(tokens) -> dict:
+    """`data.json` of a run: what its PreparedTokens are, with what curation dropped."""
+    curation = None if tokens.is_mixture else read_json(tokens.folders[0].folder / "curation.json")
+    return {**tokens.record(), "curation": curation}
 
 
 # ---- the run ----
+
+
+def check_epochs_left(groups, tokens, train) -> None:
+    """Raise Refusal where a folder of a mixture would be read too often, by what the run has read of it already."""
+    from llama_lite.training.data_plan import check_epochs
+    from llama_lite.training.mixture import rows_at_end
+
+    _, data_args, _, _, run_args, _ = groups
+    if tokens.is_mixture:
+        rows = rows_at_end(tokens, train)
+        check_epochs(rows, data_args.mixture, run_args.allow_epochs, run_args.allow_epochs_of)
 
 
 def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
@@ -336,7 +432,7 @@ def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
     found = (
         tokenizer_to_be(data_args.tokenizer)
         if "estimated" in tokens
-        else load_tokenizer(f"{data_args.prepared_dir}/tokenizer")
+        else load_tokenizer(f"{values.folders[0].folder if values.folders else data_args.prepared_dir}/tokenizer")
     )
     begins = not values.derivation.recorded
     check_stock(f"--model_config {model_args.model_config}", config, found, begins=begins)
@@ -435,8 +531,8 @@ def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
 # ---- after training ----
 
 
-def finish(run, steps: int, bases: dict, dtype: str) -> None:
-    """The finished model at the root of the run folder, its card and figures (rank 0)."""
+def finish(run, steps: int, manifest: dict, dtype: str) -> None:
+    """The finished model at the root of the run folder, its card and figures (rank 0). manifest: of the tokens."""
     from llama_lite.files import read_jsonl
     from llama_lite.hub.export import export_model
     from model_card.card import write_card_or_reason
@@ -445,6 +541,7 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
     card, page = write_card_or_reason(run.path), write_report_or_reason(run.path)
+    bases = manifest["baselines"]
     measured = [
         entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry and entry["step"] == steps
     ]
@@ -455,6 +552,12 @@ def finish(run, steps: int, bases: dict, dtype: str) -> None:
             f"validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits per byte)"
         )
     print_main(f"finished  {result}; baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}")
+    parts = {part["name"]: part.get("baselines") for part in manifest.get("mixture", [])}
+    for name, own in {**parts, **dict.fromkeys(manifest.get("validation_sets", {}))}.items():
+        if measured and f"eval_{name}_loss" in last:
+            counts = f"; baselines: bigram {own['bigram']:.4f}, unigram {own['unigram']:.4f}" if own else ""
+            bits = last[f"eval_{name}_bits_per_byte"]
+            print_main(f"          {name} {last[f'eval_{name}_loss']:.4f} ({bits:.4f} bits per byte){counts}")
     print_main(f"          model {run.path}, its card {card}")
     print_main(f"          curves and samples: {page}")
     if measured and last["eval_loss"] > bases["unigram"]:

@@ -8,7 +8,8 @@ medians. `plain` is the loop that many projects use: read, encode_ordinary, into
 over the whole text in one process a core at once; ours has as many workers, besides the process that reads and writes.
 Memory: the largest sum over all processes of their proportional shares (PSS) while preparing 50 MB and 1 GB. Ids: every
 document of the embedded corpus. Scale (--scale alone: the other figures stay): the folder that ten workers prepare,
-curation and all, against one worker's, file by file; and a run's 20.5e9 tokens in sparse shards, opened.
+curation and all, against one worker's, file by file; and a run's 20.5e9 tokens in sparse shards, opened. Index (--index
+alone): seconds of all with and without the index of documents, in turn, over rows with an id and a URL; its bytes.
 """
 
 import argparse
@@ -72,9 +73,12 @@ def timed(processes: int, function, *arguments) -> float:
     return time.perf_counter() - began
 
 
-def ours(text: Path, out: Path, workers: int) -> None:
-    """What `tokens.prepare` does once it knows its tokenizer: read, encode, write the shards."""
+def ours(text: Path, out: Path, workers: int, indexed: bool = True) -> None:
+    """What `tokens.prepare` does once it knows its tokenizer: read, encode, write the shards and, where `indexed`, the
+    index of documents.
+    """
     from llama_lite.config.pretrain import parse_pretrain
+    from llama_lite.data import shards
     from llama_lite.data.shards import ShardWriter, tokenize
 
     shutil.rmtree(out, ignore_errors=True)
@@ -83,6 +87,8 @@ def ours(text: Path, out: Path, workers: int) -> None:
     tokenizer = gpt2_tokenizer()
     data = parse_pretrain(["--block_size", "256"])[1]
     writer = ShardWriter(out, len(tokenizer), data.shard_tokens, 100_000, None)
+    if not indexed:
+        writer.index, shards.names_of = None, lambda documents: None
     for batch in tokenize(source, tokenizer, writer.position, workers):
         writer.add(batch)
     writer.finish(len(source.files))
@@ -151,7 +157,7 @@ sys.path.insert(0, {root!r})
 import torch
 from llama_lite.files import read_json
 from llama_lite.data.shards import verify_prepared
-from llama_lite.data.dataset import TokenWindows
+from llama_lite.data.dataset import Order, TokenWindows
 from pathlib import Path
 def peak():
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) / 1024
@@ -160,10 +166,47 @@ folder, before = Path(sys.argv[1]), peak()
 began = time.perf_counter()
 manifest = read_json(folder / "manifest.json")
 verify_prepared(folder, manifest, "auto")
-windows = TokenWindows(folder, manifest, "train", 1024, "shuffled", 1)
+windows = TokenWindows(folder, manifest, "train", 1024, Order("shuffled", 1))
 windows[0], windows[len(windows) - 1]
 print(time.perf_counter() - began, peak(), before, len(windows) * 1024)
 """
+
+
+def index(folder: Path, megabytes: int, repeats: int) -> dict:
+    """What the index of documents costs: time with one worker and with one a core, and bytes."""
+    text, out, cores = folder / "named.jsonl", folder / "named", os.cpu_count()
+    once = folder / "once.jsonl"
+    write_text(once, min(megabytes, 20) * 1_000_000)
+    rows, rng = (
+        [json.loads(line)["text"] for line in once.read_text(encoding="utf-8").splitlines()],
+        np.random.default_rng(0),
+    )
+    with open(text, "w", encoding="utf-8") as file:
+        while file.tell() < megabytes * 1_000_000:
+            for row in rows:
+                name = rng.bytes(16).hex()
+                named = {"text": row, "id": f"<urn:uuid:{name}>", "url": f"https://example.org/{name[:20]}"}
+                file.write(json.dumps(named) + "\n")
+    found = {}
+    for workers in sorted({1, cores}):
+        times: dict[str, list[float]] = {"without": [], "with": []}
+        for _ in range(repeats):
+            for name, indexed in (("without", False), ("with", True)):
+                times[name].append(timed(1, ours, text, out, workers, indexed))
+        slower = [with_index / without - 1 for with_index, without in zip(times["with"], times["without"], strict=True)]
+        found[f"workers_{workers}"] = {
+            "slower_percent": round(100 * statistics.median(slower), 1),
+            "seconds": {name: [round(value, 2) for value in values] for name, values in times.items()},
+        }
+    records = read_json(out / "progress.json")["marks"]
+    documents = sum(mark["index"]["entries"] for mark in records)
+    sizes = {
+        ending: sum(path.stat().st_size for path in out.glob(f"index/*{ending}")) for ending in (".npy", ".parquet")
+    }
+    return found | {
+        "documents": documents,
+        "bytes_per_document": {ending: round(size / documents, 1) for ending, size in sizes.items()},
+    }
 
 
 def scale(folder: Path) -> dict:
@@ -229,10 +272,16 @@ def main() -> None:
     parser.add_argument(
         "--scale", action="store_true", help="ten workers and the paper's size only; the other figures stay"
     )
+    parser.add_argument("--index", action="store_true", help="the index of documents only; the other figures stay")
     arguments = parser.parse_args()
     cores = os.cpu_count()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # else datasets.map would use all cores, too
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.index:
+            found = {"index": index(Path(folder), arguments.megabytes, arguments.repeats)}
+            print(json.dumps(found), flush=True)
+            write_json(arguments.output, read_json(arguments.output) | found)
+            return
         found = {"scale": scale(Path(folder))}
         print(json.dumps(found), flush=True)
         if arguments.scale:
@@ -282,6 +331,7 @@ def main() -> None:
             )
             print(f"{size} MB: {result[f'peak_memory_mib_at_{size}_mb']} MiB", flush=True)
             large.unlink()
+        found |= {"index": index(Path(folder), arguments.megabytes, arguments.repeats)}
         write_json(arguments.output, result | found)
 
 

@@ -78,6 +78,7 @@ def sparse(small: Path, large: Path) -> None:
 
     shutil.copytree(small, large)
     manifest = read_json(small / "manifest.json")
+    manifest.pop("index", None)  # these shards hold no documents
     template = np.lib.format.header_data_from_array_1_0(np.empty(0, np.uint16)) | {"shape": (SHARD_TOKENS,)}
     shards = []
     for number in range(SHARDS):
@@ -342,7 +343,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
                 identity = {"data": {"tokens_per_step": 64}}
                 extra = {"run": run, "identity": identity, "start": ResumePoint(), "signals": signals, "probe": probe}
                 trainers[name] = PretrainTrainer(
-                    **shared, **extra, flops_per_token=1, peak_flops=None, bytes_per_token=4.0
+                    **shared, **extra, flops_per_token=1, peak_flops=None, validation=[], sources=[]
                 )
                 trainers[name]._save_checkpoint = lambda *_: None  # not at the end of train(): timed below
             trainers[name].evaluate = lambda *_, **__: {}

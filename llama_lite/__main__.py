@@ -4,6 +4,7 @@
     python -m llama_lite chat runs/demo-sft             # talk to a model
     python -m llama_lite export MODEL --to gguf         # a file for llama.cpp, LM Studio and Ollama
     python -m llama_lite report runs/demo               # the page of curves, samples and items
+    python -m llama_lite text_kinds data/kinds --tokenizer data/web/tokenizer   # four validation sets
 
 `python -m llama_lite COMMAND --help` lists the arguments of a command.
 """
@@ -15,7 +16,7 @@ import sys
 from .errors import Refusal
 from .exit import exit_with_status
 
-COMMANDS = ("trace", "chat", "export", "report")  # modules of llama_lite.commands with a `main(argv)`
+COMMANDS = ("trace", "chat", "export", "report", "text_kinds")  # modules of llama_lite.commands with a `main(argv)`
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -17,6 +17,7 @@ from . import figures
 from .facts import Facts, number, quote, table
 from .metadata import CardError, check_metadata
 from .records import Records, read
+from .sources import set_names
 
 YOURS = ("<!-- yours: begin -->", "<!-- yours: end -->")
 OWN_METADATA = (  # only this project's records set these; all else in a card's metadata may be a person's
@@ -70,8 +71,11 @@ def pictures(records: Records) -> dict[str, tuple[str, object]]:
     plots = {}
     if records.trained:
         resumed = [event["step"] for event in records.events if event["event"] == "resumed"]
-        bases = records.data.get("baselines", {})
-        plots["training"] = ("training curves", lambda path: figures.training_curves(records.log, bases, path, resumed))
+        bases, sets = records.data.get("baselines", {}), set_names(records.data)
+        plots["training"] = (
+            "training curves",
+            lambda path: figures.training_curves(records.log, bases, path, resumed, sets),
+        )
     if curated := records.data.get("curation"):
         plots["curation"] = ("what curation dropped and kept", lambda path: figures.curation(curated, path))
     if records.tuning:

@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult
 from . import goodput
 from .private import redact
 from .records import Evaluation, Records, metric_key
+from .sources import mixture_rows, percentage, read_again, source_in_words, validation_rows
 
 SHOWN = 12  # rows of a long table
 WIDTH = 96  # characters of a quoted line
@@ -63,18 +64,18 @@ class Facts:
     @property
     def text(self) -> str:
         """The source of the text, in words."""
-        source = self.source
-        if source.get("dataset") == "installed-docs":
-            return "the English documentation inside installed Python packages"
-        if "files" in source:
-            return f"local files ({source['dataset']})"
-        parts = (
-            [f"[{source['dataset']}](https://huggingface.co/datasets/{source['dataset']})"]
-            if source.get("dataset")
-            else [""]
-        )
-        parts += [f"configuration `{source['config']}`"] if source.get("config") not in (None, "default") else []
-        return ", ".join(parts + ([f"revision `{source['revision'][:12]}`"] if source.get("revision") else []))
+        if parts := self.r.data.get("mixture"):
+            shown = (f"{percentage(part['weight'])} {source_in_words(part.get('source', {}))}" for part in parts)
+            return f"a mixture of {'; '.join(shown)}"
+        return source_in_words(self.source)
+
+    def mixture(self) -> list[list]:
+        """`sources.mixture_rows` of these records."""
+        return mixture_rows(self.r)
+
+    def validation_sets(self) -> list[list]:
+        """`sources.validation_rows` of these records."""
+        return validation_rows(self.r)
 
     def glance(self) -> list[list]:
         """Rows of the table at the head of the card."""
@@ -108,7 +109,8 @@ class Facts:
         ]
         if r.evaluated:
             last = r.evaluated[-1]
-            rows += [["validation loss", f"{last['eval_loss']:.4f} nats per token"]]
+            label = "validation loss (mean by the mixture's shares)" if r.data.get("mixture") else "validation loss"
+            rows += [[label, f"{last['eval_loss']:.4f} nats per token"]]
             rows += [["validation perplexity", f"{last['eval_perplexity']:.2f}"]] if "eval_perplexity" in last else []
             rows += [["bits per byte", f"{last['eval_bits_per_byte']:.4f}"]] if "eval_bits_per_byte" in last else []
             names = {"bigram": "loss of bigram counts", "unigram": "loss of unigram counts"}
@@ -157,7 +159,12 @@ class Facts:
     def resumable(self) -> str | None:
         """The tag to resume from; None where a stranger lacks the state, the data or the model's shape."""
         given = self.r.run.get("settings") or self.r.run.get("given", {})
-        known = given and "files" not in self.source and "/" not in str(given.get("model_config", ""))
+        known = (
+            given
+            and "mixture" not in self.r.data
+            and "files" not in self.source
+            and "/" not in str(given.get("model_config", ""))
+        )
         if not (self.repo and self.state and known and self.r.kind == "pretrain"):
             return None
         return self.revision or (self.last_published() or {}).get("revision")
@@ -630,8 +637,8 @@ class Facts:
                 f"Validation loss rose while training loss fell, from {found['best_eval_loss']:.4f} to"
                 f" {found['eval_loss']:.4f}, at {number(found['tokens'])} tokens."
             )
-        if r.trained and r.kind == "pretrain" and r.trained[-1].get("epoch", 0) > 1:
-            sentences.append(f"The training text was read {r.trained[-1]['epoch']:.2f} times.")
+        if r.kind == "pretrain" and (sentence := read_again(r)):
+            sentences.append(sentence)
         for evaluation in r.evaluations:
             rows = evaluation.shown(self.r.mine(evaluation)[-1:])
             level = [
@@ -732,7 +739,13 @@ def blind(row: dict, digits: int) -> str:
 
 
 def short(value: object) -> str:
-    """A value in at most 60 characters."""
+    """A value in at most 60 characters; a mixture as shares of its folders."""
+    if (
+        isinstance(value, dict)
+        and value
+        and all(isinstance(part, dict) and "weight" in part for part in value.values())
+    ):
+        return ", ".join(f"{name} {percentage(part['weight'])}" for name, part in value.items())
     text = str(value)
     return text if len(text) < 60 else f"{text[:57]}..."
 

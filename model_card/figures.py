@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6F6F6F"  # Okabe and Ito: safe for color-blind readers
+SETS = ("#CC79A7", "#009E73", "#56B4E9", "#E69F00", "#000000")  # of the same palette
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
@@ -30,10 +31,13 @@ def save(figure: Figure, path: Path) -> None:
     plt.close(figure)
 
 
-def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[int] = ()) -> None:
+def training_curves(
+    log: list[dict], baselines: dict, path: Path, resumed: list[int] = (), sets: list[str] = ()
+) -> None:
     """Draw training and validation loss, learning rate and gradient norm against tokens.
 
-    log: the entries of log.jsonl. baselines: {"bigram", "unigram": nats per token}. resumed: steps to mark.
+    log: the entries of log.jsonl. baselines: {"bigram", "unigram": nats per token}. resumed: steps to mark. sets: names
+    of validation sets, which get a line each.
     """
     trained = [entry for entry in log if "loss" in entry]
     scale, unit = (1e9, "billion") if log and log[-1]["tokens"] >= 1e9 else (1e6, "million")
@@ -43,11 +47,12 @@ def training_curves(log: list[dict], baselines: dict, path: Path, resumed: list[
             3, 1, figsize=(8, 8), sharex=True, height_ratios=[3, 1, 1], layout="constrained"
         )
         _draw_losses(top, trained, [entry for entry in log if "eval_loss" in entry], baselines, scale)
+        _draw_sets(top, log, sets, scale)
         tokens_at = {entry["step"]: entry["tokens"] for entry in log if "step" in entry}
         for number, step in enumerate(sorted({step for step in resumed if step in tokens_at})):
             top.axvline(tokens_at[step] / scale, color=GREEN, lw=1, ls="-.", label="resumed" if number == 0 else None)
         top.set_ylabel("loss (nats per token)")
-        top.legend(loc="upper center")
+        top.legend(loc="best" if sets else "upper center")
         middle.plot(tokens, [entry["learning_rate"] for entry in trained], color=GREEN)
         middle.set_ylabel("learning rate")
         middle.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -99,6 +104,21 @@ def _draw_losses(axes: Axes, trained: list[dict], evaluated: list[dict], baselin
             textcoords="offset points",
             ha="center",
             color=ORANGE,
+        )
+
+
+def _draw_sets(axes: Axes, log: list[dict], sets: list[str], scale: float) -> None:
+    """The validation loss of each set. scale: tokens per unit of the axis."""
+    for number, name in enumerate(sets):
+        measured = [entry for entry in log if f"eval_{name}_loss" in entry]
+        axes.plot(
+            [entry["tokens"] / scale for entry in measured],
+            [entry[f"eval_{name}_loss"] for entry in measured],
+            color=SETS[number % len(SETS)],
+            ls=("-", "--", ":")[number // len(SETS) % 3],
+            marker=".",
+            lw=1,
+            label=f"validation: {name}",
         )
 
 

@@ -65,7 +65,8 @@ class Records:
         table = dict(self.run["identity"][kind])
         for event in self.events:
             if event["event"] == "changed" and event["kind"] == kind:
-                table |= {name: new for name, (_, new) in event["fields"].items() if name in table}
+                known = {*table, "mixture"}  # a run of one text can become one of a mixture
+                table |= {name: new for name, (_, new) in event["fields"].items() if name in known}
         return table
 
     def mine(self, evaluation: Evaluation) -> list[str]:
@@ -193,7 +194,9 @@ def check(records: Records) -> None:
                 f"{where}: status.json says finished at step {last_step}, and log.jsonl ends at step {steps[-1]}."
             )
     wanted = records.settings("data").get("data")
-    if records.data and records.data["fingerprint"] != wanted:
+    if mixture := records.settings("data").get("mixture"):
+        _check_mixture(records, mixture)
+    elif records.data and records.data["fingerprint"] != wanted:
         raise CardError(
             f"{where}: data.json is of the data {records.data['fingerprint'][:12]}, but run.json says that it was"
             f" trained on {str(wanted)[:12]}."
@@ -214,6 +217,16 @@ def check(records: Records) -> None:
                     f" tokens, and log.jsonl has {tokens[row['step']]:,} at step {row['step']:,}: these are scores of"
                     " another revision; evaluate again."
                 )
+
+
+def _check_mixture(records: Records, mixture: dict) -> None:
+    """Raise CardError where `data.json` is of other folders than the run's identity (`mixture`)."""
+    there = {part["name"]: part["fingerprint"] for part in records.data.get("mixture", [])}
+    if records.data and there != {name: part["data"] for name, part in mixture.items()}:
+        raise CardError(
+            f"{records.folder}: data.json is of the folders {', '.join(there) or '(none)'}, but run.json says that it"
+            f" was trained on {', '.join(mixture)}, or on other tokens of theirs."
+        )
 
 
 def _evaluation(folder: Path, run: dict) -> Evaluation:

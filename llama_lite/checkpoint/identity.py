@@ -115,6 +115,7 @@ def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str
     possible = {
         *current["hyperparameters"],
         *current["data"],
+        *saved["data"],
         *(f"model.{name}" for name in {*current["model"], *saved["model"]}),
     }
     for name in allowed:
@@ -142,6 +143,9 @@ def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str
 
 
 def _short(value) -> str:
+    """A value of the table of changes."""
+    if isinstance(value, dict) and all(isinstance(part, dict) and "weight" in part for part in value.values()):
+        return ", ".join(f"{name} {part['weight']:g} ({part['data'][:8]})" for name, part in value.items())
     text = str(value)
     return text[:12] + "…" if len(text) > 40 and " " not in text else text
 
@@ -164,6 +168,11 @@ def position_cost(name: str, saved: dict, current: dict, step: int) -> str:
             if position < tokens_read
             else "windows have other boundaries"
         )
+    if name == "mixture":
+        return "each folder goes on where it stopped"
+    if name == "data" and "mixture" in {**saved["data"], **current["data"]}:
+        goes_on = any(part["data"] == saved["data"].get("data") for part in current["data"].get("mixture", {}).values())
+        return "the folder goes on where it stopped" if goes_on else f"{tokens_read:,} tokens of other data were read"
     if name == "data":
         return f"the first {step * current['data']['tokens_per_step']:,} tokens of the new data are skipped"
     if name in ("order", "data_seed", "epoch_windows"):

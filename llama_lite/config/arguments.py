@@ -61,6 +61,8 @@ SHORT_NAMES = {  # what other programs call an argument
 NONE_COUNTS = {"save_total_limit", "pad_to_multiple_of"}
 BLANKS_COUNT = {"document_separator"}  # blanks and line breaks alone are a value here; elsewhere they are nothing
 
+PAIRS = {"mixture", "validation", "allow_epochs_of", "prepared_hub_id"}  # of `NAME=VALUE`; in YAML also a mapping
+
 # words for a switch in YAML
 SWITCHES = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
 HELP_FLAGS = ("-h", "--help")
@@ -342,6 +344,9 @@ def checked(argument: Argument, value):
 def _as_typed(argument: Argument, value):
     """A YAML value as the command line would have parsed it: 1e4 for an int is 10000, 64.5 is refused."""
     kinds = argument.kinds
+    if isinstance(value, dict) and argument.name in PAIRS:
+        items = [name if part is None else f"{name}={part}" for name, part in value.items()]
+        return items if argument.nargs == "+" else ",".join(items)
     if isinstance(value, dict):
         if "dict" not in kinds:
             raise ValueError("expected a single value, not a mapping")

@@ -29,7 +29,7 @@ NEGATIVE_NUMBER = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|infini
 PATHS = frozenset(
     "output_dir prepared_dir curated_dir dataset tokenizer model_config init_from resume_from_checkpoint suggest"
     " plan_launch model_name_or_path tokenizer_name chat_template_path models task_data texts questions"
-    " include_path contamination".split()
+    " include_path contamination mixture validation allow_epochs_of".split()
 )
 
 

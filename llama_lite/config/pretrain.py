@@ -7,6 +7,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
+from ..errors import Problems
 from ..paths import ROOT
 from .arguments import REPOSITORY
 from .common import (
@@ -19,6 +20,7 @@ from .common import (
     check_training,
 )
 from .fields import KEPT
+from .pairs import epoch_limits, hub_ids, mixture_weights, validation_folders
 from .parser import Parser
 
 
@@ -54,6 +56,17 @@ class DataArguments:
         "Text: `installed-docs` (English documentation inside the installed packages, no download), `installed-files`"
         " (all their text files, raw), a Hub dataset id, or a file, folder or glob: parquet, jsonl, csv (.gz, .zst"
         " ...), and every other text file, one document each.",
+    )
+    mixture: list[str] = arg(
+        [],
+        "Prepared folders and their shares of the training tokens, in place of --dataset: data/web=0.7 data/code=0.3"
+        " (YAML: mixture: {data/web: 0.7, data/code: 0.3}). All have one tokenizer: prepare the first with"
+        " --prepare_only, and the others with --tokenizer FIRST/tokenizer.",
+    )
+    validation: list[str] = arg(
+        [],
+        "Further validation sets, each a name and a prepared folder whose validation slice is measured at each"
+        " evaluation: code=data/code science=data/science (YAML: validation: {code: data/code}).",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset, e.g. sample-100BT.")
     dataset_split: str = arg(
@@ -99,12 +112,17 @@ class DataArguments:
     prepared_hub_id: str | None = arg(
         None,
         "Prepared tokens as a Hub dataset (owner/name, @revision): downloaded into an empty --prepared_dir, or"
-        " published by --prepare_only --push_to_hub.",
+        " published by --prepare_only --push_to_hub. Of a mixture, per folder: data/web=you/web,data/code=you/code.",
     )
     prepare_workers: int = arg(
         os.cpu_count() or 1, "Number of processes that curate and tokenize; the result does not depend on it."
     )
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
+    add_index: bool = arg(
+        False,
+        "With --prepare_only: add the index of documents to a prepared folder of an earlier version, which has none"
+        " (reads the text again; the tokens stay).",
+    )
     verify_data: Literal["auto", "sizes", "hashes"] = arg(
         "auto",
         "How shards are checked before the first step: by size, or also by digest (auto: digests up to 1 GiB). hashes:"
@@ -149,7 +167,12 @@ class RunArguments(CommonRunArguments):
         False,
         "Allow any number of passes over the training tokens (default: as many as are known to help).",
     )
-    eval_windows: int | None = arg(None, "Validation windows per evaluation.")
+    allow_epochs_of: list[str] = arg(
+        [],
+        "Folders of a mixture that may be read more than once, with the most passes where a number is given: data/code,"
+        " or data/code=4.",
+    )
+    eval_windows: int | None = arg(None, "Validation windows per evaluation (at most so many of each validation set).")
     probe_windows: int = arg(8, "Number of validation windows used to verify a checkpoint on resume.")
     eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are scored at each evaluation (the paper: hellaswag).")
     eval_task_limit: int = arg(200, "Items per task of --eval_tasks: a seeded sample, always the same.")
@@ -319,6 +342,7 @@ def check_pretrain(
         f"--validation_tokens {data.validation_tokens} leaves nothing to train on: --max_tokens {data.max_tokens}"
         " includes the validation tokens.",
     )
+    problems += mixture_problems(data, curation, run)
     plans_only = run.plan_launch and not run.dry_run
     problems.add_if(plans_only, "--plan_launch only plans another launch: use it with --dry_run.")
     problems.add_if(
@@ -330,7 +354,43 @@ def check_pretrain(
         "--init_from starts a new run and --resume_from_checkpoint continues one: give one of them.",
     )
     problems.add_if(
-        data.prepare_only and training.push_to_hub and not REPOSITORY.fullmatch(data.prepared_hub_id or ""),
+        data.prepare_only
+        and training.push_to_hub
+        and not data.mixture
+        and not REPOSITORY.fullmatch(data.prepared_hub_id or ""),
         f"--prepare_only --push_to_hub needs --prepared_hub_id owner/name, not {data.prepared_hub_id!r}.",
     )
+    problems.add_if(data.add_index and not data.prepare_only, "--add_index works with --prepare_only: give both.")
     problems.end()
+
+
+# arguments that prepare one text: they are not those of a mixture, whose folders are prepared already
+PREPARING = (
+    "dataset dataset_config dataset_split dataset_revision text_column encoding document_separator file_types max_bytes"
+    " prepared_dir curated_dir tokenizer vocab_size shard_tokens validation_tokens max_tokens"
+).split()
+
+
+def mixture_problems(data: DataArguments, curation: CurationArguments, run: RunArguments) -> list[str]:
+    """What is wrong with the arguments of a mixture and of validation sets, one sentence each. Raises Refusal for items
+    that cannot be read.
+    """
+    problems = Problems()
+    validation_folders(data.validation)
+    if not data.mixture:
+        problems.add_if(run.allow_epochs_of, "--allow_epochs_of is for a --mixture: of one text, give --allow_epochs.")
+        return problems
+    folders = mixture_weights(data.mixture)
+    rules = [field.name for field in dataclasses.fields(curation)]
+    if given := [name for name in (*PREPARING, *rules) if name in run.explicit_args]:
+        problems.append(
+            f"--mixture takes folders that are prepared already, and --{', --'.join(given)} would prepare a text: leave"
+            " it out, or prepare each folder first with --prepare_only."
+        )
+    for argument, named in (
+        ("allow_epochs_of", epoch_limits(run.allow_epochs_of)),
+        ("prepared_hub_id", hub_ids(data.prepared_hub_id)),
+    ):
+        if unknown := [folder for folder in named if folder not in folders]:
+            problems.append(f"--{argument} {', '.join(unknown)}: not a folder of --mixture ({', '.join(folders)}).")
+    return problems

@@ -84,7 +84,7 @@ def range_problems(values: dict) -> list[str]:
 
 LISTS = (
     "models tasks eval_tasks sensitivity robustness variant_models num_fewshot task_data texts target_modules"
-    " file_types"
+    " file_types mixture validation allow_epochs_of"
 ).split()  # of names and places; texts of a person (prompts) hold commas
 
 

@@ -411,7 +411,7 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     kept = sorted((folder / "kept").glob("*.jsonl.zst"))
     return Source(
         "files",
-        tuple(TextFile(str(path), path.name, "jsonl", path.stat().st_size, "text") for path in kept),
+        tuple(TextFile(str(path), path.name, "jsonl", path.stat().st_size, "text", curated=True) for path in kept),
         source.record,
     )
 

@@ -46,6 +46,8 @@ KINDS = {
 
 ARROW_KINDS = ("parquet", "arrow")  # read by pyarrow, whole record batches at a time
 ROW_KINDS = (*ARROW_KINDS, "jsonl", "json", "csv", "tsv")
+NAME_COLUMNS = ("id", "url")  # of rows: what a source calls its documents
+LONGEST_NAME = 2000  # characters of an id or a URL; what is longer names nothing
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
     codecs.BOM_UTF16_LE: "utf-16",
@@ -64,7 +66,8 @@ class TextFile:
     the text of its rows.
 
     `limit`: only so many bytes are read, up to the end of the line or row (None: the whole file). `separator`: what
-    divides a plain text file into documents (None: it is one document).
+    divides a plain text file into documents (None: it is one document). `curated`: its rows are documents that curation
+    kept, which name where they are from.
     """
 
     path: str
@@ -74,6 +77,7 @@ class TextFile:
     column: str | None = None
     limit: int | None = None
     separator: str | None = None
+    curated: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Part:
     raw: object
     column: str | None = None
     separator: str | None = None
+    curated: bool = False
 
 
 class Unreadable(str):
@@ -178,7 +183,7 @@ def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
     elif file.kind == "jsonl" or (file.kind == "json" and not _is_array(handle)):
         row = 1
         for raw in _blocks(handle, b"\n", file.limit):
-            yield Part("jsonl", file.name, row, raw, file.column)
+            yield Part("jsonl", file.name, row, raw, file.column, curated=file.curated)
             row += raw.count(b"\n")
     elif file.separator is not None and file.limit is None:
         number, separator = 1, separator_in(file.separator, handle.peek(2**16))
@@ -321,7 +326,8 @@ def _arrow_parts(file: TextFile, columns: tuple[str, ...] | None) -> Iterator[Pa
             names, batches = (_parquet_batches if file.kind == "parquet" else _ipc_batches)(handle)
             _refuse_duplicates(names, columns, file.name)
             _need_columns(columns or (), names, file.name)
-            for batch in batches(columns and list(columns)):
+            named = [name for name in NAME_COLUMNS if names.count(name) == 1]
+            for batch in batches(columns and list(dict.fromkeys([*columns, *named]))):
                 yield Part(file.kind, file.name, row, batch, file.column)
                 row += batch.num_rows
                 read += batch.nbytes
@@ -385,10 +391,11 @@ def read(
 def documents(
     part: Part, skipped: Skipped, columns: tuple[str, ...] = (), encoding: str | None = None
 ) -> Iterator[Document]:
-    """The documents of a part. Rows and files without one are counted in `skipped`. Raises Refusal where a row is not
-    an object, or lacks a column.
+    """The documents of a part, whose `id` is `FILE:ROW`. Rows and files without one are counted in `skipped`. Raises
+    Refusal where a row is not an object, or lacks a column.
 
-    columns: of rows, kept as metadata. encoding: of text that is not UTF-8 (None: such text is skipped).
+    columns: of rows, kept as metadata, as NAME_COLUMNS are where there are some. encoding: of text that is not UTF-8
+    (None: such text is skipped).
     """
     if part.kind == "installed-docs":
         yield from _docstrings(part.name)
@@ -450,7 +457,23 @@ def _document(
     if not text or text.isspace():
         skipped.add("empty", name)
         return
-    yield Document(text=text, id=name, metadata={c: record.get(c) for c in columns} if columns else {})
+    names = own_names(record.get("metadata", {}) if part.curated else record)
+    origin = record["id"] if part.curated else name
+    yield Document(text=text, id=origin, metadata=names | {c: record.get(c) for c in columns})
+
+
+def own_names(record: dict) -> dict[str, str]:
+    """What a row calls its document: those of NAME_COLUMNS that hold a short text or a whole number."""
+    names = {}
+    for column in NAME_COLUMNS:
+        value = record.get(column)
+        if type(value) in (str, bytes) and 0 < len(value) <= LONGEST_NAME:
+            value = utf8_text(value)
+        elif type(value) is not int:
+            continue
+        if value is not None:
+            names[column] = str(value)
+    return names
 
 
 def utf8_text(value: str | bytes, encoding: str | None = None) -> str | None:

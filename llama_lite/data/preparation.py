@@ -26,10 +26,12 @@ from ..files import FolderLock, read_json, write_json
 from ..folder_kinds import check_folder
 from . import formats, sources
 from .curation import active, curate
+from .document_index import FOLDER as INDEX_FOLDER
 from .formats import Skipped, skipped_lines
 from .ngram_baselines import baselines
 from .shards import (
     FORMAT,
+    ShardIndexer,
     ShardWriter,
     add_fingerprint,
     altered,
@@ -299,6 +301,8 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
         )
         if lost:
             return _repair(folder, data, rules, text, recorded, manifest, lost)
+        if repair and data.add_index:
+            return _add_index(folder, data, rules, text, recorded, manifest)
         if by_content and "dataset" in explicit_args:
             check_content(folder, recorded, text)
             divided = text.source.record.get("divided", {"files": 0})
@@ -354,12 +358,7 @@ def _repair(
     lock.acquire()
     try:
         try:
-            if recipe.get("content"):
-                check_content(folder, recipe, text)
-            text.source  # noqa: B018 (raises where there is none)
-            # Made by a version that did not divide files, or from a text that has no separator.
-            if manifest and "divided" not in manifest["source"]:
-                text.undivided()
+            _read_as_before(folder, text, recipe, manifest)
         except Refusal as refusal:
             raise Refusal(
                 f"prepared tokens in {folder} are damaged ({'; '.join(problems)}) and cannot be repaired without the"
@@ -373,13 +372,54 @@ def _repair(
         lock.release()
 
 
+def _read_as_before(folder: Path, text: Text, recipe: dict, manifest: dict | None) -> None:
+    """Let a text be read as it was for a folder with this recipe and manifest. Raises Refusal where it is another."""
+    if recipe.get("content"):
+        check_content(folder, recipe, text)
+    text.source  # noqa: B018 (raises where there is none)
+    # Made by a version that did not divide files, or from a text that has no separator.
+    if manifest and "divided" not in manifest["source"]:
+        text.undivided()
+
+
+def _add_index(folder: Path, data, rules: dict, text: Text, recipe: dict, manifest: dict) -> dict:
+    """Write the index of documents of a whole folder that has none, and return its manifest, whose fingerprint stays.
+
+    The text is read and encoded again, and compared with the tokens. Raises Refusal where it is another.
+    """
+    if "index" in manifest:
+        print_main(f"index     {folder} has an index of its documents already")
+        return manifest
+    lock = FolderLock(folder, "prepare")
+    lock.acquire()
+    try:
+        try:
+            _read_as_before(folder, text, recipe, manifest)
+        except Refusal as refusal:
+            raise Refusal(f"--add_index needs the text that {folder} was made from. {refusal}") from None
+        shards = {shard["name"]: shard for split in manifest["splits"].values() for shard in split["shards"]}
+        tokenizer = load_tokenizer(str(folder / "tokenizer"))
+        stamp = {"recipe": digest_of(recipe), "tokenizer": manifest["tokenizer"]}
+        make = functools.partial(ShardIndexer, shards=shards)
+        writer = _write_shards(folder, data, _text_to_encode(folder, data, rules, text), tokenizer, stamp, make)
+        if writer.index_records.keys() != shards.keys():
+            raise Refusal(f"--add_index: the text in {data.dataset} gives fewer tokens than {folder} holds.")
+        manifest = {name: value for name, value in manifest.items() if name != "digest"}
+        manifest = add_fingerprint({**manifest, "index": writer.index_records})
+        write_json(folder / "manifest.json", manifest)
+        return manifest
+    finally:
+        lock.release()
+
+
 def _withdraw(folder: Path) -> None:
     """Remove the files of a folder that these arguments cannot complete."""
     for name in ("recipe.json", "progress.json", "curation.json"):
         (folder / name).unlink(missing_ok=True)
     for shard in folder.glob("*.npy"):
         shard.unlink()
-    shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    for name in ("tokenizer", INDEX_FOLDER):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _prepare(
@@ -390,11 +430,8 @@ def _prepare(
     exact: whether --vocab_size was given. before: the manifest of a folder that is repaired, whose tokens must be
     reproduced. Raises Refusal.
     """
-    source = text.source
+    source = _text_to_encode(folder, data, rules, text)
     if active(rules):
-        source = _curated(
-            Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir)
-        )
         shutil.copyfile(Path(source.files[0].path).parent.parent / "curation.json", folder / "curation.json")
     known = before["tokenizer"] if before else read_progress(folder).get("stamp", {}).get("tokenizer")
     tokenizer = _tokenizer_for(folder, data, source, exact, known)
@@ -420,6 +457,7 @@ def _prepare(
         **writer.counts,
         "skipped": writer.skipped,
         "files": file_records(folder),
+        **({"index": writer.index_records} if writer.index else {}),
     }
     if before and fingerprint(manifest) != before["fingerprint"]:
         raise _beyond_repair(folder, "the text now gives different tokens")
@@ -428,12 +466,19 @@ def _prepare(
     return manifest
 
 
-def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict) -> ShardWriter:
-    """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read."""
+def _text_to_encode(folder: Path, data, rules: dict, text: Text) -> Source:
+    """The text as it is encoded: curated, where there are rules."""
+    if not active(rules):
+        return text.source
+    return _curated(Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir))
+
+
+def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict, make=ShardWriter) -> ShardWriter:
+    """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read. make: the
+    kind of writer.
+    """
     start = time.monotonic()
-    writer = ShardWriter(
-        folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp
-    )
+    writer = make(folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
     with tqdm(
         total=data.max_tokens, initial=writer.total, desc="tokenizing", unit="tok", unit_scale=True, disable=None
     ) as bar:

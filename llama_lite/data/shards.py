@@ -1,26 +1,30 @@
 """Token shards: written once, restartable, verified.
 
 A prepared folder (made by preparation.py) holds `train-00000.npy`, `validation-00000.npy` ... (uint16, or uint32 above
-65,535 ids, for `numpy.load(mmap_mode="r")`), `tokenizer/`, and `manifest.json`, which is written last. The stream of
-tokens is the source's documents in order, each after an end-of-text; its first `validation_tokens` are for validation.
+65,535 ids, for `numpy.load(mmap_mode="r")`), `index/` (document_index.py), `tokenizer/`, and `manifest.json`, which is
+written last. The stream of tokens is the source's documents in order, each after an end-of-text; its first
+`validation_tokens` are for validation.
 """
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow
 
 from ..digests import blake3, digest, digest_of, file_record, recorded_digest, sha256
 from ..errors import Refusal
 from ..files import flush, flush_folder, read_json, write_json
 from ..processes import worker_pool
+from .document_index import IndexWriter, names_of
 from .formats import Part, Skipped, documents, merge_skipped, parts
 from .sources import Source
 from .tokenizer import Encoder, tokenizer_record, vocabulary_size
@@ -44,7 +48,7 @@ class EncodedPart:
 
     `sizes`: their UTF-8 bytes; `slow`: whether the tokenizer itself had to encode each; `special`:
     `Encoder.spells_special` of each. `skipped`: {i: counts of rows without text before document i}; an empty document
-    at the end holds those of the last rows.
+    at the end holds those of the last rows. `names`: what the others are called, as `names_of` gives it.
     """
 
     file: int
@@ -55,6 +59,7 @@ class EncodedPart:
     slow: np.ndarray
     special: np.ndarray
     skipped: dict[int, dict]
+    names: pyarrow.RecordBatch
 
 
 def id_dtype(vocab_size: int) -> np.dtype:
@@ -100,11 +105,12 @@ def _start_worker(encode: Encoder, dtype, encoding: str | None) -> None:
 
 def _encode_part(part: Part):
     """The fields of an EncodedPart after `file` and `part`."""
-    texts, skipped, before = [], Skipped(), {}
+    found, skipped, before = [], Skipped(), {}
     for document in documents(part, skipped, encoding=_worker["encoding"]):
         if skipped.reasons:
-            before[len(texts)] = skipped.take()
-        texts.append(document.text)
+            before[len(found)] = skipped.take()
+        found.append(document)
+    texts = [document.text for document in found]
     ids, ends, slow = _worker["encode"].batch(texts)
     sizes = [len(text.encode()) for text in texts]
     begins = np.append(0, ends)
@@ -119,14 +125,17 @@ def _encode_part(part: Part):
         np.array(slow, bool),
         np.array(special, np.int8),
         before,
+        names_of(found),
     )
 
 
 class ShardWriter:
-    """Cuts the stream of tokens into shards. Each whole shard is on disk, flushed and recorded, before the next begins.
+    """Cuts the stream of tokens into shards. Each whole shard is on disk, flushed and recorded, with the index of its
+    documents, before the next begins.
 
     `position` is the next document; a stopped writer continues after its last whole shard. stamp: identifies recipe and
-    tokenizer; shards with another stamp are not continued.
+    tokenizer; shards with another stamp are not continued. Shards of an earlier version, which wrote no index, are
+    continued without one.
     """
 
     def __init__(
@@ -150,6 +159,9 @@ class ShardWriter:
         self.counts = NO_DOCUMENTS | saved.get("counts", {})
         self.skipped = saved.get("skipped", {})
         self._start_at_first_damaged(saved.get("marks", []))
+        self.index_records = {mark["shard"]["name"]: mark["index"] for mark in self.marks if "index" in mark}
+        indexed = len(self.index_records) == sum(map(len, self.splits.values()))
+        self.index = IndexWriter(folder) if indexed else None
         self.total = sum(s["tokens"] for shards in self.splits.values() for s in shards)
         # The parts that come again begin with documents before this position, which are in whole shards already.
         self.resumed_at = dict(self.position)
@@ -171,17 +183,21 @@ class ShardWriter:
         """Keep the shards before the first damaged one, and the position after them."""
         self.marks = []
         for mark in marks:
-            if _shard_problem(self.folder, mark["shard"], hashes=True):
+            if any(_problems(self.folder, [mark["shard"]], [mark.get("index", {})], hashes=True)):
                 break
             self.marks.append(mark)
         if len(self.marks) < len(marks):
-            self.splits = {"validation": [], "train": []}
-            for mark in self.marks:
-                self.splits[mark["split"]].append(mark["shard"])
-            last = self.marks[-1] if self.marks else None
-            self.position = dict(last["position"] if last else BEGINNING)
-            self.counts = NO_DOCUMENTS | (last["counts"] if last else {})
-            self.skipped = json.loads(json.dumps(last["skipped"])) if last else {}
+            self._go_back()
+
+    def _go_back(self) -> None:
+        """Continue after the last of `marks`."""
+        self.splits = {"validation": [], "train": []}
+        for mark in self.marks:
+            self.splits[mark["split"]].append(mark["shard"])
+        last = self.marks[-1] if self.marks else None
+        self.position = dict(last["position"] if last else BEGINNING)
+        self.counts = NO_DOCUMENTS | (last["counts"] if last else {})
+        self.skipped = json.loads(json.dumps(last["skipped"])) if last else {}
 
     @property
     def full(self) -> bool:
@@ -206,6 +222,8 @@ class ShardWriter:
         if (batch.file, batch.part) == (self.resumed_at["file"], self.resumed_at["part"]):
             first, offset = self.resumed_at["document"], self.resumed_at["tokens"]
         if first == offset == 0 and len(batch.ids) < self._room:
+            if self.index:
+                self.index.add(batch.names, self.filled + np.append(0, batch.ends)[: len(batch.names)])
             self._append(batch.ids)
             self.text_bytes += int(batch.sizes.sum())
             self._count(batch, slice(None))
@@ -241,6 +259,8 @@ class ShardWriter:
                 self.skipped = merge_skipped([self.skipped, batch.skipped[number]])
         while offset < len(ids) and not self.full:
             taken = ids[offset : offset + self._room]
+            if self.index:
+                self.index.add(batch.names.slice(number, 1), np.array([self.filled]), continued=offset > 0)
             self._append(taken)
             self.text_bytes += int(batch.sizes[number]) * len(taken) / len(ids)
             offset += len(taken)
@@ -258,7 +278,18 @@ class ShardWriter:
         split = (
             "validation" if sum(s["tokens"] for s in self.splits["validation"]) < self.validation_tokens else "train"
         )
-        name = f"{split}-{len(self.splits[split]):05d}.npy"
+        shard = self._write(f"{split}-{len(self.splits[split]):05d}.npy")
+        mark = {"split": split, "shard": shard}
+        if self.index:
+            mark["index"] = self.index_records[shard["name"]] = self.index.finish(shard["name"])
+        self.splits[split].append(shard)
+        self.total += self.filled
+        self.buffer, self.filled, self.text_bytes = None, 0, 0.0
+        self.marks.append(json.loads(json.dumps({**mark, **self._state})))
+        self._record()
+
+    def _write(self, name: str) -> dict:
+        """Write the shard that is full; returns its record."""
         temporary = self.folder / f".{name}.tmp"
         with open(temporary, "wb") as file:
             np.save(file, self.buffer[: self.filled])
@@ -268,18 +299,13 @@ class ShardWriter:
                 flush(file.fileno(), temporary)
         os.replace(temporary, self.folder / name)
         flush_folder(self.folder)
-        shard = {
+        return {
             "name": name,
             "tokens": int(self.filled),
             "text_bytes": round(self.text_bytes),
             "size": (self.folder / name).stat().st_size,
             **{algorithm: result.result() for algorithm, result in digests.items()},
         }
-        self.splits[split].append(shard)
-        self.total += self.filled
-        self.buffer, self.filled, self.text_bytes = None, 0, 0.0
-        self.marks.append(json.loads(json.dumps({"split": split, "shard": shard, **self._state})))
-        self._record()
 
     def finish(self, files: int) -> None:
         """Write the last, shorter shard. The position is then after the last of `files` files."""
@@ -287,6 +313,33 @@ class ShardWriter:
             self.position = {**BEGINNING, "file": files}
         if self.filled:
             self._flush()
+
+
+class ShardIndexer(ShardWriter):
+    """Writes the index of shards that an earlier version wrote without one: the same text again, token by token, and
+    no shard is written.
+
+    shards: {name: record} of the manifest. The other arguments are ShardWriter's. Raises Refusal where the text gives
+    other tokens than a shard holds.
+    """
+
+    def __init__(self, folder: Path, *arguments, shards: dict[str, dict]):
+        self.shards = shards
+        super().__init__(folder, *arguments)
+
+    def _start_at_first_damaged(self, marks: list[dict]) -> None:
+        super()._start_at_first_damaged(list(itertools.takewhile(lambda mark: "index" in mark, marks)))
+        self._go_back()
+
+    def _write(self, name: str) -> dict:
+        """Compare a full shard with the one on disk; returns its record."""
+        found = np.load(self.folder / name, mmap_mode="r") if name in self.shards else ()
+        if not np.array_equal(found, self.buffer[: self.filled]):
+            raise Refusal(
+                f"--add_index: the text now gives other tokens than {name} in {self.folder} holds (another version of a"
+                " library, or another text). The folder stays as it is, without an index of documents."
+            )
+        return self.shards[name]
 
 
 # ---- checking ----
@@ -323,17 +376,20 @@ def _file_problem(folder: Path, name: str, record: dict, hashes: bool = True) ->
     return None
 
 
-def _shard_problem(folder: Path, shard: dict, hashes: bool) -> str | None:
-    return _file_problem(folder, shard["name"], shard, hashes)
+def _problems(folder: Path, shards: Iterable[dict], indexes: Iterable[dict], hashes: bool) -> Iterator[str]:
+    """What is wrong with shards and with the files of their indexes, by their records, one sentence each."""
+    files = [(shard["name"], shard) for shard in shards]
+    files += [item for index in indexes for item in index.get("files", {}).items()]
+    with ThreadPoolExecutor(max_workers=4) as pool:
+        yield from filter(None, pool.map(lambda item: _file_problem(folder, *item, hashes), files))
 
 
 def damaged_shards(folder: Path, manifest: dict, hashes: bool) -> list[str]:
-    """What is wrong with the shards of a prepared folder, one sentence each. hashes: check digests too, not only
-    sizes.
+    """What is wrong with the shards of a prepared folder and their indexes, one sentence each. hashes: check digests
+    too, not only sizes.
     """
     shards = [shard for split in manifest["splits"].values() for shard in split["shards"]]
-    with ThreadPoolExecutor(max_workers=4) as pool:
-        return [problem for problem in pool.map(lambda shard: _shard_problem(folder, shard, hashes), shards) if problem]
+    return list(_problems(folder, shards, manifest.get("index", {}).values(), hashes))
 
 
 def find_damage(folder: Path, manifest: dict, hashes: bool) -> list[str]:
@@ -403,7 +459,8 @@ def fingerprint(manifest: dict) -> str:
     that the same tokens have the same fingerprint whichever digest verifies them.
     """
     if manifest["format"] == FORMAT_1:
-        content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+        # An index that was added later, and the digest that came with it, are no part of it.
+        content = {key: value for key, value in manifest.items() if key not in ("fingerprint", "index", "digest")}
     else:
         shards = {
             name: [[shard["tokens"], shard["sha256"]] for shard in split["shards"]]

@@ -154,7 +154,8 @@ def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
     """Publish a prepared folder as a dataset repository: one commit of its shards, tokenizer and records, with the
     sha256 of each file.
 
-    Content that is published already is not pushed again. Raises Refusal where the repository holds other data, or the
+    Content that is published already is not pushed again, except for files that were added since, such as the index of
+    documents. Raises Refusal where the repository holds other data, or the
     Hub fails.
     """
     paths = [
@@ -194,9 +195,12 @@ def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict
     head = commit_of(ref, "dataset")
     existing = {entry.path for entry in api.list_repo_tree(repo, repo_type="dataset", revision=head, recursive=True)}
     published = _prepared_record(ref, head) if REVISION in existing else None
-    if published and published["fingerprint"] == record["fingerprint"]:
+    same = bool(published) and published["fingerprint"] == record["fingerprint"]
+    if same and record["files"].keys() <= published["files"].keys():
         return False
-    if published or existing & set(record["files"]):  # other files that people keep there stay
+    if (published and not same) or (
+        not published and existing & set(record["files"])
+    ):  # other files that people keep there stay
         raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not overwritten: choose another name.")
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..config.pretrain import CurationArguments
+from ..config.pretrain import PREPARING, CurationArguments
 from ..data import shards
 from ..data.curation import active
 from ..data.installed import INSTALLED
@@ -60,18 +60,21 @@ RUN_ARGUMENTS = (
 
 CURATION_ARGUMENTS = [field.name for field in dataclasses.fields(CurationArguments)]
 SWITCH_ARGUMENTS = ("precision", "compile_layers", "fused_loss", "block_attention")
-RECORDED = (*RUN_ARGUMENTS, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
+RECALLED = ("mixture", "validation", "allow_epochs_of")  # which decide what there is to derive from: set before
+RECORDED = (*RUN_ARGUMENTS, *RECALLED, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
 
 
-def output_dir(dataset: str) -> str:
-    """The default folder of a run."""
-    return f"runs/{name_of(dataset)}"
+def output_dir(dataset: str, mixture: Sequence[str] = ()) -> str:
+    """The default folder of a run: named after the text, or the folders of a mixture."""
+    return f"runs/{'-'.join(map(name_of, mixture))[:80] or name_of(dataset)}"
 
 
 def settings(groups: Sequence) -> dict:
     """The settled arguments that define a run, for its record."""
     values = {name: value for group in groups for name, value in vars(group).items() if name in RECORDED}
-    return {name: values[name] for name in RECORDED}
+    # a mixture is of prepared folders: the arguments that prepare a text are not its own
+    others = (*PREPARING, *CURATION_ARGUMENTS) if values["mixture"] else ()
+    return {name: values[name] for name in RECORDED if name not in others}
 
 
 def at_most(tokens: dict) -> dict:
@@ -87,12 +90,25 @@ class Derivation:
     is prepared.
 
     groups: what `parse_pretrain` returned, in which the values are set. planned: the planned layout. recorded: the
-    values of RECORDED in the record of the run that is resumed (`resume.recorded_values`).
+    values of RECORDED in the record of the run that is resumed (`resume.recorded_values`). mixture: the manifest of a
+    mixture, whose folders are prepared. further_sets: number of validation sets beside that of the text.
     """
 
-    def __init__(self, groups: Sequence, text: Text, planned: Layout, explicit_args: dict, recorded: dict):
+    def __init__(
+        self,
+        groups: Sequence,
+        text: Text,
+        planned: Layout,
+        explicit_args: dict,
+        recorded: dict,
+        mixture: dict | None = None,
+        further_sets: int = 0,
+    ):
         run, training = groups[-2:]
-        self.groups, self.text, self.recorded = groups, text, dict(recorded)
+        self.groups, self.text, self.mixture = groups, text, mixture
+        others = PREPARING if mixture else ()  # of the run's one text, before it became a mixture
+        self.recorded = {name: value for name, value in recorded.items() if name not in (*others, *RECALLED)}
+        self.sets = len(mixture["mixture"] if mixture else [""]) + further_sets
         self.explicit_args = {
             name: value for name, value in explicit_args.items() if (name, value) != ("precision", "auto")
         }
@@ -157,7 +173,10 @@ class Derivation:
 
     def settle_tokens(self) -> None:
         """Arguments of the prepared folder: how much of the text, which vocabulary, how much is held out."""
-        d = self.d
+        d, self.manifest = self.d, self.mixture
+        if self.mixture:
+            d.decide("validation_tokens", self.mixture["splits"]["validation"]["tokens"], "")
+            return
         self.manifest = self.read_manifest(d["prepared_dir"])
         d.decide("tokenizer", "train", "a vocabulary of this text's own")
         if not self.manifest:
@@ -269,7 +288,11 @@ class Derivation:
 
     @property
     def most_epochs(self) -> float:
-        """How often the text is read at most, where the length follows from the time."""
+        """How often the text is read at most, where the length follows from the time. A folder of a mixture is not read
+        again unless that is asked for.
+        """
+        if self.mixture and not (self.d["allow_epochs"] or self.d["allow_epochs_of"]):
+            return 1.0
         return 1.0 if self.explicit_args.get("allow_epochs") is False else shapes.most_epochs(self.available)
 
     def estimate(self) -> dict:
@@ -407,7 +430,7 @@ class Derivation:
         if not d.settled("max_steps") and not d.settled("num_train_epochs"):
             self.settle_steps()
         epochs = self.steps * d["tokens_per_step"] / self.available
-        if "num_train_epochs" in self.explicit_args or 1 < epochs <= self.most_epochs + 1:
+        if not self.mixture and ("num_train_epochs" in self.explicit_args or 1 < epochs <= self.most_epochs + 1):
             d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
         if not d.settled("compile_layers"):
             seconds = self.steps * self.step_pace().step(self.accumulation) if self.device.type == "cpu" else math.inf
@@ -433,8 +456,8 @@ class Derivation:
         evaluation = (
             d["eval_windows"]
             if d.settled("eval_windows")
-            else min(windows, max(8, int(EVALUATION_SHARE * self.seconds / EVALUATIONS / pace.window)))
-        )
+            else min(windows, max(8, int(EVALUATION_SHARE * self.seconds / EVALUATIONS / pace.window / self.sets)))
+        ) * self.sets
         samples = (len(d["sample_prompts"]) or SAMPLES) * d["sample_tokens"] * pace.token
         saves = SAVE + 12 * count_parameters(self.config())[0] / SAVE_BYTES + 8 * pace.window
         seconds = max(0.5 * self.seconds, self.seconds - EVALUATIONS * (evaluation * pace.window + samples + saves))
@@ -486,7 +509,13 @@ class Derivation:
             trained = steps * d["tokens_per_step"] / d["block_size"]
             most = max(
                 8,
-                int(3 * EVALUATION_SHARE * trained / max(1, steps // intervals(d.owner["eval_steps"], steps)["eval"])),
+                int(
+                    3
+                    * EVALUATION_SHARE
+                    * trained
+                    / max(1, steps // intervals(d.owner["eval_steps"], steps)["eval"])
+                    / self.sets
+                ),
             )
             d.decide(
                 "eval_windows",

@@ -11,6 +11,7 @@ from ..errors import Refusal
 from ..formatting import size
 from ..kernels.probe import context_of
 from ..models.presets import count_parameters, flops_per_token
+from .data_plan import cost_lines, set_rows, source_lines, source_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, TrainingArguments
@@ -135,6 +136,10 @@ class Plan:
     checkpoints_kept: int | None
     saves: int  # checkpoints that are saved, of which at most `checkpoints_kept` are kept
     warmup: int = 0
+    sources: list[dict] = dataclasses.field(default_factory=list)  # of a mixture: name, weight, tokens, epochs
+    validation_sets: list[dict] = dataclasses.field(default_factory=list)  # name, windows and probe windows of each set
+    block_size: int = 0
+    evaluations: int = 0
 
     @property
     def tokens(self) -> int:
@@ -155,12 +160,20 @@ class Plan:
             ),
             f"one epoch           {self.steps_per_epoch:,} steps,"
             f" {self.epoch_windows * self.tokens_per_step // self.windows_per_step:,} tokens"
-            + (f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)" if unused else ""),
+            + (
+                " (before any folder is read a second time)"
+                if self.sources
+                else f" (cut to whole steps: {unused} of {self.windows:,} windows are left out)"
+                if unused
+                else ""
+            ),
             (
                 f"the run             {self.steps:,} steps, {self.tokens:,} tokens,"
                 f" {self.steps / self.steps_per_epoch:.2f} epochs, {self.tokens / self.parameters:.1f} tokens per"
                 " parameter"
             ),
+            *source_lines(self.sources),
+            *cost_lines(self.validation_sets, self.sources, self.block_size, self.evaluations, self.tokens),
             (
                 f"compute             {self.flops_per_token / 1e9:.3f} GFLOP per token,"
                 f" {self.flops_per_token * self.tokens:.3e} FLOP in all"
@@ -197,7 +210,7 @@ def make_plan(
             f" {windows_per_step:,}: lower --tokens_per_step to {windows * run.block_size:,} or less, or add more text."
         )
     steps_per_epoch = epoch_windows // windows_per_step
-    steps = plan_steps(run, training, steps_per_epoch, windows_per_step)
+    steps = plan_steps(run, training, steps_per_epoch, windows_per_step, "mixture" in manifest)
     warmup = plan_warmup(run, training, steps)
     check_validation_windows(manifest, run)
     parameters, embeddings = count_parameters(config)
@@ -219,7 +232,16 @@ def make_plan(
         checkpoints_kept=training.save_total_limit,
         saves=len(saved_steps(training, steps)),
         warmup=warmup,
+        sources=source_rows(manifest, run.block_size, steps * windows_per_step),
+        validation_sets=set_rows(manifest, run.block_size, run.eval_windows, run.probe_windows),
+        block_size=run.block_size,
+        evaluations=count_evaluations(training, steps),
     )
+
+
+def count_evaluations(training: TrainingArguments, steps: int) -> int:
+    """Evaluations of a run of `steps`: at each multiple of the interval, and at the last step."""
+    return -(-steps // intervals(training, steps)["eval"])
 
 
 def plan_accumulation(
@@ -261,12 +283,14 @@ def check_accumulation(training: TrainingArguments, accumulation: int, flag: str
         )
 
 
-def plan_steps(run: RunArguments, training: TrainingArguments, steps_per_epoch: int, windows_per_step: int) -> int:
-    """Optimizer steps of a pretraining run. Raises Refusal for more than one epoch without --allow_epochs, and for less
-    than one step.
+def plan_steps(
+    run: RunArguments, training: TrainingArguments, steps_per_epoch: int, windows_per_step: int, is_mixture: bool
+) -> int:
+    """Optimizer steps of a pretraining run. Raises Refusal for more than one epoch without --allow_epochs, which the
+    folders of a mixture are asked for one by one (`mixture.check_epochs`), and for less than one step.
     """
     steps = run_steps(training, steps_per_epoch)
-    if steps > steps_per_epoch and not run.allow_epochs:
+    if steps > steps_per_epoch and not run.allow_epochs and not is_mixture:
         raise Refusal(
             f"{steps:,} steps need {steps * windows_per_step:,} windows and the training text has"
             f" {steps_per_epoch * windows_per_step:,} ({steps_per_epoch:,} whole steps): lower --max_steps to"
@@ -286,6 +310,12 @@ def check_one_step(training: TrainingArguments, steps: int, steps_per_epoch: int
 
 def check_validation_windows(manifest: dict, run: RunArguments) -> None:
     """Raise Refusal for a validation slice with fewer windows than evaluations or the probe need."""
+    for part in manifest.get("mixture", []):
+        if not count_windows(part, "validation", run.block_size):
+            raise Refusal(
+                f"--mixture: {part['name']} holds out {part['splits']['validation']['tokens']:,} tokens, less than one"
+                f" window of {run.block_size}: prepare it with more --validation_tokens, or lower --block_size."
+            )
     windows = count_windows(manifest, "validation", run.block_size)
     needed = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
     if windows < needed:

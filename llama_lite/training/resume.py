@@ -186,8 +186,8 @@ OLD_DEFAULTS = {
 SWITCHES = ("compile_layers", "fused_loss")
 
 
-def recorded_values(output_dir: str, mode: str, repo: str | None, names) -> dict:
-    """{argument: value} of the run that a command goes on with, for the arguments `names`; empty where it begins a new
+def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
+    """{argument: value} of the run that a command goes on with, and its `order_version`; empty where it begins a new
     one.
 
     mode: --resume_from_checkpoint; repo: where the run publishes, used if the folder has no checkpoint. What the newest
@@ -232,19 +232,20 @@ def recorded_values(output_dir: str, mode: str, repo: str | None, names) -> dict
         },
     }
     values |= {name: switches[name] for name in SWITCHES if name in switches} | {
-        "block_attention": switches.get("attention") == block_attention.NAME
+        "order_version": identity["data"].get("order_version", 1),
+        "block_attention": switches.get("attention") == block_attention.NAME,
     }
-    return {name: values[name] for name in names if name in values}
+    return values
 
 
-def values_to_continue(run, training, repo: str | None, names) -> dict:
+def values_to_continue(run, training, repo: str | None) -> dict:
     """As `recorded_values`; empty for --suggest and for --dry_run with --hours, which are about a new run.
 
     run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
     """
     if run.suggest or (run.dry_run and "hours" in run.explicit_args):
         return {}
-    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo, names)
+    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo)
     if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
         began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
         raise Refusal(

@@ -12,6 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from .. import provenance
 from ..checkpoint.identity import RunIdentity
 from ..config.fields import switches as library_switches
+from ..data.dataset import ORDER_VERSION
 from ..distributed import RANK, print_main, run_on_main
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
@@ -50,6 +51,7 @@ class Session:
         disable_progress_bar()
         configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
         self.export_to = self.merge_to = None
+        self.values: dict | None = None  # of the record of the run that goes on, on rank 0
         self.run: RunFolder | None = None
         self.signals: StopSignals | None = None
         self.start: ResumePoint | None = None
@@ -72,7 +74,13 @@ class Session:
 
     def recorded(self, names) -> dict:
         """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
-        return resume.values_to_continue(self.run_args, self.training_args, self.repo, names)
+        if self.values is None:
+            self.values = resume.values_to_continue(self.run_args, self.training_args, self.repo)
+        return {name: self.values[name] for name in names if name in self.values}
+
+    def order_version(self) -> int:
+        """How the order of the windows follows from the seed (rank 0): today's in a run that begins."""
+        return self.recorded(("order_version",)).get("order_version", ORDER_VERSION)
 
     def catch_signals(self) -> None:
         """Let signals end the process in order: at once until training begins, then after a save. In the run's folder,

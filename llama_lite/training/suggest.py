@@ -16,6 +16,7 @@ NOT_WRITTEN = {  # arguments of one call, not of the run
     "config",
     "dry_run",
     "prepare_only",
+    "add_index",
     "publish_only",
     "plan_launch",
     "plan_mfu",

@@ -26,21 +26,24 @@ from ..checkpoint.identity import changed_arithmetic, differences, is_determinis
 from ..checkpoint.snapshot import Snapshot, live_storages
 from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
+from ..data.document_reads import DocumentReads
+from ..data.run_windows import describe_windows
 from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy, end_of, status_of
 from ..files import read_json
 from ..formatting import shortened, size
-from ..kernels.probe import without_router_loss
 from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
 from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 from .goodput import WallClock
 from .random_state import preserved_random_state
+from .validation import ValidationSet, held_out_metrics
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_FILE = "progress.json"
+NAMED_DOCUMENTS = 20  # in the event of a spike; `python -m llama_lite trace RUN --spikes` shows all
 TIMINGS = (  # what two equal runs may log differently
     *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
     *("save_seconds", "evaluation_seconds", "restart_seconds", "waiting_seconds"),
@@ -52,7 +55,8 @@ class ResumePoint:
     """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.
 
     `changed`: what differs from the checkpoint's run, by kind (`checkpoint.identity.check_changes`). `evaluation_due`:
-    whether the evaluation of the checkpoint's step is still to be made, before the first step.
+    whether the evaluation of the checkpoint's step is still to be made, before the first step. `progress`: the
+    checkpoint's `progress.json`. `order_history`: of a mixture, what happened to its order (`training/mixture.py`).
     """
 
     checkpoint: Path | None = None
@@ -62,6 +66,8 @@ class ResumePoint:
     schedule_start: int = 0
     changed: dict = dataclasses.field(default_factory=dict)
     evaluation_due: bool = False
+    progress: dict = dataclasses.field(default_factory=dict)
+    order_history: list[dict] = dataclasses.field(default_factory=list)
 
     @property
     def step(self) -> int:
@@ -82,6 +88,7 @@ def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> Resu
         manifest["step"] if "data" in without else progress["data_start"],
         manifest["step"] if "scheduler" in without else progress["schedule_start"],
         evaluation_due=progress.get("evaluation_due", False),  # absent in older checkpoints: evaluated before saving
+        progress=progress,
     )
 
 
@@ -170,20 +177,24 @@ class VerifiedTraining:
         step = self.state.global_step + 1
         norm = float(grad_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            self.run.event(
-                "not finite", at_step=step, loss=str(loss), grad_norm=str(norm), windows=self.windows_of(step)
-            )
+            about = {"windows": self.windows_of(step), **self.documents_of(step)}
+            self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), **about)
             raise Unhealthy(
                 f"loss {loss}, gradient norm {norm} at step {step} ({self.windows_of(step)}): the last checkpoint is "
                 "untouched. Look at those windows, lower --learning_rate, or raise --warmup_steps."
             )
         if self.on_spike and (excess := self.on_spike(loss)):
-            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), windows=self.windows_of(step))
+            about = {"windows": self.windows_of(step), **self.documents_of(step)}
+            self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), **about)
         return grad_norm
 
     def windows_of(self, step: int) -> str:
         """The training rows of a step, for a person to look at."""
         return f"step {step}"
+
+    def documents_of(self, step: int) -> dict:
+        """What an event of a step says of its documents; nothing where they are not known."""
+        return {}
 
     # ---- logging ----
 
@@ -421,6 +432,7 @@ class VerifiedTraining:
                 "data_start": self.start.data_start,
                 "schedule_start": self.start.schedule_start,
                 "evaluation_due": self.evaluation_due,
+                **({"order_history": self.start.order_history} if self.start.order_history else {}),
             }
             (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
 
@@ -632,47 +644,38 @@ def _peak_memory() -> int:
 
 
 class PretrainTrainer(VerifiedTraining, Trainer):
-    """Trainer over TokenWindows: rows in order, bits per byte, and spikes named by their windows."""
+    """Trainer over TokenWindows or MixedWindows: rows in order, validation sets, tokens per folder of a mixture, and
+    spikes named by their windows.
 
-    def __init__(self, *args, bytes_per_token: float, **kwargs):
+    validation: the sets that are measured. sources: names of the folders of a mixture, in the order of its counts.
+    """
+
+    def __init__(self, *args, validation: list[ValidationSet], sources: list[str], **kwargs):
         super().__init__(*args, **kwargs)
-        self.bytes_per_token = bytes_per_token
+        self.validation, self.sources = validation, sources
         self.windows_per_step = self.identity["data"]["tokens_per_step"] // self.train_dataset.block_size
+        self.document_reads: DocumentReads | None = None  # where the prepared folders have an index
 
-    @torch.no_grad()
     def held_out_metrics(self) -> dict[str, float]:
-        """Mean loss in nats over the tokens of all validation windows, each measured once; ranks share the windows out.
-
-        Every rank makes as many forward passes (a sharded model needs them): one that has run out of windows repeats
-        the first, and does not count it. A router's loss is of no token, and left out.
-        """
-        held, size = self.eval_dataset, self.args.per_device_eval_batch_size
-        begins, losses, counted = range(0, len(held), size), [], []
-        for first in range(0, len(begins), WORLD_SIZE):
-            own = first + self.args.process_index
-            begin = begins[own] if own < len(begins) else 0
-            batch = self._prepare_inputs(
-                self.data_collator([held[i] for i in range(begin, min(begin + size, len(held)))])
-            )
-            with without_router_loss(self.accelerator.unwrap_model(self.model)):
-                loss = self.compute_loss(self.model, dict(batch)).item()
-            if own < len(begins):
-                counted.append(int((batch["labels"] != -100).sum()))
-                losses.append(loss * counted[-1])
-        loss, tokens = self.sum_of_ranks([math.fsum(losses), sum(counted)])
-        return {"eval_loss": loss / tokens}
+        return held_out_metrics(self, self.validation)
 
     def windows_of(self, step: int) -> str:
         rows = self.windows_per_step
-        first, last = (self.train_dataset.window_of(position) for position in ((step - 1) * rows, step * rows - 1))
-        if self.train_dataset.order == "sequential":
-            return f"windows {first} to {last}"
-        shown = [self.train_dataset.window_of((step - 1) * rows + i) for i in range(min(rows, 8))]
-        return f"windows {', '.join(map(str, shown))}{' ...' if rows > 8 else ''}"
+        return describe_windows(self.train_dataset, self.sources, range((step - 1) * rows, step * rows))
+
+    def documents_of(self, step: int) -> dict:
+        if self.document_reads is None or not self.is_world_process_zero():
+            return {}
+        try:
+            names = self.document_reads.names_of_step(step)
+        except (Refusal, OSError):  # of a folder that was damaged or removed since: no reason to end a run
+            return {}
+        return {"documents": names[:NAMED_DOCUMENTS], "documents_in_step": len(names)}
 
     def log(self, logs: dict, start_time: float | None = None) -> None:
-        if "eval_loss" in logs:
-            logs["eval_perplexity"] = math.exp(min(logs["eval_loss"], 700))
-            logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
-        self.state.epoch = self.state.global_step * self.windows_per_step / self.train_dataset.epoch_windows
+        read = self.state.global_step * self.windows_per_step
+        if "loss" in logs and self.sources:
+            counts = zip(self.sources, self.train_dataset.counts(read), strict=True)
+            logs.update({f"tokens_{name}": count * self.train_dataset.block_size for name, count in counts})
+        self.state.epoch = read / self.train_dataset.epoch_windows
         super().log(logs, start_time)

@@ -46,12 +46,13 @@ def run_curves(records: Records, lines: int) -> dict:
                 for name in names
             ]
     locate = _locator(training or other, clock)
+    bases = records.data.get("baselines") or {}
     return {
         "grids": grids,
         "series": series,
         "marks": [mark for event in records.events if (mark := _mark(event, locate))],
         **_samples(records, other),
-        "baselines": {name: short(value) for name, value in records.data.get("baselines", {}).items()},
+        "baselines": {name: short(bases[name]) for name in ("bigram", "unigram") if name in bases},
         "thinned": len(training) if len(kept) < len(training) else 0,
     }
 

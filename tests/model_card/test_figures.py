@@ -34,3 +34,19 @@ def test_curation_figure(tmp_path):
     report["rules"] = [{"rule": "at least 5 characters", "documents_dropped": 9, "characters_dropped": 950}]
     figures.curation(report, tmp_path / "c.png")
     assert (tmp_path / "c.png").stat().st_size > 5_000
+
+
+def test_each_validation_set_has_a_line(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        figures,
+        "save",
+        lambda figure, path: drawn.update({line.get_label(): line for line in figure.axes[0].get_lines()}),
+    )
+    log = [
+        {"step": step, "tokens": step * 10**6, "eval_loss": 5 - step, "eval_web_loss": 4 - step, "eval_s_loss": 3.0}
+        for step in (1, 2)
+    ]
+    figures.training_curves(log, {}, tmp_path / "a.png", sets=["web", "s"])
+    assert {"validation", "validation: web", "validation: s"} <= drawn.keys()
+    assert list(drawn["validation: web"].get_ydata()) == [3, 2] and list(drawn["validation: web"].get_xdata()) == [1, 2]

@@ -9,6 +9,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 OWN_METRICS = ("eval_loss", "eval_bits_per_byte", "eval_perplexity", "eval_end_loss", "eval_mean_token_accuracy")
 
 
+def is_beside_loss(name: str, logs: dict) -> bool:
+    """Whether a metric says of a validation set what its loss says, which is shown."""
+    kinds = ("_perplexity", "_bits_per_byte")
+    return any(name.endswith(kind) and f"{name.removesuffix(kind)}_loss" in logs for kind in kinds)
+
+
 class Progress(TrainerCallback):
     """A progress bar on a terminal, and one plain line per log entry."""
 
@@ -48,9 +54,9 @@ class Progress(TrainerCallback):
         names |= {"mfu": "mfu {:.1f}%", "eval_loss": "validation {:.4f}", "eval_bits_per_byte": "{:.4f} bits/byte"}
         shown += [text.format(logs[name]) for name, text in names.items() if name in logs]
         shown += [
-            f"{name.removeprefix('eval_')} {value:.3f}"
+            f"{name.removeprefix('eval_').removesuffix('_loss')} {value:.{4 if name.endswith('_loss') else 3}f}"
             for name, value in logs.items()
-            if name.startswith("eval_") and name not in OWN_METRICS
+            if name.startswith("eval_") and name not in OWN_METRICS and not is_beside_loss(name, logs)
         ]
         done = state.global_step - self.first_step
         if "loss" in logs and done:
