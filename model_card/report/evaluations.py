@@ -67,7 +67,8 @@ def _grids(folder: Path, evaluation: Evaluation) -> list[dict]:
     """The items of an evaluation: of its own folder from its answers, in the folder of a run from the copy."""
     if evaluation.own is None:
         return items.grids(folder, evaluation.scores)
-    path = folder / "evaluation" / evaluation.name / items.NAME
+    run = folder if (folder / "run.json").exists() else folder.parent  # RUN/merged has its records in RUN
+    path = run / "evaluation" / evaluation.name / items.NAME
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 

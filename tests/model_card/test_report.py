@@ -15,6 +15,7 @@ from model_card.metadata import CardError
 from model_card.records import read
 from model_card.report import items, page
 from model_card.report.curves import group_of, run_curves
+from model_card.report.evaluations import _grids
 from model_card.report.page import write_report, write_report_or_reason
 
 COMMITTED = ROOT / "tests" / "compatibility"
@@ -117,6 +118,18 @@ def test_an_evaluation_beside_its_run_is_shown_once(run, tmp_path):
     data = data_of(write_report([answers, run], tmp_path / "both.html"))
     assert [evaluation["name"] for evaluation in data["evaluations"]] == [answers.name]
     assert len(data["runs"]) == 1
+
+
+def test_a_merged_model_has_the_items_of_its_run(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    record["kind"], record["base"] = "sft", {"name": "base", "hub_id": None, "sha256": "0" * 64}
+    record["identity"]["model"]["adapter"] = {"use_lora": True}
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "merged").mkdir()
+    found = read(folder / "merged")
+    assert found.kind == "merged"
+    assert [grid["task"] for grid in _grids(found.folder, found.evaluations[0])][0] == "embedded_mmlu_cloze"
 
 
 @pytest.mark.parametrize("study", ["resume", "curation", "shots"])
