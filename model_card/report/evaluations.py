@@ -46,7 +46,7 @@ def evaluation_page(facts: Facts, evaluation: Evaluation) -> dict:
             for name in models
         ],
         "tasks": tasks,
-        "grids": [_arranged(grid, models) for grid in _grids(facts.r.folder, evaluation)],
+        "grids": [_arranged(grid, models) for grid in grids_of(facts.r.folder, evaluation)],
         **{kind: _variants(facts, evaluation, kind) for kind in ("sensitivity", "robustness")},
     }
 
@@ -63,7 +63,7 @@ def _order(row: dict, models: list[str]) -> tuple:
     return (not is_step, runs.index(_run(row["model"])), row["step"] or 0, models.index(row["model"]))
 
 
-def _grids(folder: Path, evaluation: Evaluation) -> list[dict]:
+def grids_of(folder: Path, evaluation: Evaluation) -> list[dict]:
     """The items of an evaluation: of its own folder from its answers, in the folder of a run from the copy."""
     if evaluation.own is None:
         return items.grids(folder, evaluation.scores)

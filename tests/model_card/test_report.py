@@ -15,7 +15,7 @@ from model_card.metadata import CardError
 from model_card.records import read
 from model_card.report import items, page
 from model_card.report.curves import group_of, run_curves
-from model_card.report.evaluations import _grids
+from model_card.report.evaluations import grids_of
 from model_card.report.page import write_report, write_report_or_reason
 
 COMMITTED = ROOT / "tests" / "compatibility"
@@ -129,7 +129,7 @@ def test_a_merged_model_has_the_items_of_its_run(run, tmp_path):
     (folder / "merged").mkdir()
     found = read(folder / "merged")
     assert found.kind == "merged"
-    assert [grid["task"] for grid in _grids(found.folder, found.evaluations[0])][0] == "embedded_mmlu_cloze"
+    assert grids_of(found.folder, found.evaluations[0])[0]["task"] == "embedded_mmlu_cloze"
 
 
 @pytest.mark.parametrize("study", ["resume", "curation", "shots"])
