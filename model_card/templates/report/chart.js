@@ -234,7 +234,7 @@ class Chart {
         },
         {
           ...axis,
-          size: 58,
+          size: 66,
           space: 34,
           values: (plot, splits, axis, space, step) => splits.map((value) => tick(value, step)),
         },

@@ -17,6 +17,7 @@ const TITLES = {
   seconds: ["Wall time", "seconds since the start"],
 };
 const ORDER = Object.keys(TITLES);
+const OF_SETS = ["loss", "bits_per_byte", "perplexity"]; // groups with a line for each validation set
 const DASHES = [null, [7, 4], [2, 3], [10, 3, 2, 3]];
 const curves = newGroup("curves", "tokens");
 curves.hiddenRuns = new Set();
@@ -49,6 +50,15 @@ function smoothed(values, count) {
 const seriesRank = (name, group) =>
   [group, `eval_${group}`].indexOf(name) + (name === group || name === `eval_${group}` ? 0 : 9);
 
+/** The color of a line: a validation set has the same one in all charts. */
+function lineColor(name, group, index) {
+  if (!OF_SETS.includes(group)) return index;
+  if (name === group || name === `eval_${group}`) return name === group ? 0 : 1;
+  const all = data.runs.flatMap((run) => run.series.filter((series) => OF_SETS.includes(series.group)));
+  const sets = new Set(all.map((series) => labelOf(series.name, series.group)));
+  return 2 + [...sets].filter((label) => label !== "training" && label !== "validation").indexOf(labelOf(name, group));
+}
+
 /** {color, dash} of each run: the arms of a study that begin at several steps share the color of their arm. */
 function runLooks() {
   const bases = data.runs.map((run) => run.name.replace(/ at \d+$/, ""));
@@ -76,7 +86,7 @@ function linesOf(group, smooth) {
         const line = {
           label,
           run: number,
-          color: several ? looks[number].color : index,
+          color: several ? looks[number].color : lineColor(series.name, group, index),
           x,
           y: series.values,
           low: series.low,
