@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import statistics
+import sys
 import tomllib
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ PARSERS = {
 SNIPPETS = [
     (name, snippet) for name, text in TODAY.items() for snippet in re.findall(r"```python\n(.*?)```", text, re.S)
 ]
-PROGRAMS = {"hf", "pip", "pre-commit", "ruff"}  # commands of packages: not checked further
+PROGRAMS = {"hf", "pip", "pre-commit", "ray", "ruff"}  # commands of packages: not checked further
 ROOTS = ("configs/", "benchmarks/", "llama_lite/", "tests/", "model_card/", "docs/")
 OLD_UNITS = re.compile(r"\b(nats|tokens|bytes|items|FLOPs?|seconds) a (token|second|byte|step)\b")
 
@@ -91,6 +93,15 @@ def script_of(words: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
+def is_there(module: str) -> bool:
+    """Whether Python finds a module on its path.
+
+    `importlib.util.find_spec("pip")` would ask setuptools' finder first, which replaces distutils for whoever looks for
+    pip (Python 3.11), and torch compiles nothing in that process from then on.
+    """
+    return bool(importlib.util.find_spec(module) if "." in module else PathFinder.find_spec(module))
+
+
 def check_command(command: str, suggested: Path) -> None:
     """Raise if a command names a script, argument, target, module or path that does not exist.
 
@@ -112,7 +123,7 @@ def check_command(command: str, suggested: Path) -> None:
             re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) for target in targets
         ), targets
     elif re.fullmatch(r"(\.venv/bin/)?python3?", words[0]) and words[1] == "-m":
-        assert importlib.util.find_spec(words[2]), words[2]
+        assert is_there(words[2]), words[2]
     else:
         assert words[0] in PROGRAMS, f"unknown command: {words[0]}"
 
@@ -149,6 +160,13 @@ def test_pages_show_commands():
 def test_a_wrong_command_is_found(command, word, tmp_path):
     with pytest.raises((AssertionError, Refusal), match=word):
         check_command(command, tmp_path)
+
+
+def test_looking_for_pip_replaces_no_module(tmp_path):
+    importlib.import_module("setuptools")  # brings its distutils
+    before = dict(sys.modules)
+    check_command("python -m pip install torch", tmp_path)
+    assert [name for name, module in before.items() if sys.modules.get(name) is not module] == []
 
 
 @pytest.mark.parametrize("page", TODAY)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..facts import Facts
 from ..records import Evaluation, metric_key
+from ..sections.evaluation import Evaluation as Scores
 from . import items
 from .values import short
 
@@ -38,7 +39,7 @@ def evaluation_page(facts: Facts, evaluation: Evaluation) -> dict:
         "name": evaluation.name,
         "models": [
             {
-                "name": facts.called(evaluation, name),
+                "name": Scores(facts).called(evaluation, name),
                 "run": None if first[name]["adapter"] or first[name]["step"] is None else _run(name),
                 "step": first[name]["step"],
                 "tokens": first[name]["tokens"],
@@ -98,7 +99,7 @@ def _variants(facts: Facts, evaluation: Evaluation, kind: str) -> list[dict]:
         part = found.setdefault(
             (row["model"], row["task"]),
             {
-                "model": facts.called(evaluation, row["model"]),
+                "model": Scores(facts).called(evaluation, row["model"]),
                 "task": row["task"],
                 "metric": row["metric"],
                 "items": row["n"],

@@ -15,7 +15,8 @@ from markupsafe import Markup, escape
 
 from .. import records as card_records
 from ..card import SECTIONS, section_texts
-from ..facts import Facts, number
+from ..facts import Facts
+from ..formatting import number
 from ..metadata import CardError
 from ..private import redact
 from .curves import run_curves
