@@ -317,7 +317,7 @@ def prepare_only_mixture(session, data_args, values: Values) -> None:
     values.find_folders("hashes")
     print_main("\n".join(data_lines({}, values.folders, values.validation)))
     if session.publishes:
-        run_on_main(push_folders, data_args, session.training_args.hub_private_repo)
+        run_on_main(push_folders, data_args, session.training_args.hub_private_repo, session.hub_args.card)
 
 
 def pull_prepared(data_args, rules: dict, explicit_args: set[str]) -> None:

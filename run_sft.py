@@ -320,17 +320,13 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
     """(Hub id, revision) of a base: its own, the one that is named, or the one that its run was published as; None
     where it is not there.
     """
-    from llama_lite.files import read_jsonl
     from llama_lite.hub.client import reference
+    from llama_lite.models.references import published_as
 
-    if base.repo:
-        return base.repo, base.revision or base.commit
-    if named:
+    if named and not base.repo:
         where = reference(named)
         return where.repo, where.revision or "main"
-    published = read_jsonl(base.folder / "published.jsonl")
-    last = (read_json(base.folder / "status.json") or {}).get("step")
-    return next(((row["repo"], row["revision"]) for row in reversed(published) if row["step"] == last), None)
+    return published_as(base)
 
 
 def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
@@ -503,7 +499,8 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
         )
     reference = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
     tuned = f"{reference}+{run.path}" if adapter_args.use_lora else str(run.path)
-    print_main(f"next      python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
+    print_main(f"next      python -m llama_lite chat {shlex.quote(tuned)}")
+    print_main(f"          python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import yaml
 from helpers import ROOT
 
 from benchmarks import table
+from llama_lite.commands import chat, export
 from llama_lite.config.eval import parse_eval
 from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.config.sft import parse_sft
@@ -46,10 +47,11 @@ PARSERS = {
     "run_eval.py": parse_eval,
     "run_study.py": parse_study,
 }
+SMALL_COMMANDS = {"chat": chat.parse, "export": export.parse}  # of `python -m llama_lite`
 SNIPPETS = [
     (name, snippet) for name, text in TODAY.items() for snippet in re.findall(r"```python\n(.*?)```", text, re.S)
 ]
-PROGRAMS = {"hf", "pip", "pre-commit", "ray", "ruff"}  # commands of packages: not checked further
+PROGRAMS = {"hf", "pip", "pre-commit", "ray", "ruff", "transformers"}  # commands of packages: not checked further
 ROOTS = ("configs/", "benchmarks/", "llama_lite/", "tests/", "model_card/", "docs/")
 OLD_UNITS = re.compile(r"\b(nats|tokens|bytes|items|FLOPs?|seconds) a (token|second|byte|step)\b")
 
@@ -124,6 +126,8 @@ def check_command(command: str, suggested: Path) -> None:
         ), targets
     elif re.fullmatch(r"(\.venv/bin/)?python3?", words[0]) and words[1] == "-m":
         assert is_there(words[2]), words[2]
+        if words[2] == "llama_lite" and words[3] in SMALL_COMMANDS:
+            SMALL_COMMANDS[words[3]](words[4:])
     else:
         assert words[0] in PROGRAMS, f"unknown command: {words[0]}"
 
@@ -154,6 +158,7 @@ def test_pages_show_commands():
         ("make dmo", "dmo"),
         ("python -m model_kard runs/demo", "model_kard"),
         ("python -m pytest tests/test_no.py", "test_no"),
+        ("python -m llama_lite export runs/demo --dtype q4", "q4"),
         ("lama run", "lama"),
     ],
 )

@@ -223,11 +223,12 @@ class Cluster:
                 look_ahead()
                 yield from ([piece] for piece in cut(index, file, found, first))
             else:
-                if group and size + file.size > TASK_BYTES:
+                more = size_of(file) or 0
+                if group and size + more > TASK_BYTES:
                     yield group
                     group, size = [], 0
                 group.append(Piece(index, file, PartStart(first)))
-                size += file.size or 0
+                size += more
         yield from [group] if group else []
 
 

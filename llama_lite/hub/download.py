@@ -150,7 +150,7 @@ def pull_model(ref: Reference) -> tuple[str, Path]:
 # ---- prepared tokens as a dataset repository ----
 
 
-def push_prepared(folder: Path, repo: str, private: bool | None, said: dict) -> None:
+def push_prepared(folder: Path, repo: str, private: bool | None, said: dict | None = None) -> None:
     """Publish a prepared folder as a dataset repository: one commit of its shards, tokenizer and records, with the
     sha256 of each file.
 
@@ -158,7 +158,7 @@ def push_prepared(folder: Path, repo: str, private: bool | None, said: dict) -> 
     documents. Raises Refusal where the repository holds other data, or the Hub fails. said: HubArguments.card, which
     the folder keeps for its card.
     """
-    if any(said.values()):
+    if said and any(said.values()):
         write_json(Path(folder) / "card.json", said)
     paths = [
         path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not _is_local(path.relative_to(folder))

@@ -234,6 +234,24 @@ def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":
     return tuned
 
 
+def load_merged(
+    base: Located, adapter: Located | None, tokenizer: "PreTrainedTokenizerBase", dtype: str = "float32"
+) -> "PreTrainedModel":
+    """The model of a base and an adapter (or None), merged, with the special tokens of its tokenizer. Raises Refusal,
+    also for a base that the adapter was not made for.
+    """
+    if adapter is not None:
+        references.check_base(adapter, base)
+    model = load_model(base, dtype)
+    check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
+    align_special_tokens(model, tokenizer)
+    if adapter is None:
+        return model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
+        return attach(model, adapter).merge_and_unload()
+
+
 def check_adapter(model: "PeftModel", name: str, folder: Path) -> None:
     """Raise Refusal unless the adapter's file in `folder` has exactly the weights of a PeftModel's adapter, in their
     shapes.

@@ -110,6 +110,22 @@ def test_a_file_that_is_read_from_a_part_on_is_the_rest_of_it(tmp_path, monkeypa
     ]
 
 
+@pytest.mark.parametrize("dataset", ["installed-docs", "text"])
+def test_small_files_are_encoded_together_each_once_and_in_order(tmp_path, monkeypatch, dataset):
+    for number in range(30):
+        jsonl(tmp_path / f"{number:02d}.jsonl", ["word " * 100 * number])
+    source = source_of(tmp_path if dataset == "text" else dataset)
+    monkeypatch.setattr(ray_cluster, "TASK_BYTES", 20_000 if dataset == "text" else 3_000_000)
+    cluster = object.__new__(ray_cluster.Cluster)  # which no large file is searched on
+    cluster.cpus = 2
+    groups = list(cluster.pieces(source, {"file": 5, "part": 2}))
+    pieces = [piece for group in groups for piece in group]
+    assert [(piece.index, piece.file) for piece in pieces] == list(enumerate(source.files))[5:]
+    assert len(groups) > 3 and [piece.start.part for piece in pieces] == [2, *[0] * (len(pieces) - 1)]
+    sizes = [sum(ray_cluster.size_of(piece.file) for piece in group) for group in groups]
+    assert all(size <= ray_cluster.TASK_BYTES or len(group) == 1 for size, group in zip(sizes, groups, strict=True))
+
+
 def test_an_encoder_travels_without_transformers_and_gives_the_same_ids():
     import pickle
 
