@@ -38,10 +38,9 @@ def main(argv: list[str] | None = None) -> None:
 
     # The heavy imports come after parsing, so that --help and refusals answer at once.
     import torch
-    from tqdm import tqdm
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite.evaluation import resolve, runner
+    from llama_lite.evaluation import forecast, resolve, runner
     from llama_lite.evaluation.sharing import SharedWork
     from llama_lite.evaluation.store import Store
     from llama_lite.folder_kinds import check_folder
@@ -64,32 +63,29 @@ def main(argv: list[str] | None = None) -> None:
     tasks = main_first(Tasks, found, task_args, model_args.tokenizer_name)
     work = [tasks.of(model.name) for model in found]
     print_work(found, tasks)
+    out = Path(output_args.output_dir)
+    store, settings = Store(out), settings_of(model_args, task_args)
     if output_args.dry_run:
+        print_main(run_on_main(forecast.forecast, store, found, work, settings).line())
         return
 
-    out = Path(output_args.output_dir)
     lock = FolderLock(out, "write to")
     run_on_main(lock.acquire)
     run_on_main(write_run, out, found, tasks, model_args, task_args)
     check_shared(out)
-    store = Store(out)
-    settings = runner.Settings(
-        model_args.dtype,
-        task_args.seed,
-        task_args.batch_tokens,
-        model_args.tokenizer_name,
-        task_args.confirm_run_unsafe_code,
-    )
 
     # ---- Evaluate each (model, task) pair that has no result yet ----
-    shared = SharedWork()
-    with tqdm(total=sum(map(len, work)), desc="evaluating", unit="task", disable=True if RANK else None) as bar:
+    shared, expected = SharedWork(), run_on_main(forecast.forecast, store, found, work, settings)
+    print_main(expected.line())
+    with forecast.Progress(expected, shared) as progress:
 
         def compute() -> None:
-            on_record = functools.partial(print_record, bar, shared)
             for number in shared.models(len(found)):
-                takes = functools.partial(shared.take, number)
-                records = runner.evaluate_model(store, found[number], work[number], settings, on_record, takes)
+                calls = (
+                    functools.partial(function, number)
+                    for function in (functools.partial(print_record, progress), shared.take, progress.advance)
+                )
+                records = runner.evaluate_model(store, found[number], work[number], settings, *calls)
                 shared.records |= {(number, task): record for task, record in records.items()}
 
         records = shared.run(compute)
@@ -178,6 +174,19 @@ def print_work(found, tasks: Tasks) -> None:
 # ---- records and output ----
 
 
+def settings_of(model_args, task_args):
+    """The Settings that all records share."""
+    from llama_lite.evaluation.runner import Settings
+
+    return Settings(
+        model_args.dtype,
+        task_args.seed,
+        task_args.batch_tokens,
+        model_args.tokenizer_name,
+        task_args.confirm_run_unsafe_code,
+    )
+
+
 def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
     """`run.json` of an evaluation that begins; the `status.json` of an earlier end goes."""
     from llama_lite.evaluation.tasks import embedded
@@ -206,16 +215,17 @@ def check_shared(out: Path) -> None:
     raise_on_all_ranks(error)
 
 
-def print_record(bar, shared, record: dict, fresh: bool) -> None:
-    """The score of a task above the progress bar: of variants only if it is `fresh`, computed in this call."""
+def print_record(progress, number: int, task: int, record: dict, fresh: bool) -> None:
+    """The score of a task above the progress bar: of variants only if it is `fresh`, computed in this call. number,
+    task: the positions of its model and its task.
+    """
+    progress.finish(number, task)
     metric = shown_metric(record["metrics"])
     value = record["metrics"][metric]
     if fresh or not record["factor"]:
         cut = f", {record['truncated']} requests longer than the context" if record["truncated"] else ""
-        bar.write(
-            f"{record['model']}  {record['task']}  {metric} {format_metric(value)}{cut}{'' if fresh else ', as before'}"
-        )
-    bar.update(shared.count() - bar.n)
+        left = progress.left_in_words() if fresh else ", as before"
+        progress.bar.write(f"{record['model']}  {record['task']}  {metric} {format_metric(value)}{cut}{left}")
 
 
 def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> None:

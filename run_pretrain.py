@@ -29,14 +29,13 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from llama_lite.data.dataset import collate
-    from llama_lite.data.document_reads import document_reads
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
-    from llama_lite.training.mixture import training_windows
+    from llama_lite.training.removal import RemovalOfRun
     from llama_lite.training.session import Session
     from llama_lite.training.trainer import PretrainTrainer
     from llama_lite.training.validation import probe_windows, validation_sets
@@ -75,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         check_run(groups, values, config, plan, manifest, tokenizer)
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        removal = RemovalOfRun(session, run_args, tokens.by_fingerprint)
         version = run_on_main(session.order_version)
         identity = session.identity(
             plan,
@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                 **({"order_version": version} if version > 1 else {}),
                 "block_size": run_args.block_size,
                 "tokens_per_step": run_args.tokens_per_step,
+                **removal.identity(),
             },
             switches=switches(config, run_args),
         )
@@ -101,8 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         model = build_model(config, model_args.model_config, run_args, training_args.device)
         if start.checkpoint is None:
             initial.load(model)
-        train, sources = training_windows(tokens, identity.data, plan, start)
-        check_epochs_left(groups, tokens, train)
+        train, sources, reads = training_data(groups, tokens, removal, identity.data, plan, start)
         held_out = validation_sets(tokens, run_args.block_size, run_args.eval_windows)
         trainer = PretrainTrainer(
             model=model,
@@ -117,8 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             sources=sources,
             **session.trainer_arguments(),
         )
-        history = start.order_history or [{"step": start.data_start}]
-        trainer.document_reads = document_reads(tokens.by_fingerprint, identity.data, plan.steps, history)
+        trainer.document_reads = reads
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out[0].windows, run_args)
 
@@ -217,6 +216,7 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     from llama_lite.data.shards import verify_prepared
     from llama_lite.training.memory import forecast
     from llama_lite.training.mixture import check_before_preparing
+    from llama_lite.training.publishing import publishing_lines
     from llama_lite.training.suggest import write_suggestion
 
     _, data_args, _, hub_args, run_args, training_args = groups
@@ -234,8 +234,9 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
     values.print_chosen()
     print_main("\n".join([*data_lines(tokens, values.folders, values.validation), *plan.lines(), *memory_lines]))
+    print_reading(groups, rules, values, "estimated" in tokens)
     if session.publishes:
-        print_main("\n".join(publishing_lines(plan, hub_args, training_args)))
+        print_main("\n".join(publishing_lines(plan, hub_args, training_args, plan.model_bytes)))
     for problem in problems:
         print_main(f"WARNING             {problem}")
     if problems and run_args.strict_plan:
@@ -244,27 +245,24 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
         run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, explicit_args, reasons, plan.lines())
 
 
-def publishing_lines(plan, hub_args, training_args) -> list[str]:
-    """What a run will publish, and what waits already, for --dry_run."""
-    from llama_lite.formatting import size
-    from llama_lite.hub.publish_queue import is_published, queue_lines
-    from llama_lite.hub.queue_limit import carries_state, default_limit
-    from llama_lite.training.plan import saved_steps
+def print_reading(groups, rules: dict, values: Values, is_estimate: bool) -> None:
+    """For --dry_run: the tasks that prepare the tokens on a cluster, and what is left out of them. Raises Refusal.
 
-    saved = saved_steps(training_args, plan.steps)
-    state, every = str(hub_args.publish_training_state), hub_args.publish_steps
-    published = [step for step in saved if is_published(step, every, step == plan.steps)]
-    with_state = sum(carries_state(state, step, step == plan.steps) for step in published)
-    total = len(published) * plan.model_bytes + with_state * plan.checkpoint_bytes
-    queue, given = Path(training_args.output_dir) / "queue", hub_args.publish_queue_limit
-    limit = default_limit(queue) if given is None else int(given * 2**30)
-    return [
-        (
-            f"publishes           {len(published)} revisions of {training_args.hub_model_id}, {with_state} with"
-            f" training state: {size(total)} in all; {size(limit)} may wait here"
-        ),
-        *queue_lines(queue),
-    ]
+    is_estimate: whether the tokens are not prepared yet.
+    """
+    from llama_lite.data.prepared import PreparedFolder, PreparedTokens
+    from llama_lite.data.shards import read_manifest
+    from llama_lite.training.removal import RemovalOfRun
+
+    data_args, run_args = groups[1], groups[-2]
+    if data_args.prepare_on == "ray" and is_estimate:
+        from llama_lite.data.ray_cluster import task_line
+
+        print_main(run_on_main(task_line, values.text.source, rules))
+    if run_args.without_documents and not is_estimate:
+        folder = Path(data_args.prepared_dir or "")
+        parts = values.folders or [PreparedFolder("", folder, read_manifest(folder))]
+        RemovalOfRun(values.session, run_args, PreparedTokens(parts).by_fingerprint)
 
 
 # ---- paths, text and tokens ----
@@ -304,7 +302,7 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     print_main(describe(run_on_main(prepare, data_args, rules, values.text, explicit_args, True)))
     if session.publishes:
         private = session.training_args.hub_private_repo
-        run_on_main(download.push_prepared, Path(data_args.prepared_dir), data_args.prepared_hub_id, private)
+        run_on_main(download.push_prepared, Path(folder), data_args.prepared_hub_id, private, session.hub_args.card)
 
 
 def prepare_only_mixture(session, data_args, values: Values) -> None:
@@ -319,7 +317,7 @@ def prepare_only_mixture(session, data_args, values: Values) -> None:
     values.find_folders("hashes")
     print_main("\n".join(data_lines({}, values.folders, values.validation)))
     if session.publishes:
-        run_on_main(push_folders, data_args, session.training_args.hub_private_repo)
+        run_on_main(push_folders, data_args, session.training_args.hub_private_repo, session.hub_args.card)
 
 
 def pull_prepared(data_args, rules: dict, explicit_args: set[str]) -> None:
@@ -439,11 +437,13 @@ def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
 
 
 def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -> None:
-    """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have."""
+    """Raise Refusal for a tokenizer, prompts, or with --strict_plan a size, that this run cannot have. What the
+    launcher leaves to the plan is decided.
+    """
     from llama_lite.kernels.probe import context_of
     from llama_lite.machine.parallelism import layout
     from llama_lite.training.callbacks.samples import check_prompts
-    from llama_lite.training.memory import forecast
+    from llama_lite.training.memory import forecast, settle_resharding
 
     run_args, training_args = groups[-2:]
     run_on_main(check_tokenizer, groups, values, config, manifest)
@@ -452,6 +452,22 @@ def check_run(groups, values: Values, config, plan, manifest: dict, tokenizer) -
     forecasted = config, plan, layout(), run_args.precision, run_args.fused_loss, training_args, run_args
     if run_args.strict_plan and (problems := run_on_main(forecast, *forecasted)[1]):
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
+    if chosen := settle_resharding(config, plan, training_args, run_args):
+        values.waiting.append(chosen)
+
+
+def training_data(groups, tokens, removal, data: dict, plan, start):
+    """(windows of the run, names of the folders of a mixture, which documents it reads). removal: a RemovalOfRun. data:
+    `identity["data"]` of the run. Raises Refusal.
+    """
+    from llama_lite.data.document_reads import document_reads
+    from llama_lite.training.mixture import order_history, training_windows
+
+    train, sources = training_windows(tokens, data, plan, start)
+    removal.apply(train)
+    check_epochs_left(groups, tokens, train)
+    history = order_history(start, data)
+    return train, sources, document_reads(tokens.by_fingerprint, data, plan.steps, history, removal.removal)
 
 
 def switches(config, run_args) -> dict:

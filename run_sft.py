@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     if adapter_args.use_lora:
         model = lora.add_adapter(model, adapter_args, *(hub_base or (base.name, None)))
     plan = plan_of(groups, model, train_rows, eval_rows, len(packed))
-    show_plan(groups, plan, reasons)
+    show_plan(session, groups, plan, reasons)
     if run_args.dry_run or run_args.suggest:
         return
 
@@ -197,15 +197,35 @@ def plan_of(groups, model, train_rows: list, eval_rows: list, sequences: int):
     return plan
 
 
-def show_plan(groups, plan, reasons: dict) -> None:
-    """Print the plan; with --suggest, write it as a config with the `reasons` of its values."""
+def show_plan(session, groups, plan, reasons: dict) -> None:
+    """Print the plan, with --dry_run also what will be published; with --suggest, write it as a config with the
+    `reasons` of its values.
+    """
+    from llama_lite.training.publishing import publishing_lines
     from llama_lite.training.suggest import write_suggestion
 
-    run_args, text = groups[-2], "\n".join(plan.lines())
+    base_args, adapter_args, _, hub_args, run_args, training_args = groups
+    lines = list(plan.lines())
+    if run_args.dry_run and session.publishes:
+        sizes = published_bytes(plan, base_args.publish_dtype, adapter_args)
+        lines += publishing_lines(plan, hub_args, training_args, *sizes)
+    text = "\n".join(lines)
     print_main(text if run_args.dry_run else f"plan      {text.replace(chr(10), chr(10) + '          ')}")
     if run_args.suggest:
         explicit_args = run_args.explicit_args
         run_on_main(write_suggestion, run_args.suggest, "run_sft.py", groups, explicit_args, reasons, plan.lines())
+
+
+def published_bytes(plan, dtype: str, adapter_args) -> tuple[int, int]:
+    """Bytes of the weights of a revision, and of the merged model (0 without one): adapters stay in float32."""
+    import torch
+
+    model = plan.parameters * getattr(torch, dtype).itemsize
+    if not adapter_args.use_lora:
+        return model, 0
+    # the parameters of the plan include the adapter's
+    merged = (plan.parameters - plan.trained) * getattr(torch, dtype).itemsize
+    return plan.trained * torch.float32.itemsize, merged if adapter_args.merge_adapter else 0
 
 
 # ---- the base ----
@@ -300,17 +320,13 @@ def base_on_hub(base, named: str | None) -> tuple[str, str | None] | None:
     """(Hub id, revision) of a base: its own, the one that is named, or the one that its run was published as; None
     where it is not there.
     """
-    from llama_lite.files import read_jsonl
     from llama_lite.hub.client import reference
+    from llama_lite.models.references import published_as
 
-    if base.repo:
-        return base.repo, base.revision or base.commit
-    if named:
+    if named and not base.repo:
         where = reference(named)
         return where.repo, where.revision or "main"
-    published = read_jsonl(base.folder / "published.jsonl")
-    last = (read_json(base.folder / "status.json") or {}).get("step")
-    return next(((row["repo"], row["revision"]) for row in reversed(published) if row["step"] == last), None)
+    return published_as(base)
 
 
 def check_named_base(base, hub_base: tuple[str, str | None] | None) -> None:
@@ -481,7 +497,8 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
         )
     reference = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
     tuned = f"{reference}+{run.path}" if adapter_args.use_lora else str(run.path)
-    print_main(f"next      python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
+    print_main(f"next      python -m llama_lite chat {shlex.quote(tuned)}")
+    print_main(f"          python run_eval.py --models {shlex.join([reference, tuned])} --limit 100")
 
 
 if __name__ == "__main__":

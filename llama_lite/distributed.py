@@ -143,7 +143,9 @@ def run_on_main(function: Callable, *args):
 
 
 def raise_on_all_ranks(error: BaseException | None) -> None:
-    """Raise on every rank when any of them failed, so that none waits for a rank that has ended. error: this rank's."""
+    """Raise on every rank when any of them failed, so that none waits for a rank that has ended. error: this rank's.
+    Of what it raises, `is_known_to_all` is true.
+    """
     errors = [error]
     if has_process_group():
         import torch.distributed as dist
@@ -155,7 +157,17 @@ def raise_on_all_ranks(error: BaseException | None) -> None:
             shared = Refusal(end_of(error)) if status_of(error) else RuntimeError(repr(error))
         dist.all_gather_object(errors, shared, group=waiting_group())
     if error is not None:
-        raise error
+        raise _known(error)
     for rank, other in enumerate(errors):
         if other is not None:
-            raise other if status_of(other) else RuntimeError(f"rank {rank} failed: {other}")
+            raise _known(other if status_of(other) else RuntimeError(f"rank {rank} failed: {other}"))
+
+
+def _known(error: BaseException) -> BaseException:
+    error.known_to_all_ranks = True
+    return error
+
+
+def is_known_to_all(error: BaseException | None) -> bool:
+    """Whether every rank has raised this error, or its own in its place: nothing has to be told to the others."""
+    return getattr(error, "known_to_all_ranks", False)

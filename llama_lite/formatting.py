@@ -14,6 +14,16 @@ def duration(days: float) -> str:
     return f"{days:,.1f} days" if days >= 1 else f"{days * 24:.1f} h" if days * 24 >= 1 else f"{days * 1440:.1f} min"
 
 
+def dollars(value: float) -> str:
+    """A price: `$1,234.50`, or that it is less than a cent."""
+    return f"${value:,.2f}" if value >= 0.01 or not value else "less than $0.01"
+
+
+def seconds_in_words(seconds: float) -> str:
+    """Seconds as they are below 90, else as minutes, hours or days: `42 s`, `4.2 min`."""
+    return f"{seconds:.0f} s" if seconds < 90 else duration(seconds / 86_400)
+
+
 def amount(count: float) -> str:
     """Bytes of text in decimal units: `1.5 GB`."""
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):

@@ -13,9 +13,17 @@ import yaml
 from huggingface_hub import DatasetCardData, ModelCard, ModelCardData, RepoCard
 
 from . import figures
-from .facts import Facts, number, quote, table
+from .facts import Facts
+from .formatting import number, quote, table
 from .metadata import CardError, check_metadata
 from .records import Records, read
+from .sections.data import Data
+from .sections.evaluation import Evaluation
+from .sections.intended import Intended
+from .sections.limits import Limits
+from .sections.training import Training
+from .sections.tuning import Tuning
+from .sections.use import Use
 from .sources import set_names
 
 YOURS = ("<!-- yours: begin -->", "<!-- yours: end -->")
@@ -24,8 +32,8 @@ OWN_METADATA = (  # only this project's records set these; all else in a card's 
     " source_datasets task_categories".split()
 )
 SECTIONS = (
-    "use checkpoints data training history samples tuning evaluation sensitivity generalisation limits environment"
-    " citation".split()
+    "intended use checkpoints data training history samples tuning evaluation sensitivity generalisation limits license"
+    " environment citation".split()
 )
 
 
@@ -118,13 +126,24 @@ def render(records: Records, repo: str | None = None) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": number, "table": table, "quote": quote}
+    values = {  # a template finds the values of each section under its name
+        "f": facts,
+        "r": records,
+        "use": Use(facts),
+        "data": Data(facts),
+        "training": Training(facts),
+        "tuning": Tuning(facts),
+        "evaluation": Evaluation(facts),
+        "intended": Intended(facts),
+        "limits": Limits(facts),
+    }
     parts = [
         f"---\n{metadata(facts).to_yaml()}\n---",
-        environment.get_template("head.md.j2").render(f=facts, r=records),
+        environment.get_template("head.md.j2").render(values),
         "\n".join([YOURS[0], YOURS[1]]),
     ]
     for name in SECTIONS:
-        parts.append(environment.get_template(f"{name}.md.j2").render(f=facts, r=records))
+        parts.append(environment.get_template(f"{name}.md.j2").render(values))
     text = "\n\n".join(part.strip() for part in parts if part.strip())
     return re.sub(r"\n{3,}", "\n\n", text) + "\n"
 
@@ -191,10 +210,14 @@ def _config_name(value: object) -> object:
 
 def metadata(facts: Facts):
     """The card's metadata in the Hub's terms. Raises CardError for what the Hub would reject."""
-    records, given = facts.r, facts.r.run.get("card", {})
-    common = {"license": given.get("license"), "language": given.get("language")}
-    source = facts.source.get("dataset")
-    datasets = [source] if source and "files" not in facts.source and "/" in source else None
+    records, license = facts.r, "data_license" if facts.r.kind == "tokens" else "license"
+    languages = facts.languages  # of one the code alone, as earlier cards had it
+    common = {
+        "license": facts.declared[license],
+        "language": languages[0] if len(languages) == 1 else languages or None,
+    }
+    of_the_hub = [source["dataset"] for source in facts.sources if source.get("dataset") and "files" not in source]
+    datasets = sorted({name for name in of_the_hub if "/" in name}) or None
     if records.kind == "tokens":
         data = DatasetCardData(
             **common, task_categories=["text-generation"], source_datasets=datasets, tags=["tokens", "pretraining"]
@@ -207,21 +230,27 @@ def metadata(facts: Facts):
             if facts.base.get("hub_id")
             else {}
         )
+        if (initial := facts.initial_weights) and "/" in initial and not extra:
+            extra = {"base_model": initial.partition("@")[0]}
         if extra:
             extra["base_model_relation"] = "adapter" if records.kind == "adapter" else "finetune"
-        results, kind = facts.index(), facts.config.get("model_type", "llama")
+        results, kind = Evaluation(facts).index(), facts.config.get("model_type", "llama")
+        tags = [kind, "pretraining"] if records.kind == "pretrain" else [kind, "sft"]
+        tags += ["lora"] if records.kind in ("adapter", "merged") else []
         data = ModelCardData(
             **common,
             library_name="peft" if records.kind == "adapter" else "transformers",
             pipeline_tag="text-generation",
-            tags=(
-                [kind, "pretraining"]
-                if records.kind == "pretrain"
-                else [kind, "sft", *(["lora"] if records.kind != "tuned" else [])]
-            ),
+            tags=[*tags, *_tags_of_trackio(facts)],
             datasets=datasets,
             **extra,
             **({"model_name": facts.title, "eval_results": results} if results else {}),
         )
     check_metadata(data.to_dict())
     return data
+
+
+def _tags_of_trackio(facts: Facts) -> list[str]:
+    """The tags by which the Hub shows a trackio Space in the model's page."""
+    url = facts.dashboards.get("trackio")
+    return ["trackio", f"trackio:{url}"] if url else []

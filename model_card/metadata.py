@@ -19,15 +19,27 @@ class CardError(ValueError):
     """No card can be made of this: one sentence with what is wrong, and the way out."""
 
 
+def languages_of(said: str | None) -> list[str]:
+    """The codes in `en` or `en, de`; [] of nothing."""
+    return [part.strip() for part in said.split(",")] if said else []
+
+
 def check_metadata(data: dict) -> None:
-    """Raise CardError for values that the Hub does not take."""
-    if data.get("license") and data["license"] not in LICENCES:
-        raise CardError(
-            f"--card_license {data['license']} is not a license that the Hub knows: use one of"
-            f" {', '.join(LICENCES[:4])} ..., or other."
-        )
-    if data.get("language") and not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", data["language"]):
-        raise CardError(f"--card_language {data['language']} is not an ISO 639 code, such as en, de, zh ...")
+    """Raise CardError for values that the Hub does not take. data: metadata of a card, and `data_license`, which is
+    that of a dataset.
+    """
+    for key in ("license", "data_license"):
+        if data.get(key) and data[key] not in LICENCES:
+            raise CardError(
+                f"--card_{key} {data[key]} is not a license that the Hub knows: use one of"
+                f" {', '.join(LICENCES[:4])} ..., or other."
+            )
+    languages = data.get("language") or []
+    for language in [languages] if isinstance(languages, str) else languages:
+        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", language):
+            raise CardError(
+                f"--card_language {language} is not an ISO 639 code, such as en, de, zh ... (of several: en,de)."
+            )
     for key in ("base_model", "datasets", "source_datasets"):
         for name in [data[key]] if isinstance(data.get(key), str) else data.get(key) or []:
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):

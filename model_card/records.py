@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .metadata import CardError
 
+SESSION_EVENTS = ("started", "resumed", "finished", "interrupted", "unhealthy")
 # the metric by which a task is shown and compared
 PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")
 
@@ -54,6 +55,7 @@ class Records:
     evaluations: list[Evaluation]
     published: list[dict]
     step: int | None = None  # of a revision's records, which end there
+    dashboards: dict[str, dict] = dataclasses.field(default_factory=dict)  # {name of --report_to: where to look}
 
     @property
     def steps(self) -> int:
@@ -95,6 +97,22 @@ class Records:
     def evaluated(self) -> list[dict]:
         """Entries of the log with a validation loss."""
         return [entry for entry in self.log if "eval_loss" in entry]
+
+    @property
+    def end(self) -> str | None:
+        """How the last session of a run ended: finished, interrupted or unhealthy; None while it goes on, or where it
+        ended without a word. A command that was refused is no session, though `status.json` may be its own.
+        """
+        status = self.status.get("status")
+        if status != "refused":
+            return status
+        ends = [event["event"] for event in self.events if event["event"] in SESSION_EVENTS]
+        return ends[-1] if ends and ends[-1] not in ("started", "resumed") else None
+
+    @property
+    def task_scores(self) -> bool:
+        """Whether tasks were scored at the evaluations of the run (`--eval_tasks`)."""
+        return any("eval_loss" not in entry and any(key.startswith("eval_") for key in entry) for entry in self.log)
 
     @property
     def reached(self) -> dict:
@@ -141,7 +159,7 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
     run = _json(run_folder / "run.json")
     manifest = _json(run_folder / "manifest.json")
     if not run and str((manifest or {}).get("format", "")).startswith("llama_lite.tokens"):
-        data = {**manifest, "curation": _json(run_folder / "curation.json")}
+        data = {**manifest, "curation": _json(run_folder / "curation.json"), "card": _json(run_folder / "card.json")}
         return Records(folder, "tokens", {}, {}, [], [], data, {}, [], [])
     if not run or run.get("kind") not in ("pretrain", "sft", "eval"):
         raise CardError(
@@ -176,6 +194,7 @@ def read(folder: Path, step: int | None = None, kind: str | None = None) -> Reco
         ),
         _jsonl(run_folder / ("published-merged.jsonl" if kind == "merged" else "published.jsonl")),
         step,
+        (_json(run_folder / "dashboards.json") or {}).get("links", {}),
     )
     check(records)
     return records

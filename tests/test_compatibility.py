@@ -7,6 +7,7 @@ that any processor agrees that far.
 """
 
 import csv
+import json
 import re
 import shutil
 from collections import Counter
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 from helpers import tensors_of
 
+from llama_lite.commands import trace
+from llama_lite.data.dataset import permuted
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl
 from model_card.card import write
@@ -126,6 +129,29 @@ def test_prepared_tokens_are_accepted(made, capsys):
     assert "13,224" in card and "2,000" in card and manifest["fingerprint"][:16] in card
     # The fingerprint of the first format counted where the text came from, too; of today's it is of the tokens alone.
     assert manifest["format"] == {OLDEST: "llama_lite.tokens/1", BEFORE_MOVES: "llama_lite.tokens/2"}[made.name]
+
+
+def test_older_tokens_get_an_index_and_an_older_run_is_traced(made, capsys):
+    before, data = read_json("prepared/manifest.json"), read_json("run/run.json")["identity"]["data"]
+    with pytest.raises(Refusal, match=r"prepared has no index of documents .*--prepare_only --add_index"):
+        trace.main(["run", "--step", "2"])
+    shards = {path: path.stat().st_mtime_ns for path in Path("prepared").glob("*.npy")}
+    run("pretrain", "--prepare_only", "--add_index")
+    after = read_json("prepared/manifest.json")
+    assert {key: after[key] for key in before if key != "digest"} == {
+        key: before[key] for key in before if key != "digest"
+    }
+    assert {path: path.stat().st_mtime_ns for path in Path("prepared").glob("*.npy")} == shards
+    capsys.readouterr()
+    trace.main(["run", "--step", "2", "--json"])
+    step = json.loads(capsys.readouterr().out)
+    count = data["tokens_per_step"] // data["block_size"]
+    epoch = (13_224 - 1) // data["block_size"] // count * count
+    windows = range(count, 2 * count)
+    if data["order"] == "shuffled":
+        windows = [permuted(position, epoch, data["data_seed"]) for position in windows]
+    assert [window["window"] for window in step["windows"]] == list(windows)
+    assert all(window["documents"] for window in step["windows"])
 
 
 def test_other_prepared_tokens_are_refused(made):

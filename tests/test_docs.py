@@ -7,7 +7,9 @@ import json
 import re
 import shlex
 import statistics
+import sys
 import tomllib
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import yaml
 from helpers import ROOT
 
 from benchmarks import table
+from llama_lite.commands import chat, export
 from llama_lite.config.eval import parse_eval
 from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.config.sft import parse_sft
@@ -44,10 +47,11 @@ PARSERS = {
     "run_eval.py": parse_eval,
     "run_study.py": parse_study,
 }
+SMALL_COMMANDS = {"chat": chat.parse, "export": export.parse}  # of `python -m llama_lite`
 SNIPPETS = [
     (name, snippet) for name, text in TODAY.items() for snippet in re.findall(r"```python\n(.*?)```", text, re.S)
 ]
-PROGRAMS = {"hf", "pip", "pre-commit", "ruff"}  # commands of packages: not checked further
+PROGRAMS = {"hf", "pip", "pre-commit", "ray", "ruff", "transformers"}  # commands of packages: not checked further
 ROOTS = ("configs/", "benchmarks/", "llama_lite/", "tests/", "model_card/", "docs/")
 OLD_UNITS = re.compile(r"\b(nats|tokens|bytes|items|FLOPs?|seconds) a (token|second|byte|step)\b")
 
@@ -91,6 +95,15 @@ def script_of(words: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
+def is_there(module: str) -> bool:
+    """Whether Python finds a module on its path.
+
+    `importlib.util.find_spec("pip")` would ask setuptools' finder first, which replaces distutils for whoever looks for
+    pip (Python 3.11), and torch compiles nothing in that process from then on.
+    """
+    return bool(importlib.util.find_spec(module) if "." in module else PathFinder.find_spec(module))
+
+
 def check_command(command: str, suggested: Path) -> None:
     """Raise if a command names a script, argument, target, module or path that does not exist.
 
@@ -112,7 +125,9 @@ def check_command(command: str, suggested: Path) -> None:
             re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) for target in targets
         ), targets
     elif re.fullmatch(r"(\.venv/bin/)?python3?", words[0]) and words[1] == "-m":
-        assert importlib.util.find_spec(words[2]), words[2]
+        assert is_there(words[2]), words[2]
+        if words[2] == "llama_lite" and words[3] in SMALL_COMMANDS:
+            SMALL_COMMANDS[words[3]](words[4:])
     else:
         assert words[0] in PROGRAMS, f"unknown command: {words[0]}"
 
@@ -143,12 +158,20 @@ def test_pages_show_commands():
         ("make dmo", "dmo"),
         ("python -m model_kard runs/demo", "model_kard"),
         ("python -m pytest tests/test_no.py", "test_no"),
+        ("python -m llama_lite export runs/demo --dtype q4", "q4"),
         ("lama run", "lama"),
     ],
 )
 def test_a_wrong_command_is_found(command, word, tmp_path):
     with pytest.raises((AssertionError, Refusal), match=word):
         check_command(command, tmp_path)
+
+
+def test_looking_for_pip_replaces_no_module(tmp_path):
+    importlib.import_module("setuptools")  # brings its distutils
+    before = dict(sys.modules)
+    check_command("python -m pip install torch", tmp_path)
+    assert [name for name, module in before.items() if sys.modules.get(name) is not module] == []
 
 
 @pytest.mark.parametrize("page", TODAY)

@@ -62,6 +62,11 @@ def vicuna_template(tokenizer: "PreTrainedTokenizerBase") -> str:
     return (BOS if begins_with_bos(tokenizer) else "") + VICUNA
 
 
+def is_vicuna(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer's chat template is this project's, Vicuna 1.1."""
+    return tokenizer.chat_template in (VICUNA, BOS + VICUNA)
+
+
 def set_chat_template(tokenizer: "PreTrainedTokenizerBase", path: str | None = None) -> None:
     """Set the chat template of a tokenizer: Vicuna's, or that of a .jinja file. Raises Refusal for a template that does
     not mark the answers ({% generation %}), whose marked answers do not end with the end-of-text, or whose generation

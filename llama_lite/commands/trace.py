@@ -112,7 +112,7 @@ class Trace:
         self.order = record.order
         stretches = [*self.order.stretches, *(spike.stretch for spike in self.order.spikes)]
         self.prepared = find_prepared(record, fingerprints_of(stretches), prepared_dirs, prepared_hub_ids)
-        self.reads = DocumentReads(self.prepared, self.order.stretches)
+        self.reads = DocumentReads(self.prepared, self.order.stretches, record.removal)
         self.searches: dict = {}
         self.tokenizer = self._read_tokenizer(next(iter(self.prepared.values()))[0])
 
@@ -219,23 +219,21 @@ class Trace:
         """The windows of a step, each with its documents and their text in it."""
         reads = self.reads.reads(step, stretch)
         documents = self.reads.documents([window for window, _ in reads])
+        slices = [
+            ids[max(span.text_first - window.first, 0) : span.last - window.first].tolist()
+            for (window, ids), spans in zip(reads, documents, strict=True)
+            for span in spans
+        ]
+        texts = iter(self.tokenizer.decode_batch(slices, skip_special_tokens=False))
         return [
             {
                 "position": window.position,
                 "folder": self.folder_of(window.fingerprint),
                 "window": window.window,
                 "tokens": [window.first, window.last],
-                "documents": [
-                    {
-                        **self._document(span),
-                        "text": self._text(
-                            ids, max(span.text_first, window.first) - window.first, span.last - window.first
-                        ),
-                    }
-                    for span in spans
-                ],
+                "documents": [{**self._document(span), "text": next(texts)} for span in spans],
             }
-            for (window, ids), spans in zip(reads, documents, strict=True)
+            for (window, _), spans in zip(reads, documents, strict=True)
         ]
 
     def _document(self, span) -> dict:
@@ -246,10 +244,6 @@ class Trace:
             **{key: record[key] for key in ("id", "url", "file", "row", "split")},
             "tokens": [span.first, span.last],
         }
-
-    def _text(self, ids, first: int, last: int) -> str:
-        """The text of some tokens of a window."""
-        return self.tokenizer.decode(ids[first:last].tolist(), skip_special_tokens=False)
 
     def _reads_of(self, fingerprint: str, span, first: int, last: int) -> list[dict]:
         """The reads of tokens [first, last) of a document; none for one that is held out."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from transformers import TrainingArguments
 
-from model_card.metadata import CardError, check_metadata
+from model_card.metadata import CardError, check_metadata, languages_of
 
 from ..errors import Problems
 from ..machine.precision import PRECISIONS
@@ -61,9 +61,25 @@ class HubArguments:
         600, "Seconds that a finished run, or --publish_only, waits for its last revisions to be published."
     )
     card_license: str | None = arg(
-        None, "License of the model on its card, as the Hub names it (apache-2.0, mit, other ...)."
+        None,
+        "License of the model on its card, as the Hub names it (apache-2.0, mit, other ...; default: the card names"
+        " none).",
     )
-    card_language: str | None = arg(None, "Language of the model on its card, as ISO 639 (en).")
+    card_language: str | None = arg(
+        None,
+        "Language of the text on the card, as ISO 639 (en; of several: en,de; default: en for the text inside the"
+        " installed packages, else the card names none).",
+    )
+    card_data_license: str | None = arg(
+        None,
+        "License of the text or the rows on the card, as the Hub names it (odc-by, cc-by-sa-4.0, other ...; default:"
+        " the card names none); with --prepare_only, that of the published tokens.",
+    )
+
+    @property
+    def card(self) -> dict:
+        """What was said for the card, as `run.json` records it."""
+        return {"license": self.card_license, "language": self.card_language, "data_license": self.card_data_license}
 
 
 @dataclasses.dataclass
@@ -231,7 +247,7 @@ def _hub_problems(
         f"--push_to_hub needs --hub_model_id owner/name, not {training.hub_model_id!r}.",
     )
     try:
-        check_metadata({"license": hub.card_license, "language": hub.card_language})
+        check_metadata({**hub.card, "language": languages_of(hub.card_language)})
     except CardError as error:
         problems.append(str(error))
     problems.add_if(

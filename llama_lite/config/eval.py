@@ -111,7 +111,7 @@ class OutputArguments:
         None, "Folder of the evaluation; results in it are not computed again (default: runs/MODEL-eval)."
     )
     push_to_hub: bool = arg(False, "Publish the scores of each model that is on the Hub to main of its repository.")
-    dry_run: bool = arg(False, "Print models, tasks and items; evaluate nothing.")
+    dry_run: bool = arg(False, "Print models, tasks, items and about how long they take; evaluate nothing.")
 
 
 EVAL_HELP = """Evaluate many models and revisions with lm-eval: paired statistics, sensitivity, robustness.

@@ -1,6 +1,7 @@
 """Arguments of `run_pretrain.py`, and their checks."""
 
 import dataclasses
+import importlib.util
 import os
 import sys
 from typing import Literal
@@ -117,6 +118,11 @@ class DataArguments:
     prepare_workers: int = arg(
         os.cpu_count() or 1, "Number of processes that curate and tokenize; the result does not depend on it."
     )
+    prepare_on: Literal["local", "ray"] = arg(
+        "local",
+        "Where text is curated and tokenized: in processes of this machine, or on the Ray cluster of RAY_ADDRESS (needs"
+        " requirements-extras.txt); the result does not depend on it.",
+    )
     prepare_only: bool = arg(False, "Prepare the token shards and stop; run again to continue after an interruption.")
     add_index: bool = arg(
         False,
@@ -167,6 +173,12 @@ class RunArguments(CommonRunArguments):
         False,
         "Allow any number of passes over the training tokens (default: as many as are known to help).",
     )
+    without_documents: str | None = arg(
+        None,
+        "File that lists documents, one id, URL or FILE:ROW per line, which the run does not read: another window is"
+        " read in place of each that holds one. With --resume_from_checkpoint and a new --output_dir, a run goes on"
+        " from a checkpoint before their first use.",
+    )
     allow_epochs_of: list[str] = arg(
         [],
         "Folders of a mixture that may be read more than once, with the most passes where a number is given: data/code,"
@@ -196,6 +208,10 @@ class RunArguments(CommonRunArguments):
     )
     plan_mfu: float = arg(
         40.0, "For --dry_run: the fraction of peak FLOP/s (MFU, in percent) assumed when estimating days on GPUs."
+    )
+    plan_price: float | None = arg(
+        None,
+        "For --dry_run: dollars per GPU and hour, with which the plan says what the run costs (training steps alone).",
     )
     strict_plan: bool = arg(
         False, "Refuse a run whose plan does not fit in memory or on the disk (default: a warning in --dry_run)."
@@ -352,6 +368,11 @@ def check_pretrain(
     problems.add_if(
         model.init_from and training.resume_from_checkpoint not in ("auto", "never"),
         "--init_from starts a new run and --resume_from_checkpoint continues one: give one of them.",
+    )
+    problems.add_if(
+        data.prepare_on == "ray" and importlib.util.find_spec("ray") is None,
+        "--prepare_on ray needs the package ray, which is not installed here: python -m pip install -r"
+        " requirements-extras.txt.",
     )
     problems.add_if(
         data.prepare_only

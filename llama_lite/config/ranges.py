@@ -57,6 +57,7 @@ RANGES = {
     ),
     "max_rows": _at_least(2),
     "max_length": (lambda value: value >= 8, "at least 8 to hold a conversation"),
+    "plan_price": (lambda value: value >= 0, "at least 0: dollars per GPU and hour"),
     "plan_mfu": (lambda value: 0 < value <= 100, "above 0 and at most 100: the share of peak FLOPs in percent"),
     "max_steps": (lambda value: value == -1 or value >= 1, "at least 1 (or -1: as many as --num_train_epochs make)"),
     "warmup_steps": (

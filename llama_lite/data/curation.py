@@ -1,16 +1,17 @@
 """Curation: which documents are kept, and why the others are dropped, as a chain of datatrove blocks.
 
-`stages()` lists the chain, so that it also runs under datatrove's Slurm and Ray executors; `curate()` runs it here.
+`stages()` lists the chain; `curate()` runs it, in processes of this machine or on a Ray cluster (ray_cluster.py).
 A bad document never stops a run (it is counted and named).
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import as_completed
 from decimal import Decimal
 from pathlib import Path
@@ -336,7 +337,9 @@ def _own_file_reader(folder: Path) -> PipelineStep:
         def run(self, data: object = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
             """The documents of the file of task `rank`."""
             name = f"{rank:05d}.jsonl.zst"
-            yield from self.read_files_shard([name] if self.data_folder.exists(name) else [])
+            for document in self.read_files_shard([name] if self.data_folder.exists(name) else []):
+                document.metadata.pop("file_path", None)  # the same text is the same file in any folder
+                yield document
 
     return OwnFileReader(str(folder), compression="zstd", doc_progress=False, file_progress=False)
 
@@ -363,13 +366,13 @@ def _blank_separated_words():
     return BlankSeparatedWords("en")
 
 
-def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
+def curate(source: Source, rules: dict, folder: Path, workers: int, run_stage: Callable | None = None) -> Source:
     """Apply the active rules and return the kept documents as a Source. Restartable: finished tasks are not run again.
 
     `folder/curation.json` records for each rule how many documents and characters it saw and dropped, with examples.
-    workers: number of processes. Raises Refusal when no document is left.
+    workers: number of processes of this machine. run_stage: runs the tasks of a stage elsewhere
+    (`Cluster.run_stage`). Raises Refusal when no document is left.
     """
-    from datatrove.executor import LocalPipelineExecutor
     from loguru import logger
 
     logger.disable("datatrove")
@@ -378,13 +381,8 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tqdm(total=sum(tasks for _, _, tasks in plan), desc="curating", unit="task", disable=None) as bar:
         for name, pipeline, tasks in plan:
-            executor = LocalPipelineExecutor(pipeline, tasks, logging_dir=str(folder / "curation" / "stages" / name))
-            ranks = executor.get_incomplete_ranks()
-            bar.update(tasks - len(ranks))
-            with worker_pool(min(workers, tasks), _start_worker, executor) as pool:
-                for task in as_completed([pool.submit(_run_task, rank) for rank in ranks]):
-                    task.result()
-                    bar.update()
+            records = folder / "curation" / "stages" / name
+            (run_stage or functools.partial(_run_stage, workers))(pipeline, tasks, records, bar)
     report = _report(source, rules, folder)
     write_json(folder / "curation.json", report)
     for line in skipped_lines(report["read"]["skipped"]):
@@ -414,6 +412,19 @@ def curate(source: Source, rules: dict, folder: Path, workers: int) -> Source:
         tuple(TextFile(str(path), path.name, "jsonl", path.stat().st_size, "text", curated=True) for path in kept),
         source.record,
     )
+
+
+def _run_stage(workers: int, pipeline: list[PipelineStep], tasks: int, records: Path, bar) -> None:
+    """Run the tasks of a stage that are not done yet, in processes of this machine."""
+    from datatrove.executor import LocalPipelineExecutor
+
+    executor = LocalPipelineExecutor(pipeline, tasks, logging_dir=str(records))
+    ranks = executor.get_incomplete_ranks()
+    bar.update(tasks - len(ranks))
+    with worker_pool(min(workers, tasks), _start_worker, executor) as pool:
+        for task in as_completed([pool.submit(_run_task, rank) for rank in ranks]):
+            task.result()
+            bar.update()
 
 
 _worker: dict = {}

@@ -66,6 +66,7 @@ class TokenWindows:
         self.epoch_windows = epoch_windows or self.windows
         self.length = self.epoch_windows if length is None else length
         self.starts = [0]
+        self.replacement = None  # of windows that the run does not read (removal.py)
         self.maps: dict[int, np.ndarray] = {}
 
     def restart_order_at(self, position: int) -> None:
@@ -83,12 +84,18 @@ class TokenWindows:
         if position < start:
             start = self.starts[bisect.bisect_right(self.starts, position) - 1]
         epoch, index = divmod(position - start, self.epoch_windows)
-        if self.order.kind == "sequential":
-            return index
-        return permuted(index, self.epoch_windows, self.order.key(self.fingerprint, epoch))
+        if self.order.kind != "sequential":
+            index = permuted(index, self.epoch_windows, self.order.key(self.fingerprint, epoch))
+        return index if self.replacement is None else self.replacement.window(index, position)
 
     def positions_of(self, window: int) -> list[int]:
         """Every position of the run at which a window is read, ascending; none for a window that no epoch has."""
+        if self.replacement is None:
+            return self.ordered_positions(window)
+        return self.replacement.positions(window, self)
+
+    def ordered_positions(self, window: int) -> list[int]:
+        """As `positions_of`, by the order alone, without replacements."""
         found = []
         if window >= self.epoch_windows:
             return found

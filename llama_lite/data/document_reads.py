@@ -8,6 +8,7 @@ import numpy as np
 
 from .dataset import MixedWindows, TokenWindows
 from .document_index import DocumentIndex, DocumentSpan
+from .removal import Removal, exclude
 from .run_windows import weights_of, windows_of_run
 
 
@@ -44,11 +45,16 @@ class DocumentReads:
     """The reads of a run. A document counts as read where a window holds a token of its text.
 
     prepared: {fingerprint: (prepared folder, its manifest)} of all folders that the run read. stretches: the run's, in
-    order. Raises Refusal where a folder has no index of documents.
+    order. removal: the windows that it did not read. Raises Refusal where a folder has no index of documents.
     """
 
-    def __init__(self, prepared: Mapping[str, tuple[Path, dict]], stretches: Sequence[OrderStretch]):
-        self.prepared, self.stretches = prepared, list(stretches)
+    def __init__(
+        self,
+        prepared: Mapping[str, tuple[Path, dict]],
+        stretches: Sequence[OrderStretch],
+        removal: Removal | None = None,
+    ):
+        self.prepared, self.stretches, self.removal = prepared, list(stretches), removal
         self.indexes = {name: DocumentIndex(*folder) for name, folder in prepared.items()}
         self._windows: list[tuple[OrderStretch, TokenWindows | MixedWindows]] = []
 
@@ -63,6 +69,8 @@ class DocumentReads:
             if known == stretch:
                 return windows
         windows = windows_of_run(self.prepared, stretch.data, stretch.last, stretch.history)
+        if self.removal is not None:
+            exclude(windows, self.removal)
         self._windows.append((stretch, windows))
         return windows
 
@@ -119,14 +127,18 @@ class DocumentReads:
 
 
 def document_reads(
-    prepared: Mapping[str, tuple[Path, dict]], data: dict, steps: int, history: Sequence[dict]
+    prepared: Mapping[str, tuple[Path, dict]],
+    data: dict,
+    steps: int,
+    history: Sequence[dict],
+    removal: Removal | None = None,
 ) -> DocumentReads | None:
     """The reads of a run of `steps` steps in its present order; None where a folder has no index of documents.
-    Arguments as of `windows_of_run`.
+    Arguments as of `windows_of_run` and DocumentReads.
     """
     if not all("index" in manifest for _, manifest in prepared.values()):
         return None
-    return DocumentReads(prepared, [OrderStretch(1, steps, data, tuple(history))])
+    return DocumentReads(prepared, [OrderStretch(1, steps, data, tuple(history))], removal)
 
 
 def _locate(windows: TokenWindows | MixedWindows, position: int) -> tuple[str, int]:

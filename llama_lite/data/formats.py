@@ -15,6 +15,7 @@ import dataclasses
 import gc
 import gzip
 import io
+import itertools
 import json
 import lzma
 import os
@@ -79,6 +80,12 @@ class TextFile:
     separator: str | None = None
     curated: bool = False
 
+    @property
+    def is_seekable(self) -> bool:
+        """Whether `parts` can begin at an offset, which is the sum of the lengths of the parts before."""
+        lines = self.kind == "jsonl" or (self.kind == "text" and self.separator is not None and self.limit is None)
+        return lines and not self.path.lower().endswith(COMPRESSED) and os.path.exists(self.path)
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -93,6 +100,17 @@ class Part:
     column: str | None = None
     separator: str | None = None
     curated: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PartStart:
+    """Where in a file a part begins: its number from 0, the number of its first row, and its offset in bytes (None:
+    not known, the file is cut from its beginning).
+    """
+
+    part: int = 0
+    row: int = 1
+    offset: int | None = None
 
 
 class Unreadable(str):
@@ -153,10 +171,17 @@ def ending_of(path: str) -> str:
 # ---- cutting ----
 
 
-def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
-    """The parts of a file, in order. columns: further columns of its rows that are needed. Raises Refusal on a damaged
-    file.
+def parts(file: TextFile, columns: tuple[str, ...] = (), start: PartStart = PartStart()) -> Iterator[Part]:
+    """The parts of a file from a start on, in order. columns: further columns of its rows that are needed. Raises
+    Refusal on a damaged file.
     """
+    if start.offset is None:
+        yield from itertools.islice(_parts(file, columns, PartStart()), start.part, None)
+    else:
+        yield from _parts(file, columns, start)
+
+
+def _parts(file: TextFile, columns: tuple[str, ...], start: PartStart) -> Iterator[Part]:
     if file.kind in ("installed-docs", "installed-files"):
         yield Part(file.kind, file.path, 1, None)
     elif file.kind in ARROW_KINDS:
@@ -164,10 +189,10 @@ def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
     elif file.kind == "mbox":
         yield from _mbox_parts(file)
     else:
-        row = 1
+        row = start.row
         try:
             with open_file(file.path) as handle:
-                for part in _cut(file, handle, columns):
+                for part in _cut(file, handle, columns, start):
                     row = part.first_row
                     yield part
         except DAMAGED as error:
@@ -175,18 +200,20 @@ def parts(file: TextFile, columns: tuple[str, ...] = ()) -> Iterator[Part]:
             raise Refusal(f"{file.name} is damaged{after}: {' '.join(str(error).split())}") from None
 
 
-def _cut(file: TextFile, handle, columns: tuple[str, ...]) -> Iterator[Part]:
+def _cut(file: TextFile, handle, columns: tuple[str, ...], start: PartStart) -> Iterator[Part]:
     if file.kind in ("jsonl", "json"):
         handle = _utf8_handle(file, handle)
     if file.kind in ("csv", "tsv"):
         yield from _csv_parts(file, handle, (file.column, *columns) if file.column else None)
     elif file.kind == "jsonl" or (file.kind == "json" and not _is_array(handle)):
-        row = 1
-        for raw in _blocks(handle, b"\n", file.limit):
+        row = start.row
+        handle.seek(start.offset) if start.offset else None
+        for raw in _blocks(handle, b"\n", file.limit and file.limit - (start.offset or 0)):
             yield Part("jsonl", file.name, row, raw, file.column, curated=file.curated)
             row += raw.count(b"\n")
     elif file.separator is not None and file.limit is None:
-        number, separator = 1, separator_in(file.separator, handle.peek(2**16))
+        number, separator = start.row, separator_in(file.separator, handle.peek(2**16))
+        handle.seek(start.offset) if start.offset else None
         end = separator.encode()
         for raw in _blocks(handle, end):
             yield Part(file.kind, file.name, number, raw, separator=separator)

@@ -50,6 +50,7 @@ from .tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_record, train_toke
 
 if TYPE_CHECKING:
     from ..config.pretrain import DataArguments
+    from .ray_cluster import Cluster
 
 ROOT = Path("data")
 DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and time
@@ -312,6 +313,10 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
                     f" {divided['separator']!r} are one document each. Delete it to prepare it again."
                 )
         return manifest
+    if data.prepare_on == "ray":
+        from .ray_cluster import cluster_address
+
+        cluster_address()  # refused before anything is written
     recipe = build_recipe(data, rules, text.content)
     lock = FolderLock(folder, "prepare")
     lock.acquire()
@@ -401,7 +406,7 @@ def _add_index(folder: Path, data, rules: dict, text: Text, recipe: dict, manife
         tokenizer = load_tokenizer(str(folder / "tokenizer"))
         stamp = {"recipe": digest_of(recipe), "tokenizer": manifest["tokenizer"]}
         make = functools.partial(ShardIndexer, shards=shards)
-        writer = _write_shards(folder, data, _text_to_encode(folder, data, rules, text), tokenizer, stamp, make)
+        writer = _write_shards(folder, data, _text_to_encode(folder, data, rules, text), tokenizer, stamp, make=make)
         if writer.index_records.keys() != shards.keys():
             raise Refusal(f"--add_index: the text in {data.dataset} gives fewer tokens than {folder} holds.")
         manifest = {name: value for name, value in manifest.items() if name != "digest"}
@@ -430,7 +435,29 @@ def _prepare(
     exact: whether --vocab_size was given. before: the manifest of a folder that is repaired, whose tokens must be
     reproduced. Raises Refusal.
     """
-    source = _text_to_encode(folder, data, rules, text)
+    if data.prepare_on == "local":
+        return _prepare_on(None, folder, data, rules, text, recipe, exact, before)
+    from .ray_cluster import absolute, connect
+
+    text.source = absolute(text.source)
+    with connect() as cluster:
+        curated = [Path(data.curated_dir or folder.parent / "curated")] if active(rules) else []
+        cluster.check([folder, *curated], text.source, bool(curated))
+        return _prepare_on(cluster, folder, data, rules, text, recipe, exact, before)
+
+
+def _prepare_on(
+    cluster: "Cluster | None",
+    folder: Path,
+    data,
+    rules: dict,
+    text: Text,
+    recipe: dict,
+    exact: bool,
+    before: dict | None,
+) -> dict:
+    """As `_prepare`, on a cluster or in processes of this machine (None)."""
+    source = _text_to_encode(folder, data, rules, text, cluster)
     if active(rules):
         shutil.copyfile(Path(source.files[0].path).parent.parent / "curation.json", folder / "curation.json")
     known = before["tokenizer"] if before else read_progress(folder).get("stamp", {}).get("tokenizer")
@@ -438,7 +465,8 @@ def _prepare(
     if before and tokenizer_record(tokenizer) != known:
         raise _beyond_repair(folder, "the tokenizer is now a different one")
     identified = tokenizer_record(tokenizer)  # before its first call, which drops the truncation of a tokenizer.json
-    writer = _write_shards(folder, data, source, tokenizer, {"recipe": digest_of(recipe), "tokenizer": identified})
+    stamp = {"recipe": digest_of(recipe), "tokenizer": identified}
+    writer = _write_shards(folder, data, source, tokenizer, stamp, cluster)
     _check_amount(folder, data, writer)
     manifest = {
         "format": FORMAT,
@@ -466,14 +494,17 @@ def _prepare(
     return manifest
 
 
-def _text_to_encode(folder: Path, data, rules: dict, text: Text) -> Source:
+def _text_to_encode(folder: Path, data, rules: dict, text: Text, cluster: "Cluster | None" = None) -> Source:
     """The text as it is encoded: curated, where there are rules."""
     if not active(rules):
         return text.source
-    return _curated(Path(data.curated_dir or folder.parent / "curated"), data, rules, text, bool(data.curated_dir))
+    path = Path(data.curated_dir or folder.parent / "curated")
+    return _curated(path.absolute() if cluster else path, data, rules, text, bool(data.curated_dir), cluster)
 
 
-def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict, make=ShardWriter) -> ShardWriter:
+def _write_shards(
+    folder: Path, data, source: Source, tokenizer, stamp: dict, cluster: "Cluster | None" = None, make=ShardWriter
+) -> ShardWriter:
     """Tokenize a source into shards, from the last whole shard with this `stamp` on, and print what was read. make: the
     kind of writer.
     """
@@ -482,7 +513,12 @@ def _write_shards(folder: Path, data, source: Source, tokenizer, stamp: dict, ma
     with tqdm(
         total=data.max_tokens, initial=writer.total, desc="tokenizing", unit="tok", unit_scale=True, disable=None
     ) as bar:
-        for batch in () if writer.full else tokenize(source, tokenizer, writer.position, data.prepare_workers):
+        encoded = (
+            cluster.tokenize(source, tokenizer, writer.position)
+            if cluster
+            else tokenize(source, tokenizer, writer.position, data.prepare_workers)
+        )
+        for batch in () if writer.full else encoded:
             bar.update(writer.add(batch))
             if writer.full:
                 break
@@ -539,7 +575,7 @@ def _refuse_empty(folder: Path, data, skipped: dict) -> None:
     raise Refusal(f"--dataset {data.dataset} holds no text: {'; '.join(skipped_lines(skipped)) or 'no documents'}.")
 
 
-def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Source:
+def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster: "Cluster | None") -> Source:
     """The curated text of a source, made once for all tokenizations of it. explicit: whether `path` is the folder
     itself.
     """
@@ -562,7 +598,7 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool) -> Sourc
             )
         write_json(folder / "recipe.json", recipe)
         with disk_full_as_refusal(folder):
-            return curate(text.source, rules, folder, data.prepare_workers)
+            return curate(text.source, rules, folder, data.prepare_workers, cluster and cluster.run_stage)
     finally:
         lock.release()
 

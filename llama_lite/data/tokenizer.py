@@ -1,5 +1,6 @@
 """Tokenizers: GPT-2's from an installed package, one trained on the text, or any other; and a fast encoder for each."""
 
+import copy
 import hashlib
 import importlib.util
 import json
@@ -203,6 +204,28 @@ def tokenizer_record(tokenizer: "PreTrainedTokenizerBase") -> dict:
     }
 
 
+class BackendTokenizer:
+    """The Rust part of a transformers tokenizer, called as Encoder calls the tokenizer. It is pickled, and encodes,
+    without transformers.
+    """
+
+    def __init__(self, definition: str):
+        """definition: the JSON of a `tokenizers.Tokenizer`."""
+        from tokenizers import Tokenizer
+
+        self.definition, self.backend = definition, Tokenizer.from_str(definition)
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.backend.encode_special_tokens = True  # as ordinary text
+
+    def __reduce__(self):
+        return BackendTokenizer, (self.definition,)
+
+    def __call__(self, text: str, **options) -> dict[str, list[int]]:
+        """{"input_ids": ids of a text}, whatever the options."""
+        return {"input_ids": self.backend.encode(text, add_special_tokens=False).ids}
+
+
 class Encoder:
     """Text to ids, as `tokenizer(text, split_special_tokens=True, add_special_tokens=False)`, but faster.
 
@@ -246,6 +269,15 @@ class Encoder:
             return 0
         return 1 + bool(np.isin(ids, [self.special[token] for token in set(self.spelled.findall(text))]).any())
 
+    def without_transformers(self) -> "Encoder":
+        """An equal Encoder that a process can unpickle without importing transformers; this one where the Rust part
+        alone gives other ids for SAMPLE.
+        """
+        other = copy.copy(self)
+        other.tokenizer = BackendTokenizer(self.tokenizer.backend_tokenizer.to_str())
+        sample = self._sample()
+        return other if other._slow_ids(sample) == self._slow_ids(sample) else self
+
     def _slow_ids(self, text: str) -> list[int]:
         return self.tokenizer(text, split_special_tokens=True, add_special_tokens=False, verbose=False)["input_ids"]
 
@@ -253,10 +285,13 @@ class Encoder:
         """Whether `fast` gives the tokenizer's ids for SAMPLE, and for each added token between words, inside a word
         and alone.
         """
-        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
-        sample = self.SAMPLE + "".join(f" {token} a {token}, the{token}re\n{token}" for token in added)
+        sample = self._sample()
         ids = self._fast_ids(sample, frozenset())
         return ids is not None and ids.tolist() == self._slow_ids(sample)
+
+    def _sample(self) -> str:
+        added = [token.content for token in self.tokenizer.added_tokens_decoder.values()]
+        return self.SAMPLE + "".join(f" {token} a {token}, the{token}re\n{token}" for token in added)
 
     def batch(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, list[bool]]:
         """(uint32 ids of all texts, each after an end-of-text; the end of each text in them; whether the tokenizer

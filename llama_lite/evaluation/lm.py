@@ -9,6 +9,7 @@ import functools
 import itertools
 import logging
 import random
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -28,16 +29,34 @@ WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")
 # relative change of a score by another order of additions, in float32 and half precision
 APART, APART_HALF = (1e-5, 2e-2)
 CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # in a batch
+BATCH_SIZE = 16  # items that generate together
+
+
+def inference_device() -> torch.device:
+    """The device that models are evaluated on."""
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return torch.device(next(kind for kind, is_there in kinds.items() if is_there))
+
+
+def batch_tokens_of(device: torch.device, batch_tokens: int | None) -> int:
+    """Tokens per forward pass: `batch_tokens`, by default what suits the device."""
+    return batch_tokens or (CPU_TOKENS if device.type == "cpu" else GPU_TOKENS)
 
 
 class SharedContextLM(HFLM):
     """lm-eval's HFLM over a loaded model; `truncated` counts requests that exceeded its context.
 
-    batch_tokens: tokens per forward pass, padding included. A single row may be longer.
+    batch_tokens: tokens per forward pass, padding included. A single row may be longer. `on_progress(fraction)` is
+    called after each batch with the fraction of a call's requests that is answered.
     """
 
     def __init__(
-        self, model, tokenizer, batch_tokens: int | None = None, max_length: int | None = None, batch_size: int = 16
+        self,
+        model,
+        tokenizer,
+        batch_tokens: int | None = None,
+        max_length: int | None = None,
+        batch_size: int = BATCH_SIZE,
     ):
         with quiet():
             super().__init__(
@@ -50,7 +69,9 @@ class SharedContextLM(HFLM):
         # without importing peft for a plain model
         base_model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.body, self.head = base_model.base_model, base_model.get_output_embeddings()
-        self.batch_tokens = batch_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
+        self.batch_tokens = batch_tokens_of(self.device, batch_tokens)
+        self.on_progress: Callable[[float], None] = lambda fraction: None
+        self.to_generate = self.generated = 0  # of the current call, requests
         self.truncated, self.needs_full_forward, self.answer_blank = 0, not probe.head_is_separate(base_model), False
         self.shares_contexts = self._can_share_contexts(base_model)
 
@@ -94,6 +115,18 @@ class SharedContextLM(HFLM):
         finally:
             self.batch_size_per_gpu = batch_size
 
+    def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
+        """As lm-eval's: the continuation of each prompt."""
+        self.to_generate, self.generated = len(requests), 0
+        return super().generate_until(requests, disable_tqdm)
+
+    def _model_generate(self, context: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """As lm-eval's. context: (items, tokens)."""
+        answers = super()._model_generate(context, *args, **kwargs)
+        self.generated += len(context)
+        self.on_progress(self.generated / max(self.to_generate, 1))
+        return answers
+
     @torch.no_grad()
     def _loglikelihood_tokens(
         self, requests, disable_tqdm: bool = False, override_bs: int | None = None
@@ -125,7 +158,7 @@ class SharedContextLM(HFLM):
             disable=True if disable_tqdm or self.rank else None,
             leave=False,
         )
-        begin = 0
+        begin, num_tokens = 0, list(itertools.accumulate(map(_num_tokens, rows)))
         while begin < len(rows):
             count = max(1, self.batch_tokens // _num_tokens(rows[begin]))
             batch = rows[begin : begin + count]
@@ -135,6 +168,7 @@ class SharedContextLM(HFLM):
                         answers[index] = answer
                     progress_bar.update(len(indices))
             begin += count
+            self.on_progress(num_tokens[min(begin, len(rows)) - 1] / max(num_tokens[-1], 1))
         progress_bar.close()
         return answers
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import yaml
 
-from model_card.facts import index_entry
 from model_card.records import metric_and_filter, shown_metric
+from model_card.sections.evaluation import index_entry
 
 from ..digests import sha256
 from ..distributed import print_main

@@ -43,28 +43,28 @@ class Model:
         )
 
 
-def resolve_models(texts: list[str]) -> list[Model]:
+def resolve_models(texts: list[str], argument: str = "--models") -> list[Model]:
     """The models of --models: `path`, `org/name@revision` or `...@step-*` (all steps, in order), each with an optional
-    `+adapter`. Raises Refusal.
+    `+adapter`. argument: the flag that messages name. Raises Refusal.
     """
     models = []
     for text in texts:
         base, plus, adapter = text.partition("+")
-        names = _expand_steps(base) if base.endswith(f"@{STEP_PREFIX}*") else [base]
+        names = _expand_steps(base, argument) if base.endswith(f"@{STEP_PREFIX}*") else [base]
         for name in names:
-            models.append(_resolve_model(name, adapter if plus else None))
+            models.append(_resolve_model(name, adapter if plus else None, argument))
     if repeated := [model.name for model in models if sum(second.name == model.name for second in models) > 1]:
-        raise Refusal(f"--models {repeated[0]} is given twice.")
+        raise Refusal(f"{argument} {repeated[0]} is given twice.")
     name_of: dict[tuple, str] = {}
     for model in models:
         folders = tuple(located and located.folder.resolve() for located in (model.base, model.adapter))
         if folders in name_of:
-            raise Refusal(f"--models {name_of[folders]} {model.name} is one model, given twice.")
+            raise Refusal(f"{argument} {name_of[folders]} {model.name} is one model, given twice.")
         name_of[folders] = model.name
     return models
 
 
-def _expand_steps(text: str) -> list[str]:
+def _expand_steps(text: str, argument: str) -> list[str]:
     """`name@step-*` as one reference per step, oldest first."""
     name = text.removesuffix(f"@{STEP_PREFIX}*")
     if Path(name).is_dir():
@@ -84,35 +84,35 @@ def _expand_steps(text: str) -> list[str]:
             names = [f"{name}@{steps[step]}" for step in sorted(steps)]
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(
-                f"--models {text}: no folder here has this name, and the Hub says: {error}. Make it first, give another"
-                " name, or run the same command again when the Hub answers."
+                f"{argument} {text}: no folder here has this name, and the Hub says: {error}. Make it first, give"
+                " another name, or run the same command again when the Hub answers."
             ) from None
     if not names:
-        raise Refusal(f"--models {text}: {name} has no steps, neither checkpoints in a folder nor tags on the Hub.")
+        raise Refusal(f"{argument} {text}: {name} has no steps, neither checkpoints in a folder nor tags on the Hub.")
     return names
 
 
-def _locate(name: str) -> references.Located:
+def _locate(name: str, argument: str) -> references.Located:
     """As `references.locate`; `folder@step-N` is the folder's checkpoint-N."""
     folder, separator, step = name.rpartition(f"@{STEP_PREFIX}")
     if separator and Path(folder).is_dir():
         checkpoint = Path(folder) / f"checkpoint-{int(step) if step.isdigit() else step}"
-        return dataclasses.replace(references.locate(str(checkpoint), argument="--models"), name=name)
-    return references.locate(name, argument="--models")
+        return dataclasses.replace(references.locate(str(checkpoint), argument=argument), name=name)
+    return references.locate(name, argument=argument)
 
 
-def _resolve_model(name: str, adapter: str | None) -> Model:
-    base, extra = _locate(name), _locate(adapter) if adapter else None
+def _resolve_model(name: str, adapter: str | None, argument: str) -> Model:
+    base, extra = _locate(name, argument), _locate(adapter, argument) if adapter else None
     if base.adapter and extra is None:  # an adapter alone: its own record names its base
         record = read_json(base.folder / "adapter_config.json")
         named, revision = record.get("base_model_name_or_path"), record.get("revision")
         if not named:
-            raise Refusal(f"--models {name} is an adapter that does not name its base: give BASE+{name}.")
+            raise Refusal(f"{argument} {name} is an adapter that does not name its base: give BASE+{name}.")
         base_name = named if reference(named) is None or not revision else str(Reference(named, revision))
-        base, extra = _locate(base_name), base
+        base, extra = _locate(base_name, argument), base
     if extra is not None:
         if not extra.adapter:
-            raise Refusal(f"--models {name}+{adapter}: {adapter} is not an adapter (it has no adapter_config.json).")
+            raise Refusal(f"{argument} {name}+{adapter}: {adapter} is not an adapter (it has no adapter_config.json).")
         references.check_base(extra, base)
     last = extra or base
     step, tokens = _read_position(last.folder)

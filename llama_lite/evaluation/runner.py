@@ -7,6 +7,7 @@ and the other tables are made from these files alone.
 """
 
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
@@ -50,19 +51,17 @@ def evaluate_model(
     model: Model,
     tasks: list[tuple[EvalTask, int | None]],
     settings: Settings,
-    on_record: Callable[[dict, bool], None],
+    on_record: Callable[[int, dict, bool], None],
     takes: Callable[[int], bool] = lambda position: True,
+    on_progress: Callable[[int, float], None] = lambda position, fraction: None,
 ) -> dict[int, dict]:
     """{position: record} of a model for the (task, limit) pairs that `takes(position)` is true for: stored ones are
     reused, the others computed.
 
-    Calls `on_record(record, computed)` after each. The model is loaded only if something is to be computed. Raises
-    Refusal.
+    Calls `on_progress(position, fraction)` after each batch of a pair, and `on_record(position, record, computed)`
+    after the pair. The model is loaded only if something is to be computed. Raises Refusal.
     """
-    digests = store.digests
     tokenizer = model.tokenizer(settings.tokenizer_name)
-    tokenizer_sha = tokenizer_record(tokenizer)["sha256"]
-    prefix_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     lm, records = None, {}
     for position, (task, limit) in enumerate(tasks):
         if not takes(position):
@@ -73,23 +72,53 @@ def evaluate_model(
                 " --apply_chat_template."
             )
         items = chosen(task, limit, settings.seed)
-        # prompts are the same for every model, except in a chat format
-        chat_format = (tokenizer_sha, str(tokenizer.chat_template)) if task.chat else None
-        prompts = (task.name, limit, settings.seed, chat_format)
-        if prompts not in digests:
-            digests[prompts] = prompts_digest(task, items, tokenizer, settings.seed)
-        key = key_of(model, tokenizer_sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix_id)
+        key = _key(store, model, tokenizer, (task, limit), settings)
         record = store.result(key)
         if computed := record is None:
             lm = lm or _load(model, tokenizer, settings)
+            lm.on_progress = functools.partial(on_progress, position)
             samples, num_truncated = _run_task(lm, task, items, settings)
+            prefix_id = _prefix_id(tokenizer)
             record = _make_record(key, model, task, limit, settings, prefix_id, num_truncated, samples)
             store.save(key, record, samples)
         else:  # its statistics as they are today, from its answers
             record = {**record, "metrics": metrics_of(store.samples(key))}
         records[position] = record
-        on_record(record, computed)
+        on_record(position, record, computed)
     return records
+
+
+def kept_pairs(
+    store: Store, models: list[Model], work: list[list[tuple[EvalTask, int | None]]], settings: Settings
+) -> set[tuple[int, int]]:
+    """The (model, task) pairs, as positions in `models` and in each model's `work`, whose results are there."""
+    kept = set()
+    for number, model in enumerate(models):
+        if not store.has_results:
+            break
+        tokenizer = model.tokenizer(settings.tokenizer_name)
+        for position, pair in enumerate(work[number]):
+            if store.holds(_key(store, model, tokenizer, pair, settings)):
+                kept.add((number, position))
+    return kept
+
+
+def _key(store: Store, model: Model, tokenizer, pair: tuple[EvalTask, int | None], settings: Settings) -> str:
+    """The key of a (task, limit) pair of a model."""
+    task, limit = pair
+    tokenizer_sha = tokenizer_record(tokenizer)["sha256"]
+    # prompts are the same for every model, except in a chat format
+    chat_format = (tokenizer_sha, str(tokenizer.chat_template)) if task.chat else None
+    prompts, digests = (task.name, limit, settings.seed, chat_format), store.digests
+    if prompts not in digests:
+        digests[prompts] = prompts_digest(task, chosen(task, limit, settings.seed), tokenizer, settings.seed)
+    prefix_id = _prefix_id(tokenizer)
+    return key_of(model, tokenizer_sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix_id)
+
+
+def _prefix_id(tokenizer) -> int:
+    """The id before a text without context: the tokenizer's begin-of-text, or else end-of-text."""
+    return tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
 
 def _run_task(lm, task: EvalTask, items: dict[str, list[int]], settings: Settings) -> tuple[list[dict], int]:
@@ -162,9 +191,7 @@ def _load(model: Model, tokenizer, settings: Settings):
     """A SharedContextLM of a model on the available device; its begin, end and padding ids are set to the tokenizer's,
     and a difference is printed.
     """
-    import torch
-
-    from .lm import SharedContextLM
+    from .lm import SharedContextLM, inference_device
 
     loaded = loading.load_model(model.base, settings.dtype)
     loading.check_vocabulary(model.name, loaded.get_input_embeddings().num_embeddings, tokenizer)
@@ -173,8 +200,7 @@ def _load(model: Model, tokenizer, settings: Settings):
         print_main(f"{model.name}: {mismatch}")
     if model.adapter:
         loaded = loading.attach(loaded, model.adapter)
-    device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return SharedContextLM(loaded.to(device).eval(), tokenizer, settings.batch_tokens)
+    return SharedContextLM(loaded.to(inference_device()).eval(), tokenizer, settings.batch_tokens)
 
 
 def runs_of(models: list[Model]) -> dict[Path, list[str]]:

@@ -9,14 +9,18 @@ from collections.abc import Callable
 
 from ..distributed import RANK, WORLD_SIZE, raise_on_all_ranks
 
-FAILED, DONE = "failed", "done"
+FAILED, DONE, WORK = "failed", "done", "work"  # keys of the store
+
+
+class FailedElsewhere(Exception):
+    """Another process has failed, so this one stops, too."""
 
 
 class SharedWork:
     """Which pairs this process computes. With one process: all, in order. Create it on all ranks."""
 
     def __init__(self):
-        self.store, self.counted = None, 0
+        self.store, self.counted, self.work = None, 0, 0.0
         self.records: dict[tuple[int, int], dict] = {}  # {(model, task), as positions: record} of this process
         if WORLD_SIZE > 1:
             from torch.distributed import PrefixStore, distributed_c10d
@@ -34,18 +38,29 @@ class SharedWork:
             return True
         return not self.store.check([FAILED]) and self.store.add(f"{model}/{task}", 1) == 1
 
-    def count(self) -> int:
-        """Count a pair as done; returns how many all processes have done."""
-        self.counted = self.counted + 1 if self.store is None else self.store.add(DONE, 1)
-        return self.counted
+    def stop_if_failed(self) -> None:
+        """Raise FailedElsewhere where another process has failed: its reason follows at the end of `run`."""
+        if self.store is not None and self.store.check([FAILED]):
+            raise FailedElsewhere
+
+    def count(self, seconds: float = 0.0) -> tuple[int, float]:
+        """Count a pair, which was forecast to take `seconds`, as done. Returns both sums over all processes."""
+        if self.store is None:
+            self.counted, self.work = self.counted + 1, self.work + seconds
+        else:
+            self.counted, self.work = self.store.add(DONE, 1), self.store.add(WORK, round(1000 * seconds)) / 1000
+        return self.counted, self.work
 
     def run(self, compute: Callable[[], None]) -> list[dict]:
         """Call `compute`, which fills `records`; returns the records of all processes, models and tasks in order.
-        Raises on all ranks what one of them raised, after the pairs that the others are at.
+        Raises on all ranks what one of them raised; the others leave the pairs that they are at after the next batch
+        (`stop_if_failed`).
         """
         error = None
         try:
             compute()
+        except FailedElsewhere:
+            pass
         except Exception as raised:
             error = raised
             if self.store is not None:

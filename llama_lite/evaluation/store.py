@@ -75,8 +75,15 @@ class Store:
     def __init__(self, folder: Path):
         self.folder = Path(folder)
         self.digests: dict[tuple, str] = {}  # of prompts, so far
-        for subfolder in ("results", "samples"):
-            (self.folder / subfolder).mkdir(parents=True, exist_ok=True)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether any pair was computed before."""
+        return any((self.folder / "results").glob("*.json"))
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a record of a pair, which `result` may still find damaged."""
+        return (self.folder / "results" / f"{key}.json").exists()
 
     def result(self, key: str) -> dict | None:
         """The record of a pair if it and its samples are as they were written, else None; a damaged one is reported,
@@ -109,6 +116,8 @@ class Store:
         """Write the samples, then the record with their BLAKE3 and its own digest, so that a record exists only with
         its samples.
         """
+        for subfolder in ("results", "samples"):
+            (self.folder / subfolder).mkdir(parents=True, exist_ok=True)
         path = self.folder / "samples" / f"{key}.jsonl"
         write_text(path, "".join(json.dumps(sample, sort_keys=True, default=str) + "\n" for sample in samples))
         record = {**record, "samples": file_record(path)}

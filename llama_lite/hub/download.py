@@ -150,14 +150,16 @@ def pull_model(ref: Reference) -> tuple[str, Path]:
 # ---- prepared tokens as a dataset repository ----
 
 
-def push_prepared(folder: Path, repo: str, private: bool | None) -> None:
+def push_prepared(folder: Path, repo: str, private: bool | None, said: dict | None = None) -> None:
     """Publish a prepared folder as a dataset repository: one commit of its shards, tokenizer and records, with the
     sha256 of each file.
 
     Content that is published already is not pushed again, except for files that were added since, such as the index of
-    documents. Raises Refusal where the repository holds other data, or the
-    Hub fails.
+    documents. Raises Refusal where the repository holds other data, or the Hub fails. said: HubArguments.card, which
+    the folder keeps for its card.
     """
+    if said and any(said.values()):
+        write_json(Path(folder) / "card.json", said)
     paths = [
         path for path in sorted(Path(folder).rglob("*")) if path.is_file() and not _is_local(path.relative_to(folder))
     ]
@@ -292,7 +294,7 @@ def _repair(ref: Reference, folder: Path) -> None:
 
 def _is_local(path: Path) -> bool:
     """Whether a file of a prepared folder stays on this machine."""
-    return path.name.startswith(".") or path.parts[0] in ("curation", "kept", "figures", "README.md")
+    return path.name.startswith(".") or path.parts[0] in ("curation", "kept", "figures", "README.md", "card.json")
 
 
 def _prepared_record(ref: Reference, commit: str) -> dict:

@@ -20,19 +20,23 @@ if TYPE_CHECKING:
 SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused")
 
 
+RESHARD = "FSDP_RESHARD_AFTER_FORWARD"  # variable of accelerate launch
+
+
 @dataclasses.dataclass(frozen=True)
 class Layout:
     """The number of processes of a run, and its sharding: each process holds everything (none, ddp) or a part (fsdp2,
     zero2).
 
     replicas: groups of processes that each hold the whole model between them (HSDP, more than 1). reshard: whether
-    FSDP2 frees gathered weights after the forward pass.
+    FSDP2 frees gathered weights after the forward pass. auto_reshard: the plan decides that, and has not yet.
     """
 
     processes: int = 1
     sharding: str = "none"
     replicas: int = 1
     reshard: bool = True
+    auto_reshard: bool = False
 
     @property
     def shards(self) -> int:
@@ -59,11 +63,20 @@ class Layout:
 def layout() -> Layout:
     """The layout of this process, from its launcher's environment variables."""
     if _is_set("ACCELERATE_USE_FSDP"):
-        reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
-        return Layout(WORLD_SIZE, "fsdp2", _replicas(), reshard)
+        return Layout(WORLD_SIZE, "fsdp2", _replicas(), *_resharding(os.environ.get(RESHARD, "true")))
     if _is_set("ACCELERATE_USE_DEEPSPEED"):
         return Layout(WORLD_SIZE, "zero2")
     return Layout(WORLD_SIZE, "ddp" if WORLD_SIZE > 1 else "none")
+
+
+def _resharding(value: str) -> tuple[bool, bool]:
+    """(reshard, auto_reshard) of fsdp_reshard_after_forward: true, false, or `auto`, which is this project's own."""
+    return value.lower() != "false", value.lower() == "auto"
+
+
+def set_resharding(reshard: bool) -> None:
+    """Decide fsdp_reshard_after_forward in place of `auto`, before Accelerator reads it."""
+    os.environ[RESHARD] = str(reshard).lower()
 
 
 def _replicas() -> int:
@@ -85,7 +98,7 @@ def layout_of(path: str) -> Layout:
     if kind == "FSDP":
         replicas = (config.get("parallelism_config") or {}).get("parallelism_config_dp_replicate_size", 1)
         reshard = (config.get("fsdp_config") or {}).get("fsdp_reshard_after_forward", True)
-        return Layout(processes, "fsdp2", int(replicas), str(reshard).lower() != "false")
+        return Layout(processes, "fsdp2", int(replicas), *_resharding(str(reshard)))
     return Layout(processes, "zero2" if kind == "DEEPSPEED" else "ddp" if processes > 1 else "none")
 
 

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import formatting
-from ..checkpoint import verify
+from ..checkpoint import integrity, verify
 from ..data.tokenizer import vocabulary_size
 from ..errors import Refusal
 from ..files import read_json
@@ -234,6 +234,24 @@ def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":
     return tuned
 
 
+def load_merged(
+    base: Located, adapter: Located | None, tokenizer: "PreTrainedTokenizerBase", dtype: str = "float32"
+) -> "PreTrainedModel":
+    """The model of a base and an adapter (or None), merged, with the special tokens of its tokenizer. Raises Refusal,
+    also for a base that the adapter was not made for.
+    """
+    if adapter is not None:
+        references.check_base(adapter, base)
+    model = load_model(base, dtype)
+    check_vocabulary(base.name, model.get_input_embeddings().num_embeddings, tokenizer)
+    align_special_tokens(model, tokenizer)
+    if adapter is None:
+        return model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
+        return attach(model, adapter).merge_and_unload()
+
+
 def check_adapter(model: "PeftModel", name: str, folder: Path) -> None:
     """Raise Refusal unless the adapter's file in `folder` has exactly the weights of a PeftModel's adapter, in their
     shapes.
@@ -274,51 +292,92 @@ def load_weights(model: torch.nn.Module, folder: Path) -> dict[str, torch.Tensor
     if get_model_conversion_mapping(model, add_legacy=False):
         with patch.dict(os.environ, {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"}):  # every rank reads all of them
             tensors = load_model(references.Located(str(folder), folder)).state_dict()
-    model_state, tied = model.state_dict(), getattr(model, "all_tied_weights_keys", {})
+    model_state = model.state_dict()
+    _check_shapes(str(folder), model, {name: list(tensor.shape) for name, tensor in tensors.items()})
+    _check_tied(folder, model, tensors)
     for name, tensor in tensors.items():
-        if (
-            name in verify.VOCABULARY
-            and name in model_state
-            and tensor.shape[0] < model_state[name].shape[0]
-            and tensor.shape[1:] == model_state[name].shape[1:]
-        ):
+        if name in verify.VOCABULARY and len(tensor) < len(model_state[name]):
             tensors[name] = torch.cat([tensor.to(model_state[name]), model_state[name][len(tensor) :]])
-    for first, second in tied.items():
+    set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
+    return tensors
+
+
+def check_weights(folder: Path, config: "PretrainedConfig") -> None:
+    """Raise Refusal where `load_weights` would refuse the files of a folder for a model of this config. Nothing is
+    allocated: the headers of the files are read, and tensors only where tied ones are stored twice.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    if get_model_conversion_mapping(model, add_legacy=False):
+        check_filled(str(folder), *_unlike_files(folder, config))
+        return
+    paths: dict[str, Path] = {}
+    shapes: dict[str, list[int]] = {}
+    for path in _weight_files(folder):
+        found = integrity.shapes_of(path, str(path))
+        shapes |= found
+        paths |= dict.fromkeys(found, path)
+    _check_shapes(str(folder), model, shapes)
+    stored_twice = {name for pair in _tied(model).items() if shapes.keys() >= {*pair} for name in pair}
+    tensors = {}
+    for name in stored_twice:
+        with safe_open(paths[name], "pt") as file:
+            tensors[name] = file.get_tensor(name)
+    _check_tied(folder, model, tensors)
+
+
+def _tied(model: torch.nn.Module) -> dict[str, str]:
+    """{tensor name: the one that it is tied to} of a model."""
+    return getattr(model, "all_tied_weights_keys", {})
+
+
+def _check_shapes(name: str, model: torch.nn.Module, shapes: dict[str, list[int]]) -> None:
+    """Raise Refusal unless tensors of these shapes fill a model, as `load_weights` loads them."""
+    expected = {key: list(tensor.shape) for key, tensor in model.state_dict().items()}
+    loaded = {
+        *shapes,
+        *(first for first, second in _tied(model).items() if second in shapes),
+        *(second for first, second in _tied(model).items() if first in shapes),
+    }
+
+    def fits(key: str, shape: list[int]) -> bool:
+        own = expected[key]
+        return shape == own or (key in verify.VOCABULARY and shape[0] < own[0] and shape[1:] == own[1:])
+
+    mismatched = [(key, shape, expected[key]) for key, shape in shapes.items() if key in expected]
+    mismatched = [problem for problem in mismatched if not fits(*problem[:2])]
+    check_filled(name, expected.keys() - loaded, shapes.keys() - expected.keys(), mismatched)
+
+
+def _check_tied(folder: Path, model: torch.nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise Refusal where tensors that are tied in a model are stored with other values."""
+    for first, second in _tied(model).items():
         if first in tensors and second in tensors and not torch.equal(tensors[first], tensors[second]):
             raise Refusal(
                 f"the weights in {folder} are not this model's: {first} and {second} are tied here"
                 " (tie_word_embeddings) and differ there."
             )
-    loaded = {
-        *tensors,
-        *(first for first, second in tied.items() if second in tensors),
-        *(second for first, second in tied.items() if first in tensors),
-    }
-    mismatched = [
-        (name, tensor.shape, model_state[name].shape)
-        for name, tensor in tensors.items()
-        if name in model_state and tensor.shape != model_state[name].shape
-    ]
-    check_filled(str(folder), model_state.keys() - loaded, tensors.keys() - model_state.keys(), mismatched)
-    set_model_state_dict(model, tensors, options=StateDictOptions(full_state_dict=True, strict=False))  # sharded or not
-    return tensors
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The tensors of a folder by their names in its files: model.safetensors, or else the files in its index, as
     transformers chooses. Raises Refusal.
     """
+    tensors = {}
+    for path in _weight_files(folder):
+        try:
+            tensors.update(load_file(path))
+        except (OSError, SafetensorError) as error:
+            raise Refusal(f"{path} cannot be read: {formatting.shortened(error)}") from None
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights in a folder. Raises Refusal where there are none."""
     weights_path, index_path = folder / SAFE_WEIGHTS_NAME, folder / SAFE_WEIGHTS_INDEX_NAME
     references.need_weights(folder)
-    names = (
-        [SAFE_WEIGHTS_NAME]
-        if weights_path.is_file()
-        else sorted(set((read_json(index_path) or {}).get("weight_map", {}).values()))
-    )
-    tensors = {}
-    for name in names:
-        try:
-            tensors.update(load_file(folder / name))
-        except (OSError, SafetensorError) as error:
-            raise Refusal(f"{folder / name} cannot be read: {formatting.shortened(error)}") from None
-    return tensors
+    if weights_path.is_file():
+        return [weights_path]
+    return [folder / name for name in sorted(set((read_json(index_path) or {}).get("weight_map", {}).values()))]

@@ -13,7 +13,7 @@ from ..checkpoint import integrity, verify
 from ..checkpoint.identity import VOLATILE_CONFIG
 from ..digests import sha256
 from ..errors import Refusal
-from ..files import read_json
+from ..files import read_json, read_jsonl
 from ..formatting import shortened
 from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference
@@ -160,6 +160,17 @@ def check_native(located: Located, file: str = "config.json") -> None:
             " custom code is never run. Use a model of a class that transformers has, or a copy that was converted to"
             " one."
         )
+
+
+def published_as(located: Located) -> tuple[str, str | None] | None:
+    """(Hub id, revision) of a model: its own, or the one that its run was last published as; None where it is not
+    there.
+    """
+    if located.repo:
+        return located.repo, located.revision or located.commit
+    last = (read_json(located.folder / "status.json") or {}).get("step")
+    rows = reversed(read_jsonl(located.folder / "published.jsonl"))
+    return next(((row["repo"], row["revision"]) for row in rows if row["step"] == last), None)
 
 
 def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict:

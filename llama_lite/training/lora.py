@@ -67,11 +67,7 @@ def merge(
     """Save base and adapter as one model in `folder`, its weights in `dtype`; they are added in float32. Raises Refusal
     for a base that the adapter was not made for.
     """
-    tuned = references.Located(str(adapter), adapter)
-    references.check_base(tuned, base)
-    model = loading.load_model(base)
-    loading.align_special_tokens(model, tokenizer)
-    merged = loading.attach(model, tuned).merge_and_unload()
+    merged = loading.load_merged(base, references.Located(str(adapter), adapter), tokenizer)
     merged.to(getattr(torch, dtype)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

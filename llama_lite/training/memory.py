@@ -15,9 +15,10 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..formatting import duration, size
+from ..distributed import run_on_main
+from ..formatting import dollars, duration, size
 from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
-from ..machine.parallelism import Layout
+from ..machine.parallelism import Layout, layout, set_resharding
 from .plan import Plan, at_once
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 # fraction of a device's memory that is usable: the rest is context, libraries and fragmentation
 USABLE_FRACTION = {"cuda": 0.92, "cpu": 0.8}
 ONE_PROCESS = Layout()
+# of a model whose step depends on the values of tensors
+UNKNOWN_MEMORY = (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError)
 GPU_LINES_FLOPS = 1e16  # FLOP of a run from which its days on GPUs are shown: 25 s on an H100, a day on two cores
 
 # makers' GB; peak FLOP/s are in TRL's table
@@ -191,23 +194,8 @@ def forecast(
     """
     device = training.device
     try:
-        memory = step_memory(
-            config,
-            plan.micro_batch,
-            run.block_size,
-            precision,
-            layout,
-            fused,
-            training.activation_checkpointing,
-            plan.accumulation > 1,
-        )
-    except (
-        RuntimeError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        NotImplementedError,
-    ) as error:  # a model whose step depends on the values of tensors
+        memory = _planned_memory(config, plan, layout, precision, fused, training, run)
+    except UNKNOWN_MEMORY as error:
         reason = " ".join(str(error).split())[:120]
         line = f"memory per device   not known for this kind of model ({config.model_type}): {reason}"
         return [line], _disk_problems(plan, training)
@@ -219,13 +207,46 @@ def forecast(
     if layout.sharding == "fsdp2":
         lines.append(f"resharding          {_reshard_advice(memory, layout, plan, precision, available)}")
     flops = plan.flops_per_token * plan.tokens
-    if run.plan_launch or device.type == "cuda" or flops > GPU_LINES_FLOPS:
-        lines += gpu_lines(memory, flops, precision, layout.processes, run.plan_mfu)
+    if run.plan_launch or device.type == "cuda" or flops > GPU_LINES_FLOPS or run.plan_price is not None:
+        # a GPU computes in bfloat16, whatever is faster on this machine, unless a person chose
+        on_gpu = precision if "precision" in run.explicit_args or device.type == "cuda" else "bfloat16"
+        lines += gpu_lines(memory, flops, on_gpu, layout.processes, run.plan_mfu, run.plan_price)
     problems = []
     if memory.total > available:
         fix = what_would_fit(config, plan, run.block_size, precision, layout, fused, available)
         problems.append(f"a step takes {size(memory.total)} and {where} gives a process {size(available)}: {fix}.")
     return lines, problems + _disk_problems(plan, training)
+
+
+def _planned_memory(config, plan: Plan, layout: Layout, precision: str, fused: bool, training, run) -> Memory:
+    """As `step_memory`, of a plan. Raises UNKNOWN_MEMORY."""
+    checkpointing, accumulates = training.activation_checkpointing, plan.accumulation > 1
+    return step_memory(config, plan.micro_batch, run.block_size, precision, layout, fused, checkpointing, accumulates)
+
+
+def settle_resharding(
+    config: PreTrainedConfig, plan: Plan, training: TrainingArguments, run: RunArguments
+) -> str | None:
+    """Where the launcher's config leaves fsdp_reshard_after_forward to the plan (`auto`): set it for Accelerator, on
+    every rank, and return a line that says why; else None.
+    """
+    if not layout().auto_reshard:
+        return None
+    reshard, why = run_on_main(_choose_resharding, config, plan, training, run)
+    set_resharding(reshard)
+    return f"fsdp_reshard_after_forward {str(reshard).lower()}: {why}"
+
+
+def _choose_resharding(config, plan: Plan, training: TrainingArguments, run: RunArguments) -> tuple[bool, str]:
+    """(whether FSDP2 frees gathered weights after the forward pass, the reason) (rank 0)."""
+    try:
+        memory = _planned_memory(config, plan, layout(), run.precision, run.fused_loss, training, run)
+    except UNKNOWN_MEMORY:
+        return True, "the memory of a step is not known for this kind of model"
+    total, available = _kept_total(memory, plan, run.precision), capacity(training.device)
+    if total <= available:
+        return False, f"faster, and fits: {size(total)} per device"
+    return True, f"all weights at once take {size(total)} per device, and {size(available)} are there"
 
 
 def _memory_line(memory: Memory, layout: Layout) -> str:
@@ -259,14 +280,26 @@ def _save_line(plan: Plan, run: RunArguments, besides: int) -> str:
     return f"saves               written while training goes on, from a copy of {size(copied)} in this machine's memory"
 
 
+def _weight_bytes(plan: Plan, precision: str) -> int:
+    """Bytes of all weights, as they are computed with."""
+    import torch
+
+    return plan.parameters * getattr(torch, precision).itemsize
+
+
+def _kept_total(memory: Memory, plan: Plan, precision: str) -> int:
+    """Bytes per device where FSDP2 keeps all gathered weights through a step."""
+    return memory.total - memory.gathered + _weight_bytes(plan, precision)
+
+
 def _reshard_advice(memory: Memory, layout: Layout, plan: Plan, precision: str, available: int) -> str:
     """What fsdp_reshard_after_forward should be: false, which gathers each weight once a micro-batch, where all of them
     fit into `available` bytes.
     """
-    import torch
-
-    kept = plan.parameters * getattr(torch, precision).itemsize
-    total = memory.total - memory.gathered + kept
+    total, kept = _kept_total(memory, plan, precision), _weight_bytes(plan, precision)
+    if layout.auto_reshard:
+        chosen = "false, which is faster, and fits" if total <= available else "true: false does not fit"
+        return f"fsdp_reshard_after_forward: auto gives {chosen} ({size(total)} per device with false)"
     if layout.reshard and total <= available:
         return f"fsdp_reshard_after_forward: false is faster, and fits: {size(total)} per device"
     if not layout.reshard and total > available:
@@ -336,9 +369,11 @@ def what_would_fit(
     )
 
 
-def gpu_lines(memory: Memory, flops: float, precision: str, processes: int, mfu: float) -> list[str]:
+def gpu_lines(
+    memory: Memory, flops: float, precision: str, processes: int, mfu: float, price: float | None = None
+) -> list[str]:
     """Lines with the days of a run of `flops` FLOP at `mfu` % MFU on one GPU of several kinds and on `processes` of
-    them, and whether a step fits there.
+    them, what they cost at `price` dollars per GPU and hour, and whether a step fits there.
     """
     from trl.trainer.utils import get_peak_flops
 
@@ -352,10 +387,9 @@ def gpu_lines(memory: Memory, flops: float, precision: str, processes: int, mfu:
                 if memory.total <= USABLE_FRACTION["cuda"] * gigabytes * 1e9
                 else f", but a step does not fit in {gigabytes} GB"
             )
-            lines.append(
-                f"{name}:"
-                f" {duration(days)}{f', {duration(days / processes)} on {processes}' if processes > 1 else ''}{fits}"
-            )
+            several = f", {duration(days / processes)} on {processes}" if processes > 1 else ""
+            cost = "" if price is None else f", {dollars(days * 24 * price)} at {dollars(price)} per GPU and hour"
+            lines.append(f"{name}: {duration(days)}{several}{cost}{fits}")
     if not lines:
         return []
     return [f"time at {mfu:g} % MFU    {lines[0]}", *(f"                    {line}" for line in lines[1:])]

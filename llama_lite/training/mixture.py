@@ -25,10 +25,12 @@ def pull_folders(data) -> None:
         download.pull_prepared(_reference(folder, repo), one, {}, set())
 
 
-def push_folders(data, private: bool | None) -> None:
-    """Publish the folders that --prepared_hub_id of a mixture names, each as a dataset. Raises Refusal."""
+def push_folders(data, private: bool | None, said: dict) -> None:
+    """Publish the folders that --prepared_hub_id of a mixture names, each as a dataset. said: HubArguments.card. Raises
+    Refusal.
+    """
     for folder, repo in hub_ids(data.prepared_hub_id).items():
-        download.push_prepared(Path(folder), _reference(folder, repo).repo, private)
+        download.push_prepared(Path(folder), _reference(folder, repo).repo, private, said)
 
 
 def _reference(folder: str, repo: str) -> client.Reference:

@@ -5,6 +5,7 @@ All of it happens on rank 0, before any model is made.
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..checkpoint import integrity, store, verify
@@ -18,7 +19,7 @@ from ..hub import client, download, export, publish_queue, revision
 from ..hub.client import HubPermissionError, HubUnavailable, reference
 from ..kernels import block_attention
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
-from ..models.loading import describe_mismatch
+from ..models.loading import check_weights, describe_mismatch
 from ..models.presets import load_model_config
 from ..models.references import FREE_FIELDS, need_weights
 from ..run_folder import RunFolder
@@ -27,13 +28,17 @@ from . import trainer
 
 @dataclasses.dataclass(frozen=True)
 class ResumeOptions:
-    """The arguments about resuming, by name. repo: where the run publishes, None if it does not."""
+    """The arguments about resuming, by name. repo: where the run publishes, None if it does not. also_allowed: the
+    fields of the identity that may differ from the checkpoint's for another reason than `allow_changes`; may raise
+    Refusal (rank 0).
+    """
 
     resume_from_checkpoint: str
     resume_without: str
     allow_changes: str
     repo: str | None
     hub_required: bool
+    also_allowed: Callable[[RunFolder, trainer.ResumePoint], Iterable[str]] = lambda run, start: ()
 
 
 def find_start(run: RunFolder, record: dict, options: ResumeOptions) -> trainer.ResumePoint:
@@ -325,7 +330,8 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
     start = trainer.read_resume_point(folder, without)
     if folder is None:
         return start
-    start.changed = check_changes(start.manifest["identity"], identity, start.step, options.allow_changes)
+    allowed = ",".join([*names(options.allow_changes), *options.also_allowed(run, start)])
+    start.changed = check_changes(start.manifest["identity"], identity, start.step, allowed)
     if "optimizer" not in without:
         _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):
@@ -448,6 +454,7 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
             )
         if said := describe_mismatch(theirs, config.bos_token_id, config.eos_token_id):
             print_main(f"init      {init_from}: {said}")
+    check_weights(folder, config)
     return folder
 
 

@@ -5,6 +5,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from ..data.removal import Removal, read_removal
 from ..data.shards import altered, read_manifest
 from ..errors import Refusal
 from ..files import read_json
@@ -16,11 +17,14 @@ from .reading_order import ReadingOrder, order_of_checkpoint, reading_order
 
 @dataclasses.dataclass(frozen=True)
 class RunRecord:
-    """name: as it was given. folders: where the run's own records say that its tokens are."""
+    """name: as it was given. folders: where the run's own records say that its tokens are. removal: what it did not
+    read.
+    """
 
     name: str
     order: ReadingOrder
     folders: list[str]
+    removal: Removal | None = None
 
 
 def read_run(name: str) -> RunRecord:
@@ -35,7 +39,8 @@ def read_run(name: str) -> RunRecord:
         if "identity" not in run:
             raise Refusal(f"{name} was made by a version that did not record what it read: it cannot be traced.")
         order = reading_order(folder, run)
-        return RunRecord(name, order if step is None else order.up_to(step), _recorded_folders(run))
+        removal = read_removal(folder, run["identity"]["data"])
+        return RunRecord(name, order if step is None else order.up_to(step), _recorded_folders(run), removal)
     ref = None if folder.exists() else reference(name)
     if ref is None:
         raise Refusal(
@@ -48,6 +53,7 @@ def read_run(name: str) -> RunRecord:
         raise Refusal(f"{name}: {error}. Run the same command again when the Hub answers.") from None
     if "tokens_per_step" not in record["identity"]["data"]:
         raise Refusal(f"{name} is not a revision of run_pretrain.py: only pretraining reads prepared tokens.")
+    read_removal(Path(str(ref)), record["identity"]["data"])  # refuses: a revision does not say what was left out
     return RunRecord(name, order_of_checkpoint(record["identity"]["data"], record["step"], progress), [])
 
 
@@ -96,7 +102,9 @@ def find_prepared(
 
 def _pulled(folders: list[str], hub_ids: list[str]) -> list[str]:
     """The folders into which tokens of the Hub were downloaded."""
-    from ..config.pretrain import DataArguments
+    if not hub_ids:
+        return []
+    from ..config.pretrain import DataArguments  # here, since it takes seconds: it imports transformers' arguments
 
     pulled = []
     for number, hub_id in enumerate(hub_ids):

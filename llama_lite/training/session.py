@@ -22,7 +22,7 @@ from ..machine.hardware import configure_cpu, deterministic_algorithms
 from ..machine.parallelism import check_launch, layout, use_one_gpu
 from ..processes import StopSignals, seconds_since_start
 from ..run_folder import RunFolder
-from . import goodput, resume
+from . import dashboards, goodput, resume
 from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .preflight import check_packages, check_token
@@ -38,7 +38,8 @@ class Session:
     or a login that the run cannot do with.
 
     Before the run publishes, the script sets `export_to(checkpoint, folder)`, which writes a revision's files, and
-    `merge_to`, the same for the merged model of a second repository, if there is one.
+    `merge_to`, the same for the merged model of a second repository, if there is one. `also_allowed` is that of
+    ResumeOptions.
     """
 
     def __init__(self, kind: str, hub_args, run_args, training_args, shards: bool = True):
@@ -51,10 +52,12 @@ class Session:
         disable_progress_bar()
         configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
         self.export_to = self.merge_to = None
+        self.also_allowed = resume.ResumeOptions.also_allowed
         self.values: dict | None = None  # of the record of the run that goes on, on rank 0
         self.run: RunFolder | None = None
         self.signals: StopSignals | None = None
         self.start: ResumePoint | None = None
+        self.dashboards: dashboards.Continuation | None = None
         self.publishers: list[Publisher] = []  # on rank 0
         self.ends = contextlib.ExitStack()
 
@@ -169,7 +172,7 @@ class Session:
             "plan": dataclasses.asdict(plan),
             "given": run_args.explicit_args,
             "settings": settings,
-            "card": {"license": hub.card_license, "language": hub.card_language},
+            "card": hub.card,
             **record,
             **provenance.provenance(),
         }
@@ -179,10 +182,16 @@ class Session:
             run_args.allow_changes,
             self.repo,
             hub.hub_required,
+            self.also_allowed,
         )
         self.identity_record = record["identity"]
         self.start = resume.find_start(self.run, record, options)
         record["id"] = resume.run_id_of(self.run, record["identity"], self.start.checkpoint is None)
+        if self.publishes and not hub.card_license:
+            print_main(
+                "license   the card will name none, and without one nobody knows what they may do with the model:"
+                " --card_license apache-2.0, mit, other ..."
+            )
         if self.publishes and RANK == 0:
             self.publishers = self._make_publishers(self.run, record["id"])
         for publisher in self.publishers:
@@ -192,6 +201,9 @@ class Session:
             return None
         if self.start.checkpoint is None:
             check_new()
+        reported = self.run, self.start, self.training_args.report_to, record["id"], self.repo
+        self.dashboards = dashboards.continuation(*reported)  # before the log is rewound
+        self.ends.enter_context(dashboards.environment(self.dashboards, self.training_args))
         resume.begin_run(self.run, record, self.start)
         run_on_main(resume.open_queues, self.publishers[:1], hub.hub_required)
         return self.start
@@ -214,6 +226,7 @@ class Session:
             trainer.remove_callback(callback)
         trainer.add_callback(Progress())
         trainer.add_callback(Health(self.run))
+        dashboards.attach(trainer, self.dashboards)
 
     def train(self, trainer: VerifiedTraining, steps: int) -> bool:
         """Train up to the last step and evaluate; False if nothing of that is left. Raises Interrupted when it was
@@ -231,6 +244,7 @@ class Session:
             "resumed" if checkpoint else "started",
             checkpoint=checkpoint.name if checkpoint else None,
             data_start=self.start.data_start,
+            **({"reshard_after_forward": layout().reshard} if layout().sharding == "fsdp2" else {}),
             **trainer.clock.recorded(),
         )
         trainer.add_callback(DueEvaluationCallback(trainer))

@@ -20,6 +20,7 @@ NOT_WRITTEN = {  # arguments of one call, not of the run
     "publish_only",
     "plan_launch",
     "plan_mfu",
+    "plan_price",
     "strict_plan",
     "explicit_args",
     "hours",

@@ -126,7 +126,7 @@ def pace(
         ):
             phase_start = synchronize()
             with autocast:
-                loss = model(input_ids=ids, labels=ids, **shifted).loss
+                loss = model(input_ids=ids, labels=ids, use_cache=False, **shifted).loss
             loss.backward()
             computed = synchronize()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -137,7 +137,7 @@ def pace(
         model.eval()
         with torch.no_grad(), autocast:
             phase_start = synchronize()
-            model(input_ids=ids, labels=ids, **shifted)
+            model(input_ids=ids, labels=ids, use_cache=False, **shifted)
             window = (synchronize() - phase_start) / micro_batch
             phase_start = synchronize()
             _generate(model, ids[:1, :4], GENERATED)

@@ -28,7 +28,7 @@ from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
 from ..data.document_reads import DocumentReads
 from ..data.run_windows import describe_windows
-from ..distributed import WORLD_SIZE, print_main, print_once, raise_on_all_ranks, run_on_main
+from ..distributed import WORLD_SIZE, is_known_to_all, print_main, print_once, raise_on_all_ranks, run_on_main
 from ..errors import Interrupted, Refusal, Unhealthy, end_of, status_of
 from ..files import read_json
 from ..formatting import shortened, size
@@ -280,13 +280,17 @@ class VerifiedTraining:
         Raises what ends a run in order (Refusal, Interrupted, Unhealthy, a full disk).
         """
         result = failure = None
-        try:
-            result = function(*args)
-        except Exception as error:
-            failure = error
-        watched = self.watchdog.expecting_others() if failure and self.watchdog else contextlib.nullcontext()
+        watched = self.watchdog.attempting(part) if self.watchdog else contextlib.nullcontext()
         try:
             with watched:
+                try:
+                    result = function(*args)
+                except Exception as error:
+                    failure = error
+                    if is_known_to_all(error):
+                        raise
+                    if self.watchdog:
+                        self.watchdog.fail_alone(shortened(error))
                 raise_on_all_ranks(failure)
         except Exception as error:
             if status_of(error):
@@ -303,9 +307,10 @@ class VerifiedTraining:
         raise NotImplementedError
 
     def sum_of_ranks(self, values: list[float]) -> list[float]:
-        """Each value, added up over the processes in float64."""
+        """Each value, added up over the processes in float64. Raises on all ranks where one has failed before."""
         if WORLD_SIZE == 1:
             return values
+        raise_on_all_ranks(None)  # a rank that has failed does not come to the reduction
         return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device)).tolist()
 
     # ---- saving ----
@@ -602,9 +607,10 @@ def reads_checkpoint(callback: TrainerCallback) -> bool:
     """Whether a callback reads a checkpoint's folder when it is saved: those of users may, those of transformers do
     where they are asked to upload it.
     """
-    if type(callback).on_save is TrainerCallback.on_save:
+    owner = next(kind for kind in type(callback).__mro__ if "on_save" in vars(kind))  # of the method that is called
+    if owner is TrainerCallback:
         return False
-    if not type(callback).__module__.startswith("transformers."):
+    if not owner.__module__.startswith("transformers."):
         return True
     asked = ("_log_artifacts", "_log_model", "_should_upload_checkpoint", "sync_checkpoints")
     values = [getattr(callback, name, None) for name in asked]

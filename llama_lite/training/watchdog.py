@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from ..distributed import RANK, WORLD_SIZE, has_process_group
 from ..exit import EXIT_CODES, record_status
 from ..files import read_json, write_json
+from ..machine.parallelism import layout
 from ..run_folder import RunFolder
 from .goodput import WallClock
 
@@ -24,6 +25,7 @@ HEARTBEATS, FLIGHT_RECORDER = "heartbeat", "flight_recorder"  # folders of a run
 TICK, WRITE_EVERY = 1.0, 10.0  # seconds between two looks, and between two heartbeats
 SLOWEST = 5  # a step may take as long as this many of the slowest before
 FIRST_WORD = 10.0  # seconds that other ranks leave rank 0 to record the end
+ALONE = 30.0  # seconds that a rank of a sharded model, which failed alone, waits for the others to fail, too
 end_process = os._exit  # a thread that hangs in a collective cannot be ended otherwise
 
 
@@ -41,12 +43,18 @@ class Watchdog(TrainerCallback):
         self.path = Path(run.path) / HEARTBEATS / f"rank-{RANK:05d}.json"
         self.step, self.beats, self.last, self.slowest = run.step, 0, None, 0.0
         self.idle, self.seen = 0.0, 0
-        self.failed_alone = False
+        self.failed_alone, self.part, self.parts, self.waited = False, None, 0, 0.0
+        self.sharded, self.store = layout().sharding == "fsdp2", None
         self.done, self.thread = threading.Event(), None
 
     # ---- the training thread ----
 
     def __enter__(self):
+        if has_process_group():
+            from torch.distributed import PrefixStore, distributed_c10d
+
+            # its own connection: that of the training thread may be waiting
+            self.store = PrefixStore("watchdog", distributed_c10d._get_default_store().clone())
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self.thread.start()
         return self
@@ -69,15 +77,25 @@ class Watchdog(TrainerCallback):
         self.step, self.last, self.beats = step, now, self.beats + 1
 
     @contextlib.contextmanager
-    def expecting_others(self):
-        """In this block a rank whose part of an evaluation failed waits for the others, who may wait for it in a
-        collective: this wait is watched as steps are.
-        """
-        self.failed_alone = True
+    def attempting(self, part: str):
+        """In this block all ranks make a part of an evaluation, and tell each other at its end whether it failed."""
+        self.parts, self.waited, self.part = self.parts + 1, 0.0, part
         try:
             yield
         finally:
-            self.failed_alone = False
+            self.part, self.failed_alone = None, False
+
+    def fail_alone(self, reason: str) -> None:
+        """This rank's part of an evaluation failed. The others may wait for it in a collective: from now on its wait
+        for them is watched as steps are, and where the model is sharded, all ranks end after ALONE seconds.
+        """
+        self.failed_alone = True
+        if self.store is not None:
+            self.store.set(self._key(), f"rank {RANK} failed: {reason}")
+
+    def _key(self) -> str:
+        """Where the failure of the current part is, the same on every rank."""
+        return f"failed/{self.parts}"
 
     # ---- the watching thread ----
 
@@ -88,8 +106,8 @@ class Watchdog(TrainerCallback):
             if written is None or now - written >= WRITE_EVERY:
                 self._write()
                 written = now
-            if self.is_stuck(now - last):
-                self._end()
+            if reason := self._lone_failure(now - last) or (self.is_stuck(now - last) and self._stuck()):
+                self._end(reason)
                 return
             last = now
             if self.done.wait(TICK):
@@ -104,6 +122,33 @@ class Watchdog(TrainerCallback):
             return False
         self.idle += min(elapsed, 2 * TICK)
         return self.idle > max(self.timeout, SLOWEST * self.slowest)
+
+    def _lone_failure(self, elapsed: float) -> str | None:
+        """Why the run ends, where a rank of a sharded model failed in an evaluation and this one has waited for ALONE
+        seconds since; None else. elapsed: seconds since the look before.
+
+        A forward pass of a sharded model needs all ranks. Of other models each rank computes alone, and meets the
+        others at the end of the part, whenever that is.
+        """
+        part = self.part
+        if not self.sharded or self.store is None or part is None or not self.store.check([self._key()]):
+            return None
+        self.waited += min(elapsed, 2 * TICK)
+        if self.waited < ALONE:
+            return None
+        return (
+            f"{part} of the evaluation after step {self.step}: {self.store.get(self._key()).decode()}. The other ranks"
+            " wait for it in a collective, so all end; the last checkpoint is untouched. Run the same command again: it"
+            " begins with the evaluation."
+        )
+
+    def _stuck(self) -> str:
+        """Why a run ends whose steps have stopped."""
+        self._write()  # its own heartbeat is one of those that are compared
+        return (
+            f"no progress for {self.idle:.0f} s after step {self.step} (--step_timeout {self.timeout:g}):"
+            f" {self._behind()}; the last checkpoint is untouched. Run the same command again to go on."
+        )
 
     def _write(self) -> None:
         """The heartbeat: replaced, and not flushed to disk. A disk that is full or away does not end the run."""
@@ -121,14 +166,9 @@ class Watchdog(TrainerCallback):
             temporary.write_text(json.dumps(record) + "\n", encoding="utf-8")
             os.replace(temporary, self.path)
 
-    def _end(self) -> None:
+    def _end(self, reason: str) -> None:
         """Record where each thread and rank is, and end this process with the status `unhealthy`."""
         began = time.time()
-        self._write()
-        reason = (
-            f"no progress for {self.idle:.0f} s after step {self.step} (--step_timeout {self.timeout:g}):"
-            f" {self._behind()}; the last checkpoint is untouched. Run the same command again to go on."
-        )
         with contextlib.suppress(OSError, ValueError):  # a stream without a file, as in notebooks
             faulthandler.dump_traceback(all_threads=True)
         self._dump_collectives()

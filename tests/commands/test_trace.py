@@ -118,7 +118,7 @@ def test_a_spike_of_a_run_names_its_documents(pretrain, settings, tmp_path, monk
     assert event["documents_in_step"] == len(names)
 
 
-def test_a_published_revision_is_traced_with_tokens_of_the_hub(hub, pretrain, settings, tmp_path, capsys, monkeypatch):
+def test_a_published_revision_is_traced_with_tokens_of_the_hub(hub, whole_run, pretrain, settings, tmp_path, capsys):
     from llama_lite.hub.download import push_prepared
 
     tokens, name = f"org/tokens-{len(hub.repos)}", f"org/traced-{len(hub.repos)}"

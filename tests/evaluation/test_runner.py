@@ -117,7 +117,7 @@ def test_pairs_are_shared_out_once_each_and_none_after_a_failure(monkeypatch):
 
     from llama_lite.evaluation import sharing
 
-    both, pairs, store = [], [[], []], HashStore()
+    both, pairs, store, computed = [], [[], []], HashStore(), []
     monkeypatch.setattr(sharing, "raise_on_all_ranks", lambda error: None)
     for rank in range(2):
         both.append(sharing.SharedWork())
@@ -129,17 +129,85 @@ def test_pairs_are_shared_out_once_each_and_none_after_a_failure(monkeypatch):
     for model, task in itertools.product(range(4), range(3)):
         for rank, shared in enumerate(both):
             pairs[rank] += [(model, task)] if shared.take((model + 2 * rank) % 4, task) else []
-    assert len(pairs[0]) == len(pairs[1]) == 6 and both[0].count() + both[1].count() == 3
+    assert len(pairs[0]) == len(pairs[1]) == 6 and both[0].count(1.5) == (1, 1.5) and both[1].count(2.0) == (2, 3.5)
     assert sharing.SharedWork.take(both[0], 9, 9) and not both[1].take(9, 9)
 
     def fails():
         raise Refusal("no")
 
+    def computes():
+        both[1].stop_if_failed()
+        computed.append(1)
+
     monkeypatch.setattr(torch.distributed, "all_gather_object", lambda found, own, group: found.__setitem__(0, own))
     monkeypatch.setattr("llama_lite.distributed.waiting_group", lambda: None)
     monkeypatch.setattr(sharing, "WORLD_SIZE", 1)
+    both[1].run(computes)
     both[0].run(fails)
     assert not both[1].take(10, 10)
+    both[1].run(computes)
+    assert computed == [1]  # the other stops at its next batch, and `run` ends with the reason of the first
+
+
+def test_the_time_is_forecast_before_the_first_item(evaluate, base, second, tmp_path, capsys):
+    """For what is still to be computed, and what is left is shown behind each result."""
+    models, told = [str(base), str(second)], []
+    for argv, changes in (((), {"models": models[:1]}), (("--dry_run",), {"models": models}), ((), {"models": models})):
+        evaluate(tmp_path / "out", *argv, **changes)
+        told.append(capsys.readouterr().out.splitlines())
+    times = [[line for line in lines if line.startswith("time ")] for lines in told]
+    assert [len(lines) for lines in times] == [1, 1, 1]
+    assert re.search(r"about \d+ s for 2 \(model, task\) pairs \(batches timed here", times[0][0])
+    assert all("for 2 (model, task) pairs, 2 are kept" in lines[0] for lines in times[1:])
+    first, last = (line for line in told[0] if line.startswith(str(base)))
+    assert (
+        re.search(r", \d+ s left$", first) and "left" not in last and told[0].index(times[0][0]) < told[0].index(first)
+    )
+    assert not any(line.startswith(str(base)) for line in told[1])
+    evaluate(tmp_path / "out", "--dry_run", models=models)
+    assert "none: all 4 (model, task) pairs are kept from before" in capsys.readouterr().out
+
+
+def test_the_forecast_counts_the_tokens_that_are_computed(base, monkeypatch):
+    from llama_lite.evaluation import forecast
+    from llama_lite.evaluation.tasks import registry
+
+    model, seen = resolve.resolve_models([str(base)])[0], []
+    score, fractions = lm.SharedContextLM._score_rows, []
+    monkeypatch.setattr(
+        lm.SharedContextLM,
+        "_score_rows",
+        lambda self, rows: (seen.append(sum(map(lm._num_tokens, rows))), score(self, rows))[1],
+    )
+    settings = runner.Settings("float32", 1, None, None, False)
+    for task in registry.build(["embedded_mmlu_cloze", "embedded_docs"], {}, {}, False):
+        loaded = runner._load(model, model.tokenizer(), settings)
+        loaded.on_progress = fractions.append
+        seen.clear()
+        runner._run_task(loaded, task, store.chosen(task, forecast.SAMPLED, 1), settings)
+        work = forecast.work_of(task, forecast.SAMPLED, 1, model.tokenizer(), 512)
+        assert work.tokens == pytest.approx(sum(seen), rel=0.15) and work.generated == 0
+    assert all(0 < fraction <= 1 for fraction in fractions) and fractions[-1] == 1
+
+
+def test_what_is_left_follows_the_measured_pace(monkeypatch):
+    from llama_lite.evaluation import forecast, sharing
+
+    now = [0.0]
+    monkeypatch.setattr(forecast.time, "monotonic", lambda: now[0])
+    expected = forecast.Forecast({(0, task): 100.0 for task in range(10)}, 11)
+    with forecast.Progress(expected, sharing.SharedWork()) as progress:
+        assert progress.left() == 1000
+        progress.finish(0, 10)  # one that was kept
+        now[0] = 200.0
+        progress.advance(0, 0, 0.5)
+        assert progress.left() == 950 * 250 / 100
+        progress.finish(0, 0)
+        assert progress.left() == 900 * 250 / 150 and progress.pairs == 2
+        for task in range(1, 10):
+            progress.finish(0, task)
+        assert progress.left() == 0 and progress.left_in_words() == ""
+    assert forecast.Forecast({}, 2, problem="KeyError: 'a'").line() == "time      unknown: KeyError: 'a'"
 
 
 def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, tmp_path, monkeypatch):

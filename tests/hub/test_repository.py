@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_lite.data import formats, sources
 from llama_lite.errors import Interrupted, Refusal
-from llama_lite.files import read_json, read_jsonl
+from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub import publish_queue
 from llama_lite.models.presets import load_model_config
 
@@ -490,6 +490,24 @@ def test_hf_download_without_the_training_state(hub, repository, tmp_path):
 
 def snapshot(repository: str, revision: str, folder: Path) -> Path:
     return Path(hf_hub_download(repository, "model.safetensors", revision=revision, local_dir=folder / revision))
+
+
+def test_an_index_that_was_added_later_is_pushed_to_the_same_tokens(hub, whole_run, settings, tmp_path, capsys):
+    from llama_lite.data.shards import add_fingerprint
+    from llama_lite.hub.download import push_prepared
+
+    name, whole, bare = f"org/indexed-{len(hub.repos)}", Path(settings["prepared_dir"]), tmp_path / "bare"
+    shutil.copytree(whole, bare)
+    shutil.rmtree(bare / "index")
+    manifest = read_json(whole / "manifest.json")
+    older = {key: value for key, value in manifest.items() if key not in ("index", "digest")}
+    write_json(bare / "manifest.json", add_fingerprint(older))
+    push_prepared(bare, name, None)
+    assert "index/train-00000.npy" not in hub.files(name, "main", "datasets")
+    for folder in (whole, whole, bare):
+        push_prepared(folder, name, None)
+    assert capsys.readouterr().out.count("holds these tokens already") == 2
+    assert {"index/train-00000.npy", "index/train-00000.parquet"} <= set(hub.files(name, "main", "datasets"))
 
 
 def test_prepared_tokens_are_pushed_once_and_pulled_verified(hub, pretrain, settings, whole_run, tmp_path, capsys):

@@ -148,3 +148,31 @@ def test_a_saved_model_knows_nothing_of_it(pair, tmp_path):
     pair[1].save_pretrained(tmp_path)
     assert block_attention.NAME not in json.dumps(json.loads((tmp_path / "config.json").read_text()))
     assert AutoModelForCausalLM.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def test_torchs_attention_rounds_the_queries_and_keys_of_autocast_itself(monkeypatch):
+    """They are float32, since the rotation is; rounded before attention, loss and gradients are the same bits. So there
+    is no switch for it.
+    """
+    from transformers import AttentionInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    seen = []
+
+    def rounded(module, query, key, value, mask, **kwargs):
+        seen.append((query.dtype, key.dtype, value.dtype))
+        return sdpa_attention_forward(module, query.to(value.dtype), key.to(value.dtype), value, mask, **kwargs)
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "rounded", rounded)
+    torch.manual_seed(0)
+    model, found = AutoModelForCausalLM.from_config(load_model_config("tiny")), []
+    ids = torch.randint(0, 256, (2, 64))
+    for name in ("sdpa", "rounded"):
+        model.set_attn_implementation(name)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        found.append([loss.detach(), *(weight.grad.clone() for weight in model.parameters())])
+    assert seen and set(seen) == {(torch.float32, torch.float32, torch.bfloat16)}
+    assert all(map(torch.equal, *found))

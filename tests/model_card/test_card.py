@@ -3,6 +3,7 @@ person's words stay.
 """
 
 import dataclasses
+import json
 import os
 import re
 import shutil
@@ -19,6 +20,8 @@ from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
 from model_card import card, facts, records
 from model_card.metadata import CardError
+from model_card.sections.data import Data
+from model_card.sections.use import Use
 
 
 @pytest.fixture(scope="session")
@@ -203,7 +206,7 @@ def test_a_card_says_which_part_of_the_rows_a_tuning_has_read(whole_sft, plan, r
         **found.run,
         "plan": {**found.run["plan"], "sequences_per_step": 4, "held_rows": 5, "learnt_tokens": 1234, **plan},
     }
-    told = facts.Facts(dataclasses.replace(found, run=run, events=events, step=step), None, {})
+    told = Data(facts.Facts(dataclasses.replace(found, run=run, events=events, step=step), None, {}))
     assert told.rows() == (
         f"{plan['rows']} rows to learn from (1,234 tokens of answers), 5 rows held out of the tuning by whole documents (the base may have read them). "
         f"The tuning has read {read}."
@@ -289,6 +292,84 @@ def test_a_run_that_is_not_finished_says_so(documented, tmp_path, status, how):
     if status:
         write_json(place / "status.json", status)
     assert f"The run is not finished: it stands at step 12 of 12 ({how})." in card.render(card.read(place), None)
+
+
+# ---- use, limits, and what only a person knows ----
+
+
+def changed(folder, **fields):
+    """The records of a run with other fields; `run` is merged into its run.json."""
+    found = records.read(folder)
+    return dataclasses.replace(found, **{**fields, "run": {**found.run, **fields.get("run", {})}})
+
+
+def test_a_card_says_what_the_model_is_for_and_what_was_not_measured(documented, whole_run):
+    of_run, of_tuned = (card.render(records.read(documented[name])) for name in ("run", "tuned"))
+    assert "continues text like the text that it was trained on. It was not tuned to follow instructions" in of_run
+    assert "no step taught it to be truthful" in of_run and "- Only what is under Evaluation was measured." in of_run
+    assert "answers prompts like those that it was tuned on, in the chat format" in of_tuned
+    assert "not tuned to follow" not in of_tuned and "no step taught it" not in of_tuned
+    assert "- No task was evaluated: only losses are known." in card.render(changed(whole_run, evaluations=[]))
+    assert "No task was evaluated" not in card.render(changed(whole_run, evaluations=[], step=12))  # of a revision
+    scored = [*records.read(whole_run).log, {"step": 12, "tokens": 1, "eval_hellaswag_acc": 0.5}]
+    assert "No task was evaluated" not in card.render(changed(whole_run, evaluations=[], log=scored))
+    worse = {**records.read(whole_run).data, "baselines": {"bigram": 0.5}}
+    assert "- Validation loss is above that of bigram counts" in card.render(changed(whole_run, data=worse))
+    assert "that of bigram counts," not in card.render(
+        changed(whole_run, data={**worse, "baselines": {"bigram": 99.0}})
+    )
+    begun = [{"event": "initialised", "step": 0, "time": "2026-01-01T00:00:00Z", "weights": "you/base@step-000010"}]
+    tuned_on = card.render(changed(whole_run, events=begun))
+    assert "not tuned to follow" not in tuned_on and ModelCard(tuned_on).data.base_model == "you/base"
+
+
+def test_no_license_and_no_language_is_invented(documented):
+    """The text is a file here, of which the run knows neither; of the text in the packages it knows the language."""
+    for name in ("run", "tuned", "tokens"):
+        text = card.render(records.read(documented[name]))
+        told = ModelCard(text, ignore_metadata_errors=True).data
+        assert told.license is None and told.language is None and "## License" not in text, name
+    docs = {**records.read(documented["run"]).data, "source": {"dataset": "installed-docs"}}
+    assert ModelCard(card.render(changed(documented["run"], data=docs))).data.language == "en"
+
+
+def test_what_a_person_names_is_on_the_card(documented, tmp_path):
+    said = {"license": "mit", "language": "en, de", "data_license": "odc-by"}
+    text = card.render(changed(documented["run"], run={"card": said}))
+    told = ModelCard(text).data
+    assert told.license == "mit" and told.language == ["en", "de"]
+    assert "| this model | `mit` |" in text and "| the text that it was made of | `odc-by` |" in text
+    shutil.copytree(documented["tokens"], tmp_path / "tokens")
+    write_json(tmp_path / "tokens/card.json", said)
+    assert "license: odc-by\n" in card.render(records.read(tmp_path / "tokens"))
+
+
+def test_a_refused_command_after_the_end_changes_nothing_on_the_card(documented, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(documented["run"], place)
+    before = card.write(place).read_bytes()
+    refused = {"event": "refused", "step": 12, "time": "2026-01-01T00:00:00Z", "reason": "--learning_rte: no argument"}
+    with open(place / "events.jsonl", "a") as file:
+        file.write(f"{json.dumps(refused)}\n")
+    write_json(place / "status.json", {"status": "refused", "code": 2, "step": 12, "reason": refused["reason"]})
+    assert card.write(place).read_bytes() == before
+
+
+def test_the_snippets_prompt_is_of_the_runs_own_text(whole_run):
+    """What the samples of all evaluations begin with, where no prompts were given."""
+    log = [{"step": step, "tokens": 1, "samples": [f"# Ein Titel{text}"]} for step, text in ((6, " ist"), (12, " in"))]
+    given = {name: value for name, value in records.read(whole_run).run["given"].items() if name != "sample_prompts"}
+    assert Use(facts.Facts(changed(whole_run, log=log, run={"given": given}), None, {})).prompt() == "# Ein Titel"
+    assert Use(facts.Facts(changed(whole_run, log=log[:1], run={"given": given}), None, {})).prompt() == "# Ein"
+    assert Use(facts.Facts(records.read(whole_run), None, {})).prompt() == "The"
+
+
+def test_a_card_links_the_dashboards_that_others_can_open(whole_run):
+    space, local = "https://huggingface.co/spaces/you/curves", "http://10.0.0.7:5000/#/experiments/1/runs/2"
+    text = card.render(changed(whole_run, dashboards={"trackio": {"url": space}, "mlflow": {"url": local}}))
+    assert f"]({space})" in text and 'alt="Visualize in Trackio"' in text and "10.0.0.7" not in text
+    assert ModelCard(text).data.tags[-2:] == ["trackio", f"trackio:{space}"]
+    assert "rackio" not in card.render(changed(whole_run, dashboards={"trackio": {"project": "p", "name": "n"}}))
 
 
 # ---- what is kept ----

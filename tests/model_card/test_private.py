@@ -15,6 +15,7 @@ from model_card import private
 from model_card.facts import Facts
 from model_card.private import redact
 from model_card.records import Records
+from model_card.sections.training import Training
 
 
 @pytest.fixture
@@ -119,7 +120,7 @@ def test_records_are_written_without_them(machine):
     records = Records(
         machine / "run", "pretrain", {}, {}, [], [*events, {"event": "hub", "step": 0, "time": ""}], {}, {}, [], []
     )
-    assert [row[2:] for row in Facts(records, None, {}).history()] == [
+    assert [row[2:] for row in Training(Facts(records, None, {})).history()] == [
         ["set aside", "checkpoint-3: ~/run/x is missing"],
         ["finished", ""],
     ]

@@ -51,6 +51,8 @@ def test_weights_that_do_not_fill_a_model_are_refused_by_name(name, base, tmp_pa
     with pytest.raises(Refusal, match=f"do not match the model: .*{expected_message}"):
         load_weights(model, folder)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())  # nothing was loaded of it
+    with pytest.raises(Refusal, match=f"do not match the model: .*{expected_message}"):
+        loading.check_weights(folder, model.config)
 
 
 def test_a_model_with_a_layer_more_or_less_than_its_config_is_refused(base, tmp_path):
@@ -120,6 +122,9 @@ def test_of_tied_tensors_one_is_enough_and_two_are_equal(tmp_path):
     assert torch.equal(fresh.lm_head.weight, tied.model.embed_tokens.weight)
     with pytest.raises(Refusal, match=r"lm_head\.weight and model\.embed_tokens\.weight are tied here"):
         load_weights(fresh, tmp_path / "untied")
+    loading.check_weights(tmp_path / "tied", tied.config)
+    with pytest.raises(Refusal, match=r"lm_head\.weight and model\.embed_tokens\.weight are tied here"):
+        loading.check_weights(tmp_path / "untied", tied.config)
     with pytest.raises(Refusal, match=r"1 missing \(lm_head.weight\)"):
         load_weights(untied, tmp_path / "tied")
 
@@ -130,6 +135,7 @@ def test_a_mixture_of_experts_is_loaded_whole_though_its_files_name_its_tensors_
     assert not files.keys() <= model.state_dict().keys()
     fresh = AutoModelForCausalLM.from_config(model.config)
     load_weights(fresh, tmp_path / "moe")
+    loading.check_weights(tmp_path / "moe", model.config)
     assert all(torch.equal(value, fresh.state_dict()[key]) for key, value in model.state_dict().items())
     name = next(key for key in files if "experts.1." in key)
     save_file(
@@ -139,6 +145,8 @@ def test_a_mixture_of_experts_is_loaded_whole_though_its_files_name_its_tensors_
     )
     with pytest.raises(Refusal, match=rf"do not match the model: 1 missing \({name}\)\."):
         load_weights(fresh, tmp_path / "moe")
+    with pytest.raises(Refusal, match=rf"do not match the model: 1 missing \({name}\)\."):
+        loading.check_weights(tmp_path / "moe", model.config)
 
 
 # ---- --init_from ----
@@ -195,7 +203,7 @@ def test_a_run_refuses_them_before_a_step(pretrain, whole_run, tmp_path):
     folder = altered(whole_run / "checkpoint-12", tmp_path / "damaged", change)
     with pytest.raises(Refusal, match=expected_message):
         pretrain(tmp_path / "run", init_from=str(folder), max_steps=1)
-    assert not (tmp_path / "run/log.jsonl").exists() or not (tmp_path / "run/log.jsonl").read_text()
+    assert not (tmp_path / "run/run.json").exists() and not (tmp_path / "run/log.jsonl").exists()
 
 
 # ---- adapters ----

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers import ROOT, config_file
 
@@ -16,6 +17,7 @@ from llama_lite.checkpoint.verify import find_corruption
 from llama_lite.files import read_json, read_jsonl
 
 SCRIPT, STUDY = ROOT / "configs/slurm/pretrain.sbatch", ROOT / "configs/slurm/study.sbatch"
+PREPARE = ROOT / "configs/slurm/prepare.sbatch"
 
 
 @pytest.fixture
@@ -158,7 +160,44 @@ def test_a_task_that_is_refused_is_not_queued_again(cluster):
     assert task.returncode != 0 and "is the seed: sbatch --array=1-3" in task.stderr
 
 
+SRUN = 'while [ "$1" != ray ]; do shift; done; SLURM_STEP_NUM_TASKS=4 "$@"; exit 9'  # as where a node failed
+RAY = 'echo "$RAY_ADDRESS $@"; while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
+PYTHON = 'echo "python $@ (of ${SLURM_STEP_NUM_TASKS:-1})"; echo $5 > "$EXIT_STATUS_FILE"'
+
+
+def test_a_job_that_prepares_starts_ray_on_its_nodes_and_ends_as_the_command_does(cluster, tmp_path):
+    for name, text in (("srun", SRUN), ("ray", RAY), ("python", PYTHON)):
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    slurm = {**cluster, "SLURM_JOB_NUM_NODES": "4", "SLURM_CPUS_PER_TASK": "8", "SLURM_JOB_ID": "12345"}
+    for status in (0, 2):
+        command = ["bash", str(PREPARE), str(status), "--dataset", "text"]
+        job = subprocess.run(command, env=slurm, cwd=tmp_path, capture_output=True, text=True)
+        ray, python = job.stdout.splitlines()
+        assert job.returncode == status and not list(tmp_path.glob(".prepare*"))
+        address = "127.0.0.1:22345"
+        assert ray.startswith(f"{address} symmetric-run --address {address} --min-nodes 4 --num-cpus 8 -- env -u")
+        assert python == f"python run_pretrain.py --prepare_only --prepare_on ray {status} --dataset text (of 1)"
+
+
+def test_a_job_that_prepares_is_queued_again_at_its_time_limit(cluster, tmp_path):
+    (tmp_path / "bin" / "srun").write_text("#!/bin/bash\ntouch begun; exec sleep 60\n")
+    job = subprocess.Popen(["bash", str(PREPARE)], env={**cluster, "SLURM_CPUS_PER_TASK": "8"}, cwd=tmp_path)
+    while not (tmp_path / "begun").exists():
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.send_signal(signal.SIGUSR1)
+    told = Path(cluster["told"])
+    while not told.exists() or not told.read_text().endswith("\n"):
+        assert job.poll() is None
+        time.sleep(0.01)
+    assert told.read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
+    for child in psutil.Process(job.pid).children():
+        child.terminate()
+    assert job.wait(20) == 1
+
+
 def test_the_scripts_are_bash_and_ask_slurm_for_what_they_say():
-    assert all(subprocess.run(["bash", "-n", str(script)]).returncode == 0 for script in (SCRIPT, STUDY))
+    assert all(subprocess.run(["bash", "-n", str(script)]).returncode == 0 for script in (SCRIPT, STUDY, PREPARE))
     asked = [line.split()[1] for line in SCRIPT.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"--requeue", "--signal=B:USR1@600", "--open-mode=append", "--ntasks-per-node=1"} <= set(asked)

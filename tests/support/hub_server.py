@@ -95,6 +95,7 @@ class Hub:
         self.objects: dict[str, bytes] = {}
         self.faults: list[Fault] = []
         self.requests: list[str] = []
+        self.jobs: list[dict] = []  # specifications of `hf jobs run`; nothing runs them
         self.rate = rate  # bytes a second of uploads
         self.lock, self.server = threading.RLock(), None
         self.reserved = socket.socket()  # never listens, and keeps the port from other processes during an outage
@@ -194,6 +195,7 @@ ROUTES = [  # (method, path, handler, whether it writes)
     ("POST", FILE + r"\.git/info/lfs/objects/batch", "lfs_batch", True),
     ("POST", FILE + r"\.git/info/lfs/verify", "lfs_verify", True),
     ("PUT", r"/lfs/(?P<key>[0-9a-f]{64})", "lfs_put", False),
+    ("POST", r"/api/jobs/(?P<owner>[^/]+)", "job", True),
     ("GET", FILE + r"/resolve/(?P<rev>[^/]+)/(?P<path>.+)", "file", False),
 ]
 
@@ -304,6 +306,12 @@ class _Handler(BaseHTTPRequestHandler):
             "orgs": orgs,
             "auth": {"type": "access_token", "accessToken": {"displayName": "t", "role": role}},
         }
+
+    def job(self, user, query, owner):
+        """Write down what a job is to run, as Jobs does before it runs it."""
+        self.server.hub.jobs.append(json.loads(self.body))
+        job = f"job-{len(self.server.hub.jobs)}"
+        return {"id": job, "owner": {"id": "1", "name": owner, "type": "user"}, "status": {"stage": "SCHEDULING"}}
 
     def create(self, user, query):
         wanted = json.loads(self.body)

@@ -107,6 +107,10 @@ def test_one_run_over_all_layouts(settings, tmp_path, zero2, precision):
         assert f"start     step {step}" in result.stdout and (not before or "verified: probe loss" in result.stdout)
         found = losses(run, *names)
         assert expected.keys() == found.keys()
+        if name in ("fsdp2", "hsdp"):  # the plan decides what the launcher leaves open
+            assert "chosen    fsdp_reshard_after_forward false: faster, and fits" in result.stdout
+            events = read_jsonl(run / "events.jsonl")
+            assert [event["reshard_after_forward"] for event in events if "reshard_after_forward" in event] == [False]
         off = {key: abs(found[key] - expected[key]) / (expected[key] if key[1] == "grad_norm" else 1) for key in found}
         assert max(off.values()) <= tolerance, (name, off)
         layout = read_json(run / "checkpoint-5" / "manifest.json")["identity"]["layout"]
@@ -126,6 +130,31 @@ def start(name: str, argv: list[str], folder: Path, zero2: tuple[str, ...]):
     if name == "ddp":
         return launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", *argv)
     return launch_ranks(on_cpus(name, folder), *argv, through="tests/support/sharded_on_cpu.py")
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_a_rank_that_fails_alone_in_an_evaluation_keeps_no_other_waiting(settings, tmp_path, name):
+    """Whole copies of a model go on, with a record of it. A sharded model needs all ranks for a forward pass: they end
+    with the reason, at once, and the run goes on from the step before the evaluation.
+    """
+    few = {"max_steps": 2, "save_steps": 1, "eval_steps": 1, "sample_tokens": 0, "eval_windows": 4, "probe_windows": 1}
+    path = config_file(
+        tmp_path, settings, **few, output_dir=str(tmp_path / "run"), per_device_train_batch_size=4, step_timeout=100_000
+    )
+    launcher = on_cpus(name, tmp_path)
+    launcher.write_text(launcher.read_text().replace("reshard_after_forward: auto", "reshard_after_forward: true"))
+    result = launch_ranks(launcher, "--config", str(path), through="tests/support/failing_rank_1.py")
+    status, events = read_json(tmp_path / "run/status.json"), read_jsonl(tmp_path / "run/events.jsonl")
+    failures = [(event["at_step"], event["part"]) for event in events if event["event"] == "evaluation failed"]
+    evaluated = [entry["step"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry]
+    if name == "ddp":
+        assert result.returncode == 0 and status["status"] == "finished", result.stderr
+        assert failures == [(1, "validation loss")] and evaluated == [2]
+    else:
+        assert result.returncode != 0 and status["status"] == "unhealthy"
+        assert [event["reshard_after_forward"] for event in events if event["event"] == "started"] == [True]
+        assert "validation loss of the evaluation after step 1: rank 1 failed: this rank alone" in status["reason"]
+        assert read_json(tmp_path / "run/checkpoint-1/progress.json")["evaluation_due"] and evaluated == []
 
 
 def test_number_formats_of_gradients_and_losses(monkeypatch):
@@ -355,11 +384,11 @@ def test_layouts_are_read_from_accelerate_configs(tmp_path):
         "one_gpu": Layout(1, "none"),
         "cpu2": Layout(2, "ddp"),
         "ddp": Layout(8, "ddp"),
-        "fsdp2": Layout(8, "fsdp2"),
+        "fsdp2": Layout(8, "fsdp2", auto_reshard=True),
         "deepspeed_zero2": Layout(8, "zero2"),
-        "multi_node": Layout(16, "fsdp2"),
+        "multi_node": Layout(16, "fsdp2", auto_reshard=True),
         "multi_node_ddp": Layout(16, "ddp"),
-        "hsdp": Layout(16, "fsdp2", replicas=2, reshard=False),
+        "hsdp": Layout(16, "fsdp2", replicas=2, auto_reshard=True),
     }
     (tmp_path / "no.yaml").write_text(json.dumps({"a": 1}))
     for path in (tmp_path / "no.yaml", tmp_path / "none.yaml"):

@@ -1,6 +1,7 @@
 """The forecast of a step's memory against what the step really took, and what a plan says of it."""
 
 import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -153,7 +154,17 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
     )
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    arguments = SimpleNamespace(**{"plan_launch": None, "plan_mfu": 40.0, "block_size": 64, "async_save": True, **run})
+    arguments = SimpleNamespace(
+        **{
+            "plan_launch": None,
+            "plan_mfu": 40.0,
+            "plan_price": None,
+            "explicit_args": {},
+            "block_size": 64,
+            "async_save": True,
+            **run,
+        }
+    )
     return memory.forecast(load_model_config("tiny"), plan, layout, "bfloat16", False, training, arguments)
 
 
@@ -161,6 +172,10 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     lines, problems = planned(tmp_path, 10**9, 420, monkeypatch)
     assert problems == [] and lines[0].startswith("memory per device") and "H100:" in "".join(lines)
     assert lines[1].endswith("written while training goes on, from a copy of 11.4 MiB in this machine's memory")
+    assert "$" not in "".join(lines)
+    priced = "".join(planned(tmp_path, 10**9, 420, monkeypatch, plan_price=5.0)[0])
+    # 1e18 FLOP at 40 % of 989e12: 2,528 s
+    assert re.search(r"H100: 42\.\d min, \$3\.51 at \$5\.00 per GPU and hour", priced), priced
     monkeypatch.setattr(memory, "available_memory", lambda: 1)
     lines, _ = planned(tmp_path, 10**9, 420, monkeypatch)
     assert "training waits for each: the copy that one is written from takes 11.4 MiB of memory" in lines[1]
@@ -175,14 +190,31 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
 
 
 def test_the_plan_advises_on_resharding(tmp_path, monkeypatch):
-    def advice(room: int, reshard: bool) -> str:
-        layout = Layout(8, "fsdp2", reshard=reshard)
+    def advice(room: int, reshard: bool, auto: bool = False) -> str:
+        layout = Layout(8, "fsdp2", reshard=reshard, auto_reshard=auto)
         lines = planned(tmp_path, room, 420, monkeypatch, layout)[0]
         assert "accumulated gradients" in lines[0] and "FSDP2 over 8" in lines[0]
         return next(line for line in lines if line.startswith("resharding"))
 
     assert "false is faster, and fits" in advice(10**9, True) and "false, as it is" in advice(10**9, False)
     assert "true, as it is" in advice(1000, True) and "true saves up to 1.9 MiB" in advice(1000, False)
+    assert "auto gives false, which is faster, and fits" in advice(10**9, True, auto=True)
+    assert "auto gives true: false does not fit" in advice(1000, True, auto=True)
+
+
+@pytest.mark.parametrize(
+    "value, room, expected", [("auto", 10**9, "false"), ("auto", 1000, "true"), ("true", 10**9, None)]
+)
+def test_a_run_takes_the_plans_advice_where_the_launcher_leaves_it_open(monkeypatch, value, room, expected):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_RESHARD_AFTER_FORWARD", value)
+    monkeypatch.setattr(memory, "capacity", lambda device: room)
+    training = SimpleNamespace(device=torch.device("cpu"), activation_checkpointing=False)
+    plan = SimpleNamespace(parameters=10_000, micro_batch=1, accumulation=1)
+    run = SimpleNamespace(block_size=64, precision="float32", fused_loss=False)
+    said = memory.settle_resharding(shaped(), plan, training, run)
+    assert os.environ["FSDP_RESHARD_AFTER_FORWARD"] == (expected or value)
+    assert said is None if expected is None else said.startswith(f"fsdp_reshard_after_forward {expected}: ")
 
 
 def test_a_forecast_leaves_the_loss_whole():

@@ -3,6 +3,7 @@ stopped.
 """
 
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -462,6 +463,35 @@ def test_what_cannot_be_right_is_refused(sft, tmp_path, changes, message):
     with pytest.raises(Refusal, match=message):
         sft(tmp_path / "run", **changes)
     assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, bytes_per_weight, merged",
+    [
+        ({"merge_adapter": True, "base_hub_id": "org/base"}, (4, 0), True),
+        ({"use_lora": False, "publish_training_state": "final"}, (0, 2), False),
+    ],
+)
+def test_the_dry_run_tells_what_will_be_published(
+    sft, tmp_path, capsys, monkeypatch, changes, bytes_per_weight, merged
+):
+    """Checkpoints at 3, 6 and 8 steps: an adapter in float32, or the model in bfloat16; 12 bytes per weight of state."""
+    from llama_lite.formatting import size
+    from llama_lite.training.plan import STATE_BYTES
+
+    monkeypatch.setattr("run_sft.check_named_base", lambda *args: None)
+    sft(tmp_path / "run", "--dry_run", push_to_hub=True, hub_model_id="org/tuned", **changes)
+    said = capsys.readouterr().out
+    every, tuned = (int(number.replace(",", "")) for number in re.search(r"([\d,]+), of which ([\d,]+)", said).groups())
+    with_state = 3 if merged else 1
+    total = 3 * sum(n * count for n, count in zip(bytes_per_weight, (tuned, every), strict=True))
+    total += with_state * (12 * tuned + STATE_BYTES) + merged * 2 * (every - tuned)
+    model = f", and the merged model ({size(2 * (every - tuned))}) at the end" if merged else ""
+    line = (
+        f"publishes           3 revisions of org/tuned, {with_state} with training state{model}: {size(total)} in all; "
+    )
+    assert said.count(line) == 1, said
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

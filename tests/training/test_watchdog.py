@@ -72,9 +72,40 @@ def test_a_rank_that_failed_alone_does_not_wait_for_ever(watch):
     dog, wait = watch
     with dog.clock.during("evaluations"):
         assert not wait(5000)
-        with dog.expecting_others():
+        with dog.attempting("Samples"):
+            assert not wait(5000)
+            dog.fail_alone("no")
             assert not wait(100) and wait(1)
         assert not wait(5000)
+
+
+def test_a_lone_failure_of_a_sharded_model_ends_every_rank_that_waits(watch, monkeypatch):
+    from torch.distributed import HashStore
+
+    dog, _ = watch
+    other, store = Watchdog(dog.run, 0, dog.clock), HashStore()
+    monkeypatch.setattr(watchdog, "RANK", 1)
+    for one in (dog, other):
+        one.store, one.sharded, one.step = store, True, 6
+
+    def look(one: Watchdog, seconds: int) -> str | None:
+        return next(filter(None, (one._lone_failure(1.0) for _ in range(seconds))), None)
+
+    with dog.attempting("validation loss"), other.attempting("validation loss"):
+        assert look(dog, 5000) is None
+        dog.fail_alone("CUDA out of memory")
+        reasons = [(look(one, int(watchdog.ALONE) - 1), look(one, 1)) for one in (dog, other)]
+        assert [before for before, _ in reasons] == [None, None]
+        for _, reason in reasons:
+            assert reason.startswith(
+                "validation loss of the evaluation after step 6: rank 1 failed: CUDA out of memory. "
+            )
+    with other.attempting("Samples"):  # they all came to the end of the part, and the next one is another
+        assert look(other, 5000) is None
+        other.sharded = False
+        dog.parts = other.parts
+        dog.fail_alone("no")
+        assert look(other, 5000) is None
 
 
 class Ended(BaseException):

@@ -223,13 +223,15 @@ DESCRIPTIONS = {
         " their text"
     ),
     "embedded_next_sentence": (
-        "the beginning of a held-out documentation text, and four sentences of which one comes next"
+        "the beginning of a text of `embedded_docs`, and four sentences of which one comes next"
     ),
-    "embedded_docs": "documentation of installed packages that the demo's run holds out",
+    "embedded_docs": "documentation inside installed packages, from the part that a run on `installed-docs` holds out",
     "embedded_code": "functions of installed packages, without their documentation",
     "embedded_web": "project pages of installed packages, as PyPI shows them",
     "embedded_science": "questions of MMLU's sciences with their answer and its explanation",
-    "embedded_instructions": "questions about installed packages that the demo's tuning holds out, answered greedily",
+    "embedded_instructions": (
+        "questions about installed packages that a tuning on `installed-docs` holds out, answered greedily"
+    ),
     "embedded_humaneval": "the 164 problems of HumanEval, answered greedily; each program runs in a sandbox",
 }
 
