@@ -236,6 +236,7 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
     from llama_lite.evaluation import runner
     from llama_lite.evaluation.store import write_scores
     from model_card.card import write_card_or_reason
+    from model_card.report.page import write_report_or_reason
 
     task_args, output_args = args
     plain = [record for record in records if not record["factor"]]
@@ -245,6 +246,7 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
     for folder, own in runner.runs_of(found).items():
         runner.copy_to_run(out, folder, own)
         print_main(f"card      {write_card_or_reason(folder)}")
+        print_main(f"report    {write_report_or_reason(folder)}")
     if output_args.push_to_hub:
         from llama_lite.evaluation.push_scores import push_scores
 
@@ -252,6 +254,7 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
             push_scores(model, [record for record in plain if record["model"] == model.name])
     files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
     print_main(f"finished  {out}: {', '.join(files)}; {write_card_or_reason(out)}")
+    print_main(f"          scores and items: {write_report_or_reason(out)}")
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
 
 

@@ -569,10 +569,12 @@ def finish(run, steps: int, manifest: dict, dtype: str) -> None:
     from llama_lite.files import read_jsonl
     from llama_lite.hub.export import export_model
     from model_card.card import write_card_or_reason
+    from model_card.report.page import write_report_or_reason
 
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
-    card, bases = write_card_or_reason(run.path), manifest["baselines"]
+    card, page = write_card_or_reason(run.path), write_report_or_reason(run.path)
+    bases = manifest["baselines"]
     measured = [
         entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry and entry["step"] == steps
     ]
@@ -590,6 +592,7 @@ def finish(run, steps: int, manifest: dict, dtype: str) -> None:
             bits = last[f"eval_{name}_bits_per_byte"]
             print_main(f"          {name} {last[f'eval_{name}_loss']:.4f} ({bits:.4f} bits per byte){counts}")
     print_main(f"          model {run.path}, its card {card}")
+    print_main(f"          curves and samples: {page}")
     if measured and last["eval_loss"] > bases["unigram"]:
         print_main(
             "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it"

@@ -475,12 +475,13 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     from llama_lite.evaluation import before_after
     from llama_lite.files import write_json
     from model_card.card import write_card_or_reason
+    from model_card.report.page import write_report_or_reason
 
     record = before_after.compare(before, after) if after else {}
     if record:
         write_json(run.path / "before_after.json", record)
     run.ends("finished")
-    card = write_card_or_reason(run.path)
+    card, page = write_card_or_reason(run.path), write_report_or_reason(run.path)
     if (run.path / "merged").exists():
         write_card_or_reason(run.path / "merged")
     for row in record.get("shown", ()):
@@ -490,6 +491,7 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     if record:
         print_main(before_after.table(record))
     print_main(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
+    print_main(f"          curves and answers: {page}")
     if steps < FEW_STEPS:
         print_main(
             f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and"

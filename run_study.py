@@ -111,6 +111,7 @@ def report(study, path: Path, finished: list, out: Path) -> None:
     path: the study file. finished: every run. out: the study's folder.
     """
     from llama_lite.studies import analysis, registration
+    from model_card.report.page import write_report_or_reason
     from model_card.study import line_of, write_report
 
     controlled = analysis.check_controlled_variables(study, finished)
@@ -128,6 +129,7 @@ def report(study, path: Path, finished: list, out: Path) -> None:
     for row in results["comparison"]:
         print_main(line_of(row))
     print_main(f"finished  {written}, {', '.join(analysis.TABLES)}, records.json")
+    print_main(f"          curves and differences: {write_report_or_reason(out)}")
 
 
 def stop(number, frame) -> None:

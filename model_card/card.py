@@ -6,6 +6,7 @@ Same records, same bytes. What stands between the two marks `YOURS` is a person'
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import jinja2
@@ -119,6 +120,14 @@ def render(records: Records, repo: str | None = None) -> str:
         name: caption for name, (caption, _) in plots.items() if (records.folder / "figures" / f"{name}.png").exists()
     }
     facts = Facts(records, repo or next((row["repo"] for row in reversed(records.published)), None), captions)
+    head, *sections = section_texts(facts, ["head", *SECTIONS])
+    parts = [f"---\n{metadata(facts).to_yaml()}\n---", head, "\n".join([YOURS[0], YOURS[1]]), *sections]
+    text = "\n\n".join(part.strip() for part in parts if part.strip())
+    return re.sub(r"\n{3,}", "\n\n", text) + "\n"
+
+
+def section_texts(facts: Facts, names: Sequence[str]) -> list[str]:
+    """Sections of a card as Markdown, by the names of their templates: "head" and those of SECTIONS."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         trim_blocks=True,
@@ -128,7 +137,7 @@ def render(records: Records, repo: str | None = None) -> str:
     environment.filters |= {"number": number, "table": table, "quote": quote}
     values = {  # a template finds the values of each section under its name
         "f": facts,
-        "r": records,
+        "r": facts.r,
         "use": Use(facts),
         "data": Data(facts),
         "training": Training(facts),
@@ -137,15 +146,7 @@ def render(records: Records, repo: str | None = None) -> str:
         "intended": Intended(facts),
         "limits": Limits(facts),
     }
-    parts = [
-        f"---\n{metadata(facts).to_yaml()}\n---",
-        environment.get_template("head.md.j2").render(values),
-        "\n".join([YOURS[0], YOURS[1]]),
-    ]
-    for name in SECTIONS:
-        parts.append(environment.get_template(f"{name}.md.j2").render(values))
-    text = "\n\n".join(part.strip() for part in parts if part.strip())
-    return re.sub(r"\n{3,}", "\n\n", text) + "\n"
+    return [environment.get_template(f"{name}.md.j2").render(values) for name in names]
 
 
 def renew(text: str, old: str) -> str:

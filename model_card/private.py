@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-TEXTS = (".json", ".jsonl", ".md", ".csv", ".txt", ".jinja", ".yaml", ".yml")
+TEXTS = (".json", ".jsonl", ".md", ".csv", ".txt", ".jinja", ".yaml", ".yml", ".html")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
 DOCUMENTS = ("before.json", "chat_template.jinja")  # answers of a model, and the user's own format
 DOCUMENT_KEYS = ("samples", "prompt", "prompts", "sample_prompts", "answer", "text", "shown", "chat_template")

@@ -140,6 +140,7 @@ def main() -> None:
     print(
         f"          look at runs/{name}/README.md, runs/{name}-sft/README.md and runs/{name}-eval/README.md, the cards"
         " of what was made"
+        f"\n          open runs/{name}/report.html in a browser: curves, samples, and items along training"
         f"\n          talk to the model: python -m llama_lite chat runs/{name}-sft"
     )
     if arguments.record:

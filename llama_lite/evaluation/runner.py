@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import time
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+from model_card.report import items
+
 from ..data.tokenizer import tokenizer_record
 from ..digests import sha256
 from ..distributed import print_main
 from ..errors import Refusal
-from ..files import read_json, write_json
+from ..files import read_json, write_json, write_text
 from ..models import loading
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
@@ -218,8 +221,8 @@ def runs_of(models: list[Model]) -> dict[Path, list[str]]:
 
 
 def copy_to_run(out: Path, run: Path, model_names: list[str]) -> None:
-    """Copy an evaluation's tables to `RUN/evaluation/NAME`, where the run's card finds them. `model_names`: those of
-    its models that belong to the run.
+    """Copy an evaluation's tables to `RUN/evaluation/NAME`, where the run's card finds them, and its answers to items
+    without their texts. `model_names`: those of its models that belong to the run.
 
     They replace those of the same evaluation, recognized by the path of its folder. Where another evaluation has NAME,
     they go to NAME-2 (-3 ...), and a line says so.
@@ -243,6 +246,8 @@ def copy_to_run(out: Path, run: Path, model_names: list[str]) -> None:
     ):
         if (out / table).exists():
             shutil.copyfile(out / table, folder / table)
+    if grids := items.grids(out, read_json(out / "scores.json")):
+        write_text(folder / items.NAME, json.dumps(grids, separators=(",", ":")) + "\n")
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     run_id = read_json(run / "run.json")["id"]
     of_run = {"id": run_id, "models": model_names, "folder": path_digest, "files": files}

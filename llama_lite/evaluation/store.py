@@ -179,7 +179,8 @@ def harness_version() -> str:
 def samples_of(task: EvalTask, results: dict) -> list[dict]:
     """lm-eval's samples as records, one per item: its answer, its metrics, and the cluster of items that it belongs to.
 
-    `meant` is the index of the chosen option in the original task's order.
+    `meant` is the index of the chosen option in the original task's order; `gold` that of the right one in the order of
+    `nats`, left out where several are right. `subject` is the part of the task that an item says it belongs to.
     """
     records = []
     for leaf, rows in results["samples"].items():
@@ -197,6 +198,8 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
                     name: list(value) if isinstance(value, tuple) else value for name, value in metrics.items()
                 },
             }
+            if isinstance(subject := row["doc"].get("subject"), str):
+                record["subject"] = subject
             if leaf_task.OUTPUT_TYPE == "multiple_choice":
                 nats = [answer[0] for answer in row["filtered_resps"]]
                 options = (
@@ -211,6 +214,8 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
                 lengths = [len(option) for option in options] if "acc_norm" in metrics else [1] * len(options)
                 best = int(np.argmax(np.array(nats[: len(options)]) / np.array(lengths)))
                 record |= {"nats": nats, "meant": option_order[best], "options": len(options)}
+                if (gold := gold_index(row["target"], options)) is not None:
+                    record["gold"] = gold
             elif leaf_task.OUTPUT_TYPE == "generate_until":
                 record["answer"] = (
                     row["filtered_resps"][0]
@@ -219,6 +224,17 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
                 )
             records.append(record)
     return records
+
+
+def gold_index(target: object, options: list[str]) -> int | None:
+    """The index of the right option, from what lm-eval calls the target of an item: an index or the option's text. None
+    where it is neither, or several are right.
+    """
+    if isinstance(target, bool) or not isinstance(target, int | str):
+        return None
+    if target in options:
+        return options.index(target)
+    return int(target) if str(target).isdigit() and int(target) < len(options) else None
 
 
 def by_metric(samples: list[dict]) -> dict[str, list[dict]]:

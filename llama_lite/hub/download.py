@@ -224,9 +224,8 @@ def _commit_prepared(folder: Path, repo: str, private: bool | None, record: dict
     same = bool(published) and published["fingerprint"] == record["fingerprint"]
     if same and record["files"].keys() <= published["files"].keys():
         return head, False
-    if (published and not same) or (
-        not published and existing & set(record["files"])
-    ):  # other files that people keep there stay
+    is_other = not same if published else bool(existing & set(record["files"]))
+    if is_other:  # files of other names, which people keep there, stay
         raise Refusal(f"--prepared_hub_id {repo} holds other data, which is not overwritten: choose another name.")
     with tempfile.TemporaryDirectory() as temporary:
         staging = Path(temporary)

@@ -92,6 +92,8 @@ def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
         pair["difference"]
     ) < float(pair["high"])
     assert {path.name for path in (out / "figures").iterdir()} == {"trajectory.png", "generalisation.png"}
+    assert all((max(s["nats"]) == s["nats"][s["gold"]]) == s["metrics"]["acc"] and s["subject"] for s in samples)
+    assert '"embedded_mmlu_cloze"' in (out / "report.html").read_text()
     assert str(tmp_path).encode() not in b"".join(path.read_bytes() for path in (out / "samples").iterdir())
 
 
@@ -331,6 +333,8 @@ def test_evaluations_whose_folders_have_one_name_both_stay_in_a_run(evaluate, wh
     assert handed() == {"out": {"embedded_docs"}} and told() == [] and read_json(first)["of"] == record["of"]
     evaluate(tmp_path / "b/out", models=[str(run)], tasks=["embedded_web"])
     assert handed() == {"out": {"embedded_docs"}, "out-2": {"embedded_web"}}
+    assert [grid["task"] for grid in read_json(run / "evaluation/out-2/items.json")] == ["embedded_web"]
+    assert '"embedded_web"' in (run / "report.html").read_text()
     (line,) = told()
     assert "out-2: the folder of another evaluation has the name out, too, and its scores stay" in line
     evaluate(tmp_path / "b/out", models=[str(run)], tasks=["embedded_code"])

@@ -112,6 +112,9 @@ def test_a_study_compares_its_arms_in_pairs(made):
             and lost["against"] == "whole"
         )
     assert found["everything", "tokens until back"]["value"] == 0.0
+    assert (
+        f"<title>{read_json(out / 'study.json')['study']['title']}: report</title>" in (out / "report.html").read_text()
+    )
     report = (out / "report.md").read_text()
     assert (
         "| everything at 4 | whole | eval_loss | +0.0000 nats |" in report

@@ -177,8 +177,8 @@ def _blob_id(data: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-KIND = r"/api/(?P<kind>models|datasets)/(?P<name>[^/]+/[^/]+)"
-FILE = r"/(?:(?P<kind>datasets)/)?(?P<name>[^/]+/[^/]+)"
+KIND = r"/api/(?P<kind>models|datasets|spaces)/(?P<name>[^/]+/[^/]+)"
+FILE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<name>[^/]+/[^/]+)"
 ROUTES = [  # (method, path, handler, whether it writes)
     ("GET", r"/api/whoami-v2", "whoami", False),
     ("POST", r"/api/repos/create", "create", True),
@@ -322,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
                 f'You don\'t have the rights to create a {wanted.get("type", "model")} under the namespace "{owner}"',
             )
         name, hub = f"{owner}/{wanted['name']}", self.server.hub
-        url = f"{hub.url}/{'datasets/' if kind == 'datasets' else ''}{name}"
+        url = f"{hub.url}/{'' if kind == 'models' else f'{kind}/'}{name}"
         if (kind, name) in hub.repos:
             raise Error(409, "You already created this repo", url=url)
         repo = hub.repos[kind, name] = Repo(bool(wanted.get("private") or wanted.get("visibility") == "private"))
@@ -471,7 +471,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_batch(self, user, query, repo, kind, name):
         hub, wanted, found = self.server.hub, json.loads(self.body), []
-        prefix = "datasets/" if kind == "datasets" else ""
+        prefix = "" if kind == "models" else f"{kind}/"
         for entry in wanted["objects"]:
             actions = {
                 "upload": {"href": f"{hub.url}/lfs/{entry['oid']}"},

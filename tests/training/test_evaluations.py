@@ -13,7 +13,7 @@ from llama_lite.data.dataset import TokenWindows
 from llama_lite.evaluation import lm, store
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.run_folder import RunFolder
-from llama_lite.training import loss_trends, trainer
+from llama_lite.training import loss_trends, validation
 from llama_lite.training.callbacks import samples, task_scores
 from llama_lite.training.callbacks.health import Health
 from llama_lite.training.callbacks.progress import Progress
@@ -60,7 +60,7 @@ PLACES = [  # (owner, name, error): step N of the run meets the N-th in its eval
     (VerifiedTraining, "sum_of_ranks", ValueError),
     (PretrainTrainer, "_prepare_inputs", AttributeError),
     (TokenWindows, "__getitem__", OSError),
-    (trainer, "without_router_loss", TypeError),
+    (validation, "without_router_loss", TypeError),
     (PretrainTrainer, "log", OverflowError),
     (Progress, "on_log", UnicodeEncodeError),
     (RunFolder, "log", PermissionError),

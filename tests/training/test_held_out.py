@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llama_lite import files
-from llama_lite.training import sft_trainer
+from llama_lite.training import sft_trainer, validation
 from llama_lite.training import trainer as training_trainer
 
 WINDOWS = 13
@@ -25,7 +25,7 @@ def over_processes(monkeypatch):
         sums = []
         with monkeypatch.context() as patch:
             patch.setattr(trainer.args, "per_device_eval_batch_size", size)
-            patch.setattr(training_trainer, "WORLD_SIZE", processes)
+            patch.setattr(validation, "WORLD_SIZE", processes)
             patch.setattr(sft_trainer, "WORLD_SIZE", processes)
             patch.setattr(
                 trainer, "sum_of_ranks", lambda values: sums.append(values) or [max(value, 1) for value in values]
