@@ -275,9 +275,10 @@ def test_an_evaluation_is_kept_or_made_again(made, undrawn, capsys):
 
 @pytest.mark.parametrize("folder", ["run", "adapter", "evaluation"])
 def test_a_card_is_rendered_again(made, folder):
-    """Its measured numbers, which have a decimal point, are those of the card that was written then."""
+    """Its measured numbers, which have a decimal point, are those of the card that was written then. 0.5 was of the words
+    on AUROC, which a card has no more where the model did not read the kind of text that it is compared with."""
     stored = (DATA / made.name / folder / "README.md").read_text(encoding="utf-8")
     card = write(Path(folder)).read_text(encoding="utf-8")
     number = re.compile(r"\d[\d,]*\.\d+")
     then, now = (Counter(number.findall(text)) for text in (stored, card))
-    assert len(then) > 20 and not then - now
+    assert len(then) > 20 and not then - now - Counter({"0.5": 1})
