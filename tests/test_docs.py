@@ -225,8 +225,9 @@ def test_the_tables_are_what_was_measured():
 
 
 def test_the_figures_are_what_was_measured():
-    names = "kill outage resume prepare evaluate suggest demo".split()
-    kill, outage, resume, prepare, evaluate, suggest, demo = map(table.read, names)
+    names = "kill outage resume prepare evaluate suggest demo audit removal trace llama_cpp prepare_on_ray".split()
+    kill, outage, resume, prepare, evaluate, suggest, demo, *counted = map(table.read, names)
+    audit, removal, trace, llama_cpp, on_ray = counted
     minutes = {name: sum(machine["stages"]) / 60 for name, machine in demo["demo"].items()}
     hours = [run["of_the_hours"] for run in suggest["time"]]
     later, revisions, ids = resume["late"]["later_by"], evaluate["many_revisions"], prepare["ids"]
@@ -238,11 +239,15 @@ def test_the_figures_are_what_was_measured():
     both = [
         f"{kill['equal']} of {kill['runs']}, bit for bit",
         f"{outage['runs'] - len(outage['wrong'])} of {outage['runs']} runs",
+        f"{audit['honest']['verdicts']['equal, bit for bit']} of {audit['honest']['segments']} honest segments equal bit",
+        f"{audit['forged']['found']} of {audit['forged']['forgeries']} forgeries found",
+        f"{removal['equal']} of {removal['lists']} ",
+    ]
+    evidence = [
         f"{prepare['speed_a_core_to_plain_on_all_cores']:.2f}x with two workers",
         f"{prepare['speed_of_one_worker_to_plain']:.2f}x with one",
         f"{revisions['times_faster_than_commands']:.0f}x",
-    ]
-    evidence = [
+        "{equal} of {prompts} greedy texts".format(**llama_cpp["demo"]["formats"]["float32"]["greedy"]),
         f"{ids['equal_gpt2']:,} of {ids['documents']:,} documents",
         f"{to_map:.1f}x `datasets.map`",
         f"{opened['seconds']:.2f} s, {opened['peak_mib']} MiB",
@@ -257,6 +262,9 @@ def test_the_figures_are_what_was_measured():
         f"{choices[0]:.2f}x the items per second",
         f"{choices[1]:.2f}x for SmolLM2-135M",
         f"{min(hours):.2f} to {max(hours):.2f} of the requested time",
+        f"of {trace['passages']['planted']:,} passages",
+        f"{trace['passages']['right_reads']:,} were found",
+        f"{on_ray['small']['equal']} of {on_ray['small']['texts']} texts",
         f"{minutes['AVX512-BF16']:.1f} minutes in bfloat16, {minutes['AVX2']:.1f} with AVX2 alone",
     ]
     starting = [
@@ -264,7 +272,7 @@ def test_the_figures_are_what_was_measured():
         f"and {minutes['AVX2']:.0f} minutes",
     ]
     stated = {
-        "README.md": both + starting,
+        "README.md": [*both, *starting, "{right_reads:,} of {planted:,} planted".format(**trace["passages"])],
         "docs/evidence.md": both + evidence,
         "docs/getting-started.md": starting,
         "docs/hub.md": [f"a step took {outage['step_time_publishing_to_not']:.2f}x the time"],
