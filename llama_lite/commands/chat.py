@@ -16,6 +16,7 @@ import itertools
 import math
 import os
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -94,6 +95,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def main(argv: list[str]) -> None:
     """Answer the prompt, or the messages of the terminal or pipe."""
     arguments = parse(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background commands with it ignored
     try:
         conversations = load(arguments)
         if arguments.prompt is not None:

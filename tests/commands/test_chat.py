@@ -5,9 +5,11 @@ import io
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import sys
 import termios
+import threading
 
 import pytest
 import torch
@@ -94,6 +96,12 @@ def endless(base, tmp_path):
     return tmp_path / "endless"
 
 
+def as_background_command() -> None:
+    """Give the process the terminal, and ignore SIGINT as a shell does for a command that ends in `&`."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def test_in_a_terminal_ctrl_c_ends_an_answer_and_ctrl_d_the_program(endless):
     master, slave = pty.openpty()
     command = [
@@ -114,9 +122,11 @@ def test_in_a_terminal_ctrl_c_ends_an_answer_and_ctrl_d_the_program(endless):
         stdout=slave,
         stderr=slave,
         start_new_session=True,
-        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=as_background_command,
     )
     os.close(slave)
+    limit = threading.Timer(600, process.kill)  # after which reading raises OSError
+    limit.start()
     shown = ""
 
     def until(text: str, after: int = 0) -> int:
@@ -143,6 +153,7 @@ def test_in_a_terminal_ctrl_c_ends_an_answer_and_ctrl_d_the_program(endless):
         os.write(master, b"\x04")
         assert process.wait(timeout=600) == 0
     finally:
+        limit.cancel()
         process.kill()
         os.close(master)
         shutil.rmtree(endless)
