@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from llama_lite.folder_kinds import check_folder
     from llama_lite.provenance import provenance
-    from llama_lite.studies import analysis, registration, runner, spec
+    from llama_lite.studies import analysis, publish, registration, runner, spec
     from llama_lite.studies.cost import lines
     from llama_lite.training.preflight import check_folders
 
@@ -102,7 +102,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     report(study, Path(arguments.config), everything, out)
     if arguments.push_to_hub:
-        analysis.push(out, arguments.hub_model_id)
+        publish.push(out, arguments.hub_model_id)
 
 
 def report(study, path: Path, finished: list, out: Path) -> None:

@@ -31,6 +31,7 @@ from ..hub.client import (
     to_hub_error,
     token,
 )
+from ..hub.commits import TRIES, commit_files
 from ..hub.revision import REVISION, STEP_PREFIX, as_record
 from ..models.references import Located
 from .resolve import Model
@@ -38,7 +39,6 @@ from .store import COLUMNS, rows_of
 
 TABLE, RESULTS = "scores.csv", ".eval_results"
 ERRORS = ("stderr", "low", "high", "clusters")  # of a score, as a version of this package estimates them
-TRIES = 5  # while others write to main
 TITLE = "Scores of "  # first words of this project's commits of scores
 HARNESS_URL = "https://github.com/EleutherAI/lm-evaluation-harness"  # source of this project's results in a card
 
@@ -68,8 +68,6 @@ def push_scores(model: Model, records: list[dict]) -> None:
 
 def _push(located: Located, model: Model, records: list[dict]) -> bool:
     """One try; False when main moved meanwhile."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     head = commit_of(Reference(located.repo, "main"))
     entries = files_of(located.repo, head)
     _check_commits(located, records, head)
@@ -112,13 +110,11 @@ def _push(located: Located, model: Model, records: list[dict]) -> bool:
             print_main(
                 f"hub       {name} on main of {located.repo} is somebody else's and stays: the score is in {TABLE}"
             )
-        operations = [CommitOperationAdd(name, str(path)) for name, path in (merged_files | changed).items()]
-        title = f"{TITLE}{located.revision or 'main'}"
         try:
-            HfApi().create_commit(located.repo, operations, commit_message=title, revision="main", parent_commit=head)
-        except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
-            if getattr(getattr(error, "response", None), "status_code", None) == 412:
+            title = f"{TITLE}{located.revision or 'main'}"
+            if not commit_files(located.repo, merged_files | changed, title, head):
                 return False
+        except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
             raise to_hub_error(error) from None
     print_main(f"hub       scores of {model.name} are on main of {located.repo}")
     return True

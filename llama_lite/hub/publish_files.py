@@ -3,25 +3,14 @@
 import tempfile
 from pathlib import Path
 
-from model_card.card import CardError
+from model_card.metadata import CardError
 
 from ..errors import Refusal
 from ..files import write_text
-from .client import (
-    HubPermissionError,
-    HubUnavailable,
-    Reference,
-    check_no_private_values,
-    commit_of,
-    fetch,
-    files_of,
-    foreign_files,
-    to_hub_error,
-    token,
-)
+from .client import Reference, check_no_private_values, commit_of, fetch, files_of, foreign_files, token
+from .commits import TRIES, commit_files, hub_errors_as_refusals
 from .repository import keep_user_text
 
-TRIES = 5  # while others write to main
 OF_A_RUN = ("checkpoints.csv", "config.json", "adapter_config.json", "model.safetensors")
 
 
@@ -38,24 +27,17 @@ def publish_files(argument: str, repo: str, files: dict[str, Path], title: str, 
     disable_progress_bars()
     if token() is None:
         raise Refusal(f"{argument}: no token: run `hf auth login`, or set HF_TOKEN.")
-    way = "The files are kept here; run the same command again."
-    try:
+    kept = "The files are kept here; run the same command again."
+    with hub_errors_as_refusals(f"{argument} {repo}", kept):
         HfApi().create_repo(repo, private=private, exist_ok=True)
         for _ in range(TRIES):
             if (sent := _commit(argument, repo, files, title)) is not None:
                 return sent
-    except Refusal:
-        raise
-    except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
-        failure = error if isinstance(error, HubUnavailable | HubPermissionError | CardError) else to_hub_error(error)
-        raise Refusal(f"{argument} {repo}: {failure}. {way}") from None
-    raise Refusal(f"{argument} {repo}: main kept changing. {way}")
+    raise Refusal(f"{argument} {repo}: main kept changing. {kept}")
 
 
 def _commit(argument: str, repo: str, files: dict[str, Path], title: str) -> bool | None:
     """One commit of the files that differ: whether there were any, None where main moved meanwhile."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     head = commit_of(Reference(repo, "main"))
     there = files_of(repo, head)
     if of_a_run := [name for name in OF_A_RUN if name in there]:
@@ -66,7 +48,10 @@ def _commit(argument: str, repo: str, files: dict[str, Path], title: str) -> boo
     with tempfile.TemporaryDirectory() as folder:
         if "README.md" in there:
             old = fetch(Reference(repo), head, "README.md", Path(folder) / "old").read_text("utf-8", errors="replace")
-            text = keep_user_text(files["README.md"].read_text(encoding="utf-8"), old)
+            try:
+                text = keep_user_text(files["README.md"].read_text(encoding="utf-8"), old)
+            except CardError as error:
+                raise Refusal(f"{argument} {repo}: {error}. The files are kept here.") from None
             files = {**files, "README.md": Path(folder) / "README.md"}
             write_text(files["README.md"], text)
         check_no_private_values(files)
@@ -76,12 +61,6 @@ def _commit(argument: str, repo: str, files: dict[str, Path], title: str) -> boo
                 f"{argument} {repo} holds {', '.join(foreign[:3])} of somebody else, which is not written over: choose"
                 " another name, or rename it there. The files are kept here."
             )
-        operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
-        try:
-            if operations:
-                HfApi().create_commit(repo, operations, commit_message=title, revision="main", parent_commit=head)
-        except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
-            if getattr(getattr(error, "response", None), "status_code", None) == 412:
-                return None
-            raise
-    return bool(operations)
+        if not commit_files(repo, changed, title, head):
+            return None
+    return bool(changed)

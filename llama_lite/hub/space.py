@@ -7,22 +7,10 @@ from pathlib import Path
 
 from ..errors import Refusal
 from ..files import write_text
-from .client import (
-    HubPermissionError,
-    HubUnavailable,
-    Reference,
-    check_no_private_values,
-    commit_of,
-    fetch,
-    files_of,
-    foreign_files,
-    last_titles,
-    to_hub_error,
-    token,
-)
+from .client import Reference, check_no_private_values, commit_of, fetch, files_of, foreign_files, last_titles, token
+from .commits import TRIES, commit_files, hub_errors_as_refusals
 
 COMMIT_TITLE = "Report"
-TRIES = 5  # while others write to the Space
 INITIAL = "initial commit"  # title of the Hub's own first commit
 README = """---
 title: {title}
@@ -53,15 +41,11 @@ def push_page(repo: str, page: Path, private: bool = False) -> str:
     if token() is None:
         raise Refusal("--push_report needs a token: run `hf auth login`, or set HF_TOKEN.")
     _check_private(page)
-    try:
+    kept = "The page is kept; run the same command again."
+    with hub_errors_as_refusals(f"--push_report {repo}", kept):
         HfApi().create_repo(repo, repo_type="space", space_sdk="static", private=private or None, exist_ok=True)
         if not any(_push(repo, page, commit_of(Reference(repo), "space")) for _ in range(TRIES)):
-            raise Refusal(f"--push_report {repo} kept changing. The page is kept; run the same command again.")
-    except Refusal:
-        raise
-    except Exception as error:  # the client raises its own, httpx2's and OSError
-        failure = error if isinstance(error, HubUnavailable | HubPermissionError) else to_hub_error(error)
-        raise Refusal(f"--push_report {repo}: {failure}. The page is kept; run the same command again.") from None
+            raise Refusal(f"--push_report {repo} kept changing. {kept}")
     return f"{ENDPOINT}/spaces/{repo}"
 
 
@@ -76,8 +60,6 @@ def _check_private(page: Path) -> None:
 
 def _push(repo: str, page: Path, head: str) -> bool:
     """One commit upon `head`; False when the Space moved meanwhile. Raises Refusal and the client's errors."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     with tempfile.TemporaryDirectory() as folder:
         files = {"index.html": page}
         if _may_write_readme(repo, head, Path(folder)):
@@ -88,17 +70,7 @@ def _push(repo: str, page: Path, head: str) -> bool:
             raise Refusal(
                 f"--push_report {repo} holds a page of somebody else, which is not written over: choose another name."
             )
-        operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
-        try:
-            if operations:
-                HfApi().create_commit(
-                    repo, operations, commit_message=COMMIT_TITLE, repo_type="space", parent_commit=head
-                )
-        except Exception as error:  # the client raises its own, httpx2's and OSError
-            if getattr(getattr(error, "response", None), "status_code", None) == 412:
-                return False
-            raise
-    return True
+        return commit_files(repo, changed, COMMIT_TITLE, head, "space")
 
 
 def _may_write_readme(repo: str, head: str, folder: Path) -> bool:

@@ -4,13 +4,8 @@ import collections
 import csv
 import dataclasses
 import math
-import tempfile
 from pathlib import Path
 
-import yaml
-
-from model_card.card import YOURS
-from model_card.metadata import CardError
 from model_card.records import metric_key
 
 from ..checkpoint.identity import differences
@@ -20,22 +15,9 @@ from ..config.fields import names
 from ..config.pretrain import CurationArguments, DataArguments, ModelArguments
 from ..config.sft import AdapterArguments, BaseArguments, RowArguments
 from ..digests import sha256, sha256_of
-from ..distributed import print_main
 from ..errors import Refusal
 from ..evaluation.statistics import holm
-from ..files import read_json, read_jsonl, write_json, write_text
-from ..hub.client import (
-    HubPermissionError,
-    HubUnavailable,
-    Reference,
-    check_no_private_values,
-    commit_of,
-    fetch,
-    foreign_files,
-    last_titles,
-    to_hub_error,
-)
-from ..hub.repository import keep_user_text
+from ..files import read_json, read_jsonl, write_json
 from ..training import loss_trends
 from . import contrasts, inference, items
 from .runner import is_done, launch, seconds_of
@@ -43,14 +25,6 @@ from .spec import Arm, Study, StudyRun, base_of, evaluation_argv
 
 RUN_COLUMNS = ("arm", "at", "seed", "step", "tokens", "metric", "value")
 AFTER = 10  # logged losses after a resume in which a spike is searched, and over which recovery is averaged
-
-REPORT_HEAD = (  # a dataset card's
-    "---\ntags: [llama-lite, study]\nconfigs:\n- config_name: results\n  data_files: results.csv\n---\n\n"
-)
-COMMIT_TITLE = "Report of a study"
-TRIES = 5  # while others write to the repository
-
-TABLES = ("results.csv", "comparison.json", "contrasts.json")  # what is published beside the report
 
 BACK = 0.005  # nats: a mean excess below this counts as recovered
 
@@ -477,89 +451,3 @@ def until_decided(study: Study, every: list[StudyRun]) -> tuple[Study, list[Stud
         ):
             return part, runs
     return study, every
-
-
-def push(out: Path, repo: str) -> None:
-    """Push report, results and figures of a study to a dataset repository on the Hub, in one commit. What others wrote
-    around the report and into the card's metadata stays. Raises Refusal, also where the repository has other files of
-    the same names.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().create_repo(repo, repo_type="dataset", exist_ok=True)
-        if not any(_push(out, repo, commit_of(Reference(repo), "dataset")) for _ in range(TRIES)):
-            raise Refusal(f"--hub_model_id {repo} kept changing. The report is kept; run the same command again.")
-    except Refusal:
-        raise
-    except Exception as error:  # the client raises its own, httpx2's and OSError
-        failure = error if isinstance(error, HubUnavailable | HubPermissionError) else to_hub_error(error)
-        raise Refusal(f"--hub_model_id {repo}: {failure}. The report is kept; run the same command again.") from None
-    print_main(f"hub       {repo} holds the report")
-
-
-def _push(out: Path, repo: str, head: str) -> bool:
-    """One commit upon `head`; False when the repository moved meanwhile. Raises Refusal and the client's errors."""
-    from huggingface_hub import CommitOperationAdd, HfApi
-
-    paths = (*map(out.joinpath, TABLES), *sorted((out / "figures").glob("*.png")))
-    files = {str(path.relative_to(out)): path for path in paths if path.exists()}
-    with tempfile.TemporaryDirectory() as folder:
-        files["README.md"] = Path(folder) / "README.md"
-        write_text(files["README.md"], _card(out, repo, head, Path(folder)))
-        check_no_private_values(files)
-        changed, foreign = foreign_files(repo, head, files, COMMIT_TITLE, "dataset")
-        if foreign:
-            raise Refusal(
-                f"--hub_model_id {repo} holds {', '.join(foreign[:3])} of somebody else, which is not written over:"
-                " choose another name, or rename it there. The report stays here."
-            )
-        operations = [CommitOperationAdd(name, str(path)) for name, path in changed.items()]
-        try:
-            if operations:
-                HfApi().create_commit(
-                    repo, operations, commit_message=COMMIT_TITLE, repo_type="dataset", parent_commit=head
-                )
-        except Exception as error:  # the client raises its own, httpx2's and OSError
-            if getattr(getattr(error, "response", None), "status_code", None) == 412:
-                return False
-            raise
-    return True
-
-
-def _card(out: Path, repo: str, head: str, folder: Path) -> str:
-    """The dataset card of a study's report, with what others wrote into the card at `head`. Raises Refusal where that
-    is the report of another study.
-    """
-    report = (out / "report.md").read_text(encoding="utf-8")
-    text = f"{REPORT_HEAD}{report}\n\n{chr(10).join(YOURS)}\n"
-    title = last_titles(repo, head, ["README.md"], "dataset").get("README.md")
-    if title is None:
-        return text
-    old = fetch(Reference(repo), head, "README.md", folder / "old", "dataset").read_text("utf-8", errors="replace")
-    old_title = _study_title(old)
-    if old_title not in (None, _study_title(text)):
-        raise Refusal(
-            f"--hub_model_id {repo} holds the report of another study ({old_title}), which is not written over: choose"
-            " another name."
-        )
-    if old_title and title == COMMIT_TITLE and YOURS[0] not in old:
-        return text  # as earlier versions wrote it: nothing of others is in it
-    try:
-        return keep_user_text(text, old)
-    except CardError as error:
-        raise Refusal(f"--hub_model_id {repo}: {error}") from None
-
-
-def _study_title(card: str) -> str | None:
-    """Title of the study whose report a dataset card is; None for any other card."""
-    from huggingface_hub import RepoCard
-
-    try:
-        parsed = RepoCard(card)
-    except (ValueError, yaml.YAMLError):
-        return None
-    tags = parsed.data.to_dict().get("tags")
-    if not isinstance(tags, list) or not {"llama-lite", "study"} <= set(map(str, tags)):
-        return None
-    return next((line for line in parsed.text.splitlines() if line.startswith("# ")), None)

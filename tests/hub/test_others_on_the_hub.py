@@ -22,7 +22,7 @@ from llama_lite.hub.client import HubUnavailable
 from llama_lite.hub.repository import Repository
 from llama_lite.hub.revision import FORMAT, newest_first, step_of, tag_of
 from llama_lite.models import references
-from llama_lite.studies import analysis
+from llama_lite.studies import publish as study_report
 
 IDENTITY = {kind: {} for kind in ("model", "hyperparameters", "data", "layout", "environment")}
 CARD = "---\nlicense: mit\n---\n\n# A card\n\n<!-- yours: begin -->\n<!-- yours: end -->\n"
@@ -456,7 +456,7 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, shared_repo, tmp_p
 def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, shared_repo, tags, expected):
     name, there = shared_repo
     there.tags |= dict.fromkeys(tags, there.branches["main"])
-    assert resolve._expand_steps(f"{name}@step-*") == [f"{name}@{tag}" for tag in expected]
+    assert resolve._expand_steps(f"{name}@step-*", "--models") == [f"{name}@{tag}" for tag in expected]
 
 
 def test_scores_that_others_put_there_stay(hub, shared_repo, tmp_path, capsys):
@@ -513,7 +513,7 @@ def test_what_others_keep_beside_a_studys_report_stays(hub, tmp_path):
     def push(title: str, results: bytes) -> dict[str, bytes]:
         write_text(out / "report.md", f"# {title}\n\n{results.decode()}")
         (out / "results.csv").write_bytes(results)
-        analysis.push(out, name)
+        study_report.push(out, name)
         return hub.files(name, kind="datasets")
 
     (out / "figures").mkdir(parents=True)
@@ -540,7 +540,7 @@ def test_what_others_keep_beside_a_studys_report_stays(hub, tmp_path):
     assert hub.files(name, kind="datasets") == {**files, "results.csv": b"theirs"}
 
     put_theirs(results__csv=b"theirs", README__md=b"")
-    earlier = (analysis.REPORT_HEAD + "# One\n\nold").encode()  # as versions without the marks wrote it
+    earlier = (study_report.REPORT_HEAD + "# One\n\nold").encode()  # as versions without the marks wrote it
     entries = {path: (hub.store(data), len(data), False) for path, data in {**files, "README.md": earlier}.items()}
-    there.commit("main", entries, analysis.COMMIT_TITLE)
+    there.commit("main", entries, study_report.COMMIT_TITLE)
     assert push("One", b"third")["README.md"].decode().endswith("third\n\n<!-- yours: begin -->\n<!-- yours: end -->\n")
