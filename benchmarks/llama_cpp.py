@@ -141,7 +141,12 @@ def compare_greedy(server: LlamaServer, model, eos_id: int, prompts: list[list[i
     """How many continuations are equal, differ, or part where the two likeliest tokens are within TIE."""
     batch = torch.tensor(prompts)
     generated = model.generate(
-        input_ids=batch, attention_mask=torch.ones_like(batch), max_new_tokens=new, do_sample=False, pad_token_id=eos_id
+        input_ids=batch,
+        attention_mask=torch.ones_like(batch),
+        max_new_tokens=new,
+        do_sample=False,
+        pad_token_id=eos_id,
+        trust_remote_code=False,
     )
     counts = {"prompts": len(prompts), "equal": 0, "ties": 0, "different": 0}
     for ids, row in zip(prompts, generated[:, batch.shape[1] :].tolist(), strict=True):

@@ -119,7 +119,9 @@ def passages(folder: Path, count: int, block: int = 128, per_step: int = 16) -> 
     held = manifest["splits"]["validation"]["tokens"]
     steps = int(1.5 * (manifest["splits"]["train"]["tokens"] // block // per_step))
     trace = Trace(str(write_run(folder / "planted-run", folder / "planted", block, per_step, steps, True)), [], [])
-    spans = expected_matches(text, planted, AutoTokenizer.from_pretrained(folder / "planted/tokenizer"))
+    spans = expected_matches(
+        text, planted, AutoTokenizer.from_pretrained(folder / "planted/tokenizer", trust_remote_code=False)
+    )
     read, counts = walk(manifest, block, per_step, steps), dict.fromkeys(("document", "tokens", "reads"), 0)
     invented = of_validation = absent = 0
     sys.stderr = open(os.devnull, "w")  # which says each time that a text is in no document
@@ -271,7 +273,8 @@ def scan(folder: Path, megabytes: int, count: int) -> dict:
     np.save(folder / "scan" / shard["name"], tokens)
     shard["tokens"] = manifest["splits"]["train"]["tokens"] = len(tokens)
     manifest = add_fingerprint({name: value for name, value in manifest.items() if name != "digest"})
-    search = TextSearch(folder / "scan", manifest, PreTrainedTokenizerFast.from_pretrained(folder / "scan/tokenizer"))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder / "scan/tokenizer", trust_remote_code=False)
+    search = TextSearch(folder / "scan", manifest, tokenizer)
     rng, speeds = np.random.default_rng(3), []
     while len(speeds) < count:
         first = int(rng.integers(0, len(once) - 60))

@@ -54,7 +54,13 @@ OVERRIDES = {  # (our class, the one that it extends): the methods that it overr
     (health.Health, TrainerCallback): {"on_evaluate"},
     (samples.Samples, TrainerCallback): {"on_evaluate"},
     (task_scores.TaskScores, TrainerCallback): {"on_evaluate"},
-    (lm.SharedContextLM, HFLM): {"apply_chat_template", "loglikelihood_rolling", "_loglikelihood_tokens"},
+    (lm.SharedContextLM, HFLM): {
+        "apply_chat_template",
+        "loglikelihood_rolling",
+        "_loglikelihood_tokens",
+        "generate_until",
+        "_model_generate",
+    },
 }
 CALLBACKS = (trainer.ResumeStateCallback, progress.Progress, health.Health)
 LOADING = {"_load_from_checkpoint", "_load_optimizer_and_scheduler", "_load_rng_state"}
@@ -180,7 +186,7 @@ def test_each_override_of_lm_evals_model_is_called(base, calls):
     tokenizer = AutoTokenizer.from_pretrained(base)
     template.set_chat_template(tokenizer)
     model = lm.SharedContextLM(AutoModelForCausalLM.from_pretrained(base).eval(), tokenizer)
-    for name, chat in (("embedded_next_sentence", True), ("embedded_docs", False)):
+    for name, chat in (("embedded_next_sentence", True), ("embedded_docs", False), ("embedded_instructions", True)):
         (task,) = registry.build([name], {}, {}, chat)
         items = store.chosen(task, 2, 0)
         lm.run(model, {leaf: task.leaves[leaf] for leaf in items}, items, 0, chat, False)
