@@ -236,6 +236,10 @@ def test_the_figures_are_what_was_measured():
     choices = [measured["times_faster_than_the_best_batch_size"] for measured in asked]
     opened, seconds = prepare["scale"]["opened"], prepare["seconds"]
     to_map = statistics.median(seconds["datasets_map"]) / statistics.median(seconds["ours"])
+    evaluations = (json.loads(line) for line in (ROOT / "benchmarks/demo/log.jsonl").read_text().splitlines())
+    last = [entry for entry in evaluations if "eval_loss" in entry][-1]
+    shown = f"step {last['step']}/900 validation {last['eval_loss']:.4f} {last['eval_bits_per_byte']:.4f} bits/byte"
+    tuned = json.loads((ROOT / "benchmarks/demo/before_after.json").read_text())
     both = [
         f"{kill['equal']} of {kill['runs']}, bit for bit",
         f"{outage['runs'] - len(outage['wrong'])} of {outage['runs']} runs",
@@ -266,8 +270,10 @@ def test_the_figures_are_what_was_measured():
         f"{trace['passages']['right_reads']:,} were found",
         f"{on_ray['small']['equal']} of {on_ray['small']['texts']} texts",
         f"{minutes['AVX512-BF16']:.1f} minutes in bfloat16, {minutes['AVX2']:.1f} with AVX2 alone",
+        f"{4.768 - last['eval_loss']:.2f} nats below bigram counts",
     ]
     starting = [
+        shown,
         f"{minutes['AVX512-BF16']:.0f} minutes on two cores with bfloat16",
         f"and {minutes['AVX2']:.0f} minutes",
     ]
@@ -275,6 +281,10 @@ def test_the_figures_are_what_was_measured():
         "README.md": [*both, *starting, "{right_reads:,} of {planted:,} planted".format(**trace["passages"])],
         "docs/evidence.md": both + evidence,
         "docs/getting-started.md": starting,
+        "docs/instruction-tuning.md": [
+            f"{row['before']:.3f} {row['after']:.3f} {row['difference']['value']:+.3f}"
+            for row in (tuned["answer_loss"], tuned["end_of_text_loss"])
+        ],
         "docs/hub.md": [f"a step took {outage['step_time_publishing_to_not']:.2f}x the time"],
     }
     words = {page: " ".join(PAGES[page].split()) for page in stated}
