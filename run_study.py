@@ -110,7 +110,7 @@ def report(study, path: Path, finished: list, out: Path) -> None:
 
     path: the study file. finished: every run. out: the study's folder.
     """
-    from llama_lite.studies import analysis, registration
+    from llama_lite.studies import analysis, publish, registration
     from model_card.report.page import write_report_or_reason
     from model_card.study import line_of, write_report
 
@@ -128,7 +128,7 @@ def report(study, path: Path, finished: list, out: Path) -> None:
     written = write_report(out, dataclasses.asdict(study), rows, results, records)
     for row in results["comparison"]:
         print_main(line_of(row))
-    print_main(f"finished  {written}, {', '.join(analysis.TABLES)}, records.json")
+    print_main(f"finished  {written}, {', '.join(publish.TABLES)}, records.json")
     print_main(f"          curves and differences: {write_report_or_reason(out)}")
 
 
