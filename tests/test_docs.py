@@ -228,6 +228,7 @@ def test_the_figures_are_what_was_measured():
     names = "kill outage resume prepare evaluate suggest demo audit removal trace llama_cpp prepare_on_ray".split()
     kill, outage, resume, prepare, evaluate, suggest, demo, *counted = map(table.read, names)
     audit, removal, trace, llama_cpp, on_ray = counted
+    mixture, page = table.read("mixture"), table.read("report")
     minutes = {name: sum(machine["stages"]) / 60 for name, machine in demo["demo"].items()}
     hours = [run["of_the_hours"] for run in suggest["time"]]
     later, revisions, ids = resume["late"]["later_by"], evaluate["many_revisions"], prepare["ids"]
@@ -269,6 +270,10 @@ def test_the_figures_are_what_was_measured():
         f"of {trace['passages']['planted']:,} passages",
         f"{trace['passages']['right_reads']:,} were found",
         f"{on_ray['small']['equal']} of {on_ray['small']['texts']} texts",
+        f"at most {max(row['more'] for row in mixture['microseconds_per_window']):.2f} µs more",
+        f"{trace['scan']['median_megabytes_per_second'] / 1000:.1f} GB of tokens per second",
+        f"the slowest {trace['scan']['slowest_megabytes_per_second'] / 1000:.1f} ",
+        f"made in {page['made_seconds']:.2f} s, drawn in headless Chromium in {page['drawn_seconds']:.2f} s",
         f"{minutes['AVX512-BF16']:.1f} minutes in bfloat16, {minutes['AVX2']:.1f} with AVX2 alone",
         f"{4.768 - last['eval_loss']:.2f} nats below bigram counts",
     ]
