@@ -13,7 +13,6 @@ import jinja2
 import yaml
 from huggingface_hub import DatasetCardData, ModelCard, ModelCardData, RepoCard
 
-from . import figures
 from .facts import Facts
 from .formatting import number, quote, table
 from .metadata import CardError, check_metadata
@@ -76,6 +75,8 @@ def draw(records: Records) -> None:
 
 def pictures(records: Records) -> dict[str, tuple[str, object]]:
     """{name: (caption, function that draws it to a path)} of every figure for which there are records."""
+    from . import figures  # matplotlib, which a run needs at its first card, not at its start
+
     plots = {}
     if records.trained:
         resumed = [event["step"] for event in records.events if event["event"] == "resumed"]
