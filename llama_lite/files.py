@@ -217,6 +217,13 @@ class FolderLock:
                 time.sleep(0.1)
         self.mark("running")
 
+    def __enter__(self) -> "FolderLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.release()
+
     def _owner(self) -> dict:
         self.file.seek(0)
         try:

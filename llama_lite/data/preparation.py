@@ -318,9 +318,7 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
 
         cluster_address()  # refused before anything is written
     recipe = build_recipe(data, rules, text.content)
-    lock = FolderLock(folder, "prepare")
-    lock.acquire()
-    try:
+    with FolderLock(folder, "prepare"):
         begun, progress = _read_recipe(folder), read_progress(folder)
         if begun != recipe and progress.get("marks", progress):
             if progress.get("stamp", {}).get("recipe") != digest_of(recipe):  # else recipe.json was altered since
@@ -329,8 +327,6 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
             _withdraw(folder)
         write_json(folder / "recipe.json", recipe)
         return _prepare(folder, data, rules, text, recipe, "vocab_size" in explicit_args)
-    finally:
-        lock.release()
 
 
 def _read_recipe(folder: Path) -> dict | None:
@@ -359,9 +355,7 @@ def _repair(
     """Make damaged files again, from the same text by the same recipe; the tokens must be the same. Raises Refusal
     where that is not possible.
     """
-    lock = FolderLock(folder, "prepare")
-    lock.acquire()
-    try:
+    with FolderLock(folder, "prepare"):
         try:
             _read_as_before(folder, text, recipe, manifest)
         except Refusal as refusal:
@@ -373,8 +367,6 @@ def _repair(
             shutil.rmtree(folder / "tokenizer", ignore_errors=True)
         write_json(folder / "recipe.json", recipe)
         return _prepare(folder, data, rules, text, recipe, False, manifest)
-    finally:
-        lock.release()
 
 
 def _read_as_before(folder: Path, text: Text, recipe: dict, manifest: dict | None) -> None:
@@ -395,9 +387,7 @@ def _add_index(folder: Path, data, rules: dict, text: Text, recipe: dict, manife
     if "index" in manifest:
         print_main(f"index     {folder} has an index of its documents already")
         return manifest
-    lock = FolderLock(folder, "prepare")
-    lock.acquire()
-    try:
+    with FolderLock(folder, "prepare"):
         try:
             _read_as_before(folder, text, recipe, manifest)
         except Refusal as refusal:
@@ -413,8 +403,6 @@ def _add_index(folder: Path, data, rules: dict, text: Text, recipe: dict, manife
         manifest = add_fingerprint({**manifest, "index": writer.index_records})
         write_json(folder / "manifest.json", manifest)
         return manifest
-    finally:
-        lock.release()
 
 
 def _withdraw(folder: Path) -> None:
@@ -586,9 +574,7 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster:
         recipe["document_separator"] = text.separator  # which depends on the tokenizer
     folder = path if explicit else path / f"{name_of(data.dataset)}-{_short(recipe)}"
     check_folder("curated_dir", folder, "curated")
-    lock = FolderLock(folder, "curate into")
-    lock.acquire()
-    try:
+    with FolderLock(folder, "curate into"):
         recorded = read_json(folder / "recipe.json")
         if recorded not in (None, recipe):
             found = differences(recorded, recipe, set(recipe)) or ["its text was another"]
@@ -599,8 +585,6 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster:
         write_json(folder / "recipe.json", recipe)
         with disk_full_as_refusal(folder):
             return curate(text.source, rules, folder, data.prepare_workers, cluster and cluster.run_stage)
-    finally:
-        lock.release()
 
 
 def _tokenizer_for(folder: Path, data, source: Source, exact: bool, known: dict | None):

@@ -46,9 +46,7 @@ def prepare(study: Study, out: Path) -> None:
     """Run the commands of `prepare`, each once, in order. A changed command, and all after it, are run again. Raises
     Refusal, Interrupted.
     """
-    lock = FolderLock(out / "prepare", "prepare")
-    lock.acquire()
-    try:
+    with FolderLock(out / "prepare", "prepare"):
         done = read_json(out / "prepare.json") or []
         for number, command in enumerate(study.prepare, 1):
             if done[:number] != study.prepare[:number]:
@@ -56,8 +54,6 @@ def prepare(study: Study, out: Path) -> None:
                 script, *argv = shlex.split(command)
                 launch(script, argv, out / "prepare" / f"{number}.log")
                 write_json(out / "prepare.json", study.prepare[:number])
-    finally:
-        lock.release()
 
 
 def make(study: Study, run: StudyRun) -> None:
