@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
-    from llama_lite.machine.parallelism import layout, layout_of
+    from llama_lite.machine.parallelism import check_shard_checkpoints, layout, layout_of
     from llama_lite.models.loading import load_weights
     from llama_lite.training import derive_pretrain
     from llama_lite.training.removal import RemovalOfRun
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- How this process is launched, and the folders of the run ----
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
+    check_shard_checkpoints(run_args.shard_checkpoints, planned)
     if "output_dir" not in run_args.explicit_args:
         training_args.output_dir = derive_pretrain.output_dir(data_args.dataset, data_args.mixture)
     recall_mixture(session, data_args, run_args)
@@ -116,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
             sources=sources,
             **session.trainer_arguments(),
         )
+        trainer.shard_checkpoints = run_args.shard_checkpoints
         trainer.rerun = record_for_audits(groups, tokens)
         trainer.document_reads = reads
         session.add_callbacks(trainer)
@@ -486,6 +488,7 @@ def build_model(config, name: str, run_args, device):
     import torch
     from transformers import AutoModelForCausalLM
 
+    from llama_lite.checkpoint import parts
     from llama_lite.kernels.compile import compile_layers
     from llama_lite.kernels.switches import apply_kernels
     from llama_lite.models import loading
@@ -493,6 +496,8 @@ def build_model(config, name: str, run_args, device):
     with torch.device(device if device.type == "cuda" else "cpu"):  # weights are drawn where they are trained
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
     loading.check_language_model(f"--model_config {name}", model)
+    if run_args.shard_checkpoints:
+        parts.check_writable(model, f"--model_config {name}")
     for kernel, why in apply_kernels(model, run_args.fused_loss, run_args.block_attention).items():
         print_main(f"plain     --{kernel} stays off for this model ({config.model_type}): {why}")
     if run_args.compile_layers:

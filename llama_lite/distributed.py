@@ -42,12 +42,16 @@ def launcher_problem(environ: Mapping[str, str]) -> str | None:
     )
 
 
-def _launched(environ) -> tuple[int, int]:
-    """(rank, world size); (0, 1) where the variables are inconsistent, which `exit_with_status` refuses."""
-    return (0, 1) if launcher_problem(environ) else (int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1)))
+def _launched(environ) -> tuple[int, int, int]:
+    """(rank, processes, processes of this machine); (0, 1, 1) where the variables are inconsistent, which
+    `exit_with_status` refuses.
+    """
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1}
+    found = {} if launcher_problem(environ) else environ
+    return tuple(int(found.get(name, default)) for name, default in names.items())
 
 
-RANK, WORLD_SIZE = _launched(os.environ)
+RANK, WORLD_SIZE, LOCAL_WORLD_SIZE = _launched(os.environ)
 PATIENCE = datetime.timedelta(days=30)  # of ranks that wait for the work of another
 _printed: set[str] = set()
 _waiting_groups: dict = {}  # {default process group: the group of its ranks for waiting}

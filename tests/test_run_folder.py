@@ -196,6 +196,7 @@ def test_variables_of_a_launcher_that_go_together(environ):
     assert launcher_problem(environ) is None and distributed._launched(environ) == (
         int(environ.get("RANK", 0)),
         int(environ.get("WORLD_SIZE", 1)),
+        int(environ.get("LOCAL_WORLD_SIZE", 1)),
     )
 
 
@@ -221,7 +222,7 @@ def test_variables_of_a_launcher_that_go_together(environ):
 def test_variables_of_a_launcher_that_contradict_each_other(environ, told):
     names = " ".join(name for name in distributed.LAUNCHER_VARIABLES if name in environ)
     assert told in launcher_problem(environ) and f"(`unset {names}`)" in launcher_problem(environ)
-    assert distributed._launched(environ) == (0, 1)  # so that it is said
+    assert distributed._launched(environ) == (0, 1, 1)  # so that it is said
 
 
 def test_a_left_over_rank_is_refused_at_once_and_said(monkeypatch, capsys):

@@ -11,9 +11,16 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 
+from .parts import rows_of
 from .snapshot import Snapshot, live_storages
+from .verify import OPTIMIZER_FILES
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, each of its parameter's shape
 
@@ -61,19 +68,22 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
         yield from (value for value in values.values() if torch.is_tensor(value))
 
 
-def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, path: str, sharded: bool) -> None:
-    """Load a file of `save_optimizer` into an optimizer, whichever layout wrote it."""
+def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Load the optimizer state of a checkpoint's folder, whichever layout wrote it, in one file or in parts. Of a
+    sharded parameter a rank reads its own rows.
+    """
+    parameters = {} if is_zero(optimizer) else get_model_state_dict(model)
     state: dict = {}
-    with safe_open(path, "pt") as file:
-        groups = json.loads(file.metadata()["param_groups"])
-        for key in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
-            name, _, field = key.rpartition("|")
-            state.setdefault(name, {})[field] = file.get_tensor(key)
+    for path in sorted(folder.glob(OPTIMIZER_FILES)):
+        with safe_open(path, "pt") as file:
+            groups = json.loads(file.metadata()["param_groups"])
+            for key in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
+                name, _, field = key.rpartition("|")
+                state.setdefault(name, {})[field] = rows_of(file, key, parameters.get(name))
     if is_zero(optimizer):
         _load_zero_state(model, optimizer, state)
     else:
-        options = StateDictOptions(full_state_dict=sharded)
-        set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups}, options=options)
+        set_optimizer_state_dict(model, optimizer, {"state": state, "param_groups": groups})
 
 
 def zero_weights(model: torch.nn.Module, writes: bool) -> dict[str, torch.Tensor]:

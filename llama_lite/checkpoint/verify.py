@@ -12,7 +12,7 @@ FORMAT = "llama_lite.checkpoint/1"
 MANIFEST = "manifest.json"
 
 STATE_FILES = {
-    "optimizer": ("optimizer.safetensors",),
+    "optimizer": ("optimizer",),  # optimizer.safetensors, or its parts
     "scheduler": ("scheduler.pt",),
     "rng": ("rng_state",),
     "data": (),
@@ -123,3 +123,4 @@ def require_state(manifest: dict, excluded_state: tuple[str, ...]) -> None:
 
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+OPTIMIZER_FILES = "optimizer*.safetensors"  # it, or its parts

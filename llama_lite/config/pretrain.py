@@ -202,6 +202,11 @@ class RunArguments(CommonRunArguments):
         "Compile the decoder layers (about 25 s at the first start, then cached; faster steps, less memory)."
         " Evaluations are not compiled.",
     )
+    shard_checkpoints: bool = arg(
+        False,
+        "Under FSDP2, every process writes a part of each checkpoint, in files that every layout reads (default: rank 0"
+        " writes all of it). For many processes, or where rank 0's machine does not hold a copy of the state.",
+    )
     plan_launch: str | None = arg(
         None,
         "For --dry_run: the accelerate config whose processes and sharding are planned, instead of this process's.",

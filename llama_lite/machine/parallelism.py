@@ -169,6 +169,15 @@ def check_launch(training: "TrainingArguments", shards: bool = True) -> None:
         )
 
 
+def check_shard_checkpoints(requested: bool, layout: Layout) -> None:
+    """Raise Refusal for --shard_checkpoints where no process has a part of the model."""
+    if requested and layout.sharding != "fsdp2":
+        raise Refusal(
+            f"--shard_checkpoints: here ({layout}) rank 0 has all of the state, and writes it. Leave it out, or launch"
+            " with configs/accelerate/fsdp2.yaml or hsdp.yaml."
+        )
+
+
 def check_process_count(processes: int) -> None:
     """Raise Refusal where accelerate runs another number of `processes` than its launcher, or srun, was asked for."""
     alone = "this process is alone"

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..distributed import run_on_main
+from ..distributed import LOCAL_WORLD_SIZE, run_on_main
 from ..formatting import dollars, duration, size
 from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
 from ..machine.parallelism import Layout, layout, set_resharding
@@ -172,12 +172,8 @@ def capacity(device: torch.device) -> int:
 
     if device.type == "cuda":
         return int(USABLE_FRACTION["cuda"] * torch.cuda.get_device_properties(device).total_memory)
-    return int(
-        USABLE_FRACTION["cpu"]
-        * os.sysconf("SC_PHYS_PAGES")
-        * os.sysconf("SC_PAGE_SIZE")
-        / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    )
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(USABLE_FRACTION["cpu"] * memory / LOCAL_WORLD_SIZE)
 
 
 def forecast(
@@ -267,9 +263,11 @@ def _memory_line(memory: Memory, layout: Layout) -> str:
 
 def _save_line(plan: Plan, run: RunArguments, besides: int) -> str:
     """Whether training goes on while a checkpoint is written, from a copy of the float32 weights and two moments in the
-    memory of rank 0's machine. besides: bytes of that memory that a step takes.
+    memory of rank 0's machine, or of a part in each process's. besides: bytes of that memory that a step takes.
     """
     copied, available = 12 * plan.parameters, available_memory() - besides
+    if run.shard_checkpoints:
+        copied, available = -(-copied // plan.processes), available // LOCAL_WORLD_SIZE
     if not run.async_save:
         return "saves               training waits for each (--no_async_save)"
     if not run.plan_launch and copied > SNAPSHOT_FRACTION * available:
@@ -277,7 +275,8 @@ def _save_line(plan: Plan, run: RunArguments, besides: int) -> str:
             f"saves               training waits for each: the copy that one is written from takes {size(copied)} of"
             f" memory, and {size(max(0, available))} would be available"
         )
-    return f"saves               written while training goes on, from a copy of {size(copied)} in this machine's memory"
+    where = "the memory of each process" if run.shard_checkpoints else "this machine's memory"
+    return f"saves               written while training goes on, from a copy of {size(copied)} in {where}"
 
 
 def _weight_bytes(plan: Plan, precision: str) -> int:

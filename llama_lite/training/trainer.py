@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from ..checkpoint import optimizer_state, store, verify
+from ..checkpoint import optimizer_state, parts, store, verify
 from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
 from ..checkpoint.snapshot import Snapshot, live_storages
@@ -28,7 +28,15 @@ from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
 from ..data.document_reads import DocumentReads
 from ..data.run_windows import describe_windows
-from ..distributed import WORLD_SIZE, is_known_to_all, print_main, print_once, raise_on_all_ranks, run_on_main
+from ..distributed import (
+    LOCAL_WORLD_SIZE,
+    WORLD_SIZE,
+    is_known_to_all,
+    print_main,
+    print_once,
+    raise_on_all_ranks,
+    run_on_main,
+)
 from ..errors import Interrupted, ProbeDiffers, Refusal, Unhealthy, end_of, status_of
 from ..files import read_json
 from ..formatting import shortened, size
@@ -117,6 +125,8 @@ class VerifiedTraining:
         self.on_spike, self.window_start, self.outside = None, None, 0.0
         # whether a save is under way is known to all ranks, at the latest a step after it is done
         self.async_save, self.writer, self.is_saving = True, BackgroundWriter(), False
+        self.shard_checkpoints = False  # every rank writes a part of a checkpoint (FSDP2)
+        self.unsealed: tuple | None = None  # arguments of `_commit` of the checkpoint whose parts are being written
         self.snapshot = Snapshot(self.args.device.type == "cuda")
         self.run.before_end.append(self._end_save)
         self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
@@ -172,7 +182,10 @@ class VerifiedTraining:
         self.last_loss, self.tokens = loss, self.tokens + int(tokens)
         self.is_saving = bool(busy)
         if failed:
+            self.unsealed = None
             raise_on_all_ranks(self.writer.failure)
+        if self.unsealed and not self.is_saving:
+            self._seal_parts()
         if stops:
             self.stop_reason = self.signals.received or "stop"
         step = self.state.global_step + 1
@@ -242,7 +255,10 @@ class VerifiedTraining:
         """Evaluate, then queue the checkpoint of this step, if there is one, with the losses of this step."""
         self.evaluate()
         self.evaluation_due = False
-        self.do_in_background(self._queue_evaluated, self.run.path / f"checkpoint-{self.state.global_step}")
+        if self.unsealed:
+            self.unsealed[-1]["evaluation_due"] = False  # it is queued when it is sealed
+        else:
+            self.do_in_background(self._queue_evaluated, self.run.path / f"checkpoint-{self.state.global_step}")
 
     def _queue_evaluated(self, checkpoint: Path) -> None:
         """Queue a checkpoint, if it is there, whose evaluation has ended (rank 0, after the thread has saved it)."""
@@ -335,6 +351,9 @@ class VerifiedTraining:
         """Copy weights and optimizer state, write the rest to a staging folder, compute the probe loss. A thread then
         writes the copies, flushes, hashes and renames the folder, and deletes the oldest checkpoints, while training
         goes on. Without memory for the copies, training waits until all of it is done. A failure on one rank ends all.
+
+        With `shard_checkpoints` the thread of each rank writes a part. That of rank 0 does the rest when the reduction
+        of a step has told the ranks that all parts are written.
         """
         began, step = time.perf_counter(), self.state.global_step
         if step == self.saved_step:
@@ -342,7 +361,8 @@ class VerifiedTraining:
         self.finish_save()
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         run_on_main(self._need_space, 3 * trained)  # weights and two moments
-        in_background = run_on_main(self._can_save_in_background, 3 * trained)
+        copied = 3 * trained // (WORLD_SIZE if self.shard_checkpoints else 1)
+        in_background = run_on_main(self._can_save_in_background, copied)
         staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
         try:
@@ -356,7 +376,12 @@ class VerifiedTraining:
         manifest |= {"rerun": self.rerun} if self.rerun else {}
         recorded = {"seconds": self.clock.recorded(), "evaluation_due": self.evaluation_due}
         self.saved_step = step
-        if in_background:
+        if self.shard_checkpoints:
+            self.writer.submit(self._write_part, staging)
+            self.is_saving, self.unsealed = True, (staging, step, manifest, recorded)
+            if not in_background:
+                self.finish_save()
+        elif in_background:
             self.do_in_background(self._commit, staging, step, manifest, recorded)
         else:
             run_on_main(self._commit, staging, step, manifest, recorded)
@@ -368,9 +393,13 @@ class VerifiedTraining:
         """
         self.snapshot.begin()
         copying = in_background and self.args.should_save
-        live = live_storages([*self.model.parameters(), *self.model.buffers()])
-        with self.snapshot.capture(live) if copying else contextlib.nullcontext():
-            self.save_model(str(staging), _internal_call=True)
+        if self.shard_checkpoints:
+            self._save(str(staging), {})  # all but the weights
+            parts.add_weights(self.snapshot, staging, self.model)
+        else:
+            live = live_storages([*self.model.parameters(), *self.model.buffers()])
+            with self.snapshot.capture(live) if copying else contextlib.nullcontext():
+                self.save_model(str(staging), _internal_call=True)
         self._save_optimizer_and_scheduler(str(staging), self.snapshot if copying else None)
         self._save_scaler(str(staging))
         self._save_rng_state(str(staging))
@@ -378,10 +407,11 @@ class VerifiedTraining:
         self.snapshot.synchronize()
 
     def _can_save_in_background(self, num_bytes: int) -> bool:
-        """Whether training goes on while a checkpoint is written (rank 0); says once why it does not. num_bytes: of its
-        weights and optimizer state.
+        """Whether training goes on while a checkpoint is written (rank 0); says once why it does not. num_bytes: of the
+        weights and optimizer state that this rank writes.
         """
-        callbacks, available = self.callback_handler.callbacks, available_memory()
+        available = available_memory() // (LOCAL_WORLD_SIZE if self.shard_checkpoints else 1)
+        callbacks = self.callback_handler.callbacks
         readers = [type(callback).__name__ for callback in callbacks if reads_checkpoint(callback)]
         if not self.async_save:
             return False
@@ -400,8 +430,22 @@ class VerifiedTraining:
             self.writer.submit(job, *args)
         self.is_saving = True
 
+    def _write_part(self, staging: Path) -> None:
+        """Write this rank's part of a checkpoint (in the thread of each rank)."""
+        parts.write_digests(staging, self.snapshot.write())
+
+    def _seal_parts(self) -> None:
+        """Let the thread of rank 0 seal a checkpoint whose parts are all written. Call on all ranks."""
+        unsealed, self.unsealed = self.unsealed, None
+        self.do_in_background(self._commit, *unsealed)
+
     def finish_save(self) -> None:
         """Return when no checkpoint is being written. Raises on all ranks what the thread that writes it raised."""
+        if self.unsealed:
+            self.writer.join()
+            unsealed, self.unsealed = self.unsealed, None
+            raise_on_all_ranks(self.writer.failure)
+            self.do_in_background(self._commit, *unsealed)
         if self.is_saving:
             run_on_main(self.writer.join)
             self.is_saving = False
@@ -411,6 +455,8 @@ class VerifiedTraining:
         """Before the run ends, for whatever reason: let the thread end its work, on this rank alone. Says what failed
         in it where the run ends for another reason.
         """
+        if self.unsealed and self.is_world_process_zero():
+            self._seal_parts()
         self.writer.join()
         if self.is_saving and self.writer.failure:
             print_main(f"WARNING   the last checkpoint was not saved: {end_of(self.writer.failure, self.run.path)}")
@@ -448,7 +494,8 @@ class VerifiedTraining:
 
         recorded: what was known when the state was copied: the seconds of the event, and whether an evaluation is due.
         """
-        manifest["files"] = store.flush_and_hash(staging, self.snapshot.write())
+        digests = parts.take_digests(staging) if self.shard_checkpoints else self.snapshot.write()
+        manifest["files"] = store.flush_and_hash(staging, digests)
         checkpoint = store.commit_checkpoint(staging, self.run.path, step, manifest)
         loss = manifest["probe"]["loss"]
         self.run.event("saved", step=step, checkpoint=checkpoint.name, probe_loss=loss, **recorded["seconds"])
@@ -457,15 +504,15 @@ class VerifiedTraining:
         store.rotate(self.run.path, self.args.save_total_limit)
 
     def _save_optimizer_and_scheduler(self, output_dir: str, snapshot: Snapshot | None = None) -> None:
-        """Optimizer state by parameter name, gathered from every layout into one safetensors file, or a snapshot."""
-        optimizer_state.save_optimizer(
-            self.model,
-            self._raw_optimizer(),
-            os.path.join(output_dir, OPTIMIZER_FILE),
-            self.is_fsdp_enabled,
-            self.args.should_save,
-            snapshot,
-        )
+        """Optimizer state by parameter name, gathered from every layout into one safetensors file, or a snapshot, or
+        the snapshots of all ranks.
+        """
+        model, optimizer = self.model, self._raw_optimizer()
+        if self.shard_checkpoints:
+            parts.add_optimizer(self.snapshot, Path(output_dir), model, optimizer)
+        else:
+            path, writes = os.path.join(output_dir, OPTIMIZER_FILE), self.args.should_save
+            optimizer_state.save_optimizer(model, optimizer, path, self.is_fsdp_enabled, writes, snapshot)
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
@@ -492,9 +539,7 @@ class VerifiedTraining:
         optimizer, without = self._raw_optimizer(), self.start.without
         options = [{k: v for k, v in group.items() if k not in ("params", "lr")} for group in optimizer.param_groups]
         if "optimizer" not in without:
-            optimizer_state.load_optimizer(
-                self.model, optimizer, os.path.join(checkpoint, OPTIMIZER_FILE), self.is_fsdp_enabled
-            )
+            optimizer_state.load_optimizer(self.model, optimizer, Path(checkpoint))
         for group, values in zip(optimizer.param_groups, options, strict=True):
             group.update(values)  # this run's options, not those of the checkpoint
         self._place_on_schedule(self.start.step - self.start.schedule_start, checkpoint)

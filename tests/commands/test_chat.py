@@ -149,7 +149,9 @@ def test_in_a_terminal_ctrl_c_ends_an_answer_and_ctrl_d_the_program(endless):
             place = until("ended by Ctrl-C", place)
             place = until("you> ", place)
         while "(Ctrl-D or /exit ends)" not in shown[place:]:  # at the prompt, which loses a Ctrl-C typed as it appears:
-            os.write(master, b"\x03")  # Python's readline shows the prompt, and then begins to wait for keys and signals
+            os.write(
+                master, b"\x03"
+            )  # Python's readline shows the prompt, and then begins to wait for keys and signals
             while select.select([master], [], [], 2)[0]:
                 shown += os.read(master, 4096).decode(errors="replace")
         until("you> ", shown.index("(Ctrl-D or /exit ends)", place))

@@ -70,6 +70,22 @@ def launch_ranks(
     return forking.run_ranks(config, [*scripts, *argv], timeout=900)
 
 
+def on_cpus(name: str, folder: Path) -> Path:
+    """A shipped accelerate config as it is, but for two CPU processes (HSDP: four) of one machine."""
+    config = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text()) | {
+        "num_machines": 1,
+        "num_processes": 4 if name == "hsdp" else 2,
+        "main_process_port": 0,
+    }
+    if name != "deepspeed_zero2":
+        config["use_cpu"] = True
+    if name == "hsdp":
+        config["parallelism_config"]["parallelism_config_dp_shard_size"] = 2
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
 def log_of(run: Path) -> list[dict]:
     """log.jsonl without what two equal runs may log differently."""
     from llama_lite.training.trainer import TIMINGS
@@ -80,9 +96,11 @@ def log_of(run: Path) -> list[dict]:
 
 
 def tensors_of(path: Path) -> dict:
+    """The tensors of a file, or of its parts where it was written in parts."""
     from safetensors.torch import load_file
 
-    return load_file(path)
+    files = [path] if path.exists() else sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def same_tensors(first: Path, second: Path) -> bool:

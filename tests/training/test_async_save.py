@@ -6,7 +6,7 @@ from pathlib import Path
 
 import forking
 import pytest
-from helpers import ROOT, config_file, launch, log_of
+from helpers import ROOT, config_file, launch, launch_ranks, log_of, on_cpus
 from transformers import TrainerCallback
 
 from llama_lite.checkpoint import store, tensor_files, verify
@@ -167,30 +167,35 @@ def test_a_run_that_is_killed_while_the_thread_writes_ends_as_the_one_that_was_n
     assert_same_checkpoint(run, whole_run)
 
 
+WITH_ENDS = """
+from llama_lite.run_folder import RunFolder
+end = RunFolder.__exit__
+def __exit__(self, kind, error, trace):
+    (self.path / f"ends-{os.environ['RANK']}").write_text(f"{self.step} {kind.__name__}")
+    return end(self, kind, error, trace)
+RunFolder.__exit__ = __exit__
+exit_with_status(run_pretrain.main)
+"""
+
+
 @pytest.mark.slow
-def test_a_failure_of_the_thread_ends_all_ranks_at_one_step(settings, tmp_path):
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_failure_of_the_thread_ends_all_ranks_at_one_step(settings, tmp_path, fails):
+    """Of rank 0, which writes all of a checkpoint; of rank 1, where each writes a part."""
     run = tmp_path / "run"
-    path = config_file(tmp_path, settings, output_dir=str(run))
-    full = script(tmp_path, name="model.safetensors", at=1, action="raise OSError(28, 'No space left on device')")
-    Path(full).write_text(
-        Path(full)
-        .read_text()
-        .replace(
-            "exit_with_status(run_pretrain.main)",
-            "from llama_lite.run_folder import RunFolder\n"
-            "end = RunFolder.__exit__\n"
-            "def __exit__(self, kind, error, trace):\n"
-            "    (self.path / f\"ends-{os.environ['RANK']}\").write_text(f'{self.step} {kind.__name__}')\n"
-            "    return end(self, kind, error, trace)\n"
-            "RunFolder.__exit__ = __exit__\n"
-            "exit_with_status(run_pretrain.main)",
+    path = config_file(tmp_path, settings, output_dir=str(run), shard_checkpoints=bool(fails))
+    name = "model-00002-of-00002.safetensors" if fails else "model.safetensors"
+    full = script(tmp_path, name=name, at=1, action="raise OSError(28, 'No space left on device')")
+    Path(full).write_text(Path(full).read_text().replace("exit_with_status(run_pretrain.main)", WITH_ENDS))
+    if fails:
+        result = launch_ranks(
+            on_cpus("fsdp2", tmp_path), "--config", str(path), script=full, through="tests/support/sharded_on_cpu.py"
         )
-    )
-    result = launch("--config", str(path), script=full, launcher=TWO)
+    else:
+        result = launch("--config", str(path), script=full, launcher=TWO)
     ends = [(run / f"ends-{rank}").read_text().split() for rank in (0, 1)]
-    assert (
-        ends[0][0] == ends[1][0] and 10 <= int(ends[0][0]) <= 12 and [end[1] for end in ends] == ["OSError", "Refusal"]
-    )
+    assert ends[0][0] == ends[1][0] and 10 <= int(ends[0][0]) <= 12
+    assert [end[1] for end in ends] == (["Refusal", "OSError"] if fails else ["OSError", "Refusal"])
     assert result.returncode != 0 and "no space left on the disk" in result.stderr
     status = read_json(run / "status.json")
     assert status["status"] == "refused" and str(status["step"]) == ends[0][0]
@@ -227,3 +232,32 @@ def test_what_reads_a_checkpoint_when_it_is_saved_finds_it(pretrain, tmp_path, m
     assert not trainer.reads_checkpoint(TrainerCallback())
     dashboard._log_model = "checkpoint"
     assert trainer.reads_checkpoint(dashboard)
+
+
+@pytest.mark.slow
+def test_all_parts_are_sealed_before_a_run_that_fails_ends(settings, tmp_path):
+    """A step that fails on all ranks while rank 1 is still writing its part."""
+    run = tmp_path / "run"
+    path = config_file(tmp_path, settings, output_dir=str(run), shard_checkpoints=True)
+    slow = script(tmp_path, name="optimizer-00002-of-00002.safetensors", at=1, action="ended.wait(100)")
+    failing = """
+import threading
+from llama_lite.errors import Unhealthy
+from llama_lite.training import trainer
+ended, step = threading.Event(), trainer.PretrainTrainer.training_step
+def training_step(self, *args, **kwargs):
+    if self.state.global_step == 10:
+        assert self.unsealed and not (self.run.path / "checkpoint-10").exists()
+        threading.Timer(1, ended.set).start()
+        raise Unhealthy("a loss of nan")
+    return step(self, *args, **kwargs)
+trainer.PretrainTrainer.training_step = training_step
+exit_with_status(run_pretrain.main)
+"""
+    Path(slow).write_text(Path(slow).read_text().replace("exit_with_status(run_pretrain.main)", failing))
+    result = launch_ranks(
+        on_cpus("fsdp2", tmp_path), "--config", str(path), script=slow, through="tests/support/sharded_on_cpu.py"
+    )
+    assert result.returncode != 0 and read_json(run / "status.json")["status"] == "unhealthy", result.stderr
+    assert [folder.name for _, folder in store.checkpoints(run)] == ["checkpoint-10", "checkpoint-5"]
+    assert verify.find_corruption(run / "checkpoint-10") == []

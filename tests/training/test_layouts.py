@@ -10,11 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from helpers import ROOT, config_file, launch, launch_ranks, log_of, same_tensors
-from safetensors import safe_open
+from helpers import ROOT, config_file, launch, launch_ranks, log_of, on_cpus, same_tensors, tensors_of
 
 from llama_lite.checkpoint.identity import changed_arithmetic, differences
-from llama_lite.checkpoint.store import resolve
+from llama_lite.checkpoint.store import checkpoints, resolve
 from llama_lite.checkpoint.verify import find_corruption
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl
@@ -24,22 +23,6 @@ from llama_lite.models.loading import load_weights
 from llama_lite.training.trainer import VerifiedTraining
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
-
-
-def on_cpus(name: str, folder: Path) -> Path:
-    """A shipped accelerate config as it is, but for two CPU processes (HSDP: four) of one machine."""
-    config = yaml.safe_load((ROOT / f"configs/accelerate/{name}.yaml").read_text()) | {
-        "num_machines": 1,
-        "num_processes": 4 if name == "hsdp" else 2,
-        "main_process_port": 0,
-    }
-    if name != "deepspeed_zero2":
-        config["use_cpu"] = True
-    if name == "hsdp":
-        config["parallelism_config"]["parallelism_config_dp_shard_size"] = 2
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 @pytest.fixture
@@ -96,7 +79,15 @@ def test_one_run_over_all_layouts(settings, tmp_path, zero2, precision):
     expected = losses(whole, *names)
     for step, name in enumerate(("ddp", "fsdp2", "none", "zero2", "hsdp")):
         run = tmp_path / f"{name}-{step}"
-        path = config_file(tmp_path, settings, **cycle, output_dir=str(run), per_device_train_batch_size=4)
+        in_parts = precision == "float32" and name in ("fsdp2", "hsdp")
+        path = config_file(
+            tmp_path,
+            settings,
+            **cycle,
+            output_dir=str(run),
+            per_device_train_batch_size=4,
+            shard_checkpoints=in_parts,
+        )
         if name == "fsdp2":  # items are asked of a sharded model, too
             path = config_file(
                 tmp_path, yaml.safe_load(path.read_text()), eval_tasks=["embedded_mmlu_cloze"], eval_task_limit=4
@@ -118,6 +109,7 @@ def test_one_run_over_all_layouts(settings, tmp_path, zero2, precision):
         assert (layout["sharding"], layout["processes"]) == ("fsdp2" if name == "hsdp" else name, processes)
         assert layout.get("replicas", 1) == (2 if name == "hsdp" else 1)
         before = run / f"checkpoint-{step + 1}"
+        assert (before / "optimizer.safetensors").exists() is not in_parts
         for folder in run.glob("checkpoint-*"):
             assert find_corruption(folder) == []
         assert same_shapes(whole / "checkpoint-5", run / "checkpoint-5")
@@ -245,23 +237,35 @@ def same_shapes(first: Path, second: Path) -> bool:
     """
 
     def shapes(path):
-        with safe_open(path, "pt") as file:
-            return {name: (file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+        return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors_of(path).items()}
 
     return all(shapes(first / name) == shapes(second / name) for name in ("model.safetensors", "optimizer.safetensors"))
 
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_bit_for_bit_publishes_and_exports(settings, tmp_path, fsdp2, hub):
+    """The first run writes its checkpoints in parts, the second one does not."""
+    import torch
     from transformers import AutoModelForCausalLM
 
-    path = config_file(tmp_path, settings, output_dir=str(tmp_path / "whole"), compile_layers=False)
+    path = config_file(
+        tmp_path, settings, output_dir=str(tmp_path / "whole"), compile_layers=False, shard_checkpoints=True
+    )
     result = launch("--config", str(path), "--push_to_hub", "--hub_model_id", "org/sharded", launcher=fsdp2)
     assert result.returncode == 0, result.stderr
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "again"))
     result = launch("--config", str(path), "--resume_from_checkpoint", "org/sharded@step-000005", launcher=fsdp2)
     assert result.returncode == 0 and "as recorded, bit for bit" in result.stdout, result.stderr
     assert log_of(tmp_path / "again") == log_of(tmp_path / "whole")
+    parts = [f"{kind}-0000{part}-of-00002.safetensors" for kind in ("model", "optimizer") for part in (1, 2)]
+    for _, folder in checkpoints(tmp_path / "whole"):
+        assert sorted(path.name for path in folder.glob("*.safetensors")) == parts and not list(folder.glob(".*"))
+        assert find_corruption(folder) == []
+        sizes = [(folder / name).stat().st_size for name in parts]
+        assert max(sizes[:2]) < 1.2 * min(sizes[:2]) and max(sizes[2:]) < 1.2 * min(sizes[2:])
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "whole/checkpoint-12")  # as any model in several files
+    stored = tensors_of(tmp_path / "again/checkpoint-12/model.safetensors")
+    assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in stored.items())
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert same_tensors(tmp_path / "whole" / "checkpoint-12" / name, tmp_path / "again" / "checkpoint-12" / name)
     published = AutoModelForCausalLM.from_pretrained("org/sharded", revision="step-000010")

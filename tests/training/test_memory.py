@@ -148,6 +148,7 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
         flops_per_token=1e9,
         tokens=1e9,
         parameters=1_000_000,
+        processes=layout.processes,
     )
     training = SimpleNamespace(
         device=torch.device("cpu"), activation_checkpointing=False, output_dir=str(tmp_path / "run")
@@ -162,6 +163,7 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
             "explicit_args": {},
             "block_size": 64,
             "async_save": True,
+            "shard_checkpoints": False,
             **run,
         }
     )
@@ -179,6 +181,8 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 1)
     lines, _ = planned(tmp_path, 10**9, 420, monkeypatch)
     assert "training waits for each: the copy that one is written from takes 11.4 MiB of memory" in lines[1]
+    parts = planned(tmp_path, 10**9, 420, monkeypatch, layout=Layout(2, "fsdp2"), shard_checkpoints=True)[0][1]
+    assert "the copy that one is written from takes 5.7 MiB" in parts
     assert "(--no_async_save)" in planned(tmp_path, 10**9, 420, monkeypatch, async_save=False)[0][1]
     _, problems = planned(tmp_path, 10**9, 419, monkeypatch)
     assert (

@@ -328,7 +328,7 @@ def end_difference(segment: Segment, checkpoint: Path, files: bool) -> Differenc
     """
     end, there = segment.end, read_json(checkpoint / verify.MANIFEST)
     found = None
-    for pattern in (compare.WEIGHTS, verify.OPTIMIZER_FILE):
+    for pattern in (compare.WEIGHTS, verify.OPTIMIZER_FILES):
         found = found or compare.tensor_difference(end.checkpoint, checkpoint, pattern, end.step)
     # an earlier version did not record which windows its probe has
     for name in ("tokens", "probe") if end.manifest.get("rerun") else ("tokens",):

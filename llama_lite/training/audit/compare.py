@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from ...checkpoint.verify import OPTIMIZER_FILE
+from ...checkpoint.verify import OPTIMIZER_FILES
 from ...digests import is_as_recorded, sha256
 from ...files import read_json
 from ...hub.export import export_model, is_export
@@ -151,7 +151,7 @@ def tensor_distances(recorded: Path, computed: Path, start: Path | None) -> dict
     there, here = Tensors(recorded, WEIGHTS), Tensors(computed, WEIGHTS)
     begin = Tensors(start, WEIGHTS) if start else None
     pairs = [("update", there, here, begin, name) for name in here.files]
-    moments = Tensors(recorded, OPTIMIZER_FILE), Tensors(computed, OPTIMIZER_FILE)
+    moments = Tensors(recorded, OPTIMIZER_FILES), Tensors(computed, OPTIMIZER_FILES)
     pairs += [(name.rpartition("|")[2], *moments, None, name) for name in moments[1].files]
     difference, size = {}, {}
     for kind, first, second, reference, name in pairs:
@@ -176,7 +176,7 @@ def file_difference(recorded: dict[str, dict], computed: Path, step: int) -> Dif
     """The first file of a checkpoint, weights and optimizer state left out, that is not as recorded ({name: its record
     in the manifest}).
     """
-    names = sorted(name for name in recorded if name not in UNCOMPARED and not name.endswith(".safetensors"))
+    names = sorted(name for name in recorded if name not in UNCOMPARED and ".safetensors" not in name)
     name = next((name for name in names if not is_as_recorded(computed / name, recorded[name])), None)
     return Difference(step, name) if name else None
 

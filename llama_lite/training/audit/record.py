@@ -28,7 +28,7 @@ OCCASION = {
     *"model_config init_from prepared_dir curated_dir prepare_workers prepare_only prepared_hub_id verify_data".split(),
     *"hours suggest cpu_threads keep_memory async_save step_timeout dry_run allow_changes resume_without".split(),
     *"plan_launch plan_mfu plan_price strict_plan peak_flops prepare_on add_index without_documents".split(),
-    *"stop_after_step explicit_args typed".split(),
+    *"shard_checkpoints stop_after_step explicit_args typed".split(),
     *"eval_tasks eval_task_limit sample_prompts sample_tokens".split(),
     *"audit audit_random audit_tokens audit_seed audit_by".split(),
     *TEXT_ARGUMENTS,
