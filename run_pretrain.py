@@ -33,6 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.data.dataset import collate
     from llama_lite.data.preparation import Text
     from llama_lite.hub.export import export_model
+    from llama_lite.kernels.attention import check_name
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import check_shard_checkpoints, layout, layout_of
     from llama_lite.models.loading import load_weights
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
     check_shard_checkpoints(run_args.shard_checkpoints, planned)
+    check_name(run_args.attention)
     if "output_dir" not in run_args.explicit_args:
         training_args.output_dir = derive_pretrain.output_dir(data_args.dataset, data_args.mixture)
     recall_mixture(session, data_args, run_args)
@@ -476,9 +478,10 @@ def switches(config, run_args) -> dict:
     """How the run computes, of its identity."""
     from llama_lite.kernels import block_attention
 
+    named = run_args.attention or config._attn_implementation
     return {
         "compile_layers": run_args.compile_layers,
-        "attention": block_attention.NAME if run_args.block_attention else config._attn_implementation,
+        "attention": block_attention.NAME if run_args.block_attention else named,
         "fused_loss": run_args.fused_loss,
     }
 
@@ -489,6 +492,7 @@ def build_model(config, name: str, run_args, device):
     from transformers import AutoModelForCausalLM
 
     from llama_lite.checkpoint import parts
+    from llama_lite.kernels.attention import set_attention
     from llama_lite.kernels.compile import compile_layers
     from llama_lite.kernels.switches import apply_kernels
     from llama_lite.models import loading
@@ -498,6 +502,8 @@ def build_model(config, name: str, run_args, device):
     loading.check_language_model(f"--model_config {name}", model)
     if run_args.shard_checkpoints:
         parts.check_writable(model, f"--model_config {name}")
+    if run_args.attention:
+        set_attention(model, run_args.attention, run_args.precision)
     for kernel, why in apply_kernels(model, run_args.fused_loss, run_args.block_attention).items():
         print_main(f"plain     --{kernel} stays off for this model ({config.model_type}): {why}")
     if run_args.compile_layers:

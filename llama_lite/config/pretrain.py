@@ -197,6 +197,11 @@ class RunArguments(CommonRunArguments):
     block_attention: bool = arg(
         True, "On a CPU, compute attention in blocks of queries, as large matrix products (the same result)."
     )
+    attention: str | None = arg(
+        None,
+        "Attention kernel: eager, sdpa, flex_attention, flash_attention_2, flash_attention_3, or one of the Hub such as"
+        " kernels-community/flash-attn3 (default: transformers' choice, sdpa). It is tried on the model first.",
+    )
     compile_layers: bool = arg(
         True,
         "Compile the decoder layers (about 25 s at the first start, then cached; faster steps, less memory)."
@@ -429,6 +434,10 @@ def check_pretrain(
         and not data.mixture
         and not REPOSITORY.fullmatch(data.prepared_hub_id or ""),
         f"--prepare_only --push_to_hub needs --prepared_hub_id owner/name, not {data.prepared_hub_id!r}.",
+    )
+    problems.add_if(
+        run.attention and run.block_attention and "block_attention" in run.explicit_args,
+        f"--attention {run.attention} and --block_attention name two kernels: give one of them.",
     )
     problems += audit_problems(run)
     problems.add_if(data.add_index and not data.prepare_only, "--add_index works with --prepare_only: give both.")

@@ -193,6 +193,12 @@ def attention(module, query, key, value, attention_mask, dropout=0.0, scaling=No
     return output.transpose(1, 2), None
 
 
+def arguments_of(recorded: str | None) -> dict:
+    """The arguments that choose the attention which the identity of a run records."""
+    named = {"attention": recorded} if recorded not in (None, NAME, "sdpa") else {}
+    return {"block_attention": recorded == NAME, **named}
+
+
 def enable_block_attention(model: PreTrainedModel) -> None:
     """Switch a model to block attention, which takes effect while it is trained."""
     AttentionInterface.register(NAME, attention)

@@ -38,6 +38,7 @@ NARROW = 384  # smaller widths have a head dimension of 32, others of 64
 
 # parameters of `expected_loss`, fitted to 22 runs of 3x64 to 8x256 over 0.5 to 8M tokens
 FIT = {"E": 1.0, "B": 131.0, "beta": 0.348, "K": 110.0}
+PARAMETERS_PER_TOKEN = 13  # that is read: the most of those runs, 8x256 over 0.5M tokens
 REPEATS = 15.4  # Muennighoff et al.: after this many repetitions, another one is worth 1/e of new text
 
 

@@ -59,7 +59,7 @@ RUN_ARGUMENTS = (
 ).split()
 
 CURATION_ARGUMENTS = [field.name for field in dataclasses.fields(CurationArguments)]
-SWITCH_ARGUMENTS = ("precision", "compile_layers", "fused_loss", "block_attention")
+SWITCH_ARGUMENTS = ("precision", "compile_layers", "fused_loss", "block_attention", "attention")
 RECALLED = ("mixture", "validation", "allow_epochs_of")  # which decide what there is to derive from: set before
 RECORDED = (*RUN_ARGUMENTS, *RECALLED, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
 
@@ -153,9 +153,11 @@ class Derivation:
             value, why = precision.choose("auto", self.recorded.get("precision"), self.device)
             d.decide("precision", value, why)
             precision.check_device(d["precision"], self.device)
-        for name in ("fused_loss", "compile_layers", "block_attention"):
-            if name in self.recorded:
+        for name in ("fused_loss", "compile_layers", "block_attention", "attention"):
+            if self.recorded.get(name) is not None:
                 d.decide(name, self.recorded[name], "as this run began")
+        if d["attention"]:
+            d.decide("block_attention", False, "")
         d.decide("fused_loss", *choose_fused_loss(self.device, d["use_liger_kernel"]))
         switches = {
             "fused_loss": d["fused_loss"],
@@ -347,19 +349,28 @@ class Derivation:
     def best_shape(self) -> tuple[str, str]:
         """The shape that is expected to end with the lowest loss in this time, and why: guessed by FLOPs, then timed,
         until the guess stays.
+
+        Where the length is given, of those that read it in this time, and that it is long enough for.
         """
         rate, speeds = self.machine.flops_per_second * self.processes, {}
+        given = self.reads_given()
 
-        def reads(shape) -> float:
+        def read_in_time(shape) -> float:
             tokens_per_second = speeds.get(shape) or rate / shapes.flops_per_token(
                 shape, self.vocabulary(), shapes.context_of(shape[1])
             )
-            return self.reads_given() or min(
-                tokens_per_second * (1 - EVALUATION_SHARE) * self.seconds, self.most_epochs * self.available
-            )
+            return tokens_per_second * (1 - EVALUATION_SHARE) * self.seconds
+
+        def reads(shape) -> float:
+            return given or min(read_in_time(shape), self.most_epochs * self.available)
+
+        def fits(shape) -> bool:
+            most = shapes.PARAMETERS_PER_TOKEN * given
+            return not given or (given <= read_in_time(shape) and shapes.parameters(shape, self.vocabulary()) <= most)
 
         for _ in range(4):
-            best = min(shapes.LADDER, key=lambda shape: shapes.expected_loss(shape, reads(shape), self.available))
+            candidates = [shape for shape in shapes.LADDER if fits(shape)] or shapes.LADDER[:1]
+            best = min(candidates, key=lambda shape: shapes.expected_loss(shape, reads(shape), self.available))
             if best in speeds:
                 break
             block = self.d["block_size"] or shapes.context_of(best[1])

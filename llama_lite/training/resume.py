@@ -217,6 +217,8 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
         # a checkpoint, whose record lies beside it
         of_a_run = identity is not None and not steps and not (folder / "run.json").exists()
         run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
+        if identity is None and (read_json(folder / "status.json") or {}).get("status") == "refused":
+            run = {}  # what was refused is not what this command goes on with
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):
         with contextlib.suppress(Refusal, HubUnavailable, HubPermissionError):
@@ -238,7 +240,7 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
     }
     values |= {name: switches[name] for name in SWITCHES if name in switches} | {
         "order_version": identity["data"].get("order_version", 1),
-        "block_attention": switches.get("attention") == block_attention.NAME,
+        **block_attention.arguments_of(switches.get("attention")),
     }
     return values
 

@@ -121,6 +121,22 @@ def test_given_values_win_and_the_rest_follows_from_them(fast, text, tmp_path):
     assert preset["vocab_size"] <= 512 and preset["block_size"] <= 128  # within the preset's vocabulary and context
 
 
+def test_a_given_length_chooses_a_model_for_it(fast, text, tmp_path):
+    """Four steps of one used to be planned with 1.8B parameters, as many as there were sizes for."""
+    folder, sizes = str(folder_of(tmp_path, text, 200_000)), []
+    for steps in (4, 500, 1_000_000):
+        argv = ["--dataset", folder, "--max_steps", str(steps), "--precision", "float32"]
+        groups = parse_pretrain(argv)
+        derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].explicit_args, {})
+        derivation.settle()
+        shape, reads = shapes.parse(groups[0].model_config), steps * groups[-2].tokens_per_step
+        sizes.append(shapes.parameters(shape, groups[1].vocab_size))
+        assert shape == shapes.LADDER[0] or (
+            sizes[-1] <= shapes.PARAMETERS_PER_TOKEN * reads and reads / derivation.speed() < 600
+        )
+    assert sizes[0] < sizes[1] > sizes[2], sizes  # too short, and too long, for more than the smallest
+
+
 @pytest.mark.parametrize("hours", [0.1, 1.0, 8.0])
 def test_the_hours_hold_preparing_training_evaluating_and_saving(fast, text, tmp_path, hours):
     """Of a text that is not read up before: the time of the derived run, counted from its parts, is within a tenth of

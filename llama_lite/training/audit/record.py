@@ -100,7 +100,7 @@ def arguments_of_identity(identity: dict) -> dict:
     found |= {name: switches[name] for name in ("compile_layers", "fused_loss") if name in switches}
     found |= {name: True for name in ("deterministic", "full_determinism") if switches.get(name)}
     found |= {"use_liger_kernel": True} if switches.get("liger") else {}
-    return found | {"block_attention": switches.get("attention") == block_attention.NAME}
+    return found | block_attention.arguments_of(switches.get("attention"))
 
 
 def is_auditable(identity: dict) -> bool:
