@@ -116,10 +116,11 @@ def main(argv: list[str] | None = None) -> None:
             peak_flops=run_args.peak_flops or peak_flops(run_args.precision, training_args.device),
             validation=held_out,
             sources=sources,
+            document_reads=reads,
+            shard_checkpoints=run_args.shard_checkpoints,
+            rerun=record_for_audits(groups, tokens),
             **session.trainer_arguments(),
         )
-        trainer.shard_checkpoints = run_args.shard_checkpoints
-        trainer.rerun, trainer.document_reads = record_for_audits(groups, tokens), reads
         session.add_callbacks(trainer)
         add_evaluations(trainer, tokenizer, held_out[0].windows, run_args)
 

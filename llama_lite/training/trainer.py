@@ -1,56 +1,47 @@
 """The Trainer mixin that makes a run verifiable: atomic checkpoints, exact resume, health, one collective per step.
 
-It replaces how transformers.Trainer saves and loads, and nothing of how it trains. Pretraining adds the data order.
+It replaces how transformers.Trainer saves (training/saving.py) and loads, and nothing of how it trains. Pretraining
+adds the data order.
 """
 
 import contextlib
 import copy
 import dataclasses
 import hashlib
-import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback
 
-from ..checkpoint import optimizer_state, parts, store, verify
-from ..checkpoint.background import BackgroundWriter
+from ..checkpoint import optimizer_state, verify
 from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
-from ..checkpoint.snapshot import Snapshot, live_storages
-from ..checkpoint.verify import OPTIMIZER_FILE
 from ..config.schedules import make_scheduler
 from ..data.document_reads import DocumentReads
 from ..data.run_windows import describe_windows
 from ..distributed import (
-    LOCAL_WORLD_SIZE,
     WORLD_SIZE,
     is_known_to_all,
     print_main,
-    print_once,
     raise_on_all_ranks,
-    run_on_main,
 )
-from ..errors import Interrupted, ProbeDiffers, Refusal, Unhealthy, end_of, status_of
+from ..errors import Interrupted, ProbeDiffers, Refusal, Unhealthy, status_of
 from ..files import read_json
-from ..formatting import shortened, size
-from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
+from ..formatting import shortened
 from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 from .goodput import WallClock
 from .random_state import preserved_random_state
+from .saving import PROGRESS_FILE, VerifiedSaving
 from .validation import ValidationSet, held_out_metrics
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_FILE = "progress.json"
 NAMED_DOCUMENTS = 20  # in the event of a spike; `python -m llama_lite trace RUN --spikes` shows all
 TIMINGS = (  # what two equal runs may log differently
     *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
@@ -100,9 +91,10 @@ def read_resume_point(checkpoint: Path | None, without: tuple[str, ...]) -> Resu
     )
 
 
-class VerifiedTraining:
+class VerifiedTraining(VerifiedSaving):
     """Mixin for Trainer and SFTTrainer. `probe` is a list of batches whose loss is recorded in each checkpoint and
-    computed again on resume."""
+    computed again on resume.
+    """
 
     def __init__(
         self,
@@ -121,16 +113,10 @@ class VerifiedTraining:
         self.run, self.identity, self.start, self.signals, self.probe = run, identity, start, signals, probe
         self.flops_per_token, self.peak_flops, self.publisher = flops_per_token, peak_flops, publisher
         self.tokens = 0  # of all ranks, since step 0
-        self.saved_step, self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, None, 0, None
+        self.stop_reason, self.step_loss, self.step_tokens, self.last_loss = None, None, 0, None
         self.on_spike, self.window_start, self.outside = None, None, 0.0
-        # whether a save is under way is known to all ranks, at the latest a step after it is done
-        self.async_save, self.writer, self.is_saving = True, BackgroundWriter(), False
-        self.shard_checkpoints = False  # every rank writes a part of a checkpoint (FSDP2)
-        self.unsealed: tuple | None = None  # arguments of `_commit` of the checkpoint whose parts are being written
-        self.snapshot = Snapshot(self.args.device.type == "cuda")
-        self.run.before_end.append(self._end_save)
         self.evaluation_due, self.clock, self.watchdog = start.evaluation_due, WallClock(), None
-        self.rerun: dict = {}  # what each checkpoint records for an audit
+        self.prepare_saves()
         self.add_callback(ResumeStateCallback(self))
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
@@ -180,12 +166,7 @@ class VerifiedTraining:
         loss, stops, tokens, busy, failed = shared.tolist()
         loss /= WORLD_SIZE
         self.last_loss, self.tokens = loss, self.tokens + int(tokens)
-        self.is_saving = bool(busy)
-        if failed:
-            self.unsealed = None
-            raise_on_all_ranks(self.writer.failure)
-        if self.unsealed and not self.is_saving:
-            self._seal_parts()
+        self.follow_save(bool(busy), bool(failed))
         if stops:
             self.stop_reason = self.signals.received or "stop"
         step = self.state.global_step + 1
@@ -330,195 +311,6 @@ class VerifiedTraining:
         raise_on_all_ranks(None)  # a rank that has failed does not come to the reduction
         return self.accelerator.reduce(torch.tensor(values, dtype=torch.float64, device=self.args.device)).tolist()
 
-    # ---- saving ----
-
-    def _save(self, output_dir=None, state_dict=None):
-        """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths. Under ZeRO, the float32
-        weights.
-        """
-        if self.is_deepspeed_enabled:
-            state_dict = optimizer_state.zero_weights(self.model, self.args.should_save)
-        if self.args.should_save:
-            self.accelerator.unwrap_model(self.model).save_pretrained(output_dir, state_dict=state_dict)
-            if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
-
-    def _save_checkpoint(self, model, trial):
-        with self.clock.during("saves"):
-            self._save_verified()
-
-    def _save_verified(self) -> None:
-        """Copy weights and optimizer state, write the rest to a staging folder, compute the probe loss. A thread then
-        writes the copies, flushes, hashes and renames the folder, and deletes the oldest checkpoints, while training
-        goes on. Without memory for the copies, training waits until all of it is done. A failure on one rank ends all.
-
-        With `shard_checkpoints` the thread of each rank writes a part. That of rank 0 does the rest when the reduction
-        of a step has told the ranks that all parts are written.
-        """
-        began, step = time.perf_counter(), self.state.global_step
-        if step == self.saved_step:
-            return
-        self.finish_save()
-        trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
-        run_on_main(self._need_space, 3 * trained)  # weights and two moments
-        copied = 3 * trained // (WORLD_SIZE if self.shard_checkpoints else 1)
-        in_background = run_on_main(self._can_save_in_background, copied)
-        staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
-        failure = None
-        try:
-            self.store_flos()
-            self._save_state(staging, in_background)
-        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk is any of them
-            failure = error
-        raise_on_all_ranks(failure)
-        probe = {"loss": self.probe_loss(), "sha256": self.probe_digest()}
-        manifest = {"tokens": self.tokens, "identity": self.identity, "probe": probe}
-        manifest |= {"rerun": self.rerun} if self.rerun else {}
-        recorded = {"seconds": self.clock.recorded(), "evaluation_due": self.evaluation_due}
-        self.saved_step = step
-        if self.shard_checkpoints:
-            self.writer.submit(self._write_part, staging)
-            self.is_saving, self.unsealed = True, (staging, step, manifest, recorded)
-            if not in_background:
-                self.finish_save()
-        elif in_background:
-            self.do_in_background(self._commit, staging, step, manifest, recorded)
-        else:
-            run_on_main(self._commit, staging, step, manifest, recorded)
-        self.outside += time.perf_counter() - began
-
-    def _save_state(self, staging: Path, in_background: bool) -> None:
-        """Write weights and training state into a folder, those in safetensors only into the snapshot where the save is
-        `in_background`.
-        """
-        self.snapshot.begin()
-        copying = in_background and self.args.should_save
-        if self.shard_checkpoints:
-            self._save(str(staging), {})  # all but the weights
-            parts.add_weights(self.snapshot, staging, self.model)
-        else:
-            live = live_storages([*self.model.parameters(), *self.model.buffers()])
-            with self.snapshot.capture(live) if copying else contextlib.nullcontext():
-                self.save_model(str(staging), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(staging), self.snapshot if copying else None)
-        self._save_scaler(str(staging))
-        self._save_rng_state(str(staging))
-        self._save_progress(staging)
-        self.snapshot.synchronize()
-
-    def _can_save_in_background(self, num_bytes: int) -> bool:
-        """Whether training goes on while a checkpoint is written (rank 0); says once why it does not. num_bytes: of the
-        weights and optimizer state that this rank writes.
-        """
-        available = available_memory() // (LOCAL_WORLD_SIZE if self.shard_checkpoints else 1)
-        callbacks = self.callback_handler.callbacks
-        readers = [type(callback).__name__ for callback in callbacks if reads_checkpoint(callback)]
-        if not self.async_save:
-            return False
-        if readers:
-            reason = f"{readers[0]} reads each checkpoint when it is saved"
-        elif num_bytes - self.snapshot.buffer_bytes > SNAPSHOT_FRACTION * available:
-            reason = f"the copy that a save is written from takes {size(num_bytes)} and {size(available)} are available"
-        else:
-            return True
-        print_once("synchronous", f"saving    training waits for each save: {reason}")
-        return False
-
-    def do_in_background(self, job: Callable, *args) -> None:
-        """Let the thread of rank 0 do a job after those before it. Call on all ranks; `finish_save` waits for it."""
-        if self.is_world_process_zero():
-            self.writer.submit(job, *args)
-        self.is_saving = True
-
-    def _write_part(self, staging: Path) -> None:
-        """Write this rank's part of a checkpoint (in the thread of each rank)."""
-        parts.write_digests(staging, self.snapshot.write())
-
-    def _seal_parts(self) -> None:
-        """Let the thread of rank 0 seal a checkpoint whose parts are all written. Call on all ranks."""
-        unsealed, self.unsealed = self.unsealed, None
-        self.do_in_background(self._commit, *unsealed)
-
-    def finish_save(self) -> None:
-        """Return when no checkpoint is being written. Raises on all ranks what the thread that writes it raised."""
-        if self.unsealed:
-            self.writer.join()
-            unsealed, self.unsealed = self.unsealed, None
-            raise_on_all_ranks(self.writer.failure)
-            self.do_in_background(self._commit, *unsealed)
-        if self.is_saving:
-            run_on_main(self.writer.join)
-            self.is_saving = False
-            raise_on_all_ranks(self.writer.failure)
-
-    def _end_save(self) -> None:
-        """Before the run ends, for whatever reason: let the thread end its work, on this rank alone. Says what failed
-        in it where the run ends for another reason.
-        """
-        if self.unsealed and self.is_world_process_zero():
-            self._seal_parts()
-        self.writer.join()
-        if self.is_saving and self.writer.failure:
-            print_main(f"WARNING   the last checkpoint was not saved: {end_of(self.writer.failure, self.run.path)}")
-
-    def _need_space(self, num_bytes: int) -> None:
-        """Raise Refusal where the disk has no space for a checkpoint, also without what the queue can give up."""
-        if self.publisher:
-            self.publisher.make_room(num_bytes)
-        store.need_space(self.run.path, num_bytes)
-
-    def _save_progress(self, staging: Path) -> None:
-        """What Trainer does not save: the losses since the last log (one value per rank), and where data and schedule
-        began."""
-        pending = self._tr_loss.detach().float().reshape(1)
-        if dist.is_initialized() and WORLD_SIZE > 1:
-            gathered = [torch.zeros_like(pending) for _ in range(WORLD_SIZE)]
-            dist.all_gather(gathered, pending)
-            pending = torch.cat(gathered)
-        if self.args.should_save:
-            self.state.best_model_checkpoint = None
-            self.state.save_to_json(str(staging / "trainer_state.json"))
-            progress = {
-                "tokens": self.tokens,
-                "pending_loss": pending.tolist(),
-                "logged_step": self._globalstep_last_logged,
-                "data_start": self.start.data_start,
-                "schedule_start": self.start.schedule_start,
-                "evaluation_due": self.evaluation_due,
-                **({"order_history": self.start.order_history} if self.start.order_history else {}),
-            }
-            (staging / PROGRESS_FILE).write_text(json.dumps(progress, indent=1) + "\n", encoding="utf-8")
-
-    def _commit(self, staging: Path, step: int, manifest: dict, recorded: dict) -> None:
-        """Write what the snapshot holds, flush, hash and name the checkpoint of a step (rank 0, in either thread).
-
-        recorded: what was known when the state was copied: the seconds of the event, and whether an evaluation is due.
-        """
-        digests = parts.take_digests(staging) if self.shard_checkpoints else self.snapshot.write()
-        manifest["files"] = store.flush_and_hash(staging, digests)
-        checkpoint = store.commit_checkpoint(staging, self.run.path, step, manifest)
-        loss = manifest["probe"]["loss"]
-        self.run.event("saved", step=step, checkpoint=checkpoint.name, probe_loss=loss, **recorded["seconds"])
-        if self.publisher and not recorded["evaluation_due"]:
-            self.publisher.add(checkpoint)  # before rotation can take it; else when its evaluation has ended
-        store.rotate(self.run.path, self.args.save_total_limit)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str, snapshot: Snapshot | None = None) -> None:
-        """Optimizer state by parameter name, gathered from every layout into one safetensors file, or a snapshot, or
-        the snapshots of all ranks.
-        """
-        model, optimizer = self.model, self._raw_optimizer()
-        if self.shard_checkpoints:
-            parts.add_optimizer(self.snapshot, Path(output_dir), model, optimizer)
-        else:
-            path, writes = os.path.join(output_dir, OPTIMIZER_FILE), self.args.should_save
-            optimizer_state.save_optimizer(model, optimizer, path, self.is_fsdp_enabled, writes, snapshot)
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
-
-    def _raw_optimizer(self):
-        return getattr(self.optimizer, "optimizer", self.optimizer)
-
     # ---- loading ----
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -650,20 +442,6 @@ class ResumeStateCallback(TrainerCallback):
         return control
 
 
-def reads_checkpoint(callback: TrainerCallback) -> bool:
-    """Whether a callback reads a checkpoint's folder when it is saved: those of users may, those of transformers do
-    where they are asked to upload it.
-    """
-    owner = next(kind for kind in type(callback).__mro__ if "on_save" in vars(kind))  # of the method that is called
-    if owner is TrainerCallback:
-        return False
-    if not owner.__module__.startswith("transformers."):
-        return True
-    asked = ("_log_artifacts", "_log_model", "_should_upload_checkpoint", "sync_checkpoints")
-    values = [getattr(callback, name, None) for name in asked]
-    return any(str(getattr(value, "value", value)).lower() not in ("none", "false", "end") for value in values)
-
-
 class DueEvaluationCallback(TrainerCallback):
     """Makes the evaluation that the checkpoint left to the resumed run, before its first step. The last callback."""
 
@@ -701,13 +479,24 @@ class PretrainTrainer(VerifiedTraining, Trainer):
     spikes named by their windows.
 
     validation: the sets that are measured. sources: names of the folders of a mixture, in the order of its counts.
+    document_reads: which documents a step reads, where the prepared folders have an index. shard_checkpoints: whether
+    every rank writes a part of a checkpoint (FSDP2). rerun: what each checkpoint records for an audit.
     """
 
-    def __init__(self, *args, validation: list[ValidationSet], sources: list[str], **kwargs):
+    def __init__(
+        self,
+        *args,
+        validation: list[ValidationSet],
+        sources: list[str],
+        document_reads: DocumentReads | None = None,
+        shard_checkpoints: bool = False,
+        rerun: dict | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.validation, self.sources = validation, sources
         self.windows_per_step = self.identity["data"]["tokens_per_step"] // self.train_dataset.block_size
-        self.document_reads: DocumentReads | None = None  # where the prepared folders have an index
+        self.document_reads, self.shard_checkpoints, self.rerun = document_reads, shard_checkpoints, rerun or {}
 
     def held_out_metrics(self) -> dict[str, float]:
         return held_out_metrics(self, self.validation)

@@ -13,7 +13,7 @@ from llama_lite.checkpoint import store, tensor_files, verify
 from llama_lite.errors import Refusal, Unhealthy
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.formatting import size
-from llama_lite.training import trainer
+from llama_lite.training import saving, trainer
 
 TWO = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
 
@@ -75,7 +75,7 @@ def test_steps_go_on_while_a_slow_disk_writes(pretrain, whole_run, tmp_path, mon
 def test_where_memory_does_not_hold_the_copy_training_waits(pretrain, whole_run, tmp_path, monkeypatch, capsys):
     """It says so, writes nothing in the thread, and the checkpoint is the same."""
     run, threads = tmp_path / "run", []
-    monkeypatch.setattr(trainer, "available_memory", lambda: 2**20)
+    monkeypatch.setattr(saving, "available_memory", lambda: 2**20)
     monkeypatch.setattr("llama_lite.distributed._printed", set())
     commit = store.commit_checkpoint
     monkeypatch.setattr(
@@ -228,10 +228,10 @@ def test_what_reads_a_checkpoint_when_it_is_saved_finds_it(pretrain, tmp_path, m
         found == [True, True] and "training waits for each save: Reads reads each checkpoint" in capsys.readouterr().out
     )
     dashboard = Dashboard()
-    assert trainer.reads_checkpoint(Reads()) and not trainer.reads_checkpoint(dashboard)
-    assert not trainer.reads_checkpoint(TrainerCallback())
+    assert saving.reads_checkpoint(Reads()) and not saving.reads_checkpoint(dashboard)
+    assert not saving.reads_checkpoint(TrainerCallback())
     dashboard._log_model = "checkpoint"
-    assert trainer.reads_checkpoint(dashboard)
+    assert saving.reads_checkpoint(dashboard)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from llama_lite.files import read_json, read_jsonl, write_text
 from llama_lite.run_folder import RunFolder
-from llama_lite.training import dashboards, trainer
+from llama_lite.training import dashboards, saving, trainer
 
 BOTH = {"report_to": ["trackio", "tensorboard"], "eval_tasks": ["embedded_next_sentence"], "eval_task_limit": 4}
 
@@ -117,9 +117,9 @@ def test_what_a_changed_run_sends_again_is_marked(tmp_path):
 @pytest.mark.parametrize("name", ["trackio", "tensorboard"])
 def test_training_does_not_wait_for_saves_because_of_a_dashboard(name):
     """It reads no checkpoint; a callback of a user may."""
-    assert not trainer.reads_checkpoint(dashboards.OWN[name]())
+    assert not saving.reads_checkpoint(dashboards.OWN[name]())
     own = type("Own", (dashboards.OWN[name],), {"on_save": lambda self, *args, **kwargs: None})
-    assert trainer.reads_checkpoint(own())
+    assert saving.reads_checkpoint(own())
 
 
 def test_a_dashboard_that_fails_does_not_end_the_run_and_says_so_once(tmp_path, capsys):

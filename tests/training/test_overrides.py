@@ -16,7 +16,7 @@ from llama_lite.chat_format import template
 from llama_lite.errors import Interrupted
 from llama_lite.evaluation import lm, store
 from llama_lite.evaluation.tasks import registry
-from llama_lite.training import sft_trainer, trainer
+from llama_lite.training import saving, sft_trainer, trainer
 from llama_lite.training.callbacks import health, progress, samples, task_scores
 
 VERIFIED = {
@@ -28,16 +28,16 @@ VERIFIED = {
     "evaluate",
     "_get_num_items_in_batch",
     "_get_grad_norm",
-    "_save",
-    "_save_checkpoint",
-    "_save_optimizer_and_scheduler",
     "_load_from_checkpoint",
     "_load_optimizer_and_scheduler",
     "_load_rng_state",
     "_init_training_state",
     "_prepare_for_training",
 }
+SAVING = {"_save", "_save_checkpoint", "_save_optimizer_and_scheduler"}
 OVERRIDES = {  # (our class, the one that it extends): the methods that it overrides
+    (saving.VerifiedSaving, Trainer): SAVING,
+    (saving.VerifiedSaving, SFTTrainer): SAVING,
     (trainer.VerifiedTraining, Trainer): VERIFIED,
     (trainer.VerifiedTraining, SFTTrainer): VERIFIED,
     (trainer.PretrainTrainer, Trainer): {"log"},
@@ -164,7 +164,8 @@ def test_each_override_is_called_when_a_pretraining_run_saves_stops_and_is_resum
 ):
     kind, watched = trainer.PretrainTrainer, {"eval_tasks": ["embedded_docs"], "eval_task_limit": 2}
     stopped, resumed = stop_and_resume(pretrain, kind, tmp_path / "run", calls, monkeypatch, **QUICK, **watched)
-    expected = overrides_of(trainer.VerifiedTraining, kind, *CALLBACKS, samples.Samples, task_scores.TaskScores)
+    training = trainer.VerifiedTraining, saving.VerifiedSaving
+    expected = overrides_of(*training, kind, *CALLBACKS, samples.Samples, task_scores.TaskScores)
     assert expected <= resumed
     assert {pair for pair in expected if pair[1] not in LOADING} <= stopped
 
@@ -175,7 +176,8 @@ def test_each_override_is_called_when_a_tuning_run_saves_stops_and_is_resumed(
 ):
     kind, few = sft_trainer.TuningTrainer, {"compared_prompts": 0, "sampled_answers": 1, "use_lora": use_lora}
     stopped, resumed = stop_and_resume(sft, kind, tmp_path / "run", calls, monkeypatch, **QUICK, **few)
-    expected = overrides_of(trainer.VerifiedTraining, kind, *CALLBACKS) - {("VerifiedTraining", "_save")}
+    training = trainer.VerifiedTraining, saving.VerifiedSaving
+    expected = overrides_of(*training, kind, *CALLBACKS) - {("VerifiedSaving", "_save")}
     if use_lora:
         expected -= {("VerifiedTraining", "_load_from_checkpoint")}  # an adapter is loaded by itself
     assert expected <= resumed
