@@ -288,8 +288,9 @@ def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
         chosen = precision.choose("auto", None, cpu)[0]
         print(chosen)
         for seconds in (1e6, 1):
-            compiled = switches.worth_compiling(seconds, chosen, cpu)[0]
-            on = (switches.fuses_loss(cpu)[0], switches.attends_in_blocks(chosen, compiled, cpu)[0], compiled)
+            compiled = switches.choose_compile(seconds, chosen, cpu)[0]
+            in_blocks = switches.choose_block_attention(chosen, compiled, cpu)[0]
+            on = (switches.choose_fused_loss(cpu)[0], in_blocks, compiled)
             print(*map(int, on))
     """
     asked = subprocess.run(

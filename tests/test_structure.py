@@ -1,6 +1,9 @@
 """How the package is built: rooms import one way, foundations stay light, functions stay short, names are the field's."""
 
 import ast
+import contextlib
+import importlib
+import importlib.util
 import re
 import subprocess
 import sys
@@ -161,3 +164,36 @@ def test_units_are_per_something():
             if match := UNITS.search(" ".join(text.split())):
                 found.append(f"{path.relative_to(ROOT)}:{number} {match[0]}")
     assert not found
+
+
+def trees_of(path: Path):
+    """The syntax tree of a file, and of the code in its strings that imports the package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    yield tree
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and "llama_lite" in node.value:
+            with contextlib.suppress(SyntaxError):  # a text, or a template of code
+                yield ast.parse(node.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_benchmark_uses_of_the_package_exists(path):
+    """One was broken for a day by functions that had been renamed: nothing runs them but people."""
+    missing = []
+    for tree in trees_of(path):
+        modules = {}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or not (node.module or "").startswith("llama_lite"):
+                continue
+            for alias in node.names:
+                if importlib.util.find_spec(node.module).submodule_search_locations and (
+                    importlib.util.find_spec(f"{node.module}.{alias.name}")
+                ):
+                    modules[alias.asname or alias.name] = importlib.import_module(f"{node.module}.{alias.name}")
+                elif not hasattr(importlib.import_module(node.module), alias.name):
+                    missing.append(f"{node.module}.{alias.name}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
+                module = modules[node.value.id]
+                missing += [] if hasattr(module, node.attr) else [f"{module.__name__}.{node.attr}"]
+    assert not missing

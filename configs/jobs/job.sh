@@ -17,7 +17,7 @@ fi
 mkdir -p "$run"
 export EXIT_STATUS_FILE="$PWD/.exit-status" # of rank 0; launchers turn every status into 1
 trap 'touch "$run/stop"' TERM INT USR1
-(sleep "$STOP_AFTER" && touch "$run/stop") &
+(sleep "$((STOP_AFTER > SECONDS ? STOP_AFTER - SECONDS : 0))" && touch "$run/stop") &
 clock=$!
 "${launch[@]}" "$script" "$@" --push_to_hub --output_dir "$run" &
 job=$!

@@ -1,7 +1,7 @@
 """`make demo`: prepare text, pretrain, tune, evaluate. Prints the stages with their expected times, and at the end the
 measured times.
 
-    python -m llama_lite.commands.demo           # ten minutes on two AVX2 cores, six with bfloat16 instructions
+    python -m llama_lite.commands.demo           # benchmarks/demo.json says how long it took
     python -m llama_lite.commands.demo --long    # the larger run, on which the studies rest
 
 Every stage is a command of its own. It can be interrupted at any time; the same command resumes it.
