@@ -128,7 +128,8 @@ def report(study, path: Path, finished: list, out: Path) -> None:
     written = write_report(out, dataclasses.asdict(study), rows, results, records)
     for row in results["comparison"]:
         print_main(line_of(row))
-    print_main(f"finished  {written}, {', '.join(publish.TABLES)}, records.json")
+    tables = ", ".join(name for name in publish.TABLES if (out / name).exists())
+    print_main(f"finished  {written}, {tables}, records.json")
     print_main(f"          curves and differences: {write_report_or_reason(out)}")
 
 

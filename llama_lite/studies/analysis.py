@@ -266,7 +266,7 @@ def _tested(values: list[float], margin: float | None, squares: dict | None) -> 
 
 
 def _adjust(comparison: list[dict]) -> None:
-    """Set `p_holm`, over the rows of one measure and kind of reference, and `verdict`."""
+    """Set `p_holm`, over the rows of one measure (those against `its base` apart), and `verdict`."""
     families: dict[tuple, list[dict]] = {}
     for row in comparison:
         row["p_holm"] = None
@@ -355,14 +355,14 @@ def after_resume(losses: dict[int, float], reference: dict[int, float], at: int)
 
 def recovery(excess: dict[int, float], at: int) -> int | None:
     """The first logged step from which the mean excess of the next AFTER logged losses stays below BACK: `at` itself
-    where that holds immediately, None where it never holds.
+    where that holds immediately, None where it never holds. A mean of fewer losses, at the end, shows nothing.
     """
     steps, values = list(excess), list(excess.values())
-    means = [sum(values[i : i + AFTER]) / len(values[i : i + AFTER]) for i in range(len(values))]
+    means = [sum(values[i : i + AFTER]) / AFTER for i in range(len(values) - AFTER + 1)]
     above = [index for index, mean in enumerate(means) if mean > BACK]
-    if not above:
+    if means and not above:
         return at
-    return steps[above[-1] + 1] if above[-1] + 1 < len(steps) else None
+    return steps[above[-1] + 1] if above and above[-1] + 1 < len(means) else None
 
 
 def weights_of(run: StudyRun) -> str:

@@ -736,8 +736,11 @@ def test_curves_of_seeds_meet_at_steps(monkeypatch):
 def test_recovery_is_the_step_from_which_the_excess_stays_small():
     excess = {step: 0.1 if step < 30 else 0.0 for step in range(5, 105, 5)}
     assert analysis.recovery(excess, 0) == 30
-    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 0.1), 0) is None
-    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 0.0), 0) == 0
+    assert analysis.recovery(dict.fromkeys(range(5, 60, 5), 0.1), 0) is None
+    assert analysis.recovery(dict.fromkeys(range(5, 60, 5), 0.0), 0) == 0
+    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 0.0), 0) is None  # fewer losses than are averaged
+    late = {step: 0.1 if step < 70 else 0.0 for step in range(5, 105, 5)}  # the last seven losses are no ten
+    assert analysis.recovery(late, 0) is None
 
 
 def test_one_seed_has_no_interval():
