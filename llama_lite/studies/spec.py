@@ -421,13 +421,20 @@ def runs(study: Study, out: Path) -> list[StudyRun]:
                 )
             argv = ["--config", study.config]
             for name, value in values.items():
-                argv += _argument_words(name, value)
+                argv += _argument_words(name, _of_seed(value, seed))
             if arm.source is None:
                 commands[arm.name] = argv
             every.append(
                 StudyRun(arm, seed, folder, argv, [] if arm.source is None else commands[arm.source], study.prepare)
             )
     return every
+
+
+def _of_seed(value, seed: int):
+    """A value of `set` for one seed: `{seed}` in a text stands for it."""
+    if isinstance(value, list):
+        return [_of_seed(one, seed) for one in value]
+    return value.replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
 def _argument_words(name: str, value) -> list[str]:

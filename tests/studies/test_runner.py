@@ -733,6 +733,16 @@ def test_curves_of_seeds_meet_at_steps(monkeypatch):
     assert list(bottom.lines[0].get_ydata()) == [1.0, 1.0]
 
 
+def test_a_value_can_hold_the_seed(study):
+    """As the base of a tuning run, where each seed has a pretrained model of its own."""
+    values = {"run_name": "runs/base-{seed}", "sample_prompts": ["{seed}", "{x}"]}
+    found = spec.load(str(study(seeds=[3, 4], set={**STUDY["set"], **values})))
+    for run in spec.runs(found, Path("out")):
+        words = run.argv[run.argv.index("--run_name") :]
+        assert words[1] == f"runs/base-{run.seed}"
+        assert words[words.index("--sample_prompts") + 1 :][:2] == [str(run.seed), "{x}"]
+
+
 def test_recovery_is_the_step_from_which_the_excess_stays_small():
     excess = {step: 0.1 if step < 30 else 0.0 for step in range(5, 105, 5)}
     assert analysis.recovery(excess, 0) == 30
