@@ -46,7 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     # ---- How this process is launched, and the folders of the run ----
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
-    check_switches(run_args, planned)
+    if not (data_args.prepare_only or hub_args.publish_only):
+        check_switches(run_args, planned)
     if "output_dir" not in run_args.explicit_args:
         training_args.output_dir = derive_pretrain.output_dir(data_args.dataset, data_args.mixture)
     run_tokens.recall_mixture(session, data_args, run_args)
@@ -193,10 +194,10 @@ def build_model(config, name: str, run_args, device):
     loading.check_language_model(f"--model_config {name}", model)
     if run_args.shard_checkpoints:
         parts.check_writable(model, f"--model_config {name}")
-    if run_args.attention:
-        set_attention(model, run_args.attention, run_args.precision)
     for kernel, why in apply_kernels(model, run_args.fused_loss, run_args.block_attention).items():
         print_main(f"plain     --{kernel} stays off for this model ({config.model_type}): {why}")
+    if run_args.attention:  # after the others were tried in float32, which flash kernels do not compute
+        set_attention(model, run_args.attention, run_args.precision)
     if run_args.compile_layers:
         compile_layers(model, device)
     return model

@@ -154,9 +154,12 @@ def csv_text(columns: Sequence[str], rows: Iterable[dict]) -> str:
 
 
 def append_jsonl(path: Path, record: dict) -> None:
-    """Append one line. A crash can truncate at most this last line."""
-    with _named(path), open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    """Append one line. A crash can truncate at most this last line, after which the next one begins anew."""
+    with _named(path), open(path, "ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write((json.dumps(record) + "\n").encode())
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -279,11 +279,16 @@ def _json(path: Path):
 
 
 def _jsonl(path: Path) -> list[dict]:
-    """Whole lines; a last one that is being written, or that a crash cut, is left out."""
+    """Whole lines; one that is being written, or that a crash cut, is left out."""
     if not path.exists():
         return []
-    whole = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in whole if line.startswith("{") and line.endswith("}")]
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n")[:-1]:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
 def _csv(path: Path) -> list[dict]:

@@ -45,6 +45,14 @@ def assign(sizes: Mapping[str, int], count: int) -> dict[str, int]:
     return found
 
 
+def largest_part(model: torch.nn.Module) -> int:
+    """Bytes of the weights in the largest part. Call on all ranks."""
+    weights, totals = _weights(model), [0] * WORLD_SIZE
+    for name, part in _assign_parameters(weights).items():
+        totals[part] += _size(weights[name])
+    return max(totals)
+
+
 def part_name(kind: str, part: int, count: int) -> str:
     """The name of a file of tensors. kind: model or optimizer."""
     return f"{kind}-{part + 1:05d}-of-{count:05d}.safetensors"
@@ -94,8 +102,12 @@ def _size(tensor: torch.Tensor) -> int:
 
 def _add(snapshot: Snapshot, folder: Path, kind: str, tensors: dict[str, tuple[torch.Tensor, int]], **metadata) -> None:
     """Add the file of this rank's part to a snapshot. tensors: {name: (tensor, number of its part)}."""
-    live = live_storages(tensor for tensor, _ in tensors.values())
-    snapshot.add(folder / part_name(kind, RANK, WORLD_SIZE), _gathered(tensors), metadata, live)
+    live, gathered = live_storages(tensor for tensor, _ in tensors.values()), _gathered(tensors)
+    try:
+        snapshot.add(folder / part_name(kind, RANK, WORLD_SIZE), gathered, metadata, live)
+    finally:  # a rank that fails gathers what is left, with the others
+        for _ in gathered:
+            pass
 
 
 def _gathered(tensors: dict[str, tuple[torch.Tensor, int]]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -145,7 +157,7 @@ def rows_of(file, key: str, like: torch.Tensor | None) -> torch.Tensor:
 
     shape, offset = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
     ranges = tuple(slice(first, first + length) for first, length in zip(offset, shape, strict=True))
-    rows = piece[ranges] if 0 not in shape else torch.empty(shape)  # more ranks than rows
+    rows = piece[ranges] if 0 not in shape else torch.empty(shape, dtype=like.dtype)  # more ranks than rows
     return DTensor.from_local(
         rows.to(like.to_local().device),
         like.device_mesh,

@@ -20,6 +20,10 @@ from .revision import STEP, has_content_of
 REFERENCE = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
+class NotOnHub(Refusal):
+    """A commit or a file that the Hub does not have."""
+
+
 class HubUnavailable(Exception):
     """The Hub could not be reached or failed: a later try can succeed."""
 
@@ -250,12 +254,17 @@ def fetch(
     ref: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", force: bool = False
 ) -> Path:
     """Download one file of a commit into `folder` or the Hub's cache (None), without verifying it; returns its path.
-    `force`: download it even where it is cached. Raises Refusal where the commit or the file does not exist,
-    HubPermissionError or HubUnavailable.
+    `force`: download it even where it is cached. Raises NotOnHub where the commit or the file does not exist, Refusal
+    where the disk is full, HubPermissionError or HubUnavailable.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
         return Path(
@@ -264,9 +273,11 @@ def fetch(
             )
         )
     except LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, HfHubHTTPError):  # its own message says to check the connection
+            raise to_hub_error(error.__cause__) from None
         raise HubUnavailable(reason(error, folder or "")) from None
     except (EntryNotFoundError, RevisionNotFoundError):
-        raise Refusal(f"{ref} has no {name}.") from None
+        raise NotOnHub(f"{ref} has no {name}.") from None
     except Exception as error:  # the client raises its own, httpx2's and OSError
         if disk_full := no_space(error, Path(folder or HF_HUB_CACHE)):
             raise Refusal(f"{name} of {ref} cannot be downloaded: {disk_full}") from None

@@ -201,7 +201,9 @@ def push_prepared(folder: Path, repo: str, private: bool | None, said: dict | No
         raise Refusal(
             f"--prepared_hub_id {repo}: {error}. The prepared tokens are kept; run the same command again."
         ) from None
-    except (OSError, ValueError, RuntimeError) as error:
+    except Refusal:
+        raise
+    except Exception as error:  # the client raises its own, httpx2's and OSError
         raise Refusal(
             f"--prepared_hub_id {repo}: {to_hub_error(error)}. The prepared tokens are kept; run the same command"
             " again."

@@ -1,5 +1,6 @@
 """The queue of revisions on disk, and the thread that publishes them while training goes on."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -52,6 +53,8 @@ class Publisher:
         self.card_folder = Path(run.path) / name.strip("-")  # whose records the card describes
         self.folder = Path(run.path) / f"queue{name}"
         self.published = Path(run.path) / f"published{name}.jsonl"
+        rows = read_jsonl(superseded_of(self.published))
+        repository.superseded = {row["revision"] for row in rows if row["repo"] == repository.repo}
         self.limit = queue_limit.default_limit(self.folder) if limit is None else int(limit * 2**30)
         self.lock = threading.Lock()  # an entry that is being published keeps what it has
         self.failure: str | None = None
@@ -91,8 +94,10 @@ class Publisher:
         try:
             self._add(checkpoint, manifest)
         except OSError as error:  # a full disk, most of all
+            shutil.rmtree(self.folder / f".{tag_of(manifest['step'])}", ignore_errors=True)
             text = reason(error, self.run.path.resolve())
-            self.run.event("not queued", revision=tag_of(manifest["step"]), reason=text)
+            with contextlib.suppress(OSError):  # where the event does not fit either
+                self.run.event("not queued", revision=tag_of(manifest["step"]), reason=text)
             print_main(f"WARNING   {tag_of(manifest['step'])} is not queued, and training goes on: {text}")
             return
         self._drop_state_while(
@@ -231,6 +236,7 @@ class Publisher:
                 delay, self.failure, self.blocked = FIRST_WAIT, None, False
                 (self.folder / "last_failure.json").unlink(missing_ok=True)
             except Exception as error:  # whatever it is, training goes on, and this checkpoint stays first in the queue
+                shutil.rmtree(waiting[0][1] / "export", ignore_errors=True)  # it is made anew
                 self._record_failure(error, waiting[0][0])
                 deadline = time.monotonic() + delay
                 while time.monotonic() < deadline and not self.stopping:
@@ -268,14 +274,14 @@ class Publisher:
     def _card(self, row: dict, step: int | None = None) -> str:
         """The card of a revision that is about to be published, or, without a step, of main.
 
-        Contradictory records do not prevent publishing: the card then states the contradiction.
+        Contradictory or unreadable records do not prevent publishing: the card then states what is wrong with them.
         """
         try:
             records = card.read(self.card_folder, step)
             records.published.append(row)
             return card.render(records, self.repository.repo)
-        except card.CardError as error:
-            return f"{NO_CARD}{error}\n"
+        except Exception as error:  # of records that somebody has altered, whatever they hold
+            return f"{NO_CARD}{reason(error, self.run.path.resolve(), self.run.path)}\n"
 
     def _publish_card(self) -> None:
         """Publish the card of a finished run, with its figures, on main."""
@@ -304,8 +310,9 @@ class Publisher:
         self.blocked = isinstance(error, Refusal | HubPermissionError)
         if text != self.failure:
             self.failure = text
-            self.run.event("not yet published", revision=tag_of(step), reason=text)
-            write_json(self.folder / "last_failure.json", {"revision": tag_of(step), "reason": text})
+            with contextlib.suppress(OSError):  # a full disk has no space for the record either
+                self.run.event("not yet published", revision=tag_of(step), reason=text)
+                write_json(self.folder / "last_failure.json", {"revision": tag_of(step), "reason": text})
             print_main(f"hub       {tag_of(step)} waits: {text}")
 
     def drain(self, timeout: float) -> bool:
@@ -348,6 +355,31 @@ def queued(folder: Path) -> list[tuple[int, Path]]:
         else []
     )
     return sorted(entries)
+
+
+def superseded_of(published: Path) -> Path:
+    """The record of revisions of a run that went back: their steps are published again, under further names."""
+    return published.with_name(published.name.replace("published", "superseded", 1))
+
+
+def supersede(run: Path, step: int) -> None:
+    """A run goes back to `step`: what waits of later steps is not published, and what is published stays on the Hub, as
+    revisions that the run no longer counts among its own.
+    """
+    for folder in run.glob("queue*"):
+        for later, entry in queued(folder):
+            if later > step:
+                discard(entry)
+    for path in run.glob("published*.jsonl"):
+        rows = read_jsonl(path)
+        if gone := [row for row in rows if row["step"] > step]:
+            for row in gone:
+                append_jsonl(superseded_of(path), row)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step))
+            names = ", ".join(row["revision"] for row in gone[:3]) + (" ..." if len(gone) > 3 else "")
+            print_main(
+                f"hub       {names}: of the steps that are made again; they stay, and the new ones get other names"
+            )
 
 
 def queue_lines(folder: Path) -> list[str]:

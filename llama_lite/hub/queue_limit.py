@@ -32,9 +32,9 @@ def is_state(name: str) -> bool:
 def queue_bytes(folder: Path) -> int:
     """Size of all entries of a queue. A file counts also where the run's own checkpoint still holds it, too."""
     size = 0
-    for path in folder.glob(f"{STEP_PREFIX}*/checkpoint/*"):
+    for entry in folder.glob(f"{STEP_PREFIX}*"):
         with contextlib.suppress(FileNotFoundError):  # published meanwhile
-            size += path.stat().st_size
+            size += sum(path.stat().st_size for path in (entry / "checkpoint").iterdir())
     return size
 
 

@@ -17,6 +17,7 @@ from ..files import csv_text, read_json, write_json, write_text
 from .client import (
     HubPermissionError,
     HubUnavailable,
+    NotOnHub,
     Reference,
     check_no_private_values,
     fetch,
@@ -61,6 +62,7 @@ class Repository:
         self.is_owner = False  # a revision of this run is there; from then on, nothing that others do changes this
         self.records: dict[str, dict | None] = {}  # {commit: its revision.json}; commits do not change
         self.own_commits: dict[tuple[str, int], bool] = {}  # {(commit, step): whether it is this run's revision}
+        self.superseded: set[str] = set()  # tags of steps that the run has gone back behind
         self.reported: set[str] = set()  # messages that were printed
 
     def _call(self, name: str, *args, **kwargs):
@@ -127,7 +129,7 @@ class Repository:
                     self.records[commit] = as_record(
                         read_json(fetch(Reference(self.repo, commit), commit, REVISION, Path(folder)))
                     )
-                except Refusal:
+                except NotOnHub:
                     self.records[commit] = None
         return self.records[commit]
 
@@ -139,7 +141,7 @@ class Repository:
 
     def _available_tag(self, step: int, tags: dict[str, str]) -> str:
         number = 1
-        while (tag := tag_of(step, number)) in tags and not self._is_own(tags[tag], step):
+        while (tag := tag_of(step, number)) in tags and (tag in self.superseded or not self._is_own(tags[tag], step)):
             number += 1
         return tag
 
@@ -232,7 +234,7 @@ class Repository:
             return fetch(Reference(self.repo, commit), commit, name, folder / "old").read_text(
                 encoding="utf-8", errors="replace"
             )
-        except Refusal:
+        except NotOnHub:
             return None
 
     def _commit(self, files: dict[str, Path], record: dict, heads: dict[str, str], tags: dict[str, str]) -> str:

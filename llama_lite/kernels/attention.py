@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
+from ..distributed import raise_on_all_ranks
 from ..errors import Refusal
 from ..formatting import shortened
 from . import probe
@@ -20,9 +21,18 @@ def check_name(name: str | None) -> None:
 
 def set_attention(model: PreTrainedModel, name: str, precision: str) -> None:
     """Switch a model to an attention kernel: a name that transformers knows, or one of the Hub (`owner/kernel`). Raises
-    Refusal where it is not here, does not run forwards and backwards in `precision` ("bfloat16" ...), or gives other
-    logits or gradients.
+    Refusal, on all ranks, where on any of them it is not there, does not run forwards and backwards in `precision`
+    ("bfloat16" ...), or gives other logits or gradients.
     """
+    refused = None
+    try:
+        _set_attention(model, name, precision)
+    except Refusal as refusal:
+        refused = refusal
+    raise_on_all_ranks(refused)
+
+
+def _set_attention(model: PreTrainedModel, name: str, precision: str) -> None:
     before = model.config._attn_implementation
     if name == before:
         return

@@ -4,6 +4,7 @@ import collections
 import csv
 import dataclasses
 import math
+import re
 from pathlib import Path
 
 from model_card.records import metric_key
@@ -306,7 +307,7 @@ def _measure_differences(study: Study, arm: Arm, other: Arm, seed: int, rows: li
 
 def _recovery_differences(arm: Arm, other: Arm, seed: int, rows: list[dict]) -> dict[tuple, float]:
     """{(against, what, unit): value} of a resumed arm, for one seed: the highest excess of its training loss, and
-    tokens until it is back (infinite where it never is).
+    tokens until it is back (infinite where that is not seen within the run).
     """
     tokens_at = {row["step"]: row["tokens"] for row in rows}
     excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
@@ -366,11 +367,11 @@ def recovery(excess: dict[int, float], at: int) -> int | None:
 
 
 def weights_of(run: StudyRun) -> str:
-    """sha256 of a run's finished weights."""
+    """sha256 of the files of a run's finished weights."""
     manifest = last_manifest(run.folder)
     folder, files = run.folder / f"checkpoint-{manifest['step']}", manifest["files"]
-    name = next(name for name in ("model.safetensors", "adapter_model.safetensors") if name in files)
-    return sha256_of(folder / name, files[name])
+    names = sorted(name for name in files if re.fullmatch(r"(adapter_)?model.*\.safetensors", name))
+    return " ".join(sha256_of(folder / name, files[name]) for name in names)
 
 
 def health(logs: dict[str, list[list[dict]]]) -> dict[str, dict[str, dict[str, int]]]:

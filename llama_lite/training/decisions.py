@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+DEFAULT_HOURS = 1 / 6  # of a run without a given length
+
 
 class Decisions:
     """The arguments of a run, and which of them were decided. `fixed`: names of the explicit ones, which stay.

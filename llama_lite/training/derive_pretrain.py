@@ -30,10 +30,9 @@ from ..models import shapes
 from ..models.presets import count_parameters, load_model_config, model_config_of
 from ..processes import seconds_since_start
 from . import timing
-from .decisions import Decisions, nice, save_interval
+from .decisions import DEFAULT_HOURS, Decisions, nice, save_interval
+from .memory import capacity
 from .plan import intervals, run_steps
-
-HOURS = 1 / 6  # of a run without a given length
 
 # seconds: from here to the first step, beside preparing; and from the last step to the end (export, card, figures)
 READY, FINISH = (4.0, 10.0)
@@ -50,6 +49,7 @@ EVALUATIONS, EVALUATION_SHARE = 10, 0.08  # of a run, and the most of its time t
 SAMPLES = 3  # prompts that are continued at each evaluation, if none are given
 VALIDATION_SHARE = 0.05
 MOST_VALIDATION, LEAST_VALIDATION = 100_000_000, 4097  # tokens: the paper's, one shard; 16 windows of 256
+STATE_SHARE, BYTES_PER_PARAMETER = 0.8, 16  # of memory: float32 weights, gradients and two moments
 UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
 
 RUN_ARGUMENTS = (
@@ -110,10 +110,12 @@ class Derivation:
         self.recorded = {name: value for name, value in recorded.items() if name not in (*others, *RECALLED)}
         self.sets = len(mixture["mixture"] if mixture else [""]) + further_sets
         self.explicit_args = {
-            name: value for name, value in explicit_args.items() if (name, value) != ("precision", "auto")
+            name: value
+            for name, value in explicit_args.items()
+            if (name, value) not in (("precision", "auto"), ("max_steps", -1))
         }
         self.device = torch.device("cuda") if run.plan_launch else training.device
-        self.processes, self.machine, self.vocabulary_size = planned.processes, None, None
+        self.processes, self.shards, self.machine, self.vocabulary_size = planned.processes, planned.shards, None, None
         if "num_train_epochs" in self.explicit_args:
             self.recorded.pop("max_steps", None)
         if recorded:
@@ -153,8 +155,9 @@ class Derivation:
             value, why = precision.choose("auto", self.recorded.get("precision"), self.device)
             d.decide("precision", value, why)
             precision.check_device(d["precision"], self.device)
+        given = {name for name in ("block_attention", "attention") if self.explicit_args.get(name)}
         for name in ("fused_loss", "compile_layers", "block_attention", "attention"):
-            if self.recorded.get(name) is not None:
+            if self.recorded.get(name) is not None and not (given and "attention" in name):
                 d.decide(name, self.recorded[name], "as this run began")
         if d["attention"]:
             d.decide("block_attention", False, "")
@@ -237,12 +240,17 @@ class Derivation:
     def reach(self) -> float:
         """Tokens that a run of this length may read, by a guess that is the same every time."""
         d = self.d
-        if d.settled("max_steps") and d["max_steps"] > 0 and d.settled("tokens_per_step"):
-            return d["max_steps"] * d["tokens_per_step"]
+        if d.settled("max_steps") and d["max_steps"] > 0:
+            return d["max_steps"] * (d["tokens_per_step"] or self.step_for(d["max_steps"]))
         if d.settled("num_train_epochs") or d.settled("max_steps"):
             return math.inf
         units = self.processes * (torch.get_num_threads() if self.device.type == "cpu" else 1)
-        return shapes.affordable_tokens(NOMINAL_FLOPS[self.device.type] * units * (d["hours"] or HOURS) * 3600)
+        return shapes.affordable_tokens(NOMINAL_FLOPS[self.device.type] * units * (d["hours"] or DEFAULT_HOURS) * 3600)
+
+    @staticmethod
+    def step_for(steps: int) -> int:
+        """Tokens per step of a run of a given number of steps."""
+        return shapes.tokens_per_step(steps * 2048)
 
     def settle_amount(self) -> None:
         """Of a text that is far larger than the run can read, only its beginning is prepared."""
@@ -250,11 +258,12 @@ class Derivation:
         if d["max_bytes"] or d["max_tokens"] or d["dataset"] in INSTALLED or not math.isfinite(self.reach):
             return
         kept = 3 if active_rules(d) else 1  # times as much text as curation keeps
-        most, size = 2 ** math.ceil(math.log2(TEXT_MARGIN * kept * self.reach * BYTES_OF_TOKEN)), self.text.source.bytes
+        tokens = TEXT_MARGIN * self.reach + (d["validation_tokens"] or 0)
+        most, size = 2 ** math.ceil(math.log2(kept * tokens * BYTES_OF_TOKEN)), self.text.source.bytes
         if not size:
             d.decide(
                 "max_tokens",
-                2 ** math.ceil(math.log2(TEXT_MARGIN * self.reach)),
+                2 ** math.ceil(math.log2(tokens)),
                 "more than a run of this length reads",
             )
         elif size > max(2 * most, ALL_BELOW):
@@ -269,7 +278,8 @@ class Derivation:
             if d.settled("model_config") and not shapes.is_shape(d["model_config"])
             else None
         )
-        size = min(self.facts.bytes if self.counted else math.inf, BYTES_OF_TOKEN * self.reach)
+        read = min(self.reach, d["max_tokens"] or math.inf)
+        size = min(self.facts.bytes if self.counted else math.inf, BYTES_OF_TOKEN * read)
         within = f", within {d['model_config']}" if config else ""
         d.decide(
             "vocab_size",
@@ -281,7 +291,9 @@ class Derivation:
         """A share of the text, the paper's slice at most, and some windows at least."""
         if self.d.settled("validation_tokens"):
             return self.d["validation_tokens"]
-        return max(min(int(VALIDATION_SHARE * self.tokens), MOST_VALIDATION), min(LEAST_VALIDATION, self.tokens // 5))
+        window = (self.d["block_size"] if self.d.settled("block_size") else 32) + 1
+        least = max(min(LEAST_VALIDATION, self.tokens // 5), min(window, self.tokens // 2))
+        return max(min(int(VALIDATION_SHARE * self.tokens), MOST_VALIDATION), least)
 
     @property
     def available(self) -> int:
@@ -329,7 +341,8 @@ class Derivation:
     @functools.cached_property
     def seconds(self) -> float:
         """For training, evaluating and saving: what the hours leave beside starting, preparing and finishing."""
-        hours = self.d.decide("hours", HOURS, "")
+        given = self.reads_given()
+        hours = self.d["hours"] or DEFAULT_HOURS if given else self.d.decide("hours", DEFAULT_HOURS, "")
         return max(15.0, hours * 3600 - seconds_since_start() - READY - self.preparing_seconds() - FINISH)
 
     def preparing_seconds(self) -> float:
@@ -350,7 +363,8 @@ class Derivation:
         """The shape that is expected to end with the lowest loss in this time, and why: guessed by FLOPs, then timed,
         until the guess stays.
 
-        Where the length is given, of those that read it in this time, and that it is long enough for.
+        Of those that memory holds, and that so many tokens are enough for; where the length is given, of those that
+        read it in this time.
         """
         rate, speeds = self.machine.flops_per_second * self.processes, {}
         given = self.reads_given()
@@ -365,8 +379,9 @@ class Derivation:
             return given or min(read_in_time(shape), self.most_epochs * self.available)
 
         def fits(shape) -> bool:
-            most = shapes.PARAMETERS_PER_TOKEN * given
-            return not given or (given <= read_in_time(shape) and shapes.parameters(shape, self.vocabulary()) <= most)
+            size = shapes.parameters(shape, self.vocabulary())
+            enough = size <= min(shapes.PARAMETERS_PER_TOKEN * reads(shape), self.most_parameters())
+            return enough and (not given or given <= read_in_time(shape))
 
         for _ in range(4):
             candidates = [shape for shape in shapes.LADDER if fits(shape)] or shapes.LADDER[:1]
@@ -385,11 +400,17 @@ class Derivation:
         )
         return f"{best[0]}x{best[1]}", why
 
+    def most_parameters(self) -> float:
+        """Of a model whose weights, gradients and moments leave a process some memory for activations."""
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            return math.inf  # planned for GPUs that are not here
+        return STATE_SHARE * capacity(self.device) * self.shards / BYTES_PER_PARAMETER
+
     def reads_given(self) -> float:
         """Tokens that the run reads by --max_steps or --num_train_epochs; 0 where its length follows from the time."""
         d = self.d
         if d.settled("max_steps") and d["max_steps"] > 0:
-            return d["max_steps"] * (d["tokens_per_step"] or shapes.tokens_per_step(d["max_steps"] * 2048))
+            return d["max_steps"] * (d["tokens_per_step"] or self.step_for(d["max_steps"]))
         return d["num_train_epochs"] * self.available if d.settled("num_train_epochs") else 0.0
 
     # ---- sizes ----
@@ -403,7 +424,12 @@ class Derivation:
             limit = 2**30 if shapes.is_shape(d["model_config"]) else context or 2**30
             block = min(wanted, limit)
             # some hundred windows at least
-            while block > 32 and (self.available < 400 * block or d["validation_tokens"] < 8 * block + 1):
+            step = d["tokens_per_step"] if d.settled("tokens_per_step") else 0  # 0 is a multiple of all
+            while block > 32 and (
+                self.available < 400 * block
+                or d["validation_tokens"] < 8 * block + 1
+                or step % (block * self.processes)
+            ):
                 block //= 2
             why = (
                 f"for {self.tokens:,} tokens of text"
@@ -420,7 +446,11 @@ class Derivation:
                 * self.processes
                 * (d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1)
             )
-            step = max(unit, round(shapes.tokens_per_step(reads) / unit) * unit)
+            steps = d["max_steps"] if d.settled("max_steps") and d["max_steps"] > 0 else None
+            wanted = self.step_for(steps) if steps else shapes.tokens_per_step(reads)
+            if steps:  # of a short text, no larger than what may be read again
+                wanted = min(wanted, self.most_epochs * self.available / steps // unit * unit)
+            step = max(unit, round(wanted / unit) * unit)
             while step > unit and self.available < 8 * step:
                 step -= unit
             d.decide("tokens_per_step", step, f"for a run over {reads / 1e6:.1f}M tokens")
@@ -510,8 +540,7 @@ class Derivation:
             width = self.config().hidden_size
             d.decide("learning_rate", shapes.learning_rate(width), f"for a width of {width:,}")
         d.decide("warmup_steps", max(1, min(715, round(0.04 * steps))), f"4 % of {steps:,} steps")
-        every = nice(steps / EVALUATIONS)
-        d.decide("eval_steps", every, "some ten evaluations")
+        every = d.decide("eval_steps", nice(steps / EVALUATIONS), "some ten evaluations")
         d.decide("save_steps", *save_interval(every, d["publish_steps"]))
         d.decide("logging_steps", nice(steps / 100), "some hundred lines")
         windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])

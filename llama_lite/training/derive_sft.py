@@ -13,12 +13,14 @@ from ..data.preparation import name_of
 from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine import precision
+from ..models.presets import flops_per_token
 from ..processes import seconds_since_start
 from . import timing
-from .decisions import Decisions, nice, save_interval
+from .decisions import DEFAULT_HOURS, Decisions, nice, save_interval
 from .plan import run_steps
 
-HOURS, EPOCHS = 1 / 6, 3  # of a run without a given length: the shorter of both
+EPOCHS = 3  # of a run without a given length: these, or DEFAULT_HOURS, whichever is shorter
+EVALUATED_SHARE = 0.2  # of that time, at most, in evaluations
 MOST_EPOCHS = 10
 EVALUATIONS = 8  # of a run
 FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
@@ -86,15 +88,18 @@ def tuning(
     if longer > 0.2:
         d.decide("long_rows", "truncate", f"{longer:.0%} of the rows are longer than that")
     held = max(1, min(MOST_HELD, round(HELD_SHARE * len(examples)), len(examples) - 1))
-    d.decide(
-        "eval_rows", held, f"a tenth of {len(examples):,} rows" if held < MOST_HELD else f"of {len(examples):,} rows"
-    )
+    why = f"a tenth of {len(examples):,} rows" if held < MOST_HELD else f"of {len(examples):,} rows"
+    mean = sum(min(length, d["max_length"]) for length in lengths) / len(lengths)
+    if not d.settled("max_steps") and not d.settled("num_train_epochs"):
+        most = _rows_in_time(d, config, mean)
+        held, why = (most, "so that evaluations take little time") if most < held else (held, why)
+    d.decide("eval_rows", held, why)
     for name, most in (("probe_rows", 8), ("compared_prompts", 8), ("sampled_answers", 64)):
         d.decide(name, min(most, d["eval_rows"]), "")
     d.decide("answer_tokens", min(96, max(8, context // 2)), "")
 
     # ---- steps ----
-    tokens = sum(min(length, d["max_length"]) for length in lengths) * (1 - d["eval_rows"] / len(lengths))
+    tokens = mean * (len(lengths) - d["eval_rows"])
     sequences = max(1, int(tokens / d["max_length"]) if training.packing else len(lengths) - d["eval_rows"])
     _settle_batch(d, sequences, training, processes)
     rate = float(f"{min(3e-3, 2e-4 * (2048 / config.hidden_size) ** 0.97) * (1 if adapter.use_lora else 0.25):.2g}")
@@ -104,7 +109,7 @@ def tuning(
         f"for {'LoRA' if adapter.use_lora else 'all weights'} at a width of {config.hidden_size:,}",
     )
     if not d.settled("max_steps") and not d.settled("num_train_epochs"):
-        _length(d, config, sequences, adapter.use_lora)
+        _length(d, config, sequences, adapter.use_lora, mean)
     steps = max(1, run_steps(training, sequences / d["sequences_per_step"]))
     every = nice(steps / EVALUATIONS)
     d.decide("eval_steps", every, f"of {steps:,}")
@@ -130,22 +135,33 @@ def _settle_batch(d: Decisions, sequences: int, training: SftArguments, processe
         d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
 
 
-def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
-    """Steps: three epochs, or what the time allows; with --hours as many as fit, ten epochs at most."""
-    training = d.owner["max_length"]
-    machine = timing.Machine(
-        training.device, d["precision"], {"fused_loss": False, "block_attention": False}, training.world_size
-    )
+def _machine(d: Decisions) -> timing.Machine:
+    """This machine, as a tuning run computes on it."""
+    training, switches = d.owner["max_length"], {"fused_loss": False, "block_attention": False}
+    return timing.Machine(training.device, d["precision"], switches, training.world_size)
+
+
+def _rows_in_time(d: Decisions, config, mean: float) -> int:
+    """Rows of `mean` tokens whose evaluations take EVALUATED_SHARE of the run, by a guess from FLOPs; at least 8."""
+    row = flops_per_token(config, d["max_length"]) / 3 * mean / _machine(d).flops_per_second  # without gradients
+    hours = d["hours"] if d.settled("hours") else DEFAULT_HOURS
+    return max(8, int(EVALUATED_SHARE * hours * 3600 / EVALUATIONS / row))
+
+
+def _length(d: Decisions, config, sequences: int, lora: bool, mean: float) -> None:
+    """Steps: three epochs, or what the time allows; with --hours as many as fit, ten epochs at most. mean: tokens of a
+    row.
+    """
+    training, machine = d.owner["max_length"], _machine(d)
     pace = machine.pace(config, d["per_device_train_batch_size"], d["max_length"])
     share = LORA_SHARE if lora else 1
     micro_batches = d["sequences_per_step"] / (d["per_device_train_batch_size"] * training.world_size)
     step = share * micro_batches * pace.micro_batch + pace.optimizer * share
     answers = 2 * d["answer_tokens"] * pace.token * 1.5 * (2 * -(-d["sampled_answers"] // ANSWERS_AT_ONCE) + 1)
-    evaluations = 10 * d["eval_rows"] * pace.window
+    evaluations = (EVALUATIONS + 2) * d["eval_rows"] * pace.window * mean / d["max_length"]
     hours_given = d.settled("hours")
-    seconds = max(
-        10.0, (d["hours"] if hours_given else HOURS) * 3600 - seconds_since_start() - FINISH - answers - evaluations
-    )
+    hours = d["hours"] if hours_given else DEFAULT_HOURS
+    seconds = max(10.0, hours * 3600 - seconds_since_start() - FINISH - answers - evaluations)
     per_epoch = sequences / d["sequences_per_step"]
     most = (MOST_EPOCHS if hours_given else EPOCHS) * per_epoch
     steps = max(1, int(min(most, seconds / step)))
@@ -153,7 +169,7 @@ def _length(d: Decisions, config, sequences: int, lora: bool) -> None:
         reason = f"{MOST_EPOCHS if hours_given else EPOCHS} epochs; another length: --hours 1, or --num_train_epochs 5"
     else:
         reason = (
-            f"{in_words(d['hours'] if hours_given else HOURS)} here, {steps / per_epoch:.1f} epochs; another length:"
+            f"{in_words(hours)} here, {steps / per_epoch:.1f} epochs; another length:"
             " --hours 1, or --num_train_epochs 3"
         )
     d.decide("max_steps", steps, reason)

@@ -205,9 +205,14 @@ def make_plan(
     windows_per_step = run.tokens_per_step // run.block_size
     epoch_windows = windows // windows_per_step * windows_per_step
     if not epoch_windows:
+        unit = training.per_device_train_batch_size * processes
+        most = windows // unit * unit * run.block_size  # a step that the text fills
+        way = f"lower --tokens_per_step to {most:,} or less" if most else "lower --per_device_train_batch_size"
+        if not windows:
+            way = "lower --block_size or --validation_tokens"
         raise Refusal(
             f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes"
-            f" {windows_per_step:,}: lower --tokens_per_step to {windows * run.block_size:,} or less, or add more text."
+            f" {windows_per_step:,}: {way}, or add more text."
         )
     steps_per_epoch = epoch_windows // windows_per_step
     steps = plan_steps(run, training, steps_per_epoch, windows_per_step, "mixture" in manifest)
@@ -314,6 +319,12 @@ def check_validation_windows(manifest: dict, run: RunArguments) -> None:
         if not count_windows(part, "validation", run.block_size):
             raise Refusal(
                 f"--mixture: {part['name']} holds out {part['splits']['validation']['tokens']:,} tokens, less than one"
+                f" window of {run.block_size}: prepare it with more --validation_tokens, or lower --block_size."
+            )
+    for name, part in manifest.get("validation_sets", {}).items():
+        if not count_windows(part, "validation", run.block_size):
+            raise Refusal(
+                f"--validation {name}: it holds out {part['splits']['validation']['tokens']:,} tokens, less than one"
                 f" window of {run.block_size}: prepare it with more --validation_tokens, or lower --block_size."
             )
     windows = count_windows(manifest, "validation", run.block_size)

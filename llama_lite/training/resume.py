@@ -13,7 +13,7 @@ from ..checkpoint.identity import changed_arithmetic, check_changes
 from ..config.fields import names
 from ..distributed import print_main, run_on_main
 from ..errors import Interrupted, Refusal
-from ..files import read_json, write_json
+from ..files import read_json, read_jsonl, write_json
 from ..folder_kinds import check_folder
 from ..hub import client, download, export, publish_queue, revision
 from ..hub.client import HubPermissionError, HubUnavailable, reference
@@ -24,6 +24,7 @@ from ..models.presets import load_model_config
 from ..models.references import FREE_FIELDS, need_weights
 from ..run_folder import RunFolder
 from . import trainer
+from .decisions import DEFAULT_HOURS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,8 +218,9 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
         # a checkpoint, whose record lies beside it
         of_a_run = identity is not None and not steps and not (folder / "run.json").exists()
         run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
-        if identity is None and (read_json(folder / "status.json") or {}).get("status") == "refused":
-            run = {}  # what was refused is not what this command goes on with
+        begun = any(entry["event"] in ("started", "resumed") for entry in read_jsonl(folder / "events.jsonl"))
+        if identity is None and not begun and (read_json(folder / "status.json") or {}).get("status") == "refused":
+            run = {}  # what was refused before its first step is not what this command goes on with
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):
         with contextlib.suppress(Refusal, HubUnavailable, HubPermissionError):
@@ -254,7 +256,8 @@ def values_to_continue(run, training, repo: str | None) -> dict:
         return {}
     found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo)
     if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
-        began = f"--hours {found['hours']:g}" if found.get("hours") else "another length"
+        derived = not found.get("hours") or found["hours"] == DEFAULT_HOURS
+        began = "another length" if derived else f"--hours {found['hours']:g}"
         raise Refusal(
             f"--hours {run.hours:g}: the run in {training.output_dir} was started with {began}, and its"
             f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to continue it; give another --output_dir"
@@ -343,6 +346,7 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
         )
     if mode not in ("auto", "must"):
         store.supersede_newer(run.path, folder, start.step, report)
+        publish_queue.supersede(run.path, start.step)
     return start
 
 

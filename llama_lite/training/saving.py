@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
+from .. import files
 from ..checkpoint import optimizer_state, parts, store
 from ..checkpoint.background import BackgroundWriter
 from ..checkpoint.snapshot import Snapshot, live_storages
@@ -47,8 +48,8 @@ class VerifiedSaving:
         if failed:
             self.unsealed = None
             raise_on_all_ranks(self.writer.failure)
-        if self.unsealed and not busy:
-            self._seal_parts()
+        if not busy:
+            self.seal_parts()
 
     def _save(self, output_dir=None, state_dict=None):
         """As Trainer's, without `training_args.bin`: it is a pickle, and holds local paths. Under ZeRO, the float32
@@ -79,7 +80,7 @@ class VerifiedSaving:
         self.finish_save()
         trained = sum(p.numel() * p.element_size() for p in self.model.parameters() if p.requires_grad)
         run_on_main(self._need_space, 3 * trained)  # weights and two moments
-        copied = 3 * trained // (WORLD_SIZE if self.shard_checkpoints else 1)
+        copied = 3 * (parts.largest_part(self.model) if self.shard_checkpoints else trained)
         in_background = run_on_main(self._can_save_in_background, copied)
         staging = Path(run_on_main(lambda: str(store.staging_folder(self.run.path, step))))
         failure = None
@@ -126,7 +127,7 @@ class VerifiedSaving:
 
     def _can_save_in_background(self, num_bytes: int) -> bool:
         """Whether training goes on while a checkpoint is written (rank 0); says once why it does not. num_bytes: of the
-        weights and optimizer state that this rank writes.
+        weights and optimizer state that a rank writes, at most.
         """
         available = available_memory() // (LOCAL_WORLD_SIZE if self.shard_checkpoints else 1)
         callbacks = self.callback_handler.callbacks
@@ -149,21 +150,26 @@ class VerifiedSaving:
         self.is_saving = True
 
     def _write_part(self, staging: Path) -> None:
-        """Write this rank's part of a checkpoint (in the thread of each rank)."""
-        parts.write_digests(staging, self.snapshot.write())
+        """Write and flush this rank's part of a checkpoint (in the thread of each rank)."""
+        digests = self.snapshot.write()
+        for path in digests:  # another machine cannot flush what this one has written
+            with open(path, "rb") as file:
+                files.flush(file.fileno(), path)
+        parts.write_digests(staging, digests)
 
-    def _seal_parts(self) -> None:
-        """Let the thread of rank 0 seal a checkpoint whose parts are all written. Call on all ranks."""
-        unsealed, self.unsealed = self.unsealed, None
-        self.do_in_background(self._commit, *unsealed)
-
-    def finish_save(self) -> None:
-        """Return when no checkpoint is being written. Raises on all ranks what the thread that writes it raised."""
+    def seal_parts(self) -> None:
+        """If a checkpoint is being written in parts: wait for all of them, and let the thread of rank 0 do the rest.
+        Call on all ranks. Raises on all what failed on any.
+        """
         if self.unsealed:
             self.writer.join()
             unsealed, self.unsealed = self.unsealed, None
-            raise_on_all_ranks(self.writer.failure)
+            raise_on_all_ranks(self.writer.failure)  # waits for all ranks, too
             self.do_in_background(self._commit, *unsealed)
+
+    def finish_save(self) -> None:
+        """Return when no checkpoint is being written. Raises on all ranks what the thread that writes it raised."""
+        self.seal_parts()
         if self.is_saving:
             run_on_main(self.writer.join)
             self.is_saving = False
@@ -174,7 +180,7 @@ class VerifiedSaving:
         in it where the run ends for another reason.
         """
         if self.unsealed and self.is_world_process_zero():
-            self._seal_parts()
+            self.writer.submit(self._commit, *self.unsealed)
         self.writer.join()
         if self.is_saving and self.writer.failure:
             print_main(f"WARNING   the last checkpoint was not saved: {end_of(self.writer.failure, self.run.path)}")
@@ -214,6 +220,8 @@ class VerifiedSaving:
         """
         digests = parts.take_digests(staging) if self.shard_checkpoints else self.snapshot.write()
         manifest["files"] = store.flush_and_hash(staging, digests)
+        if unseen := sorted(path.name for path in digests if path.name not in manifest["files"]):
+            raise OSError(f"{unseen[0]} of step {step} was written, and is not in {staging.name} here")
         checkpoint = store.commit_checkpoint(staging, self.run.path, step, manifest)
         loss = manifest["probe"]["loss"]
         self.run.event("saved", step=step, checkpoint=checkpoint.name, probe_loss=loss, **recorded["seconds"])

@@ -12,7 +12,8 @@ import torch
 
 from ..distributed import print_main
 from ..machine import hardware
-from ..models.presets import flops_per_token
+from ..models.presets import count_parameters, flops_per_token
+from .memory import capacity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 MIN_SECONDS, MAX_STEPS = 1.0, 30
 LIMIT = 4.0  # seconds after which timing ends on a slow or busy machine
 GENERATED = 8  # tokens of a timed generation
+TIMED_BYTES, TIMED_SHARE = 16, 0.6  # bytes per parameter of what is timed, and the share of memory that they may take
 MAX_TIMED = 1.5  # seconds of a micro-batch that is still timed
 
 # seconds in which this process idles, and percent of the cores that other programs may use meanwhile
@@ -71,7 +73,8 @@ class Machine:
         key = (str(config.to_dict()), micro, block_size)
         if key not in self.timed:
             guess = flops_per_token(config, block_size) * micro * block_size / self.flops_per_second
-            if guess > MAX_TIMED or (self.device.type == "cuda" and not torch.cuda.is_available()):
+            absent = self.device.type == "cuda" and not torch.cuda.is_available()
+            if guess > MAX_TIMED or absent or not fits(config, self.device):
                 self.timed[key] = Pace(guess, 0.05 * guess, guess / 3 / micro, guess / 3 / micro / block_size * 8)
             else:
                 if not self.timed:
@@ -87,6 +90,11 @@ class Machine:
         """Tokens per second of training alone, over all processes."""
         micro = self.micro_windows(block_size)
         return micro * block_size / self.pace(config, micro, block_size).step(1) * self.processes
+
+
+def fits(config: PreTrainedConfig, device: torch.device) -> bool:
+    """Whether memory holds a model with gradients and moments in float32, which is what is timed."""
+    return TIMED_BYTES * count_parameters(config)[0] < TIMED_SHARE * capacity(device)
 
 
 def pace(

@@ -234,12 +234,10 @@ class VerifiedTraining(VerifiedSaving):
 
     def make_due_evaluation(self) -> None:
         """Evaluate, then queue the checkpoint of this step, if there is one, with the losses of this step."""
+        self.seal_parts()  # an evaluation that is killed costs no checkpoint
         self.evaluate()
         self.evaluation_due = False
-        if self.unsealed:
-            self.unsealed[-1]["evaluation_due"] = False  # it is queued when it is sealed
-        else:
-            self.do_in_background(self._queue_evaluated, self.run.path / f"checkpoint-{self.state.global_step}")
+        self.do_in_background(self._queue_evaluated, self.run.path / f"checkpoint-{self.state.global_step}")
 
     def _queue_evaluated(self, checkpoint: Path) -> None:
         """Queue a checkpoint, if it is there, whose evaluation has ended (rank 0, after the thread has saved it)."""

@@ -165,7 +165,8 @@ class Evaluation:
         found = []
         for evaluation in self.r.evaluations if self.f.finished else []:
             for row in evaluation.shown(self.r.mine(evaluation)[-1:]):
-                found.append(index_entry(row, row["task"]))
+                if row["step"] in (None, self.r.reached["step"]):  # not of a step before the end
+                    found.append(index_entry(row, row["task"]))
         return found
 
 

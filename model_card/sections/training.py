@@ -102,7 +102,14 @@ class Training:
 
     def cost(self) -> list[list]:
         """Hardware, wall time and throughput."""
-        hardware, trained = self.r.run["hardware"], self.r.trained
+        moved = [
+            name
+            for event in self.r.events
+            if event["event"] == "changed" and event["kind"] in ("environment", "layout")
+            for name in event["fields"]
+            if event["kind"] == "layout" or name in ("hardware", "packages", "switches")
+        ]
+        hardware, trained = self.r.settings("environment").get("hardware") or self.r.run["hardware"], self.r.trained
         device = ", ".join(
             f"{hardware[key]} threads" if key == "threads" else str(hardware[key])
             for key in ("device", "threads", "capability", "cuda")
@@ -114,7 +121,11 @@ class Training:
             ["hardware", device],
             [
                 "resumed runs equal uninterrupted ones",
-                "bit for bit" if exact else "within rounding (no --deterministic)",
+                f"within rounding: it was resumed with other {', '.join(dict.fromkeys(moved))}"
+                if moved
+                else "bit for bit"
+                if exact
+                else "within rounding (no --deterministic)",
             ],
         ]
         if self.r.step is None and (seconds := self.r.wall_seconds()):

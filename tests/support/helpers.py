@@ -100,6 +100,7 @@ def tensors_of(path: Path) -> dict:
     from safetensors.torch import load_file
 
     files = [path] if path.exists() else sorted(path.parent.glob(f"{path.stem}-*{path.suffix}"))
+    assert files, path
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 

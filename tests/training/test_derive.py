@@ -90,6 +90,10 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
     )
     assert values["warmup_steps"] < values["max_steps"] and config.vocab_size >= values["vocab_size"]
     epochs = values["max_steps"] * per_step / train
+    shape = shapes.parse(values["model_config"])
+    most = shapes.PARAMETERS_PER_TOKEN * max(epochs, shapes.most_epochs(train)) * train
+    # 3 KB used to derive a model of 1.1B parameters: all sizes read as much of it, and the largest is the best by the fit
+    assert shape == shapes.LADDER[0] or shapes.parameters(shape, values["vocab_size"]) <= most
     assert epochs <= shapes.most_epochs(train) + 1 and (epochs <= 1 or values["allow_epochs"])
     for name in (
         "vocab_size",
@@ -123,8 +127,8 @@ def test_given_values_win_and_the_rest_follows_from_them(fast, text, tmp_path):
 
 def test_a_given_length_chooses_a_model_for_it(fast, text, tmp_path):
     """Four steps of one used to be planned with 1.8B parameters, as many as there were sizes for."""
-    folder, sizes = str(folder_of(tmp_path, text, 200_000)), []
-    for steps in (4, 500, 1_000_000):
+    folder, sizes = str(folder_of(tmp_path, text, 2_000_000)), []
+    for steps in (4, 500, 3000, 1_000_000):
         argv = ["--dataset", folder, "--max_steps", str(steps), "--precision", "float32"]
         groups = parse_pretrain(argv)
         derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].explicit_args, {})
@@ -134,7 +138,26 @@ def test_a_given_length_chooses_a_model_for_it(fast, text, tmp_path):
         assert shape == shapes.LADDER[0] or (
             sizes[-1] <= shapes.PARAMETERS_PER_TOKEN * reads and reads / derivation.speed() < 600
         )
-    assert sizes[0] < sizes[1] > sizes[2], sizes  # too short, and too long, for more than the smallest
+    assert sizes[0] < sizes[1] > sizes[3], sizes  # too short, and too long, for more than the smallest
+
+
+def test_no_model_is_derived_that_memory_does_not_hold(fast, text, tmp_path, monkeypatch):
+    folder, sizes = str(folder_of(tmp_path, text, 2_000_000)), []
+    for memory in (10**12, 10**8):
+        monkeypatch.setattr(derive_pretrain, "capacity", lambda device, memory=memory: memory)
+        values, _, _ = settled("--dataset", folder, "--hours", "8")
+        sizes.append(shapes.parameters(shapes.parse(values["model_config"]), values["vocab_size"]))
+    assert sizes[1] <= 0.8 * 10**8 / 16 < sizes[0], sizes
+
+
+def test_a_dataset_of_the_hub_with_a_given_length_has_a_vocabulary():
+    """The bytes of such a text are not known: that of a text without end was asked for."""
+    argv = ["--dataset", "owner/name", "--max_tokens", "1_000_000", "--num_train_epochs", "1", "--precision", "float32"]
+    groups = parse_pretrain(argv)
+    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].explicit_args, {})
+    derivation.d = derive_pretrain.Decisions(groups, derivation.explicit_args)
+    derivation.settle_vocabulary()
+    assert groups[1].vocab_size == shapes.vocabulary_for(4_000_000)
 
 
 @pytest.mark.parametrize("hours", [0.1, 1.0, 8.0])

@@ -1,6 +1,7 @@
 """Making the steps of a segment again: its arguments, and a scratch folder in which the script runs."""
 
 import gc
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from ... import provenance
 from ...distributed import WORLD_SIZE, run_on_main
 from ...errors import Differs, Interrupted, Refusal
 from ...files import read_json, read_jsonl, write_json, write_text
@@ -17,6 +19,7 @@ from .record import arguments_of_identity, arguments_without_record, contradicti
 from .segments import Segment
 from .sources import FolderSource, HubSource
 
+STATES = ("start", "holder")  # of a segment, which decide what is made
 QUIET = {  # what a rerun leaves out: none of it changes a step or a logged value
     "save_steps": 0,
     "sample_tokens": 0,
@@ -85,6 +88,7 @@ def rerun_segment(segment: Segment, arguments: dict, folder: Path, main: Callabl
     Raises what the script raises: Refusal (ProbeDiffers where the start's weights do not give their recorded loss),
     Interrupted, Unhealthy.
     """
+    run_on_main(_forget_other, segment, arguments, folder)
     if run_on_main(_is_done, segment, folder):
         return
     config = run_on_main(_begin, segment, arguments, folder)
@@ -98,6 +102,19 @@ def rerun_segment(segment: Segment, arguments: dict, folder: Path, main: Callabl
     gc.collect()  # the model and its optimizer, before the next ones
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def _forget_other(segment: Segment, arguments: dict, folder: Path) -> None:
+    """Remove what an earlier audit left in `folder`, if it is of another start, of other arguments, or by other code or
+    packages (rank 0).
+    """
+    states = {name: state and state.manifest.get("digest") for name, state in vars(segment).items() if name in STATES}
+    made = {name: value for name, value in provenance.provenance().items() if name != "command"}
+    of = json.loads(json.dumps({"states": states, "arguments": arguments, "made": made}, default=str))
+    path = folder.with_name(f"{folder.name}.json")
+    if read_json(path) != of:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_json(path, of)
 
 
 def _is_done(segment: Segment, folder: Path) -> bool:

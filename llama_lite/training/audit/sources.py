@@ -13,8 +13,8 @@ from ...errors import Differs, Refusal
 from ...files import read_json, read_jsonl
 from ...folder_kinds import kind_of_folder
 from ...hub import download
-from ...hub.client import HubPermissionError, HubUnavailable, Reference, fetch, reference, refs_of
-from ...hub.revision import INDEX, STATE, newest_first, step_of, tag_of
+from ...hub.client import HubPermissionError, HubUnavailable, Reference, fetch, files_of, reference, refs_of
+from ...hub.revision import INDEX, REVISION, STATE, newest_first, step_of, tag_of
 from .record import is_auditable
 
 STATE_FILE = "trainer_state.json"
@@ -93,6 +93,9 @@ class HubSource:
         return self.states[name]
 
     def _state(self, ref: Reference, commit: str, record: dict) -> State:
+        if unnamed := sorted(set(files_of(self.where, commit)) - {*record["files"], REVISION, ".gitattributes"}):
+            # an adapter, say, which transformers would load with the model
+            raise Differs(f"{ref} holds {unnamed[0]}, which its {REVISION} does not name")
         folder, checkpoint, manifest = self.folder / f"{ref.revision}-{commit[:8]}", None, record
         if f"{STATE}/{verify.MANIFEST}" in record["files"]:
             download.pull_revision(ref, commit, record, folder, records_only=True)
