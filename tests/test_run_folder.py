@@ -18,7 +18,7 @@ from helpers import ROOT
 from llama_lite import distributed, errors, exit, files, formatting, run_folder
 from llama_lite.distributed import launcher_problem
 from llama_lite.errors import Interrupted, Refusal, Unhealthy, no_space
-from llama_lite.files import FolderLock, read_json, read_jsonl, write_json
+from llama_lite.files import FolderLock, append_jsonl, read_json, read_jsonl, write_json
 from llama_lite.processes import worker_pool
 from llama_lite.run_folder import RunFolder
 
@@ -454,3 +454,19 @@ def test_a_write_to_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(OSError) as error:
         files.append_jsonl(tmp_path / "log.jsonl", {"a": 1})
     assert error.value.filename == str(tmp_path / "log.jsonl") and str(tmp_path) in no_space(error.value)
+
+
+def test_a_line_after_a_torn_one_is_whole(tmp_path):
+    """A full disk or a power cut leaves part of a line. The next one used to be lost with it, and the card to end in a
+    traceback, which also kept every revision from being published.
+    """
+    from model_card.records import _jsonl
+
+    path = tmp_path / "events.jsonl"
+    for record in ({"event": "started"}, {"event": "saved"}):
+        append_jsonl(path, record)
+    path.write_bytes(path.read_bytes()[:-5])
+    append_jsonl(path, {"event": "resumed"})
+    assert read_jsonl(path) == _jsonl(path) == [{"event": "started"}, {"event": "resumed"}]
+    path.write_text('{"event": "sav{"event": "resumed"}\n[1]\n{"event": "saved"}\n')
+    assert _jsonl(path) == [{"event": "saved"}]

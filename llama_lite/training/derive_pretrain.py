@@ -118,6 +118,9 @@ class Derivation:
         self.processes, self.shards, self.machine, self.vocabulary_size = planned.processes, planned.shards, None, None
         if "num_train_epochs" in self.explicit_args:
             self.recorded.pop("max_steps", None)
+        for name, other in (("attention", "block_attention"), ("block_attention", "attention")):
+            if self.explicit_args.get(name):  # two names of one choice
+                self.recorded.pop(other, None)
         if recorded:
             folder = training.output_dir
             print_main(
@@ -155,9 +158,8 @@ class Derivation:
             value, why = precision.choose("auto", self.recorded.get("precision"), self.device)
             d.decide("precision", value, why)
             precision.check_device(d["precision"], self.device)
-        given = {name for name in ("block_attention", "attention") if self.explicit_args.get(name)}
         for name in ("fused_loss", "compile_layers", "block_attention", "attention"):
-            if self.recorded.get(name) is not None and not (given and "attention" in name):
+            if self.recorded.get(name) is not None:
                 d.decide(name, self.recorded[name], "as this run began")
         if d["attention"]:
             d.decide("block_attention", False, "")

@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -17,8 +18,10 @@ from huggingface_hub import HfApi
 
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import push_scores, resolve, store
-from llama_lite.files import read_jsonl, write_text
+from llama_lite.files import append_jsonl, read_jsonl, write_text
+from llama_lite.hub import publish_queue
 from llama_lite.hub.client import HubUnavailable
+from llama_lite.hub.publish_queue import Publisher
 from llama_lite.hub.repository import Repository
 from llama_lite.hub.revision import FORMAT, newest_first, step_of, tag_of
 from llama_lite.models import references
@@ -544,3 +547,23 @@ def test_what_others_keep_beside_a_studys_report_stays(hub, tmp_path):
     entries = {path: (hub.store(data), len(data), False) for path, data in {**files, "README.md": earlier}.items()}
     there.commit("main", entries, study_report.COMMIT_TITLE)
     assert push("One", b"third")["README.md"].decode().endswith("third\n\n<!-- yours: begin -->\n<!-- yours: end -->\n")
+
+
+def test_steps_that_a_run_makes_again_are_published_beside_those_before(hub, shared_repo, tmp_path):
+    """They used to be refused ("exists with other content"), which kept all later revisions in the queue."""
+    name, there = shared_repo
+    run = tmp_path / "run"
+    for step in (5, 10):
+        (run / f"queue/{tag_of(step)}/checkpoint").mkdir(parents=True)
+        append_jsonl(run / "published.jsonl", {"step": step, "repo": name, "revision": tag_of(step), "commit": "c"})
+    publish_queue.supersede(run, 5)
+    assert [path.name for path in (run / "queue").glob("step-*")] == [tag_of(5)]
+    assert [row["step"] for row in read_jsonl(run / "published.jsonl")] == [5]
+    assert [row["revision"] for row in read_jsonl(run / "superseded.jsonl")] == [tag_of(10)]
+    repository = Repository(name, None, "ours")
+    assert publish(repository, revision(tmp_path, 10)) == tag_of(10)
+    Publisher(SimpleNamespace(path=run), repository, None, "all", None)
+    (tmp_path / "again").mkdir()
+    again = revision(tmp_path / "again", 10)
+    assert publish(repository, again) == f"{tag_of(10)}-2" == publish(repository, again)
+    assert tag_of(10) in there.tags

@@ -118,6 +118,21 @@ def test_a_published_run_is_audited_from_the_hub_alone(pretrain, audit, hub, tmp
     forge_model(repo, tmp_path / "forged")
     with pytest.raises(Differs, match=r"step 4, model.safetensors: not the weights of the revision's training state"):
         audit(f"{repo}@step-2..step-4-2")
+    add_adapter(repo, tmp_path / "forged")
+    with pytest.raises(
+        Differs, match=r"step-000004-3 holds adapter_config.json, which its revision.json does not name"
+    ):
+        audit(f"{repo}@step-2..step-4-3")
+
+
+def add_adapter(repo: str, folder: Path) -> None:
+    """A third revision of step 4, beside whose files there is an adapter, which transformers would load."""
+    from huggingface_hub import CommitOperationAdd
+
+    write_json(folder / "adapter_config.json", {"base_model_name_or_path": "org/other"})
+    files = [CommitOperationAdd("adapter_config.json", str(folder / "adapter_config.json"))]
+    commit = HfApi().create_commit(repo, files, commit_message="an adapter", revision="checkpoints").oid
+    HfApi().create_tag(repo, tag="step-000004-3", revision=commit)
 
 
 def forge_model(repo: str, folder: Path) -> None:

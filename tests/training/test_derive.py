@@ -446,3 +446,15 @@ def test_the_rules_expect_what_the_committed_runs_gave():
     short = {(run["shape"], run["millions"]): run["last"] for run in runs if run["unique"] == 0.1}
     epochs = min((0.2, 0.4, 0.8), key=lambda tokens: short["3x64", tokens] + short["4x128", tokens]) / 0.1
     assert epochs == shapes.most_epochs(1e5) == 4
+
+
+def test_a_given_kernel_is_used_whatever_the_run_had_before(fast, text, tmp_path):
+    folder = str(folder_of(tmp_path, text, 20_000))
+    had = {"block_attention": True, "attention": None}
+    values, _, _ = settled("--dataset", folder, "--attention", "eager", recorded=had)
+    assert (values["attention"], values["block_attention"]) == ("eager", False)
+    had = {"block_attention": False, "attention": "eager"}
+    values, _, _ = settled("--dataset", folder, "--block_attention", recorded=had)
+    assert (values["attention"], values["block_attention"]) == (None, True)
+    values, _, _ = settled("--dataset", folder, recorded=had)
+    assert (values["attention"], values["block_attention"]) == ("eager", False)

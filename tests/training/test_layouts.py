@@ -130,9 +130,8 @@ def test_a_rank_that_fails_alone_in_an_evaluation_keeps_no_other_waiting(setting
     with the reason, at once, and the run goes on from the step before the evaluation.
     """
     few = {"max_steps": 2, "save_steps": 1, "eval_steps": 1, "sample_tokens": 0, "eval_windows": 4, "probe_windows": 1}
-    path = config_file(
-        tmp_path, settings, **few, output_dir=str(tmp_path / "run"), per_device_train_batch_size=4, step_timeout=100_000
-    )
+    few |= {"per_device_train_batch_size": 4, "step_timeout": 100_000, "shard_checkpoints": name == "fsdp2"}
+    path = config_file(tmp_path, settings, **few, output_dir=str(tmp_path / "run"))
     launcher = on_cpus(name, tmp_path)
     launcher.write_text(launcher.read_text().replace("reshard_after_forward: auto", "reshard_after_forward: true"))
     result = launch_ranks(launcher, "--config", str(path), through="tests/support/failing_rank_1.py")
