@@ -110,7 +110,11 @@ class Facts:
         ]
         if r.evaluated:
             last = r.evaluated[-1]
-            label = "validation loss (mean by the mixture's shares)" if r.data.get("mixture") else "validation loss"
+            of_step = f"at step {number(last['step'])}" if last["step"] != r.reached["step"] else ""
+            notes = [
+                note for note in ("mean by the mixture's shares" if r.data.get("mixture") else "", of_step) if note
+            ]
+            label = f"validation loss ({', '.join(notes)})" if notes else "validation loss"
             rows += [[label, f"{last['eval_loss']:.4f} nats per token"]]
             rows += [["validation perplexity", f"{last['eval_perplexity']:.2f}"]] if "eval_perplexity" in last else []
             rows += [["bits per byte", f"{last['eval_bits_per_byte']:.4f}"]] if "eval_bits_per_byte" in last else []

@@ -87,23 +87,17 @@ class Use:
         return self.r.tuning["shown"][0]["prompt"] if self.r.tuning.get("shown") else "What is a language model?"
 
     def checkpoints(self) -> list[list]:
-        """Step, tokens, losses and tag of the published revisions."""
+        """Step, tokens, losses and tag of the published revisions; a validation loss that was measured at that step."""
+        published = {row["step"]: row for row in self.r.published if row["repo"] == self.f.repo}
         rows = []
-        for row in sorted(self.r.published, key=lambda row: row["step"]) if self.r.step is None else []:
-            if row["repo"] == self.f.repo:
-                values = {
-                    key: entry[key]
-                    for entry in self.r.log
-                    if entry["step"] <= row["step"]
-                    for key in ("tokens", "loss", "eval_loss")
-                    if key in entry
-                }
-                rows.append(
-                    [
-                        number(row["step"]),
-                        number(values.get("tokens")),
-                        *(number(values.get(key), 4) for key in ("loss", "eval_loss")),
-                        f"`{row['revision']}`",
-                    ]
-                )
+        for step, row in sorted(published.items()) if self.r.step is None else []:
+            values = {
+                key: entry[key]
+                for entry in self.r.log
+                if entry["step"] <= step
+                for key in ("tokens", "loss", "eval_loss")
+                if key in entry and (key != "eval_loss" or entry["step"] == step)
+            }
+            losses = (number(values.get(key), 4) for key in ("loss", "eval_loss"))
+            rows.append([number(step), number(values.get("tokens")), *losses, f"`{row['revision']}`"])
         return thinned(rows)
