@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     session.catch_signals()
     rows, source, skipped, examples = load_rows(row_args, tokenizer)
     config, model, batches = load_base(groups, base, tokenizer)
-    values, reasons = settle_tuning(groups, values, reasons, config, examples)
+    by_machine, settled = (values, reasons), settle_tuning(groups, values, reasons, config, examples)
     check_lengths(base, config, tokenizer, run_args, training_args)
-    batches, values, reasons = fit_rows(groups, batches, values, reasons, config, examples)
+    batches, values, reasons = fit_rows(groups, batches, settled, by_machine, config, examples)
     train_rows, eval_rows = split_rows(groups, rows, examples, skipped)
     print_rows(skipped, source)
     if row_args.show_example:
@@ -277,21 +277,22 @@ def load_base(groups, base, tokenizer):
     return config, model, batches
 
 
-def fit_rows(groups, batches, values: dict, reasons: dict, config, examples: list) -> tuple:
+def fit_rows(groups, batches, settled: tuple, by_machine: tuple, config, examples: list) -> tuple:
     """(Batches, values, reasons): rows are padded where a micro-batch of them does not fit into one row of the base,
-    which is printed. batches: None to show an example.
+    which is printed; then steps and intervals are settled anew. batches: None to show an example. settled, by_machine:
+    (values, reasons) of all that is settled, and of what the machine alone decided.
     """
     training_args = groups[-1]
     longest = training_args.max_length or max(len(example.input_ids) for example in examples)
     tokens = training_args.per_device_train_batch_size * longest
     if batches is None or not batches.packs or batches.fits(tokens):
-        return batches, values, reasons
+        return batches, *settled
     print_main(
         f"plain     {tokens:,} packed tokens are more than the {batches.max_tokens:,} that {config.model_type} accepts"
         " in one row: rows are padded, one sequence per row"
     )
     training_args.packing = False
-    values, reasons = settle_tuning(groups, values, reasons, config, examples)
+    values, reasons = settle_tuning(groups, *by_machine, config, examples)
     return dataclasses.replace(batches, packs=False), values, reasons
 
 

@@ -240,7 +240,9 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", messages: list[dict]) ->
 def special_text(tokenizer: "PreTrainedTokenizerBase", messages: list[dict]) -> str | None:
     """A special token whose text occurs in a message (it would be encoded as that token), or None."""
     texts = [message["content"] for message in messages]
-    return next((token for token in tokenizer.all_special_tokens if any(token in text for text in texts)), None)
+    declared = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special and token.content]
+    names = dict.fromkeys([*tokenizer.all_special_tokens, *declared])  # the first list lacks those of tokenizer.json
+    return next((token for token in names if any(token in text for text in texts)), None)
 
 
 def kept_format(answer: str) -> bool:

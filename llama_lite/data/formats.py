@@ -19,7 +19,10 @@ import itertools
 import json
 import lzma
 import os
+import re
+import shutil
 import sys
+import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
@@ -220,7 +223,8 @@ def _cut(file: TextFile, handle, columns: tuple[str, ...], start: PartStart) -> 
             number += raw.count(end)
     else:
         kind = "array" if file.kind == "json" else file.kind
-        raw = handle.read() if file.limit is None else _to_line_end(handle, file.limit)
+        head = _array_head if kind == "array" else _to_line_end
+        raw = handle.read() if file.limit is None else head(handle, file.limit)
         yield Part(kind, file.name, 1, raw, file.column, file.separator)
 
 
@@ -248,6 +252,22 @@ def _utf8_handle(file: TextFile, handle):
 
 def _is_array(handle) -> bool:
     return handle.peek(1).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"[")
+
+
+def _array_head(handle, limit: int) -> bytes:
+    """The first elements of a JSON array, as an array, of which the last one ends within `limit` bytes. All of it where
+    it is no longer than that, or its first element is longer.
+    """
+    raw = handle.read(limit)
+    if not handle.peek(1):
+        return raw
+    text = raw.decode(json.detect_encoding(raw), "surrogateescape")
+    place, end = text.index("[") + 1, None
+    with contextlib.suppress(ValueError):  # the element that is cut
+        while True:
+            place = re.compile(r"[\s,]*").match(text, place).end()
+            place = end = json.JSONDecoder().raw_decode(text, place)[1]
+    return raw + handle.read() if end is None else (text[:end] + "]").encode("utf-8", "surrogateescape")
 
 
 def _to_line_end(handle, limit: int) -> bytes:
@@ -296,11 +316,11 @@ def _csv_parts(file: TextFile, handle, columns: tuple[str, ...] | None) -> Itera
     delimiter = "\t" if file.kind == "tsv" else max(",;\t", key=header.count)
     lines = io.TextIOWrapper(handle, encoding=encoding, errors="surrogateescape", newline="")
     quoting = csv.QUOTE_MINIMAL if delimiter != "\t" or _quotes_pair(file, encoding) else csv.QUOTE_NONE
-    reader = csv.DictReader(lines, delimiter=delimiter, restkey="", restval=None, quoting=quoting, strict=True)
+    reader = csv.DictReader(lines, delimiter=delimiter, restkey=None, restval=None, quoting=quoting, strict=True)
     _refuse_duplicates([name for name in reader.fieldnames or () if name], columns, file.name)
     rows, first, characters = [], 2, 0
     for number, row in enumerate(_rows_with_paired_quotes(reader, file.name), 2):
-        if any(row.get("") or ()):
+        if any(row.get(None) or ()):
             row = dict.fromkeys(row, Unreadable("with more fields than the heading"))
         rows.append({name: value for name, value in row.items() if name})
         characters += sum(len(value) for value in row.values() if isinstance(value, str))
@@ -377,6 +397,7 @@ def _parquet_batches(handle):
 
 def _ipc_batches(handle):
     """As `_parquet_batches`, for an Arrow stream (which `datasets` writes) or an Arrow file."""
+    import pyarrow
     import pyarrow.ipc
 
     is_file = handle.read(6) == b"ARROW1"
@@ -387,7 +408,9 @@ def _ipc_batches(handle):
         """Record batches of at most PART_ROWS rows."""
         for batch in map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader:
             batch = batch.select(columns) if columns else batch
-            yield from (batch.slice(first, PART_ROWS) for first in range(0, batch.num_rows, PART_ROWS))
+            for first in range(0, batch.num_rows, PART_ROWS):  # copies: a slice would carry the whole batch to a worker
+                rows = range(first, min(first + PART_ROWS, batch.num_rows))
+                yield batch if len(rows) == batch.num_rows else batch.take(pyarrow.array(rows))
 
     return reader.schema.names, batches
 
@@ -395,13 +418,20 @@ def _ipc_batches(handle):
 def _mbox_parts(file: TextFile) -> Iterator[Part]:
     import mailbox
 
-    mailbox_file, read = mailbox.mbox(file.path, create=False), 0
-    for number, key in enumerate(mailbox_file.iterkeys(), 1):
-        raw = mailbox_file.get_bytes(key)
-        yield Part("mail", f"{file.name}:{number}", 1, raw)
-        read += len(raw)
-        if file.limit is not None and read >= file.limit:
-            break
+    with tempfile.NamedTemporaryFile(suffix=".mbox") as plain:
+        path = file.path
+        if path.lower().endswith(COMPRESSED) or not os.path.exists(path):  # mailbox opens a file of this machine itself
+            with open_file(path) as handle:
+                shutil.copyfileobj(handle, plain)
+            plain.flush()
+            path = plain.name
+        mailbox_file, read = mailbox.mbox(path, create=False), 0
+        for number, key in enumerate(mailbox_file.iterkeys(), 1):
+            raw = mailbox_file.get_bytes(key)
+            yield Part("mail", f"{file.name}:{number}", 1, raw)
+            read += len(raw)
+            if file.limit is not None and read >= file.limit:
+                break
 
 
 # ---- parsing ----
@@ -440,6 +470,9 @@ def documents(
                 skipped.add("not UTF-8", f"{part.name}:{number}")
                 continue
             text = {"html": _html_text, "notebook": _notebook_text}.get(part.kind, str)(text)
+            if part.kind == "notebook" and text and utf8_text(text) is None:  # half of a character, by an escape
+                skipped.add("not UTF-8", f"{part.name}:{number}")
+                continue
             if text and not text.isspace():
                 yield Document(text=text, id=f"{part.name}:{number}")
             elif len(pieces) == part.first_row == 1:  # an empty piece between separators is not counted
@@ -451,9 +484,11 @@ def _divided(part: Part, encoding: str | None) -> list[bytes]:
     Independent of where the file was cut.
     """
     raw, end = part.raw, part.separator.encode()
-    if encoding is not None or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
+    # of other encodings each document is decoded by itself: the others of the part may be UTF-8
+    is_wide = encoding is not None and codecs.lookup(encoding).name.startswith(("utf-16", "utf-32"))
+    if is_wide or raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)):
         raw = raw if (text := decode(raw, encoding)) is None else text.encode()
-        end = end if encoding is not None else separator_in(part.separator, raw).encode()
+        end = separator_in(part.separator, raw).encode()
     pieces = raw.split(end)
     for number, piece in enumerate(pieces):
         if number or part.first_row > 1:
@@ -769,10 +804,15 @@ class _ZstdFile(io.RawIOBase):
 
     def __init__(self, file):
         self.file, self.frame, self.compressed, self.text = file, None, b"", memoryview(b"")
+        self.position = 0
 
     def readable(self) -> bool:
         """True."""
         return True
+
+    def tell(self) -> int:
+        """Bytes that were read."""
+        return self.position
 
     def readinto(self, buffer: memoryview) -> int:
         """Fill a buffer and return the number of bytes. Raises EOFError where the file is truncated."""
@@ -782,12 +822,13 @@ class _ZstdFile(io.RawIOBase):
                 if self.frame is None:
                     return 0
                 raise EOFError("the file ends within a zstd frame")
-            self.frame = self.frame or zstandard.ZstdDecompressor().decompressobj()
+            self.frame = self.frame or zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
             self.text = memoryview(self.frame.decompress(self.compressed))
             self.compressed = self.frame.unused_data
             if self.frame.eof:
                 self.frame = None
         count = min(len(buffer), len(self.text))
+        self.position += count
         buffer[:count], self.text = self.text[:count], self.text[count:]
         return count
 

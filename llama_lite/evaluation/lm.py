@@ -107,13 +107,18 @@ class SharedContextLM(HFLM):
         return render_chat(self.tokenizer, chat_history, add_generation_prompt, self.answer_blank)
 
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
-        """As lm-eval's: the log-likelihood of each text in nats."""
+        """The log-likelihood of each text in nats, after one begin-of-text.
+
+        As lm-eval's, but for tokenizers that put a begin-of-text of their own before a text: lm-eval scores that token,
+        too, as if it were part of the text.
+        """
         # batches are made by tokens, below
-        batch_size, self.batch_size_per_gpu = (self.batch_size, max(1, len(requests)))
+        before = self.batch_size_per_gpu, self.add_bos_token
+        self.batch_size_per_gpu, self.add_bos_token = max(1, len(requests)), False
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm)
         finally:
-            self.batch_size_per_gpu = batch_size
+            self.batch_size_per_gpu, self.add_bos_token = before
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         """As lm-eval's: the continuation of each prompt."""
@@ -303,11 +308,18 @@ def run(lm: SharedContextLM, tasks: dict, samples: dict[str, list[int]], seed: i
     """lm-eval's result ({results, samples, ...}) for {name: task object}. The caller's random state does not change.
 
     samples: {name: sorted indices of the documents}. lm-eval's few-shot draws would continue from one evaluation to the
-    next, so every task's seed is set again.
+    next, so every task's seed is set again, and so is that of sampled answers.
     """
     lm.answer_blank = all(task.OUTPUT_TYPE != "generate_until" for task in tasks.values())
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
+    states = random.getstate(), np.random.get_state()
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.callback(random.setstate, states[0])
+        stack.callback(np.random.set_state, states[1])
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
         for task in tasks.values():
             task.set_fewshot_seed(seed)
         with quiet():
@@ -320,7 +332,3 @@ def run(lm: SharedContextLM, tasks: dict, samples: dict[str, list[int]], seed: i
                 fewshot_as_multiturn=chat,
                 confirm_run_unsafe_code=unsafe,
             )
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

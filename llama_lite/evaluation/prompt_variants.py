@@ -170,7 +170,8 @@ def _variant(
     leaves = {task.config.task: task for task in leaves.values()}
     num_examples = base.n_shot if n_shot is None else n_shot
     name = f"{base.name}|{factor}: {label}"
-    return EvalTask(name, leaves, num_examples, base.name, label, factor, base.chat if chat is None else chat)
+    chat = base.chat if chat is None else chat
+    return EvalTask(name, leaves, num_examples, base.name, label, factor, chat, base.own)
 
 
 def sensitivity(base: EvalTask, seed: int, chat: bool) -> list[EvalTask]:
@@ -234,7 +235,7 @@ def _reworded(base: EvalTask, changes: list[tuple[str, str, Callable[[str], str]
             leaves[name] = task.reworded(name, change)
             leaves[name].set_config(key="num_fewshot", value=base.n_shot)
         name = f"{base.name}|{factor}: {label}"
-        variants.append(EvalTask(name, leaves, base.n_shot, base.name, label, factor, base.chat))
+        variants.append(EvalTask(name, leaves, base.n_shot, base.name, label, factor, base.chat, base.own))
     return variants
 
 

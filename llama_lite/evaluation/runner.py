@@ -116,7 +116,15 @@ def _key(store: Store, model: Model, tokenizer, pair: tuple[EvalTask, int | None
     if prompts not in digests:
         digests[prompts] = prompts_digest(task, chosen(task, limit, settings.seed), tokenizer, settings.seed)
     prefix_id = _prefix_id(tokenizer)
-    return key_of(model, tokenizer_sha, settings.dtype, task, digests[prompts], settings.seed, limit, prefix_id)
+    digest = digests[prompts]
+    if task.is_text and adds_begin(tokenizer):
+        digest += " without a begin-of-text of the tokenizer's own"  # which was scored before
+    return key_of(model, tokenizer_sha, settings.dtype, task, digest, settings.seed, limit, prefix_id)
+
+
+def adds_begin(tokenizer) -> bool:
+    """Whether a tokenizer puts its begin-of-text before every text."""
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _prefix_id(tokenizer) -> int:
@@ -139,6 +147,11 @@ def _run_task(lm, task: EvalTask, items: dict[str, list[int]], settings: Setting
         raise Refusal(
             f"{task.name}: lm-eval returned no {', '.join(missing)}. Its metric needs the network, or a package"
             " that is not here."
+        )
+    if not metrics_of(samples):
+        raise Refusal(
+            f"{task.name}: none of its metrics ({', '.join(sorted(expected))}) has a value for each item, so it has no"
+            " interval and no pairs here. Use lm_eval for it."
         )
     return samples, lm.truncated - truncated_before
 

@@ -48,6 +48,9 @@ def chosen(task: EvalTask, limit: int | None, seed: int) -> dict[str, list[int]]
     return {leaf: numbers for leaf, numbers in numbers_of.items() if numbers}
 
 
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function in memory, in its repr
+
+
 def prompts_digest(task: EvalTask, items: dict[str, list[int]], tokenizer: PreTrainedTokenizerBase, seed: int) -> str:
     """sha256 over every prompt and target as the model will see them, with few-shot examples and chat format."""
     digest = hashlib.sha256()
@@ -66,6 +69,12 @@ def prompts_digest(task: EvalTask, items: dict[str, list[int]], tokenizer: PreTr
             )
             choices = leaf_task.doc_to_choice(document) if leaf_task.config.doc_to_choice is not None else None
             digest.update(json.dumps([leaf, text, choices, leaf_task.doc_to_target(document)], default=str).encode())
+            if task.own:  # also what is not asked: other right answers, groups
+                digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+        if task.own:
+            fields = ("generation_kwargs", "filter_list", "metric_list", "target_delimiter", "gen_prefix")
+            defined = {name: getattr(leaf_task.config, name, None) for name in fields}
+            digest.update(ADDRESS.sub("", json.dumps(defined, sort_keys=True, default=repr)).encode())
     return digest.hexdigest()
 
 
@@ -176,6 +185,13 @@ def harness_version() -> str:
     return f"lm-eval {version('lm-eval')}"
 
 
+def _plain(value):
+    """A metric of an item without numpy's types, which are no JSON."""
+    if isinstance(value, tuple):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def samples_of(task: EvalTask, results: dict) -> list[dict]:
     """lm-eval's samples as records, one per item: its answer, its metrics, and the cluster of items that it belongs to.
 
@@ -194,9 +210,7 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
                 "prompt": row["prompt_hash"],
                 "filter": row["filter"],
                 "cluster": clusters_of(row["doc"]),
-                "metrics": {
-                    name: list(value) if isinstance(value, tuple) else value for name, value in metrics.items()
-                },
+                "metrics": {name: _plain(value) for name, value in metrics.items()},
             }
             if isinstance(subject := row["doc"].get("subject"), str):
                 record["subject"] = subject

@@ -112,7 +112,9 @@ class Conversation:
         """
         ids = self._encode(self.turns)
         markers = template.MARKERS if not self.plain and template.is_vicuna(self.tokenizer) else ()
-        writer = _Writer(self.tokenizer, write, markers, strip=not self.plain)
+        ends = self.model.generation_config.eos_token_id
+        ends = frozenset(ends if isinstance(ends, list) else [ends])
+        writer = _Writer(self.tokenizer, write, markers, not self.plain, ends)
         room = self.context - len(ids)
         limit = min(self.sampling.max_new_tokens, room)
         if self.sampling.seed is not None:
@@ -150,19 +152,21 @@ class Conversation:
 class _Writer(TextStreamer):
     """Passes text on as it forms, until a marker of a further turn.
 
-    strip: leave out blanks before the first word.
+    strip: leave out blanks before the first word. ends: ids of which each ends an answer.
     """
 
-    def __init__(self, tokenizer, write: Callable[[str], None], markers: tuple[str, ...], strip: bool):
+    def __init__(
+        self, tokenizer, write: Callable[[str], None], markers: tuple[str, ...], strip: bool, ends: frozenset[int]
+    ):
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        self.write, self.markers, self.strip = write, markers, strip
+        self.write, self.markers, self.strip, self.ends = write, markers, strip, ends
         self.text, self.tokens, self.stopped, self.criterion = "", 0, False, _Stopped(self)
 
     def put(self, value):
         """As TextStreamer's; counts the tokens of the answer."""
         if not self.next_tokens_are_prompt:
             ids = value.reshape(-1).tolist()
-            self.stopped = self.stopped or self.tokenizer.eos_token_id in ids
+            self.stopped = self.stopped or not self.ends.isdisjoint(ids)
             self.tokens += len(ids)
         super().put(value)
 

@@ -197,16 +197,19 @@ def check_vocabulary(name: str, rows: int, tokenizer: "PreTrainedTokenizerBase")
 
 
 def align_special_tokens(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> str | None:
-    """Set the begin, end and padding ids of config and generation config to the tokenizer's; returns a description of
-    the mismatch, None if there was none.
+    """Set the begin, end and padding ids of config and generation config to the tokenizer's; several end ids of a
+    generation config stay if the tokenizer's is among them. Returns a description of the mismatch, None if there was
+    none.
     """
     eos_id = tokenizer.eos_token_id
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     bos_id = eos_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     mismatch = describe_mismatch(model.config, bos_id, eos_id)
-    for config in (model.config, model.generation_config):
-        config.bos_token_id, config.eos_token_id, config.pad_token_id = bos_id, eos_id, tokenizer.pad_token_id
+    own = model.generation_config.eos_token_id
+    ends = own if isinstance(own, list) and eos_id in own else eos_id  # a chat model's answers end with others, too
+    for config, end in ((model.config, eos_id), (model.generation_config, ends)):
+        config.bos_token_id, config.eos_token_id, config.pad_token_id = bos_id, end, tokenizer.pad_token_id
     return mismatch
 
 
@@ -230,6 +233,11 @@ def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":
             tuned = PeftModel.from_pretrained(model, str(adapter.folder))
     except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"the adapter {adapter.name} cannot be applied to this model: {shortened(error)}") from None
+    if tuned.active_peft_config.is_prompt_learning:
+        raise Refusal(
+            f"the adapter {adapter.name} is of the kind {tuned.active_peft_config.peft_type.value}, which puts vectors"
+            " before a prompt: only adapters that change weights are read (LoRA and its kin)."
+        )
     check_adapter(tuned, adapter.name, adapter.folder)
     return tuned
 
@@ -249,7 +257,14 @@ def load_merged(
         return model
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
-        return attach(model, adapter).merge_and_unload()
+        tuned = attach(model, adapter)
+        tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+        if tied and tuned.base_model._get_tied_target_modules(model):
+            raise Refusal(
+                f"the adapter {adapter.name} changes an embedding that its base ties to the output layer: merged, both"
+                " would change. Use it unmerged, with PEFT."
+            )
+        return tuned.merge_and_unload()
 
 
 def check_adapter(model: "PeftModel", name: str, folder: Path) -> None:

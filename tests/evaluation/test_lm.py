@@ -12,9 +12,11 @@ import torch
 from helpers import ROOT
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_lite.evaluation.lm import SharedContextLM, run
+from llama_lite.evaluation.runner import adds_begin
 from llama_lite.evaluation.tasks import definition, registry
 
 
@@ -93,6 +95,26 @@ def test_rolling_likelihoods_are_lm_evals(base, words):
         for lm in (ours, theirs)
     )
     assert found == pytest.approx(expected, abs=2e-3, rel=1e-6)
+
+
+def test_a_begin_of_text_of_the_tokenizers_own_is_not_scored(base, words):
+    """As Llama's and Gemma's tokenizers add it: lm-eval scores it as if it were part of the text, which adds to the bits
+    per byte of these models alone.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    tokenizer, text = AutoTokenizer.from_pretrained(base), " ".join(words[:20])
+    plain = tokenizer(text)["input_ids"]
+    tokenizer.bos_token, begin = tokenizer.eos_token, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{tokenizer.eos_token} $A", special_tokens=[(tokenizer.eos_token, begin)]
+    )
+    assert tokenizer(text)["input_ids"] == [begin, *plain] and adds_begin(tokenizer)
+    ours = SharedContextLM(model, tokenizer)
+    (found,) = ours.loglikelihood_rolling(requests_of([(text,)], "loglikelihood_rolling"), disable_tqdm=True)
+    with torch.no_grad():
+        logits = model(torch.tensor([[begin, *plain]])).logits[0, :-1].log_softmax(-1)
+    assert found == pytest.approx(float(logits[range(len(plain)), plain].sum()), abs=2e-3)
+    assert not adds_begin(AutoTokenizer.from_pretrained(base)) and ours.add_bos_token is None
 
 
 def test_a_model_whose_head_does_more_is_asked_whole(base, pairs):

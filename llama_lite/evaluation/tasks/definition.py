@@ -15,7 +15,7 @@ class EvalTask:
     """A requested task: one lm-eval task, or the leaves of a group.
 
     leaves: {name: lm-eval task}. base, variant, factor: of a prompt variant, its original task, its label, and what it
-    changes. chat: the model's chat template is applied.
+    changes. chat: the model's chat template is applied. own: the user can change its definition at any time.
     """
 
     name: str
@@ -25,6 +25,7 @@ class EvalTask:
     variant: str = ""
     factor: str = ""
     chat: bool = False
+    own: bool = False
 
     @property
     def version(self) -> str:
@@ -40,6 +41,11 @@ class EvalTask:
     def items(self, leaf: str) -> list[dict]:
         """The documents of a leaf, in lm-eval's order."""
         return list(self.leaves[leaf].eval_docs)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether whole texts are scored."""
+        return any(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in self.leaves.values())
 
     @property
     def unsafe(self) -> bool:

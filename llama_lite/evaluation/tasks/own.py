@@ -69,7 +69,7 @@ def _read(flag: str, file: Path) -> tuple[str, list[dict]]:
     """(form, items) of a file. Raises Refusal."""
     items, forms = [], set()
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")  # JSON may hold other line ends, as U+2028
     except UnicodeDecodeError as error:
         raise Refusal(f"{flag}: {file.name} is not UTF-8 (byte {error.start}).") from None
     for number, line in enumerate(lines, 1):

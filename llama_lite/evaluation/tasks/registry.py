@@ -61,7 +61,11 @@ def build(
             leaves = _builtin(_manager(name, include_path), name, task_data.get(name))
         for leaf, task in leaves.items():
             _set_examples(name, leaf, task, requested, name in n_shots)
-        tasks.append(EvalTask(name, leaves, int(next(iter(leaves.values())).config.num_fewshot), name, chat=chat))
+        n_shot, is_own = (
+            int(next(iter(leaves.values())).config.num_fewshot),
+            name in questions or include_path is not None,
+        )
+        tasks.append(EvalTask(name, leaves, n_shot, name, chat=chat, own=is_own and name not in EMBEDDED))
     return tasks
 
 
