@@ -474,7 +474,7 @@ def _is_utf8(head: bytes, is_complete: bool) -> bool:
 
 def _check_encoding(encoding: str) -> None:
     try:
-        codecs.lookup(encoding)
+        "".encode(encoding)  # codecs.lookup knows others than of text: hex, rot13
     except LookupError:
         raise Refusal(
             f"--encoding {encoding}: Python knows no such encoding. Common ones are cp1252, latin-1, gb18030, big5,"
