@@ -27,8 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     if run_args.audit:
         return audit_run(run_args, training_args)
 
-    # The heavy imports come after parsing, so that --help and refusals answer at once.
-    from transformers import set_seed
+    from transformers import set_seed  # the heavy imports come after parsing: --help and refusals answer at once
 
     from llama_lite.data.dataset import collate
     from llama_lite.data.preparation import Text
@@ -46,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- How this process is launched, and the folders of the run ----
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
-    if not (data_args.prepare_only or hub_args.publish_only):
-        check_switches(run_args, planned)
+    check_switches(groups, planned)
     if "output_dir" not in run_args.explicit_args:
         training_args.output_dir = derive_pretrain.output_dir(data_args.dataset, data_args.mixture)
     run_tokens.recall_mixture(session, data_args, run_args)
@@ -136,13 +134,15 @@ def main(argv: list[str] | None = None) -> None:
 # ---- before training ----
 
 
-def check_switches(run_args, planned) -> None:
-    """Raise Refusal for switches that the planned Layout, or transformers, does not have."""
+def check_switches(groups, planned) -> None:
+    """Raise Refusal for switches that the planned Layout, or transformers, does not have, where it trains."""
     from llama_lite.kernels.attention import check_name
     from llama_lite.machine.parallelism import check_shard_checkpoints
 
-    check_shard_checkpoints(run_args.shard_checkpoints, planned)
-    check_name(run_args.attention)
+    _, data_args, _, hub_args, run_args, _ = groups
+    if not (data_args.prepare_only or hub_args.publish_only):
+        check_shard_checkpoints(run_args.shard_checkpoints, planned)
+        check_name(run_args.attention)
 
 
 def check_run(groups, values, config, plan, manifest: dict, tokenizer) -> None:

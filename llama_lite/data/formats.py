@@ -262,11 +262,11 @@ def _array_head(handle, limit: int) -> bytes:
     if not handle.peek(1):
         return raw
     text = raw.decode(json.detect_encoding(raw), "surrogateescape")
-    place, end = text.index("[") + 1, None
+    position, end = text.index("[") + 1, None
     with contextlib.suppress(ValueError):  # the element that is cut
         while True:
-            place = re.compile(r"[\s,]*").match(text, place).end()
-            place = end = json.JSONDecoder().raw_decode(text, place)[1]
+            position = re.compile(r"[\s,]*").match(text, position).end()
+            position = end = json.JSONDecoder().raw_decode(text, position)[1]
     return raw + handle.read() if end is None else (text[:end] + "]").encode("utf-8", "surrogateescape")
 
 
