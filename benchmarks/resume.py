@@ -386,7 +386,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", help="one of late, save_100_mb, save_1_gb")
+    parser.add_argument("--only", help="one of late, save_100_mb, save_1_gb; the other figures stay")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -401,7 +401,8 @@ def main() -> None:
                 continue
             result[name] = save(Path(folder), hidden, layers, arguments.repeats)
             print(json.dumps(result[name], indent=1), flush=True)
-        write_json(arguments.output, result)
+        kept = read_json(arguments.output) if arguments.only else None
+        write_json(arguments.output, {**(kept or {}), **result})
 
 
 if __name__ == "__main__":
