@@ -13,6 +13,7 @@ xllamacpp (PyPI) is a llama.cpp as a server on the loopback interface; float32 c
 """
 
 import argparse
+import ctypes
 import json
 import math
 import sys
@@ -62,6 +63,8 @@ class LlamaServer:
         params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
         params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.server = xllamacpp.Server(params)
+        # It is never destroyed: its destructor waits for a thread, and for ever where that has not begun to listen yet.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self.server))
 
     def post(self, path: str, **body) -> dict:
         """The answer of the server to a request."""
