@@ -109,7 +109,9 @@ class Training:
             for name in event["fields"]
             if event["kind"] == "layout" or name in ("hardware", "packages", "switches")
         ]
-        hardware, trained = self.r.settings("environment").get("hardware") or self.r.run["hardware"], self.r.trained
+        hardware, trained = self.r.run["hardware"], self.r.trained
+        if "hardware" in moved:
+            hardware = self.r.settings("environment")["hardware"]
         device = ", ".join(
             f"{hardware[key]} threads" if key == "threads" else str(hardware[key])
             for key in ("device", "threads", "capability", "cuda")
