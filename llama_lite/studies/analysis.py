@@ -361,7 +361,7 @@ def recovery(excess: dict[int, float], at: int) -> int | None:
     steps, values = list(excess), list(excess.values())
     means = [sum(values[i : i + AFTER]) / AFTER for i in range(len(values) - AFTER + 1)]
     above = [index for index, mean in enumerate(means) if mean > BACK]
-    if means and not above:
+    if not any(values) or (means and not above):  # the same run, or back at once
         return at
     return steps[above[-1] + 1] if above and above[-1] + 1 < len(means) else None
 

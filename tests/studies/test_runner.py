@@ -649,6 +649,7 @@ def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch
         for step in range(1, 9)
     ]
     rows += [analysis._row(one, 8, 80, "eval_loss", 3.0) for one in every]
+    monkeypatch.setattr(analysis, "AFTER", 3)  # of the four losses after the resume
     found = {(row["arm"], row["what"]): row["value"] for row in analysis.compare(loaded, rows, {}, [])}
     spike = "highest excess of the training loss after the stop"
     assert found == {
@@ -748,7 +749,8 @@ def test_recovery_is_the_step_from_which_the_excess_stays_small():
     assert analysis.recovery(excess, 0) == 30
     assert analysis.recovery(dict.fromkeys(range(5, 60, 5), 0.1), 0) is None
     assert analysis.recovery(dict.fromkeys(range(5, 60, 5), 0.0), 0) == 0
-    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 0.0), 0) is None  # fewer losses than are averaged
+    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 0.0), 0) == 0  # the same run
+    assert analysis.recovery(dict.fromkeys(range(5, 50, 5), 1e-4), 0) is None  # fewer losses than are averaged
     late = {step: 0.1 if step < 70 else 0.0 for step in range(5, 105, 5)}  # the last seven losses are no ten
     assert analysis.recovery(late, 0) is None
 
