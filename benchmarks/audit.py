@@ -327,7 +327,13 @@ def cost(folder: Path, text: Path, steps: int) -> dict:
     began = time.monotonic()
     verdict, _ = audit(run, steps, 2 * steps, folder / "audit")
     seconds, own = time.monotonic() - began, walls[2 * steps] - walls[steps]
-    return {"steps": steps, "run_seconds": own, "audit_seconds": seconds, "ratio": seconds / own, "verdict": verdict}
+    return {
+        "steps": steps,
+        "run_seconds": round(own, 1),
+        "audit_seconds": round(seconds, 1),
+        "ratio": round(seconds / own, 3),
+        "verdict": verdict,
+    }
 
 
 def main() -> None:

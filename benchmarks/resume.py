@@ -340,7 +340,7 @@ def save(folder: Path, hidden: int, layers: int, repeats: int) -> dict:
                 trainers[name] = Trainer(**shared)
             else:
                 signals = type("NoSignals", (), {"received": None})()
-                identity = {"data": {"tokens_per_step": 64}}
+                identity = {"data": {"tokens_per_step": 64}, "hyperparameters": {"schedule_steps": "max_steps"}}
                 extra = {"run": run, "identity": identity, "start": ResumePoint(), "signals": signals, "probe": probe}
                 trainers[name] = PretrainTrainer(
                     **shared, **extra, flops_per_token=1, peak_flops=None, validation=[], sources=[]
