@@ -26,7 +26,7 @@ from ..errors import Refusal
 from ..files import flush, flush_folder
 
 FOLDER = "index"
-ROW_GROUP = 4096  # documents whose names are read together: a look-up reads one group
+ROW_GROUP = 2048  # documents whose names are read together: a look-up reads one group
 NAMES = pyarrow.schema([(name, pyarrow.string()) for name in ("id", "url", "file")])
 LOW, HIGH, OFFSET, ROW = range(4)  # rows of an index
 TEMPORARY = ".documents.parquet.tmp"
@@ -35,22 +35,29 @@ FEW = 16  # names that are searched one after the other; more are looked up in a
 
 def hash_of(name: str) -> int:
     """The 8-byte hash of a document's name by which it is found."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return int(_hashes([name])[0])
+
+
+def _hashes(names: Iterable[str]) -> np.ndarray:
+    """The hash of each name, uint64."""
+    digests = b"".join([hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names])
+    return np.frombuffer(digests, "<u8")
 
 
 def names_of(documents: Sequence[Document]) -> pyarrow.RecordBatch:
     """What documents of `formats` are called: columns id, url, file, row (uint32), hash (uint64, of id, url or
     `file:row`, the first that there is).
     """
-    places = [document.id.rpartition(":") for document in documents]
     ids, urls = ([document.metadata.get(key) for document in documents] for key in ("id", "url"))
     called = [id or url or document.id for id, url, document in zip(ids, urls, documents, strict=True)]
+    places = pyarrow.array([document.id for document in documents], pyarrow.string())  # FILE:ROW
+    places = pyarrow.compute.split_pattern(places, ":", max_splits=1, reverse=True).flatten()
     columns = [
         pyarrow.array(ids, pyarrow.string()),
         pyarrow.array(urls, pyarrow.string()),
-        pyarrow.array([file for file, _, _ in places], pyarrow.string()),
-        pyarrow.array(np.array([int(row) for _, _, row in places], np.uint64).astype(np.uint32)),
-        pyarrow.array(np.fromiter(map(hash_of, called), np.uint64, len(called))),
+        places[::2],
+        places[1::2].cast(pyarrow.uint64()).cast(pyarrow.uint32(), safe=False),
+        pyarrow.array(_hashes(called)),
     ]
     return pyarrow.record_batch(columns, ["id", "url", "file", "row", "hash"])
 
