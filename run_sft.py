@@ -371,6 +371,7 @@ def load_rows(row_args, tokenizer):
         row_args.max_rows,
         row_args.prepare_workers,
         row_args.skip_held_out,
+        row_args.test_rows,
     )
     examples = run_on_main(packing.encode, rows, tokenizer, skipped)
     packing.need_rows(examples, examples, 1, skipped)

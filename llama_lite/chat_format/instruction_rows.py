@@ -37,14 +37,16 @@ def load(
     max_rows: int | None,
     workers: int,
     skip_held_out: bool = False,
+    test_rows: int = 0,
 ) -> tuple[list[Row], dict, dict]:
     """(rows, record of their source, {reason: skipped rows}). Raises Refusal for another schema, and where no row can
     be read.
 
     config, split, revision: as for `data.sources.resolve`. max_rows: rows that are read (None: all). workers: processes
     that read installed-docs. skip_held_out: leave out the modules of installed-docs that the embedded evaluation tasks
-    use. The record's `columns_not_read` counts the rows with a value in each column that has no meaning here; it has
-    `max_rows` where that limit was reached.
+    use. test_rows: rows of those read that are set aside, as `held_documents` chooses them. The record's
+    `columns_not_read` counts the rows with a value in each column that has no meaning here; it has `max_rows` where
+    that limit was reached.
     """
     skipped, unread = Skipped(), collections.Counter()
     source = resolve(dataset, config, split, revision, options=ReadOptions(only_rows=True))
@@ -57,7 +59,8 @@ def load(
             modules = [module for module in modules if module not in held_out]
         max_rows = max_rows or EMBEDDED_ROWS
         loaded = embedded(modules, max_rows, workers)
-        return loaded, source.record | _limit_reached(loaded, max_rows), skipped.reasons
+        record = source.record | _limit_reached(loaded, max_rows)
+        return _set_aside(loaded, test_rows, skipped), record, skipped.reasons
     limit = f"; of these the first {max_rows:,} rows (--max_rows)" if max_rows else ""
     print_main(f"rows      {inventory(source)}{limit}")
     if source.kind == "installed-files":
@@ -83,7 +86,24 @@ def load(
         why = "; ".join(skipped_lines(skipped.reasons)) or "it holds no rows"
         raise Refusal(f"--dataset {dataset}: no row is a conversation to learn from: {why}.")
     columns = {"columns_not_read": dict(unread.most_common())} if unread else {}
-    return loaded, source.record | columns | _limit_reached(loaded, max_rows), skipped.reasons
+    record = source.record | columns | _limit_reached(loaded, max_rows)
+    return _set_aside(loaded, test_rows, skipped), record, skipped.reasons
+
+
+def _set_aside(rows: list[Row], test_rows: int, skipped: Skipped) -> list[Row]:
+    """Rows without at least `test_rows` rows of whole documents, which are counted as skipped. Raises Refusal where no
+    row is left.
+    """
+    documents = held_documents(rows, test_rows)
+    kept = [row for row in rows if row.document not in documents]
+    if not kept:
+        raise Refusal(
+            f"--test_rows {test_rows:,} sets all {len(rows):,} rows aside (by whole documents): lower it, or add rows."
+        )
+    for row in rows:
+        if row.document in documents:
+            skipped.add("set aside for a test (--test_rows)", row.document)
+    return kept
 
 
 def _limit_reached(rows: list[Row], max_rows: int | None) -> dict:

@@ -39,7 +39,7 @@ RANGES = {
     ),
     **dict.fromkeys(
         "min_characters sample_tokens compared_prompts hub_drain_timeout step_timeout weight_decay max_grad_norm"
-        " eval_delay dataloader_num_workers".split(),
+        " eval_delay dataloader_num_workers test_rows".split(),
         _at_least(0),
     ),
     **dict.fromkeys(

@@ -83,6 +83,12 @@ class RowArguments:
     eval_rows: int | None = arg(
         None, "Number of rows to hold out, by whole documents, so that none shares its document with training."
     )
+    test_rows: int = arg(
+        0,
+        "Number of rows to set aside, by whole documents, before any are held out: they are neither trained on nor"
+        " scored. A later run whose --eval_rows is this number holds out exactly these, so settings that were chosen in"
+        " between were not chosen on the rows that it scores.",
+    )
     skip_held_out: bool = arg(
         True, "For installed-docs: leave out the modules whose text the embedded evaluation tasks use."
     )

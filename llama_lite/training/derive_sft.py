@@ -29,9 +29,9 @@ LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weight
 ANSWERS_AT_ONCE = 16
 
 RECORDED = (
-    "dataset dataset_config dataset_split dataset_revision max_rows skip_held_out eval_rows max_length long_rows"
-    " sequences_per_step per_device_train_batch_size learning_rate max_steps hours logging_steps eval_steps save_steps"
-    " save_total_limit probe_rows compared_prompts sampled_answers answer_tokens precision"
+    "dataset dataset_config dataset_split dataset_revision max_rows skip_held_out test_rows eval_rows max_length"
+    " long_rows sequences_per_step per_device_train_batch_size learning_rate max_steps hours logging_steps eval_steps"
+    " save_steps save_total_limit probe_rows compared_prompts sampled_answers answer_tokens precision"
 ).split()
 
 

@@ -381,6 +381,23 @@ def test_held_out_rows_share_no_document_with_training():
     assert instruction_rows.held_documents(rows[:200], 55) >= held  # the order is that of a hash
 
 
+def test_rows_that_are_set_aside_are_the_held_out_rows_of_a_later_run(tmp_path):
+    lines = [json.dumps({"prompt": f"Question {i}?", "completion": f"Answer {i}."}) for i in range(40)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+
+    def load(**options):
+        return instruction_rows.load(str(tmp_path / "rows.jsonl"), None, "train", None, None, 1, **options)
+
+    everything, _, _ = load()
+    chosen_on, _, skipped = load(test_rows=12)
+    held = instruction_rows.held_documents(everything, 12)
+    assert {row.document for row in everything} - {row.document for row in chosen_on} == held and len(held) == 12
+    assert not instruction_rows.held_documents(chosen_on, 12) & held
+    assert skipped["set aside for a test (--test_rows)"]["rows"] == 12
+    with pytest.raises(Refusal, match=r"^--test_rows 40 sets all 40 rows aside \(by whole documents\): lower it"):
+        load(test_rows=40)
+
+
 def test_packs_hold_whole_rows(tokenizer):
     rows = [
         Row(str(i), str(i), tuple(template.conversation(f"Count to {i}.", "", "one two three " * (i % 5 + 1))))
