@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -67,7 +68,8 @@ class TokenWindows:
         self.length = self.epoch_windows if length is None else length
         self.starts = [0]
         self.replacement = None  # of windows that the run does not read (removal.py)
-        self.maps: dict[int, np.ndarray] = {}
+        self.maps: dict[int, np.memmap] = {}
+        self.reads_ahead = True  # False: the disk reads the windows alone, for a few of them from many shards
 
     def restart_order_at(self, position: int) -> None:
         """Begin the order again at a position of the run: for a run that is resumed without its data position. Earlier
@@ -129,6 +131,8 @@ class TokenWindows:
     def _map(self, shard: int) -> np.ndarray:
         if shard not in self.maps:
             self.maps[shard] = np.load(self.paths[shard], mmap_mode="r")
+            if not self.reads_ahead and hasattr(mmap, "MADV_RANDOM"):  # Linux reads read_ahead_kb around each window
+                self.maps[shard].base.madvise(mmap.MADV_RANDOM)
         return self.maps[shard]
 
 

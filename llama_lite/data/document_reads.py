@@ -71,6 +71,9 @@ class DocumentReads:
         windows = windows_of_run(self.prepared, stretch.data, stretch.last, stretch.history)
         if self.removal is not None:
             exclude(windows, self.removal)
+        for folder in windows.folders if isinstance(windows, MixedWindows) else [windows]:
+            if folder is not None:
+                folder.reads_ahead = False
         self._windows.append((stretch, windows))
         return windows
 

@@ -91,3 +91,23 @@ def test_the_documents_of_a_step_are_named(folders):
         del manifest["index"]
     assert document_reads(bare, stretch.data, 200, [{"step": 0}]) is None
     assert read_json(next(iter(folders.values()))[0] / "manifest.json")["index"]
+
+
+@pytest.mark.parametrize("kind", ["one folder, several epochs", "a mixture"])
+def test_a_step_reads_its_windows_without_read_ahead(folders, kind):
+    """The kernel marks a mapping that was advised so with `rr`."""
+    reads = DocumentReads(folders, stretches_of(folders, kind))
+    ids = [ids for _, ids in reads.reads(3)]
+    mappings, advised, name = Path("/proc/self/smaps").read_text().splitlines(), {}, ""
+    for line in mappings:
+        if line.startswith("VmFlags:"):
+            advised[name] = "rr" in line.split()
+        elif "-" in line.split()[0]:
+            name = line.split()[-1]
+    shards = [
+        str(folder / shard["name"])
+        for folder, manifest in folders.values()
+        for shard in manifest["splits"]["train"]["shards"]
+    ]
+    assert ids and any(shard in advised for shard in shards)
+    assert [shard for shard in shards if not advised.get(shard, True)] == []
