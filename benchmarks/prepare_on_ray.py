@@ -112,23 +112,28 @@ def small(cluster, count: int, killed: int, folder: Path, seed: int) -> dict:
         write_small(text, texts, curated, rng)
         argv = CURATED if curated else []
         prepare(text, here, *argv, workers=1)
-        killer = Killer(cluster, node, rng.uniform(0.1, 0.8) * took.get(curated, 20.0), there) if kills else None
-        if killer:
-            killer.start()
-        took[curated] = prepare(text, there, "--prepare_on", "ray", *argv)
-        if killer:
-            killer.ended.set()
-            killer.join()
-            node = cluster.add_node(**NODE) if killer.at else node
+        killer = None
+        while killer is None or (kills and not killer.at):  # again where it ended before the node was killed
+            killer = Killer(cluster, node, rng.uniform(0.1, 0.8) * took.get(curated, 20.0), there)
+            if kills:
+                killer.start()
+            seconds = prepare(text, there, "--prepare_on", "ray", *argv)
+            if kills:
+                killer.ended.set()
+                killer.join()
+            if killer.at:
+                node = cluster.add_node(**NODE)
+            else:
+                took[curated] = seconds
         expected, found = files_of(here), files_of(there)
         different = sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
         trials.append({"curated": curated, "files": len(expected), "different": different})
-        trials[-1] |= {"killed_at": killer.at} if killer else {}
-        print(json.dumps(trials[-1] | {"seconds": round(took[curated], 1)}), flush=True)
+        trials[-1] |= {"killed_at": killer.at} if kills else {}
+        print(json.dumps(trials[-1] | {"seconds": round(seconds, 1)}), flush=True)
         for path in (text, here, there):
             shutil.rmtree(path)
     cluster.remove_node(node)
-    with_kill = [trial for trial in trials if trial.get("killed_at")]
+    with_kill = [trial for trial in trials if "killed_at" in trial]
     return {
         "texts": len(trials),
         "equal": sum(not trial["different"] for trial in trials),
