@@ -35,6 +35,8 @@ class NotRendered(Refusal):
 
 
 _renderers: dict[str, "_Renderer"] = {}
+_system_roles: dict[str, bool] = {}  # of templates that were tried: whether they write a system message
+SYSTEM_TRIAL = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello."}]
 
 
 def render_jinja_template(conversations: list[list[dict]], chat_template: str, **arguments) -> tuple[list[str], list]:
@@ -47,27 +49,68 @@ def render_jinja_template(conversations: list[list[dict]], chat_template: str, *
         return chat_template_utils.render_jinja_template(conversations, chat_template=chat_template, **arguments)
     renderer = _renderers.pop(chat_template, None) or _Renderer(chat_template)
     try:
-        rendered, spans = renderer.render({"conversations": conversations, **arguments})
+        rendered = renderer.render({"conversations": conversations, **arguments})
+    except NotRendered:
+        _keep(chat_template, renderer)
+        raise
     except BaseException:
         renderer.stop()
         raise
+    _keep(chat_template, renderer)
+    return rendered
+
+
+def _keep(chat_template: str, renderer: "_Renderer") -> None:
+    """Keep the process of a template for its next conversation, and stop those beyond MAX_PROCESSES."""
     _renderers[chat_template] = renderer
     for oldest in list(_renderers)[:-MAX_PROCESSES]:
         _renderers.pop(oldest).stop()
-    return rendered, spans
 
 
 def apply_chat_template(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], **arguments) -> str:
-    """As `tokenizer.apply_chat_template(messages, tokenize=False, **how)`. Raises Refusal for a template that cannot be
-    rendered.
+    """As `tokenizer.apply_chat_template(messages, tokenize=False, **how)`, but where the template has no system message
+    (Gemma, Mistral) it begins the first message of the user. Raises Refusal for a template that cannot be rendered.
     """
+    roles = [message["role"] for message in messages[:2]]
+    if roles == ["system", "user"] and not takes_system(tokenizer):
+        messages = _begin_with_system(messages)
+    return _render(tokenizer, messages, **arguments)
+
+
+def takes_system(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether a tokenizer's chat template writes a system message: some raise an error, or leave it out. Raises Refusal
+    for a template that cannot be rendered at all.
+    """
+    template = _template_of(tokenizer)
+    if template not in _system_roles:
+        try:
+            text = _render(tokenizer, SYSTEM_TRIAL, add_generation_prompt=True)
+        except NotRendered:
+            text = ""
+        _system_roles[template] = SYSTEM_TRIAL[0]["content"] in text
+    return _system_roles[template]
+
+
+def _begin_with_system(messages: list[dict]) -> list[dict]:
+    """The conversation with its system message at the beginning of the first message of the user."""
+    system, first, *others = messages
+    return [{**first, "content": f"{system['content'].rstrip()}\n\n{first['content']}"}, *others]
+
+
+def _template_of(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The chat template of a tokenizer. Raises Refusal where it has none, or several without a default."""
     try:
-        template = tokenizer.get_chat_template()
+        return tokenizer.get_chat_template()
     except (ValueError, TypeError, AttributeError) as error:  # several without a default, or not a template
         raise Refusal(
             f"the tokenizer has no chat template to render ({' '.join(str(error).split())[:200]}). {REMEDY}"
         ) from None
-    return render_jinja_template([messages], template, **{**tokenizer.special_tokens_map, **arguments})[0][0]
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: list[dict], **arguments) -> str:
+    """The text of a conversation by the tokenizer's template."""
+    names = {**tokenizer.special_tokens_map, **arguments}
+    return render_jinja_template([messages], _template_of(tokenizer), **names)[0][0]
 
 
 class _Renderer:

@@ -48,7 +48,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two models, which answer side by side")
     parser.add_argument("--prompt", help="answer this message and end")
     parser.add_argument("--plain", action="store_true", help="continue texts, also where the model has a chat format")
-    parser.add_argument("--system", help="the system message, in place of the chat format's own")
+    parser.add_argument(
+        "--system",
+        help="the system message, in place of the chat format's own; it begins the first message where there is none",
+    )
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--temperature", type=float, default=0.7, help="0 for greedy answers (default: 0.7)")
     sampling.add_argument(
@@ -132,6 +135,8 @@ def load(arguments: argparse.Namespace) -> "dict[str, Conversation]":
         tokenizer = model.tokenizer(arguments.tokenizer_name)
         loaded = load_model(model, tokenizer, arguments.dtype)
         found[model.name] = Conversation(loaded, tokenizer, sampling, arguments.plain, arguments.system)
+        if remark := found[model.name].system_remark():
+            note(f"{model.name} {remark}")
     return found
 
 

@@ -8,8 +8,8 @@ import numpy as np
 from model_card.records import metric_and_filter, shown_metric
 
 from ..errors import Refusal
-from . import statistics
-from .store import Store, by_metric, chosen, is_share
+from . import estimates, statistics
+from .store import Store, by_metric, chosen
 from .tasks.definition import EvalTask
 
 # ---- pairs ----
@@ -36,12 +36,7 @@ def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, s
     keys, (name, filter_name) = sorted(first_by_item), metric_and_filter(metric)
     strata, clusters = [key[0] for key in keys], [first_by_item[key]["cluster"] for key in keys]
     x, y = ([found[key]["metrics"][name] for key in keys] for found in (first_by_item, second_by_item))
-    if name == "bits_per_byte":
-        changes = [(a[0] - b[0]) / np.log(2) for a, b in zip(x, y, strict=True)]
-        estimate = statistics.ratio(changes, [count for _, count in x], clusters)
-        estimate["p"] = statistics.p_value(estimate)
-    else:
-        estimate = statistics.difference(x, y, clusters, strata, share=is_share(name, x + y))
+    estimate = estimates.difference(name, x, y, clusters, strata)
     return {
         **{"metric": name, "filter": filter_name, "first": names[0], "second": names[1]},
         "difference": estimate["value"],
@@ -77,7 +72,9 @@ def compare(
         pairs += [(models.index(a), models.index(b)) for a, b in declared]
         loaded = [samples_of_key(record["key"]) for record in group]
         for i, j in dict.fromkeys(pairs):
-            for key in [key for key in group[0]["metrics"] if metric_and_filter(key)[0] == name]:
+            # a metric may have no value for an item of one model (NaN)
+            shared = group[i]["metrics"].keys() & group[j]["metrics"].keys()
+            for key in [key for key in group[0]["metrics"] if metric_and_filter(key)[0] == name and key in shared]:
                 row = pair(loaded[i], loaded[j], key, (models[i], models[j]))
                 is_primary = key == shown and (models[i], models[j]) in declared
                 family = "primary" if is_primary else "exploratory"
@@ -209,7 +206,7 @@ def _variant_measures(sample_lists: list[list[dict]], metric: str) -> dict:
     """
     correct = [[sample["metrics"][metric] for sample in samples] for samples in sample_lists]
     clusters, strata = ([sample[part] for sample in sample_lists[0]] for part in ("cluster", "leaf"))
-    share = is_share(metric, [value for values in correct for value in values])
+    share = estimates.is_share(metric, [value for values in correct for value in values])
     found = {"changes": [statistics.difference(correct[0], values, clusters, strata, share) for values in correct[1:]]}
     options = None
     if all("meant" in sample for samples in sample_lists for sample in samples):
@@ -257,10 +254,12 @@ def contaminated(
             if record["task"] == task.name:
                 key = shown_metric(record["metrics"])
                 metric, samples = metric_and_filter(key)[0], by_metric(store.samples(record["key"]))[key]
-                values = {f"{task.name}|{s['leaf']}|{s['doc_id']}": s["metrics"][metric] for s in samples}
-                if metric == "bits_per_byte":
-                    values = {name: -nats / np.log(2) / count for name, (nats, count) in values.items()}
-                row["models"][record["model"]] = {"metric": metric, **contamination.split_scores(values, overlaps)}
+                numerators, weights = estimates.terms(metric, [sample["metrics"][metric] for sample in samples])
+                names = [f"{task.name}|{sample['leaf']}|{sample['doc_id']}" for sample in samples]
+                per_item = (numerators if weights is None else numerators / weights).tolist()
+                scores = contamination.split_scores(dict(zip(names, per_item, strict=True)), overlaps)
+                shown = f"log {metric}" if metric in estimates.PERPLEXITIES else metric
+                row["models"][record["model"]] = {"metric": shown, **scores}
         rows.append(row)
     return rows
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import normalize_gen_kwargs
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from ..chat_format.rendering import apply_chat_template
+from ..errors import Refusal
 from ..kernels import probe
 
 HEAD_ELEMENTS = 2**25  # logits held at once, in float32: 128 MB, and as much for their logarithms
@@ -120,10 +122,19 @@ class SharedContextLM(HFLM):
         finally:
             self.batch_size_per_gpu, self.add_bos_token = before
 
+    def answer_tokens(self, settings: dict | None) -> int:
+        """Tokens of a generated answer at most. settings: `generation_kwargs` of a task."""
+        return normalize_gen_kwargs(settings or {}, self.max_gen_toks)["max_gen_toks"]
+
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """As lm-eval's: the continuation of each prompt."""
+        """As lm-eval's: the continuation of each prompt; prompts that are cut are counted. Only the task says how:
+        lm-eval also follows the generation config of the model's authors (a penalty for repetitions ...).
+        """
         self.to_generate, self.generated = len(requests), 0
-        return super().generate_until(requests, disable_tqdm)
+        for prompt, settings in (request.args[:2] for request in requests):
+            self.truncated += len(self.tok_encode(prompt)) > self.max_length - self.answer_tokens(settings)
+        with probe.plain_generation(self.model), probe.without_router_loss(self.model):
+            return super().generate_until(requests, disable_tqdm)
 
     def _model_generate(self, context: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """As lm-eval's. context: (items, tokens)."""
@@ -136,9 +147,13 @@ class SharedContextLM(HFLM):
     def _loglikelihood_tokens(
         self, requests, disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        """(log-likelihood in nats, whether greedy decoding gives it) of each (_, context ids, continuation ids)."""
+        """(log-likelihood in nats, whether greedy decoding gives it) of each (texts, context ids, continuation ids).
+        Raises Refusal where there is nothing to score, or more than the context holds.
+        """
         rows, shared = [], {}
-        for index, (_, context, continuation) in enumerate(requests):
+        for index, (texts, context, continuation) in enumerate(requests):
+            if not context or not 0 < len(continuation) <= self.max_length:
+                raise Refusal(_describe_unscorable(texts or ("", ""), context, continuation, self.max_length))
             max_context = self.max_length + 1 - len(continuation)
             self.truncated += len(context) > max_context
             context, continuation = tuple(context[-max_context:]), tuple(continuation)
@@ -269,6 +284,31 @@ def render_chat(
     return text
 
 
+def _describe_unscorable(texts: tuple[str, str], context: list[int], continuation: list[int], most: int) -> str:
+    """Why a continuation has no likelihood. texts: of context and continuation; most: tokens of the model's context."""
+    prompt, answer = (text if len(text) <= 60 else f"...{text[-60:]}" for text in texts)
+    if not context:
+        why = f"the prompt {prompt!r} becomes no token of this tokenizer, so nothing comes before {answer!r}"
+    elif not continuation:
+        why = f"{answer!r} adds no token of this tokenizer to the prompt {prompt!r}, so it has no likelihood"
+    else:
+        why = f"{answer!r} has {len(continuation):,} tokens, and the context of this model holds {most:,}"
+    return f"{why}. Leave the task out for this model, or change this text in the task."
+
+
+def check_generation(lm: SharedContextLM, tasks: dict) -> None:
+    """Raise Refusal where the answers of a task ({name: task object}) leave no room for a prompt in the context."""
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE != "generate_until":
+            continue
+        if (tokens := lm.answer_tokens(task.config.generation_kwargs)) >= lm.max_length:
+            raise Refusal(
+                f"{name} generates up to {tokens:,} tokens (max_gen_toks), and the context of this model holds"
+                f" {lm.max_length:,} for prompt and answer together: leave the task out for this model, or define it"
+                " with a lower max_gen_toks (--include_path)."
+            )
+
+
 def _num_tokens(row: tuple[tuple, dict]) -> int:
     """Tokens of a row: the context, and each continuation without its last token."""
     return len(row[0]) + sum(len(continuation) - 1 for continuation in row[1])
@@ -308,8 +348,10 @@ def run(lm: SharedContextLM, tasks: dict, samples: dict[str, list[int]], seed: i
     """lm-eval's result ({results, samples, ...}) for {name: task object}. The caller's random state does not change.
 
     samples: {name: sorted indices of the documents}. lm-eval's few-shot draws would continue from one evaluation to the
-    next, so every task's seed is set again, and so is that of sampled answers.
+    next, so every task's seed is set again, and so is that of sampled answers. Raises Refusal for requests that the
+    model cannot answer.
     """
+    check_generation(lm, tasks)
     lm.answer_blank = all(task.OUTPUT_TYPE != "generate_until" for task in tasks.values())
     states = random.getstate(), np.random.get_state()
     devices = [lm.device] if lm.device.type == "cuda" else []

@@ -21,11 +21,13 @@ import numpy as np
 
 from model_card.report import items
 
+from ..chat_format import rendering
 from ..data.tokenizer import tokenizer_record
 from ..digests import sha256
 from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, write_json, write_text
+from ..formatting import shortened
 from ..models import loading
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
@@ -78,7 +80,7 @@ def evaluate_model(
         key = _key(store, model, tokenizer, (task, limit), settings)
         record = store.result(key)
         if computed := record is None:
-            lm = lm or _load(model, tokenizer, settings)
+            lm = lm or _load(model, tokenizer, settings, [task for task, _ in tasks])
             lm.on_progress = functools.partial(on_progress, position)
             samples, num_truncated = _run_task(lm, task, items, settings)
             prefix_id = _prefix_id(tokenizer)
@@ -117,8 +119,13 @@ def _key(store: Store, model: Model, tokenizer, pair: tuple[EvalTask, int | None
         digests[prompts] = prompts_digest(task, chosen(task, limit, settings.seed), tokenizer, settings.seed)
     prefix_id = _prefix_id(tokenizer)
     digest = digests[prompts]
+    # what earlier versions computed in another way
     if task.is_text and adds_begin(tokenizer):
-        digest += " without a begin-of-text of the tokenizer's own"  # which was scored before
+        digest += " without a begin-of-text of the tokenizer's own"
+    if task.generates and loading.generation_settings(model.base.folder):
+        digest += " without the generation config of the model's authors"
+    if task.counts_right_options:
+        digest += " with the number of right options"
     return key_of(model, tokenizer_sha, settings.dtype, task, digest, settings.seed, limit, prefix_id)
 
 
@@ -133,8 +140,8 @@ def _prefix_id(tokenizer) -> int:
 
 
 def _run_task(lm, task: EvalTask, items: dict[str, list[int]], settings: Settings) -> tuple[list[dict], int]:
-    """(sample records of a task's `items`, number of requests that were truncated). Raises Refusal where lm-eval leaves
-    out a metric of the task.
+    """(sample records of a task's `items`, number of requests that were truncated); a line names the metrics that have
+    no value per item. Raises Refusal where lm-eval leaves out a metric of the task.
     """
     from . import lm as evaluation_lm
 
@@ -143,7 +150,8 @@ def _run_task(lm, task: EvalTask, items: dict[str, list[int]], settings: Setting
     results = evaluation_lm.run(lm, leaves, items, settings.seed, task.chat, settings.unsafe)
     samples = samples_of(task, results)
     expected = {name for leaf in leaves.values() for name in leaf.aggregation()}
-    if missing := sorted(expected - {name for sample in samples for name in sample["metrics"]}):
+    pooled = {name for sample in samples for name in sample.get("pooled", ())}
+    if missing := sorted(expected - pooled - {name for sample in samples for name in sample["metrics"]}):
         raise Refusal(
             f"{task.name}: lm-eval returned no {', '.join(missing)}. Its metric needs the network, or a package"
             " that is not here."
@@ -152,6 +160,11 @@ def _run_task(lm, task: EvalTask, items: dict[str, list[int]], settings: Setting
         raise Refusal(
             f"{task.name}: none of its metrics ({', '.join(sorted(expected))}) has a value for each item, so it has no"
             " interval and no pairs here. Use lm_eval for it."
+        )
+    if pooled:
+        print_main(
+            f"not shown {task.name}: {', '.join(sorted(pooled))}, which lm-eval computes from all items together: there"
+            " is no value per item, and so no interval and no pair (lm_eval shows it)"
         )
     return samples, lm.truncated - truncated_before
 
@@ -197,17 +210,20 @@ def _make_record(
 
 
 def _chance_level(samples: list[dict]) -> float | None:
-    """Expected accuracy of random guessing; None where a sample has no options."""
-    if not all("options" in sample for sample in samples):
-        return None
-    return float(np.mean([1 / sample["options"] for sample in samples]))
-
-
-def _load(model: Model, tokenizer, settings: Settings):
-    """A SharedContextLM of a model on the available device; its begin, end and padding ids are set to the tokenizer's,
-    and a difference is printed.
+    """Expected accuracy of random guessing; None where a sample has no options, or it is not known how many of them are
+    right.
     """
-    from .lm import SharedContextLM, inference_device
+    if not all("options" in sample and sample.get("right", 1) is not None for sample in samples):
+        return None
+    return float(np.mean([sample.get("right", 1) / sample["options"] for sample in samples]))
+
+
+def _load(model: Model, tokenizer, settings: Settings, tasks: list[EvalTask]):
+    """A SharedContextLM of a model on the available device; its begin, end and padding ids are set to the tokenizer's,
+    and a difference is printed, as are settings of the authors that `tasks` do not follow. Raises Refusal for a task
+    that the model cannot answer.
+    """
+    from .lm import SharedContextLM, check_generation, inference_device
 
     loaded = loading.load_model(model.base, settings.dtype)
     loading.check_vocabulary(model.name, loaded.get_input_embeddings().num_embeddings, tokenizer)
@@ -216,7 +232,17 @@ def _load(model: Model, tokenizer, settings: Settings):
         print_main(f"{model.name}: {mismatch}")
     if model.adapter:
         loaded = loading.attach(loaded, model.adapter)
-    return SharedContextLM(loaded.to(inference_device()).eval(), tokenizer, settings.batch_tokens)
+    lm = SharedContextLM(loaded.to(inference_device()).eval(), tokenizer, settings.batch_tokens)
+    for task in tasks:
+        check_generation(lm, task.leaves)
+    left_out = loading.generation_settings(model.base.folder)
+    if left_out and any(task.generates for task in tasks):
+        listed = shortened(", ".join(f"{name} {value}" for name, value in left_out.items()))
+        print_main(f"{model.name}: answers follow the task; its generation_config.json is left out ({listed})")
+    described = any(task.chat and leaf.config.description for task in tasks for leaf in task.leaves.values())
+    if described and not rendering.takes_system(tokenizer):
+        print_main(f"{model.name}: its chat template has no system message: a task's description begins the first turn")
+    return lm
 
 
 def runs_of(models: list[Model]) -> dict[Path, list[str]]:

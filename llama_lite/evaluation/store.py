@@ -15,13 +15,10 @@ from model_card.records import metric_and_filter, metric_key
 from ..digests import digest_of, file_record, is_as_recorded
 from ..distributed import print_main
 from ..files import csv_text, read_json, read_jsonl, write_json, write_text
-from . import statistics
+from . import estimates
 from .lm import render_chat
 from .resolve import Model
 from .tasks.definition import EvalTask, clusters_of
-
-# metrics whose values are from 0 to 1, also where they are not yes or no
-FRACTIONS = ("acc", "acc_norm", "exact_match", "pass@1", "word_f1", "f1", "rouge1", "rouge2", "rougeL", "rougeLsum")
 
 COLUMNS = (
     "model revision commit adapter base_model base_revision base_commit step tokens task variant factor version n_shot"
@@ -48,6 +45,7 @@ def chosen(task: EvalTask, limit: int | None, seed: int) -> dict[str, list[int]]
     return {leaf: numbers for leaf, numbers in numbers_of.items() if numbers}
 
 
+IMPOSSIBLE = -1e4  # nats of an option whose probability is 0 in float64
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function in memory, in its repr
 
 
@@ -196,13 +194,15 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
     """lm-eval's samples as records, one per item: its answer, its metrics, and the cluster of items that it belongs to.
 
     `meant` is the index of the chosen option in the original task's order; `gold` that of the right one in the order of
-    `nats`, left out where several are right. `subject` is the part of the task that an item says it belongs to.
+    `nats`, left out where several are right; `right` is their number, left out where it is 1. `subject` is the part of
+    the task that an item says it belongs to. `pooled` holds what lm-eval makes a metric of all items from.
     """
-    records = []
+    records, left_out = [], estimates.pooled(results)
     for leaf, rows in results["samples"].items():
         leaf_task = task.leaves[leaf]
         for row in rows:
-            metrics = {name: row[name] for name in row["metrics"]}
+            values = {name: _plain(row[name]) for name in row["metrics"]}
+            metrics = {name: value for name, value in values.items() if name not in left_out}
             record = {
                 "leaf": leaf.split("|")[0],
                 "doc_id": row["doc_id"],
@@ -210,26 +210,14 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
                 "prompt": row["prompt_hash"],
                 "filter": row["filter"],
                 "cluster": clusters_of(row["doc"]),
-                "metrics": {name: _plain(value) for name, value in metrics.items()},
+                "metrics": metrics,
             }
+            if len(metrics) < len(values):
+                record["pooled"] = {name: value for name, value in values.items() if name in left_out}
             if isinstance(subject := row["doc"].get("subject"), str):
                 record["subject"] = subject
             if leaf_task.OUTPUT_TYPE == "multiple_choice":
-                nats = [answer[0] for answer in row["filtered_resps"]]
-                options = (
-                    list(leaf_task.doc_to_choice(row["doc"])) if not leaf_task.multiple_input else [" "] * len(nats)
-                )
-                # lm-eval's own tasks have none
-                option_order = (
-                    leaf_task.option_order(row["doc"])
-                    if hasattr(leaf_task, "option_order")
-                    else list(range(len(options)))
-                )
-                lengths = [len(option) for option in options] if "acc_norm" in metrics else [1] * len(options)
-                best = int(np.argmax(np.array(nats[: len(options)]) / np.array(lengths)))
-                record |= {"nats": nats, "meant": option_order[best], "options": len(options)}
-                if (gold := gold_index(row["target"], options)) is not None:
-                    record["gold"] = gold
+                record |= _choice(leaf_task, row, by_length="acc_norm" in metrics)
             elif leaf_task.OUTPUT_TYPE == "generate_until":
                 record["answer"] = (
                     row["filtered_resps"][0]
@@ -238,6 +226,47 @@ def samples_of(task: EvalTask, results: dict) -> list[dict]:
                 )
             records.append(record)
     return records
+
+
+def _choice(leaf_task, row: dict, by_length: bool) -> dict:
+    """What a sample says of the options of an item. by_length: the chosen option is the likeliest per character."""
+    nats = [answer[0] for answer in row["filtered_resps"]]
+    options = [" "] * len(nats) if leaf_task.multiple_input else list(leaf_task.doc_to_choice(row["doc"]))
+    # lm-eval's own tasks have none
+    option_order = (
+        leaf_task.option_order(row["doc"]) if hasattr(leaf_task, "option_order") else list(range(len(options)))
+    )
+    lengths = [len(option) for option in options] if by_length else [1] * len(options)
+    best = int(np.argmax(np.array(nats[: len(options)]) / np.array(lengths)))
+    count, gold = right_options(leaf_task, row, options)
+    return {
+        **{"nats": nats, "meant": option_order[best], "options": len(options)},
+        **({} if count == 1 else {"right": count}),
+        **({} if gold is None else {"gold": gold}),
+    }
+
+
+def right_options(leaf_task, row: dict, options: list[str]) -> tuple[int | None, int | None]:
+    """(how many options of an item are right, the index of the one that is), None for what is not known.
+
+    A task that scores its answers itself (`process_results`, as truthfulqa_mc2) is asked for the accuracy of a model
+    that is certain of one option, for each of them.
+    """
+    score = leaf_task.config.process_results
+    if callable(score):
+        count = len(row["filtered_resps"])
+        accuracies = [
+            score(row["doc"], [(0.0 if index == option else IMPOSSIBLE, False) for index in range(count)]).get("acc")
+            for option in range(len(options))
+        ]
+        if not all(accuracy in (0, 1) for accuracy in accuracies):
+            return None, None
+        right = [index for index, accuracy in enumerate(accuracies) if accuracy == 1]
+    elif isinstance(row["target"], list):
+        right = [index for index in row["target"] if isinstance(index, int) and index < len(options)]
+    else:
+        return 1, gold_index(row["target"], options)
+    return len(right), right[0] if len(right) == 1 else None
 
 
 def gold_index(target: object, options: list[str]) -> int | None:
@@ -260,26 +289,17 @@ def by_metric(samples: list[dict]) -> dict[str, list[dict]]:
     return dict(sorted(found.items(), key=lambda entry: metric_and_filter(entry[0])[0]))
 
 
-def is_share(metric: str, values: list) -> bool:
-    """Whether the values of a metric are from 0 to 1: yes or no, or those of FRACTIONS."""
-    return all(value in (0, 1) or (metric in FRACTIONS and 0 <= value <= 1) for value in values)
-
-
 def metrics_of(samples: list[dict]) -> dict[str, dict]:
-    """{key: {value, stderr, low, high, n, clusters, df}} of samples, a key for each metric and filter (`metric_key`):
-    means, and bits per byte as a ratio of sums. Metrics without values per item are left out.
+    """{key: {value, stderr, low, high, n, clusters, df}} of samples, a key for each metric and filter (`metric_key`).
+    Metrics without values per item are left out.
     """
     metrics = {}
     for key, group in by_metric(samples).items():
         name = metric_and_filter(key)[0]
         values = [sample["metrics"][name] for sample in group]
         clusters, strata = ([sample[part] for sample in group] for part in ("cluster", "leaf"))
-        if name == "bits_per_byte":
-            metrics[key] = statistics.ratio(
-                [-nats / np.log(2) for nats, _ in values], [count for _, count in values], clusters
-            )
-        elif all(isinstance(value, int | float) for value in values):
-            metrics[key] = statistics.ratio(values, None, clusters, strata, share=is_share(name, values))
+        if estimates.has_values(name, values):
+            metrics[key] = estimates.estimate(name, values, clusters, strata)
     return metrics
 
 
@@ -287,11 +307,12 @@ def metrics_of(samples: list[dict]) -> dict[str, dict]:
 
 
 def rows_of(record: dict) -> list[dict]:
-    """Rows of `scores.csv` of one record, one per metric and filter."""
+    """Rows of `scores.csv` of one record, one per metric and filter. Only accuracies have a chance level."""
     rows = []
     for key, values in record["metrics"].items():
         metric, filter_name = metric_and_filter(key)
-        rows.append({**{name: record.get(name) for name in COLUMNS}, "metric": metric, "filter": filter_name, **values})
+        row = {name: record.get(name) for name in COLUMNS} | {"metric": metric, "filter": filter_name, **values}
+        rows.append(row if metric.startswith("acc") else {**row, "chance": None})
     return rows
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from ..chat_format import template
+from ..chat_format import rendering, template
 from ..errors import Refusal
 from ..formatting import shortened
 from ..kernels.probe import context_of, plain_generation, without_router_loss
@@ -57,7 +57,7 @@ class Conversation:
     """A model, its tokenizer, and what was said so far.
 
     plain: continue texts, also where the tokenizer has a chat template. system: the system message, None for the chat
-    format's own.
+    format's own; `system_remark` says where the format has none.
     """
 
     def __init__(
@@ -74,6 +74,18 @@ class Conversation:
         self.turns: list[dict] = []
         self.context = context_of(model.config) or math.inf
 
+    def system_remark(self) -> str | None:
+        """What becomes of a system message that the chat format has no place for; None for no message, and a format
+        that has one. Raises Refusal for a chat template that cannot be rendered.
+        """
+        if not self.opening:
+            return None
+        if self.plain:
+            return "continues each message as a text, so --system is not used"
+        if rendering.takes_system(self.tokenizer):
+            return None
+        return "has no system message in its chat format: --system begins the first message"
+
     def reset(self) -> None:
         """Forget what was said."""
         self.turns = []
@@ -87,7 +99,8 @@ class Conversation:
         message = {"role": "user", "content": text}
         if special := template.special_text(self.tokenizer, [message]):
             raise Refusal(f"the message contains {special}, a special token of this model: leave it out.")
-        earlier, forgotten = [] if self.plain else list(self.turns), []
+        answered = self.turns[: len(self.turns) // 2 * 2]  # an error may have left the last message without an answer
+        earlier, forgotten = [] if self.plain else answered, []
         room = min(self.sampling.max_new_tokens, self.context // 2)
         while (tokens := len(self._encode([*earlier, message]))) + room > self.context and earlier:
             forgotten.append(earlier[0]["content"])

@@ -33,6 +33,18 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+# of a generation config: what stays, or does not change an answer whose length is given
+NOT_SETTINGS = ("bos_token_id", "eos_token_id", "pad_token_id", "transformers_version", "use_cache", "max_length")
+NEUTRAL_SETTINGS = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "repetition_penalty": 1.0,
+    "num_beams": 1,
+    "min_length": 0,
+}
+
 UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more unused rows mean another tokenizer
 
 
@@ -219,6 +231,20 @@ def describe_mismatch(config: "PretrainedConfig", bos_id: int, eos_id: int) -> s
     """
     current, expected = (config.bos_token_id, config.eos_token_id), (bos_id, eos_id)
     return None if current == expected else f"begin and end ids {current} are replaced by {expected}, the tokenizer's"
+
+
+def generation_settings(folder: Path) -> dict:
+    """What the `generation_config.json` of a model's folder asks for beyond special tokens and length. Evaluations do
+    not follow it (`probe.plain_generation`).
+    """
+    record = read_json(folder / "generation_config.json")
+    return {
+        name: value
+        for name, value in (record.items() if isinstance(record, dict) else ())
+        if name not in NOT_SETTINGS
+        and not name.startswith(("_", "output_", "return_"))
+        and value not in (None, [], NEUTRAL_SETTINGS.get(name))
+    }
 
 
 def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..evaluation.estimates import PERPLEXITIES
 from ..files import read_json, read_jsonl
 from . import inference
 from .spec import Study, StudyRun, base_of
@@ -28,7 +29,7 @@ def item_values(folder: Path) -> dict[tuple[str, str], Values]:
             for metric, value in sample["metrics"].items():
                 if metric == "bits_per_byte":
                     value, weight = -value[0] / math.log(2), value[1]
-                elif isinstance(value, int | float):
+                elif isinstance(value, int | float) and metric not in PERPLEXITIES:  # no means
                     weight = 1.0
                 else:
                     continue

@@ -71,7 +71,7 @@ def _grid(task: str, samples: dict[str, list[dict]], most: int) -> dict:
     subjects, gold = sorted({answer["subject"] for answer in every}), _gold(answers)
     shown = shown_metric({name for answer in every for name in answer["values"]})
     yes_or_no = _yes_or_no(every)
-    kind = "bits" if metric_and_filter(shown)[0] == "bits_per_byte" else "share"
+    kind = "bits" if metric_and_filter(shown)[0] in ("bits_per_byte", "perplexity") else "share"
     grid = {
         "task": task,
         "kind": "choice" if shown in yes_or_no else kind,
@@ -116,10 +116,13 @@ def _by_item(samples: list[dict]) -> dict[tuple, dict]:
             (sample["leaf"], sample["doc_id"]),
             {"values": {}, "nats": None, "gold": sample.get("gold"), "cluster": sample.get("cluster")},
         )
+        answer["right"] = sample.get("right", 1)
         answer["subject"] = sample.get("subject") or sample["leaf"]
         for name, value in sample["metrics"].items():
             if name == "bits_per_byte" and value[1]:
                 value = -value[0] / math.log(2) / value[1]
+            elif name == "perplexity" and is_number(value):
+                value = math.exp(min(-value, 700.0))
             if is_number(value):
                 answer["values"][metric_key(name, sample["filter"])] = value
         if "nats" in sample:
@@ -136,7 +139,7 @@ def _gold(answers: dict[str, dict[tuple, dict]]) -> dict[tuple, int]:
         for item, answer in by_item.items():
             if answer["gold"] is not None:
                 found[item] = answer["gold"]
-            elif answer["nats"] and answer["values"].get("acc") == 1:
+            elif answer["right"] == 1 and answer["nats"] and answer["values"].get("acc") == 1:
                 found.setdefault(item, answer["nats"].index(max(answer["nats"])))
     return found
 
@@ -165,7 +168,7 @@ def _calibration(answers: dict[tuple, dict], gold: dict[tuple, int]) -> dict | N
     """
     pairs = []
     for item, answer in answers.items():
-        if answer["nats"] and (item in gold or "acc" in answer["values"]):
+        if answer["nats"] and (item in gold or answer["values"].get("acc") in (0, 1)):
             probabilities = _probabilities(answer["nats"])
             confidence = max(probabilities)
             right = answer["values"].get("acc", float(probabilities.index(confidence) == gold.get(item)))

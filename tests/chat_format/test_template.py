@@ -2,6 +2,7 @@
 
 import pytest
 
+from llama_lite.chat_format import rendering
 from llama_lite.chat_format import template as chat_format_template
 from llama_lite.data.tokenizer import gpt2_tokenizer
 from llama_lite.errors import Refusal
@@ -277,6 +278,43 @@ def test_a_template_without_a_place_for_a_system_turn_is_used(tmp_path):
     chat_format_template.set_chat_template(tokenizer, str(path))
     with pytest.raises(chat_format_template.NotRendered, match="no system"):
         chat_format_template.encode(tokenizer, SYSTEM)
+
+
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+)
+SILENT = "{% for m in messages if m['role'] != 'system' %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+WITH_SYSTEM = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize("own", [ALTERNATING, SILENT])
+def test_a_system_message_begins_the_first_question_where_a_template_has_none(own):
+    """As Gemma's and Mistral's templates, which raise an error for one, and others, which pass over it."""
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = own
+    assert not rendering.takes_system(tokenizer)
+    for turns in (ONE[:1], [*ONE, *TWO[2:3]]):
+        text = rendering.apply_chat_template(tokenizer, [SYSTEM[0], *turns])
+        assert text.startswith("<user>Be brief.\n\nName a city.") and text.count("Be brief.") == 1
+        assert text == rendering.apply_chat_template(
+            tokenizer, [{"role": "user", "content": "Be brief.\n\nName a city."}, *turns[1:]]
+        )
+    tokenizer.chat_template = WITH_SYSTEM
+    assert rendering.takes_system(tokenizer)
+    assert rendering.apply_chat_template(tokenizer, SYSTEM[:2]) == "<system>Be brief.<user>Name a city."
+
+
+def test_a_template_that_raised_an_error_keeps_its_process():
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = ALTERNATING
+    rendering.apply_chat_template(tokenizer, ONE)
+    process = rendering._renderers[ALTERNATING].process
+    with pytest.raises(rendering.NotRendered, match="roles must alternate"):
+        rendering.apply_chat_template(tokenizer, [ONE[0], ONE[0]])
+    rendering.apply_chat_template(tokenizer, ONE)
+    assert rendering._renderers[ALTERNATING].process is process and process.is_alive()
 
 
 PLAIN = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

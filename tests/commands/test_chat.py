@@ -45,6 +45,11 @@ def test_an_adapter_answers_in_the_format_it_was_tuned_with(base, whole_sft, cap
     assert capsys.readouterr().out == out  # after /reset as if it were the first; nothing after /exit
 
 
+def test_a_system_message_that_a_base_does_not_use_is_named(base, capsys):
+    main(["chat", str(base), "--prompt", "The end", "--max_new_tokens", "2", "--system", "Be brief."])
+    assert f"({base} continues each message as a text, so --system is not used)" in capsys.readouterr().err
+
+
 def test_two_models_stand_side_by_side(base, whole_sft, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     tuned = f"{base}+{whole_sft}"

@@ -15,7 +15,8 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite.evaluation.lm import SharedContextLM, run
+from llama_lite.errors import Refusal
+from llama_lite.evaluation.lm import SharedContextLM, check_generation, run
 from llama_lite.evaluation.runner import adds_begin
 from llama_lite.evaluation.tasks import definition, registry
 
@@ -158,6 +159,64 @@ def test_the_callers_random_state_is_kept(base):
     torch.manual_seed(3)
     run(both(base)[0], {"t": task}, {"t": [0, 1, 2]}, 1, False, False)
     assert (random.random(), torch.rand(1).item()) == expected
+
+
+@pytest.mark.parametrize(
+    "prompt, answer, message",
+    [
+        ("The end", "", r"'' adds no token of this tokenizer to the prompt 'The end', so it has no likelihood"),
+        (" ", " one", r"the prompt ' ' becomes no token of this tokenizer, so nothing comes before ' one'"),
+        ("The end", " word" * 60, r"'\.\.\..* word' has \d+ tokens, and the context of this model holds 40"),
+    ],
+)
+def test_what_has_no_likelihood_is_refused(base, prompt, answer, message):
+    """lm-eval ends with an AssertionError."""
+    ours, theirs = both(base, max_length=40)
+    theirs._max_length = 40
+    with pytest.raises(AssertionError):
+        theirs.loglikelihood(requests_of([(prompt, answer)]), disable_tqdm=True)
+    with pytest.raises(Refusal, match=f"{message}.* Leave the task out for this model, or change this text"):
+        ours.loglikelihood(requests_of([("The", " end"), (prompt, answer)]), disable_tqdm=True)
+
+
+# ---- generated answers ----
+
+
+def test_generated_answers_follow_the_task_and_not_the_generation_config_of_the_authors(base):
+    ours, theirs = both(base)
+    prompts = [(text, {"until": [], "max_gen_toks": 6, "do_sample": False}) for text in ("The end", "Count to 3:")]
+    expected = theirs.generate_until(requests_of(prompts, "generate_until"), disable_tqdm=True)
+    config = ours.model.generation_config
+    config.repetition_penalty, config.max_new_tokens = 50.0, 2
+    config.suppress_tokens = ours.tok_encode(expected[0])
+    before = config.to_dict()
+    assert theirs.model.generation_config is config  # one model: lm-eval follows it
+    assert theirs.generate_until(requests_of(prompts, "generate_until"), disable_tqdm=True) != expected
+    assert ours.generate_until(requests_of(prompts, "generate_until"), disable_tqdm=True) == expected
+    assert ours.model.generation_config.to_dict() == before
+
+
+def generated(tokens: int):
+    return definition.make(
+        "t",
+        [{"question": "Say one", "answer": "one"}],
+        "generate_until",
+        doc_to_text="question",
+        doc_to_target="answer",
+        generation_kwargs={"until": ["\n"], "max_gen_toks": tokens, "do_sample": False},
+        metric_list=[{"metric": "exact_match", **definition.MEAN}],
+    )
+
+
+def test_answers_that_leave_no_room_for_a_prompt_are_refused_and_prompts_that_are_cut_are_counted(base, words):
+    ours, _ = both(base, max_length=40)
+    check_generation(ours, {"t": generated(39)})
+    with pytest.raises(Refusal, match=r"t generates up to 40 tokens \(max_gen_toks\), and the context .* holds 40 for"):
+        run(ours, {"t": generated(40)}, {"t": [0]}, 1, False, False)
+    settings = {"until": [], "max_gen_toks": 10, "do_sample": False}
+    prompts = [(" ".join(words[:200]), settings), ("The end", settings)]
+    ours.generate_until(requests_of(prompts, "generate_until"), disable_tqdm=True)
+    assert ours.truncated == 1
 
 
 # ---- against the command ----

@@ -183,7 +183,7 @@ def test_the_forecast_counts_the_tokens_that_are_computed(base, monkeypatch):
     )
     settings = runner.Settings("float32", 1, None, None, False)
     for task in registry.build(["embedded_mmlu_cloze", "embedded_docs"], {}, {}, False):
-        loaded = runner._load(model, model.tokenizer(), settings)
+        loaded = runner._load(model, model.tokenizer(), settings, [task])
         loaded.on_progress = fractions.append
         seen.clear()
         runner._run_task(loaded, task, store.chosen(task, forecast.SAMPLED, 1), settings)
@@ -618,6 +618,91 @@ def test_tasks_of_an_include_path_keep_their_filters_apart(evaluate, base, tmp_p
         ("flexible-extract", 1, 6),
     ]
     assert evaluation_analysis.pair(wrong, right, "exact_match,strict-match", ("a", "b"))["difference"] == 1
+
+
+def write_task(folder, rows: list[dict], **config):
+    """A folder for --include_path with the task `mine` of these rows."""
+    data = write_questions(folder, "data", rows)
+    files = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+    (folder / "mine.yaml").write_text(
+        yaml.safe_dump({"task": "mine", **files, "doc_to_text": "{{question}}", **config})
+    )
+    return folder
+
+
+def test_a_metric_of_all_items_together_is_named_and_not_shown(evaluate, tmp_path, capsys):
+    rows = [{"question": f"Is {n} even?", "answer": n % 2} for n in range(6)]
+    made = {"f1": "f1", "acc": "mean"}
+    metrics = [{"metric": name, "aggregation": how, "higher_is_better": True} for name, how in made.items()]
+    options = {"output_type": "multiple_choice", "doc_to_choice": ["yes", "no"], "doc_to_target": "answer"}
+    folder = write_task(tmp_path / "tasks", rows, metric_list=metrics, **options)
+    out = evaluate(tmp_path / "out", "--include_path", str(folder), tasks=["mine"], limit=None)
+    assert [(row["metric"], row["chance"]) for row in table(out)] == [("acc", "0.5")]
+    assert "not shown mine: f1, which lm-eval computes from all items together" in capsys.readouterr().out
+    (sample, *_) = read_jsonl(next((out / "samples").iterdir()))
+    assert sample["metrics"].keys() == {"acc"} and sample["pooled"]["f1"][0] == 0
+
+
+GENERATED = {
+    "output_type": "generate_until",
+    "doc_to_target": "{{answer}}",
+    "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def test_a_generation_config_that_answers_do_not_follow_is_named(evaluate, base, second, tmp_path, capsys):
+    rows = [{"question": f"Say {n}", "answer": str(n)} for n in range(3)]
+    settings = {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}
+    folder = write_task(tmp_path / "tasks", rows, generation_kwargs=settings, **GENERATED)
+    before = read_json(second / "generation_config.json")
+    write_json(
+        second / "generation_config.json", {**before, "repetition_penalty": 1.3, "do_sample": False, "top_k": 50}
+    )
+    chosen = {"tasks": ["mine"], "models": [str(base), str(second)]}
+    out = evaluate(tmp_path / "out", "--include_path", str(folder), **chosen)
+    said = capsys.readouterr().out
+    assert f"{second}: answers follow the task; its generation_config.json is left out (repetition_penalty 1.3)" in said
+    assert f"{base}: answers follow" not in said
+    shutil.rmtree(out / "results")  # answers of text tasks alone follow nothing, and nothing is said
+    evaluate(tmp_path / "out", models=[str(second)], tasks=["embedded_docs"])
+    assert "answers follow the task" not in capsys.readouterr().out
+
+
+def test_answers_longer_than_the_context_are_refused_before_the_first_item(evaluate, tmp_path):
+    settings = {"until": ["\n"], "max_gen_toks": 512, "do_sample": False}
+    rows = [{"question": "Say one", "answer": "one"}]
+    folder = write_task(tmp_path / "tasks", rows, generation_kwargs=settings, **GENERATED)
+    with pytest.raises(
+        Refusal, match=r"mine generates up to 512 tokens \(max_gen_toks\), .* 512 for prompt and answer"
+    ):
+        evaluate(tmp_path / "out", "--include_path", str(folder), tasks=["embedded_docs", "mine"])
+    assert not (tmp_path / "out/results").exists()
+
+
+def test_a_description_begins_the_first_turn_of_a_chat_format_without_a_system_message(
+    evaluate, second, tmp_path, capsys, monkeypatch
+):
+    tokenizer = AutoTokenizer.from_pretrained(second)
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    )
+    tokenizer.save_pretrained(second)
+    rows = [{"question": f"Say {n}", "answer": str(n)} for n in range(3)]
+    settings = {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}
+    described = {"description": "Answer with a number.", "generation_kwargs": settings, **GENERATED}
+    folder = write_task(tmp_path / "tasks", rows, **described)
+    prompts, original = [], lm.SharedContextLM.generate_until
+
+    def generate_until(self, requests, disable_tqdm=False):
+        prompts.extend(request.args[0] for request in requests)
+        return original(self, requests, disable_tqdm)
+
+    monkeypatch.setattr(lm.SharedContextLM, "generate_until", generate_until)
+    asked = {"tasks": ["mine"], "models": [str(second)], "apply_chat_template": True}
+    evaluate(tmp_path / "out", "--include_path", str(folder), **asked)
+    assert prompts == [f"<user>Answer with a number.\n\nSay {n}\n" for n in range(3)]
+    assert f"{second}: its chat template has no system message" in capsys.readouterr().out
 
 
 # ---- generalisation ----

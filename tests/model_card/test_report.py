@@ -250,6 +250,22 @@ def test_the_right_option_of_earlier_records_is_what_any_model_was_right_with(tm
     assert items.grids(tmp_path, rows)[0]["p"] == [[269, 731], [None, None]]
 
 
+def test_several_right_options_have_no_probability_and_no_calibration(tmp_path):
+    """As of truthfulqa_mc2, whose accuracy is the probability of all right options."""
+    mass = {**answer(0, [0.0, 1.0], acc=1), "metrics": {"acc": 0.7}, "right": 2}
+    both_right = {**answer(1, [0.0, 1.0], acc=1), "right": 2}
+    (grid,) = items.grids(tmp_path, evaluated(tmp_path, {"a": [mass], "b": [mass]}))
+    assert grid["values"] == [[0.7, 0.7]] and grid["calibration"] == {}
+    (grid,) = items.grids(tmp_path, evaluated(tmp_path, {"a": [both_right], "b": [both_right]}))
+    assert grid["right"] == {"acc": ["11"]} and grid["p"] == [[None, None]]
+
+
+def test_a_perplexity_of_an_item_is_the_exponential_of_its_nats(tmp_path):
+    samples = [{"leaf": "quiz", "doc_id": 0, "filter": "none", "cluster": None, "metrics": {"perplexity": -2.0}}]
+    (grid,) = items.grids(tmp_path, evaluated(tmp_path, {"a": samples}))
+    assert grid["kind"] == "bits" and grid["values"] == [[pytest.approx(7.389, abs=1e-3)]]
+
+
 def test_a_model_that_is_as_sure_as_it_is_right_has_no_calibration_error(tmp_path):
     sure = [answer(number, [0.0, -1.3862943611198906], 0 if number < 8 else 1) for number in range(10)]  # 0.8 and 0.2
     rows = evaluated(tmp_path, {"calibrated": sure, "wrong": [answer(number, [0.0, -30.0], 1) for number in range(4)]})

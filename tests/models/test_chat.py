@@ -124,6 +124,39 @@ def test_a_model_that_cannot_generate_is_refused(tokenizer):
         talk(Conversation(model, tokenizer, Sampling()), "Hi")
 
 
+ALTERNATING = (
+    "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant') }}{% endif %}"
+    "[{{ m['content'] }}]{% endfor %}"
+)
+
+
+def test_a_system_message_begins_the_first_message_where_the_chat_format_has_none(tokenizer):
+    model = Scripted(tokenizer, f" Blue.{END}", f" Sky.{END}")
+    assert Conversation(model, tokenizer, Sampling(), system="Be brief.").system_remark() is None
+    tokenizer.chat_template = ALTERNATING
+    conversation = Conversation(model, tokenizer, Sampling(), system="Be brief.")
+    assert conversation.system_remark() == "has no system message in its chat format: --system begins the first message"
+    talk(conversation, "What color?")
+    talk(conversation, "Why?")
+    assert [prompt for prompt, _, _ in model.asked] == [
+        "[Be brief.\n\nWhat color?]",
+        "[Be brief.\n\nWhat color?][Blue.][Why?]",
+    ]
+
+
+def test_a_message_without_an_answer_is_not_part_of_the_next_prompt(tokenizer):
+    """A template that demands turns in order would refuse every further message."""
+    tokenizer.chat_template = ALTERNATING
+    model = Scripted(tokenizer, " x", f" Blue.{END}", fails=RuntimeError("out of memory"))
+    conversation = Conversation(model, tokenizer, Sampling())
+    with pytest.raises(Refusal, match="out of memory"):
+        talk(conversation, "What color?")
+    model.fails = None
+    answer, _ = talk(conversation, "And now?")
+    assert answer.text == "Blue." and model.asked[1][0] == "[And now?]"
+
+
 def test_a_base_continues_each_text_alone(base):
     tokenizer = read_tokenizer(base)
     model = Scripted(tokenizer, " one USER: two", " three")
@@ -131,6 +164,8 @@ def test_a_base_continues_each_text_alone(base):
     answer, _ = talk(conversation, "Count:")
     talk(conversation, "More:")
     assert conversation.plain and answer.text == " one USER: two"
+    with_system = Conversation(model, tokenizer, Sampling(), system="Be brief.")
+    assert with_system.system_remark() == "continues each message as a text, so --system is not used"
     assert [prompt for prompt, _, _ in model.asked] == ["Count:", "More:"]
 
 

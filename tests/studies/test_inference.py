@@ -74,7 +74,7 @@ def test_items_of_one_cluster_are_one_and_bits_are_a_ratio(tmp_path):
         write_json(tmp_path / "results" / f"{model[-1]}.json", {"model": model, "task": "t", "variant": None})
         for number, (cluster, (nats, size), right) in enumerate(samples):
             sample = {"leaf": "l", "doc_id": number, "item": f"h{number}", "cluster": cluster}
-            metrics = {"acc": right * more, "bits_per_byte": [-(nats + more) * np.log(2), size]}
+            metrics = {"acc": right * more, "bits_per_byte": [-(nats + more) * np.log(2), size], "perplexity": -nats}
             append_jsonl(tmp_path / "samples" / f"{model[-1]}.jsonl", {**sample, "metrics": metrics})
     values = items.item_values(tmp_path)
     found = items.differences(values["runs/x", "t acc"], values["runs/y", "t acc"])
@@ -82,6 +82,7 @@ def test_items_of_one_cluster_are_one_and_bits_are_a_ratio(tmp_path):
     found = items.differences(values["runs/x", "t bits_per_byte"], values["runs/y", "t bits_per_byte"])
     assert sum(found.values()) / 2 == pytest.approx(3 / 60)
     assert items.differences(values["runs/x", "t acc"], {}) is None
+    assert not [measure for _, measure in values if measure.endswith("perplexity")]  # no mean of its values
 
 
 SERIES = {

@@ -48,6 +48,20 @@ class EvalTask:
         return any(task.OUTPUT_TYPE == "loglikelihood_rolling" for task in self.leaves.values())
 
     @property
+    def generates(self) -> bool:
+        """Whether answers are generated."""
+        return any(task.OUTPUT_TYPE == "generate_until" for task in self.leaves.values())
+
+    @property
+    def counts_right_options(self) -> bool:
+        """Whether several options of an item can be right, as far as lm-eval's task says."""
+        return any(
+            task.OUTPUT_TYPE == "multiple_choice"
+            and (callable(task.config.process_results) or getattr(task, "multiple_target", 0))
+            for task in self.leaves.values()
+        )
+
+    @property
     def unsafe(self) -> bool:
         """Whether it runs generated code."""
         return any(getattr(task, "UNSAFE_CODE", False) for task in self.leaves.values())

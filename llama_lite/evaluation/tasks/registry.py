@@ -88,12 +88,26 @@ def _set_examples(name: str, leaf: str, task, requested: int | None, by_name: bo
             f"--num_fewshot {num_examples}: {leaf} has one split and no examples set aside, so an item's own"
             " answer could stand in its prompt. Use 0."
         )
+    _leave_out_own_item(task)
     available = len(list(task.fewshot_docs()))
-    available -= task.fewshot_cfg.split is not None and task.fewshot_cfg.split == (
-        task.config.test_split or task.config.validation_split
-    )
+    # lm-eval draws one more where it leaves out the item itself, and where a task names neither of the two splits
+    draws_one_more = task.fewshot_cfg.split is not None or task.fewshot_cfg.sampler == "default"
+    available -= draws_one_more and task.fewshot_cfg.split == task.config.test_split
     if num_examples > available:
         raise Refusal(f"--num_fewshot {num_examples}: {leaf} has {available:,} few-shot examples: {available} at most.")
+
+
+def _leave_out_own_item(task) -> None:
+    """Name the split of a task's examples and that of its items as lm-eval wants them, if they are one split: it leaves
+    out the item itself only where `fewshot_split` is `test_split`, and not where items come from `validation_split`, or
+    examples from `training_split`.
+    """
+    evaluated = task.config.test_split or task.config.validation_split
+    drawn_from = task.fewshot_cfg.split
+    if drawn_from is None and not task.fewshot_cfg.samples:
+        drawn_from = task.config.training_split or task.config.validation_split
+    if drawn_from is not None and drawn_from == evaluated:
+        task.fewshot_cfg.split = task.config.test_split = evaluated
 
 
 def _free_name(flag: str, name: str, path: str) -> str:

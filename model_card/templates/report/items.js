@@ -228,7 +228,7 @@ class ItemGrid {
           "span",
           {},
           grid.kind === "bits"
-            ? "Bits per byte of each text: the stronger, the lower (better)."
+            ? `${this.metric === "bits_per_byte" ? "Bits per byte" : this.metric} of each text: the stronger, the lower (better).`
             : `${this.metric}: the stronger, the higher.`,
         ),
       );

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from llama_lite.chat_format import instruction_rows
 from llama_lite.config.sft import parse_sft
@@ -166,6 +167,58 @@ def test_examples_never_hold_the_item_itself():
     for item in list(leaf.eval_docs)[:60]:
         text = leaf.fewshot_context(item, 3)
         assert text.count(item["question"].strip()) == 1 and text.count("Answer:") == 4
+
+
+SPLITS = [
+    {"validation_split": "validation", "fewshot_split": "validation"},  # as french_bench_orangesum_title
+    {"validation_split": "validation", "training_split": "validation"},
+    {"test_split": "validation", "training_split": "validation"},
+    {"test_split": "validation", "fewshot_split": "validation"},
+]
+
+
+def local_task(folder, rows: int, **config) -> dict:
+    """Arguments of `registry.build` for a task of one's own, with the splits train and validation of `rows` items."""
+    files = {}
+    for split in ("train", "validation"):
+        files[split] = str(folder / f"{split}.jsonl")
+        items = [{"question": f"{split} {n}?", "answer": f"yes {n}"} for n in range(rows)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    content = {
+        **{"task": "mine", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "doc_to_text": "question"},
+        **{"doc_to_target": "answer", "output_type": "generate_until"},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        **config,
+    }
+    (folder / "mine.yaml").write_text(yaml.safe_dump(content))
+    return {"names": ["mine"], "task_data": {}, "chat": False, "include_path": str(folder)}
+
+
+@pytest.mark.parametrize("splits", SPLITS)
+def test_an_item_is_no_example_of_itself_whatever_its_split_is_called(tmp_path, splits):
+    """lm-eval leaves the item out only where `fewshot_split` is `test_split`."""
+    asked = local_task(tmp_path, 5, **splits)
+    (task,) = registry.build(**asked, n_shots={"": 4})
+    leaf = task.leaves["mine"]
+    assert len(leaf.eval_docs) == 5
+    for seed in range(5):
+        leaf.set_fewshot_seed(seed)
+        for item in leaf.eval_docs:
+            text = leaf.fewshot_context(item, 4)
+            assert text.count(item["question"]) == 1 and text.count("yes") == 4
+    with pytest.raises(Refusal, match=r"--num_fewshot 5: mine has 4 few-shot examples: 4 at most"):
+        registry.build(**asked, n_shots={"": 5})
+
+
+def test_examples_of_another_split_are_drawn_as_lm_eval_draws_them(tmp_path):
+    """It draws one more than it uses where a task names neither `fewshot_split` nor `test_split`."""
+    asked = local_task(tmp_path, 5, validation_split="validation", training_split="train")
+    (task,) = registry.build(**asked, n_shots={"": 4})
+    leaf = task.leaves["mine"]
+    assert leaf.fewshot_cfg.split is None and leaf.config.test_split is None
+    assert leaf.fewshot_context(leaf.eval_docs[0], 4).count("train") == 4
+    with pytest.raises(Refusal, match=r"--num_fewshot 5: mine has 4 few-shot examples: 4 at most"):
+        registry.build(**asked, n_shots={"": 5})
 
 
 def test_items_that_share_a_source_are_known():
