@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint.verify import is_well_formed
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
+from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference, refs_of
 from ..hub.revision import STEP_PREFIX, newest_first, step_in, step_of
 from ..models import loading, references
@@ -76,12 +78,7 @@ def _expand_steps(text: str, argument: str) -> list[str]:
         names = [f"{name}@{STEP_PREFIX}{step}" for step in steps]
     else:
         try:
-            tags = refs_of(name)[1]
-            # of step-N and step-N-2, the last is the run's
-            steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))}
-            if not steps:  # tags of another project
-                steps = {step_in(tag): tag for tag in tags if step_in(tag) is not None}
-            names = [f"{name}@{steps[step]}" for step in sorted(steps)]
+            names = [f"{name}@{tag}" for tag in _step_tags(name)]
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(
                 f"{argument} {text}: no folder here has this name, and the Hub says: {error}. Make it first, give"
@@ -90,6 +87,25 @@ def _expand_steps(text: str, argument: str) -> list[str]:
     if not names:
         raise Refusal(f"{argument} {text}: {name} has no steps, neither checkpoints in a folder nor tags on the Hub.")
     return names
+
+
+def _step_tags(repo: str) -> list[str]:
+    """The tag of each step of a repository, oldest first: of the run that publishes there, whose `revision.json` they
+    hold; a line names the others, which are skipped. Where no run of this project publishes, all tags `step-N`. Raises
+    HubPermissionError or HubUnavailable.
+    """
+    tags = refs_of(repo)[1]
+    own = [ref.revision for ref, _ in download.own_revisions(repo)]
+    commits = {tags.get(tag) for tag in own}  # a person's tag of one of them is no other revision
+    others = [tag for tag in tags if tag.startswith(STEP_PREFIX) and tags[tag] not in commits]
+    if own and others:
+        shown = ", ".join(sorted(others)[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        print_main(f"hub       {shown} of {repo}: no checkpoints of the run that publishes there, so they are skipped")
+    # of step-N and step-N-2, the last is the run's
+    steps = {step_of(tag)[0]: tag for tag in reversed(own or [tag for tag, _ in newest_first(tags)])}
+    if not steps:  # tags of another project
+        steps = {step_in(tag): tag for tag in tags if step_in(tag) is not None}
+    return [steps[step] for step in sorted(steps)]
 
 
 def _locate(name: str, argument: str) -> references.Located:

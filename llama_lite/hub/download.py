@@ -109,23 +109,32 @@ def pull_revision(ref: Reference, commit: str, record: dict, folder: Path, recor
     integrity.check_model(str(ref), Path(folder))
 
 
-def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
-    """(reference, revision.json) of the revisions of a repository's own run that have training state, newest first.
+def own_revisions(repo: str) -> Iterator[tuple[Reference, dict]]:
+    """(reference, revision.json) of the revisions of a repository's own run, newest first. Raises HubUnavailable or
+    HubPermissionError.
 
-    Only tags that `tag_of` makes count. A tag whose record is missing or is of another run or step is ignored. Raises
-    Refusal where there are revisions but none with training state, HubUnavailable or HubPermissionError.
+    Only tags that `tag_of` makes count. A tag whose record is missing or is of another run or step is ignored.
     """
     repository = Repository(repo, None, "")
     heads, tags = refs_of(repo)
-    owner, has_state, steps = repository.owner(heads, tags), False, 0
+    owner = repository.owner(heads, tags)
     for tag, commit in newest_first(tags):
         record = repository.record(commit)
         if record and (record["run"], record["step"]) == (owner, step_of(tag)[0]):
-            steps += 1
-            if any(name.startswith(f"{STATE}/") for name in record["files"]):
-                has_state = True
-                yield Reference(repo, tag), record
-    if steps and not has_state:
+            yield Reference(repo, tag), record
+
+
+def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
+    """Those of `own_revisions` that have training state, newest first. Raises Refusal where there are revisions but
+    none with training state, HubUnavailable or HubPermissionError.
+    """
+    has_revisions = has_state = False
+    for ref, record in own_revisions(repo):
+        has_revisions = True
+        if any(name.startswith(f"{STATE}/") for name in record["files"]):
+            has_state = True
+            yield ref, record
+    if has_revisions and not has_state:
         raise Refusal(
             f"{repo} has revisions, but none of them includes training state: give another --hub_model_id, or"
             f" --init_from {repo}@step-N."

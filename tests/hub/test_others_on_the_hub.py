@@ -462,6 +462,22 @@ def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, shared_repo,
     assert resolve._expand_steps(f"{name}@step-*", "--models") == [f"{name}@{tag}" for tag in expected]
 
 
+def test_all_steps_are_those_of_the_repositorys_run(hub, shared_repo, tmp_path, capsys):
+    name, there = shared_repo
+    repository = Repository(name, None, "ours")
+    for step in (5, 10):
+        publish(repository, revision(tmp_path, step))
+    repository.superseded = {"step-000010"}
+    publish(repository, revision(tmp_path, 10, more={"notes.txt": b"made again"}))
+    there.branches["theirs"] = there.branches["main"]
+    for path, file in revision(tmp_path, 20, run="theirs").items():
+        put(name, path, file.read_bytes(), "theirs")
+    there.tags |= dict.fromkeys(["step-000007", "step-best", "v1"], there.branches["main"])
+    there.tags |= {"step-000020": there.branches["theirs"], "step-5": there.tags["step-000005"]}
+    assert resolve._expand_steps(f"{name}@step-*", "--models") == [f"{name}@step-000005", f"{name}@step-000010-2"]
+    assert f"step-000007, step-000020, step-best of {name}: no checkpoints of the run" in capsys.readouterr().out
+
+
 def test_scores_that_others_put_there_stay(hub, shared_repo, tmp_path, capsys):
     name, there = shared_repo
     files = revision(tmp_path, 5)
