@@ -250,8 +250,7 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
     if output_args.push_to_hub:
         from llama_lite.evaluation.push_scores import push_scores
 
-        for model in found:
-            push_scores(model, [record for record in plain if record["model"] == model.name])
+        push_scores([(model, [record for record in plain if record["model"] == model.name]) for model in found])
     files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
     print_main(f"finished  {out}: {', '.join(files)}; {write_card_or_reason(out)}")
     print_main(f"          scores and items: {write_report_or_reason(out)}")

@@ -796,7 +796,7 @@ def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
     changed = json.loads(json.dumps(record))
     changed["metrics"]["bits_per_byte"]["value"] += 0.5
     (model,) = resolve.resolve_models([f"{published}@step-000005"])
-    push_scores.push_scores(model, [changed])
+    push_scores.push_scores([(model, [changed])])
     rows = list(csv.DictReader(io.StringIO(hub.files(published)["scores.csv"].decode())))
     assert [float(row["value"]) for row in rows] == [
         record["metrics"]["bits_per_byte"]["value"],
@@ -809,7 +809,7 @@ def test_scores_of_other_files_are_refused(evaluate, published, tmp_path):
     record = read_json(next((out / "results").glob("*.json")))
     (model,) = resolve.resolve_models([f"{published}@step-000005"])
     with pytest.raises(Refusal, match=r"are of commit 0123, and .*@step-000005 is"):
-        push_scores.push_scores(model, [{**record, "commit": "0123"}])
+        push_scores.push_scores([(model, [{**record, "commit": "0123"}])])
 
 
 def test_results_in_the_hubs_own_form():
