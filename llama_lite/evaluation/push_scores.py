@@ -160,13 +160,11 @@ def _is_model_on_main(located: Located, head: str, entries: dict, folder: Path) 
     weights = [name for name in entries if name in ("model.safetensors", "adapter_model.safetensors")]
     if not weights:
         return False
-    record = as_record(read_json(located.folder / REVISION))
-    entry = entries[weights[0]]
-    path = located.folder / weights[0]
-    local_sha = record["files"][weights[0]]["sha256"] if record else sha256(path) if path.exists() else None
-    main_sha = (
-        entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(located.repo, "main"), head, weights[0], folder))
-    )
+    name, record = weights[0], as_record(read_json(located.folder / REVISION))
+    recorded = record["files"] if record else located.remote_weights.files if located.remote_weights else {}
+    entry, path = entries[name], located.folder / name
+    local_sha = recorded[name]["sha256"] if name in recorded else sha256(path) if path.exists() else None
+    main_sha = entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(located.repo, "main"), head, name, folder))
     return local_sha == main_sha
 
 

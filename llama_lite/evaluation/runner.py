@@ -27,6 +27,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, write_json, write_text
 from ..models import loading
+from ..models.references import fetch_weights
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
@@ -204,11 +205,12 @@ def _chance_level(samples: list[dict]) -> float | None:
 
 
 def _load(model: Model, tokenizer, settings: Settings):
-    """A SharedContextLM of a model on the available device; its begin, end and padding ids are set to the tokenizer's,
-    and a difference is printed.
+    """A SharedContextLM of a model on the available device, its weights downloaded where they are still on the Hub; its
+    begin, end and padding ids are set to the tokenizer's, and a difference is printed.
     """
     from .lm import SharedContextLM, inference_device
 
+    fetch_weights(model.base)
     loaded = loading.load_model(model.base, settings.dtype)
     loading.check_vocabulary(model.name, loaded.get_input_embeddings().num_embeddings, tokenizer)
     loading.check_language_model(model.name, loaded)

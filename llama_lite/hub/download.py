@@ -2,6 +2,7 @@
 here.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from .client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    cached_path,
     check_no_private_values,
     commit_of,
     download,
@@ -141,17 +143,43 @@ def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RemoteWeights:
+    """The weights of a model on the Hub, which need not be here. files: {name: {size in bytes, sha256}}. missing: the
+    names of those that were not in the Hub's cache when the model was named.
+    """
+
+    files: dict[str, dict]
+    missing: frozenset[str]
+
+    @property
+    def missing_bytes(self) -> int:
+        """Size of what is to be downloaded."""
+        return sum(self.files[name]["size"] for name in self.missing)
+
+
 def pull_model(ref: Reference) -> tuple[str, Path]:
     """(commit, folder in the Hub's cache) of a model or adapter: configs, tokenizer and safetensors at the root of a
-    revision.
+    revision. Files are verified as by `pull_records`. Raises Refusal, HubUnavailable or HubPermissionError.
+    """
+    commit, folder, weights = pull_records(ref)
+    pull_weights(ref, commit, weights)
+    return commit, folder
+
+
+def pull_records(ref: Reference) -> tuple[str, Path, RemoteWeights]:
+    """(commit, folder in the Hub's cache, weights) of a model or adapter: all files but the weights are downloaded,
+    which `pull_weights` does.
 
     Files are verified by its revision.json where it has one, else large files by the sha256 that the Hub reports.
-    Raises Refusal, HubUnavailable or HubPermissionError.
+    Weights that neither gives a sha256 of are small, and downloaded at once. Raises Refusal, HubUnavailable or
+    HubPermissionError.
     """
     commit = commit_of(ref)
     entries = {name: entry for name, entry in files_of(ref.repo, commit).items() if "/" not in name}
     weights = [name for name in entries if re.fullmatch(r"(adapter_)?model.*\.safetensors(\.index\.json)?", name)]
-    if not weights or not {"config.json", "adapter_config.json"} & set(entries):
+    configs = [name for name in ("config.json", "adapter_config.json") if name in entries]
+    if not weights or not configs:
         raise Refusal(
             f"{ref} holds no config.json with model.safetensors (and no adapter): only safetensors are"
             " read. Give a revision that has them, or convert a copy of it with transformers' save_pretrained."
@@ -167,15 +195,23 @@ def pull_model(ref: Reference) -> tuple[str, Path]:
         for name in names
         if name in recorded or entries[name].lfs
     }
-    print_main(
-        f"hub       {ref}: {size(sum(entries[name].size for name in names))} of model, downloaded once and verified"
-    )
-    for name in set(names) - set(verified):  # a small file of a repository that no run of this project published
+    remote = {name: verified.pop(name) for name in weights if name in verified and name.endswith(".safetensors")}
+    for name in set(names) - {*verified, *remote}:  # a small file of a repository that no run of this project published
         fetch(ref, commit, name, None)
     download(ref, commit, verified, None)
     if recorded:
         fetch(ref, commit, REVISION, None)
-    return commit, fetch(ref, commit, names[0], None).parent
+    missing = frozenset(name for name in remote if not cached_path(ref, commit, name).is_file())
+    return commit, fetch(ref, commit, configs[0], None).parent, RemoteWeights(remote, missing)
+
+
+def pull_weights(ref: Reference, commit: str, weights: RemoteWeights) -> None:
+    """Download the weights of a commit into the Hub's cache, each file verified. Raises Refusal, HubUnavailable or
+    HubPermissionError.
+    """
+    total = sum(file["size"] for file in weights.files.values())
+    print_main(f"hub       {ref}: {size(total)} of weights, downloaded once and verified")
+    download(ref, commit, weights.files, None)
 
 
 # ---- prepared tokens as a dataset repository ----
