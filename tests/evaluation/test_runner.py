@@ -847,6 +847,16 @@ def test_each_revision_is_downloaded_when_its_turn_comes(
     assert weights_here() == tags  # they were there before
 
 
+def test_two_processes_remove_what_they_downloaded(hub, published, weights_here, tmp_path):
+    changes = {**FEW, "models": [f"{published}@step-*"], "remove_downloads": True}
+    path = config_file(tmp_path, changes, output_dir=str(tmp_path / "out"))
+    result = launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", "--config", str(path), script="run_eval.py")
+    assert result.returncode == 0, result.stderr
+    assert len(table(tmp_path / "out")) == 9 and weights_here() == []
+    for commit in hub.repos["models", published].tags.values():
+        assert any(request.endswith(f"/resolve/{commit}/model.safetensors") for request in hub.requests)
+
+
 def test_weights_of_a_base_go_after_the_last_adapter_on_it(tmp_path, monkeypatch):
     removed = []
     monkeypatch.setattr(downloads, "remove_cached", lambda ref, commit, names: removed.append((commit, *names)))
