@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from llama_lite.evaluation import forecast, resolve, runner
+    from llama_lite.evaluation import downloads, forecast, resolve, runner
     from llama_lite.evaluation.sharing import SharedWork
     from llama_lite.evaluation.store import Store
     from llama_lite.folder_kinds import check_folder
@@ -58,15 +58,16 @@ def main(argv: list[str] | None = None) -> None:
     run_on_main(check_folder, "output_dir", output_args.output_dir, "eval")
 
     # ---- Models and tasks ----
-    found = main_first(resolve.resolve_models, model_args.models)
+    found = main_first(resolve.resolve_models, model_args.models, "--models", False)
     check_named_models(found, task_args)
     tasks = main_first(Tasks, found, task_args, model_args.tokenizer_name)
     work = [tasks.of(model.name) for model in found]
     print_work(found, tasks)
     out = Path(output_args.output_dir)
     store, settings = Store(out), settings_of(model_args, task_args)
+    plan = functools.partial(plan_work, store, found, work, settings, output_args.remove_downloads)
     if output_args.dry_run:
-        print_main(run_on_main(forecast.forecast, store, found, work, settings).line())
+        plan()
         return
 
     lock = FolderLock(out, "write to")
@@ -75,16 +76,18 @@ def main(argv: list[str] | None = None) -> None:
     check_shared(out)
 
     # ---- Evaluate each (model, task) pair that has no result yet ----
-    shared, expected = SharedWork(), run_on_main(forecast.forecast, store, found, work, settings)
-    print_main(expected.line())
+    shared, expected = SharedWork(), plan()
+    removal = downloads.WeightRemoval(found, [len(pairs) for pairs in work], shared)
     with forecast.Progress(expected, shared) as progress:
+
+        def finish(number: int, task: int, record: dict, fresh: bool) -> None:
+            print_record(progress, number, task, record, fresh)
+            if output_args.remove_downloads:
+                removal.finish(number)
 
         def compute() -> None:
             for number in shared.models(len(found)):
-                calls = (
-                    functools.partial(function, number)
-                    for function in (functools.partial(print_record, progress), shared.take, progress.advance)
-                )
+                calls = (functools.partial(function, number) for function in (finish, shared.take, progress.advance))
                 records = runner.evaluate_model(store, found[number], work[number], settings, *calls)
                 shared.records |= {(number, task): record for task, record in records.items()}
 
@@ -187,6 +190,20 @@ def settings_of(model_args, task_args):
     )
 
 
+def plan_work(store, found, work: list[list[tuple]], settings, removes: bool):
+    """The Forecast of an evaluation; prints about how long it takes, and what is downloaded for it. Call it on all
+    ranks. Raises Refusal where the disk cannot hold the downloads.
+    """
+    from llama_lite.evaluation import downloads, forecast
+
+    expected = run_on_main(forecast.forecast, store, found, work, settings)
+    print_main(expected.line())
+    needed = range(len(found)) if expected.problem else {number for number, _ in expected.seconds}
+    if line := run_on_main(downloads.check_downloads, found, needed, removes):
+        print_main(line)
+    return expected
+
+
 def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
     """`run.json` of an evaluation that begins; the `status.json` of an earlier end goes."""
     from llama_lite.evaluation.tasks import embedded
@@ -250,8 +267,7 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
     if output_args.push_to_hub:
         from llama_lite.evaluation.push_scores import push_scores
 
-        for model in found:
-            push_scores(model, [record for record in plain if record["model"] == model.name])
+        push_scores([(model, [record for record in plain if record["model"] == model.name]) for model in found])
     files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
     print_main(f"finished  {out}: {', '.join(files)}; {write_card_or_reason(out)}")
     print_main(f"          scores and items: {write_report_or_reason(out)}")

@@ -18,7 +18,7 @@ from .formatting import number, quote, table
 from .metadata import CardError, check_metadata
 from .records import Records, read
 from .sections.data import Data
-from .sections.evaluation import Evaluation
+from .sections.evaluation import Evaluation, is_own_result
 from .sections.intended import Intended
 from .sections.limits import Limits
 from .sections.training import Training
@@ -150,9 +150,12 @@ def section_texts(facts: Facts, names: Sequence[str]) -> list[str]:
     return [environment.get_template(f"{name}.md.j2").render(values) for name in names]
 
 
-def renew(text: str, old: str) -> str:
+def renew(text: str, old: str, same_weights: bool = False) -> str:
     """`text` with what a person wrote between the marks of `old`, the scores in its model-index that `text` has none
     of, and further metadata (a licence, tags, gating).
+
+    same_weights: whether both cards are of the same weights. Else this project's scores in `old` go, which are of
+    others.
     """
     if not old:
         return text
@@ -176,7 +179,11 @@ def renew(text: str, old: str) -> str:
     if before.eval_results:
         card = ModelCard(text)
         ours = {(result.dataset_name, result.metric_type) for result in card.data.eval_results or []}
-        stay = [result for result in before.eval_results if (result.dataset_name, result.metric_type) not in ours]
+        stay = [
+            result
+            for result in before.eval_results
+            if (result.dataset_name, result.metric_type) not in ours and (same_weights or not is_own_result(result))
+        ]
         if stay:
             card.data.eval_results = [*(card.data.eval_results or []), *stay]
             card.data.model_name = card.data.model_name or before.model_name

@@ -71,10 +71,29 @@ def _as_far_as_both(hardware: dict, other: dict) -> dict:
     return {name: value for name, value in hardware.items() if name in other or name not in LATER_HARDWARE}
 
 
+def _common_fields(value: object, other: object) -> object:
+    """A value without the fields that another one lacks, at every level of nested fields."""
+    if not (isinstance(value, dict) and isinstance(other, dict)):
+        return value
+    return {name: _common_fields(value[name], other[name]) for name in value if name in other}
+
+
+def model_differences(saved: dict, current: dict) -> dict[str, tuple]:
+    """{field: (saved value, current value)} of the models of two identities. Of two versions of transformers, which can
+    write other fields for the same model, only the fields that both write count.
+    """
+    models = saved["model"], current["model"]
+    versions = [identity["environment"].get("packages", {}).get("transformers") for identity in (saved, current)]
+    if versions[0] != versions[1]:
+        models = _common_fields(*models), _common_fields(*reversed(models))
+    both = {name: tuple(model.get(name) for model in models) for name in sorted({*models[0], *models[1]})}
+    return {name: values for name, values in both.items() if values[0] != values[1]}
+
+
 def differences(saved: dict, current: dict) -> dict[str, dict[str, tuple]]:
     """{kind: {name: (saved value, current value)}} for the kinds hyperparameters, data, layout and environment.
 
-    Model fields are named `model.field` and count as data: they cannot change within one run.
+    Model fields (`model_differences`) are named `model.field` and count as data: they cannot change within one run.
     """
     saved, current = _comparable(saved), _comparable(current)
     changes: dict[str, dict[str, tuple]] = {"hyperparameters": {}, "data": {}, "layout": {}, "environment": {}}
@@ -85,9 +104,7 @@ def differences(saved: dict, current: dict) -> dict[str, dict[str, tuple]]:
                 old, new = _as_far_as_both(old, new), _as_far_as_both(new, old)
             if old != new:
                 changes[kind][name] = (old, new)
-    for name in sorted({*saved["model"], *current["model"]}):
-        if saved["model"].get(name) != current["model"].get(name):
-            changes["data"][f"model.{name}"] = (saved["model"].get(name), current["model"].get(name))
+    changes["data"] |= {f"model.{name}": values for name, values in model_differences(saved, current).items()}
     return changes
 
 

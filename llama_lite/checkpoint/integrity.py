@@ -49,9 +49,14 @@ def shapes_of(path: Path, source: str) -> dict[str, list[int]]:
         ) from None
 
 
+def check_objects(name: str, folder: Path) -> dict[str, dict]:
+    """{file: the JSON object in it} of the OBJECTS of a model or adapter. Raises Refusal where one holds none."""
+    return {file: read_object(folder / file, f"{file} of {name}") for file in OBJECTS if (folder / file).is_file()}
+
+
 def check_model(name: str, folder: Path) -> None:
     """Raise Refusal where the files of a model or adapter are malformed, or describe a model that they do not hold."""
-    objects = {file: read_object(folder / file, f"{file} of {name}") for file in OBJECTS if (folder / file).is_file()}
+    objects = check_objects(name, folder)
     whole = [folder / "model.safetensors"] if (folder / "model.safetensors").is_file() else []
     index = objects.get("model.safetensors.index.json", {}).get("weight_map", {})
     if not isinstance(index, dict) or not all(

@@ -110,6 +110,11 @@ class OutputArguments:
     output_dir: str | None = arg(
         None, "Folder of the evaluation; results in it are not computed again (default: runs/MODEL-eval)."
     )
+    remove_downloads: bool = arg(
+        False,
+        "Remove the weights that this evaluation downloads from the Hub's cache after the last task of their model"
+        " (default: they stay there). Weights that were there before stay.",
+    )
     push_to_hub: bool = arg(False, "Publish the scores of each model that is on the Hub to main of its repository.")
     dry_run: bool = arg(False, "Print models, tasks, items and about how long they take; evaluate nothing.")
 

@@ -1,8 +1,9 @@
 """Publishes scores on main of the model's repository; each row names the revision and commit that was evaluated.
 
-Published tags never move, so scores of a revision go to main: all of them to `scores.csv`, those of main's own model
-also to `.eval_results/*.yaml` and the card's model-index. A value that differs from an older one is added; the older
-one stays. What others wrote stays: rows, columns, results in the card, and files of the same name.
+Published tags never move, so scores of a revision go to main, those of all revisions in one commit: all of them to
+`scores.csv`, those of main's own model also to `.eval_results/*.yaml` and the card's model-index. A value that differs
+from an older one is added; the older one stays. What others wrote stays: rows, columns, results in the card, and files
+of the same name.
 """
 
 import csv
@@ -20,118 +21,138 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import csv_text, read_json, write_text
 from ..hub.client import (
-    HubPermissionError,
-    HubUnavailable,
     Reference,
     check_no_private_values,
     commit_of,
     fetch,
     files_of,
     foreign_files,
-    to_hub_error,
+    refs_of,
     token,
 )
-from ..hub.commits import TRIES, commit_files
-from ..hub.revision import REVISION, STEP_PREFIX, as_record
+from ..hub.commits import TRIES, commit_files, hub_errors_as_refusals
+from ..hub.revision import RESULTS, REVISION, SCORES_TITLE, STEP, STEP_PREFIX, as_record
 from ..models.references import Located
 from .resolve import Model
 from .store import COLUMNS, rows_of
 
-TABLE, RESULTS = "scores.csv", ".eval_results"
+TABLE = "scores.csv"
 ERRORS = ("stderr", "low", "high", "clusters")  # of a score, as a version of this package estimates them
-TITLE = "Scores of "  # first words of this project's commits of scores
 HARNESS_URL = "https://github.com/EleutherAI/lm-evaluation-harness"  # source of this project's results in a card
 
 
-def push_scores(model: Model, records: list[dict]) -> None:
-    """Publish the scores of a model on main of its repository (the adapter's, for a model with an adapter). Raises
-    Refusal.
+def push_scores(evaluated: list[tuple[Model, list[dict]]]) -> None:
+    """Publish the scores of models, (model, its records) each, on main of their repositories (the adapter's, for a
+    model with an adapter), in one commit per repository. Raises Refusal.
 
     A model in a folder has no repository; a message says so. Pushing the same scores again changes nothing.
     """
-    located = model.adapter or model.base
-    if located.repo is None:
-        print_main(f"hub       {model.name} is a folder: its scores stay here")
-        return
-    if token() is None:
+    groups: dict[str, list[tuple[Model, list[dict]]]] = {}
+    for model, records in evaluated:
+        if (repo := _located(model).repo) is None:
+            print_main(f"hub       {model.name} is a folder: its scores stay here")
+        else:
+            groups.setdefault(repo, []).append((model, records))
+    if groups and token() is None:
         raise Refusal("--push_to_hub: no token: run `hf auth login`, or set HF_TOKEN.")
-    try:
-        for _ in range(TRIES):
-            if _push(located, model, records):
-                return
-    except (HubUnavailable, HubPermissionError) as error:
-        raise Refusal(
-            f"--push_to_hub {located.repo}: {error}. The scores are kept here; run the same command again."
-        ) from None
-    raise Refusal(f"--push_to_hub {located.repo}: main kept changing. Run the same command again.")
+    for repo, group in groups.items():
+        with hub_errors_as_refusals(f"--push_to_hub {repo}", "The scores are kept here; run the same command again."):
+            if not any(_push(repo, group) for _ in range(TRIES)):
+                raise Refusal(f"--push_to_hub {repo}: main kept changing. Run the same command again.")
+        names = [model.name for model, _ in group]
+        which = names[0] if len(names) == 1 else f"{len(names)} models ({names[0]} to {names[-1]})"
+        print_main(f"hub       scores of {which} are on main of {repo}")
 
 
-def _push(located: Located, model: Model, records: list[dict]) -> bool:
-    """One try; False when main moved meanwhile."""
-    head = commit_of(Reference(located.repo, "main"))
-    entries = files_of(located.repo, head)
-    _check_commits(located, records, head)
+def _located(model: Model) -> Located:
+    """What the scores of a model are of: its adapter, or else the model itself."""
+    return model.adapter or model.base
+
+
+def _push(repo: str, group: list[tuple[Model, list[dict]]]) -> bool:
+    """One try: a commit with the scores of all models of a repository; False when main moved meanwhile. Raises
+    Refusal and the client's errors.
+    """
+    head = commit_of(Reference(repo, "main"))
+    entries = files_of(repo, head)
+    _check_commits(repo, group)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        old_table = (
-            fetch(Reference(located.repo, "main"), head, TABLE, folder).read_text(encoding="utf-8", errors="replace")
-            if TABLE in entries
-            else ""
-        )
-        model_columns = {"model": str(located.repo)} | (
-            {"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {}
-        )
+        old_table = _read_text(repo, head, TABLE, folder, errors="replace") if TABLE in entries else ""
         if not is_own_table(old_table):
             raise Refusal(
-                f"--push_to_hub {located.repo}: {TABLE} on its main is no table of this project, and is not written"
+                f"--push_to_hub {repo}: {TABLE} on its main is no table of this project, and is not written"
                 " over. Give it another name there, and run the same command again. The scores are kept here."
             )
-        files = {TABLE: merged(old_table, [row for record in records for row in rows_of({**record, **model_columns})])}
-        if _is_model_on_main(located, head, entries, folder):
-            files |= eval_results(records, located.repo)
-            if "README.md" in entries:
-                try:
-                    card = fetch(Reference(located.repo, "main"), head, "README.md", folder).read_text(encoding="utf-8")
-                    files["README.md"] = with_index(card, located.repo, records)
-                except (ValueError, yaml.YAMLError) as error:
-                    print_main(
-                        f"WARNING   the card of {located.repo} gets no scores: its metadata cannot be read"
-                        f" ({' '.join(str(error).split())[:200]})"
-                    )
-        written = {name: folder / "new" / name for name in files}
-        for name, text in files.items():
-            written[name].parent.mkdir(parents=True, exist_ok=True)
-            write_text(written[name], text)
-        check_no_private_values(written)
-        merged_files = {name: path for name, path in written.items() if name in (TABLE, "README.md")}
-        results = {name: path for name, path in written.items() if name not in merged_files}
-        changed, foreign = foreign_files(located.repo, head, results, f"{TITLE}.*")
-        for name in foreign:
-            print_main(
-                f"hub       {name} on main of {located.repo} is somebody else's and stays: the score is in {TABLE}"
-            )
-        try:
-            title = f"{TITLE}{located.revision or 'main'}"
-            if not commit_files(located.repo, merged_files | changed, title, head):
-                return False
-        except Exception as error:  # the client raises its own, httpx2's, ValueError and OSError
-            raise to_hub_error(error) from None
-    print_main(f"hub       scores of {model.name} are on main of {located.repo}")
-    return True
+        rows = [row for model, records in group for record in records for row in _rows(repo, model, record)]
+        files = {TABLE: merged(old_table, rows)}
+        shown = {  # of main's own model, one of each task: the same files can be evaluated under two names
+            record["task"]: record
+            for model, records in group
+            if _is_model_on_main(_located(model), head, entries, folder)
+            for record in records
+        }
+        if shown:
+            files |= eval_results(list(shown.values()), repo)
+        if shown and "README.md" in entries:
+            try:
+                card = _read_text(repo, head, "README.md", folder)
+                files["README.md"] = with_index(card, repo, list(shown.values()))
+            except (ValueError, yaml.YAMLError) as error:
+                print_main(
+                    f"WARNING   the card of {repo} gets no scores: its metadata cannot be read"
+                    f" ({' '.join(str(error).split())[:200]})"
+                )
+        return _commit(repo, head, files, group, folder)
 
 
-def _check_commits(located: Located, records: list[dict], head: str) -> None:
-    """Raise Refusal when the scores were computed on another commit than the revision has now."""
-    current_commit = commit_of(Reference(located.repo, located.revision)) if located.revision else head
-    for record in records:
-        if record["commit"] is None or (
-            located.revision and located.revision.startswith(STEP_PREFIX) and record["commit"] != current_commit
-        ):
-            raise Refusal(
-                f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit {record['commit']},"
-                f" and {located.repo}@{located.revision} is {current_commit} now: evaluate again in another"
-                " --output_dir."
-            )
+def _commit(repo: str, head: str, files: dict[str, str], group: list[tuple[Model, list[dict]]], folder: Path) -> bool:
+    """Commit those of `files` ({path: text}) that differ upon `head`, none where none does; a line names those that
+    are somebody else's, which stay. False when main moved meanwhile. Raises Refusal and the client's errors.
+    """
+    written = {name: folder / "new" / name for name in files}
+    for name, text in files.items():
+        written[name].parent.mkdir(parents=True, exist_ok=True)
+        write_text(written[name], text)
+    check_no_private_values(written)
+    merged_files = {name: path for name, path in written.items() if name in (TABLE, "README.md")}
+    results = {name: path for name, path in written.items() if name not in merged_files}
+    changed, foreign = foreign_files(repo, head, results, f"{SCORES_TITLE}.*")
+    for name in foreign:
+        print_main(f"hub       {name} on main of {repo} is somebody else's and stays: the score is in {TABLE}")
+    revisions = list(dict.fromkeys(_located(model).revision or "main" for model, _ in group))
+    title = f"{SCORES_TITLE}{revisions[0] if len(revisions) == 1 else f'{len(revisions)} revisions'}"
+    return commit_files(repo, merged_files | changed, title, head)
+
+
+def _read_text(repo: str, head: str, name: str, folder: Path, errors: str = "strict") -> str:
+    """The text of a file of main."""
+    return fetch(Reference(repo, "main"), head, name, folder).read_text(encoding="utf-8", errors=errors)
+
+
+def _rows(repo: str, model: Model, record: dict) -> list[dict]:
+    """Rows of `scores.csv` of a record: the model is its repository, a base in a folder the folder's name."""
+    base = {"base_model": model.base.folder.name} if model.adapter and not model.base.repo else {}
+    return rows_of({**record, "model": repo, **base})
+
+
+def _check_commits(repo: str, group: list[tuple[Model, list[dict]]]) -> None:
+    """Raise Refusal when scores were computed on another commit than their revision has now. Tags `step-N` alone are
+    compared: they do not move.
+    """
+    tags = refs_of(repo)[1]
+    for model, records in group:
+        revision, current_commit = _located(model).revision, None
+        if revision and revision.startswith(STEP_PREFIX):
+            tagged = tags.get(revision) if STEP.fullmatch(revision) else None
+            current_commit = tagged or commit_of(Reference(repo, revision))
+        for record in records:
+            if record["commit"] is None or (current_commit and record["commit"] != current_commit):
+                raise Refusal(
+                    f"--push_to_hub: the scores of {record['model']} on {record['task']} are of commit"
+                    f" {record['commit']}, and {repo}@{revision or 'main'} is {current_commit or 'another'} now:"
+                    " evaluate again in another --output_dir."
+                )
 
 
 def _is_model_on_main(located: Located, head: str, entries: dict, folder: Path) -> bool:
@@ -139,13 +160,11 @@ def _is_model_on_main(located: Located, head: str, entries: dict, folder: Path) 
     weights = [name for name in entries if name in ("model.safetensors", "adapter_model.safetensors")]
     if not weights:
         return False
-    record = as_record(read_json(located.folder / REVISION))
-    entry = entries[weights[0]]
-    path = located.folder / weights[0]
-    local_sha = record["files"][weights[0]]["sha256"] if record else sha256(path) if path.exists() else None
-    main_sha = (
-        entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(located.repo, "main"), head, weights[0], folder))
-    )
+    name, record = weights[0], as_record(read_json(located.folder / REVISION))
+    recorded = record["files"] if record else located.remote_weights.files if located.remote_weights else {}
+    entry, path = entries[name], located.folder / name
+    local_sha = recorded[name]["sha256"] if name in recorded else sha256(path) if path.exists() else None
+    main_sha = entry.lfs.sha256 if entry.lfs else sha256(fetch(Reference(located.repo, "main"), head, name, folder))
     return local_sha == main_sha
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..checkpoint.verify import is_well_formed
+from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
+from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference, refs_of
 from ..hub.revision import STEP_PREFIX, newest_first, step_in, step_of
 from ..models import loading, references
@@ -38,21 +40,21 @@ class Model:
     @functools.cached_property
     def weights(self) -> tuple[str, str | None]:
         """(digest of the base, digest of the adapter or None) over weights and config; computed once."""
-        return references.model_digest(self.base.folder), (
+        return references.model_digest(self.base.folder, self.base.remote_weights), (
             references.model_digest(self.adapter.folder) if self.adapter else None
         )
 
 
-def resolve_models(texts: list[str], argument: str = "--models") -> list[Model]:
+def resolve_models(texts: list[str], argument: str = "--models", with_weights: bool = True) -> list[Model]:
     """The models of --models: `path`, `org/name@revision` or `...@step-*` (all steps, in order), each with an optional
-    `+adapter`. argument: the flag that messages name. Raises Refusal.
+    `+adapter`. argument: the flag that messages name. with_weights: as `references.locate`. Raises Refusal.
     """
     models = []
     for text in texts:
         base, plus, adapter = text.partition("+")
         names = _expand_steps(base, argument) if base.endswith(f"@{STEP_PREFIX}*") else [base]
         for name in names:
-            models.append(_resolve_model(name, adapter if plus else None, argument))
+            models.append(_resolve_model(name, adapter if plus else None, argument, with_weights))
     if repeated := [model.name for model in models if sum(second.name == model.name for second in models) > 1]:
         raise Refusal(f"{argument} {repeated[0]} is given twice.")
     name_of: dict[tuple, str] = {}
@@ -76,12 +78,8 @@ def _expand_steps(text: str, argument: str) -> list[str]:
         names = [f"{name}@{STEP_PREFIX}{step}" for step in steps]
     else:
         try:
-            tags = refs_of(name)[1]
-            # of step-N and step-N-2, the last is the run's
-            steps = {step_of(tag)[0]: tag for tag, _ in reversed(newest_first(tags))}
-            if not steps:  # tags of another project
-                steps = {step_in(tag): tag for tag in tags if step_in(tag) is not None}
-            names = [f"{name}@{steps[step]}" for step in sorted(steps)]
+            names = [f"{name}@{tag}" for tag in _step_tags(name)]
+            print_main(f"hub       {name}: {len(names)} revisions, whose records are read first")
         except (HubUnavailable, HubPermissionError) as error:
             raise Refusal(
                 f"{argument} {text}: no folder here has this name, and the Hub says: {error}. Make it first, give"
@@ -92,24 +90,44 @@ def _expand_steps(text: str, argument: str) -> list[str]:
     return names
 
 
-def _locate(name: str, argument: str) -> references.Located:
+def _step_tags(repo: str) -> list[str]:
+    """The tag of each step of a repository, oldest first: of the run that publishes there, whose `revision.json` they
+    hold; a line names the others, which are skipped. Where no run of this project publishes, all tags `step-N`. Raises
+    HubPermissionError or HubUnavailable.
+    """
+    tags = refs_of(repo)[1]
+    own = [ref.revision for ref, _ in download.own_revisions(repo)]
+    commits = {tags.get(tag) for tag in own}  # a person's tag of one of them is no other revision
+    others = [tag for tag in tags if tag.startswith(STEP_PREFIX) and tags[tag] not in commits]
+    if own and others:
+        shown = ", ".join(sorted(others)[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        print_main(f"hub       {shown} of {repo}: no checkpoints of the run that publishes there, so they are skipped")
+    # of step-N and step-N-2, the last is the run's
+    steps = {step_of(tag)[0]: tag for tag in reversed(own or [tag for tag, _ in newest_first(tags)])}
+    if not steps:  # tags of another project
+        steps = {step_in(tag): tag for tag in tags if step_in(tag) is not None}
+    return [steps[step] for step in sorted(steps)]
+
+
+def _locate(name: str, argument: str, with_weights: bool) -> references.Located:
     """As `references.locate`; `folder@step-N` is the folder's checkpoint-N."""
     folder, separator, step = name.rpartition(f"@{STEP_PREFIX}")
     if separator and Path(folder).is_dir():
         checkpoint = Path(folder) / f"checkpoint-{int(step) if step.isdigit() else step}"
         return dataclasses.replace(references.locate(str(checkpoint), argument=argument), name=name)
-    return references.locate(name, argument=argument)
+    return references.locate(name, argument=argument, with_weights=with_weights)
 
 
-def _resolve_model(name: str, adapter: str | None, argument: str) -> Model:
-    base, extra = _locate(name, argument), _locate(adapter, argument) if adapter else None
+def _resolve_model(name: str, adapter: str | None, argument: str, with_weights: bool) -> Model:
+    base = _locate(name, argument, with_weights)
+    extra = _locate(adapter, argument, with_weights) if adapter else None
     if base.adapter and extra is None:  # an adapter alone: its own record names its base
         record = read_json(base.folder / "adapter_config.json")
         named, revision = record.get("base_model_name_or_path"), record.get("revision")
         if not named:
             raise Refusal(f"{argument} {name} is an adapter that does not name its base: give BASE+{name}.")
         base_name = named if reference(named) is None or not revision else str(Reference(named, revision))
-        base, extra = _locate(base_name, argument), base
+        base, extra = _locate(base_name, argument, with_weights), base
     if extra is not None:
         if not extra.adapter:
             raise Refusal(f"{argument} {name}+{adapter}: {adapter} is not an adapter (it has no adapter_config.json).")

@@ -29,6 +29,7 @@ from ..errors import Refusal
 from ..files import read_json, write_json, write_text
 from ..formatting import shortened
 from ..models import loading
+from ..models.references import fetch_weights
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
@@ -219,12 +220,13 @@ def _chance_level(samples: list[dict]) -> float | None:
 
 
 def _load(model: Model, tokenizer, settings: Settings, tasks: list[EvalTask]):
-    """A SharedContextLM of a model on the available device; its begin, end and padding ids are set to the tokenizer's,
-    and a difference is printed, as are settings of the authors that `tasks` do not follow. Raises Refusal for a task
-    that the model cannot answer.
+    """A SharedContextLM of a model on the available device, its weights downloaded where they are still on the Hub; its
+    begin, end and padding ids are set to the tokenizer's, and a difference is printed, as are settings of the authors
+    that `tasks` do not follow. Raises Refusal for a task that the model cannot answer.
     """
     from .lm import SharedContextLM, check_generation, inference_device
 
+    fetch_weights(model.base)
     loaded = loading.load_model(model.base, settings.dtype)
     loading.check_vocabulary(model.name, loaded.get_input_embeddings().num_embeddings, tokenizer)
     loading.check_language_model(model.name, loaded)

@@ -5,6 +5,7 @@ process that takes it first. Each begins with another model, so that most models
 that are done help with what is left. The records are those of one process.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from ..distributed import RANK, WORLD_SIZE, raise_on_all_ranks
@@ -21,6 +22,7 @@ class SharedWork:
 
     def __init__(self):
         self.store, self.counted, self.work = None, 0, 0.0
+        self.sums: Counter[str] = Counter()  # of `add`, with one process
         self.records: dict[tuple[int, int], dict] = {}  # {(model, task), as positions: record} of this process
         if WORLD_SIZE > 1:
             from torch.distributed import PrefixStore, distributed_c10d
@@ -37,6 +39,13 @@ class SharedWork:
         if self.store is None:
             return True
         return not self.store.check([FAILED]) and self.store.add(f"{model}/{task}", 1) == 1
+
+    def add(self, key: str) -> int:
+        """Add one to the sum `key` of all processes; returns it."""
+        if self.store is not None:
+            return self.store.add(key, 1)
+        self.sums[key] += 1
+        return self.sums[key]
 
     def stop_if_failed(self) -> None:
         """Raise FailedElsewhere where another process has failed: its reason follows at the end of `run`."""

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from model_card.private import found_in, redact
@@ -214,11 +215,11 @@ def download(
 
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    cached_path = (lambda name: Path(folder) / name) if folder else lambda name: _in_cache(ref, commit, name, repo_type)
+    path_of = (lambda name: Path(folder) / name) if folder else lambda name: cached_path(ref, commit, name, repo_type)
     missing_bytes = sum(
         expected["size"]
         for name, expected in files.items()
-        if not (path := cached_path(name)).is_file() or path.stat().st_size != expected["size"]
+        if not (path := path_of(name)).is_file() or path.stat().st_size != expected["size"]
     )
     need_space(
         Path(folder or HF_HUB_CACHE),
@@ -242,12 +243,24 @@ def download(
         shutil.rmtree(Path(folder) / ".cache", ignore_errors=True)
 
 
-def _in_cache(ref: Reference, commit: str, name: str, repo_type: str) -> Path:
+def cached_path(ref: Reference, commit: str, name: str, repo_type: str = "model") -> Path:
     """Path of a commit's file in the Hub's cache; a path that does not exist where it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     path = try_to_load_from_cache(ref.repo, name, revision=commit, repo_type=repo_type)
     return Path(path) if isinstance(path, str) else Path(os.devnull, "none")
+
+
+def remove_cached(ref: Reference, commit: str, names: Iterable[str]) -> None:
+    """Remove files of a commit's root from the Hub's cache. Content that another cached commit has stays there."""
+    for name in names:
+        link = cached_path(ref, commit, name)
+        if not link.is_file():
+            continue
+        content, snapshots = link.resolve(), link.parent.parent
+        link.unlink()
+        if not any(other.resolve() == content for other in snapshots.glob("*/*")):
+            content.unlink(missing_ok=True)
 
 
 def fetch(

@@ -2,6 +2,7 @@
 here.
 """
 
+import dataclasses
 import os
 import re
 import shutil
@@ -28,6 +29,7 @@ from .client import (
     HubPermissionError,
     HubUnavailable,
     Reference,
+    cached_path,
     check_no_private_values,
     commit_of,
     download,
@@ -109,40 +111,75 @@ def pull_revision(ref: Reference, commit: str, record: dict, folder: Path, recor
     integrity.check_model(str(ref), Path(folder))
 
 
-def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
-    """(reference, revision.json) of the revisions of a repository's own run that have training state, newest first.
+def own_revisions(repo: str) -> Iterator[tuple[Reference, dict]]:
+    """(reference, revision.json) of the revisions of a repository's own run, newest first. Raises HubUnavailable or
+    HubPermissionError.
 
-    Only tags that `tag_of` makes count. A tag whose record is missing or is of another run or step is ignored. Raises
-    Refusal where there are revisions but none with training state, HubUnavailable or HubPermissionError.
+    Only tags that `tag_of` makes count. A tag whose record is missing or is of another run or step is ignored.
     """
     repository = Repository(repo, None, "")
     heads, tags = refs_of(repo)
-    owner, has_state, steps = repository.owner(heads, tags), False, 0
+    owner = repository.owner(heads, tags)
     for tag, commit in newest_first(tags):
         record = repository.record(commit)
         if record and (record["run"], record["step"]) == (owner, step_of(tag)[0]):
-            steps += 1
-            if any(name.startswith(f"{STATE}/") for name in record["files"]):
-                has_state = True
-                yield Reference(repo, tag), record
-    if steps and not has_state:
+            yield Reference(repo, tag), record
+
+
+def resumable(repo: str) -> Iterator[tuple[Reference, dict]]:
+    """Those of `own_revisions` that have training state, newest first. Raises Refusal where there are revisions but
+    none with training state, HubUnavailable or HubPermissionError.
+    """
+    has_revisions = has_state = False
+    for ref, record in own_revisions(repo):
+        has_revisions = True
+        if any(name.startswith(f"{STATE}/") for name in record["files"]):
+            has_state = True
+            yield ref, record
+    if has_revisions and not has_state:
         raise Refusal(
             f"{repo} has revisions, but none of them includes training state: give another --hub_model_id, or"
             f" --init_from {repo}@step-N."
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RemoteWeights:
+    """The weights of a model on the Hub, which need not be here. files: {name: {size in bytes, sha256}}. missing: the
+    names of those that were not in the Hub's cache when the model was named.
+    """
+
+    files: dict[str, dict]
+    missing: frozenset[str]
+
+    @property
+    def missing_bytes(self) -> int:
+        """Size of what is to be downloaded."""
+        return sum(self.files[name]["size"] for name in self.missing)
+
+
 def pull_model(ref: Reference) -> tuple[str, Path]:
     """(commit, folder in the Hub's cache) of a model or adapter: configs, tokenizer and safetensors at the root of a
-    revision.
+    revision. Files are verified as by `pull_records`. Raises Refusal, HubUnavailable or HubPermissionError.
+    """
+    commit, folder, weights = pull_records(ref)
+    pull_weights(ref, commit, weights)
+    return commit, folder
+
+
+def pull_records(ref: Reference) -> tuple[str, Path, RemoteWeights]:
+    """(commit, folder in the Hub's cache, weights) of a model or adapter: all files but the weights are downloaded,
+    which `pull_weights` does.
 
     Files are verified by its revision.json where it has one, else large files by the sha256 that the Hub reports.
-    Raises Refusal, HubUnavailable or HubPermissionError.
+    Weights that neither gives a sha256 of are small, and downloaded at once. Raises Refusal, HubUnavailable or
+    HubPermissionError.
     """
     commit = commit_of(ref)
     entries = {name: entry for name, entry in files_of(ref.repo, commit).items() if "/" not in name}
     weights = [name for name in entries if re.fullmatch(r"(adapter_)?model.*\.safetensors(\.index\.json)?", name)]
-    if not weights or not {"config.json", "adapter_config.json"} & set(entries):
+    configs = [name for name in ("config.json", "adapter_config.json") if name in entries]
+    if not weights or not configs:
         raise Refusal(
             f"{ref} holds no config.json with model.safetensors (and no adapter): only safetensors are"
             " read. Give a revision that has them, or convert a copy of it with transformers' save_pretrained."
@@ -158,15 +195,23 @@ def pull_model(ref: Reference) -> tuple[str, Path]:
         for name in names
         if name in recorded or entries[name].lfs
     }
-    print_main(
-        f"hub       {ref}: {size(sum(entries[name].size for name in names))} of model, downloaded once and verified"
-    )
-    for name in set(names) - set(verified):  # a small file of a repository that no run of this project published
+    remote = {name: verified.pop(name) for name in weights if name in verified and name.endswith(".safetensors")}
+    for name in set(names) - {*verified, *remote}:  # a small file of a repository that no run of this project published
         fetch(ref, commit, name, None)
     download(ref, commit, verified, None)
     if recorded:
         fetch(ref, commit, REVISION, None)
-    return commit, fetch(ref, commit, names[0], None).parent
+    missing = frozenset(name for name in remote if not cached_path(ref, commit, name).is_file())
+    return commit, fetch(ref, commit, configs[0], None).parent, RemoteWeights(remote, missing)
+
+
+def pull_weights(ref: Reference, commit: str, weights: RemoteWeights) -> None:
+    """Download the weights of a commit into the Hub's cache, each file verified. Raises Refusal, HubUnavailable or
+    HubPermissionError.
+    """
+    total = sum(file["size"] for file in weights.files.values())
+    print_main(f"hub       {ref}: {size(total)} of weights, downloaded once and verified")
+    download(ref, commit, weights.files, None)
 
 
 # ---- prepared tokens as a dataset repository ----

@@ -23,6 +23,7 @@ from .client import (
     fetch,
     files_of,
     foreign_files,
+    last_titles,
     refs_of,
     to_hub_error,
     token,
@@ -30,7 +31,9 @@ from .client import (
 from .revision import (
     BRANCH,
     INDEX,
+    RESULTS,
     REVISION,
+    SCORES_TITLE,
     STATE,
     TITLE,
     as_record,
@@ -205,7 +208,7 @@ class Repository:
         """
         head = refs_of(self.repo)[0]["main"]
         with tempfile.TemporaryDirectory() as folder:
-            merged = self._merge_card(card_files, head, Path(folder))
+            merged = self._merge_card(card_files, head, Path(folder), same_weights=True)
             changed, foreign = foreign_files(self.repo, head, merged, CARD_TITLE)
             for name in foreign:
                 self._print_once(
@@ -216,16 +219,15 @@ class Repository:
                 self._replace("main", head, changed, CARD_TITLE, set())
         return bool(changed)
 
-    def _merge_card(self, card_files: dict[str, Path], head: str, folder: Path) -> dict[str, Path]:
-        """`card_files` with a card that keeps what others wrote into main's card: a person's text, and scores. Raises
-        CardError where that text cannot be found.
+    def _merge_card(self, card_files: dict[str, Path], head: str, folder: Path, same_weights: bool) -> dict[str, Path]:
+        """`card_files` with a card that keeps what others wrote into main's card: a person's text, and scores; this
+        project's scores only with `same_weights` on main. Raises CardError where that text cannot be found.
         """
         current_card = self._read_text(head, "README.md", folder) if "README.md" in card_files else None
         if current_card is None:
             return card_files
-        write_text(
-            folder / "README.md", keep_user_text(card_files["README.md"].read_text(encoding="utf-8"), current_card)
-        )
+        card_text = card_files["README.md"].read_text(encoding="utf-8")
+        write_text(folder / "README.md", keep_user_text(card_text, current_card, same_weights))
         return {**card_files, "README.md": folder / "README.md"}
 
     def _read_text(self, commit: str, name: str, folder: Path) -> str | None:
@@ -307,7 +309,7 @@ class Repository:
         card_files: dict[str, Path],
     ) -> bool:
         """Put a revision's row in checkpoints.csv, the card and, for a finished run only, the model on main; files of
-        others stay. Returns whether the model is on main now.
+        others stay. Scores of the weights that the model replaces go. Returns whether the model is on main now.
         """
         heads, tags = refs_of(self.repo)
         head, (tag, commit) = heads["main"], tag_and_commit
@@ -320,32 +322,41 @@ class Repository:
             )
             index = Path(folder) / "new.csv"
             index.write_text(new_index, encoding="utf-8")
+            model, deletions, same_weights, title = {}, set(), True, f"Index: {tag}"
+            if final:
+                model, deletions, same_weights = self._model_on_main(files, record, (tag, head), Path(folder))
+                title = f"The finished model, step {record['step']:,}" if model else title
             try:
-                card_files = self._merge_card(card_files, head, Path(folder))
+                card_files = self._merge_card(card_files, head, Path(folder), same_weights)
             except card.CardError as error:
                 self._print_once(f"the card on main of {self.repo} stays as it is: {error}")
                 card_files = {name: path for name, path in card_files.items() if name != "README.md"}
-            additions, deletions, title, is_main = {INDEX: index, **card_files}, set(), f"Index: {tag}", False
-            if final:
-                model = self._write_model_record(files, record, Path(folder))
-                existing, own_files = files_of(self.repo, head), self._own_files_on_main(head, model)
-                foreign = [
-                    name
-                    for name in model
-                    if name in existing and name not in own_files and not has_content_of(existing[name], model[name])
-                ]
-                if foreign:
-                    self._print_once(
-                        f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and is kept: the finished"
-                        f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, remove that file and"
-                        " upload the files of the revision (hf download, hf upload)."
-                    )
-                else:
-                    is_main, additions, deletions = True, additions | model, own_files
-                    title = f"The finished model, step {record['step']:,}"
             if final or new_index != old_index:
-                self._replace("main", head, additions, title, deletions)
-        return is_main
+                self._replace("main", head, {INDEX: index, **card_files, **model}, title, deletions)
+        return bool(model)
+
+    def _model_on_main(
+        self, files: dict[str, Path], record: dict, tag_and_head: tuple[str, str], folder: Path
+    ) -> tuple[dict[str, Path], set[str], bool]:
+        """({path on main: file} of the model of a revision, files on main that it replaces, whether main has these
+        weights already); ({}, set(), True) where a file of somebody else is in its place. tag_and_head: the
+        revision's tag, main's commit. folder: for its record.
+        """
+        tag, head = tag_and_head
+        model = self._write_model_record(files, record, folder)
+        existing, own_files = files_of(self.repo, head), self._own_files_on_main(head, model)
+        same = {name for name in model if name in existing and has_content_of(existing[name], model[name])}
+        if foreign := [name for name in model if name in existing and name not in own_files | same]:
+            self._print_once(
+                f"{', '.join(foreign[:3])} on main of {self.repo} is somebody else's and is kept: the finished"
+                f" model is {self.repo}@{tag} (revision={tag!r}). To have it on main, remove that file and"
+                " upload the files of the revision (hf download, hf upload)."
+            )
+            return {}, set(), True
+        if all(name in same for name in model if name.endswith(".safetensors")):
+            return model, own_files, True
+        titles = last_titles(self.repo, head, [name for name in existing if name.startswith(f"{RESULTS}/")])
+        return model, own_files | {name for name, title in titles.items() if title.startswith(SCORES_TITLE)}, False
 
     def _write_model_record(self, files: dict[str, Path], record: dict, folder: Path) -> dict[str, Path]:
         """{path on main: file} of the model of a revision, with a `revision.json` without training state and card,
@@ -397,12 +408,12 @@ class Repository:
             print_main(f"hub       {text}")
 
 
-def keep_user_text(card_text: str, old_card: str) -> str:
+def keep_user_text(card_text: str, old_card: str, same_weights: bool = False) -> str:
     """A new card with what people wrote into the current one: the text between its marks, or, of a README without
-    marks, all of it; and metadata of their own. Raises CardError.
+    marks, all of it; and metadata of their own. same_weights: as `model_card.card.renew`. Raises CardError.
     """
     if YOURS[0] not in old_card and YOURS[1] not in old_card and not old_card.startswith(NO_CARD):
         head = re.match(r"---\n.*?\n---\n|", old_card, flags=re.DOTALL)[0]
         words = old_card[len(head) :].strip()
         old_card = head + "\n".join([YOURS[0], *([words] if words else []), YOURS[1]])
-    return renew(card_text, old_card)
+    return renew(card_text, old_card, same_weights)

@@ -23,6 +23,8 @@ BRANCH, INDEX, REVISION, STATE = "checkpoints", "checkpoints.csv", "revision.jso
 # files with times, in which two equal runs differ
 RECORDS = ("README.md", f"{STATE}/{verify.MANIFEST}", f"{STATE}/trainer_state.json")
 TITLE = "Checkpoint of step "  # first words of this project's commits on BRANCH
+RESULTS = ".eval_results"  # folder on main with the scores of main's model, in the Hub's form
+SCORES_TITLE = "Scores of "  # first words of this project's commits of scores
 
 
 def tag_of(step: int, number: int = 1) -> str:

@@ -35,13 +35,16 @@ FREE_FIELDS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Located:
-    """A model or adapter as verified files in a folder. `repo`, `revision` and `commit` are None for a local folder."""
+    """A model or adapter as verified files in a folder. `repo`, `revision` and `commit` are None for a local folder.
+    remote_weights: those that `fetch_weights` puts into the folder; None where all are there.
+    """
 
     name: str
     folder: Path
     repo: str | None = None
     revision: str | None = None
     commit: str | None = None
+    remote_weights: download.RemoteWeights | None = dataclasses.field(default=None, compare=False)
 
     @property
     def adapter(self) -> bool:
@@ -49,9 +52,12 @@ class Located:
         return (self.folder / "adapter_config.json").is_file()
 
 
-def locate(name: str, revision: str | None = None, argument: str = "--model_name_or_path") -> Located:
+def locate(
+    name: str, revision: str | None = None, argument: str = "--model_name_or_path", with_weights: bool = True
+) -> Located:
     """The verified files of a folder, `org/name`, or `org/name@revision`; files on the Hub are downloaded. argument:
-    the flag that messages name. Raises Refusal.
+    the flag that messages name. with_weights: also the weights of a model; else `fetch_weights` downloads them. Raises
+    Refusal.
     """
     folder, ref = Path(name).expanduser(), reference(name)
     if revision and ref and ref.revision:
@@ -67,26 +73,47 @@ def locate(name: str, revision: str | None = None, argument: str = "--model_name
         return Located(name, folder)
     ref = Reference(ref.repo, ref.revision or revision)
     try:
-        commit, folder = download.pull_model(ref)
+        commit, folder, remote = download.pull_records(ref)
+        is_whole = with_weights or (folder / ADAPTER_CONFIG).is_file() or not remote.files
+        if is_whole:
+            download.pull_weights(ref, commit, remote)
     except (HubUnavailable, HubPermissionError) as error:
         raise Refusal(
             f"{argument} {ref}: no folder here has this name, and the Hub says: {error}. Make it first, give another"
             " name, or run the same command again when the Hub answers."
         ) from None
-    integrity.check_model(str(ref), folder)
-    return Located(str(ref), folder, ref.repo, ref.revision, commit)
+    check = integrity.check_model if is_whole else integrity.check_objects
+    check(str(ref), folder)
+    return Located(str(ref), folder, ref.repo, ref.revision, commit, None if is_whole else remote)
 
 
-def weights_digest(folder: Path) -> str:
-    """sha256 over the names and sha256 of the weight files of a model or adapter. Raises Refusal where there are
-    none.
+def fetch_weights(located: Located) -> None:
+    """Download, verify and check the weights of a model that `locate` left on the Hub. Raises Refusal."""
+    if located.remote_weights is None:
+        return
+    ref = Reference(located.repo, located.revision)
+    try:
+        download.pull_weights(ref, located.commit, located.remote_weights)
+    except (HubUnavailable, HubPermissionError) as error:
+        raise Refusal(
+            f"{ref}: its weights cannot be downloaded: {error}. Run the same command again when the Hub answers: what"
+            " is finished is kept."
+        ) from None
+    integrity.check_model(str(ref), located.folder)
+
+
+def weights_digest(folder: Path, remote: download.RemoteWeights | None = None) -> str:
+    """sha256 over the names and sha256 of the weight files of a model or adapter. remote: those that need not be in the
+    folder. Raises Refusal where there are none.
     """
-    files = sorted(
+    digests = {name: file["sha256"] for name, file in (remote.files if remote else {}).items()}
+    paths = [
         path for pattern in ("model*.safetensors", "adapter_model.safetensors") for path in Path(folder).glob(pattern)
-    )
-    if not files:
+    ]
+    digests |= {path.name: sha256(path) for path in paths if path.name not in digests}
+    if not digests:
         refuse_unread(Path(folder))
-    return hashlib.sha256(json.dumps([[path.name, sha256(path)] for path in files]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([list(item) for item in sorted(digests.items())]).encode()).hexdigest()
 
 
 def need_weights(folder: Path, name: str | None = None) -> None:
@@ -111,16 +138,16 @@ def refuse_unread(folder: Path, name: str | None = None) -> None:
     raise Refusal(f"{name or folder} holds no {SAFE_WEIGHTS_NAME}: only safetensors are read. {way}")
 
 
-def model_digest(folder: Path) -> str:
+def model_digest(folder: Path, remote: download.RemoteWeights | None = None) -> str:
     """sha256 over the weights of a model or adapter and the config fields that decide what they compute (epsilons,
-    rotations, LoRA's alpha). Raises Refusal where there are no weights.
+    rotations, LoRA's alpha). remote: as `weights_digest`. Raises Refusal where there are no weights.
     """
     configs = [read_json(Path(folder) / name) for name in ("config.json", ADAPTER_CONFIG)]
     counted = [
         config and {key: value for key, value in config.items() if key not in (*VOLATILE_CONFIG, *VOLATILE_ADAPTER)}
         for config in configs
     ]
-    return hashlib.sha256(json.dumps([weights_digest(folder), counted], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([weights_digest(folder, remote), counted], sort_keys=True).encode()).hexdigest()
 
 
 def load_config(located: Located):
@@ -201,7 +228,7 @@ def check_base(adapter: Located, base: Located) -> None:
     """
     record = read_json(adapter.folder / BASE_RECORD)
     if record:
-        if record["sha256"] != weights_digest(base.folder):
+        if record["sha256"] != weights_digest(base.folder, base.remote_weights):
             made_for = f"{record['hub_id']}@{record['revision']}" if record["hub_id"] else "other weights"
             raise Refusal(
                 f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256 differ)."

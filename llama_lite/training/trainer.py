@@ -19,7 +19,7 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 
 from ..checkpoint import optimizer_state, verify
-from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic
+from ..checkpoint.identity import changed_arithmetic, differences, is_deterministic, model_differences
 from ..config.schedules import make_scheduler
 from ..data.document_reads import DocumentReads
 from ..data.run_windows import describe_windows
@@ -386,8 +386,9 @@ class VerifiedTraining(VerifiedSaving):
         """Raise Refusal when the loaded model does not give the loss that was recorded when it was saved."""
         then, now = self.start.manifest["identity"], self.identity
         recorded, found = self.start.manifest["probe"]["loss"], self.probe_loss()
-        measured = [(i["model"], i["hyperparameters"]["precision"]) for i in (then, now)]
-        if measured[0] != measured[1] or self.start.manifest["probe"]["sha256"] != self.probe_digest():
+        precisions = [identity["hyperparameters"]["precision"] for identity in (then, now)]
+        is_other = model_differences(then, now) or precisions[0] != precisions[1]
+        if is_other or self.start.manifest["probe"]["sha256"] != self.probe_digest():
             print_main("the probe windows are not those of the checkpoint, so their loss is not compared")
             return
         deterministic = is_deterministic(now)

@@ -1,5 +1,7 @@
 """Evaluation: scores, differences, variants and kinds of text, and the entries of model-index."""
 
+import re
+
 from huggingface_hub import EvalResult
 
 from ..facts import Facts
@@ -168,6 +170,11 @@ class Evaluation:
                 if row["step"] in (None, self.r.reached["step"]):  # not of a step before the end
                     found.append(index_entry(row, row["task"]))
         return found
+
+
+def is_own_result(result: EvalResult) -> bool:
+    """Whether this project wrote a result of a card's model-index, and not a person."""
+    return result.source_url == HARNESS and bool(re.fullmatch(r"lm-eval [\w.+]+", result.source_name or ""))
 
 
 def index_entry(row: dict, dataset: str) -> EvalResult:

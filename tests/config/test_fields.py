@@ -155,6 +155,19 @@ def test_what_decides_a_run_is_refused_on_resume(argv, age):
     )
 
 
+def test_fields_that_another_version_of_transformers_writes_do_not_end_a_run():
+    saved, current = identity_of(), identity_of()
+    saved["model"] = {"hidden_size": 64, "rope": {"theta": 1e4}, "gone": 1}
+    current["model"] = {"hidden_size": 64, "rope": {"theta": 1e4, "kind": "default"}, "new": True}
+    with pytest.raises(Refusal, match=r"model\.new +None -> True"):
+        checkpoint_identity.check_changes(saved, current, 10, "")
+    current["environment"]["packages"] = {"torch": "1", "transformers": "6"}
+    assert not checkpoint_identity.check_changes(saved, current, 10, "")["data"]
+    current["model"]["rope"]["theta"] = 1e5
+    with pytest.raises(Refusal, match=r"model\.rope +\{'theta': 10000\.0\} -> \{'theta': 100000\.0\}"):
+        checkpoint_identity.check_changes(saved, current, 10, "")
+
+
 def test_a_run_of_today_goes_on():
     assert set(older(identity_of())["hyperparameters"]) < set(identity_of()["hyperparameters"])
     assert not any(checkpoint_identity.check_changes(older(identity_of()), identity_of(), 10, "").values())

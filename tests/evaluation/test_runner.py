@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,8 +23,12 @@ from transformers import AutoTokenizer
 from llama_lite.config.eval import parse_eval
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import analysis as evaluation_analysis
-from llama_lite.evaluation import lm, perturbations, push_scores, resolve, runner, store
+from llama_lite.evaluation import downloads, lm, perturbations, push_scores, resolve, runner, store
+from llama_lite.evaluation.sharing import SharedWork
 from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.formatting import size
+from llama_lite.hub.client import Reference, remove_cached
+from llama_lite.hub.download import RemoteWeights
 from llama_lite.models import references
 
 FEW = {"tasks": ["embedded_mmlu_cloze", "embedded_docs"], "limit": 6, "cpu_threads": 1}
@@ -133,6 +138,7 @@ def test_pairs_are_shared_out_once_each_and_none_after_a_failure(monkeypatch):
             pairs[rank] += [(model, task)] if shared.take((model + 2 * rank) % 4, task) else []
     assert len(pairs[0]) == len(pairs[1]) == 6 and both[0].count(1.5) == (1, 1.5) and both[1].count(2.0) == (2, 3.5)
     assert sharing.SharedWork.take(both[0], 9, 9) and not both[1].take(9, 9)
+    assert [shared.add("pairs of a model") for shared in both] == [1, 2]
 
     def fails():
         raise Refusal("no")
@@ -875,13 +881,105 @@ def test_scores_on_the_hub_name_what_they_are_of(hub, evaluate, published, tmp_p
     )
 
 
+@pytest.fixture
+def weights_here(published, hub, monkeypatch):
+    """`weights_here()`: the published tags whose weights are in the Hub's cache; `weights_here.at`: those that were, each
+    time that a result was stored.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots, save = Path(HF_HUB_CACHE, f"models--{published.replace('/', '--')}", "snapshots"), store.Store.save
+
+    def call() -> list[str]:
+        tags = hub.repos["models", published].tags
+        return [tag for tag in sorted(tags) if (snapshots / tags[tag] / "model.safetensors").exists()]
+
+    def observed(self, *args):
+        call.at.append(call())
+        save(self, *args)
+
+    call.at = []
+    monkeypatch.setattr(store.Store, "save", observed)
+    return call
+
+
+def test_each_revision_is_downloaded_when_its_turn_comes(
+    hub, evaluate, published, weights_here, tmp_path, capsys, monkeypatch
+):
+    """All were downloaded before the first was evaluated: half a terabyte for the paper's run."""
+    tags, changes = sorted(hub.repos["models", published].tags), {"models": [f"{published}@step-*"]}
+    changes["tasks"] = ["embedded_docs"]
+    num_bytes = len(hub.files(published, tags[0])["model.safetensors"])
+    free = SimpleNamespace(total=9 * num_bytes, used=6 * num_bytes, free=3 * num_bytes)
+    with monkeypatch.context() as patch:  # for three models exactly: 5 % more must be free
+        patch.setattr(shutil, "disk_usage", lambda path: free)
+        with pytest.raises(Refusal, match=r"no space for the weights of --models in .* Add --remove_downloads, which"):
+            evaluate(tmp_path / "none", "--dry_run", **changes)
+        out = evaluate(tmp_path / "out", "--remove_downloads", **changes)
+    assert weights_here.at == [[tag] for tag in tags] and weights_here() == []
+    said = capsys.readouterr().out
+    line = f"{size(3 * num_bytes)} of weights of 3 models, each downloaded before its first task and removed after its"
+    assert said.index(line) < said.index(f"{published}@{tags[0]}: {size(num_bytes)} of weights, downloaded once")
+    assert [row["step"] for row in table(out)] == ["5", "10", "12"]
+
+    hub.requests.clear()
+    evaluate(out, **changes)  # what is kept needs no weights
+    assert hub.requests and not any("model.safetensors" in request for request in hub.requests)
+    weights_here.at.clear()
+    evaluate(tmp_path / "stay", **changes)
+    assert weights_here.at == [tags[:1], tags[:2], tags]
+    evaluate(tmp_path / "again", "--remove_downloads", **changes)
+    assert weights_here() == tags  # they were there before
+
+
+def test_two_processes_remove_what_they_downloaded(hub, published, weights_here, tmp_path):
+    changes = {**FEW, "models": [f"{published}@step-*"], "remove_downloads": True}
+    path = config_file(tmp_path, changes, output_dir=str(tmp_path / "out"))
+    result = launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", "--config", str(path), script="run_eval.py")
+    assert result.returncode == 0, result.stderr
+    assert len(table(tmp_path / "out")) == 9 and weights_here() == []
+    for commit in hub.repos["models", published].tags.values():
+        assert any(request.endswith(f"/resolve/{commit}/model.safetensors") for request in hub.requests)
+
+
+def test_weights_of_a_base_go_after_the_last_adapter_on_it(tmp_path, monkeypatch):
+    removed = []
+    monkeypatch.setattr(downloads, "remove_cached", lambda ref, commit, names: removed.append((commit, *names)))
+    files = {"model.safetensors": {"size": 8, "sha256": "0" * 64}}
+
+    def located(commit: str, missing: set[str]) -> references.Located:
+        weights = RemoteWeights(files, frozenset(missing))
+        return references.Located("a/b", tmp_path / commit, "a/b", None, commit, weights)
+
+    bases = [located("one", set(files)), located("one", set(files)), located("here", set())]
+    models = [resolve.Model(f"m{number}", base) for number, base in enumerate(bases)]
+    assert f"{size(8)} of weights of 1 model," in downloads.check_downloads(models, range(3), False)
+    assert downloads.check_downloads(models, [2], False) is None
+    removal = downloads.WeightRemoval(models, [2, 1, 1], SharedWork())
+    for number in (0, 1, 2):
+        removal.finish(number)
+    assert removed == []
+    removal.finish(0)
+    assert removed == [("one", "model.safetensors")]
+
+
+def test_content_that_another_revision_has_stays_in_the_cache(published):
+    """The last revision and main have the same weights, and the cache holds them once."""
+    (model,), (main,) = (resolve.resolve_models([f"{published}@{name}"]) for name in ("step-000012", "main"))
+    remove_cached(Reference(published), model.base.commit, ["model.safetensors", "absent.safetensors"])
+    path = main.base.folder / "model.safetensors"
+    assert not (model.base.folder / path.name).exists() and (content := path.resolve()).is_file()
+    remove_cached(Reference(published), main.base.commit, ["model.safetensors"])
+    assert not content.exists()
+
+
 def test_a_differing_older_value_stays(evaluate, published, hub, tmp_path):
     out = evaluate(tmp_path / "out", models=[f"{published}@step-000005"], push_to_hub=True, tasks=["embedded_docs"])
     record = read_json(next((out / "results").glob("*.json")))
     changed = json.loads(json.dumps(record))
     changed["metrics"]["bits_per_byte"]["value"] += 0.5
     (model,) = resolve.resolve_models([f"{published}@step-000005"])
-    push_scores.push_scores(model, [changed])
+    push_scores.push_scores([(model, [changed])])
     rows = list(csv.DictReader(io.StringIO(hub.files(published)["scores.csv"].decode())))
     assert [float(row["value"]) for row in rows] == [
         record["metrics"]["bits_per_byte"]["value"],
@@ -894,7 +992,7 @@ def test_scores_of_other_files_are_refused(evaluate, published, tmp_path):
     record = read_json(next((out / "results").glob("*.json")))
     (model,) = resolve.resolve_models([f"{published}@step-000005"])
     with pytest.raises(Refusal, match=r"are of commit 0123, and .*@step-000005 is"):
-        push_scores.push_scores(model, [{**record, "commit": "0123"}])
+        push_scores.push_scores([(model, [{**record, "commit": "0123"}])])
 
 
 def test_results_in_the_hubs_own_form():

@@ -422,16 +422,23 @@ def test_what_else_people_keep_beside_prepared_tokens_stays(hub, pretrain, tmp_p
             pretrain(tmp_path / "run", "--prepare_only", prepared_hub_id=name, prepared_dir=str(tmp_path / "pulled"))
 
 
-def evaluated(name: str, files: dict[str, Path], there, tmp_path: Path, value: float = 0.5) -> tuple:
-    """(the Model of a repository's step 5, [a record of its score on task t])."""
-    folder = tmp_path / "located"
-    folder.mkdir(exist_ok=True)
+def evaluated(
+    name: str, files: dict[str, Path], there, tmp_path: Path, value: float = 0.5, tag: str = "step-000005"
+) -> tuple:
+    """(the Model of a repository's revision, [a record of its score on task t])."""
+    folder = tmp_path / "located" / tag
+    folder.mkdir(parents=True, exist_ok=True)
     for path, file in files.items():
         (folder / path).write_bytes(file.read_bytes())
-    commit = there.tags["step-000005"]
-    model = resolve.Model("m", references.Located(f"{name}@step-000005", folder, name, "step-000005", commit))
+    model = resolve.Model("m", references.Located(f"{name}@{tag}", folder, name, tag, there.tags[tag]))
     record = {"model": "m", "task": "t", "metrics": {"acc": {"value": value, "stderr": 0.1, "n": 4}}, "dataset": "o/t"}
-    record |= {"n_shot": 0, "dtype": "float32", "harness": "h", "date": "2026-01-01", **store.where_from(model)}
+    record |= {
+        "n_shot": 0,
+        "dtype": "float32",
+        "harness": "lm-eval 0.4.13",
+        "date": "2026-01-01",
+        **store.where_from(model),
+    }
     return model, [record]
 
 
@@ -440,7 +447,7 @@ def test_a_card_that_cannot_be_read_keeps_no_scores_back(hub, shared_repo, tmp_p
     repository, files = Repository(name, None, "ours"), revision(tmp_path, 5)
     publish(repository, files, final=True)
     put(name, "README.md", b"---\nlicense: [\n---\nmy words")
-    push_scores.push_scores(*evaluated(name, files, there, tmp_path))
+    push_scores.push_scores([evaluated(name, files, there, tmp_path)])
     assert "gets no scores: its metadata cannot be read" in capsys.readouterr().out
     main = hub.files(name)
     assert main["README.md"] == b"---\nlicense: [\n---\nmy words" and b"step-000005" in main["scores.csv"]
@@ -462,6 +469,22 @@ def test_all_steps_are_evaluated_in_the_order_of_their_numbers(hub, shared_repo,
     assert resolve._expand_steps(f"{name}@step-*", "--models") == [f"{name}@{tag}" for tag in expected]
 
 
+def test_all_steps_are_those_of_the_repositorys_run(hub, shared_repo, tmp_path, capsys):
+    name, there = shared_repo
+    repository = Repository(name, None, "ours")
+    for step in (5, 10):
+        publish(repository, revision(tmp_path, step))
+    repository.superseded = {"step-000010"}
+    publish(repository, revision(tmp_path, 10, more={"notes.txt": b"made again"}))
+    there.branches["theirs"] = there.branches["main"]
+    for path, file in revision(tmp_path, 20, run="theirs").items():
+        put(name, path, file.read_bytes(), "theirs")
+    there.tags |= dict.fromkeys(["step-000007", "step-best", "v1"], there.branches["main"])
+    there.tags |= {"step-000020": there.branches["theirs"], "step-5": there.tags["step-000005"]}
+    assert resolve._expand_steps(f"{name}@step-*", "--models") == [f"{name}@step-000005", f"{name}@step-000010-2"]
+    assert f"step-000007, step-000020, step-best of {name}: no checkpoints of the run" in capsys.readouterr().out
+
+
 def test_scores_that_others_put_there_stay(hub, shared_repo, tmp_path, capsys):
     name, there = shared_repo
     files = revision(tmp_path, 5)
@@ -474,14 +497,14 @@ def test_scores_that_others_put_there_stay(hub, shared_repo, tmp_path, capsys):
     }
     head = {"license": "mit", "thumbnail": "me.png", "model-index": [{"name": "M", "results": [theirs]}]}
     put(name, "README.md", f"---\n{yaml.safe_dump(head)}---\nmy words".encode())
-    push_scores.push_scores(*evaluated(name, files, there, tmp_path))
+    push_scores.push_scores([evaluated(name, files, there, tmp_path)])
     first = hub.files(name)
     put(
         name,
         "scores.csv",
         first["scores.csv"].replace(b",date\n", b",date,remark\n").replace(b"01-01\n", b"01-01,good\n"),
     )
-    push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.25))
+    push_scores.push_scores([evaluated(name, files, there, tmp_path, 0.25)])
     main = hub.files(name)
     header, *values = (
         yaml.safe_load(main["README.md"].decode().split("---")[1]),
@@ -495,13 +518,73 @@ def test_scores_that_others_put_there_stay(hub, shared_repo, tmp_path, capsys):
     assert [yaml.safe_load(one[".eval_results/t.yaml"])[0]["value"] for one in (first, main)] == [0.5, 0.25]
 
     put(name, ".eval_results/t.yaml", b"[]\n")
-    push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.75))
+    push_scores.push_scores([evaluated(name, files, there, tmp_path, 0.75)])
     assert hub.files(name)[".eval_results/t.yaml"] == b"[]\n" and b",0.75," in hub.files(name)["scores.csv"]
     assert f".eval_results/t.yaml on main of {name} is somebody else's and stays" in capsys.readouterr().out
     put(name, "scores.csv", b"player,points\nme,3\n")
     with pytest.raises(Refusal, match=r"scores\.csv on its main is no table of this project, and is not written over"):
-        push_scores.push_scores(*evaluated(name, files, there, tmp_path, 0.125))
+        push_scores.push_scores([evaluated(name, files, there, tmp_path, 0.125)])
     assert hub.files(name)["scores.csv"] == b"player,points\nme,3\n"
+
+
+def test_scores_of_many_revisions_are_one_commit(hub, shared_repo, tmp_path, capsys):
+    """Each was a commit of its own, 150 for a run of 150 revisions. A commit of somebody else costs another try."""
+    name, there = shared_repo
+    repository, scored = Repository(name, None, "ours"), []
+    for step in (5, 10, 12):
+        files = revision(tmp_path, step)
+        publish(repository, files, final=step == 12)
+        scored.append(evaluated(name, files, there, tmp_path, step / 100, tag_of(step)))
+    folder = resolve.Model("here", references.Located("here", tmp_path))
+    commits = len(there.commits)
+    hub.faults.append(Fault("POST .*/commit/main", 412, 1))
+    push_scores.push_scores([*scored, (folder, [])])
+    assert len(there.commits) == commits + 1
+    assert there.commits[there.branches["main"]]["title"] == "Scores of 3 revisions"
+    main = hub.files(name)
+    table = list(csv.DictReader(io.StringIO(main["scores.csv"].decode())))
+    assert [(row["revision"], row["value"]) for row in table] == [
+        ("step-000005", "0.05"), ("step-000010", "0.1"), ("step-000012", "0.12")
+    ]  # fmt: skip
+    header = yaml.safe_load(main["README.md"].decode().split("---")[1])
+    (result,) = header["model-index"][0]["results"]  # main's own model alone
+    assert result["metrics"][0]["value"] == 0.12 == yaml.safe_load(main[".eval_results/t.yaml"])[0]["value"]
+    said = capsys.readouterr().out
+    assert f"scores of 3 models (m to m) are on main of {name}" in said and "here is a folder" in said
+    hub.faults.append(Fault("POST .*/commit/main", 412))
+    with pytest.raises(Refusal, match=f"--push_to_hub {name}: main kept changing"):
+        push_scores.push_scores([evaluated(name, revision(tmp_path, 5), there, tmp_path, 0.75)])
+
+
+def test_main_shows_no_scores_of_weights_that_were_replaced(hub, shared_repo, tmp_path):
+    name, there = shared_repo
+    repository, files = Repository(name, None, "ours"), revision(tmp_path, 5)
+    publish(repository, files, final=True)
+    push_scores.push_scores([evaluated(name, files, there, tmp_path)])
+    put(name, ".eval_results/theirs.yaml", b"[]\n")
+    theirs = {
+        "task": {"type": "text-generation"},
+        "dataset": {"name": "u", "type": "o/u"},
+        "metrics": [{"type": "acc", "value": 0.9}],
+    }
+    card = hub.files(name)["README.md"].decode()
+    header = yaml.safe_load(card.split("---")[1])
+    header["model-index"][0]["results"].append(theirs)
+    put(name, "README.md", f"---\n{yaml.safe_dump(header)}---{card.split('---', 2)[2]}".encode())
+
+    def shown() -> dict[str, float]:
+        results = yaml.safe_load(hub.files(name)["README.md"].decode().split("---")[1])["model-index"][0]["results"]
+        return {result["dataset"]["name"]: result["metrics"][0]["value"] for result in results}
+
+    publish(repository, files, final=True)  # the same weights: their scores stay
+    publish(repository, revision(tmp_path, 10))
+    repository.publish_card({"README.md": files["README.md"]})
+    assert shown() == {"t": 0.5, "u": 0.9} and ".eval_results/t.yaml" in hub.files(name)
+    publish(repository, revision(tmp_path, 12), final=True)
+    main = hub.files(name)
+    assert main["model.safetensors"] == b"weights of 12" and shown() == {"u": 0.9}
+    assert ".eval_results/t.yaml" not in main and ".eval_results/theirs.yaml" in main
+    assert b"step-000005" in main["scores.csv"]
 
 
 def test_what_others_keep_beside_a_studys_report_stays(hub, tmp_path):

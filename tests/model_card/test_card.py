@@ -392,6 +392,9 @@ def test_a_persons_words_and_scores_of_others_stay(documented, tmp_path):
     assert "Mine: {{ braces }} stay." in again and card.write(place).read_text() == again
     kept = {(r.dataset_name, r.metric_value) for r in ModelCard(again).data.eval_results}
     assert ("other", 0.5) in kept and len(kept) == len(ours) + 1
+    shutil.rmtree(place / "evaluation")  # what is no longer in the records was of other weights
+    (stays,) = ModelCard(card.write(place).read_text()).data.eval_results
+    assert stays.dataset_name == "other"
     path.write_text(again.replace(card.YOURS[1], ""))
     with pytest.raises(CardError, match="once each, in this order: fix them"):
         card.write(place)

@@ -13,6 +13,7 @@ from benchmarks import audit as forgeries
 from llama_lite.checkpoint.identity import differences
 from llama_lite.errors import Differs, Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.hub.export import export_model
 from llama_lite.training.audit import compare, record, segments
 from model_card import card, records
 from model_card.metadata import CardError
@@ -97,6 +98,43 @@ def test_a_run_of_an_earlier_version_is_audited_as_far_as_its_records_go(copy, a
     assert found["verdict"] == "equal, bit for bit" and segment["lines"] == 1
     assert segment["not_compared"] == ["validation losses and the probe (their settings are not recorded)"]
     assert segment["elsewhere"] == ["hardware (its record is of an earlier version)"]
+
+
+def test_fields_that_another_version_of_transformers_writes_are_no_difference(copy, audit):
+    run, tokens = copy
+    for checkpoint in run.glob("checkpoint-*"):
+        config = read_json(checkpoint / "config.json")
+        del config["mlp_bias"]
+        write_json(checkpoint / "config.json", {**config, "transformers_version": "5.0.0"})
+
+    def older(manifest):
+        del manifest["identity"]["model"]["mlp_bias"]
+        manifest["identity"]["environment"]["packages"]["transformers"] = "5.0.0"
+
+    forgeries.change_record(run, older)
+    found = audit(f"{run}@step-10..step-12", "--prepared_dir", str(tokens))
+    assert found["verdict"] == "equal, bit for bit" and found["segments"][0]["elsewhere"] == ["packages"]
+
+
+def test_a_model_that_another_version_of_transformers_wrote_follows_from_its_state(whole_run, tmp_path):
+    checkpoint, model = whole_run / "checkpoint-12", tmp_path / "model"
+    export_model(checkpoint, model, "bfloat16")
+    files = {path.name: {} for path in model.iterdir()}
+    config = read_json(model / "config.json")
+    config = {name: value for name, value in config.items() if name not in ("mlp_bias", "attention_bias")}
+
+    def difference(**fields) -> str:
+        write_json(model / "config.json", {**config, "transformers_version": "5.0.0", **fields})
+        return str(compare.model_difference(checkpoint, model, files, 12))
+
+    assert difference() == "None"
+    forged = {"rms_norm_eps": 0.5}, {"mlp_bias": True}, {"auto_map": {"AutoModel": "a.B"}}, {"rope_theta": 1e6}
+    for fields in forged:
+        assert difference(**fields).startswith("step 12, config.json of the model"), fields
+    write_json(model / "config.json", config)
+    tokenizer = read_json(model / "tokenizer_config.json")
+    write_json(model / "tokenizer_config.json", {**tokenizer, "eos_token": "a"})
+    assert "tokenizer_config.json of the model" in str(compare.model_difference(checkpoint, model, files, 12))
 
 
 def test_a_published_run_is_audited_from_the_hub_alone(pretrain, audit, hub, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What was published, compared with what a rerun gives: logged values, tensors, files. Exact, or with a tolerance."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from transformers import AutoConfig, GenerationConfig
 
 from ...checkpoint.verify import OPTIMIZER_FILES
+from ...data.tokenizer import read_tokenizer
 from ...digests import is_as_recorded, sha256
 from ...files import read_json
 from ...hub.export import export_model, is_export
@@ -203,13 +206,54 @@ def model_difference(checkpoint: Path, model: Path, files: dict[str, dict], step
     with safe_open(model / "model.safetensors", "pt") as file:
         kinds = [file.get_slice(name).get_dtype() for name in file.keys()]  # noqa: SIM118 (a safetensors handle)
     with tempfile.TemporaryDirectory() as folder:
-        export_model(checkpoint, Path(folder), DTYPES.get(kinds[0], "bfloat16"))
-        own = {path.name: path for path in _files(Path(folder))}
+        exported, rewritten = Path(folder) / "exported", Path(folder) / "rewritten"
+        export_model(checkpoint, exported, DTYPES.get(kinds[0], "bfloat16"))
+        own = {path.name: path for path in _files(exported)}
         names = sorted(name for name in files if "/" not in name and name not in ("README.md", "model.safetensors"))
-        for name in names:
-            if name not in own or not _same_file(own[name], model / name):
+        other = [name for name in names if name not in own or not _same_file(own[name], model / name)]
+        if other:
+            _rewrite(model, rewritten)
+        for name in other:
+            if name not in own or not _lacks_only_added_fields(own[name], model / name, rewritten / name):
                 return Difference(step, f"{name} of the model: it does not follow from the revision's training state")
     return None
+
+
+def _rewrite(model: Path, folder: Path) -> None:
+    """Write config, generation config and tokenizer of a published model into `folder` as the installed transformers
+    does. What it cannot read is not written.
+    """
+    folder.mkdir()
+    for read in (
+        lambda: AutoConfig.from_pretrained(model, trust_remote_code=False),
+        lambda: GenerationConfig.from_pretrained(model),
+        lambda: read_tokenizer(model),
+    ):
+        with contextlib.suppress(Exception):  # malformed values lead to errors of every kind: the file differs
+            read().save_pretrained(folder)
+
+
+def _lacks_only_added_fields(own: Path, published: Path, rewritten: Path) -> bool:
+    """Whether a published JSON file has the fields of `own`, but for some that the installed transformers adds, with
+    the values that the published model has for it: versions write other fields for the same model. rewritten: of
+    `_rewrite`.
+    """
+    if own.suffix != ".json" or not rewritten.is_file():
+        return False
+    return _is_part(_counted(published), _counted(own)) and _counted(rewritten) == _counted(own)
+
+
+def _is_part(value: object, whole: object) -> bool:
+    """Whether every field of a value is in `whole`, at every level of nested fields."""
+    if not (isinstance(value, dict) and isinstance(whole, dict)):
+        return value == whole
+    return all(name in whole and _is_part(value[name], whole[name]) for name in value)
+
+
+def _counted(path: Path) -> dict:
+    """The fields of a JSON file but VOLATILE."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    return {name: value for name, value in fields.items() if name not in VOLATILE}
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -220,8 +264,4 @@ def _same_file(own: Path, published: Path) -> bool:
     """Whether two files have the same bytes, or are JSON with the same fields but VOLATILE."""
     if sha256(own) == sha256(published):
         return True
-    if own.suffix != ".json":
-        return False
-    first, second = (json.loads(path.read_text(encoding="utf-8")) for path in (own, published))
-    kept = [{name: value for name, value in one.items() if name not in VOLATILE} for one in (first, second)]
-    return kept[0] == kept[1]
+    return own.suffix == ".json" and _counted(own) == _counted(published)

@@ -1,0 +1,72 @@
+"""Weights of an evaluation's models on the Hub: how much there is to download, and what is removed again.
+
+The weights of a model are downloaded before its first task (`references.fetch_weights`), so that 150 revisions need not
+be here before the first is evaluated. They stay in the Hub's cache, as all downloads do, or go after its last task
+(--remove_downloads).
+"""
+
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+
+from ..distributed import WORLD_SIZE
+from ..files import need_space
+from ..formatting import size
+from ..hub.client import Reference, remove_cached
+from ..models.references import Located
+from .resolve import Model
+from .sharing import SharedWork
+
+
+def check_downloads(models: list[Model], needed: Collection[int], removes: bool) -> str | None:
+    """A line about the weights to be downloaded for the models at the positions `needed`; None where there are none.
+
+    removes: --remove_downloads. Raises Refusal where the disk of the Hub's cache cannot hold them: all, or, with
+    `removes`, those of one model per process.
+    """
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    bases = {_key(models[number].base): models[number].base for number in needed}
+    sizes = sorted(base.remote_weights.missing_bytes for base in bases.values() if _is_missing(base))
+    if not sizes:
+        return None
+    at_once = sum(sizes[-WORLD_SIZE:])
+    remedy = "Make room, or set HF_HOME to a folder on a larger disk."
+    if not removes:
+        remedy = f"Add --remove_downloads, which needs {size(at_once)}, or make room."
+    need_space(Path(HF_HUB_CACHE), at_once if removes else sum(sizes), "the weights of --models", remedy)
+    end = "and removed after its last" if removes else "and kept in the Hub's cache (--remove_downloads: removed)"
+    models_in_words = f"{len(sizes)} models" if len(sizes) > 1 else "1 model"
+    return f"hub       {size(sum(sizes))} of weights of {models_in_words}, each downloaded before its first task {end}"
+
+
+class WeightRemoval:
+    """Removes downloaded weights from the Hub's cache when the last (model, task) pair of their model is done.
+
+    num_pairs: of each model. shared: counts the pairs of all processes. Weights that were in the cache when the
+    evaluation began stay.
+    """
+
+    def __init__(self, models: list[Model], num_pairs: list[int], shared: SharedWork):
+        self.models, self.shared = models, shared
+        self.num_pairs: Counter[tuple] = Counter()  # of each base, which adapters share
+        for model, count in zip(models, num_pairs, strict=True):
+            self.num_pairs[_key(model.base)] += count
+
+    def finish(self, number: int) -> None:
+        """A pair of the model at position `number` is done."""
+        base = self.models[number].base
+        if not _is_missing(base):
+            return
+        if self.shared.add(f"weights of {base.repo} {base.commit}") == self.num_pairs[_key(base)]:
+            remove_cached(Reference(base.repo), base.commit, base.remote_weights.missing)
+
+
+def _key(base: Located) -> tuple:
+    """What tells bases apart."""
+    return base.repo, base.commit, base.folder
+
+
+def _is_missing(base: Located) -> bool:
+    """Whether weights of a base were not here when the evaluation began."""
+    return base.remote_weights is not None and bool(base.remote_weights.missing)
