@@ -71,7 +71,8 @@ class TextFile:
 
     `limit`: only so many bytes are read, up to the end of the line or row (None: the whole file). `separator`: what
     divides a plain text file into documents (None: it is one document). `curated`: its rows are documents that curation
-    kept, which name where they are from.
+    kept, which name where they are from. `modified`: modification time in ns of a local file whose digest is recorded,
+    None for others; such a file may not change before it is read.
     """
 
     path: str
@@ -83,6 +84,7 @@ class TextFile:
     separator: str | None = None
     curated: bool = False
 
+    modified: int | None = None
     @property
     def is_seekable(self) -> bool:
         """Whether `parts` can begin at an offset, which is the sum of the lengths of the parts before."""
@@ -176,12 +178,33 @@ def ending_of(path: str) -> str:
 
 def parts(file: TextFile, columns: tuple[str, ...] = (), start: PartStart = PartStart()) -> Iterator[Part]:
     """The parts of a file from a start on, in order. columns: further columns of its rows that are needed. Raises
-    Refusal on a damaged file.
+    Refusal on a damaged file, and on one that changed since it was listed.
     """
     if start.offset is None:
         yield from itertools.islice(_parts(file, columns, PartStart()), start.part, None)
     else:
-        yield from _parts(file, columns, start)
+        found = _parts(file, columns, start)
+    for part in found:
+        _check_unchanged(file)
+        yield part
+    _check_unchanged(file)  # one that was cut meanwhile ends early
+
+
+def _check_unchanged(file: TextFile) -> None:
+    """Raise Refusal where a file of this machine is no longer the one that was listed, by its size and time: what is
+    read of it need not be what its digest is of.
+    """
+    if file.modified is None:
+        return
+    state = None
+    with contextlib.suppress(OSError):
+        stat = os.stat(file.path)
+        state = stat.st_size, stat.st_mtime_ns
+    if state != (file.size, file.modified):
+        raise Refusal(
+            f"{file.name} changed while this command read it: its size or modification time is another than at the"
+            " start. Run the command again when nothing writes to the file, or give a copy of it."
+        )
 
 
 def _parts(file: TextFile, columns: tuple[str, ...], start: PartStart) -> Iterator[Part]:

@@ -55,6 +55,7 @@ SKIPPED_FOLDERS = {"node_modules", "__pycache__", "site-packages"}  # and hidden
 HEAD = 2**16  # bytes from which the kind of a file is inferred
 TEXT_COLUMNS = "text content body document article story markdown code message raw_content".split()
 HUB_PATHS = 500  # files per request for sizes
+HUB_ADDRESS = re.compile(r"^hf://datasets/[^@]+@[^/]+/")  # of a dataset, before the path of a file in it
 CACHE_ABOVE = 2**30  # bytes of text above which digests are cached by size and time
 
 POINTERS = {  # {first bytes of a pointer file: what it is, and how to fetch the content}
@@ -164,10 +165,12 @@ def resolve(
 
 def _local_source(dataset: str, split: str, options: ReadOptions) -> Source | None:
     """The files of a local dataset, in their order, or None where the name can only be the Hub's. Raises Refusal."""
-    paths = _find_paths(dataset)
-    if paths is None:
+    found = _find_paths(dataset)
+    if found is None:
         return None
+    paths, not_entered = found
     files, not_read, missing = _classify(dataset, paths, split, options)
+    not_read += [("folder", _why_not_entered(not_entered)) for _ in not_entered]
     if missing:
         examples = "; ".join(f"{name} is {why}" for name, why in missing[:EXAMPLES]) + (
             f"; and {len(missing) - EXAMPLES:,} more" if missing[EXAMPLES:] else ""
@@ -191,14 +194,16 @@ def _local_source(dataset: str, split: str, options: ReadOptions) -> Source | No
     return Source("files", tuple(files), record, options.encoding, tuple(names) if linked else ())
 
 
-def _find_paths(dataset: str) -> list[str] | None:
-    """The paths of a file, a folder or a glob; None where there are none and the name can be the Hub's. Raises
-    Refusal.
+def _find_paths(dataset: str) -> tuple[list[str], list[str]] | None:
+    """(the paths of a file, a folder or a glob, the folders that a glob matches beside files); None where there are
+    none and the name can be the Hub's. Raises Refusal.
     """
     path = os.path.expanduser(dataset)
-    paths = _walk(path) if os.path.isdir(path) else [path] if os.path.exists(path) else _matches(path)
+    paths, not_entered = (
+        (_walk(path), []) if os.path.isdir(path) else ([path], []) if os.path.exists(path) else _matches(path)
+    )
     if paths:
-        return paths
+        return paths, not_entered
     looks_local = (
         dataset.startswith((".", "/", "~"))
         or any(c in dataset for c in "*?[")
@@ -248,8 +253,9 @@ def _classify(
                 not_read.append((name, why))
             else:
                 separator = options.separator if kind == "text" else None
-                size = os.path.getsize(name)
-                files.append(TextFile(name, printable(relative), kind, size, column, separator=separator))
+                stat = os.stat(name)
+                file = TextFile(name, printable(relative), kind, stat.st_size, column, separator=separator)
+                files.append(dataclasses.replace(file, modified=stat.st_mtime_ns))
     return files, not_read, missing
 
 
@@ -283,16 +289,25 @@ def _other_names(files: list[TextFile]) -> set[str]:
     return others
 
 
-def _matches(pattern: str) -> list[str]:
-    """The files that match a glob, or the files in the folders that match it. The leading parts that exist literally
-    are not taken as a glob.
+def _matches(pattern: str) -> tuple[list[str], list[str]]:
+    """(the files that match a glob, the folders that do and hold other files). Where only folders match, the files are
+    those in the folders. The leading parts that exist literally are not taken as a glob.
     """
     known, rest = Path(), list(Path(pattern).parts)
     while rest and os.path.lexists(known / rest[0]):
         known /= rest.pop(0)
     found = sorted(glob.glob(os.path.join(glob.escape(str(known)) if known.parts else "", *rest), recursive=True))
     files = [name for name in found if os.path.isfile(name) or _is_broken(name)]
-    return files or sorted(dict.fromkeys(name for folder in found for name in _walk(folder)))
+    if not files:
+        return sorted(dict.fromkeys(name for folder in found for name in _walk(folder))), []
+    parents = {parent for name in files for parent in Path(name).parents}
+    return files, [name for name in found if os.path.isdir(name) and Path(name) not in parents and _walk(name)]
+
+
+def _why_not_entered(folders: list[str]) -> str:
+    """Why the folders that a glob matches beside files are not read, with the names of the first."""
+    names = ", ".join(map(os.path.basename, folders[:EXAMPLES])) + " ..." * (len(folders) > EXAMPLES)
+    return f"not entered, since the glob matches files too: {names}; --dataset with the folder above reads all of it"
 
 
 def _other_splits(dataset: str, split: str, names: list[str]) -> dict[str, str]:
@@ -655,7 +670,7 @@ def _hub_source(dataset: str, config: str | None, split: str, revision: str | No
         found.append(
             TextFile(
                 path,
-                os.path.basename(path),
+                HUB_ADDRESS.sub("", path),
                 kind,
                 sizes.get(path),
                 text_column,
@@ -691,8 +706,10 @@ def content(source: Source, cache: Path, trust: bool = True) -> str:
     Above CACHE_ABOVE bytes, and with `trust`, the digest of a file with unchanged size and time is taken from `cache`
     (a JSON file), and that is printed. Packages are identified by their versions, Hub datasets by their revision.
     """
-    if source.kind in INSTALLED or "endings" not in source.record:
+    if source.kind in INSTALLED:
         return _hash([source.record, [file.name for file in source.files]])
+    if "endings" not in source.record:  # of the Hub; recipes of earlier versions know its files by their last names
+        return _hash([source.record, [os.path.basename(file.name) for file in source.files]])
     known = (read_json(cache) or {}) if source.bytes > CACHE_ABOVE else {}
     trusted = [name for name, state in map(_state, source.files) if trust and known.get(name, [])[:2] == state]
     if trusted:

@@ -3,12 +3,14 @@
 import ast
 import bz2
 import csv
+import dataclasses
 import gzip
 import json
 import lzma
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -284,6 +286,69 @@ def test_what_exists_by_that_name_is_that(tmp_path):
     assert texts_of(source_of(folder / "shard[12]/*.txt", None)) == ["right"]
     assert sorted(texts_of(source_of(folder / "shard[0-9]", None))) == ["wrong"]  # a glob that means a folder
     assert sorted(texts_of(source_of(folder / "s*/*.txt", None))) == ["right", "wrong"]
+
+
+def test_folders_that_a_glob_matches_beside_files_are_named(tmp_path):
+    """They used to be passed over silently."""
+    folder = fill(tmp_path, {"a.txt": "one", "b.txt": "two", "more/c.txt": "three", "old/d/e.txt": "four"})
+    source = source_of(folder / "*", None)
+    assert sorted(texts_of(source)) == ["one", "two"]
+    assert (
+        "; not read: 2 folder (not entered, since the glob matches files too: more, old; --dataset with the folder above"
+        " reads all of it)" in sources.inventory(source)
+    )
+    assert source.record["not_read"]["files"] == 2
+    assert sorted(texts_of(source_of(folder / "[mo]*", None))) == ["four", "three"]  # folders alone are entered
+    (folder / "empty").mkdir()
+    every = source_of(folder / "**", None)  # the files in folders match, too
+    assert len(texts_of(every)) == 4 and "not_read" not in every.record
+    (folder / "a.txt").write_bytes(b"\0")
+    with pytest.raises(
+        Refusal, match=r"holds no text: .*1 folder \(not entered, since the glob matches files too: more"
+    ):
+        source_of(folder / "[am]*", None)
+
+
+def test_documents_of_files_with_equal_names_have_ids_of_their_own(tmp_path, monkeypatch):
+    """The files of a dataset on the Hub used to be known by their last names."""
+    commit, paths = "0123abc", ("de/train.jsonl", "en/train.jsonl", "train.jsonl")
+    folder = fill(tmp_path / "t", {path: row(f"words of {path}") for path in paths})
+    address = f"hf://datasets/someone/texts@{commit}/"
+    config = SimpleNamespace(name="default", data_files={"train": [address + path for path in paths]})
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: SimpleNamespace(config=config))
+    monkeypatch.setattr(sources, "_hub_sizes", lambda *_: {})
+    monkeypatch.setattr(formats, "open_file", lambda path: open(folder / path.removeprefix(address), "rb"))
+    source = sources.resolve("someone/texts")
+    found = {document.id: document.text for document in source.documents(formats.Skipped())}
+    assert found == {f"{path}:1": f"words of {path}" for path in paths}
+    earlier = dataclasses.replace(
+        source, files=tuple(dataclasses.replace(file, name="train.jsonl") for file in source.files)
+    )
+    digests = {sources.content(of, tmp_path / "cache.json") for of in (source, earlier)}
+    assert len(digests) == 1  # what earlier versions prepared is still the same text
+    monkeypatch.undo()
+    for path, count in ((folder, 3), (folder / "*/train.jsonl", 2), (folder / "[de]*", 2)):
+        assert len({document.id for document in source_of(path).documents(formats.Skipped())}) == count
+
+
+@pytest.mark.parametrize("change", ["longer", "other words", "shorter", "replaced"])
+@pytest.mark.parametrize("when", ["before it is read", "while it is read"])
+def test_a_file_that_changes_after_it_was_listed_is_refused(tmp_path, monkeypatch, change, when):
+    """Its tokens used to be recorded with the digest of another text."""
+    monkeypatch.setattr(formats, "PART_BYTES", 1000)
+    path, lines = tmp_path / "rows.jsonl", "".join(row(f"words {number}") for number in range(500))
+    path.write_text(lines)
+    os.utime(path, ns=(10**18, 10**18))
+    documents = source_of(path).documents(formats.Skipped())
+    if when == "while it is read":
+        assert next(documents).text == "words 0"
+    if change == "replaced":  # as editors write
+        (tmp_path / "new").write_text(lines)
+        (tmp_path / "new").rename(path)
+    else:
+        path.write_text({"longer": lines + row("more"), "other words": lines.upper(), "shorter": lines[:-20]}[change])
+    with pytest.raises(Refusal, match=r"^rows.jsonl changed while this command read it: .* Run the command again when"):
+        list(documents)
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123456789\n"
