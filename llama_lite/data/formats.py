@@ -61,6 +61,7 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32",
 LARGEST_FILE = 2_000_000  # bytes of an installed file that is read as text
 EXAMPLES = 3  # of what was skipped or dropped, for a reader of the records
 PART_BYTES, PART_ROWS = 1_000_000, 256  # size of a part: whole lines of jsonl, rows of parquet and CSV
+READ_BYTES = 2**20  # bytes that are read at a time
 DAMAGED = (EOFError, OSError, zlib.error, zstandard.ZstdError, lzma.LZMAError, csv.Error)
 
 
@@ -83,8 +84,8 @@ class TextFile:
     limit: int | None = None
     separator: str | None = None
     curated: bool = False
-
     modified: int | None = None
+
     @property
     def is_seekable(self) -> bool:
         """Whether `parts` can begin at an offset, which is the sum of the lengths of the parts before."""
@@ -181,7 +182,7 @@ def parts(file: TextFile, columns: tuple[str, ...] = (), start: PartStart = Part
     Refusal on a damaged file, and on one that changed since it was listed.
     """
     if start.offset is None:
-        yield from itertools.islice(_parts(file, columns, PartStart()), start.part, None)
+        found = itertools.islice(_parts(file, columns, PartStart()), start.part, None)
     else:
         found = _parts(file, columns, start)
     for part in found:
@@ -234,21 +235,23 @@ def _cut(file: TextFile, handle, columns: tuple[str, ...], start: PartStart) -> 
     elif file.kind == "jsonl" or (file.kind == "json" and not _is_array(handle)):
         row = start.row
         handle.seek(start.offset) if start.offset else None
-        for raw in _blocks(handle, b"\n", file.limit and file.limit - (start.offset or 0)):
+        for raw in _blocks(_chunks(handle), b"\n", file.limit and file.limit - (start.offset or 0)):
             yield Part("jsonl", file.name, row, raw, file.column, curated=file.curated)
             row += raw.count(b"\n")
-    elif file.separator is not None and file.limit is None:
+    elif file.separator is not None:
         number, separator = start.row, separator_in(file.separator, handle.peek(2**16))
         handle.seek(start.offset) if start.offset else None
         end = separator.encode()
-        for raw in _blocks(handle, end):
+        for raw in _blocks(_chunks(handle) if file.limit is None else _to_line_end(handle, file.limit), end):
             yield Part(file.kind, file.name, number, raw, separator=separator)
             number += raw.count(end)
     else:
         kind = "array" if file.kind == "json" else file.kind
-        head = _array_head if kind == "array" else _to_line_end
-        raw = handle.read() if file.limit is None else head(handle, file.limit)
-        yield Part(kind, file.name, 1, raw, file.column, file.separator)
+        if file.limit is None:
+            raw = handle.read()
+        else:
+            raw = _array_head(handle, file.limit) if kind == "array" else b"".join(_to_line_end(handle, file.limit))
+        yield Part(kind, file.name, 1, raw, file.column)
 
 
 def separator_in(separator: str, head: bytes) -> str:
@@ -293,19 +296,29 @@ def _array_head(handle, limit: int) -> bytes:
     return raw + handle.read() if end is None else (text[:end] + "]").encode("utf-8", "surrogateescape")
 
 
-def _to_line_end(handle, limit: int) -> bytes:
-    """The first `limit` bytes of a file and the rest of the last line; to the end of a word where no line break is
-    near.
+def _chunks(handle) -> Iterator[bytes]:
+    """The rest of a file, as it comes."""
+    return iter(lambda: handle.read1(READ_BYTES), b"")
+
+
+def _to_line_end(handle, limit: int) -> Iterator[bytes]:
+    """The first `limit` bytes of a file and the rest of the last line, in chunks; to the end of a word where no line
+    break is near.
     """
-    raw = handle.read(limit)
+    # The last chunk is a whole one, in which the end of a word is found; only the first can be shorter.
+    chunk = handle.read(min(limit, limit % READ_BYTES or READ_BYTES))
+    remaining = limit - len(chunk)
+    while remaining > 0 and (more := handle.read(READ_BYTES)):
+        yield chunk
+        chunk, remaining = more, remaining - len(more)
     rest = handle.read(2**16)
     cut = rest.find(b"\n") if b"\n" in rest else rest.find(b" ")
-    return raw + rest[: cut + 1] if cut >= 0 else raw[: raw.rfind(b" ") + 1] or raw
+    yield chunk + rest[: cut + 1] if cut >= 0 else chunk[: chunk.rfind(b" ") + 1] or chunk
 
 
-def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
-    """A file in blocks that end with the first `end` after PART_BYTES, whatever the sizes of reads; no further block
-    after `limit` bytes.
+def _blocks(chunks: Iterator[bytes], end: bytes, limit: int | None = None) -> Iterator[bytes]:
+    """The chunks of a file in blocks that end with the first `end` after PART_BYTES, whatever the sizes of chunks; no
+    further block after `limit` bytes.
     """
     block, done, searched = bytearray(), 0, 0
     while limit is None or done < limit:
@@ -316,7 +329,7 @@ def _blocks(handle, end: bytes, limit: int | None = None) -> Iterator[bytes]:
             done += cut
             del block[:cut]
             searched = 0
-        elif more := handle.read1(2**20):
+        elif more := next(chunks, b""):
             searched = max(0, len(block) - len(end) + 1)
             block += more
         else:

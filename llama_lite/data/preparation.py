@@ -497,6 +497,8 @@ def _write_shards(
     kind of writer.
     """
     start = time.monotonic()
+    if any(file.separator is not None and file.limit is not None for file in source.files):
+        stamp = {**stamp, "parts": 2}  # earlier versions read such a file as one part: their positions are others
     writer = make(folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
     with tqdm(
         total=data.max_tokens, initial=writer.total, desc="tokenizing", unit="tok", unit_scale=True, disable=None

@@ -325,6 +325,59 @@ def test_the_documents_of_a_file_are_those_between_its_end_of_text_tokens(tmp_pa
         prepare(tmp_path, **common, document_separator="")
 
 
+def test_the_beginning_of_a_divided_file_goes_on_where_it_stopped_also_after_an_earlier_version(tmp_path, monkeypatch):
+    """Which read it as one part, so that the positions of its shards are those of documents in that part."""
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(STORIES))
+    common = {"dataset": str(path), "max_bytes": 15_000, "validation_tokens": 500, "shard_tokens": 1000}
+    common["vocab_size"] = 300
+    monkeypatch.setattr(formats, "PART_BYTES", 1000)
+    prepare(tmp_path, **common, prepared_dir=str(tmp_path / "whole"))
+    flush, calls = shards.ShardWriter._flush, []
+
+    def dies(self):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(1)
+        flush(self)
+
+    for version, part_bytes in (("now", 1000), ("earlier", 1_000_000)):
+        folder = tmp_path / version
+        with monkeypatch.context() as patch:
+            calls.clear()
+            patch.setattr(formats, "PART_BYTES", part_bytes)
+            patch.setattr(shards.ShardWriter, "_flush", dies)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(tmp_path, **common, prepared_dir=str(folder))
+        progress = read_json(folder / "progress.json")
+        if version == "earlier":
+            progress["stamp"].pop("parts", None)
+            write_json(folder / "progress.json", {**progress, "digest": digests.digest_of(progress)})
+        first = (folder / "validation-00000.npy").stat().st_mtime_ns
+        prepare(tmp_path, **common, prepared_dir=str(folder))
+        assert digest(folder) == digest(tmp_path / "whole")
+        assert ((folder / "validation-00000.npy").stat().st_mtime_ns == first) == (version == "now")
+
+
+def test_a_file_that_is_written_to_while_it_is_prepared_is_refused(tmp_path, text, monkeypatch):
+    path = shutil.copy(text, tmp_path / "growing.jsonl")
+    make = preparation.train_tokenizer
+
+    def grows(*arguments):
+        tokenizer = make(*arguments)
+        with open(path, "a") as file:
+            file.write('{"text": "one more line"}\n')
+        return tokenizer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "train_tokenizer", grows)
+        with pytest.raises(Refusal, match=r"^growing\.jsonl changed while this command read it"):
+            prepare(tmp_path, dataset=str(path))
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+    again = prepare(tmp_path, dataset=str(path))  # the corrected command
+    assert again["documents"] == len(Path(path).read_text().splitlines())
+
+
 def test_a_folder_that_was_prepared_undivided_is_repaired_so(tmp_path):
     path = tmp_path / "stories.txt"
     path.write_text("<|endoftext|>".join(STORIES))
