@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed  # the heavy imports come after parsing: --help and refusals answer at once
 
     from llama_lite.data.dataset import collate
-    from llama_lite.data.preparation import Text
+    from llama_lite.data.given_text import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of

@@ -16,8 +16,9 @@ import torch
 from ..config.pretrain import PREPARING, CurationArguments
 from ..data import shards
 from ..data.curation import active
+from ..data.given_text import Text
 from ..data.installed import INSTALLED
-from ..data.preparation import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, Text, default_folder, name_of
+from ..data.recipes import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, default_folder, name_of
 from ..data.text_facts import TextFacts
 from ..distributed import print_main
 from ..files import read_json

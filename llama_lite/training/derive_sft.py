@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example
 from ..config.sft import SftArguments
-from ..data.preparation import name_of
+from ..data.recipes import name_of
 from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine import precision

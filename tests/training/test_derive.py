@@ -14,7 +14,7 @@ from helpers import launch
 
 from llama_lite.chat_format import template
 from llama_lite.config.pretrain import parse_pretrain
-from llama_lite.data.preparation import Text
+from llama_lite.data.given_text import Text
 from llama_lite.data.tokenizer import train_tokenizer
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json
