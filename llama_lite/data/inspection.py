@@ -29,6 +29,7 @@ POINTER_BYTES = 1024  # a pointer is smaller: https://github.com/git-lfs/git-lfs
 
 
 def is_broken(path: str) -> bool:
+    """Whether a path is a link to nothing."""
     return os.path.islink(path) and not os.path.exists(path)
 
 

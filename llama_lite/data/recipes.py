@@ -76,6 +76,7 @@ def default_folder(data: "DataArguments", rules: dict, content: str, root: Path 
 
 
 def short_digest(recipe: dict) -> str:
+    """The digest of a recipe, by which folders are named: the name of its text does not count."""
     return hashlib.sha256(json.dumps({**recipe, "dataset": None}, sort_keys=True).encode()).hexdigest()[:8]
 
 
