@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed  # the heavy imports come after parsing: --help and refusals answer at once
 
     from llama_lite.data.dataset import collate
-    from llama_lite.data.preparation import Text
+    from llama_lite.data.given_text import Text
     from llama_lite.hub.export import export_model
     from llama_lite.machine.hardware import peak_flops
     from llama_lite.machine.parallelism import layout, layout_of
@@ -128,7 +128,7 @@ def main(argv: list[str] | None = None) -> None:
             load_weights(model, start.checkpoint)
         run_on_main(finish, session.run, plan.steps, manifest, model_args.publish_dtype)
         session.publish_rest(plan.steps)
-        print_main("\n".join(what_next(session.run.path)))
+        print_main("\n".join(what_next(session.run.path, tokenizer, config)))
 
 
 # ---- before training ----
@@ -272,8 +272,18 @@ def finish(run, steps: int, manifest: dict, dtype: str) -> None:
         )
 
 
-def what_next(folder: Path) -> list[str]:
-    """The commands that tune and evaluate what was trained."""
+def what_next(folder: Path, tokenizer, config) -> list[str]:
+    """The commands that tune and evaluate what was trained, or why it cannot be tuned. config: of the model."""
+    from llama_lite.chat_format.template import least_context
+    from llama_lite.kernels.probe import context_of
+
+    context, least = context_of(config) or math.inf, least_context(tokenizer)
+    if context < least:
+        return [
+            f"next      python run_eval.py --models {shlex.quote(str(folder))} --limit 100",
+            f"          run_sft.py needs a longer context: a short question and its answer take {least:,} tokens in the"
+            f" chat format, and this model has {context:,}. Train on more text, or with --block_size 256.",
+        ]
     return [
         f"next      accelerate launch run_sft.py --model_name_or_path {shlex.quote(str(folder))}",
         f"          python run_eval.py --models {shlex.join([str(folder), f'{folder}+{folder}-sft'])} --limit 100",

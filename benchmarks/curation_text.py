@@ -23,11 +23,7 @@ import orjson
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llama_lite.data import (
-    formats,
-    installed,
-    sources,
-)
+from llama_lite.data import formats, installed, sources
 
 CUT = 6_000
 HELD_OUT = (

@@ -29,10 +29,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from llama_lite.data import (
-    formats,
-    sources,
-)
+from llama_lite.data import formats, parsing, sources
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.training.trainer import TIMINGS
 
@@ -84,7 +81,7 @@ def write_text(path: Path, characters: int) -> None:
     left = characters
     with open(path, "w", encoding="utf-8") as file:
         for module in sources.resolve("installed-docs").files:
-            for document in formats.read(module, formats.Skipped()):
+            for document in parsing.read(module, formats.Skipped()):
                 file.write(json.dumps({"text": document.text}) + "\n")
                 left -= len(document.text)
             if left <= 0:

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
 from llama_lite.config.pretrain import parse_pretrain
-from llama_lite.data import formats, preparation, sources
+from llama_lite.data import formats, given_text, preparation, sources
 from llama_lite.files import read_json, write_json
 
 CURATED = ["--min_characters", "100", "--exact_dedup", "--minhash_dedup"]
@@ -75,7 +75,7 @@ def prepare(text: Path, out: Path, *argv: str, workers: int = 2) -> float:
     settings += ["--tokenizer", "gpt2", "--shard_tokens", 1_000_000, "--validation_tokens", 100_000, "--block_size", 64]
     _, data, curation, *_ = parse_pretrain([*map(str, settings), "--prepare_workers", str(workers), *argv])
     begin = time.perf_counter()
-    preparation.prepare(data, dataclasses.asdict(curation), preparation.Text(data), set())
+    preparation.prepare(data, dataclasses.asdict(curation), given_text.Text(data), set())
     return time.perf_counter() - begin
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from ..data.formats import module_tree
+from ..data.extraction import module_tree
 from ..processes import worker_pool
 from . import template
 from .conversation import Row

@@ -10,8 +10,12 @@ import collections
 import hashlib
 from collections.abc import Iterator
 
-from ..data.formats import Skipped, Unreadable, parts, rows, skipped_lines, utf8_text
-from ..data.sources import ReadOptions, inventory, resolve
+from ..data.cutting import parts
+from ..data.encodings import utf8_text
+from ..data.formats import Skipped, Unreadable, skipped_lines
+from ..data.row_formats import rows
+from ..data.sources import inventory, resolve
+from ..data.text_source import ReadOptions
 from ..distributed import print_main
 from ..errors import Refusal
 from . import template

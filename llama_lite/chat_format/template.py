@@ -162,6 +162,9 @@ def conversation(instruction: str, input: str = "", output: str | None = None) -
     return messages if output is None else [*messages, {"role": "assistant", "content": output.strip()}]
 
 
+# a short one of the rows about installed packages
+SHORT_ROW = conversation("What does the function `json.dumps` do?", "", "Serialize an object to a JSON string.")
+
 # the conversation that templates are tested with
 PROBE = [*conversation("Name a city.", "", "Paris."), *conversation("Another?", "", "Tokyo.")]
 SYSTEM_PROBE = [{"role": "system", "content": "Be brief."}, *PROBE]
@@ -212,6 +215,12 @@ def encode(
         if last.get(position) != tokenizer.eos_token_id:
             raise Refusal(_no_end(tokenizer.eos_token, rendered[begin:end], rendered[end:]))
     return Encoded(ids["input_ids"], labels)
+
+
+def least_context(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """Tokens of a short question and its answer in Vicuna's format: a model with a shorter context cannot be tuned."""
+    text = render_jinja_template([SHORT_ROW], vicuna_template(tokenizer), **tokenizer.special_tokens_map)[0][0]
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _no_end(eos_token: str, answer: str, following: str) -> str:

@@ -67,7 +67,8 @@ def prepare_kind(folder: Path, texts: list[str], name: str, tokenizer) -> int:
     import json
 
     from ..config.pretrain import CurationArguments, DataArguments
-    from ..data.preparation import Text, prepare
+    from ..data.given_text import Text
+    from ..data.preparation import prepare
     from ..data.tokenizer import Encoder
 
     _, ends, _ = Encoder(tokenizer).batch(texts)

@@ -24,9 +24,10 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import write_json
 from ..processes import worker_pool
-from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, read, skipped_lines
+from .formats import EXAMPLES, Skipped, TextFile, merge_skipped, skipped_lines
 from .installed import INSTALLED
-from .sources import Source, size_of
+from .parsing import read
+from .text_source import Source, size_of
 
 TASK_BYTES, MOST_TASKS = 4_000_000, 512
 

@@ -5,13 +5,9 @@ another validation slice, gives other tokens of the same curated text. A refused
 the corrected command fail.
 """
 
-import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterable
@@ -24,11 +20,12 @@ from ..distributed import print_main
 from ..errors import Refusal, disk_full_as_refusal
 from ..files import FolderLock, read_json, write_json
 from ..folder_kinds import check_folder
-from . import formats, sources
 from .curation import active, curate
 from .document_index import FOLDER as INDEX_FOLDER
 from .formats import Skipped, skipped_lines
+from .given_text import Text, check_content
 from .ngram_baselines import baselines
+from .recipes import build_recipe, check_recipe, differences, name_of, recipe_of_text, short_digest
 from .shards import (
     FORMAT,
     ShardIndexer,
@@ -44,220 +41,12 @@ from .shards import (
     read_tokenizer_record,
     tokenize,
 )
-from .sources import Source
-from .text_facts import TextFacts, look
+from .text_source import Source
 from .tokenizer import END_OF_TEXT, load_tokenizer, tokenizer_record, train_tokenizer, vocabulary_size
 
 if TYPE_CHECKING:
     from ..config.pretrain import DataArguments
     from .ray_cluster import Cluster
-
-ROOT = Path("data")
-DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and time
-
-TEXT_ARGUMENTS = (
-    "dataset",
-    "dataset_config",
-    "dataset_split",
-    "dataset_revision",
-    "text_column",
-    "encoding",
-    "document_separator",
-    "file_types",
-    "max_bytes",
-)
-
-TOKEN_ARGUMENTS = ("tokenizer", "vocab_size", "shard_tokens", "validation_tokens", "max_tokens")
-
-
-class Text:
-    """The text of a command, examined when it is first needed (rank 0). data: DataArguments."""
-
-    def __init__(self, data: "DataArguments"):
-        self.data, self.digest = data, None
-
-    @functools.cached_property
-    def source(self) -> Source:
-        """The files of the text; prints how many of which endings are read. Raises Refusal."""
-        data = self.data
-        options = sources.ReadOptions(data.text_column, data.encoding, data.file_types, separator=self.separator)
-        found = sources.resolve(
-            data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision, data.max_bytes, options
-        )
-        print_main(f"text      {sources.inventory(found)}")
-        never_found = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
-        if data.document_separator != "auto" and self.separator is not None and never_found:
-            print_main(
-                f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided"
-            )
-        return found
-
-    @functools.cached_property
-    def separator(self) -> str | None:
-        """What divides a plain text file into documents: --document_separator, else the tokenizer's end-of-text; None
-        for nothing. Raises Refusal.
-        """
-        requested, tokenizer = self.data.document_separator, self.data.tokenizer
-        if requested != "auto":
-            return None if requested == "none" else requested.replace("\\n", "\n").replace("\\t", "\t")
-        if tokenizer in (None, "train", "gpt2"):
-            return END_OF_TEXT
-        prepared = Path(self.data.prepared_dir or "", "tokenizer")
-        return load_tokenizer(str(prepared) if (prepared / "tokenizer.json").exists() else tokenizer).eos_token
-
-    def undivided(self) -> None:
-        """Read every plain text file as one document, as earlier versions did."""
-        self.source = dataclasses.replace(
-            self.source, files=tuple(dataclasses.replace(file, separator=None) for file in self.source.files)
-        )
-
-    def every_name(self) -> None:
-        """Read a file that has several names (links) once for each of them, as earlier versions did."""
-        self.source, self.digest = dataclasses.replace(self.source, files=self.source.names), None
-        if self.data.max_bytes is not None:
-            self.source = sources.cut(self.source, self.data.max_bytes)
-
-    def cut(self, max_bytes: int) -> None:
-        """Read only the first `max_bytes` bytes of the files."""
-        self.source = sources.cut(self.source, max_bytes)
-        self.__dict__.pop("facts", None)
-
-    @functools.cached_property
-    def facts(self) -> TextFacts:
-        """The size of the text, estimated from a sample."""
-        return look(self.source)
-
-    @property
-    def content(self) -> str:
-        """The digest of the text (`sources.content`)."""
-        if self.digest is None:
-            self.digest = sources.content(self.source, DIGESTS, trust=not self._hashes)
-        return self.digest
-
-    @property
-    def _hashes(self) -> bool:
-        """Whether every byte is hashed again, whatever sizes and times are."""
-        return self.data.verify_data == "hashes"
-
-    @property
-    def has_content(self) -> bool:
-        """Whether `content` can be computed without reading more than CACHE_ABOVE bytes."""
-        return self.source.bytes <= sources.CACHE_ABOVE or (
-            not self._hashes and sources.has_digests(self.source, DIGESTS)
-        )
-
-    @property
-    def is_local(self) -> bool:
-        """Whether the text is in files of this machine, which can change under the same name."""
-        return os.path.exists(os.path.expanduser(self.data.dataset)) or any(c in self.data.dataset for c in "*?[")
-
-
-def name_of(path: str) -> str:
-    """A short name of a dataset, model or folder that can name a folder: `../My text/` -> `My-text`."""
-    base = os.path.basename(os.path.abspath(os.path.expanduser(path)))
-    for _ in range(2):  # a.jsonl.zst
-        stem, suffix = os.path.splitext(base)
-        base = stem if suffix.lower() in (*formats.COMPRESSED, *formats.KINDS, ".txt", ".md") else base
-    return re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII).strip(".-") or "text"
-
-
-def recipe_of_text(data: "DataArguments", rules: dict, content: str | None) -> dict:
-    """The recipe of a curated text: everything that determines its bytes.
-
-    rules: CurationArguments as a dict. content: the digest of the text (None: left open).
-    """
-    arguments = {key: getattr(data, key) for key in TEXT_ARGUMENTS}
-    if data.document_separator == "auto":
-        del arguments["document_separator"]  # it follows from the tokenizer, and older recipes lack it
-    recipe = arguments | {"content": content, "curation": active(rules)}
-    if active(rules).get("min_score") is not None:
-        recipe["curation"]["score_column"] = rules["score_column"]
-    if os.path.exists(os.path.expanduser(data.dataset)):
-        recipe["dataset"] = Path(data.dataset).name
-    return recipe
-
-
-def build_recipe(data: "DataArguments", rules: dict, content: str | None) -> dict:
-    """The recipe of a prepared folder: everything that determines its bytes. Arguments as of `recipe_of_text`."""
-    recipe = recipe_of_text(data, rules, content) | {key: getattr(data, key) for key in TOKEN_ARGUMENTS}
-    if data.tokenizer not in (None, "train", "gpt2") and os.path.exists(os.path.expanduser(data.tokenizer)):
-        recipe["tokenizer"] = Path(data.tokenizer).name
-        # Another tokenizer may have the same name.
-        recipe["tokenizer_record"] = tokenizer_record(load_tokenizer(os.path.expanduser(data.tokenizer)))
-    if data.tokenizer != "train":
-        recipe["vocab_size"] = None
-    return recipe
-
-
-def default_folder(data: "DataArguments", rules: dict, content: str, root: Path = ROOT) -> str:
-    """The default --prepared_dir of these arguments, which are those of `build_recipe`."""
-    return str(root / f"{name_of(data.dataset)}-{_short(build_recipe(data, rules, content))}")
-
-
-def _short(recipe: dict) -> str:
-    return hashlib.sha256(json.dumps({**recipe, "dataset": None}, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def differences(recorded: dict, recipe: dict, explicit_args: set[str]) -> list[str]:
-    """How the recorded recipe of a folder differs from the requested `recipe`, one phrase each.
-
-    explicit_args: the arguments that the user gave; only these, and only keys that the recorded recipe has, are
-    compared.
-    """
-    recorded = {"document_separator": "auto", **recorded}
-    compared = (
-        explicit_args
-        | ({"curation"} if explicit_args & set(recipe["curation"]) else set())
-        | ({"tokenizer_record"} if "tokenizer" in explicit_args else set())
-    )
-    keys = {key for key in recipe if key in recorded and key in compared}
-    return [
-        f"{key} was {recorded[key]!r}, now {recipe[key]!r}"
-        for key in recipe
-        if key in keys and recorded[key] != recipe[key]
-    ]
-
-
-def check_recipe(folder: Path, recorded: dict | None, recipe: dict, explicit_args: Iterable[str]) -> None:
-    """Raise Refusal when a folder was prepared from other text, by other rules, or with another tokenizer than the user
-    requested. Arguments as of `differences`; recorded is None where the folder has no recipe.
-    """
-    if recorded is None:
-        if (folder / "manifest.json").exists():
-            raise Refusal(
-                f"--prepared_dir {folder} has a manifest.json but no recipe.json: it was not made by this project."
-            )
-        return
-    if found := differences(recorded, recipe, set(explicit_args)):
-        raise Refusal(
-            f"--prepared_dir {folder} was prepared with other settings: {'; '.join(found)}. Choose another"
-            " --prepared_dir, use the recorded settings, or delete the folder to prepare it again."
-        )
-
-
-def check_content(folder: Path, recorded: dict, text: Text) -> None:
-    """Raise Refusal when the files of a text are not those that a folder was prepared from. recorded: the recipe of the
-    folder.
-    """
-    if recorded["content"] != text.content and text.source.names:
-        text.every_name()
-        if recorded["content"] == text.content:
-            print_main(
-                f"WARNING   {folder} was prepared by a version that read linked files once for each of their names:"
-                " delete it to prepare it again"
-            )
-    if recorded["content"] != text.content:
-        before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
-        message = (
-            f"{before['files']:,} files of {before['bytes']:,} bytes then, {now['files']:,} of {now['bytes']:,} now"
-            if "bytes" in before and any(before[key] != now[key] for key in ("files", "bytes"))
-            else "the same size, other content"
-        )
-        raise Refusal(
-            f"the text in {text.data.dataset} has changed since {folder} was prepared ({message}). Restore it, leave"
-            f" out --dataset to use the prepared tokens (--prepared_dir {folder}), or start another run with another"
-            " --output_dir and without --prepared_dir."
-        )
 
 
 def prepare(data: "DataArguments", rules: dict, text: Text, explicit_args: Iterable[str], repair: bool = False) -> dict:
@@ -497,6 +286,8 @@ def _write_shards(
     kind of writer.
     """
     start = time.monotonic()
+    if any(file.separator is not None and file.limit is not None for file in source.files):
+        stamp = {**stamp, "parts": 2}  # earlier versions read such a file as one part: their positions are others
     writer = make(folder, vocabulary_size(tokenizer), data.shard_tokens, data.validation_tokens, data.max_tokens, stamp)
     with tqdm(
         total=data.max_tokens, initial=writer.total, desc="tokenizing", unit="tok", unit_scale=True, disable=None
@@ -572,7 +363,7 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster:
         file.separator not in (None, END_OF_TEXT) for file in text.source.files
     ):
         recipe["document_separator"] = text.separator  # which depends on the tokenizer
-    folder = path if explicit else path / f"{name_of(data.dataset)}-{_short(recipe)}"
+    folder = path if explicit else path / f"{name_of(data.dataset)}-{short_digest(recipe)}"
     check_folder("curated_dir", folder, "curated")
     with FolderLock(folder, "curate into"):
         recorded = read_json(folder / "recipe.json")

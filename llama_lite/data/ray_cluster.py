@@ -30,10 +30,11 @@ from ..errors import Refusal, no_space
 from ..provenance import package_versions
 from . import shards
 from .curation import active, stages
-from .formats import PART_BYTES, PartStart, TextFile, parts
+from .cutting import PART_BYTES, PartStart, parts
+from .formats import TextFile
 from .installed import INSTALLED, package_root
 from .shards import IN_FLIGHT, EncodedPart, id_dtype
-from .sources import Source, size_of
+from .text_source import Source, size_of
 from .tokenizer import Encoder, vocabulary_size
 
 PARTS_PER_TASK = 16  # of a large file that one task encodes; small files are encoded together up to as many bytes

@@ -24,9 +24,11 @@ from ..digests import blake3, digest, digest_of, file_record, recorded_digest, s
 from ..errors import Refusal
 from ..files import flush, flush_folder, read_json, write_json
 from ..processes import worker_pool
+from .cutting import parts
 from .document_index import IndexWriter, names_of
-from .formats import Part, Skipped, documents, merge_skipped, parts
-from .sources import Source
+from .formats import Part, Skipped, merge_skipped
+from .parsing import documents
+from .text_source import Source
 from .tokenizer import Encoder, tokenizer_record, vocabulary_size
 
 if TYPE_CHECKING:

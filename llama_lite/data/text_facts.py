@@ -4,9 +4,10 @@ import dataclasses
 import time
 
 from ..errors import Refusal
-from .formats import Skipped, TextFile, read, skipped_lines
+from .formats import Skipped, TextFile, skipped_lines
 from .installed import INSTALLED
-from .sources import Source, size_of
+from .parsing import read
+from .text_source import Source, size_of
 
 # The size of the sample: bytes in all, number of files, bytes per file.
 SAMPLE_BYTES, SAMPLE_FILES, FILE_BYTES = 2_000_000, 64, 200_000

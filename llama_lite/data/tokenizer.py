@@ -14,7 +14,7 @@ import numpy as np
 
 from ..distributed import print_once
 from ..errors import Refusal
-from .sources import absent
+from .inspection import absent
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..data.formats import EXAMPLES, Skipped
 from ..data.shards import FORMAT, FORMAT_1, verify_prepared
-from ..data.sources import Source
+from ..data.text_source import Source
 from ..data.tokenizer import Encoder
 from ..errors import Refusal
 from ..files import read_json

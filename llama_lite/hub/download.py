@@ -16,7 +16,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from model_card import card
 
 from ..checkpoint import integrity, verify
-from ..data.preparation import ROOT, build_recipe, check_recipe
+from ..data.recipes import ROOT, build_recipe, check_recipe
 from ..data.shards import find_damage, read_manifest
 from ..digests import sha256
 from ..distributed import print_main

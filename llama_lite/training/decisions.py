@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 DEFAULT_HOURS = 1 / 6  # of a run without a given length
+TUNED_LENGTH = 256  # tokens that hold a usual row of instructions in the chat format: system prompt, question, answer
 
 
 class Decisions:

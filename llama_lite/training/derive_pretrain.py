@@ -16,8 +16,9 @@ import torch
 from ..config.pretrain import PREPARING, CurationArguments
 from ..data import shards
 from ..data.curation import active
+from ..data.given_text import Text
 from ..data.installed import INSTALLED
-from ..data.preparation import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, Text, default_folder, name_of
+from ..data.recipes import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, default_folder, name_of
 from ..data.text_facts import TextFacts
 from ..distributed import print_main
 from ..files import read_json
@@ -30,7 +31,7 @@ from ..models import shapes
 from ..models.presets import count_parameters, load_model_config, model_config_of
 from ..processes import seconds_since_start
 from . import timing
-from .decisions import DEFAULT_HOURS, Decisions, nice, save_interval
+from .decisions import DEFAULT_HOURS, TUNED_LENGTH, Decisions, nice, save_interval
 from .memory import capacity
 from .plan import intervals, run_steps
 
@@ -48,6 +49,7 @@ TEXT_MARGIN = 4  # times as much text is prepared as the run is guessed to read
 EVALUATIONS, EVALUATION_SHARE = 10, 0.08  # of a run, and the most of its time that they may take
 SAMPLES = 3  # prompts that are continued at each evaluation, if none are given
 VALIDATION_SHARE = 0.05
+WINDOWS, TUNED_WINDOWS = (400, 8), (8, 2)  # to train on and held out, at least; of TUNED_LENGTH tokens, fewer will do
 MOST_VALIDATION, LEAST_VALIDATION = 100_000_000, 4097  # tokens: the paper's, one shard; 16 windows of 256
 STATE_SHARE, BYTES_PER_PARAMETER = 0.8, 16  # of memory: float32 weights, gradients and two moments
 UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
@@ -425,12 +427,11 @@ class Derivation:
             wanted, context = shapes.context_of(config.hidden_size), context_of(config)
             limit = 2**30 if shapes.is_shape(d["model_config"]) else context or 2**30
             block = min(wanted, limit)
-            # some hundred windows at least
             step = d["tokens_per_step"] if d.settled("tokens_per_step") else 0  # 0 is a multiple of all
+            # A context below this could not be tuned on instructions.
+            least = TUNED_LENGTH if self.has_windows(TUNED_LENGTH, *TUNED_WINDOWS) else 32
             while block > 32 and (
-                self.available < 400 * block
-                or d["validation_tokens"] < 8 * block + 1
-                or step % (block * self.processes)
+                step % (block * self.processes) or (block > least and not self.has_windows(block, *WINDOWS))
             ):
                 block //= 2
             why = (
@@ -460,6 +461,10 @@ class Derivation:
             windows = d["tokens_per_step"] // (d["block_size"] * self.processes) or 1
             fitting = [n for n in range(1, self.machine.micro_windows(d["block_size"]) + 1) if windows % n == 0]
             d.decide("per_device_train_batch_size", max(fitting), "windows at once, which the step is a multiple of")
+
+    def has_windows(self, block: int, train: int, held: int) -> bool:
+        """Whether the text gives so many windows of `block` tokens to train on, and so many that are held out."""
+        return self.available >= train * block and self.d["validation_tokens"] >= held * block + 1
 
     def speed(self) -> float:
         """Tokens per second of the chosen model, training alone."""

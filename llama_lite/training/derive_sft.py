@@ -9,14 +9,14 @@ from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example
 from ..config.sft import SftArguments
-from ..data.preparation import name_of
+from ..data.recipes import name_of
 from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine import precision
 from ..models.presets import flops_per_token
 from ..processes import seconds_since_start
 from . import timing
-from .decisions import DEFAULT_HOURS, Decisions, nice, save_interval
+from .decisions import DEFAULT_HOURS, TUNED_LENGTH, Decisions, nice, save_interval
 from .plan import run_steps
 
 EPOCHS = 3  # of a run without a given length: these, or DEFAULT_HOURS, whichever is shorter
@@ -78,7 +78,7 @@ def tuning(
     # ---- rows ----
     if not d.settled("max_length"):
         needed = -(-lengths[int(0.98 * (len(lengths) - 1))] // 32) * 32
-        length = min(context, max(needed, 256))
+        length = min(context, max(needed, TUNED_LENGTH))
         d.decide(
             "max_length",
             length,

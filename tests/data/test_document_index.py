@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from helpers import flip, prepare
 
-from llama_lite.data import document_index, formats, shards, sources
+from llama_lite.data import content_digest, cutting, document_index, parsing, shards
 from llama_lite.data.document_index import DocumentIndex, DocumentSpan
 from llama_lite.data.tokenizer import load_tokenizer
 from llama_lite.errors import Refusal
@@ -139,7 +139,7 @@ def test_the_index_depends_neither_on_workers_nor_on_parts_nor_on_interruptions(
     monkeypatch.setattr(document_index, "ROW_GROUP", 7)
     found, settings = [], {"dataset": str(rows), "shard_tokens": 2_000}
     for workers, size, stop in ((1, 1_000_000, None), (3, 3_000, None), (2, 10_000, 4), (1, 100, 9)):
-        monkeypatch.setattr(formats, "PART_BYTES", size)
+        monkeypatch.setattr(cutting, "PART_BYTES", size)
         place = tmp_path / str(size)
         place.mkdir()
         if stop:
@@ -205,8 +205,8 @@ def test_curated_documents_are_named_by_the_text_that_was_curated(rows, tmp_path
 
 def test_values_that_are_no_names_name_nothing():
     rows = [{"id": True, "url": 1.5}, {"id": "", "url": "x" * 2001}, {"id": "\ud800", "url": b"\xff"}, {}]
-    assert [formats.own_names(row) for row in rows] == [{}] * 4
-    assert formats.own_names({"id": 7, "url": b"http://a"}) == {"id": "7", "url": "http://a"}
+    assert [parsing.own_names(row) for row in rows] == [{}] * 4
+    assert parsing.own_names({"id": 7, "url": b"http://a"}) == {"id": "7", "url": "http://a"}
 
 
 # ---- folders of earlier versions ----
@@ -257,7 +257,7 @@ def test_an_index_is_added_only_from_the_same_text(prepared, rows, tmp_path, mon
     other.write_text(rows.read_text().replace("Document 900", "Document 009"))
     with pytest.raises(Refusal, match=r"--add_index needs the text .* has changed since"):
         prepare(tmp_path, dataset=str(other), **add)
-    monkeypatch.setattr(sources, "content", lambda *_, **__: before["recipe"]["content"])
+    monkeypatch.setattr(content_digest, "content", lambda *_, **__: before["recipe"]["content"])
     with pytest.raises(Refusal, match=r"the text now gives other tokens than train-\d+\.npy .*stays as it is"):
         prepare(tmp_path, dataset=str(other), **add)
     assert read_json(tmp_path / "tokens/manifest.json") == before

@@ -3,14 +3,15 @@
 import gzip
 import json
 
+import pytest
 import zstandard
 
-from llama_lite.data import formats
+from llama_lite.data import cutting, formats, parsing
 
 
 def documents_of(path, kind, skipped=None, encoding=None, **more) -> list[str]:
     file = formats.TextFile(str(path), path.name, kind, **more)
-    return [document.text for document in formats.read(file, skipped or formats.Skipped(), encoding=encoding)]
+    return [document.text for document in parsing.read(file, skipped or formats.Skipped(), encoding=encoding)]
 
 
 def test_the_beginning_of_an_array_is_whole_elements(tmp_path):
@@ -22,6 +23,32 @@ def test_the_beginning_of_an_array_is_whole_elements(tmp_path):
         found = documents_of(path, "json", column="text", limit=limit)
         assert found == [row["text"] for row in rows[: len(found)]] and 0 < len(found) <= most, limit
     assert len(found) == 1000  # the first element alone is longer than that
+
+
+@pytest.mark.parametrize("limit", [10, 4_000, 50_001, 123_456])
+@pytest.mark.parametrize("read_bytes", [2**12, 2**20])
+def test_the_beginning_of_a_divided_text_is_read_in_parts(tmp_path, monkeypatch, limit, read_bytes):
+    """With --max_bytes, a file of any size used to be one part, in memory as a whole."""
+    monkeypatch.setattr(cutting, "PART_BYTES", 2_000)
+    monkeypatch.setattr(cutting, "READ_BYTES", read_bytes)
+    path, end = tmp_path / "stories.txt", "<|endoftext|>"
+    content = f"\n{end}\n".join(f"Story {number} of a dog.\nIt ran {number} times." for number in range(5000))
+    path.write_text(content)
+    file = formats.TextFile(str(path), path.name, "text", limit=limit, separator=end)
+    beginning = content[: content.index("\n", limit) + 1]  # to the end of the line
+    stories = [story for story in beginning.split(f"\n{end}\n") if story]
+    assert documents_of(path, "text", limit=limit, separator=end) == stories
+    raw = [part.raw for part in cutting.parts(file)]
+    assert b"".join(raw).decode() == beginning and all(len(part) < 2_200 for part in raw)
+    assert len(raw) >= limit // 2_200
+
+
+def test_the_beginning_of_a_text_without_lines_ends_with_a_word(tmp_path, monkeypatch):
+    monkeypatch.setattr(cutting, "READ_BYTES", 64)
+    path = tmp_path / "words.txt"
+    for tail, expected in (("y" * 70_000, "word " * 20), ("y" * 10 + " z", "word " * 20 + "y" * 10 + " ")):
+        path.write_text("word " * 20 + tail)
+        assert documents_of(path, "text", limit=103) == [expected]
 
 
 def test_a_table_with_an_unnamed_column_is_read(tmp_path):

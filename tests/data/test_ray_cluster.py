@@ -10,7 +10,7 @@ import zstandard
 from helpers import HARD, ROOT, ROWS, jsonl, prepare, source_of
 
 from llama_lite.config.pretrain import parse_pretrain
-from llama_lite.data import formats, ray_cluster
+from llama_lite.data import cutting, ray_cluster
 from llama_lite.data.tokenizer import Encoder, gpt2_tokenizer, train_tokenizer
 from llama_lite.errors import Refusal
 
@@ -92,19 +92,19 @@ KINDS = {
 
 @pytest.mark.parametrize(("kind", "limit"), [*((kind, None) for kind in KINDS), ("jsonl", 5000)])
 def test_a_file_that_is_read_from_a_part_on_is_the_rest_of_it(tmp_path, monkeypatch, kind, limit):
-    monkeypatch.setattr(formats, "PART_BYTES", 100)
-    monkeypatch.setattr(formats, "PART_ROWS", 2)
+    monkeypatch.setattr(cutting, "PART_BYTES", 100)
+    monkeypatch.setattr(cutting, "PART_ROWS", 2)
     path = tmp_path / f"rows.{kind}"
     KINDS[kind](path)
     (file,) = source_of(path, max_bytes=limit, separator="\n###\n").files
-    whole = list(formats.parts(file))
+    whole = list(cutting.parts(file))
     found = ray_cluster.part_starts(file)
     assert sum(count for _, count in found) == len(whole) and len(found) > 1
     assert [start.part for start, _ in found] == list(range(0, len(whole), ray_cluster.PARTS_PER_TASK))
     assert (found[-1][0].offset is None) == (not file.is_seekable)
     assert file.is_seekable == (kind.endswith("txt") or kind.endswith("jsonl"))
     for start, count in found:
-        assert list(formats.parts(file, start=start))[:count] == whole[start.part : start.part + count]
+        assert list(cutting.parts(file, start=start))[:count] == whole[start.part : start.part + count]
     assert [piece.start.part for piece in ray_cluster.cut(0, file, found, first=17)] == [
         start.part for start, _ in found[1:]
     ]

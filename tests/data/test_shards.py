@@ -12,7 +12,7 @@ import pytest
 from helpers import HARD, ROOT, data_args, flip, jsonl, prepare
 
 from llama_lite import digests, files
-from llama_lite.data import formats, preparation, shards, sources
+from llama_lite.data import cutting, given_text, local_files, preparation, recipes, shards
 from llama_lite.data.tokenizer import gpt2_tokenizer
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, write_json
@@ -144,7 +144,7 @@ def odd_text(text, tmp_path) -> Path:
 def test_bytes_depend_neither_on_the_number_of_workers_nor_on_how_files_are_cut(tmp_path, odd_text, monkeypatch):
     digests = []
     for workers, size in ((1, 1_000_000), (3, 10_000), (2, 100)):
-        monkeypatch.setattr(formats, "PART_BYTES", size)
+        monkeypatch.setattr(cutting, "PART_BYTES", size)
         (tmp_path / str(workers)).mkdir()
         prepare(tmp_path / str(workers), dataset=str(odd_text), prepare_workers=workers)
         digests.append(digest(tmp_path / str(workers) / "tokens"))
@@ -154,7 +154,7 @@ def test_bytes_depend_neither_on_the_number_of_workers_nor_on_how_files_are_cut(
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
 def test_preparation_goes_on_from_its_last_whole_shard(tmp_path, odd_text, monkeypatch, stop_after):
     text = odd_text
-    monkeypatch.setattr(formats, "PART_BYTES", 30_000)
+    monkeypatch.setattr(cutting, "PART_BYTES", 30_000)
     (tmp_path / "whole").mkdir()
     prepare(tmp_path / "whole", dataset=str(text))
     flush, calls = shards.ShardWriter._flush, []
@@ -286,7 +286,7 @@ STORIES = [f"Story {i}: a dog of {i} years ran {i * i} times around the house." 
 
 
 def test_the_documents_of_a_file_are_those_between_its_end_of_text_tokens(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(formats, "PART_BYTES", 1000)
+    monkeypatch.setattr(cutting, "PART_BYTES", 1000)
     path = tmp_path / "stories.txt"
     path.write_text("\n<|endoftext|>\n".join(STORIES) + "\n<|endoftext|>\n")
     common = {"dataset": str(path), "validation_tokens": 1000, "shard_tokens": 3000}
@@ -325,6 +325,59 @@ def test_the_documents_of_a_file_are_those_between_its_end_of_text_tokens(tmp_pa
         prepare(tmp_path, **common, document_separator="")
 
 
+def test_the_beginning_of_a_divided_file_goes_on_where_it_stopped_also_after_an_earlier_version(tmp_path, monkeypatch):
+    """Which read it as one part, so that the positions of its shards are those of documents in that part."""
+    path = tmp_path / "stories.txt"
+    path.write_text("\n<|endoftext|>\n".join(STORIES))
+    common = {"dataset": str(path), "max_bytes": 15_000, "validation_tokens": 500, "shard_tokens": 1000}
+    common["vocab_size"] = 300
+    monkeypatch.setattr(cutting, "PART_BYTES", 1000)
+    prepare(tmp_path, **common, prepared_dir=str(tmp_path / "whole"))
+    flush, calls = shards.ShardWriter._flush, []
+
+    def dies(self):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(1)
+        flush(self)
+
+    for version, part_bytes in (("now", 1000), ("earlier", 1_000_000)):
+        folder = tmp_path / version
+        with monkeypatch.context() as patch:
+            calls.clear()
+            patch.setattr(cutting, "PART_BYTES", part_bytes)
+            patch.setattr(shards.ShardWriter, "_flush", dies)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(tmp_path, **common, prepared_dir=str(folder))
+        progress = read_json(folder / "progress.json")
+        if version == "earlier":
+            progress["stamp"].pop("parts", None)
+            write_json(folder / "progress.json", {**progress, "digest": digests.digest_of(progress)})
+        first = (folder / "validation-00000.npy").stat().st_mtime_ns
+        prepare(tmp_path, **common, prepared_dir=str(folder))
+        assert digest(folder) == digest(tmp_path / "whole")
+        assert ((folder / "validation-00000.npy").stat().st_mtime_ns == first) == (version == "now")
+
+
+def test_a_file_that_is_written_to_while_it_is_prepared_is_refused(tmp_path, text, monkeypatch):
+    path = shutil.copy(text, tmp_path / "growing.jsonl")
+    make = preparation.train_tokenizer
+
+    def grows(*arguments):
+        tokenizer = make(*arguments)
+        with open(path, "a") as file:
+            file.write('{"text": "one more line"}\n')
+        return tokenizer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(preparation, "train_tokenizer", grows)
+        with pytest.raises(Refusal, match=r"^growing\.jsonl changed while this command read it"):
+            prepare(tmp_path, dataset=str(path))
+    assert not (tmp_path / "tokens" / "manifest.json").exists()
+    again = prepare(tmp_path, dataset=str(path))  # the corrected command
+    assert again["documents"] == len(Path(path).read_text().splitlines())
+
+
 def test_a_folder_that_was_prepared_undivided_is_repaired_so(tmp_path):
     path = tmp_path / "stories.txt"
     path.write_text("<|endoftext|>".join(STORIES))
@@ -350,7 +403,7 @@ def test_linked_text_is_learnt_once_and_older_tokens_of_it_are_used(tmp_path, te
     once = prepare(tmp_path, dataset=str(text), prepared_dir=str(tmp_path / "once"))["documents"]
     assert prepare(tmp_path, dataset=str(folder), prepared_dir=str(tmp_path / "linked"))["documents"] == once
     with monkeypatch.context() as earlier:
-        earlier.setattr(sources, "_other_names", lambda files: set())
+        earlier.setattr(local_files, "_other_names", lambda files: set())
         twice = prepare(tmp_path, dataset=str(folder))["documents"]
     assert prepare(tmp_path, dataset=str(folder))["documents"] == twice == 2 * once
     assert "read linked files once for each of their names: delete it to prepare it again" in capsys.readouterr().out
@@ -381,9 +434,9 @@ def test_a_tokenizer_folder_of_the_same_name_with_other_content_is_refused(tmp_p
     common = {"dataset": str(text), "tokenizer": str(tmp_path / "mine")}
     prepare(tmp_path, **common)
     assert prepare(tmp_path, **common)["tokenizer"]["vocab_size"] == 280
-    first = preparation.default_folder(*data_args(tmp_path, **common)[:2], "content")
+    first = recipes.default_folder(*data_args(tmp_path, **common)[:2], "content")
     learn(270)
-    assert preparation.default_folder(*data_args(tmp_path, **common)[:2], "content") != first
+    assert recipes.default_folder(*data_args(tmp_path, **common)[:2], "content") != first
     for record in (True, False):
         if not record:
             rewrite(tmp_path / "tokens", lambda manifest: manifest["recipe"].pop("tokenizer_record"))
@@ -643,7 +696,7 @@ def test_what_is_beyond_repair_is_said(whole, text, tmp_path):
     (tmp_path / "d" / "tokens" / "recipe.json").unlink()  # the manifest holds it: no text is needed
     data, rules, claimed = data_args(tmp_path / "d", dataset=str(tmp_path / "nowhere.jsonl"), min_characters=100)
     assert (
-        preparation.prepare(data, rules, preparation.Text(data), claimed - {"dataset"}, True)["fingerprint"]
+        preparation.prepare(data, rules, given_text.Text(data), claimed - {"dataset"}, True)["fingerprint"]
         == manifest["fingerprint"]
     )
     assert read_json(tmp_path / "d" / "tokens" / "recipe.json") == manifest["recipe"]

@@ -3,12 +3,14 @@
 import ast
 import bz2
 import csv
+import dataclasses
 import gzip
 import json
 import lzma
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow
 import pyarrow.parquet
@@ -16,7 +18,17 @@ import pytest
 import zstandard
 from helpers import ROWS, source_of, texts_of
 
-from llama_lite.data import formats, installed, sources
+from llama_lite.data import (
+    content_digest,
+    cutting,
+    formats,
+    hub_files,
+    installed,
+    parsing,
+    row_formats,
+    sources,
+    text_source,
+)
 from llama_lite.errors import Refusal
 
 COMPRESSORS = {
@@ -78,7 +90,7 @@ def test_installed_files_are_every_text_file_as_it_is():
     found = [
         d
         for name in ("numpy/linalg/__init__.py", library)
-        for d in formats.read(formats.TextFile(name, name, "installed-files"), skipped)
+        for d in parsing.read(formats.TextFile(name, name, "installed-files"), skipped)
     ]
     assert [(d.id, d.text) for d in found] == [("numpy/linalg/__init__.py:1", Path(module).read_text())]
     assert skipped.reasons == {"no text, or too large": {"rows": 1, "first": [library]}}
@@ -89,7 +101,7 @@ def test_installed_docs_is_a_large_english_text_in_a_fixed_order():
     assert source.files == sources.resolve("installed-docs").files
     assert {"python", "torch", "transformers", "scipy"} <= source.record["packages"].keys() and len(source.files) > 5000
     module = formats.TextFile("python/json/__init__.py", "python/json/__init__.py", "installed-docs")
-    found = list(formats.read(module, formats.Skipped()))
+    found = list(parsing.read(module, formats.Skipped()))
     tree = ast.parse(Path(json.__file__).read_text())
     named = [
         node
@@ -217,7 +229,7 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
     source = source_of(folder, None)
     texts = dict(zip([file.name for file in source.files if file.kind != "mbox"], [], strict=False))
     for file in source.files:
-        texts[file.name] = [document.text for document in formats.read(file, formats.Skipped())]
+        texts[file.name] = [document.text for document in parsing.read(file, formats.Skipped())]
     assert texts == {
         "notes.md": ["# Notes\nof mine"],
         "guide.rst": ["Guide\n====="],
@@ -286,6 +298,69 @@ def test_what_exists_by_that_name_is_that(tmp_path):
     assert sorted(texts_of(source_of(folder / "s*/*.txt", None))) == ["right", "wrong"]
 
 
+def test_folders_that_a_glob_matches_beside_files_are_named(tmp_path):
+    """They used to be passed over silently."""
+    folder = fill(tmp_path, {"a.txt": "one", "b.txt": "two", "more/c.txt": "three", "old/d/e.txt": "four"})
+    source = source_of(folder / "*", None)
+    assert sorted(texts_of(source)) == ["one", "two"]
+    assert (
+        "; not read: 2 folder (not entered, since the glob matches files too: more, old; --dataset with the folder above"
+        " reads all of it)" in sources.inventory(source)
+    )
+    assert source.record["not_read"]["files"] == 2
+    assert sorted(texts_of(source_of(folder / "[mo]*", None))) == ["four", "three"]  # folders alone are entered
+    (folder / "empty").mkdir()
+    every = source_of(folder / "**", None)  # the files in folders match, too
+    assert len(texts_of(every)) == 4 and "not_read" not in every.record
+    (folder / "a.txt").write_bytes(b"\0")
+    with pytest.raises(
+        Refusal, match=r"holds no text: .*1 folder \(not entered, since the glob matches files too: more"
+    ):
+        source_of(folder / "[am]*", None)
+
+
+def test_documents_of_files_with_equal_names_have_ids_of_their_own(tmp_path, monkeypatch):
+    """The files of a dataset on the Hub used to be known by their last names."""
+    commit, paths = "0123abc", ("de/train.jsonl", "en/train.jsonl", "train.jsonl")
+    folder = fill(tmp_path / "t", {path: row(f"words of {path}") for path in paths})
+    address = f"hf://datasets/someone/texts@{commit}/"
+    config = SimpleNamespace(name="default", data_files={"train": [address + path for path in paths]})
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: SimpleNamespace(config=config))
+    monkeypatch.setattr(hub_files, "_hub_sizes", lambda *_: {})
+    monkeypatch.setattr(cutting, "open_file", lambda path: open(folder / path.removeprefix(address), "rb"))
+    source = sources.resolve("someone/texts")
+    found = {document.id: document.text for document in source.documents(formats.Skipped())}
+    assert found == {f"{path}:1": f"words of {path}" for path in paths}
+    earlier = dataclasses.replace(
+        source, files=tuple(dataclasses.replace(file, name="train.jsonl") for file in source.files)
+    )
+    digests = {content_digest.content(of, tmp_path / "cache.json") for of in (source, earlier)}
+    assert len(digests) == 1  # what earlier versions prepared is still the same text
+    monkeypatch.undo()
+    for path, count in ((folder, 3), (folder / "*/train.jsonl", 2), (folder / "[de]*", 2)):
+        assert len({document.id for document in source_of(path).documents(formats.Skipped())}) == count
+
+
+@pytest.mark.parametrize("change", ["longer", "other words", "shorter", "replaced"])
+@pytest.mark.parametrize("when", ["before it is read", "while it is read"])
+def test_a_file_that_changes_after_it_was_listed_is_refused(tmp_path, monkeypatch, change, when):
+    """Its tokens used to be recorded with the digest of another text."""
+    monkeypatch.setattr(cutting, "PART_BYTES", 1000)
+    path, lines = tmp_path / "rows.jsonl", "".join(row(f"words {number}") for number in range(500))
+    path.write_text(lines)
+    os.utime(path, ns=(10**18, 10**18))
+    documents = source_of(path).documents(formats.Skipped())
+    if when == "while it is read":
+        assert next(documents).text == "words 0"
+    if change == "replaced":  # as editors write
+        (tmp_path / "new").write_text(lines)
+        (tmp_path / "new").rename(path)
+    else:
+        path.write_text({"longer": lines + row("more"), "other words": lines.upper(), "shorter": lines[:-20]}[change])
+    with pytest.raises(Refusal, match=r"^rows.jsonl changed while this command read it: .* Run the command again when"):
+        list(documents)
+
+
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 123456789\n"
 
 
@@ -328,7 +403,7 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path, monkeypatch):
     ]
     line = sources.inventory(source)
     assert "1 closed (this user may not read it)" in line and "1 .txt (a pipe, a socket or a device)" in line
-    assert sources.content(source, tmp_path / "cache.json")
+    assert content_digest.content(source, tmp_path / "cache.json")
     with pytest.raises(Refusal, match=r"pipe.txt holds no text: 1 .txt \(a pipe, a socket or a device\)"):
         source_of(folder / "pipe.txt", None)
 
@@ -411,7 +486,7 @@ STORIES = [f"Story {i} of a small dog.\n\nIt ran {i} times." for i in range(40)]
 @pytest.mark.parametrize("divider", ["\n{}\n", "{}", "\r\n{}\r\n"])
 @pytest.mark.parametrize("last", [False, True])
 def test_a_file_is_divided_at_the_end_of_text_wherever_it_is_cut(tmp_path, monkeypatch, part_bytes, divider, last):
-    monkeypatch.setattr(formats, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(cutting, "PART_BYTES", part_bytes)
     divider = divider.format("<|endoftext|>")
     path = tmp_path / "stories.txt"
     path.write_bytes((divider.join(STORIES) + (divider if last else "")).encode())
@@ -485,8 +560,8 @@ def test_values_that_cannot_be_read_cost_their_row_and_only_where_they_are_wante
     assert [document.text for document in source_of(path, None).documents(skipped)] == ["good", "fine"]
     assert skipped.reasons == {"not UTF-8": {"rows": 1, "first": ["t.parquet:2"]}}
     assert texts_of(source_of(path, encoding="latin-1")) == ["good", "caf\xe9", "fine"]
-    (part,) = formats.parts(formats.TextFile(str(path), "t.parquet", "parquet"))
-    values = [record["when"] for _, record in formats.rows(part)]
+    (part,) = cutting.parts(formats.TextFile(str(path), "t.parquet", "parquet"))
+    values = [record["when"] for _, record in row_formats.rows(part)]
     assert isinstance(values[1], formats.Unreadable) and not isinstance(values[0], formats.Unreadable)
 
 
@@ -607,7 +682,7 @@ def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypa
     first, second = (fill(tmp_path / name / "t", {"a.md": "one", "b/c.md": "two"}) for name in ("x", "y"))
 
     def content(folder):
-        return sources.content(source_of(folder, None), cache)
+        return content_digest.content(source_of(folder, None), cache)
 
     before = content(first)
     assert before == content(second) and not cache.exists()
@@ -615,21 +690,21 @@ def test_content_is_what_the_files_say_and_not_where_they_lie(tmp_path, monkeypa
     assert content(second) != before
     (first / "d.md").write_text("three")
     assert content(first) != before
-    monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
+    monkeypatch.setattr(content_digest, "CACHE_ABOVE", 3)
     before = content(first)
     capsys.readouterr()
-    monkeypatch.setattr(sources, "sha256", lambda *args: pytest.fail("hashed again"))
+    monkeypatch.setattr(content_digest, "sha256", lambda *args: pytest.fail("hashed again"))
     assert content(first) == before
     assert "TRUSTED   3 of 3 files of text by their size and modification time" in capsys.readouterr().out
     monkeypatch.undo()
-    monkeypatch.setattr(sources, "CACHE_ABOVE", 3)
+    monkeypatch.setattr(content_digest, "CACHE_ABOVE", 3)
     (first / "d.md").write_text("threE")
     os.utime(first / "d.md", ns=(1, 1))
     assert content(first) != before
     before, times = content(first), os.stat(first / "d.md")
     (first / "d.md").write_text("THREE")
     os.utime(first / "d.md", ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert content(first) == before and sources.content(source_of(first, None), cache, trust=False) != before
+    assert content(first) == before and content_digest.content(source_of(first, None), cache, trust=False) != before
 
 
 def test_a_page_gives_the_same_text_wherever_it_stands(tmp_path):
@@ -678,7 +753,7 @@ def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
     }
     for name, raw in {**files, "d": b"no such line\n"}.items():
         (tmp_path / f"{name}.txt").write_bytes(raw)
-    source = sources.resolve(str(tmp_path), options=sources.ReadOptions(separator="\n---\n"))
+    source = sources.resolve(str(tmp_path), options=text_source.ReadOptions(separator="\n---\n"))
     found = sorted(text.replace("\r\n", "\n") for text in texts_of(source))
     assert found == sorted(3 * ["one\nline", "two", "three"] + ["no such line\n"])
     assert (

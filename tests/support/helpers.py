@@ -14,7 +14,7 @@ import yaml
 from environment import ENVIRONMENT
 
 from llama_lite.config.pretrain import parse_pretrain
-from llama_lite.data import formats, preparation, sources
+from llama_lite.data import formats, given_text, preparation, sources, text_source
 from llama_lite.data.tokenizer import train_tokenizer
 from llama_lite.files import read_jsonl
 
@@ -161,7 +161,7 @@ def data_args(tmp_path, **changes):
 
 def prepare(tmp_path, repair: bool = False, **changes) -> dict:
     data, rules, claimed = data_args(tmp_path, **changes)
-    return preparation.prepare(data, rules, preparation.Text(data), claimed, repair)
+    return preparation.prepare(data, rules, given_text.Text(data), claimed, repair)
 
 
 def jsonl(path: Path, texts) -> Path:
@@ -181,7 +181,7 @@ ROWS = [
 
 
 def source_of(path, column="text", split="train", max_bytes=None, **more):
-    return sources.resolve(str(path), split=split, max_bytes=max_bytes, options=sources.ReadOptions(column, **more))
+    return sources.resolve(str(path), split=split, max_bytes=max_bytes, options=text_source.ReadOptions(column, **more))
 
 
 def texts_of(source, columns=()):

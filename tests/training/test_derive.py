@@ -12,16 +12,19 @@ import torch
 import yaml
 from helpers import launch
 
+from llama_lite.chat_format import template
 from llama_lite.config.pretrain import parse_pretrain
-from llama_lite.data.preparation import Text
+from llama_lite.data.given_text import Text
+from llama_lite.data.tokenizer import train_tokenizer
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json
 from llama_lite.kernels import switches
 from llama_lite.machine.parallelism import Layout
 from llama_lite.models import shapes
 from llama_lite.models.presets import count_parameters, model_config_of
-from llama_lite.training import derive_pretrain, resume, timing
+from llama_lite.training import decisions, derive_pretrain, resume, timing
 from llama_lite.training.decisions import nice
+from run_pretrain import what_next
 
 
 @pytest.fixture
@@ -107,6 +110,35 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
         assert reasons[name], name
     assert values["prepared_dir"].startswith(f"data/text-{characters}-")
     assert derive_pretrain.output_dir(f"some/where/text-{characters}/") == f"runs/text-{characters}"
+
+
+@pytest.mark.parametrize("characters", [12_000, 50_000, 100_000])
+def test_a_short_text_gives_a_context_that_can_be_tuned(fast, text, tmp_path, characters):
+    """It used to give 32 or 64 tokens, fewer than the system prompt of the chat format takes."""
+    folder = str(folder_of(tmp_path, text, characters))
+    values, reasons, tokens = settled("--dataset", folder)
+    train, held = (tokens["splits"][name]["tokens"] for name in ("train", "validation"))
+    assert values["block_size"] == decisions.TUNED_LENGTH and reasons["block_size"]
+    assert train // 256 >= 8 and (held - 1) // 256 >= 2 and values["tokens_per_step"] <= train // 4
+    earlier, _, _ = settled("--dataset", folder, recorded={"block_size": 64})  # of an earlier version
+    assert earlier["block_size"] == 64
+    assert settled("--dataset", folder, "--tokens_per_step", "192")[0]["block_size"] == 64
+
+
+def test_no_tuning_is_proposed_for_a_context_that_it_does_not_fit_into(fast, text, tmp_path):
+    values, _, _ = settled("--dataset", str(folder_of(tmp_path, text, 3_000)))
+    assert values["block_size"] == 32  # 3 KB hold no two windows of more to evaluate on
+    tokenizer = train_tokenizer(iter([text.read_text()[:50_000]]), 1024)
+    for context in (32, 64, 256):
+        lines = what_next(Path("runs/mine"), tokenizer, model_config_of("2x64", 1024, context))
+        assert any("accelerate launch run_sft.py" in line for line in lines) == (context == 256)
+        assert "python run_eval.py --models" in "".join(lines) and ("runs/mine-sft" in "".join(lines)) == (
+            context == 256
+        )
+    needed = template.least_context(tokenizer)
+    assert 64 < needed < 256 and tokenizer.chat_template is None
+    tokenizer.chat_template = template.vicuna_template(tokenizer)
+    assert needed == len(template.encode(tokenizer, template.SHORT_ROW).input_ids)
 
 
 def test_given_values_win_and_the_rest_follows_from_them(fast, text, tmp_path):

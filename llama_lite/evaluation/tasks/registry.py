@@ -12,8 +12,13 @@ import json
 import re
 from pathlib import Path
 
-from ...data.formats import Skipped, TextFile, Unreadable, kind_of, parts, rows, skipped_lines, utf8_text
-from ...data.sources import ReadOptions, absent, inventory, resolve
+from ...data.cutting import parts
+from ...data.encodings import utf8_text
+from ...data.formats import Skipped, TextFile, Unreadable, kind_of, skipped_lines
+from ...data.inspection import absent
+from ...data.row_formats import rows
+from ...data.sources import inventory, resolve
+from ...data.text_source import ReadOptions
 from ...data.tokenizer import END_OF_TEXT
 from ...distributed import print_main
 from ...errors import Refusal

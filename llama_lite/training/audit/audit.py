@@ -17,7 +17,7 @@ from model_card.private import redact
 from ... import provenance
 from ...checkpoint import verify
 from ...checkpoint.identity import LATER_HARDWARE, differences, is_deterministic
-from ...data.preparation import name_of
+from ...data.recipes import name_of
 from ...distributed import print_main, run_on_main
 from ...errors import Differs, ProbeDiffers, Refusal
 from ...files import read_json, write_json

@@ -15,7 +15,7 @@ from model_card.private import redact
 from ...config.arguments import REPOSITORY
 from ...config.fields import HYPERPARAMETERS
 from ...config.pretrain import DataArguments, ModelArguments, RunArguments
-from ...data.preparation import TEXT_ARGUMENTS, TOKEN_ARGUMENTS
+from ...data.recipes import TEXT_ARGUMENTS, TOKEN_ARGUMENTS
 from ...data.shards import read_manifest
 from ...digests import is_digest
 from ...errors import Refusal

@@ -8,7 +8,7 @@ from pathlib import Path
 from ...config.arguments import REPOSITORY
 from ...config.pretrain import DataArguments
 from ...data.installed import INSTALLED
-from ...data.preparation import ROOT, TEXT_ARGUMENTS, TOKEN_ARGUMENTS
+from ...data.recipes import ROOT, TEXT_ARGUMENTS, TOKEN_ARGUMENTS
 from ...data.shards import read_manifest
 from ...errors import Differs, Refusal
 from ...hub.client import Reference, reference
