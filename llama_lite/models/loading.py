@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more unused rows mean another tokenizer
 
+# of PEFT, about the stacked weights of experts, whose rank it does set by these patterns
+FALSE_WARNING = r"The following (rank|alpha)_pattern keys did not match"
+
 
 def load_tokenizer(located: Located, tokenizer_name: str | None = None):
     """The tokenizer of a model, or the one that `tokenizer_name` names (`gpt2`, a folder, a Hub id). Raises Refusal."""
@@ -230,6 +233,7 @@ def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            warnings.filterwarnings("ignore", message=FALSE_WARNING)
             tuned = PeftModel.from_pretrained(model, str(adapter.folder))
     except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"the adapter {adapter.name} cannot be applied to this model: {shortened(error)}") from None
