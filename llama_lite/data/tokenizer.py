@@ -194,6 +194,19 @@ def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
+def text_vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The largest id that text can get, plus one: at most `vocabulary_size`.
+
+    Text that is trained on is encoded without special tokens. Those that are only added to the vocabulary, and are not
+    the tokenizer's begin, end, padding or unknown, get no id from it: Gemma 3's image token, which has no embedding in
+    its text models.
+    """
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return max({*tokenizer.get_vocab().values()} - (added - named - {*own})) + 1
+
+
 def tokenizer_record(tokenizer: "PreTrainedTokenizerBase") -> dict:
     """The identity of a tokenizer: sha256 of its definition, vocabulary size, end-of-text id."""
     definition = tokenizer.backend_tokenizer.to_str().encode()
