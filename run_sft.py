@@ -409,8 +409,8 @@ def split_rows(groups, rows: list, examples: list, skipped: dict) -> tuple[list,
         [example for example in examples if (example.row.document in documents) == out] for out in (False, True)
     )
     derive_sft.fit(groups, run_args.explicit_args, len(eval_rows))
-    least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
-    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}))
+    least, name = max((getattr(run_args, name), name) for name in derive_sft.HELD_OUT)
+    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}), name)
     return train_rows, eval_rows
 
 
