@@ -76,6 +76,13 @@ RECALLED = ("mixture", "validation", "allow_epochs_of")  # which decide what the
 RECORDED = (*RUN_ARGUMENTS, *RECALLED, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
 
 
+def initial_weights():
+    """The module of that name, whose libraries a plan without --init_from does not need."""
+    from . import initial_weights
+
+    return initial_weights
+
+
 def output_dir(dataset: str, mixture: Sequence[str] = ()) -> str:
     """The default folder of a run: named after the text, or the folders of a mixture."""
     return f"runs/{'-'.join(map(name_of, mixture))[:80] or name_of(dataset)}"
@@ -151,6 +158,8 @@ class Derivation:
         for name, value in self.recorded.items():
             self.d.decide(name, value, "")
         self.drop_unfit_micro_batch()
+        if self.d["init_from"]:
+            self.d.decide("model_config", lambda: initial_weights().config_name(self.d["init_from"]), "of --init_from")
         self.settle_tokens()
         if not only_tokens:
             self.settle_model()
@@ -199,6 +208,8 @@ class Derivation:
             d.decide("validation_tokens", self.mixture["splits"]["validation"]["tokens"], "")
             return
         self.manifest = self.read_manifest(d["prepared_dir"])
+        if d["init_from"] and "vocab_size" not in d.fixed:
+            d.decide("tokenizer", lambda: initial_weights().tokenizer_name(d["init_from"]), "of --init_from")
         d.decide("tokenizer", "train", "a vocabulary of this text's own")
         if not self.manifest:
             self.settle_amount()
@@ -374,6 +385,8 @@ class Derivation:
         """The model that fits text, time and machine."""
         if not self.d.settled("model_config"):
             self.d.decide("model_config", *self.best_shape())
+        if self.d["init_from"] and not self.recorded:
+            initial_weights().check_config(self.d["init_from"], self.config(1))
 
     def best_shape(self) -> tuple[str, str]:
         """The shape that is expected to end with the lowest loss in this time, and why: guessed by FLOPs, then timed,
