@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         values.print_chosen()
         print_main(f"plan      {chr(10).join(plan.lines()).replace(chr(10), chr(10) + '          ')}")
-        initial = initial_weights.InitialWeights(session.run, model_args.init_from, config, manifest)
+        initial = initial_weights.InitialWeights(session.run, model_args.init_from, config, tokenizer)
         start = session.begin(identity, plan, derive_pretrain.settings(groups), initial.find)
         if start is None:
             return

@@ -254,8 +254,9 @@ def load_base(groups, base, tokenizer):
     from llama_lite.data.tokenizer import check_stock
     from llama_lite.models import loading, references
     from llama_lite.models.batches import batches_of
+    from llama_lite.training import lora
 
-    _, adapter_args, row_args, _, _, training_args = groups
+    _, adapter_args, row_args, _, run_args, training_args = groups
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks in the old way
     config = references.load_config(base)
     if not adapter_args.use_lora or adapter_args.merge_adapter:
@@ -274,6 +275,9 @@ def load_base(groups, base, tokenizer):
             f"plain     rows of {config.model_type} would influence each other when packed (its own logits show it):"
             " they are padded, one sequence per row"
         )
+    derives_dropout = adapter_args.use_lora and "lora_dropout" not in run_args.explicit_args
+    if derives_dropout and (said := lora.drop_dropout(model, adapter_args, base.name)):
+        print_main(f"plain     {said}")
     return config, model, batches
 
 
@@ -406,8 +410,8 @@ def split_rows(groups, rows: list, examples: list, skipped: dict) -> tuple[list,
         [example for example in examples if (example.row.document in documents) == out] for out in (False, True)
     )
     derive_sft.fit(groups, run_args.explicit_args, len(eval_rows))
-    least = max(run_args.probe_rows, run_args.compared_prompts, run_args.sampled_answers)
-    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}))
+    least, name = max((getattr(run_args, name), name) for name in derive_sft.HELD_OUT)
+    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}), name)
     return train_rows, eval_rows
 
 

@@ -80,11 +80,17 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
 
 
 def need_rows(
-    train_rows: list[Example], eval_rows: list[Example], min_eval_rows: int, skipped: dict, documents: int | None = None
+    train_rows: list[Example],
+    eval_rows: list[Example],
+    min_eval_rows: int,
+    skipped: dict,
+    documents: int | None = None,
+    needed_by: str = "",
 ) -> None:
     """Raise Refusal when no row is left to train on, or fewer than `min_eval_rows` rows are held out.
 
-    documents: number of documents in all rows, once some are held out.
+    documents: number of documents in all rows, once some are held out. needed_by: the argument that asks for
+    `min_eval_rows`.
     """
     why = "; ".join(f"{entry['rows']:,} {reason}" for reason, entry in skipped.items()) or "none were skipped"
     if not train_rows and eval_rows and documents:
@@ -101,8 +107,9 @@ def need_rows(
         raise Refusal(f"no row is left to train on ({why}): {long}lower --eval_rows, or add more rows.")
     if len(eval_rows) < max(min_eval_rows, 1):
         raise Refusal(
-            f"{len(eval_rows)} rows are held out and {max(min_eval_rows, 1)} are needed ({why}): raise --eval_rows, or"
-            " add more rows."
+            f"{len(eval_rows)} rows are held out and {max(min_eval_rows, 1)} are needed"
+            f"{f' for --{needed_by} {min_eval_rows}' if needed_by else ''} ({why}):"
+            f"{f' lower --{needed_by},' if needed_by else ''} raise --eval_rows, or add more rows."
         )
 
 

@@ -236,7 +236,10 @@ def _field_problems(run: CommonRunArguments, training: TrainingArguments, kept: 
     return (
         problems
         + accelerator_problems(training.accelerator_config)
-        + (schedule_problems(training) or schedule_steps_problems(run.schedule_steps, training))
+        + (
+            schedule_problems(training)
+            or schedule_steps_problems(run.schedule_steps, training, "warmup_steps" in run.explicit_args)
+        )
         + optimizer_problems(training)
     )
 

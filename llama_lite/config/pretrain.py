@@ -33,13 +33,14 @@ class ModelArguments:
 
     model_config: str | None = arg(
         None,
-        "A preset of configs/model (tiny, 1m, demo, 3m, 8m, 124m, 978m, 1.7b), LAYERSxWIDTH (6x256), or a folder that"
-        " holds a config.json.",
+        "A preset of configs/model (tiny, 1m, demo, 3m, 8m, 124m, 978m, 1.7b), LAYERSxWIDTH (6x256), a folder that"
+        " holds a config.json, or a model on the Hub (owner/name, @revision). With --init_from: that model's.",
     )
     init_from: str | None = arg(
         None,
         "Model whose weights start a NEW run (without optimizer state, step or data position): a folder, or"
-        " owner/name@revision on the Hub.",
+        " owner/name@revision on the Hub. Its config and its tokenizer are used too, unless --model_config or"
+        " --tokenizer names others.",
     )
     publish_dtype: Literal["bfloat16", "float32", "float16"] = arg(
         "bfloat16", "Number format of the finished model's weights."
@@ -101,7 +102,7 @@ class DataArguments:
     tokenizer: str | None = arg(
         None,
         "`train` (byte-level BPE trained on the text; the default), `gpt2` (the paper's, from an installed package), a"
-        " folder or a Hub id.",
+        " folder or a Hub id (@revision). With --init_from: that model's, unless --vocab_size asks for a new one.",
     )
     vocab_size: int | None = arg(None, "Vocabulary size of `--tokenizer train`.")
     shard_tokens: int = arg(100_000_000, "Tokens per shard (the paper: 100M, 200 MB of uint16).")
@@ -227,7 +228,9 @@ class RunArguments(CommonRunArguments):
         False, "Refuse a run whose plan does not fit in memory or on the disk (default: a warning in --dry_run)."
     )
     peak_flops: float | None = arg(
-        None, "Peak FLOP/s of one device for MFU (default: TRL's table of GPUs; on a CPU, measured)."
+        None,
+        "Peak FLOP/s of one device, for MFU and for what is planned by FLOPs (default: TRL's table of GPUs; on a CPU,"
+        " measured). Without it, a GPU that the table does not have gets no MFU, and is timed for the plan.",
     )
     audit: str | None = arg(
         None,

@@ -57,8 +57,12 @@ def make_scheduler(
     return LambdaLR(optimizer, functools.partial(cosine_factor, warmup=warmup, steps=schedule_steps, floor=floor))
 
 
-def schedule_steps_problems(schedule_steps: int | None, training: "TrainingArguments") -> list[str]:
-    """What is wrong with --schedule_steps, whatever the length of the run."""
+def schedule_steps_problems(
+    schedule_steps: int | None, training: "TrainingArguments", warmup_given: bool = True
+) -> list[str]:
+    """What is wrong with --schedule_steps, whatever the length of the run. warmup_given: whether the warm-up is the
+    user's; one that is to be derived fits into the schedule.
+    """
     if schedule_steps is None:
         return []
     name, kwargs = training.lr_scheduler_type.value, training.lr_scheduler_kwargs or {}
@@ -68,12 +72,17 @@ def schedule_steps_problems(schedule_steps: int | None, training: "TrainingArgum
         return [f"--schedule_steps needs one floor in --lr_scheduler_kwargs: min_lr_rate or min_lr, not {kwargs}."]
     if further := [key for key, value in kwargs.items() if key not in ("min_lr", "min_lr_rate") and value is not None]:
         return [f"--lr_scheduler_kwargs {', '.join(further)}: the schedule of --schedule_steps has no such argument."]
-    if (warmup := training.get_warmup_steps(schedule_steps)) >= schedule_steps:
-        return [
-            f"--schedule_steps {schedule_steps:,} ends within the warm-up of {warmup:,} steps: give more, or fewer"
-            " --warmup_steps."
-        ]
-    return []
+    return _short_schedule_problems(schedule_steps, training) if warmup_given else []
+
+
+def _short_schedule_problems(schedule_steps: int, training: "TrainingArguments") -> list[str]:
+    """What is wrong with a schedule that ends within the warm-up."""
+    if (warmup := training.get_warmup_steps(schedule_steps)) < schedule_steps:
+        return []
+    return [
+        f"--schedule_steps {schedule_steps:,} ends within the warm-up of {warmup:,} steps: give more, or fewer"
+        " --warmup_steps."
+    ]
 
 
 def schedule_problems(training: "TrainingArguments") -> list[str]:
@@ -125,7 +134,7 @@ def plan_problems(
     training: "TrainingArguments", steps: int, cut_short: bool = False, schedule_steps: int | None = None
 ) -> list[str]:
     """What is wrong with the schedule of a run of `steps` steps: a warm-up longer than the run (unless the run was
-    `cut_short`), or a computed rate outside 0 to the peak.
+    `cut_short`) or than the schedule, or a computed rate outside 0 to the peak.
     """
     import torch
 
@@ -135,6 +144,8 @@ def plan_problems(
             f"--warmup_steps {warmup:,} is longer than the run of {steps:,} steps, which would end before the peak"
             " rate: give fewer, or a share below 1."
         ]
+    if schedule_steps and (problems := _short_schedule_problems(schedule_steps, training)):
+        return problems
     flags = (
         f"--lr_scheduler_type {training.lr_scheduler_type.value} with --lr_scheduler_kwargs"
         f" {training.lr_scheduler_kwargs}"

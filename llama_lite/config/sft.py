@@ -49,9 +49,14 @@ class AdapterArguments:
     use_lora: bool = arg(True, "Tune a low-rank adapter; --no_use_lora tunes every weight.")
     r: int = arg(16, "Rank.")
     lora_alpha: int = arg(32, "Scale: the adapter's output is multiplied by lora_alpha / r.")
-    lora_dropout: float = arg(0.05, "Dropout before the adapter.")
+    lora_dropout: float = arg(
+        0.05, "Dropout before the adapter (default: 0 where the experts of a mixture get one, on which PEFT has none)."
+    )
     target_modules: list[str] = arg(
-        ["all-linear"], "Modules that get an adapter: their names, or all-linear (every linear one but the head)."
+        ["all-linear"],
+        "Modules that get an adapter: their names, also those of the stacked weights of experts (gate_up_proj), or"
+        " all-linear (every linear one but the head; of mixtures of experts such as Mixtral and Qwen3-MoE also experts"
+        " and router).",
     )
     use_rslora: bool = arg(False, "Rank-stabilized LoRA: multiply by lora_alpha / sqrt(r).")
     use_dora: bool = arg(False, "DoRA: weights as magnitude and direction.")

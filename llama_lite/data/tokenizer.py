@@ -71,9 +71,9 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> "PreTrainedTokeniz
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names, clean_up_tokenization_spaces=False)
 
 
-def read_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
+def read_tokenizer(name: str | Path, revision: str = "main") -> "PreTrainedTokenizerBase":
     """The tokenizer of a folder or Hub id as its tokenizer.json defines it: AutoTokenizer's if it gives the same ids,
-    else a PreTrainedTokenizerFast.
+    else a PreTrainedTokenizerFast. revision: on the Hub.
 
     For some model types (transformers' MODELS_WITH_INCORRECT_HUB_TOKENIZER_CLASS, such as qwen2) AutoTokenizer replaces
     the class of tokenizer_config.json with one that has its own pre-tokenizer. Raises the errors of transformers and
@@ -82,14 +82,14 @@ def read_tokenizer(name: str | Path) -> "PreTrainedTokenizerBase":
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
     from transformers.utils import cached_file
 
-    found = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    found = AutoTokenizer.from_pretrained(name, trust_remote_code=False, revision=revision)
     if (
         not found.is_fast
         or type(found) is PreTrainedTokenizerFast
-        or not cached_file(name, "tokenizer.json", _raise_exceptions_for_missing_entries=False)
+        or not cached_file(name, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
     ):
         return found
-    defined = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False)
+    defined = PreTrainedTokenizerFast.from_pretrained(name, trust_remote_code=False, revision=revision)
     for token, content in found.special_tokens_map.items():  # which a class can define by itself
         if isinstance(content, str) and getattr(defined, token) is None and content in defined.get_vocab():
             setattr(defined, token, content)
@@ -147,14 +147,15 @@ def check_stock(name: str, config: "PretrainedConfig", tokenizer: "PreTrainedTok
 
 
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
-    """The tokenizer of `--tokenizer gpt2`, a folder, or a Hub id. Raises Refusal."""
+    """The tokenizer of `--tokenizer gpt2`, a folder, or a Hub id (also with @revision). Raises Refusal."""
     if name == "gpt2":
         return gpt2_tokenizer()
+    repo, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
     for path in sorted(Path(name).glob("*")):
         if path.suffix in (".json", ".model", ".txt") and (why := absent(str(path))):
             raise Refusal(f"--tokenizer {name}: {path.name} is {why}.")
     try:
-        tokenizer = read_tokenizer(name)
+        tokenizer = read_tokenizer(repo, revision or "main")
     except Exception as error:  # tokenizers raises Exception for a damaged tokenizer.json, transformers a dozen kinds
         reason = " ".join(str(error).split())[:300]
         raise Refusal(
@@ -192,6 +193,19 @@ def check_usable(name: str, tokenizer: "PreTrainedTokenizerBase") -> None:
 def vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
     """The largest id plus one: the rows that an embedding needs. Above `len(tokenizer)` where ids are missing."""
     return max(tokenizer.get_vocab().values()) + 1
+
+
+def text_vocabulary_size(tokenizer: "PreTrainedTokenizerBase") -> int:
+    """The largest id that text can get, plus one: at most `vocabulary_size`.
+
+    Text that is trained on is encoded without special tokens. Those that are only added to the vocabulary, and are not
+    the tokenizer's begin, end, padding or unknown, get no id from it: Gemma 3's image token, which has no embedding in
+    its text models.
+    """
+    own = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False).values()
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return max({*tokenizer.get_vocab().values()} - (added - named - {*own})) + 1
 
 
 def tokenizer_record(tokenizer: "PreTrainedTokenizerBase") -> dict:

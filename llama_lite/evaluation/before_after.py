@@ -164,7 +164,7 @@ def check_prompts(prompts: list[str], tokenizer: "PreTrainedTokenizerBase", cont
             shown = prompt if len(prompt) <= 40 else f"{prompt[:40]}..."
             raise Refusal(
                 f"--prompts {shown!r}: {num_tokens:,} tokens in the chat format, and with --answer_tokens"
-                f" {answer_tokens} the base has {context:,} positions."
+                f" {answer_tokens} the base has {context:,} positions: shorten it, or lower --answer_tokens."
             )
 
 

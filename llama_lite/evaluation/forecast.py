@@ -114,7 +114,7 @@ def speed_of(config: PretrainedConfig, settings: Settings, generates: bool) -> S
     """
     device, precision = inference_device(), settings.dtype
     width = min(SEQUENCE, context_of(config) or SEQUENCE)
-    per_token = flops_per_token(config, width) / 3 / (FRACTION * (hardware.peak_flops(precision, device) or 1e13))
+    per_token = flops_per_token(config, width) / 3 / (FRACTION * hardware.reachable_flops(precision, device))
     rows = max(1, batch_tokens_of(device, settings.batch_tokens) // width)
     if per_token * rows * width > MAX_TIMED:
         return Speed(per_token, per_token * BATCH_SIZE, False)

@@ -71,6 +71,7 @@ class SharedContextLM(HFLM):
         # without importing peft for a plain model
         base_model = model.get_base_model() if hasattr(model, "peft_config") else model
         self.body, self.head = base_model.base_model, base_model.get_output_embeddings()
+        self.num_embeddings = base_model.get_input_embeddings().num_embeddings
         self.batch_tokens = batch_tokens_of(self.device, batch_tokens)
         self.on_progress: Callable[[float], None] = lambda fraction: None
         self.to_generate = self.generated = 0  # of the current call, requests
@@ -108,6 +109,21 @@ class SharedContextLM(HFLM):
         """
         return render_chat(self.tokenizer, chat_history, add_generation_prompt, self.answer_blank)
 
+    def tok_encode(self, string: str, *args, **kwargs) -> list[int]:
+        """As lm-eval's. Raises Refusal for a text with a special token that has no embedding."""
+        ids = super().tok_encode(string, *args, **kwargs)
+        self._check_ids(ids)
+        return ids
+
+    def _check_ids(self, ids: list[int]) -> None:
+        """Raise Refusal for an id without an embedding: text that spells a special token gets its id here."""
+        if (largest := max(ids, default=0)) >= self.num_embeddings:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise Refusal(
+                f"an item holds the text {token!r}, a special token of this tokenizer, and the model has no embedding"
+                f" for it (id {largest:,} of {self.num_embeddings:,}): leave that item out."
+            )
+
     def loglikelihood_rolling(self, requests: list, disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of each text in nats, after one begin-of-text.
 
@@ -138,6 +154,7 @@ class SharedContextLM(HFLM):
 
     def _model_generate(self, context: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """As lm-eval's. context: (items, tokens)."""
+        self._check_ids(context.flatten().tolist())
         answers = super()._model_generate(context, *args, **kwargs)
         self.generated += len(context)
         self.on_progress(self.generated / max(self.to_generate, 1))

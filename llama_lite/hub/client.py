@@ -264,11 +264,11 @@ def remove_cached(ref: Reference, commit: str, names: Iterable[str]) -> None:
 
 
 def fetch(
-    ref: Reference, commit: str, name: str, folder: Path | None, repo_type: str = "model", force: bool = False
+    ref: Reference, commit: str | None, name: str, folder: Path | None, repo_type: str = "model", force: bool = False
 ) -> Path:
-    """Download one file of a commit into `folder` or the Hub's cache (None), without verifying it; returns its path.
-    `force`: download it even where it is cached. Raises NotOnHub where the commit or the file does not exist, Refusal
-    where the disk is full, HubPermissionError or HubUnavailable.
+    """Download one file of a commit, a tag or a branch (None: main) into `folder` or the Hub's cache (None), without
+    verifying it; returns its path. `force`: download it even where it is cached. Raises NotOnHub where the commit or
+    the file does not exist, Refusal where the disk is full, HubPermissionError or HubUnavailable.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.constants import HF_HUB_CACHE

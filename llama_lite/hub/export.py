@@ -36,6 +36,8 @@ def export_model(checkpoint: Path, folder: Path, dtype: str) -> None:
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors handle is no dict)
                 tensor = file.get_tensor(name)
+                if name in verify.VOCABULARY:
+                    rows = min(rows, len(tensor))  # special tokens of a tokenizer may have no row
                 tensors[name] = _cast(tensor[:rows] if name in verify.VOCABULARY else tensor, getattr(torch, dtype))
     config = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
     config.use_cache, config.dtype = True, getattr(torch, dtype)

@@ -5,7 +5,7 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -87,6 +87,7 @@ def missing_compiler(device: torch.device) -> str | None:
 
 # The products that are timed, 0.1 s in all: their size, how many are timed per round, and rounds at most.
 PRODUCT_SIZE, PRODUCTS_PER_ROUND, MAX_ROUNDS = 256, 12, 20
+CPU_PRODUCT, GPU_PRODUCT = 1024, 4096  # size of the products whose FLOP/s are measured
 CLEAR_RATIO = 1.25  # a ratio of times beyond which no further products are timed
 
 
@@ -123,29 +124,35 @@ def _time_bfloat16(device: torch.device) -> tuple[bool, str]:
     return False, f"a bfloat16 product takes {ratio:.1f} times as long here"
 
 
-def product_seconds(device: torch.device, size: int, repeats: int) -> dict[str, float]:
-    """{float32, bfloat16: seconds}: the shortest of `repeats` times of a size x size product, timed in turn."""
+def product_seconds(
+    device: torch.device, size: int, repeats: int, formats: Sequence[str] = ("float32", "bfloat16")
+) -> dict[str, float]:
+    """{format: seconds}: the shortest of `repeats` times of a size x size product, timed in turn."""
     best = {}
-    inputs = {
-        name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in ("float32", "bfloat16")
-    }
+    inputs = {name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in formats}
     for _ in range(repeats):
         for name, matrix in inputs.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            _synchronize(device)
             start = time.perf_counter()
             matrix @ matrix
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            _synchronize(device)
             best[name] = min(best.get(name, 60.0), time.perf_counter() - start)
             if best[name] > 0.05 and name == "bfloat16":
                 return best  # emulated: how slow does not matter
     return best
 
 
+def _synchronize(device: torch.device) -> None:
+    """Wait until a device has computed what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def peak_flops(precision: str, device: torch.device) -> float | None:
     """Dense peak FLOP/s of one device: TRL's table for a GPU; on a CPU what products of 1024 x 1024 matrices reach.
-    None for other devices.
+    None for GPUs that the table does not have in this precision, and for other devices.
 
     Where bfloat16 is emulated, most of a step is computed in float32, so the peak of float32 counts.
     """
@@ -155,6 +162,17 @@ def peak_flops(precision: str, device: torch.device) -> float | None:
         return get_peak_flops(torch.cuda.get_device_name(device), precision)
     if device.type != "cpu":
         return None
-    seconds = product_seconds(device, 1024, 5)
-    fastest = min(seconds["float32"], seconds["bfloat16"]) if precision == "bfloat16" else seconds["float32"]
-    return 2 * 1024**3 / fastest
+    return _measured_flops(precision, device)
+
+
+def reachable_flops(precision: str, device: torch.device) -> float:
+    """FLOP/s to plan with: `peak_flops`, or for a device that it does not know what products of matrices reach."""
+    return peak_flops(precision, device) or _measured_flops(precision, device)
+
+
+def _measured_flops(precision: str, device: torch.device) -> float:
+    """FLOP/s that products of square matrices reach."""
+    if device.type != "cpu":
+        return 2 * GPU_PRODUCT**3 / product_seconds(device, GPU_PRODUCT, 5, (precision,))[precision]
+    seconds = product_seconds(device, CPU_PRODUCT, 5)
+    return 2 * CPU_PRODUCT**3 / (min(seconds.values()) if precision == "bfloat16" else seconds["float32"])

@@ -21,7 +21,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import formatting
 from ..checkpoint import integrity, verify
-from ..data.tokenizer import vocabulary_size
+from ..data.tokenizer import text_vocabulary_size, vocabulary_size
 from ..errors import Refusal
 from ..files import read_json
 from ..formatting import shortened
@@ -45,7 +45,12 @@ NEUTRAL_SETTINGS = {
     "min_length": 0,
 }
 
-UNUSED_ROWS = 1024  # vocabularies are padded to a round number; more unused rows mean another tokenizer
+# unused rows of an embedding, and the share of its rows that they may be: vocabularies are padded to a round number or
+# keep rows for later tokens (gpt-oss a thousand of 201,088); more mean another tokenizer
+UNUSED_ROWS, UNUSED_SHARE = 1024, 0.05
+
+# of PEFT, about the stacked weights of experts, whose rank it does set by these patterns
+FALSE_WARNING = r"The following (rank|alpha)_pattern keys did not match"
 
 
 def load_tokenizer(located: Located, tokenizer_name: str | None = None):
@@ -199,9 +204,11 @@ def check_language_model(name: str, model: "PreTrainedModel") -> None:
 
 
 def check_vocabulary(name: str, rows: int, tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Raise Refusal when a tokenizer does not belong to a model with `rows` embeddings."""
+    """Raise Refusal when a tokenizer does not belong to a model with `rows` embeddings: text can get ids that have
+    none, or far too many are unused.
+    """
     ids = vocabulary_size(tokenizer)
-    if not ids <= rows <= ids + UNUSED_ROWS:
+    if rows < text_vocabulary_size(tokenizer) or rows > ids + max(UNUSED_ROWS, UNUSED_SHARE * rows):
         raise Refusal(
             f"{name} has {rows:,} embeddings and its tokenizer {ids:,} ids: they do not belong together. Name the right"
             " one with --tokenizer_name."
@@ -256,6 +263,7 @@ def attach(model: "PreTrainedModel", adapter: Located) -> "PeftModel":
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # refused below
+            warnings.filterwarnings("ignore", message=FALSE_WARNING)
             tuned = PeftModel.from_pretrained(model, str(adapter.folder))
     except Exception as error:  # malformed values lead to errors of every kind
         raise Refusal(f"the adapter {adapter.name} cannot be applied to this model: {shortened(error)}") from None

@@ -1,5 +1,6 @@
 """Model configurations: presets (folders of configs/model) and shapes, their parameters and FLOPs per token."""
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,20 +12,18 @@ from . import shapes
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from ..hub.client import Reference
+
 PRESETS = ROOT / "configs" / "model"
 
 
 def load_model_config(name: str):
-    """The config of a preset or of a folder with a config.json, of any causal language model. Raises Refusal."""
+    """The config of a preset, of a folder with a config.json, or of a model on the Hub (owner/name, @revision), of any
+    causal language model. Raises Refusal.
+    """
     from transformers import AutoConfig
 
-    folder = PRESETS / name if (PRESETS / name / "config.json").exists() else Path(name)
-    if not (folder / "config.json").is_file():
-        presets = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/config.json")))
-        raise Refusal(
-            f"--model_config {name}: neither a preset ({presets}), nor LAYERSxWIDTH such as 6x256, nor a folder with a"
-            " config.json."
-        )
+    folder = PRESETS / name if (PRESETS / name / "config.json").exists() else _config_folder(name)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # malformed values lead to errors of every kind
@@ -35,6 +34,33 @@ def load_model_config(name: str):
             f"--model_config {name}: {folder / 'config.json'} is not a model configuration"
             f" ({' '.join(str(error).split())})."
         ) from None
+
+
+def _config_folder(name: str) -> Path:
+    """The folder that holds the config.json of a model: its own, or of the Hub's cache. Raises Refusal."""
+    from ..hub.client import HubPermissionError, HubUnavailable, reference
+
+    problem = ""
+    if (Path(name) / "config.json").is_file():
+        return Path(name)
+    if ref := reference(name):
+        try:
+            return _fetch_config(ref)
+        except (Refusal, HubUnavailable, HubPermissionError) as error:
+            problem = f", and as a model on the Hub: {str(error).rstrip('.')}"
+    presets = ", ".join(sorted(path.parent.name for path in PRESETS.glob("*/config.json")))
+    raise Refusal(
+        f"--model_config {name}: neither a preset ({presets}), nor LAYERSxWIDTH such as 6x256, nor a folder with a"
+        f" config.json{problem}."
+    )
+
+
+@functools.cache
+def _fetch_config(ref: "Reference") -> Path:
+    """The folder of a config.json of the Hub in the Hub's cache, which answers where the Hub does not."""
+    from ..hub.client import fetch
+
+    return fetch(ref, ref.revision, "config.json", None).parent
 
 
 def model_config_of(name: str, vocab_size: int, context: int | None):

@@ -110,7 +110,7 @@ def _tuning(study_run: StudyRun) -> Cost:
 
 
 def _adapter_parameters(base: str, adapter: AdapterArguments) -> int:
-    """Number of weights that an adapter trains."""
+    """Number of weights that an adapter trains, which its dropout (impossible on experts) does not change."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -118,7 +118,9 @@ def _adapter_parameters(base: str, adapter: AdapterArguments) -> int:
 
     with torch.device("meta"):
         model = add_adapter(
-            AutoModelForCausalLM.from_config(load_model_config(base), trust_remote_code=False), adapter, base
+            AutoModelForCausalLM.from_config(load_model_config(base), trust_remote_code=False),
+            dataclasses.replace(adapter, lora_dropout=0.0),
+            base,
         )
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -206,17 +208,14 @@ def _speed(
         return total / flops if flops else None, total / len(finished), f"by {len(finished)} finished ones"
     if not any(it.flops for it in costs):
         return None, None, ""
-    import torch
-
     from ..machine import hardware, precision
 
     run, training = (parse_pretrain if study.script == "run_pretrain.py" else parse_sft)(every[0].argv)[-2:]
-    peak = hardware.peak_flops(precision.choose(run.precision, None, training.device)[0], training.device)
-    source = (
-        f"by FLOPs, at {MFU:.0%} of"
-        f" {'what a matrix product reaches here' if training.device == torch.device('cpu') else 'the peak'}"
-    )
-    return (1 / (MFU * peak) if peak else None), None, f"{source}; starts, evaluations and saves come on top"
+    chosen, device = precision.choose(run.precision, None, training.device)[0], training.device
+    is_peak = device.type != "cpu" and hardware.peak_flops(chosen, device)
+    source = f"by FLOPs, at {MFU:.0%} of {'the peak' if is_peak else 'what a matrix product reaches here'}"
+    speed = MFU * hardware.reachable_flops(chosen, device)
+    return 1 / speed, None, f"{source}; starts, evaluations and saves come on top"
 
 
 def _or_unknown(value: int | None, template: str) -> str:

@@ -43,6 +43,24 @@ def source_lines(rows: list[dict]) -> list[str]:
     ]
 
 
+def most_positions(manifest: dict, block_size: int, mixture: list[str], allow_epochs: bool, limits: list[str]) -> float:
+    """Windows that a run may read before a folder of a mixture is read more often than `check_epochs` allows; infinite
+    for one text. manifest: of the mixture; the other arguments as those of `check_epochs`.
+    """
+    parts = manifest.get("mixture", [])
+    if not parts:
+        return math.inf
+    allowed, default = epoch_limits(limits), math.inf if allow_epochs else 1.0
+    ordered = in_order(parts)
+    schedule = Schedule([part["weight"] for part in ordered])
+    most = math.inf
+    for part, folder in zip(parts, mixture_weights(mixture), strict=True):
+        windows = allowed.get(folder, default) * count_windows(part, "train", block_size)
+        if windows < math.inf:
+            most = min(most, schedule.reach(ordered.index(part), int(windows)))
+    return most
+
+
 def check_epochs(rows: list[dict], mixture: list[str], allow_epochs: bool, limits: list[str]) -> None:
     """Raise Refusal where a folder of a mixture would be read more often than is allowed.
 

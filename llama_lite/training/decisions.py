@@ -77,12 +77,42 @@ def nice(value: float) -> int:
     return int(min((power, 2 * power, 5 * power, 10 * power), key=lambda step: abs(math.log(step / value))))
 
 
-def save_interval(every: int, publish_steps: int | None) -> tuple[int, str]:
-    """(steps between checkpoints, reason): the interval of evaluations, or the nearest divisor of --publish_steps."""
-    if publish_steps is None or publish_steps % every == 0:
+def given_accumulation(decisions: Decisions) -> int:
+    """The --gradient_accumulation_steps that the user gave; 1, their default, asks for no number."""
+    name = "gradient_accumulation_steps"
+    return decisions[name] if decisions.settled(name) else 1
+
+
+def micro_batch(share: int, accumulation: int, most: int) -> int:
+    """Windows or sequences per micro-batch, of `share` of a process in a step: as many as `accumulation` micro-batches
+    need; where it is 1, the most that divides the share, up to `most`.
+    """
+    if accumulation > 1:
+        return max(1, share // accumulation)
+    return max(n for n in range(1, most + 1) if share % n == 0)
+
+
+def whole_interval(every: float, steps: int) -> int:
+    """An interval in steps: a share (below 1) is of `steps`, rounded up, as Trainer does."""
+    return math.ceil(every * steps) if every < 1 else int(every)
+
+
+def revision_interval(decisions: Decisions) -> int | None:
+    """Steps between revisions, or between those with training state, that the user gave; a checkpoint is due at each of
+    them. None where nobody gave any.
+    """
+    state = str(decisions["publish_training_state"])
+    return decisions["publish_steps"] or (int(state) if state.isdigit() else None)
+
+
+def save_interval(every: int, revisions: int | None) -> tuple[int, str]:
+    """(steps between checkpoints, reason): the interval of evaluations, or the nearest divisor of `revisions`, the
+    steps between revisions.
+    """
+    if revisions is None or revisions % every == 0:
         return every, "as often as evaluations"
-    divisors = [number for number in range(1, publish_steps + 1) if publish_steps % number == 0]
+    divisors = [number for number in range(1, revisions + 1) if revisions % number == 0]
     return (
         min(divisors, key=lambda number: abs(math.log(number / every))),
-        f"{publish_steps} steps, between revisions, are a multiple of it",
+        f"{revisions} steps, between revisions, are a multiple of it",
     )

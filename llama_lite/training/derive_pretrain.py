@@ -16,6 +16,7 @@ import torch
 from ..config.pretrain import PREPARING, CurationArguments
 from ..data import shards
 from ..data.curation import active
+from ..data.dataset import count_windows
 from ..data.given_text import Text
 from ..data.installed import INSTALLED
 from ..data.recipes import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, default_folder, name_of
@@ -31,7 +32,18 @@ from ..models import shapes
 from ..models.presets import count_parameters, load_model_config, model_config_of
 from ..processes import seconds_since_start
 from . import timing
-from .decisions import DEFAULT_HOURS, TUNED_LENGTH, Decisions, nice, save_interval
+from .data_plan import most_positions
+from .decisions import (
+    DEFAULT_HOURS,
+    TUNED_LENGTH,
+    Decisions,
+    given_accumulation,
+    micro_batch,
+    nice,
+    revision_interval,
+    save_interval,
+    whole_interval,
+)
 from .memory import capacity
 from .plan import intervals, run_steps
 
@@ -43,6 +55,7 @@ LEARN_VOCABULARY = 4e6  # bytes of text per second from which a vocabulary is tr
 
 # per core or GPU: a guess that is the same every time, for what decides the prepared folder
 NOMINAL_FLOPS = {"cpu": 5e10, "cuda": 3e14}
+LEAST_VOCABULARY = 257  # the bytes, and the end-of-text
 BYTES_OF_TOKEN = 4  # a guess, before there is a vocabulary
 ALL_BELOW = 64e6  # bytes of text that are always prepared whole
 TEXT_MARGIN = 4  # times as much text is prepared as the run is guessed to read
@@ -64,6 +77,13 @@ CURATION_ARGUMENTS = [field.name for field in dataclasses.fields(CurationArgumen
 SWITCH_ARGUMENTS = ("precision", "compile_layers", "fused_loss", "block_attention", "attention")
 RECALLED = ("mixture", "validation", "allow_epochs_of")  # which decide what there is to derive from: set before
 RECORDED = (*RUN_ARGUMENTS, *RECALLED, *TEXT_ARGUMENTS, *TOKEN_ARGUMENTS, *CURATION_ARGUMENTS, *SWITCH_ARGUMENTS)
+
+
+def initial_weights():
+    """The module of that name, whose libraries a plan without --init_from does not need."""
+    from . import initial_weights
+
+    return initial_weights
 
 
 def output_dir(dataset: str, mixture: Sequence[str] = ()) -> str:
@@ -141,6 +161,8 @@ class Derivation:
         for name, value in self.recorded.items():
             self.d.decide(name, value, "")
         self.drop_unfit_micro_batch()
+        if self.d["init_from"]:
+            self.d.decide("model_config", lambda: initial_weights().config_name(self.d["init_from"]), "of --init_from")
         self.settle_tokens()
         if not only_tokens:
             self.settle_model()
@@ -170,7 +192,9 @@ class Derivation:
             "fused_loss": d["fused_loss"],
             "block_attention": d.settled("block_attention") and d["block_attention"],
         }
-        self.machine = self.machine or timing.Machine(self.device, d["precision"], switches, self.processes)
+        self.machine = self.machine or timing.Machine(
+            self.device, d["precision"], switches, self.processes, d["peak_flops"]
+        )
 
     def drop_unfit_micro_batch(self) -> None:
         """Drop a recorded micro-batch that the present number of processes cannot use."""
@@ -187,6 +211,8 @@ class Derivation:
             d.decide("validation_tokens", self.mixture["splits"]["validation"]["tokens"], "")
             return
         self.manifest = self.read_manifest(d["prepared_dir"])
+        if d["init_from"] and "vocab_size" not in d.fixed:
+            d.decide("tokenizer", lambda: initial_weights().tokenizer_name(d["init_from"]), "of --init_from")
         d.decide("tokenizer", "train", "a vocabulary of this text's own")
         if not self.manifest:
             self.settle_amount()
@@ -287,7 +313,7 @@ class Derivation:
         within = f", within {d['model_config']}" if config else ""
         d.decide(
             "vocab_size",
-            min(shapes.vocabulary_for(size), config.vocab_size if config else 2**20),
+            max(LEAST_VOCABULARY, min(shapes.vocabulary_for(size), config.vocab_size if config else 2**20)),
             f"for {amount(size)} of text{within}",
         )
 
@@ -333,9 +359,9 @@ class Derivation:
         if self.d["tokenizer"] == "train":
             return self.d["vocab_size"]
         if self.vocabulary_size is None:
-            from ..data.tokenizer import load_tokenizer
+            from ..data.tokenizer import load_tokenizer, vocabulary_size
 
-            self.vocabulary_size = len(load_tokenizer(self.d["tokenizer"]))
+            self.vocabulary_size = vocabulary_size(load_tokenizer(self.d["tokenizer"]))
         return self.vocabulary_size
 
     def config(self, block_size: int | None = None):
@@ -362,6 +388,8 @@ class Derivation:
         """The model that fits text, time and machine."""
         if not self.d.settled("model_config"):
             self.d.decide("model_config", *self.best_shape())
+        if self.d["init_from"] and not self.recorded:
+            initial_weights().check_config(self.d["init_from"], self.config(1))
 
     def best_shape(self) -> tuple[str, str]:
         """The shape that is expected to end with the lowest loss in this time, and why: guessed by FLOPs, then timed,
@@ -426,14 +454,7 @@ class Derivation:
             config = self.config(1)
             wanted, context = shapes.context_of(config.hidden_size), context_of(config)
             limit = 2**30 if shapes.is_shape(d["model_config"]) else context or 2**30
-            block = min(wanted, limit)
-            step = d["tokens_per_step"] if d.settled("tokens_per_step") else 0  # 0 is a multiple of all
-            # A context below this could not be tuned on instructions.
-            least = TUNED_LENGTH if self.has_windows(TUNED_LENGTH, *TUNED_WINDOWS) else 32
-            while block > 32 and (
-                step % (block * self.processes) or (block > least and not self.has_windows(block, *WINDOWS))
-            ):
-                block //= 2
+            block = self.fitting_block(min(wanted, limit))
             why = (
                 f"for {self.tokens:,} tokens of text"
                 if block < min(wanted, limit)
@@ -442,13 +463,10 @@ class Derivation:
                 else "for its width"
             )
             d.decide("block_size", block, why)
+        most = self.machine.micro_windows(d["block_size"])
         if not d.settled("tokens_per_step"):
             reads = self.reads_given() or min(self.seconds * self.speed(), self.most_epochs * self.available)
-            unit = (
-                d["block_size"]
-                * self.processes
-                * (d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1)
-            )
+            unit = d["block_size"] * self.windows_unit()
             steps = d["max_steps"] if d.settled("max_steps") and d["max_steps"] > 0 else None
             wanted = self.step_for(steps) if steps else shapes.tokens_per_step(reads)
             if steps:  # of a short text, no larger than what may be read again
@@ -456,11 +474,38 @@ class Derivation:
             step = max(unit, round(wanted / unit) * unit)
             while step > unit and self.available < 8 * step:
                 step -= unit
+            if given_accumulation(d) > 1:  # so many micro-batches, no larger than suits the device
+                step = min(step, unit * (1 if d.settled("per_device_train_batch_size") else most))
             d.decide("tokens_per_step", step, f"for a run over {reads / 1e6:.1f}M tokens")
         if not d.settled("per_device_train_batch_size"):
             windows = d["tokens_per_step"] // (d["block_size"] * self.processes) or 1
-            fitting = [n for n in range(1, self.machine.micro_windows(d["block_size"]) + 1) if windows % n == 0]
-            d.decide("per_device_train_batch_size", max(fitting), "windows at once, which the step is a multiple of")
+            micro = micro_batch(windows, given_accumulation(d), most)
+            d.decide("per_device_train_batch_size", micro, "windows at once, which the step is a multiple of")
+
+    def windows_unit(self) -> int:
+        """Windows that a step is a multiple of, whatever its length: those of all processes in the micro-batches whose
+        size and number were given.
+        """
+        micro = self.d["per_device_train_batch_size"] if self.d.settled("per_device_train_batch_size") else 1
+        return self.processes * micro * given_accumulation(self.d)
+
+    def fitting_block(self, most: int) -> int:
+        """Predictions per window, at most `most`: some hundred windows of the text and eight that are held out, where
+        it is long enough, and one of each in any case; not below what tuning on instructions needs where a short text
+        has some windows of that. A given step is a multiple of them, if a size of 32 or more divides it.
+        """
+        d, block = self.d, most
+        least = TUNED_LENGTH if self.has_windows(TUNED_LENGTH, *TUNED_WINDOWS) else 32
+        while block > least and not self.has_windows(block, *WINDOWS):
+            block //= 2
+        block = max(1, min(block, d["validation_tokens"] - 1, self.available - 1))
+        if not d.settled("tokens_per_step"):
+            return block
+        halves = [block // 2**n for n in range(block.bit_length())]
+        for size in (*halves, *range(block, 0, -1)):
+            if size >= min(32, block) and d["tokens_per_step"] % (size * self.windows_unit()) == 0:
+                return size
+        return block
 
     def has_windows(self, block: int, train: int, held: int) -> bool:
         """Whether the text gives so many windows of `block` tokens to train on, and so many that are held out."""
@@ -477,7 +522,7 @@ class Derivation:
         d = self.d
         if not d.settled("max_steps") and not d.settled("num_train_epochs"):
             self.settle_steps()
-        epochs = self.steps * d["tokens_per_step"] / self.available
+        epochs = self.steps / self.steps_per_epoch
         if not self.mixture and ("num_train_epochs" in self.explicit_args or 1 < epochs <= self.most_epochs + 1):
             d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
         if not d.settled("compile_layers"):
@@ -517,7 +562,9 @@ class Derivation:
         )
         if compiled and self.device.type == "cpu":
             seconds, step = seconds - COMPILING, step / COMPILED[d["precision"]]
-        most = self.most_epochs * self.available / d["tokens_per_step"]
+        allowed = d["allow_epochs"], d["allow_epochs_of"]
+        positions = most_positions(self.mixture or {}, d["block_size"], d["mixture"], *allowed)
+        most = min(self.most_epochs * self.steps_per_epoch, positions / self.windows_per_step)
         steps = max(1, int(min(seconds / step, most)))
         length = (
             in_words(d["hours"])
@@ -533,10 +580,20 @@ class Derivation:
         d.decide("max_steps", steps, reason)
 
     @property
+    def steps_per_epoch(self) -> int:
+        """Whole steps of one pass over the text, as the plan counts them; at least 1."""
+        tokens = self.manifest or {"splits": {"train": {"tokens": self.available}}}
+        return max(1, count_windows(tokens, "train", self.d["block_size"]) // self.windows_per_step)
+
+    @property
+    def windows_per_step(self) -> int:
+        """Windows of a step, at least 1."""
+        return max(1, self.d["tokens_per_step"] // self.d["block_size"])
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of the run, at least 1."""
-        d = self.d
-        return max(1, run_steps(d.owner["max_steps"], self.available / d["tokens_per_step"]))
+        return max(1, run_steps(self.d.owner["max_steps"], self.steps_per_epoch))
 
     # ---- what follows from the length ----
 
@@ -546,9 +603,12 @@ class Derivation:
         if not d.settled("learning_rate"):
             width = self.config().hidden_size
             d.decide("learning_rate", shapes.learning_rate(width), f"for a width of {width:,}")
-        d.decide("warmup_steps", max(1, min(715, round(0.04 * steps))), f"4 % of {steps:,} steps")
+        schedule = min(steps, d["schedule_steps"] or steps)
+        warmup = max(1, min(715, round(0.04 * schedule)))
+        warmup = min(warmup, d["schedule_steps"] - 1) if d["schedule_steps"] else warmup
+        d.decide("warmup_steps", warmup, f"4 % of {schedule:,} steps")
         every = d.decide("eval_steps", nice(steps / EVALUATIONS), "some ten evaluations")
-        d.decide("save_steps", *save_interval(every, d["publish_steps"]))
+        d.decide("save_steps", *save_interval(whole_interval(every, steps), revision_interval(d)))
         d.decide("logging_steps", nice(steps / 100), "some hundred lines")
         windows = max(1, (d["validation_tokens"] - 1) // d["block_size"])
         if not d.settled("eval_windows"):

@@ -16,7 +16,17 @@ from ..machine import precision
 from ..models.presets import flops_per_token
 from ..processes import seconds_since_start
 from . import timing
-from .decisions import DEFAULT_HOURS, TUNED_LENGTH, Decisions, nice, save_interval
+from .decisions import (
+    DEFAULT_HOURS,
+    TUNED_LENGTH,
+    Decisions,
+    given_accumulation,
+    micro_batch,
+    nice,
+    revision_interval,
+    save_interval,
+    whole_interval,
+)
 from .plan import run_steps
 
 EPOCHS = 3  # of a run without a given length: these, or DEFAULT_HOURS, whichever is shorter
@@ -25,6 +35,7 @@ MOST_EPOCHS = 10
 EVALUATIONS = 8  # of a run
 FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
 HELD_SHARE, MOST_HELD = 0.1, 400
+HELD_OUT = {"probe_rows": 8, "compared_prompts": 8, "sampled_answers": 64}  # numbers of held-out rows, at most
 LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weights have no gradients
 ANSWERS_AT_ONCE = 16
 
@@ -93,8 +104,11 @@ def tuning(
     if not d.settled("max_steps") and not d.settled("num_train_epochs"):
         most = _rows_in_time(d, config, mean)
         held, why = (most, "so that evaluations take little time") if most < held else (held, why)
+    asked, name = max((d[name] if d.settled(name) else 0, name) for name in HELD_OUT)
+    if held < asked < len(examples):
+        held, why = asked, f"for --{name} {asked}"
     d.decide("eval_rows", held, why)
-    for name, most in (("probe_rows", 8), ("compared_prompts", 8), ("sampled_answers", 64)):
+    for name, most in HELD_OUT.items():
         d.decide(name, min(most, d["eval_rows"]), "")
     d.decide("answer_tokens", min(96, max(8, context // 2)), "")
 
@@ -111,28 +125,26 @@ def tuning(
     if not d.settled("max_steps") and not d.settled("num_train_epochs"):
         _length(d, config, sequences, adapter.use_lora, mean)
     steps = max(1, run_steps(training, sequences / d["sequences_per_step"]))
-    every = nice(steps / EVALUATIONS)
-    d.decide("eval_steps", every, f"of {steps:,}")
-    d.decide("save_steps", *save_interval(every, d["publish_steps"]))
+    every = d.decide("eval_steps", nice(steps / EVALUATIONS), f"of {steps:,}")
+    d.decide("save_steps", *save_interval(whole_interval(every, steps), revision_interval(d)))
     d.decide("logging_steps", max(1, nice(steps / 100)), "")
     return d.values(), d.reasons
 
 
 def _settle_batch(d: Decisions, sequences: int, training: SftArguments, processes: int) -> None:
     """Sequences per step and per micro-batch, for about `sequences` rows or packs."""
+    most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
+    accumulation, has_micro = given_accumulation(d), d.settled("per_device_train_batch_size")
     if not d.settled("sequences_per_step"):
-        micro = d["per_device_train_batch_size"] if d.settled("per_device_train_batch_size") else 1
-        unit = micro * processes
+        unit = processes * accumulation * (d["per_device_train_batch_size"] if has_micro else 1)
         wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
-        d.decide(
-            "sequences_per_step",
-            max(unit, wanted // unit * unit),
-            f"of about {sequences:,} {'packs' if training.packing else 'rows'}",
-        )
-    if not d.settled("per_device_train_batch_size"):
-        most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
+        step = max(unit, wanted // unit * unit)
+        if accumulation > 1:  # so many micro-batches, no larger than suits the device
+            step = min(step, unit * (1 if has_micro else most))
+        d.decide("sequences_per_step", step, f"of about {sequences:,} {'packs' if training.packing else 'rows'}")
+    if not has_micro:
         share = max(1, d["sequences_per_step"] // processes)
-        d.decide("per_device_train_batch_size", max(n for n in range(1, most + 1) if share % n == 0), "")
+        d.decide("per_device_train_batch_size", micro_batch(share, accumulation, most), "")
 
 
 def _machine(d: Decisions) -> timing.Machine:
@@ -178,7 +190,7 @@ def _length(d: Decisions, config, sequences: int, lora: bool, mean: float) -> No
 def fit(groups: Sequence, explicit_args: dict, held: int) -> None:
     """Lower derived numbers of rows to the `held` rows that are held out after rows were dropped."""
     run = groups[-2]
-    for name in ("probe_rows", "compared_prompts", "sampled_answers"):
+    for name in HELD_OUT:
         if name not in explicit_args:
             setattr(run, name, max(1, min(getattr(run, name), held)))
 

@@ -205,14 +205,9 @@ def make_plan(
     windows_per_step = run.tokens_per_step // run.block_size
     epoch_windows = windows // windows_per_step * windows_per_step
     if not epoch_windows:
-        unit = training.per_device_train_batch_size * processes
-        most = windows // unit * unit * run.block_size  # a step that the text fills
-        way = f"lower --tokens_per_step to {most:,} or less" if most else "lower --per_device_train_batch_size"
-        if not windows:
-            way = "lower --block_size or --validation_tokens"
         raise Refusal(
             f"the training text has {windows:,} windows of {run.block_size} tokens and one step takes"
-            f" {windows_per_step:,}: {way}, or add more text."
+            f" {windows_per_step:,}: {_way_to_a_step(windows, run, training, processes)}, or add more text."
         )
     steps_per_epoch = epoch_windows // windows_per_step
     steps = plan_steps(run, training, steps_per_epoch, windows_per_step, "mixture" in manifest)
@@ -242,6 +237,21 @@ def make_plan(
         block_size=run.block_size,
         evaluations=count_evaluations(training, steps),
     )
+
+
+def _way_to_a_step(windows: int, run: RunArguments, training: TrainingArguments, processes: int) -> str:
+    """What makes a step of a text of so few windows possible."""
+    unit = training.per_device_train_batch_size * processes
+    if not windows:
+        return "lower --block_size or --validation_tokens"
+    if windows >= unit and training.gradient_accumulation_steps > 1:
+        both = " and --tokens_per_step" if "tokens_per_step" in run.explicit_args else ""
+        return f"lower --gradient_accumulation_steps{both}"
+    if windows >= unit:
+        return f"lower --tokens_per_step to {windows // unit * unit * run.block_size:,} or less"
+    if training.per_device_train_batch_size > 1:
+        return "lower --per_device_train_batch_size"
+    return f"lower --block_size, or use fewer than {processes} processes"
 
 
 def count_evaluations(training: TrainingArguments, steps: int) -> int:
@@ -328,11 +338,16 @@ def check_validation_windows(manifest: dict, run: RunArguments) -> None:
                 f" window of {run.block_size}: prepare it with more --validation_tokens, or lower --block_size."
             )
     windows = count_windows(manifest, "validation", run.block_size)
-    needed = max(run.probe_windows, 1 if run.eval_windows is None else run.eval_windows)
+    if not windows:
+        raise Refusal(
+            f"the validation slice has {manifest['splits']['validation']['tokens']:,} tokens, less than one window of"
+            f" {run.block_size}: lower --block_size, or prepare with more --validation_tokens."
+        )
+    needed, name = max((getattr(run, name) or 1, name) for name in ("eval_windows", "probe_windows"))
     if windows < needed:
         raise Refusal(
-            f"the validation slice has {windows} windows of {run.block_size} tokens, and {needed} are asked "
-            "for: lower --eval_windows or --probe_windows, or prepare with more --validation_tokens."
+            f"--{name} {needed}: the validation slice has {windows} windows of {run.block_size} tokens, and {needed}"
+            " are asked for. Lower it, or prepare with more --validation_tokens."
         )
 
 
@@ -408,9 +423,14 @@ def plan_tuning(
     check_accumulation(training, accumulation, "--sequences_per_step", f"{per_step}")
     steps_per_epoch = sequences // per_step
     if not steps_per_epoch:
+        name = "sequences_per_step"
+        if name not in run.explicit_args and sequences < micro_sequences:
+            name = "per_device_train_batch_size"
+        elif name not in run.explicit_args and training.gradient_accumulation_steps > 1:
+            name = "gradient_accumulation_steps"
         raise Refusal(
-            f"{len(train_rows)} rows make {sequences} sequences, and a step takes {per_step}: lower"
-            " --sequences_per_step, or add more rows."
+            f"{len(train_rows)} rows make {sequences} sequences, and a step takes {per_step}: lower --{name}, or add"
+            " more rows."
         )
     steps = run_steps(training, steps_per_epoch)
     check_one_step(training, steps, steps_per_epoch)

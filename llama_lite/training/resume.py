@@ -445,13 +445,8 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
     integrity.check_model(init_from, folder)
     need_weights(folder)
     if (folder / "config.json").exists():
-        theirs = load_model_config(str(folder))
-        if other := other_fields(theirs, config):
-            shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
-            raise Refusal(
-                f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Give"
-                " its config.json as --model_config."
-            )
+        theirs = load_model_config(str(folder.absolute()))
+        check_same_model(init_from, theirs, config)
         if theirs.get_text_config().vocab_size < ids:
             raise Refusal(
                 f"--init_from {init_from} has a vocabulary of {theirs.get_text_config().vocab_size:,} ids, but this"
@@ -462,6 +457,16 @@ def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
             print_main(f"init      {init_from}: {said}")
     check_weights(folder, config)
     return folder
+
+
+def check_same_model(init_from: str, theirs, config) -> None:
+    """Raise Refusal where weights of the config `theirs` are not those of a model of this one."""
+    if other := other_fields(theirs, config):
+        shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
+        raise Refusal(
+            f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Leave out"
+            " --model_config, or give the config.json of those weights."
+        )
 
 
 def other_fields(theirs, config) -> dict[str, tuple]:

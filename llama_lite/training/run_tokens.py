@@ -9,7 +9,7 @@ from ..data.document_reads import document_reads
 from ..data.preparation import prepare
 from ..data.prepared import PreparedFolder, PreparedTokens, data_lines, with_validation
 from ..data.shards import describe, verify_prepared
-from ..data.tokenizer import check_stock, load_tokenizer, tokenizer_record, tokenizer_to_be
+from ..data.tokenizer import check_stock, tokenizer_record
 from ..distributed import print_main, run_on_main
 from ..errors import Refusal
 from ..files import read_json
@@ -27,7 +27,7 @@ from .mixture import (
     training_windows,
 )
 from .preflight import check_folders
-from .values import Values, plan_of
+from .values import Values, plan_of, tokenizer_of
 
 
 def check_paths(data_args, output_dir: str) -> None:
@@ -139,13 +139,8 @@ def prepare_folder(data_args, rules: dict, values: Values, explicit_args: set[st
 def check_tokenizer(groups, values: Values, config, tokens: dict) -> None:
     """Raise Refusal where others who load the model would not get its tokenizer (rank 0)."""
     model_args, data_args = groups[:2]
-    found = (
-        tokenizer_to_be(data_args.tokenizer)
-        if "estimated" in tokens
-        else load_tokenizer(f"{values.folders[0].folder if values.folders else data_args.prepared_dir}/tokenizer")
-    )
     begins = not values.derivation.recorded
-    check_stock(f"--model_config {model_args.model_config}", config, found, begins=begins)
+    check_stock(f"--model_config {model_args.model_config}", config, tokenizer_of(data_args, tokens), begins=begins)
 
 
 def check_epochs_left(groups, tokens, train) -> None:

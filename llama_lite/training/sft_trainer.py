@@ -119,8 +119,7 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
             model.save_pretrained(output_dir, state_dict=state_dict, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's own card
             config = read_json(folder / references.ADAPTER_CONFIG)
-            config["target_modules"] = sorted(config["target_modules"])  # a set: in another order in every process
-            write_json(folder / references.ADAPTER_CONFIG, config)
+            write_json(folder / references.ADAPTER_CONFIG, config)  # in the format of every record
         else:
             model.save_pretrained(output_dir, state_dict=state_dict)
         self.processing_class.save_pretrained(output_dir)

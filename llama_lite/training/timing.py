@@ -28,7 +28,9 @@ MAX_TIMED = 1.5  # seconds of a micro-batch that is still timed
 # seconds in which this process idles, and percent of the cores that other programs may use meanwhile
 LOAD_SECONDS, BUSY_PERCENT = 0.2, 50
 MFU = {"cpu": 0.3, "cuda": 0.35}  # fraction of the peak FLOP/s that is assumed for a model that is not timed
-PLANNED_GPU = "H100"  # whose peak FLOP/s are used to plan a run on GPUs on a machine without one
+# whose peak FLOP/s are used to plan a run on GPUs on a machine without one; those in float32 (NVIDIA's data sheet) are
+# not in TRL's table
+PLANNED_GPU, PLANNED_FLOAT32 = "H100", 67e12
 MICRO_TOKENS = {"cpu": 2048, "cuda": 8192}  # tokens of a micro-batch: a CPU's caches hold no more
 
 
@@ -50,21 +52,30 @@ class Pace:
 
 class Machine:
     """Speed of models on this machine. `precision`, `switches`: those of the run; `processes`: number that share its
-    steps.
+    steps; `peak_flops`: the user's --peak_flops.
     """
 
-    def __init__(self, device: torch.device, precision: str, switches: dict, processes: int):
+    def __init__(
+        self,
+        device: torch.device,
+        precision: str,
+        switches: dict,
+        processes: int,
+        peak_flops: float | None = None,
+    ):
         self.device, self.precision, self.switches, self.processes = device, precision, switches, processes
-        self.timed: dict[tuple, Pace] = {}
+        self.peak_flops, self.timed = peak_flops, {}
 
     @functools.cached_property
     def flops_per_second(self) -> float:
         """FLOP/s of training in one process, assumed before anything is timed."""
+        if self.peak_flops:
+            return MFU[self.device.type] * self.peak_flops
         if self.device.type == "cuda" and not torch.cuda.is_available():
             from trl.trainer.utils import get_peak_flops
 
-            return MFU["cuda"] * get_peak_flops(PLANNED_GPU, self.precision)
-        return MFU[self.device.type] * (hardware.peak_flops(self.precision, self.device) or 1e13)
+            return MFU["cuda"] * (get_peak_flops(PLANNED_GPU, self.precision) or PLANNED_FLOAT32)
+        return MFU[self.device.type] * hardware.reachable_flops(self.precision, self.device)
 
     def pace(self, config: PreTrainedConfig, micro: int, block_size: int) -> Pace:
         """Seconds, timed once per shape; estimated from FLOPs where a micro-batch would take too long, or the planned

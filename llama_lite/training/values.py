@@ -4,7 +4,9 @@ import functools
 
 import torch
 
+from ..config.pairs import mixture_weights
 from ..data.prepared import mixture_manifest
+from ..data.tokenizer import load_tokenizer, text_vocabulary_size, tokenizer_to_be
 from ..distributed import print_main, run_on_main
 from ..machine import precision
 from ..models.presets import model_config_of
@@ -69,10 +71,24 @@ class Values:
 def plan_of(groups, tokens: dict, processes: int | None = None):
     """(model config, Plan) of a run over `tokens` (a manifest, or an estimate of one). Raises Refusal."""
     model_args, data_args, _, hub_args, run_args, training_args = groups
-    config = model_config_of(model_args.model_config, tokens["tokenizer"]["vocab_size"], run_args.block_size)
+    ids = tokens["tokenizer"]["vocab_size"]
+    config = model_config_of(model_args.model_config, ids, run_args.block_size)
+    if ids > config.vocab_size and not ("estimated" in tokens and data_args.tokenizer == "train"):
+        ids = text_vocabulary_size(tokenizer_of(data_args, tokens))
+        tokens = {**tokens, "tokenizer": {**tokens["tokenizer"], "vocab_size": ids}}
     publish_bytes = getattr(torch, model_args.publish_dtype).itemsize
     plan = make_plan(config, tokens, run_args, training_args, publish_bytes, processes)
     state = str(hub_args.publish_training_state)
     check_publish_steps(training_args, plan.steps, hub_args.publish_steps, state)
     check_epochs(plan.sources, data_args.mixture, run_args.allow_epochs, run_args.allow_epochs_of)
     return config, plan
+
+
+def tokenizer_of(data_args, tokens: dict):
+    """The tokenizer of `tokens`: that of the prepared folder, or of the first one of a mixture; where nothing is
+    prepared, as `tokenizer_to_be`.
+    """
+    if "estimated" in tokens:
+        return tokenizer_to_be(data_args.tokenizer)
+    folder = next(iter(mixture_weights(data_args.mixture)), data_args.prepared_dir)
+    return load_tokenizer(f"{folder}/tokenizer")

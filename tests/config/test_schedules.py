@@ -238,3 +238,10 @@ def test_another_optimizer_begins_without_state_or_is_refused(pretrain, whole_ru
             pretrain(tmp_path / "run", "--allow_changes", "optim", optim=other, **asked)
     assert pretrain(tmp_path / "plain", "--allow_changes", "optim", optim="adamw_torch", **asked)
     assert pretrain(tmp_path / "without", "--allow_changes", "optim", optim="sgd", resume_without="optimizer", **asked)
+
+
+def test_a_warm_up_that_is_derived_is_no_reason_to_refuse_a_schedule():
+    """The default of 715 steps is derived anew for the length of the run."""
+    assert parse_pretrain(["--block_size", "64", "--schedule_steps", "500"])[-2].schedule_steps == 500
+    problems = schedules.plan_problems(training_of("--warmup_steps", "9"), 20, schedule_steps=9)
+    assert problems == ["--schedule_steps 9 ends within the warm-up of 9 steps: give more, or fewer --warmup_steps."]

@@ -1,6 +1,7 @@
 """The fast encoder gives the tokenizer's ids, on every text."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -240,3 +241,54 @@ def test_a_tuned_model_that_others_load_with_another_tokenizer_is_told(changes, 
     sft(tmp_path / "run", "--show_example", model_name_or_path=str(folder), **changes)
     told = f"WARNING   {folder} (qwen2): beside a qwen2 model, AutoTokenizer of transformers makes every tokenizer Qwen2Tok"
     assert (told in capsys.readouterr().out) == warned
+
+
+def with_image_token(base, folder, special: bool = True) -> Path:
+    """The tokenizer of a model with one more added token, as Gemma 3's has, beside the model itself."""
+    from tokenizers import AddedToken
+    from transformers import AutoTokenizer
+
+    shutil.copytree(base, folder)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens([AddedToken("<image>", normalized=False, special=special)])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_special_token_that_text_never_gives_needs_no_embedding(base, tmp_path):
+    tokenizers = [
+        data_tokenizer.load_tokenizer(str(with_image_token(base, tmp_path / str(special), special)))
+        for special in (True, False)
+    ]
+    assert [data_tokenizer.vocabulary_size(one) for one in tokenizers] == [513, 513]
+    assert [data_tokenizer.text_vocabulary_size(one) for one in tokenizers] == [512, 513]
+    assert data_tokenizer.Encoder(tokenizers[0])("an <image> of it").max() < 512
+    loading.check_vocabulary("a model", 512, tokenizers[0])
+    for rows, one in ((511, tokenizers[0]), (512, tokenizers[1]), (513 + 1025, tokenizers[0])):
+        with pytest.raises(Refusal, match=f"a model has {rows:,} embeddings and its tokenizer 513 ids: they do not"):
+            loading.check_vocabulary("a model", rows, one)
+
+
+def test_a_large_vocabulary_may_have_more_unused_rows(tmp_path):
+    """gpt-oss has a thousand of 201,088."""
+    tokenizer = with_end_at(70_000, tmp_path)
+    loading.check_vocabulary("a model", 70_001 + 3000, tokenizer)
+    with pytest.raises(Refusal, match="do not belong together"):
+        loading.check_vocabulary("a model", 70_001 + 5000, tokenizer)
+
+
+def test_models_with_such_a_token_are_tuned_and_trained_on(base, sft, pretrain, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = str(with_image_token(base, tmp_path / "model"))
+    tuned = sft(tmp_path / "tuned", model_name_or_path=model, use_lora=False, max_steps=2)
+    new = {"model_config": None, "tokenizer": None, "vocab_size": None, "prepared_dir": str(tmp_path / "tokens")}
+    trained = pretrain(tmp_path / "trained", init_from=model, **new, max_steps=2)
+    for folder in (tuned, trained):
+        found = AutoModelForCausalLM.from_pretrained(folder)
+        assert found.config.vocab_size == found.get_input_embeddings().num_embeddings == 512
+    other = str(with_image_token(base, tmp_path / "other", special=False))
+    new |= {"prepared_dir": str(tmp_path / "others")}
+    with pytest.raises(Refusal, match="the tokenizer has 513 ids and the model's vocabulary is 512"):
+        pretrain(tmp_path / "refused", init_from=other, **new, max_steps=2)
+    assert not (tmp_path / "others" / "manifest.json").exists()

@@ -304,3 +304,18 @@ def test_the_numbers_of_the_lm_eval_command(base, tmp_path):
 @pytest.mark.slow
 def test_the_numbers_of_the_lm_eval_command_on_a_real_model(smol, tmp_path):
     compare_with_the_command(smol, tmp_path)
+
+
+def test_a_text_with_a_special_token_that_has_no_embedding_is_refused(base):
+    """Gemma 3's text models have an image token in their tokenizer alone."""
+    from llama_lite.errors import Refusal
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base).eval(), AutoTokenizer.from_pretrained(base)
+    tokenizer.add_tokens("<image>", special_tokens=True)
+    lm, told = SharedContextLM(model, tokenizer), r"'<image>', a special token .* no embedding for it \(id 512 of 512\)"
+    with pytest.raises(Refusal, match=told):
+        lm.loglikelihood(requests_of([("One <image> of", " it")]), disable_tqdm=True)
+    generated = [("One <image> of", {"max_gen_toks": 2, "until": []})]
+    with pytest.raises(Refusal, match=told):
+        lm.generate_until(requests_of(generated, "generate_until"), disable_tqdm=True)
+    assert len(lm.loglikelihood(requests_of([("One image of", " it")]), disable_tqdm=True)) == 1

@@ -450,6 +450,12 @@ def test_init_from_a_revision_takes_its_weights(hub, repository, pretrain, tmp_p
     folder = snapshot_download(repository, revision="step-000012")
     local = pretrain(tmp_path / "local", init_from=folder, max_steps=4, logging_steps=1)
     assert log_of(run) == log_of(local) and same_tensors(run / "model.safetensors", local / "model.safetensors")
+    alone = {"model_config": None, "tokenizer": None, "vocab_size": None, "prepared_dir": str(tmp_path / "tokens")}
+    alone = pretrain(tmp_path / "alone", init_from=f"{repository}@step-000012", max_steps=4, logging_steps=1, **alone)
+    losses = [[entry["loss"] for entry in log_of(folder) if "loss" in entry] for folder in (run, alone)]
+    assert losses[0] == losses[1]  # the same text, tokenizer and config
+    settings = read_json(alone / "run.json")["settings"]
+    assert settings["model_config"] == settings["tokenizer"] == f"{repository}@step-000012"
     last = [entry["eval_loss"] for entry in log_of(tmp_path / "run") if "eval_loss" in entry][-1]
     assert last < 6 and read_json(run / "run.json")["identity"]["hyperparameters"]["max_steps"] == 4
 

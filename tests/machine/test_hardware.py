@@ -13,6 +13,7 @@ from llama_lite.files import read_json
 from llama_lite.kernels import block_attention, compile
 from llama_lite.machine import hardware
 from llama_lite.models.presets import load_model_config
+from llama_lite.training import timing
 
 
 @pytest.fixture
@@ -109,3 +110,32 @@ def test_freed_memory_stays_with_the_process(keep):
     code = KEPT.format(root=str(ROOT), keep=keep)
     kept = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert kept >= 240 if keep else kept < 30
+
+
+def test_a_gpu_that_the_table_does_not_have_gets_no_mfu_and_is_timed_for_the_plan(monkeypatch):
+    """It used to be planned as one of 1e13 FLOP/s, which is a hundredth of a present one."""
+    gpu, formats = torch.device("cuda"), []
+
+    def product_seconds(device, size, repeats, names):
+        formats.append(names)
+        return dict.fromkeys(names, 2 * size**3 / 3e14)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA X9000")
+    monkeypatch.setattr(hardware, "product_seconds", product_seconds)
+    assert hardware.peak_flops("bfloat16", gpu) is None
+    speed = timing.Machine(gpu, "bfloat16", {}, 1).flops_per_second
+    assert speed == pytest.approx(timing.MFU["cuda"] * 3e14) and formats == [("bfloat16",)]
+    given = timing.Machine(gpu, "bfloat16", {}, 1, peak_flops=1e15)
+    assert given.flops_per_second == timing.MFU["cuda"] * 1e15 and len(formats) == 1
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    assert hardware.reachable_flops("bfloat16", gpu) == hardware.peak_flops("bfloat16", gpu) == 989e12
+
+
+def test_a_run_on_gpus_that_are_not_here_is_planned_in_every_precision(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    speeds = [
+        timing.Machine(torch.device("cuda"), precision, {}, 1).flops_per_second
+        for precision in ("bfloat16", "float16", "float32")
+    ]
+    assert speeds[0] == speeds[1] > speeds[2] > 0

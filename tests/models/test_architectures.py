@@ -312,12 +312,14 @@ TUNED = {
     "gpt_neox": {**WIDE, "max_position_embeddings": 512},
     "mamba": KINDS["mamba"][0],
     "mixtral": {**SHARED, "num_local_experts": 2, "num_experts_per_tok": 1, "max_position_embeddings": 512},
+    "qwen3_moe": {**KINDS["qwen3_moe"][0], "max_position_embeddings": 512},
 }
 
 
 LORA = {
     "mamba": {"target_modules": ["in_proj", "x_proj"]},
     "mixtral": {"target_modules": ["q_proj", "v_proj"]},
+    "qwen3_moe": {"lora_dropout": 0.0, "merge_adapter": True},
 }  # what PEFT can do for these
 
 
@@ -354,6 +356,97 @@ def test_bases_of_other_kinds_are_tuned_to_a_card(kind, sft, base, tmp_path, cap
     )
     card = (run / "README.md").read_text()
     assert f"| kind | {kind} |" in card and "| shape | 2 layers, width 32" in card
+
+
+@pytest.mark.parametrize(
+    "kind", "llama gemma gemma2 gemma3_text phi phi3 starcoder2 gpt2 mixtral qwen3_moe olmoe granitemoe gpt_oss".split()
+)
+def test_an_adapter_of_every_linear_module_is_the_same_each_time_and_loaded_and_merged(kind, tmp_path):
+    """The same weights in the same order, names sorted (PEFT has sets), and no adapter on the head."""
+    from llama_lite.config.sft import AdapterArguments
+    from llama_lite.training import lora
+
+    def adapted():
+        model, adapter = small(kind), AdapterArguments(r=2)
+        lora.drop_dropout(model, adapter, kind)
+        torch.manual_seed(1)
+        return lora.add_adapter(model, adapter, kind)
+
+    first, second = adapted(), adapted()
+    trained, again = (
+        {name: value for name, value in model.named_parameters() if value.requires_grad} for model in (first, second)
+    )
+    assert list(trained) == list(again) and all(torch.equal(trained[name], again[name]) for name in trained)
+    config = first.active_peft_config
+    for names in (config.target_modules, config.target_parameters or []):
+        assert isinstance(names, list) and names == sorted(names)
+    assert not any("head" in name or "embed_out" in name for name in trained)
+    assert any(".experts." in name for name in trained) == (kind in ("mixtral", "qwen3_moe", "olmoe"))
+
+    for value in trained.values():
+        value.data.add_(0.05 * torch.randn_like(value))
+    first.eval().save_pretrained(tmp_path, save_embedding_layers=False)
+    ids = torch.randint(0, 128, (2, 24))
+    with torch.no_grad():
+        expected, plain = (model(input_ids=ids, use_cache=False).logits for model in (first, small(kind)))
+        lora.load_adapter(second.eval(), tmp_path)
+        attached = loading.attach(small(kind), references.Located("adapter", tmp_path)).eval()
+        found = [model(input_ids=ids, use_cache=False).logits for model in (second, attached)]
+        merged = attached.merge_and_unload()(input_ids=ids, use_cache=False).logits
+    assert torch.equal(found[0], expected) and torch.equal(found[1], expected)
+    torch.testing.assert_close(merged, expected, atol=1e-4, rtol=1e-4)
+    assert (expected - plain).abs().max() > 1e-3
+
+
+def test_experts_can_be_named():
+    """Also in mixtures whose experts PEFT does not count among its all-linear."""
+    from llama_lite.config.sft import AdapterArguments
+    from llama_lite.training import lora
+
+    for kind in ("granitemoe", "gpt_oss", "mixtral"):
+        adapter = AdapterArguments(r=2, target_modules=["q_proj", "gate_up_proj", "down_proj"])
+        model = small(kind)
+        assert "PEFT has no dropout" in lora.drop_dropout(model, adapter, kind)
+        tuned = lora.add_adapter(model, adapter, kind)
+        names = {name for name, value in tuned.named_parameters() if value.requires_grad}
+        assert any(".experts." in name for name in names) and any("q_proj" in name for name in names), kind
+        assert tuned.active_peft_config.target_parameters == ["down_proj", "gate_up_proj"]
+    told = r"--target_modules w1: no linear module of x has that name. There are down_proj, gate_up_proj, k_proj"
+    with pytest.raises(Refusal, match=told):
+        lora.add_adapter(small("mixtral"), AdapterArguments(target_modules=["q_proj", "w1"]), "x")
+
+
+def test_all_linear_beside_other_names_is_all_linear():
+    from llama_lite.config.sft import AdapterArguments
+    from llama_lite.training import lora
+
+    tuned = lora.add_adapter(small("llama"), AdapterArguments(r=2, target_modules=["q_proj", "all-linear"]), "x")
+    assert any("up_proj" in name for name, value in tuned.named_parameters() if value.requires_grad)
+
+
+def test_a_mixture_of_experts_is_tuned_and_resumed_without_arguments(sft_settings, base, tmp_path, capsys, handlers):
+    """PEFT has no dropout on experts, so the default is 0 for them."""
+    from helpers import config_file
+    from transformers import AutoTokenizer
+
+    from llama_lite.files import read_json
+    from run_sft import main
+
+    folder, run = tmp_path / "base", tmp_path / "run"
+    torch.manual_seed(0)
+    fields = {**TUNED["qwen3_moe"], "vocab_size": 512, "eos_token_id": 0, "bos_token_id": 0}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **fields)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    changes = {"model_name_or_path": str(folder), "output_dir": str(run), "precision": "float32", "lora_dropout": None}
+    changes |= {"eval_steps": 2, "save_steps": 2, "max_steps": 2}
+    main(["--config", str(config_file(tmp_path, sft_settings, **changes))])
+    assert "plain     --lora_dropout is 0: the experts of qwen3_moe get an adapter" in capsys.readouterr().out
+    names = read_json(run / "adapter_config.json")["target_parameters"]
+    assert names == ["down_proj", "gate.weight", "gate_up_proj"]
+    more = {**changes, "max_steps": 4, "allow_changes": "max_steps"}
+    main(["--config", str(config_file(tmp_path, sft_settings, **more))])
+    assert "start     step 2, from" in capsys.readouterr().out
+    assert read_json(run / "status.json")["status"] == "finished" and (run / "checkpoint-4").is_dir()
 
 
 @pytest.mark.parametrize("micro, packs", [(2, False), (1, True)])

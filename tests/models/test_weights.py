@@ -169,7 +169,7 @@ def test_weights_of_another_kind_or_tying_are_refused(tmp_path):
     for name, (kind, fields, expected_message) in cases.items():
         made(tmp_path / name, kind, **fields)
         with pytest.raises(
-            Refusal, match=f"{name} is another model: .*{expected_message}.*Give its config.json as --model_config"
+            Refusal, match=f"{name} is another model: .*{expected_message}.*or give the config.json of those weights"
         ):
             resume.init_folder(None, str(tmp_path / name), config)
 

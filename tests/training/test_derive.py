@@ -490,3 +490,56 @@ def test_a_given_kernel_is_used_whatever_the_run_had_before(fast, text, tmp_path
     assert (values["attention"], values["block_attention"]) == (None, True)
     values, _, _ = settled("--dataset", folder, recorded=had)
     assert (values["attention"], values["block_attention"]) == ("eager", False)
+
+
+def planned(*argv):
+    """(values, Plan) of a command over a text, as the run itself plans it. Raises Refusal."""
+    from llama_lite.training.values import plan_of
+
+    groups = parse_pretrain(["--precision", "float32", *argv])
+    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].explicit_args, {})
+    _, _, tokens = derivation.settle()
+    values = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+    return values, plan_of(groups, tokens)[1]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--validation_tokens 20",
+        "--tokens_per_step 1000",
+        "--tokens_per_step 256 --per_device_train_batch_size 8",
+        "--gradient_accumulation_steps 3",
+        "--gradient_accumulation_steps 3 --per_device_train_batch_size 2",
+        "--gradient_accumulation_steps 4 --tokens_per_step 2048",
+        "--publish_steps 6 --eval_steps 0.1 --max_steps 100",
+        "--publish_training_state 150 --max_steps 1000",
+        "--schedule_steps 500",
+        "--schedule_steps 5 --max_steps 200",
+        "--schedule_steps 1 --max_steps 200",
+    ],
+)
+def test_derived_values_fit_those_that_were_given(fast, text, tmp_path, given):
+    values, plan = planned("--dataset", str(folder_of(tmp_path, text, 200_000)), *given.split())
+    assert plan.steps == values["max_steps"] and plan.warmup <= plan.steps
+    accumulation = values["gradient_accumulation_steps"]
+    assert plan.accumulation == accumulation or accumulation == 1
+
+
+def test_a_derived_length_is_whole_steps_of_the_text(fast, text, tmp_path):
+    """The first token of a text has no window of its own: ten steps of ten steps' tokens used to be refused."""
+    folder = str(folder_of(tmp_path, text, 200_000))
+    sizes = ["--block_size", "64", "--tokens_per_step", "1024", "--vocab_size", "500"]
+    _, _, tokens = settled("--dataset", folder, *sizes)
+    held = sum(split["tokens"] for split in tokens["splits"].values()) - 10 * 1024
+    once = ["--allow_epochs", "false", "--hours", "5", "--validation_tokens", str(held)]
+    values, plan = planned("--dataset", folder, *sizes, *once)
+    assert values["max_steps"] == plan.steps == plan.steps_per_epoch == 9
+
+
+def test_a_derived_vocabulary_holds_every_byte(fast, text, tmp_path):
+    config = model_config_of("2x64", 128, 64)
+    config.vocab_size = 128
+    config.save_pretrained(tmp_path / "narrow")
+    with pytest.raises(Refusal, match="the tokenizer has 257 ids and the model's vocabulary is 128"):
+        planned("--dataset", str(folder_of(tmp_path, text, 20_000)), "--model_config", str(tmp_path / "narrow"))

@@ -18,7 +18,14 @@ from llama_lite.data.document_reads import DocumentReads
 from llama_lite.data.mixture import Schedule
 from llama_lite.errors import Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl
-from llama_lite.training.data_plan import check_epochs, cost_lines, probe_counts, set_rows, source_rows
+from llama_lite.training.data_plan import (
+    check_epochs,
+    cost_lines,
+    most_positions,
+    probe_counts,
+    set_rows,
+    source_rows,
+)
 from llama_lite.training.mixture import order_history
 from llama_lite.training.reading_order import reading_order
 
@@ -341,3 +348,31 @@ def test_evaluations_of_several_sets_cost_a_third_of_training_per_token():
     assert "10 evaluations: 10.0 % of the computation" in cost_lines(sets, [], 64, 10, 32_000)[0]
     assert cost_lines(sets[:1], [], 64, 10, 32_000) == []
     assert probe_counts([0.999, 0.001], 8) == [8, 1]
+
+
+@pytest.mark.parametrize(
+    "limits, allow_epochs, expected",
+    [
+        ([], False, True),
+        (["code=4"], False, True),
+        (["web", "code=2.5"], False, True),
+        (["web", "code"], False, False),
+        (["code=3"], True, True),
+        ([], True, False),
+    ],
+)
+def test_a_derived_length_reads_no_folder_more_often_than_is_allowed(limits, allow_epochs, expected):
+    """The most windows are allowed, and one more is not."""
+    splits = {"web": 64 * 100 + 1, "code": 64 * 30 + 1}
+    parts = [
+        {"name": name, "weight": weight, "fingerprint": name, "splits": {"train": {"tokens": splits[name]}}}
+        for name, weight in (("web", 0.7), ("code", 0.3))
+    ]
+    manifest, mixture = {"mixture": parts}, ["web=0.7", "code=0.3"]
+    most = most_positions(manifest, 64, mixture, allow_epochs, limits)
+    assert math.isfinite(most) == expected
+    if expected:
+        check_epochs(source_rows(manifest, 64, most), mixture, allow_epochs, limits)
+        with pytest.raises(Refusal, match="would be read"):
+            check_epochs(source_rows(manifest, 64, most + 1), mixture, allow_epochs, limits)
+    assert most_positions({}, 64, [], False, []) == math.inf

@@ -60,6 +60,7 @@ OVERRIDES = {  # (our class, the one that it extends): the methods that it overr
         "_loglikelihood_tokens",
         "generate_until",
         "_model_generate",
+        "tok_encode",
     },
 }
 CALLBACKS = (trainer.ResumeStateCallback, progress.Progress, health.Health)

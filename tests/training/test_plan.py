@@ -8,7 +8,7 @@ from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.errors import Refusal
 from llama_lite.hub.publish_queue import is_published
 from llama_lite.models.presets import count_parameters, load_model_config
-from llama_lite.training.decisions import save_interval
+from llama_lite.training.decisions import save_interval, whole_interval
 from llama_lite.training.plan import accumulation_steps, at_once, check_publish_steps, intervals, make_plan, saved_steps
 
 MANIFEST = {
@@ -71,7 +71,8 @@ def test_accumulation_for_any_number_of_processes():
             r"38,147 steps need 19,531,264 windows .* --max_steps to 38,146.*--allow_epochs",
         ),
         (["--gradient_accumulation_steps", "3"], "1.7b", r"contradicts --tokens_per_step"),
-        (["--eval_windows", "100000"], "1.7b", r"validation slice has 97656 windows .* 100000 are asked"),
+        (["--eval_windows", "100000"], "1.7b", r"^--eval_windows 100000: the validation slice has 97656 windows"),
+        (["--probe_windows", "100000"], "1.7b", r"^--probe_windows 100000: the validation slice has 97656 windows"),
         (["--num_train_epochs", "0.00001"], "1.7b", r"less than one step"),
     ],
 )
@@ -91,6 +92,14 @@ def test_too_little_text_and_epochs():
     small = {**MANIFEST, "splits": {"train": {"tokens": 1024 * 100}, "validation": {"tokens": 100_000_000}}}
     with pytest.raises(Refusal, match=r"99 windows of 1024 tokens and one step takes 512"):
         plan_of(manifest=small)
+    few = {**small, "splits": {**small["splits"], "train": {"tokens": 1024 * 5}}}
+    for given, way in (
+        ([], "lower --per_device_train_batch_size, or"),
+        (["--tokens_per_step", "8192", "--per_device_train_batch_size", "1"], "lower --tokens_per_step to 4,096 or"),
+        (["--gradient_accumulation_steps", "512", "--per_device_train_batch_size", "1"], "lower --gradient_accum"),
+    ):
+        with pytest.raises(Refusal, match=f"4 windows of 1024 tokens and one step takes .*: {way}"):
+            plan_of(*given, manifest=few)
     plan = plan_of(
         "--tokens_per_step", "8192", "--max_steps", "20", "--warmup_steps", "5", "--allow_epochs", manifest=small
     )
@@ -167,6 +176,7 @@ def test_revisions_fall_on_checkpoints():
         check_publish_steps(training, 20, 8, state)
     with pytest.raises(Refusal, match="--publish_training_state 12 is no multiple of the 8 steps between published"):
         check_publish_steps(training, 20, 8, "12")
+    assert [whole_interval(every, 95) for every in (0.1, 0.99, 1.0, 250.0)] == [10, 95, 1, 250]
     assert [save_interval(10, every)[0] for every in (None, 50, 25, 7, 1, 14)] == [10, 10, 5, 7, 1, 14]
 
 
@@ -190,3 +200,9 @@ def test_a_share_of_the_run_as_interval_of_evaluations(pretrain, tmp_path, capsy
     """The number of windows follows from it."""
     pretrain(tmp_path / "run", "--dry_run", eval_steps=0.25, eval_windows=None)
     assert "eval_windows" in capsys.readouterr().out
+
+
+def test_a_slice_without_a_window_is_told():
+    short = {**MANIFEST, "splits": {**MANIFEST["splits"], "validation": {"tokens": 1024}}}
+    with pytest.raises(Refusal, match=r"^the validation slice has 1,024 tokens, less than one window of 1024: lower"):
+        plan_of(manifest=short)

@@ -629,3 +629,17 @@ def test_loops_are_told_from_text():
 def test_targets(model):
     tuned = lora.add_adapter(model, AdapterArguments(r=2), "somewhere")
     assert not any("lm_head" in name for name, p in tuned.named_parameters() if p.requires_grad)
+
+
+def test_derived_numbers_of_rows_and_sequences_fit_those_that_were_given(sft, tmp_path, capsys):
+    """Of 80 rows a tenth would be held out."""
+    derived = {"eval_rows": None, "sequences_per_step": None, "per_device_train_batch_size": None}
+    sft(tmp_path / "run", "--dry_run", **derived, sampled_answers=12, gradient_accumulation_steps=3)
+    said = capsys.readouterr().out
+    assert "for --sampled_answers 12" in said and "; 12 held out" in said and "x 3 accumulated" in said
+    sft(tmp_path / "run", "--dry_run", **{**derived, "per_device_train_batch_size": 2}, gradient_accumulation_steps=2)
+    assert "sequences per step  4 = 1 process(es) x 2 x 2 accumulated" in capsys.readouterr().out
+    with pytest.raises(Refusal, match=r"are needed for --sampled_answers 90 .*: lower --sampled_answers, raise"):
+        sft(tmp_path / "run", "--dry_run", **derived, sampled_answers=90)
+    with pytest.raises(Refusal, match=r"a step takes 100: lower --per_device_train_batch_size, or add"):
+        sft(tmp_path / "run", "--dry_run", **{**derived, "per_device_train_batch_size": 100}, sampled_answers=4)

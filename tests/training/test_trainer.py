@@ -322,6 +322,44 @@ def test_init_from_takes_weights_only(pretrain, whole_run, tmp_path):
         pretrain(tmp_path / "third", init_from=str(whole_run / "checkpoint-12"), model_config="demo", block_size=64)
 
 
+def test_init_from_alone_takes_config_and_tokenizer_too(pretrain, whole_run, tmp_path, capsys):
+    """Continued pretraining on another text; a tokenizer or a model that is given counts."""
+    source = str(whole_run / "checkpoint-12")
+    new = {"model_config": None, "tokenizer": None, "vocab_size": None, "prepared_dir": str(tmp_path / "tokens")}
+    new |= {"max_steps": 2, "logging_steps": 1, "init_from": source}
+    run = pretrain(tmp_path / "run", **new)
+    settings, said = read_json(run / "run.json")["settings"], capsys.readouterr().out
+    assert settings["model_config"] == source and "another tokenizer" not in said
+    tokenizers = [json.loads((folder / "tokenizer.json").read_text()) for folder in (run, Path(source))]
+    assert tokenizers[0] == tokenizers[1]
+    first = next(entry for entry in log_of(run) if "loss" in entry)
+    last = [entry for entry in log_of(whole_run) if "loss" in entry][-1]
+    assert abs(first["loss"] - last["loss"]) < 0.3
+    pretrain(run, **new)
+    assert "is finished (2 steps): nothing to do" in capsys.readouterr().out
+
+    trained = {**new, "vocab_size": 300, "prepared_dir": str(tmp_path / "own")}
+    pretrain(tmp_path / "own-run", **trained)
+    assert "its weights were trained with another tokenizer than this run's" in capsys.readouterr().out
+    with pytest.raises(
+        Refusal, match=r"another model: .*num_hidden_layers is 2 there and 3 here.*Leave out --model_con"
+    ):
+        pretrain(tmp_path / "other", **{**new, "prepared_dir": str(tmp_path / "never"), "model_config": "3x64"})
+    assert not (tmp_path / "never").exists()
+
+
+def test_init_from_without_config_or_tokenizer_names_itself(pretrain, whole_run, tmp_path):
+    bare = shutil.copytree(
+        whole_run / "checkpoint-12", tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*", "config.json")
+    )
+    new = {"tokenizer": None, "vocab_size": None, "prepared_dir": str(tmp_path / "tokens"), "init_from": str(bare)}
+    with pytest.raises(Refusal, match=r"--init_from .*bare: no config of it can be read, and no --model_config is"):
+        pretrain(tmp_path / "run", model_config=None, **new)
+    with pytest.raises(Refusal, match=r"--init_from .*bare: no tokenizer of it can be used, and no --tokenizer is"):
+        pretrain(tmp_path / "run", **new)
+    assert not (tmp_path / "run/run.json").exists()
+
+
 def test_a_start_that_kept_nothing_leaves_its_record_to_none(tmp_path):
     """`run.json` is the next start's, which may have other arguments; the id stays where something was published."""
     from llama_lite.run_folder import RunFolder
