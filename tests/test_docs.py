@@ -251,6 +251,7 @@ def test_the_figures_are_what_was_measured():
     ]
     bigram = json.loads((ROOT / "benchmarks/demo/data.json").read_text())["baselines"]["bigram"]
     evidence = [
+        f"{kill['writing']['equal']} of {kill['writing']['runs']} end bit for bit",
         f"{prepare['speed_a_core_to_plain_on_all_cores']:.2f}x with two workers",
         f"{prepare['speed_of_one_worker_to_plain']:.2f}x with one",
         f"{revisions['times_faster_than_commands']:.0f}x",
