@@ -156,27 +156,31 @@ def _contrast_table(rows: list[dict], columns: dict[str, str]) -> list[str]:
     return lines
 
 
-def _differences_section(comparison: list[dict], is_exploratory: bool) -> list[str]:
-    """Lines of the section with every difference, its interval and its verdict. is_exploratory: beside contrasts."""
+def _what_a_row_is(comparison: list[dict]) -> str:
+    """How to read the rows of the differences."""
+    row_is = "Each row is an arm minus the arm that it is compared with, at equal tokens"
     counts = sorted({row["n"] for row in comparison})
-    seeds = " or ".join(map(str, counts))
+    if counts == [1]:
+        return f"{row_is}. There was one seed, so there is no interval, and nothing follows for other seeds."
     covers = "The intervals cover other seeds, not other texts or questions"
     if any(row["items"] for row in comparison):
         covers += ", but for the metrics of tasks: there, seeds are crossed with items in one error"
-    text = [
-        "## Differences",
-        "",
-        "Each row is an arm minus the arm that it is compared with, at equal tokens, in pairs of one seed, with the"
-        f" mean over {seeds} seeds and its 95 % and 90 % intervals (Student's t). {covers}. p is corrected for the rows"
-        " of one metric (Holm). Verdicts: `differs` at a corrected p of 0.05; `equal within` a margin where the 90 %"
-        " interval lies within it (two one-sided tests at 5 %); otherwise `cannot tell`.",
-    ]
+    margin = ""
     if not any(row["margin"] for row in comparison):
-        text[-1] += " No margin was declared; the 90 % interval says within which one an arm would count as equal."
+        margin = " No margin was declared; the 90 % interval says within which one an arm would count as equal."
+    return (
+        f"{row_is}, in pairs of one seed, with the mean over {' or '.join(map(str, counts))} seeds and its 95 % and"
+        f" 90 % intervals (Student's t). {covers}. p is corrected for the rows of one metric (Holm). Verdicts:"
+        " `differs` at a corrected p of 0.05; `equal within` a margin where the 90 % interval lies within it (two"
+        f" one-sided tests at 5 %); otherwise `cannot tell`.{margin}"
+    )
+
+
+def _differences_section(comparison: list[dict], is_exploratory: bool) -> list[str]:
+    """Lines of the section with every difference, its interval and its verdict. is_exploratory: beside contrasts."""
+    text = ["## Differences", "", _what_a_row_is(comparison)]
     if is_exploratory:
         text[-1] += " These are exploratory: what was planned is tested above."
-    if counts == [1]:
-        text += ["", "There was one seed, so there is no interval, and nothing follows for other seeds."]
     columns = ["arm", "compared with", "metric", "difference", "95 % interval", "90 % interval", "p (Holm)"]
     text += ["", f"| {' | '.join([*columns, 'of each seed', 'verdict'])} |", "| --- " * 9 + "|"]
     for row in comparison:
