@@ -780,4 +780,5 @@ def test_one_seed_has_no_interval():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/studies").glob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_studies_are_understood(path):
-    assert len(spec.load(str(path)).seeds) >= 3
+    least = 1 if path.stem == "lora_rates" else 3  # which chooses rates, and concludes nothing
+    assert len(spec.load(str(path)).seeds) >= least
