@@ -42,7 +42,8 @@ EVIL = {
 
 @pytest.mark.parametrize(("template", "message"), EVIL.values(), ids=EVIL)
 def test_a_template_that_harms_is_refused(base, monkeypatch, template, message):
-    monkeypatch.setattr(rendering, "TIMEOUT", 2.0)
+    if "longer" in message:
+        monkeypatch.setattr(rendering, "TIMEOUT", 2.0)
     monkeypatch.setattr(rendering, "MEMORY_LIMIT", 2**28)
     monkeypatch.setattr(rendering, "MAX_REPLY", 2**20)
     tokenizer = AutoTokenizer.from_pretrained(base)

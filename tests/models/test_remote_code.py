@@ -41,7 +41,10 @@ def test_every_loading_call_says_that_no_code_is_run():
             elif owner == "torch" and name == "load":
                 fits = given.get("weights_only") == "True"
             elif name in ("from_pretrained", "from_config"):
-                fits = owner in ("PeftModel",)  # reads a config and safetensors, and takes no such argument
+                fits = owner in (
+                    "PeftModel",
+                    "GenerationConfig",
+                )  # read JSON and safetensors, and take no such argument
             else:
                 fits = not (owner == "evaluate" and name == "load") and given.get("trust_remote_code") != "True"
             if not fits:

@@ -563,7 +563,7 @@ def test_the_same_weights_with_another_config_are_another_base(
         r" it had"
     )
     with pytest.raises(Refusal, match=refused):
-        resolve._resolve_model(str(other), str(whole_sft), "--models")
+        resolve._resolve_model(str(other), str(whole_sft), "--models", with_weights=True)
     with pytest.raises(Refusal, match=refused):
         lora.merge(references.locate(str(other)), whole_sft / "checkpoint-8", None, "float32", tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
