@@ -782,3 +782,10 @@ def test_one_seed_has_no_interval():
 def test_shipped_studies_are_understood(path):
     least = 1 if path.stem == "lora_rates" else 3  # which chooses rates, and concludes nothing
     assert len(spec.load(str(path)).seeds) >= least
+
+
+def test_a_report_of_one_seed_explains_no_interval():
+    row = {"items": None, "margin": None}
+    one, several = (report._what_a_row_is([{**row, "n": n}]) for n in (1, 3))
+    assert "There was one seed, so there is no interval" in one and "Student's t" not in one
+    assert "mean over 3 seeds and its 95 % and 90 % intervals (Student's t)" in several
