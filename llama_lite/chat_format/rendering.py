@@ -153,6 +153,7 @@ def _serve(parent_end, connection, template: str) -> None:
     from transformers.utils.chat_template_utils import render_jinja_template as render
 
     parent_end.close()
+    _close_all_but(connection.fileno())
     die_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -173,6 +174,14 @@ def _serve(parent_end, connection, template: str) -> None:
             connection.send_bytes(answer)
         except OSError:
             return
+
+
+def _close_all_but(descriptor: int) -> None:
+    """Close what this fork inherited but its standard streams: a pipe or a socket that the parent closes would stay
+    open here, and its other end would wait for ever.
+    """
+    os.closerange(3, descriptor)
+    os.closerange(descriptor + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def _limit_memory() -> None:

@@ -1,5 +1,8 @@
 """The chat format: exactly the answers are learnt, and what is generated begins as what was trained."""
 
+import os
+import select
+
 import pytest
 
 from llama_lite.chat_format import rendering
@@ -315,6 +318,18 @@ def test_a_template_that_raised_an_error_keeps_its_process():
         rendering.apply_chat_template(tokenizer, [ONE[0], ONE[0]])
     rendering.apply_chat_template(tokenizer, ONE)
     assert rendering._renderers[ALTERNATING].process is process and process.is_alive()
+
+
+def test_the_process_of_a_template_holds_no_pipe_of_this_process_open():
+    """A program whose input this process closes would otherwise wait for ever."""
+    tokenizer = gpt2_tokenizer()
+    tokenizer.chat_template = WITH_SYSTEM + "{# a process that starts after the pipe #}"
+    reading, writing = os.pipe()
+    rendering.apply_chat_template(tokenizer, ONE)
+    assert rendering._renderers[tokenizer.chat_template].process.is_alive()
+    os.close(writing)
+    with open(reading, "rb") as ended:
+        assert select.select([ended], [], [], 20) == ([ended], [], []) and ended.read() == b""
 
 
 PLAIN = "{% for m in messages %}{{ m['content'] }}{% endfor %}"

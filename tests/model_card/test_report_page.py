@@ -21,7 +21,7 @@ BLANK = """() => [...document.querySelectorAll('canvas')].filter((canvas) => {
 }).length"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
     """One headless chromium for all tests."""
     path = shutil.which("chromium")
