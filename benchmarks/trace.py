@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from benchmarks.kill import write_text
 from benchmarks.resume import prepared_tiny, sparse
-from llama_lite.data.document_index import IndexWriter, hash_of
+from llama_lite.data.document_index import IndexWriter, hashes_of
 from llama_lite.files import read_json, write_json
 
 PARTS = ("passages", "scale", "scan")
@@ -192,7 +192,7 @@ def write_index(folder: Path, documents: int) -> int:
                 pyarrow.array([f"https://example.org/{one[10:30]}" for one in ids]),
                 pyarrow.array([f"data/part-{number:05d}.parquet"] * per_shard),
                 pyarrow.array(np.arange(1, per_shard + 1, dtype=np.uint32)),
-                pyarrow.array(np.fromiter(map(hash_of, ids), np.uint64, per_shard)),
+                pyarrow.array(hashes_of(ids)),
             ],
             ["id", "url", "file", "row", "hash"],
         )

@@ -2,6 +2,7 @@
 named, and added to the folders of earlier versions.
 """
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -110,6 +111,27 @@ def test_a_document_is_found_by_its_id_its_url_and_its_location(prepared, monkey
                 "x:99999999999": [],
                 "": [],
             }
+
+
+def test_an_index_of_an_earlier_version_is_read_by_its_own_hash(prepared, tmp_path):
+    """Those have no `hash` in their records, and BLAKE2b of the names."""
+    shutil.copytree(prepared, tmp_path / "tokens")
+    manifest = read_json(prepared / "manifest.json")
+    for record in manifest["index"].values():
+        assert record.pop("hash") == "xxh3_64"
+        entries, names = (tmp_path / "tokens" / name for name in sorted(record["files"]))
+        table = pyarrow.parquet.read_table(names).to_pylist()
+        array = np.load(entries)
+        called = [one["id"] or one["url"] or f"{one['file']}:{row}" for one, row in zip(table, array[3], strict=True)]
+        digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in called)
+        array[:2] = np.frombuffer(digests, "<u4").reshape(-1, 2).T
+        np.save(entries, array)
+    old, new = DocumentIndex(tmp_path / "tokens", manifest), index_of(prepared)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DocumentIndex, "_find_locations", None)  # the slow way is not taken
+        wanted = ["doc-3", "doc-300", "https://a.b/4", "rows.jsonl:3"]
+        found = old.find(wanted)
+    assert found == new.find(wanted) and all(found.values())
 
 
 def test_an_entry_takes_16_bytes_and_names_are_in_parquet(prepared):
