@@ -1,5 +1,8 @@
 """A snapshot holds the moment at which it was taken, and is written as safetensors itself would write it."""
 
+import errno
+import fcntl
+import os
 import threading
 
 import pytest
@@ -12,8 +15,9 @@ from llama_lite.checkpoint.background import BackgroundWriter
 from llama_lite.checkpoint.snapshot import Snapshot, live_storages
 
 
-def test_a_file_has_the_bytes_that_safetensors_writes(tmp_path, monkeypatch):
-    monkeypatch.setattr(tensor_files, "CHUNK", 64)  # several chunks a tensor
+@pytest.mark.parametrize("chunk", [64, 4096, 2**22])  # of several to a tensor, of several tensors, of the whole file
+def test_a_file_has_the_bytes_that_safetensors_writes(tmp_path, monkeypatch, chunk):
+    monkeypatch.setattr(tensor_files, "CHUNK", chunk)
     tensors = {
         f"{name}.{dtype}": torch.arange(size).to(dtype).reshape(shape)
         for name, size, shape in (("b", 42, (2, 3, 7)), ("a", 6, (6,)), ("naïve|step", 1, ()))
@@ -27,6 +31,45 @@ def test_a_file_has_the_bytes_that_safetensors_writes(tmp_path, monkeypatch):
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "theirs", metadata)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
     assert written == {tmp_path / "ours": digests.blake3(tmp_path / "theirs")}
+
+
+@pytest.mark.parametrize("file_system", ["as it is", "refuses to open", "refuses to write"])
+def test_a_file_is_written_past_the_cache_where_the_file_system_allows_it(tmp_path, monkeypatch, file_system):
+    direct, cached = [], []
+    os_open, write = os.open, tensor_files.write_chunk
+
+    def refuses(path, flags, *mode):
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return os_open(path, flags, *mode)
+
+    def write_chunk(file, chunk):
+        write(file, chunk)
+        (direct if fcntl.fcntl(file.fileno(), fcntl.F_GETFL) & os.O_DIRECT else cached).append(len(chunk))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_files, "CHUNK", 1000 if file_system == "refuses to write" else 4096)
+        patch.setattr(tensor_files, "write_chunk", write_chunk)
+        if file_system == "refuses to open":
+            patch.setattr(os, "open", refuses)
+        taken = Snapshot(False)
+        taken.add(tmp_path / "ours", [("one", torch.arange(5000.0))], {}, None)
+        taken.write()
+    save_file({"one": torch.arange(5000.0)}, tmp_path / "theirs")
+    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert sum(direct) + sum(cached) == (tmp_path / "ours").stat().st_size > 20_000
+    if file_system == "as it is" and takes_direct_writes(tmp_path):
+        assert direct == [4096] * 4 and len(cached) == 1  # the end of a file is no whole block
+    else:
+        assert not direct
+
+
+def takes_direct_writes(folder) -> bool:
+    try:
+        os.close(os.open(folder / "direct", os.O_WRONLY | os.O_CREAT | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
 
 
 def test_a_snapshot_is_of_its_moment_and_fills_its_buffers_again(tmp_path):

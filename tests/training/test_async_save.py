@@ -133,12 +133,11 @@ sys.path.insert(0, {root!r})
 from llama_lite.checkpoint import tensor_files
 import run_pretrain
 from llama_lite.exit import exit_with_status
-write_chunk, calls = tensor_files.write_chunk, []
+write_chunk, calls, tensor_files.CHUNK = tensor_files.write_chunk, [], 4096
 def kill_or_write(file, chunk):
     if ".staging-10/" in file.name and file.name.endswith({name!r}):
         calls.append(1)
         if len(calls) == {at}:
-            file.flush()
             {action}
     write_chunk(file, chunk)
 tensor_files.write_chunk = kill_or_write
@@ -155,7 +154,7 @@ def script(folder: Path, **values) -> str:
 def test_a_run_that_is_killed_while_the_thread_writes_ends_as_the_one_that_was_not(
     pretrain, settings, whole_run, tmp_path
 ):
-    """Within the second tensor of the second file: model.safetensors is whole, and optimizer.safetensors is not."""
+    """At the fourth part of 4 KiB of the second file: model.safetensors is whole, and optimizer.safetensors is not."""
     run, name = tmp_path / "run", "optimizer.safetensors"
     path = config_file(tmp_path, settings, output_dir=str(run))
     killed = script(tmp_path, name=name, at=4, action="os.kill(os.getpid(), signal.SIGKILL)")
