@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import ROOT, config_file, launch, log_of, same_tensors, tensors_of
+from helpers import ROOT, config_file, launch, launch_ranks, log_of, same_tensors, tensors_of
 
 from benchmarks import kill
 from llama_lite.files import read_json, read_jsonl
 
 ACCELERATE = (sys.executable, "-m", "accelerate.commands.launch")
-TWO = (*ACCELERATE, "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
+CPU2 = ROOT / "configs/accelerate/cpu2.yaml"
+TWO = (*ACCELERATE, "--config_file", str(CPU2))
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
@@ -35,6 +36,13 @@ def start(path: Path, *argv, launcher=(sys.executable,), script="run_pretrain.py
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
     )
+
+
+def launch_on(processes: int, path: Path, script: str = "run_pretrain.py") -> subprocess.CompletedProcess:
+    """A run in one process or two, which are forks; launchers are tested by what `start` starts."""
+    if processes == 1:
+        return launch("--config", str(path), script=script)
+    return launch_ranks(CPU2, "--config", str(path), script=script)
 
 
 def trained(run: Path, step: int):
@@ -227,8 +235,8 @@ def test_one_and_two_processes_are_the_same_run(settings, whole_run, tmp_path):
     plain = {"bf16": False, "logging_steps": 1, "save_total_limit": None}
     two_path = config_file(tmp_path, settings, output_dir=str(tmp_path / "two"), **plain)
     one_path = config_file(tmp_path, settings, output_dir=str(tmp_path / "one"), **plain)
-    for path, launcher in ((one_path, (sys.executable,)), (two_path, TWO)):
-        result = launch("--config", str(path), launcher=launcher)
+    for path, processes in ((one_path, 1), (two_path, 2)):
+        result = launch_on(processes, path)
         assert result.returncode == 0, result.stderr
     assert read_json(tmp_path / "two" / "run.json")["plan"]["processes"] == 2
 
@@ -237,14 +245,13 @@ def test_one_and_two_processes_are_the_same_run(settings, whole_run, tmp_path):
 
     np.testing.assert_allclose(losses(tmp_path / "one"), losses(tmp_path / "two"), atol=1e-5)
     assert losses(tmp_path / "one")[0] != losses(tmp_path / "one")[1]
-    for first, launcher in (("two", (sys.executable,)), ("one", TWO)):
+    for first, processes in (("two", 1), ("one", 2)):
         run = tmp_path / f"from-{first}"
         shutil.copytree(tmp_path / first, run)
         shutil.rmtree(run / "checkpoint-12")
         shutil.rmtree(run / "checkpoint-10")
         (run / "status.json").unlink()
-        path = config_file(tmp_path, settings, output_dir=str(run), **plain)
-        result = launch("--config", str(path), launcher=launcher)
+        result = launch_on(processes, config_file(tmp_path, settings, output_dir=str(run), **plain))
         assert result.returncode == 0, result.stderr
         assert "start     step 5" in result.stdout
         np.testing.assert_allclose(losses(run), losses(tmp_path / "one"), atol=1e-5)
@@ -260,17 +267,13 @@ def test_one_and_two_processes_are_the_same_run(settings, whole_run, tmp_path):
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(settings, whole_run, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for run in (whole, cut):
-        result = launch(
-            "--config", str(config_file(tmp_path, settings, output_dir=str(run), save_total_limit=None)), launcher=TWO
-        )
-        assert result.returncode == 0, result.stderr
+    result = launch_on(2, config_file(tmp_path, settings, output_dir=str(whole), save_total_limit=None))
+    assert result.returncode == 0, result.stderr
+    shutil.copytree(whole, cut)
     shutil.rmtree(cut / "checkpoint-12")
     shutil.rmtree(cut / "checkpoint-10")
     (cut / "status.json").unlink()
-    result = launch(
-        "--config", str(config_file(tmp_path, settings, output_dir=str(cut), save_total_limit=None)), launcher=TWO
-    )
+    result = launch_on(2, config_file(tmp_path, settings, output_dir=str(cut), save_total_limit=None))
     assert result.returncode == 0 and "start     step 5" in result.stdout, result.stderr
     assert log_of(cut) == log_of(whole)
     for name in ("model.safetensors", "optimizer.safetensors"):
@@ -281,13 +284,9 @@ def test_tuning_with_two_processes(sft_settings, tmp_path):
     """Same rows and losses as with one; stopped and resumed bit for bit."""
     plain = {"bf16": False, "logging_steps": 1, "lora_dropout": 0.0, "save_total_limit": None}
     one, two, cut = (tmp_path / name for name in ("one", "two", "cut"))
-    for run, launcher in ((one, (sys.executable,)), (two, TWO)):
-        result = launch(
-            "--config",
-            str(config_file(tmp_path, sft_settings, output_dir=str(run), **plain)),
-            script="run_sft.py",
-            launcher=launcher,
-        )
+    for run, processes in ((one, 1), (two, 2)):
+        path = config_file(tmp_path, sft_settings, output_dir=str(run), **plain)
+        result = launch_on(processes, path, script="run_sft.py")
         assert result.returncode == 0, result.stderr
     for key in ("loss", "eval_loss", "tokens"):
         found = [[entry[key] for entry in log_of(run) if key in entry] for run in (one, two)]
@@ -297,12 +296,8 @@ def test_tuning_with_two_processes(sft_settings, tmp_path):
     for step in (6, 8):
         shutil.rmtree(cut / f"checkpoint-{step}")
     (cut / "status.json").unlink()
-    result = launch(
-        "--config",
-        str(config_file(tmp_path, sft_settings, output_dir=str(cut), **plain)),
-        script="run_sft.py",
-        launcher=TWO,
-    )
+    path = config_file(tmp_path, sft_settings, output_dir=str(cut), **plain)
+    result = launch_on(2, path, script="run_sft.py")
     assert result.returncode == 0 and "start     step 3" in result.stdout, result.stderr
     assert log_of(cut) == log_of(two)
     for name in ("adapter_model.safetensors", "optimizer.safetensors"):

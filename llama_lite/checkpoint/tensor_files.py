@@ -7,10 +7,12 @@ of memory that training reads, and the thread takes less of the processor from i
 import dataclasses
 import errno
 import fcntl
+import itertools
 import json
 import mmap
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,23 +57,36 @@ def write_tensor_file(path: Path, tensors: dict[str, HostTensor], metadata: dict
 
 
 def _write(parts: Iterable[bytes | np.ndarray], path: Path) -> str:
-    """Write the bytes of `parts` one after the other; returns their BLAKE3."""
-    state, filled = new_hash("blake3"), 0
-    chunk = np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8)  # begins at a page, as what is written past the cache must
-    with open(path, "wb", buffering=0, opener=_open_direct) as file:
-        for part in parts:
-            data = np.asarray(memoryview(part))
-            while len(data):
-                taken = data[: CHUNK - filled]
-                chunk[filled : filled + len(taken)] = taken
-                filled, data = filled + len(taken), data[len(taken) :]
-                if filled == CHUNK:
-                    state.update(chunk.data)
-                    write_chunk(file, chunk.data)
-                    filled = 0
-        state.update(chunk[:filled].data)
-        write_chunk(file, chunk[:filled].data)
+    """Write the bytes of `parts` one after the other; returns their BLAKE3. While a chunk is written, the next one is
+    gathered and hashed.
+    """
+    state, written = new_hash("blake3"), None
+    with open(path, "wb", buffering=0, opener=_open_direct) as file, ThreadPoolExecutor(1) as pool:
+        for chunk in _chunks(parts):
+            state.update(chunk)
+            if written:
+                written.result()
+            written = pool.submit(write_chunk, file, chunk)
+        written.result()
     return state.hexdigest()
+
+
+def _chunks(parts: Iterable[bytes | np.ndarray]) -> Iterator[memoryview]:
+    """The bytes of `parts` in chunks, the last of which is shorter. They lie in two places in turn, each of which
+    begins at a page, as what is written past the cache must.
+    """
+    places = itertools.cycle([np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8) for _ in range(2)])
+    place, filled = next(places), 0
+    for part in parts:
+        data = np.asarray(memoryview(part))
+        while len(data):
+            taken = data[: CHUNK - filled]
+            place[filled : filled + len(taken)] = taken
+            filled, data = filled + len(taken), data[len(taken) :]
+            if filled == CHUNK:
+                yield place.data
+                place, filled = next(places), 0
+    yield place[:filled].data
 
 
 def write_chunk(file, chunk: memoryview) -> None:
