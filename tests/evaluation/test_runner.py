@@ -649,6 +649,35 @@ def test_a_metric_of_all_items_together_is_named_and_not_shown(evaluate, tmp_pat
     assert sample["metrics"].keys() == {"acc"} and sample["pooled"]["f1"][0] == 0
 
 
+def test_a_metric_of_all_items_that_an_earlier_version_kept_as_a_mean_is_computed_again(
+    evaluate, tmp_path, capsys, monkeypatch
+):
+    rows = [{"question": f"Is {n} even?", "answer": n % 2} for n in range(6)]
+    made = {"acc_norm": "median", "acc": "mean"}
+    metrics = [{"metric": name, "aggregation": how, "higher_is_better": True} for name, how in made.items()]
+    options = {"output_type": "multiple_choice", "doc_to_choice": ["yes", "no"], "doc_to_target": "answer"}
+    folder = write_task(tmp_path / "tasks", rows, metric_list=metrics, **options)
+    chosen = {"tasks": ["mine", "embedded_docs"], "limit": None}
+    out = evaluate(tmp_path / "out", "--include_path", str(folder), **chosen)
+    scores = (out / "scores.csv").read_text()
+    kept = store.Store(out)
+    key = next(path.stem for path in (out / "results").iterdir() if "mine" in path.stem)
+    samples = [{**sample, "metrics": {**sample["metrics"], **sample.pop("pooled")}} for sample in kept.samples(key)]
+    assert 0 < sum(sample["metrics"]["acc_norm"] for sample in samples) < 6  # so that the median is no mean
+    kept.save(key, {**kept.result(key), "metrics": store.metrics_of(samples)}, samples)
+    calls, original = [], lm.run
+    monkeypatch.setattr(lm, "run", lambda *args: calls.append(list(args[1])) or original(*args))
+    line = (
+        f"WARNING   results/{key}: acc_norm is no mean of its items, as an earlier version kept it, so it is computed"
+    )
+    for times in (1, 0):
+        capsys.readouterr()
+        calls.clear()
+        evaluate(out, "--include_path", str(folder), **chosen)
+        assert capsys.readouterr().out.count(line) == times and calls == [["mine"]] * times
+        assert (out / "scores.csv").read_text() == scores and "acc_norm" not in scores
+
+
 GENERATED = {
     "output_type": "generate_until",
     "doc_to_target": "{{answer}}",
