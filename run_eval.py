@@ -78,16 +78,22 @@ def main(argv: list[str] | None = None) -> None:
     # ---- Evaluate each (model, task) pair that has no result yet ----
     shared, expected = SharedWork(), plan()
     removal = downloads.WeightRemoval(found, [len(pairs) for pairs in work], shared)
-    with forecast.Progress(expected, shared) as progress:
+    ahead = downloads.DownloadAhead(found, {number for number, _ in expected.seconds})
+    with forecast.Progress(expected, shared) as progress, ahead:
 
         def finish(number: int, task: int, record: dict, fresh: bool) -> None:
             print_record(progress, number, task, record, fresh)
             if output_args.remove_downloads:
                 removal.finish(number)
 
+        def advance(number: int, task: int, fraction: float) -> None:
+            progress.advance(number, task, fraction)
+            ahead.start(number)
+
         def compute() -> None:
             for number in shared.models(len(found)):
-                calls = (functools.partial(function, number) for function in (finish, shared.take, progress.advance))
+                ahead.wait(number)
+                calls = (functools.partial(function, number) for function in (finish, shared.take, advance))
                 records = runner.evaluate_model(store, found[number], work[number], settings, *calls)
                 shared.records |= {(number, task): record for task, record in records.items()}
 

@@ -76,6 +76,8 @@ class Parser(TrlParser):
             self.error(f"`{' '.join(rest)}` does not belong to any argument")
         values, explicit_args, problems = vars(namespace), typed | set(config), []
         for name in typed:
+            if by_name[name].nargs == "+" and values[name] == ["[]"]:  # an empty list, as in YAML
+                values[name] = []
             try:
                 values[name] = checked(by_name[name], values[name])
             except ValueError as error:

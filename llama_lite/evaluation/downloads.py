@@ -1,21 +1,39 @@
-"""Weights of an evaluation's models on the Hub: how much there is to download, and what is removed again.
+"""Weights of an evaluation's models on the Hub: how much there is to download, what is downloaded ahead, and what is
+removed again.
 
 The weights of a model are downloaded before its first task (`references.fetch_weights`), so that 150 revisions need not
-be here before the first is evaluated. They stay in the Hub's cache, as all downloads do, or go after its last task
-(--remove_downloads).
+be here before the first is evaluated; those of the next one while a model is evaluated (`DownloadAhead`). They stay in
+the Hub's cache, as all downloads do, or go after its last task (--remove_downloads).
 """
 
+import functools
+import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-from ..distributed import WORLD_SIZE
+from ..distributed import WORLD_SIZE, print_main
+from ..errors import Refusal
 from ..files import need_space
 from ..formatting import size
 from ..hub.client import Reference, remove_cached
 from ..models.references import Located
+from ..processes import die_with_parent
 from .resolve import Model
 from .sharing import SharedWork
+
+AHEAD = 2**26  # bytes of weights that take longer to download than a process takes to start
+# A process, because a thread in a download cannot be stopped. The client removes its partial file at SystemExit.
+DOWNLOAD = """
+import signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+from huggingface_hub import hf_hub_download
+repo, commit, *names = sys.argv[1:]
+for name in names:
+    hf_hub_download(repo, name, revision=commit)
+"""
 
 
 def check_downloads(models: list[Model], needed: Collection[int], removes: bool) -> str | None:
@@ -38,6 +56,63 @@ def check_downloads(models: list[Model], needed: Collection[int], removes: bool)
     end = "and removed after its last" if removes else "and kept in the Hub's cache (--remove_downloads: removed)"
     models_in_words = f"{len(sizes)} models" if len(sizes) > 1 else "1 model"
     return f"hub       {size(sum(sizes))} of weights of {models_in_words}, each downloaded before its first task {end}"
+
+
+class DownloadAhead:
+    """Downloads the weights of the next model into the Hub's cache while a model is evaluated; as a context, stops when
+    the evaluation does.
+
+    Nothing relies on it: when the turn of a model comes, `fetch_weights` verifies its weights, downloads what is not
+    here, and reports what fails. With several processes it does nothing: they download side by side. needed: positions
+    of the models that are to be evaluated.
+    """
+
+    def __init__(self, models: list[Model], needed: Collection[int]):
+        self.models, self.needed = models, sorted(needed)
+        self.number: int | None = None  # of the model that was last looked at
+        self.process: subprocess.Popen | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.process:
+            self.process.terminate()
+            try:
+                self.process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+    def start(self, number: int) -> None:
+        """The weights of the model at position `number` are here: begin with those of the next one, where the disk has
+        twice the space for them.
+        """
+        following = next((other for other in self.needed if other > number), None)
+        if WORLD_SIZE > 1 or following is None or following == self.number:
+            return
+        self.number, base = following, self.models[following].base
+        if not _is_missing(base) or (missing := base.remote_weights).missing_bytes < AHEAD:
+            return
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        try:
+            need_space(Path(HF_HUB_CACHE), 2 * missing.missing_bytes, base.name, "")
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", DOWNLOAD, base.repo, base.commit, *sorted(missing.missing)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=functools.partial(die_with_parent, signal.SIGTERM),
+            )
+        except (Refusal, OSError):
+            return
+
+    def wait(self, number: int) -> None:
+        """Wait until what was begun for the model at position `number` has ended."""
+        if self.process and self.number == number and self.process.poll() is None:
+            print_main(f"hub       waiting for the weights of {self.models[number].base.name}")
+            self.process.wait()
 
 
 class WeightRemoval:

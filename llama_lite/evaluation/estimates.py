@@ -1,10 +1,12 @@
 """Estimates of lm-eval's metrics from their values per item: means, ratios of sums, and exponentials of them.
 
 lm-eval computes some metrics from all items together (f1, mcc, bleu, a median). They have no value per item, and so no
-interval and no pairs here; `pooled` finds them by comparing with lm-eval's own number.
+interval and no pairs here; `pooled` finds them by comparing with lm-eval's own number, `pooled_in_kept` in results of
+earlier versions.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -92,16 +94,37 @@ def pooled(results: dict) -> set[str]:
     """The metrics of lm-eval's `results` ({results, samples, ...}) without values per item: those that are no numbers,
     and those whose number of lm-eval is not what `estimate` makes of the items (NaN among them).
     """
-    found = set()
-    for leaf, rows in results["samples"].items():
-        values: dict[tuple[str, str], list] = {}
-        for row in rows:
-            for name in row["metrics"]:
-                values.setdefault((name, row["filter"]), []).append(row[name])
-        for (name, filter_name), of_items in values.items():
-            if not _is_of_items(name, of_items, results["results"][leaf].get(f"{name},{filter_name}")):
-                found.add(name)
-    return found
+    rows = ((leaf, row) for leaf, rows in results["samples"].items() for row in rows)
+    values = _by_metric((leaf, row["filter"], {name: row[name] for name in row["metrics"]}) for leaf, row in rows)
+    return {
+        name
+        for (leaf, filter_name, name), of_items in values.items()
+        if not _is_of_items(name, of_items, results["results"][leaf].get(f"{name},{filter_name}"))
+    }
+
+
+def pooled_in_kept(samples: list[dict], leaves: dict) -> set[str]:
+    """The metrics of kept `samples` that would be shown as means of items and are none: earlier versions kept them with
+    the others. leaves: {leaf: lm-eval's task}, whose aggregation makes lm-eval's number from the values.
+    """
+    values = _by_metric((sample["leaf"], sample["filter"], sample["metrics"]) for sample in samples)
+    aggregations = {leaf.split("|")[0]: task.aggregation() for leaf, task in leaves.items()}
+    return {
+        name
+        for (leaf, _, name), of_items in values.items()
+        if has_values(name, of_items)
+        and name in aggregations[leaf]
+        and not _is_of_items(name, of_items, aggregations[leaf][name](of_items))
+    }
+
+
+def _by_metric(rows: Iterable[tuple[str, str, dict]]) -> dict[tuple[str, str, str], list]:
+    """{(leaf, filter, metric): values of its items} of rows (leaf, filter, {metric: value})."""
+    values: dict[tuple[str, str, str], list] = {}
+    for leaf, filter_name, metrics in rows:
+        for name, value in metrics.items():
+            values.setdefault((leaf, filter_name, name), []).append(value)
+    return values
 
 
 def _is_of_items(metric: str, values: list, expected: object) -> bool:

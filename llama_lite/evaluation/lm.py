@@ -143,14 +143,26 @@ class SharedContextLM(HFLM):
         return normalize_gen_kwargs(settings or {}, self.max_gen_toks)["max_gen_toks"]
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
-        """As lm-eval's: the continuation of each prompt; prompts that are cut are counted. Only the task says how:
-        lm-eval also follows the generation config of the model's authors (a penalty for repetitions ...).
+        """As lm-eval's: the continuation of each prompt. Only the task says how: lm-eval also follows the generation
+        config of the model's authors (a penalty for repetitions ...).
         """
         self.to_generate, self.generated = len(requests), 0
-        for prompt, settings in (request.args[:2] for request in requests):
-            self.truncated += len(self.tok_encode(prompt)) > self.max_length - self.answer_tokens(settings)
         with probe.plain_generation(self.model), probe.without_router_loss(self.model):
             return super().generate_until(requests, disable_tqdm)
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As lm-eval's: (ids, mask) of a batch of prompts, each (items, tokens); prompts that are cut are counted."""
+        ids, mask = super().tok_batch_encode(strings, padding_side, None, truncation)
+        if left_truncate_len:
+            self.truncated += int((mask.sum(1) > left_truncate_len).sum())
+            ids, mask = ids[:, -left_truncate_len:], mask[:, -left_truncate_len:]
+        return ids, mask
 
     def _model_generate(self, context: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """As lm-eval's. context: (items, tokens)."""
@@ -366,9 +378,8 @@ def run(lm: SharedContextLM, tasks: dict, samples: dict[str, list[int]], seed: i
 
     samples: {name: sorted indices of the documents}. lm-eval's few-shot draws would continue from one evaluation to the
     next, so every task's seed is set again, and so is that of sampled answers. Raises Refusal for requests that the
-    model cannot answer.
+    model cannot answer; `check_generation` finds those without room for a prompt before the first task.
     """
-    check_generation(lm, tasks)
     lm.answer_blank = all(task.OUTPUT_TYPE != "generate_until" for task in tasks.values())
     states = random.getstate(), np.random.get_state()
     devices = [lm.device] if lm.device.type == "cuda" else []

@@ -30,6 +30,7 @@ from ..files import read_json, write_json, write_text
 from ..formatting import shortened
 from ..models import loading
 from ..models.references import fetch_weights
+from . import estimates
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
 from .tasks.definition import EvalTask
@@ -79,7 +80,7 @@ def evaluate_model(
             )
         items = chosen(task, limit, settings.seed)
         key = _key(store, model, tokenizer, (task, limit), settings)
-        record = store.result(key)
+        record = _kept(store, key, task)
         if computed := record is None:
             lm = lm or _load(model, tokenizer, settings, [task for task, _ in tasks])
             lm.on_progress = functools.partial(on_progress, position)
@@ -87,11 +88,25 @@ def evaluate_model(
             prefix_id = _prefix_id(tokenizer)
             record = _make_record(key, model, task, limit, settings, prefix_id, num_truncated, samples)
             store.save(key, record, samples)
-        else:  # its statistics as they are today, from its answers
-            record = {**record, "metrics": metrics_of(store.samples(key))}
         records[position] = record
         on_record(position, record, computed)
     return records
+
+
+def _kept(store: Store, key: str, task: EvalTask) -> dict | None:
+    """The stored record of a pair, its statistics as they are today, from its answers; None where there is none, or
+    where an earlier version kept what is no mean of items as one, which is reported.
+    """
+    if (record := store.result(key)) is None:
+        return None
+    samples = store.samples(key)
+    if pooled := estimates.pooled_in_kept(samples, task.leaves):
+        print_main(
+            f"WARNING   results/{key}: {', '.join(sorted(pooled))} is no mean of its items, as an earlier version kept"
+            " it, so it is computed again"
+        )
+        return None
+    return {**record, "metrics": metrics_of(samples)}
 
 
 def kept_pairs(

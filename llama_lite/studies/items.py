@@ -4,12 +4,11 @@ Where an arm is a model, its seeds answer the same items, and both are drawn at 
 error of them. Items of one cluster (a document, a passage) count as one.
 """
 
-import math
 from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.estimates import PERPLEXITIES
+from ..evaluation.estimates import PERPLEXITIES, has_values, terms
 from ..files import read_json, read_jsonl
 from . import inference
 from .spec import Study, StudyRun, base_of
@@ -27,15 +26,15 @@ def item_values(folder: Path) -> dict[tuple[str, str], Values]:
         for sample in read_jsonl(folder / "samples" / path.with_suffix(".jsonl").name):
             item = sample["cluster"] or f"{sample['leaf']} {sample['doc_id']} {sample['item']}"
             for metric, value in sample["metrics"].items():
-                if metric == "bits_per_byte":
-                    value, weight = -value[0] / math.log(2), value[1]
-                elif isinstance(value, int | float) and metric not in PERPLEXITIES:  # no means
-                    weight = 1.0
-                else:
+                if metric in PERPLEXITIES or not has_values(metric, [value]):  # no means
                     continue
+                numerators, weights = terms(metric, [value])
                 values = found.setdefault((record["model"], f"{record['task']} {metric}"), {})
-                total, weights = values.get(item, (0.0, 0.0))
-                values[item] = (total + value, weights + weight)
+                total, weight = values.get(item, (0.0, 0.0))
+                values[item] = (
+                    total + float(numerators[0]),
+                    weight + (1.0 if weights is None else float(weights[0])),
+                )
     return found
 
 

@@ -438,10 +438,9 @@ def _of_seed(value, seed: int):
 
 
 def _argument_words(name: str, value) -> list[str]:
-    """`--name value` as the scripts' parser reads it."""
-    if isinstance(value, bool):
-        return [f"--{name}", str(value)]
-    return [f"--{name}", *map(str, value)] if isinstance(value, list) else [f"--{name}", str(value)]
+    """`--name value` as the scripts' parser reads it: a list by its items, an empty one as `[]`."""
+    items = value if isinstance(value, list) and value else [value]
+    return [f"--{name}", *map(str, items)]
 
 
 def replace_values(argv: list[str], values: dict) -> list[str]:

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from llama_lite.errors import Refusal
 from llama_lite.evaluation.lm import SharedContextLM, check_generation, run
 from llama_lite.evaluation.runner import adds_begin
 from llama_lite.evaluation.tasks import definition, registry
+from llama_lite.training.callbacks.task_scores import TaskScores
 
 
 def requests_of(pairs, kind="loglikelihood"):
@@ -208,15 +210,34 @@ def generated(tokens: int):
     )
 
 
-def test_answers_that_leave_no_room_for_a_prompt_are_refused_and_prompts_that_are_cut_are_counted(base, words):
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(base):
     ours, _ = both(base, max_length=40)
     check_generation(ours, {"t": generated(39)})
     with pytest.raises(Refusal, match=r"t generates up to 40 tokens \(max_gen_toks\), and the context .* holds 40 for"):
-        run(ours, {"t": generated(40)}, {"t": [0]}, 1, False, False)
-    settings = {"until": [], "max_gen_toks": 10, "do_sample": False}
-    prompts = [(" ".join(words[:200]), settings), ("The end", settings)]
-    ours.generate_until(requests_of(prompts, "generate_until"), disable_tqdm=True)
-    assert ours.truncated == 1
+        check_generation(ours, {"t": generated(40)})
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(unwrap_model=lambda model: model), model=ours.model)
+    in_training = TaskScores(trainer, ours.tokenizer, [], 1, 1)
+    in_training.tasks = [(definition.EvalTask("t", {"t": generated(512)}, 0), {"t": [0]})]
+    with pytest.raises(Refusal, match="t generates up to 512 tokens"):
+        in_training.on_evaluate(None, None, None)
+
+
+@pytest.mark.parametrize("batch_size", [1, 16])
+def test_prompts_that_are_cut_are_counted_and_none_is_encoded_once_more(base, words, batch_size, monkeypatch):
+    ours, theirs = both(base, max_length=40, batch_size=batch_size)
+    theirs._max_length, theirs.batch_size_per_gpu = 40, batch_size
+    ids = ours.tok_encode(" ".join(words[:200]))
+    assert len(ids) > 31
+    texts = [*(ours.tok_decode(ids[-count:]) for count in (30, 31)), " ".join(words[:200]), "The end"]
+    assert [len(ours.tok_encode(text)) > 30 for text in texts] == [False, True, True, False]
+    prompts = [(text, {"until": [], "max_gen_toks": 10, "do_sample": False}) for text in texts]
+    encoded, tok_encode = [], HFLM.tok_encode
+    monkeypatch.setattr(HFLM, "tok_encode", lambda *args, **kwargs: encoded.append(args[1]) or tok_encode(*args))
+    expected = theirs.generate_until(requests_of(prompts, "generate_until"), disable_tqdm=True)
+    by_lm_eval = encoded.copy()
+    encoded.clear()
+    assert ours.generate_until(requests_of(prompts, "generate_until"), disable_tqdm=True) == expected
+    assert encoded == by_lm_eval and ours.truncated == 2
 
 
 # ---- against the command ----

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, config_file, launch, launch_ranks
+from hub_server import Fault
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoTokenizer
 
@@ -649,6 +650,35 @@ def test_a_metric_of_all_items_together_is_named_and_not_shown(evaluate, tmp_pat
     assert sample["metrics"].keys() == {"acc"} and sample["pooled"]["f1"][0] == 0
 
 
+def test_a_metric_of_all_items_that_an_earlier_version_kept_as_a_mean_is_computed_again(
+    evaluate, tmp_path, capsys, monkeypatch
+):
+    rows = [{"question": f"Is {n} even?", "answer": n % 2} for n in range(6)]
+    made = {"acc_norm": "median", "acc": "mean"}
+    metrics = [{"metric": name, "aggregation": how, "higher_is_better": True} for name, how in made.items()]
+    options = {"output_type": "multiple_choice", "doc_to_choice": ["yes", "no"], "doc_to_target": "answer"}
+    folder = write_task(tmp_path / "tasks", rows, metric_list=metrics, **options)
+    chosen = {"tasks": ["mine", "embedded_docs"], "limit": None}
+    out = evaluate(tmp_path / "out", "--include_path", str(folder), **chosen)
+    scores = (out / "scores.csv").read_text()
+    kept = store.Store(out)
+    key = next(path.stem for path in (out / "results").iterdir() if "mine" in path.stem)
+    samples = [{**sample, "metrics": {**sample["metrics"], **sample.pop("pooled")}} for sample in kept.samples(key)]
+    assert 0 < sum(sample["metrics"]["acc_norm"] for sample in samples) < 6  # so that the median is no mean
+    kept.save(key, {**kept.result(key), "metrics": store.metrics_of(samples)}, samples)
+    calls, original = [], lm.run
+    monkeypatch.setattr(lm, "run", lambda *args: calls.append(list(args[1])) or original(*args))
+    line = (
+        f"WARNING   results/{key}: acc_norm is no mean of its items, as an earlier version kept it, so it is computed"
+    )
+    for times in (1, 0):
+        capsys.readouterr()
+        calls.clear()
+        evaluate(out, "--include_path", str(folder), **chosen)
+        assert capsys.readouterr().out.count(line) == times and calls == [["mine"]] * times
+        assert (out / "scores.csv").read_text() == scores and "acc_norm" not in scores
+
+
 GENERATED = {
     "output_type": "generate_until",
     "doc_to_target": "{{answer}}",
@@ -930,6 +960,82 @@ def test_each_revision_is_downloaded_when_its_turn_comes(
     assert weights_here.at == [tags[:1], tags[:2], tags]
     evaluate(tmp_path / "again", "--remove_downloads", **changes)
     assert weights_here() == tags  # they were there before
+
+
+@pytest.fixture
+def ahead(monkeypatch):
+    """Weights of any size are downloaded ahead, and are here before the model at hand goes on."""
+    start = downloads.DownloadAhead.start
+
+    def start_and_wait(self, number):
+        start(self, number)
+        if self.process:
+            self.process.wait()
+
+    monkeypatch.setattr(downloads, "AHEAD", 0)
+    monkeypatch.setattr(downloads.DownloadAhead, "start", start_and_wait)
+
+
+def test_the_next_revision_is_downloaded_while_one_is_evaluated(
+    hub, evaluate, published, weights_here, ahead, tmp_path
+):
+    repo = hub.repos["models", published]
+    changes = {"models": [f"{published}@step-*"], "tasks": ["embedded_docs"]}
+    hub.requests.clear()
+    out = evaluate(tmp_path / "out", "--remove_downloads", **changes)
+    first, second, last = sorted(repo.tags)
+    assert weights_here.at == [[first, second], [second, last], [last]] and weights_here() == []
+    for commit in repo.tags.values():
+        path = f"/resolve/{commit}/model.safetensors"
+        assert len([one for one in hub.requests if one.startswith("GET") and one.endswith(path)]) == 1
+    evaluate(tmp_path / "again", **changes)
+    weights_here.at.clear()
+    shutil.rmtree(tmp_path / "again")
+    evaluate(tmp_path / "again", **changes)  # all are here
+    assert weights_here.at == [[first, second, last]] * 3
+    assert (tmp_path / "again/scores.csv").read_text() == (out / "scores.csv").read_text()
+
+
+def test_a_revision_that_cannot_be_downloaded_ahead_is_refused_when_its_turn_comes(
+    hub, evaluate, published, ahead, tmp_path
+):
+    repo, changes = hub.repos["models", published], {"models": [f"{published}@step-*"], "tasks": ["embedded_docs"]}
+    _, second, _ = sorted(repo.tags)
+    hub.faults.append(Fault(rf"/resolve/{repo.tags[second]}/model.safetensors", 403))
+    with pytest.raises(Refusal, match=f"{second}: its weights cannot be downloaded: .* Run the same command again"):
+        evaluate(tmp_path / "out", **changes)
+    assert len(list((tmp_path / "out/results").iterdir())) == 1
+    hub.faults.clear()
+    assert len(table(evaluate(tmp_path / "out", **changes))) == 3
+
+
+def test_a_download_ahead_stops_with_the_evaluation_and_needs_twice_the_space(tmp_path, monkeypatch):
+    monkeypatch.setattr(downloads, "DOWNLOAD", "import time; time.sleep(600)")
+    monkeypatch.setattr(downloads, "AHEAD", 8)
+    free = SimpleNamespace(total=100, used=0, free=17)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+
+    def model(name: str, size: int) -> resolve.Model:
+        weights = RemoteWeights({"model.safetensors": {"size": size}}, frozenset({"model.safetensors"}))
+        return resolve.Model(name, references.Located("a/b", tmp_path, "a/b", None, name, weights))
+
+    models = [model("one", 8), model("kept", 8), model("two", 8), model("small", 7)]
+
+    def begun(number: int, needed: set[int]) -> subprocess.Popen | None:
+        with pytest.raises(Refusal), downloads.DownloadAhead(models, needed) as ahead:
+            ahead.start(number)
+            if ahead.process:
+                assert ahead.process.poll() is None and ahead.process.args[3:] == ["a/b", "two", "model.safetensors"]
+            raise Refusal("the model at hand cannot be evaluated")
+        return ahead.process
+
+    assert begun(0, {0, 2}).returncode == -signal.SIGTERM
+    free.free = 16  # 5 % more must be free
+    assert begun(0, {0, 2}) is None
+    free.free = 100
+    assert begun(0, {0}) is None and begun(2, {0, 2, 3}) is None
+    monkeypatch.setattr(downloads, "WORLD_SIZE", 2)
+    assert begun(0, {0, 2}) is None
 
 
 def test_two_processes_remove_what_they_downloaded(hub, published, weights_here, tmp_path):

@@ -744,6 +744,18 @@ def test_a_value_can_hold_the_seed(study):
         assert words[words.index("--sample_prompts") + 1 :][:2] == [str(run.seed), "{x}"]
 
 
+def test_an_empty_list_is_an_empty_list(study):
+    """As in YAML: where the config has values, and where the argument may have none."""
+    found = spec.load(str(study(set={**STUDY["set"], "sample_prompts": [], "eval_tasks": ["embedded_docs"]})))
+    (*_, run, _) = spec.PARSERS[found.script](spec.runs(found, Path("out"))[0].argv)
+    assert run.sample_prompts == [] and run.explicit_args["sample_prompts"] == []
+    assert run.eval_tasks == ["embedded_docs"]
+    with pytest.raises(Refusal, match="--models: at least one is needed"):
+        spec.PARSERS["run_eval.py"](spec._argument_words("models", []))
+    with pytest.raises(Refusal, match=r"hours.*'\[\]'"):
+        spec.load(str(study(set={**STUDY["set"], "hours": []})))
+
+
 def test_recovery_is_the_step_from_which_the_excess_stays_small():
     excess = {step: 0.1 if step < 30 else 0.0 for step in range(5, 105, 5)}
     assert analysis.recovery(excess, 0) == 30

@@ -27,14 +27,16 @@ class TaskScores(TrainerCallback):
         self.tasks = [(task, store.chosen(task, limit, seed)) for task in registry.build(names, {}, {}, False)]
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
-        """Evaluate the tasks and log their scores."""
+        """Evaluate the tasks and log their scores. Raises Refusal for a task that the model cannot answer."""
         from ...evaluation import store
-        from ...evaluation.lm import SharedContextLM, run
+        from ...evaluation.lm import SharedContextLM, check_generation, run
 
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         training, scores = model.training, {}
         model.eval()
         lm = SharedContextLM(model, self.tokenizer)
+        for task, _ in self.tasks:
+            check_generation(lm, task.leaves)
         for task, items in self.tasks:
             samples = store.samples_of(
                 task, run(lm, {leaf: task.leaves[leaf] for leaf in items}, items, self.seed, False, False)
