@@ -72,21 +72,21 @@ def _write(parts: Iterable[bytes | np.ndarray], path: Path) -> str:
 
 
 def _chunks(parts: Iterable[bytes | np.ndarray]) -> Iterator[memoryview]:
-    """The bytes of `parts` in chunks, the last of which is shorter. They lie in two places in turn, each of which
+    """The bytes of `parts` in chunks, the last of which is shorter. They lie in two buffers in turn, each of which
     begins at a page, as what is written past the cache must.
     """
-    places = itertools.cycle([np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8) for _ in range(2)])
-    place, filled = next(places), 0
+    buffers = itertools.cycle([np.frombuffer(mmap.mmap(-1, CHUNK), np.uint8) for _ in range(2)])
+    buffer, filled = next(buffers), 0
     for part in parts:
         data = np.asarray(memoryview(part))
         while len(data):
             taken = data[: CHUNK - filled]
-            place[filled : filled + len(taken)] = taken
+            buffer[filled : filled + len(taken)] = taken
             filled, data = filled + len(taken), data[len(taken) :]
             if filled == CHUNK:
-                yield place.data
-                place, filled = next(places), 0
-    yield place[:filled].data
+                yield buffer.data
+                buffer, filled = next(buffers), 0
+    yield buffer[:filled].data
 
 
 def write_chunk(file, chunk: memoryview) -> None:

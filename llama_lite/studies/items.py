@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from model_card.answers import StoredAnswers
+
 from ..evaluation.estimates import PERPLEXITIES, has_values, terms
-from ..files import read_json, read_jsonl
+from ..files import read_json
 from . import inference
 from .spec import Study, StudyRun, base_of
 
@@ -18,18 +20,16 @@ Values = dict[str, tuple[float, float]]  # {item or cluster: (sum of values, sum
 
 def item_values(folder: Path) -> dict[tuple[str, str], Values]:
     """{(model, `task metric`): values} of an evaluation without prompt variants; bits per byte: bits, bytes."""
-    found: dict[tuple[str, str], Values] = {}
-    for path in sorted((folder / "results").glob("*.json")):
-        record = read_json(path)
-        if record.get("variant"):
-            continue
-        for sample in read_jsonl(folder / "samples" / path.with_suffix(".jsonl").name):
+    answers, found = StoredAnswers(folder), {}
+    rows = {(row["model"], row["task"]): row for row in read_json(folder / "scores.json") if not row["factor"]}
+    for (model, task), row in rows.items():
+        for sample in answers.of(row):
             item = sample["cluster"] or f"{sample['leaf']} {sample['doc_id']} {sample['item']}"
             for metric, value in sample["metrics"].items():
                 if metric in PERPLEXITIES or not has_values(metric, [value]):  # no means
                     continue
                 numerators, weights = terms(metric, [value])
-                values = found.setdefault((record["model"], f"{record['task']} {metric}"), {})
+                values = found.setdefault((model, f"{task} {metric}"), {})
                 total, weight = values.get(item, (0.0, 0.0))
                 values[item] = (
                     total + float(numerators[0]),

@@ -4,10 +4,10 @@ An evaluation's folder holds the answers (`samples/`); the tables that are copie
 of them (`items.json`). Texts of items are in neither: a benchmark whose answers are on the web no longer measures.
 """
 
-import json
 import math
 from pathlib import Path
 
+from ..answers import StoredAnswers
 from ..records import metric_and_filter, metric_key, shown_metric
 from .values import is_number, short
 
@@ -15,7 +15,6 @@ NAME = "items.json"
 MOST_CELLS = 150_000  # items times models of an evaluation: above, every k-th item of a task
 BINS = 10  # of confidence
 Z = 1.959964  # of a 95 % interval
-SAME = ("limit", "n_shot", "seed", "dtype", "version", "chat_template", "commit", "step", "tokens")
 
 
 def grids(folder: Path, scores: list[dict]) -> list[dict]:
@@ -30,35 +29,14 @@ def grids(folder: Path, scores: list[dict]) -> list[dict]:
     for row in scores:
         if not row["factor"]:
             rows.setdefault(row["task"], {})[row["model"]] = row
-    records = _records(folder)
+    answers = StoredAnswers(folder)
     most = MOST_CELLS // max(sum(map(len, rows.values())), 1)
     found = []
     for task, by_model in rows.items():
-        samples = {model: _samples(folder, records, row) for model, row in by_model.items()}
+        samples = {model: answers.of(row) for model, row in by_model.items()}
         if any(samples.values()):
             found.append(_grid(task, samples, most))
     return found
-
-
-def _records(folder: Path) -> dict[tuple, list[dict]]:
-    """{(model, task): its stored results}, the newest last."""
-    found: dict[tuple, list[dict]] = {}
-    for path in sorted((folder / "results").glob("*.json"), key=lambda path: path.stat().st_mtime):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found.setdefault((record["model"], record["task"]), []).append(record)
-        except (ValueError, KeyError, TypeError):  # a damaged one: evaluated again by the next call
-            continue
-    return found
-
-
-def _samples(folder: Path, records: dict[tuple, list[dict]], row: dict) -> list[dict]:
-    """The answers behind a row of scores; [] where they are not there."""
-    for record in reversed(records.get((row["model"], row["task"]), [])):
-        path = folder / "samples" / f"{record['key']}.jsonl"
-        if path.exists() and all(record.get(name) == row.get(name) for name in SAME):
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return []
 
 
 def _grid(task: str, samples: dict[str, list[dict]], most: int) -> dict:

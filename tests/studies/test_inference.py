@@ -70,12 +70,17 @@ def test_items_of_one_cluster_are_one_and_bits_are_a_ratio(tmp_path):
     samples = [("a", [1, 10], 1.0), ("a", [3, 20], 0.0), (None, [2, 30], 1.0)]
     (tmp_path / "results").mkdir()
     (tmp_path / "samples").mkdir()
-    for model, more in (("runs/x", 1.0), ("runs/y", 0.0)):
-        write_json(tmp_path / "results" / f"{model[-1]}.json", {"model": model, "task": "t", "variant": None})
+    scores = []
+    # "old" are answers to the same items with another seed, which an earlier call of run_eval.py stored
+    for key, seed, model, more in (("x", 1, "runs/x", 1.0), ("y", 1, "runs/y", 0.0), ("old", 2, "runs/x", 7.0)):
+        record = {"key": key, "model": model, "task": "t", "seed": seed}
+        write_json(tmp_path / "results" / f"{key}.json", record)
+        scores += [{**record, "factor": None}] if seed == 1 else []
         for number, (cluster, (nats, size), right) in enumerate(samples):
             sample = {"leaf": "l", "doc_id": number, "item": f"h{number}", "cluster": cluster}
             metrics = {"acc": right * more, "bits_per_byte": [-(nats + more) * np.log(2), size], "perplexity": -nats}
-            append_jsonl(tmp_path / "samples" / f"{model[-1]}.jsonl", {**sample, "metrics": metrics})
+            append_jsonl(tmp_path / "samples" / f"{key}.jsonl", {**sample, "metrics": metrics})
+    write_json(tmp_path / "scores.json", scores)
     values = items.item_values(tmp_path)
     found = items.differences(values["runs/x", "t acc"], values["runs/y", "t acc"])
     assert len(found) == 2 and sum(found.values()) / 2 == pytest.approx(2 / 3)
