@@ -84,12 +84,7 @@ class Derivation:
         others = PREPARING if mixture else ()  # of the run's one text, before it became a mixture
         self.recorded = {name: value for name, value in recorded.items() if name not in (*others, *RECALLED)}
         self.sets = len(mixture["mixture"] if mixture else [""]) + further_sets
-        self.explicit_args = {
-            name: value
-            for name, value in explicit_args.items()
-            if (name, value) not in (("precision", "auto"), ("max_steps", -1))
-        }
-        self.device = torch.device("cuda") if run.plan_launch else training.device
+        self.explicit_args, self.device = explicit_args, torch.device("cuda") if run.plan_launch else training.device
         self.processes, self.shards, self.machine = planned.processes, planned.shards, None
         if "num_train_epochs" in self.explicit_args:
             self.recorded.pop("max_steps", None)

@@ -46,7 +46,7 @@ def output_dir(base: str) -> str:
 
 def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict, dict]:
     """({argument: value}, {argument: reason}) of the precision and of the recorded arguments of the run."""
-    d = decisions.Decisions(groups, _explicit(explicit_args))
+    d = decisions.Decisions(groups, explicit_args)
     device = groups[-1].device
     value, why = precision.choose("auto", recorded.get("precision"), device)
     d.decide("precision", value, why)
@@ -58,11 +58,6 @@ def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict
     return d.values(), d.reasons
 
 
-def _explicit(explicit_args: dict) -> dict:
-    """Given arguments without `--precision auto`, which is to be derived."""
-    return {name: value for name, value in explicit_args.items() if (name, value) != ("precision", "auto")}
-
-
 def tuning(
     groups: Sequence, explicit_args: dict, earlier: dict, config: PreTrainedConfig, examples: list[Example]
 ) -> tuple[dict, dict]:
@@ -71,7 +66,7 @@ def tuning(
     earlier: what `machine` decided. config: of the base. examples: every usable row, of any length.
     """
     adapter, training = groups[1], groups[-1]
-    d = decisions.Decisions(groups, {**_explicit(explicit_args), **earlier})
+    d = decisions.Decisions(groups, {**explicit_args, **earlier})
     lengths = sorted(len(example.input_ids) for example in examples)
     context, processes = context_of(config) or 2**30, training.world_size
 

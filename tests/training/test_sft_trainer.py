@@ -631,6 +631,12 @@ def test_targets(model):
     assert not any("lm_head" in name for name, p in tuned.named_parameters() if p.requires_grad)
 
 
+def test_hours_set_the_length_where_the_number_of_steps_is_to_be_derived(sft, tmp_path, capsys):
+    """Ten epochs are the most; it used to be three, whatever the hours."""
+    sft(tmp_path / "run", "--dry_run", max_steps=-1, hours=0.5, eval_rows=60)
+    assert "10 epochs; another length" in capsys.readouterr().out
+
+
 def test_derived_numbers_of_rows_and_sequences_fit_those_that_were_given(sft, tmp_path, capsys):
     """Of 80 rows a tenth would be held out."""
     derived = {"eval_rows": None, "sequences_per_step": None, "per_device_train_batch_size": None}
