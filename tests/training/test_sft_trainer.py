@@ -631,6 +631,15 @@ def test_targets(model):
     assert not any("lm_head" in name for name, p in tuned.named_parameters() if p.requires_grad)
 
 
+def test_rows_above_the_bases_context_are_refused_with_what_helps(sft, tmp_path):
+    (tmp_path / "long.jsonl").write_text(
+        "".join(json.dumps({"instruction": f"Count {i}.", "output": "and so on " * 600}) + "\n" for i in range(40))
+    )
+    for length, fix in ((512, "choose --long_rows truncate, shorten the rows, or tune a base"), (256, "raise --max_l")):
+        with pytest.raises(Refusal, match=rf"40 longer than {length} tokens: dropped\): {fix}"):
+            sft(tmp_path / "run", dataset=str(tmp_path / "long.jsonl"), max_length=length, long_rows="drop")
+
+
 def test_hours_set_the_length_where_the_number_of_steps_is_to_be_derived(sft, tmp_path, capsys):
     """Ten epochs are the most; it used to be three, whatever the hours."""
     sft(tmp_path / "run", "--dry_run", max_steps=-1, hours=0.5, eval_rows=60)
