@@ -15,6 +15,7 @@ from ..data.recipes import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, default_folder
 from ..data.text_facts import TextFacts
 from ..files import read_json
 from ..formatting import amount
+from ..machine.hardware import planning_constant
 from ..models import shapes
 from ..models.presets import load_model_config
 from .decisions import DEFAULT_HOURS, Decisions
@@ -126,8 +127,9 @@ class DataDerivation:
             return d["max_steps"] * (d["tokens_per_step"] or step_for(d["max_steps"]))
         if d.settled("num_train_epochs") or d.settled("max_steps"):
             return math.inf
-        units = self.processes * (torch.get_num_threads() if self.device.type == "cpu" else 1)
-        return shapes.affordable_tokens(NOMINAL_FLOPS[self.device.type] * units * (d["hours"] or DEFAULT_HOURS) * 3600)
+        units = self.processes * (1 if self.device.type == "cuda" else torch.get_num_threads())
+        flops = planning_constant(NOMINAL_FLOPS, self.device) * units * (d["hours"] or DEFAULT_HOURS) * 3600
+        return shapes.affordable_tokens(flops)
 
     def settle_amount(self) -> None:
         """Of a text that is far larger than the run can read, only its beginning is prepared."""

@@ -13,6 +13,7 @@ from ..data.recipes import name_of
 from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine import precision
+from ..machine.hardware import planning_constant
 from ..models.presets import flops_per_token
 from ..processes import seconds_since_start
 from . import decisions, timing
@@ -27,6 +28,7 @@ HELD_SHARE, MOST_HELD = 0.1, 400
 HELD_OUT = {"probe_rows": 8, "compared_prompts": 8, "sampled_answers": 64}  # numbers of held-out rows, at most
 LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weights have no gradients
 ANSWERS_AT_ONCE = 16
+MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # tokens of a micro-batch, at most
 
 RECORDED = (
     "dataset dataset_config dataset_split dataset_revision max_rows skip_held_out test_rows eval_rows max_length"
@@ -118,7 +120,7 @@ def tuning(
 
 def _settle_batch(d: decisions.Decisions, sequences: int, training: SftArguments, processes: int) -> None:
     """Sequences per step and per micro-batch, for about `sequences` rows or packs."""
-    most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
+    most = max(1, planning_constant(MICRO_TOKENS, training.device) // d["max_length"])
     accumulation, has_micro = decisions.given_accumulation(d), d.settled("per_device_train_batch_size")
     if not d.settled("sequences_per_step"):
         unit = processes * accumulation * (d["per_device_train_batch_size"] if has_micro else 1)

@@ -13,7 +13,7 @@ import yaml
 from helpers import launch
 
 from llama_lite.chat_format import template
-from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.pretrain import PretrainArguments, parse_pretrain
 from llama_lite.data.given_text import Text
 from llama_lite.data.tokenizer import train_tokenizer
 from llama_lite.errors import Refusal
@@ -256,6 +256,21 @@ def test_what_decides_the_prepared_folder_is_the_same_whatever_the_machine_does(
     prepared = [settled("--dataset", folder, only_tokens=only)[0]["prepared_dir"] for only in (True, False)]
     monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: 3e8)
     assert {*prepared, settled("--dataset", folder)[0]["prepared_dir"]} == {prepared[0]}
+
+
+def test_a_device_without_constants_derives_what_is_timed_there(fast, text, tmp_path, monkeypatch):
+    """Apple's mps has no peak FLOP/s in a table, and no share of them that was measured."""
+    monkeypatch.setattr(PretrainArguments, "device", torch.device("mps"))
+    monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: None)
+    monkeypatch.setattr(
+        timing.hardware,
+        "product_seconds",
+        lambda device, size, repeats, names: dict.fromkeys(names, 2 * size**3 / 3e10),
+    )
+    values, reasons, _ = settled("--dataset", str(folder_of(tmp_path, text, 200_000)), precision="auto")
+    assert (values["precision"], reasons["precision"]) == ("float32", "bfloat16 has not been tried on mps")
+    assert not any(values[name] for name in ("fused_loss", "block_attention", "compile_layers"))
+    assert values["max_steps"] > 1 and "tokens per second here" in reasons["model_config"]
 
 
 def test_a_plan_for_gpus_takes_no_values_from_this_cpu(text, tmp_path):
