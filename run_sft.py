@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     by_machine, settled = (values, reasons), settle_tuning(groups, values, reasons, config, examples)
     check_lengths(base, config, tokenizer, run_args, training_args)
     batches, values, reasons = fit_rows(groups, batches, settled, by_machine, config, examples)
-    train_rows, eval_rows = split_rows(groups, rows, examples, skipped)
+    train_rows, eval_rows = split_rows(groups, config, rows, examples, skipped)
     print_rows(skipped, source)
     if row_args.show_example:
         print_main(packing.show(tokenizer, eval_rows[0], sys.stdout.isatty()))
@@ -396,11 +396,12 @@ def check_lengths(base, config, tokenizer, run_args, training_args) -> None:
     before_after.check_prompts(run_args.prompts, tokenizer, context or math.inf, run_args.answer_tokens)
 
 
-def split_rows(groups, rows: list, examples: list, skipped: dict) -> tuple[list, list]:
+def split_rows(groups, config, rows: list, examples: list, skipped: dict) -> tuple[list, list]:
     """(training, held-out) examples, none longer than --max_length; `skipped` counts what is dropped for that. What was
-    derived for held-out rows is cut to their number. Raises Refusal for too few.
+    derived for held-out rows is cut to their number. config: of the base. Raises Refusal for too few.
     """
     from llama_lite.chat_format import instruction_rows, packing
+    from llama_lite.kernels.probe import context_of
     from llama_lite.training import derive_sft
 
     _, _, row_args, _, run_args, training_args = groups
@@ -411,7 +412,8 @@ def split_rows(groups, rows: list, examples: list, skipped: dict) -> tuple[list,
     )
     derive_sft.fit(groups, run_args.explicit_args, len(eval_rows))
     least, name = max((getattr(run_args, name), name) for name in derive_sft.HELD_OUT)
-    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}), name)
+    at_context = training_args.max_length >= (context_of(config) or math.inf)
+    packing.need_rows(train_rows, eval_rows, least, skipped, len({row.document for row in rows}), name, at_context)
     return train_rows, eval_rows
 
 

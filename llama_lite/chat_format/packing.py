@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -86,31 +87,47 @@ def need_rows(
     skipped: dict,
     documents: int | None = None,
     needed_by: str = "",
+    at_context: bool = False,
 ) -> None:
     """Raise Refusal when no row is left to train on, or fewer than `min_eval_rows` rows are held out.
 
     documents: number of documents in all rows, once some are held out. needed_by: the argument that asks for
-    `min_eval_rows`.
+    `min_eval_rows`. at_context: whether --max_length is the base's context, so that it cannot be raised.
     """
     why = "; ".join(f"{entry['rows']:,} {reason}" for reason, entry in skipped.items()) or "none were skipped"
+    fixes = _fixes_of_long_rows(skipped, at_context)
     if not train_rows and eval_rows and documents:
         count = "one document" if documents == 1 else f"{documents:,} documents"
+        further = ["add rows with other questions"] if documents == 1 else ["lower --eval_rows", "add more rows"]
         raise Refusal(
             f"no row is left to train on ({why}): all {len(eval_rows):,} rows are held out. They form {count} (rows"
-            " with the same first question), and documents are held out whole."
-            f" {'Add rows with other questions' if documents == 1 else 'Lower --eval_rows, or add more rows'}."
+            f" with the same first question), and documents are held out whole: {_either([*fixes, *further])}."
         )
     if not train_rows:
-        long = (
-            "raise --max_length, choose --long_rows truncate, " if any("tokens" in reason for reason in skipped) else ""
-        )
-        raise Refusal(f"no row is left to train on ({why}): {long}lower --eval_rows, or add more rows.")
+        raise Refusal(f"no row is left to train on ({why}): {_either(fixes or ['add more rows'])}.")
     if len(eval_rows) < max(min_eval_rows, 1):
+        fixes = [*([f"lower --{needed_by}"] if needed_by else []), *fixes, "raise --eval_rows", "add more rows"]
         raise Refusal(
             f"{len(eval_rows)} rows are held out and {max(min_eval_rows, 1)} are needed"
-            f"{f' for --{needed_by} {min_eval_rows}' if needed_by else ''} ({why}):"
-            f"{f' lower --{needed_by},' if needed_by else ''} raise --eval_rows, or add more rows."
+            f"{f' for --{needed_by} {min_eval_rows}' if needed_by else ''} ({why}): {_either(fixes)}."
         )
+
+
+def _fixes_of_long_rows(skipped: dict, at_context: bool) -> list[str]:
+    """What keeps the rows that were dropped because they are longer than --max_length; nothing where none were."""
+    dropped = re.compile(r"(longer than|no answer within) \d+ tokens: dropped")  # as `limit` names them
+    kinds = {match[1] for match in map(dropped.fullmatch, skipped) if match}
+    fixes = ["choose --long_rows truncate"] if "longer than" in kinds else []
+    if not kinds:
+        return []
+    if at_context:
+        return [*fixes, "shorten the rows", "tune a base with a longer context (--max_length is all of this one's)"]
+    return ["raise --max_length", *fixes]
+
+
+def _either(fixes: list[str]) -> str:
+    """Ways out as text: `one, two, or three`."""
+    return ", or ".join(filter(None, (", ".join(fixes[:-1]), fixes[-1])))
 
 
 def fingerprint(examples: list[Example]) -> str:

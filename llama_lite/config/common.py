@@ -190,6 +190,7 @@ def check_training(
         unknown, f"--resume_without {','.join(unknown)}: only {', '.join(RESUMABLE_PARTS)} can be left out."
     )
     problems += _field_problems(run, training, {**KEPT, **kept})
+    problems += _length_problems(run, training)
     problems.add_if(
         run.explicit_args.get("do_train") is False,
         "--do_train false: this script always trains. Use --dry_run to plan, or run_eval.py to evaluate a finished"
@@ -242,6 +243,21 @@ def _field_problems(run: CommonRunArguments, training: TrainingArguments, kept: 
         )
         + optimizer_problems(training)
     )
+
+
+def _length_problems(run: CommonRunArguments, training: TrainingArguments) -> list[str]:
+    """What is wrong where --hours and another argument both set the length of the run."""
+    problems = Problems()
+    lengths = [
+        name
+        for name in ("max_steps", "hours", "num_train_epochs")
+        if name in run.explicit_args and (name != "max_steps" or training.max_steps > 0)
+    ]
+    problems.add_if(
+        "hours" in lengths and len(lengths) > 1,
+        f"{' and '.join(f'--{name}' for name in lengths)} both set the length of the run: give one of them.",
+    )
+    return problems
 
 
 def _hub_problems(

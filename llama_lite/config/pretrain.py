@@ -395,15 +395,6 @@ def check_pretrain(
 ) -> None:
     """Raise one Refusal that names every argument that cannot be right, whatever the hardware."""
     problems = check_training(run, hub, training, PRETRAIN_KEPT, publishes=not data.prepare_only)
-    lengths = [
-        name
-        for name in ("max_steps", "hours", "num_train_epochs")
-        if name in run.explicit_args and (name != "max_steps" or training.max_steps > 0)
-    ]
-    problems.add_if(
-        "hours" in lengths and len(lengths) > 1,
-        f"{' and '.join(f'--{name}' for name in lengths)} both set the length of the run: give one of them.",
-    )
     problems.add_if(
         None not in (curation.min_characters, curation.max_characters)
         and curation.min_characters > curation.max_characters,

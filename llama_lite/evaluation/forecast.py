@@ -132,8 +132,7 @@ def _time(
     def seconds(function: Callable, *args, **kwargs) -> float:
         began = time.perf_counter()
         function(*args, **kwargs)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        hardware.synchronize(device)
         return time.perf_counter() - began
 
     with device:

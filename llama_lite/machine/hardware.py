@@ -132,22 +132,29 @@ def product_seconds(
     inputs = {name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in formats}
     for _ in range(repeats):
         for name, matrix in inputs.items():
-            _synchronize(device)
+            synchronize(device)
             start = time.perf_counter()
             matrix @ matrix
-            _synchronize(device)
+            synchronize(device)
             best[name] = min(best.get(name, 60.0), time.perf_counter() - start)
             if best[name] > 0.05 and name == "bfloat16":
                 return best  # emulated: how slow does not matter
     return best
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     """Wait until a device has computed what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def planning_constant(table: dict[str, float], device: torch.device) -> float:
+    """The entry of a device in a table of constants for `cpu` and `cuda`. Another device, such as Apple's mps, has none
+    that were measured, and gets the CPU's, the lower ones.
+    """
+    return table.get(device.type, table["cpu"])
 
 
 def peak_flops(precision: str, device: torch.device) -> float | None:

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import Any
 
 DEFAULT_HOURS = 1 / 6  # of a run without a given length
+TO_BE_DERIVED = (("precision", "auto"), ("max_steps", -1))  # given values that ask for a derived one
 TUNED_LENGTH = 256  # tokens that hold a usual row of instructions in the chat format: system prompt, question, answer
 
 
 class Decisions:
-    """The arguments of a run, and which of them were decided. `fixed`: names of the explicit ones, which stay.
+    """The arguments of a run, and which of them were decided. `fixed`: names of the explicit ones, which stay, but for
+    those with a value of TO_BE_DERIVED.
 
     groups: the dataclasses of arguments, in which values are set. explicit_args: {argument: value} that the user gave.
     """
 
     def __init__(self, groups: Sequence, explicit_args: dict):
-        self.groups, self.fixed, self.reasons = groups, set(explicit_args), {}
+        self.groups, self.reasons = groups, {}
+        self.fixed = {name for name, value in explicit_args.items() if (name, value) not in TO_BE_DERIVED}
         self.owner = {field.name: group for group in groups for field in dataclasses.fields(group)}
 
     def __getitem__(self, name: str):

@@ -13,20 +13,10 @@ from ..data.recipes import name_of
 from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine import precision
+from ..machine.hardware import planning_constant
 from ..models.presets import flops_per_token
 from ..processes import seconds_since_start
-from . import timing
-from .decisions import (
-    DEFAULT_HOURS,
-    TUNED_LENGTH,
-    Decisions,
-    given_accumulation,
-    micro_batch,
-    nice,
-    revision_interval,
-    save_interval,
-    whole_interval,
-)
+from . import decisions, timing
 from .plan import run_steps
 
 EPOCHS = 3  # of a run without a given length: these, or DEFAULT_HOURS, whichever is shorter
@@ -38,6 +28,7 @@ HELD_SHARE, MOST_HELD = 0.1, 400
 HELD_OUT = {"probe_rows": 8, "compared_prompts": 8, "sampled_answers": 64}  # numbers of held-out rows, at most
 LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weights have no gradients
 ANSWERS_AT_ONCE = 16
+MICRO_TOKENS = {"cpu": 1024, "cuda": 8192}  # tokens of a micro-batch, at most
 
 RECORDED = (
     "dataset dataset_config dataset_split dataset_revision max_rows skip_held_out test_rows eval_rows max_length"
@@ -57,7 +48,7 @@ def output_dir(base: str) -> str:
 
 def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict, dict]:
     """({argument: value}, {argument: reason}) of the precision and of the recorded arguments of the run."""
-    d = Decisions(groups, _explicit(explicit_args))
+    d = decisions.Decisions(groups, explicit_args)
     device = groups[-1].device
     value, why = precision.choose("auto", recorded.get("precision"), device)
     d.decide("precision", value, why)
@@ -69,11 +60,6 @@ def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict
     return d.values(), d.reasons
 
 
-def _explicit(explicit_args: dict) -> dict:
-    """Given arguments without `--precision auto`, which is to be derived."""
-    return {name: value for name, value in explicit_args.items() if (name, value) != ("precision", "auto")}
-
-
 def tuning(
     groups: Sequence, explicit_args: dict, earlier: dict, config: PreTrainedConfig, examples: list[Example]
 ) -> tuple[dict, dict]:
@@ -82,14 +68,14 @@ def tuning(
     earlier: what `machine` decided. config: of the base. examples: every usable row, of any length.
     """
     adapter, training = groups[1], groups[-1]
-    d = Decisions(groups, {**_explicit(explicit_args), **earlier})
+    d = decisions.Decisions(groups, {**explicit_args, **earlier})
     lengths = sorted(len(example.input_ids) for example in examples)
     context, processes = context_of(config) or 2**30, training.world_size
 
     # ---- rows ----
     if not d.settled("max_length"):
         needed = -(-lengths[int(0.98 * (len(lengths) - 1))] // 32) * 32
-        length = min(context, max(needed, TUNED_LENGTH))
+        length = min(context, max(needed, decisions.TUNED_LENGTH))
         d.decide(
             "max_length",
             length,
@@ -125,16 +111,17 @@ def tuning(
     if not d.settled("max_steps") and not d.settled("num_train_epochs"):
         _length(d, config, sequences, adapter.use_lora, mean)
     steps = max(1, run_steps(training, sequences / d["sequences_per_step"]))
-    every = d.decide("eval_steps", nice(steps / EVALUATIONS), f"of {steps:,}")
-    d.decide("save_steps", *save_interval(whole_interval(every, steps), revision_interval(d)))
-    d.decide("logging_steps", max(1, nice(steps / 100)), "")
+    every = d.decide("eval_steps", decisions.nice(steps / EVALUATIONS), f"of {steps:,}")
+    between = decisions.whole_interval(every, steps)
+    d.decide("save_steps", *decisions.save_interval(between, decisions.revision_interval(d)))
+    d.decide("logging_steps", max(1, decisions.nice(steps / 100)), "")
     return d.values(), d.reasons
 
 
-def _settle_batch(d: Decisions, sequences: int, training: SftArguments, processes: int) -> None:
+def _settle_batch(d: decisions.Decisions, sequences: int, training: SftArguments, processes: int) -> None:
     """Sequences per step and per micro-batch, for about `sequences` rows or packs."""
-    most = max(1, (1024 if training.device.type == "cpu" else 8192) // d["max_length"])
-    accumulation, has_micro = given_accumulation(d), d.settled("per_device_train_batch_size")
+    most = max(1, planning_constant(MICRO_TOKENS, training.device) // d["max_length"])
+    accumulation, has_micro = decisions.given_accumulation(d), d.settled("per_device_train_batch_size")
     if not d.settled("sequences_per_step"):
         unit = processes * accumulation * (d["per_device_train_batch_size"] if has_micro else 1)
         wanted = 2 ** max(0, min(5, (max(1, sequences // 40)).bit_length() - 1))
@@ -144,23 +131,23 @@ def _settle_batch(d: Decisions, sequences: int, training: SftArguments, processe
         d.decide("sequences_per_step", step, f"of about {sequences:,} {'packs' if training.packing else 'rows'}")
     if not has_micro:
         share = max(1, d["sequences_per_step"] // processes)
-        d.decide("per_device_train_batch_size", micro_batch(share, accumulation, most), "")
+        d.decide("per_device_train_batch_size", decisions.micro_batch(share, accumulation, most), "")
 
 
-def _machine(d: Decisions) -> timing.Machine:
+def _machine(d: decisions.Decisions) -> timing.Machine:
     """This machine, as a tuning run computes on it."""
     training, switches = d.owner["max_length"], {"fused_loss": False, "block_attention": False}
     return timing.Machine(training.device, d["precision"], switches, training.world_size)
 
 
-def _rows_in_time(d: Decisions, config, mean: float) -> int:
+def _rows_in_time(d: decisions.Decisions, config, mean: float) -> int:
     """Rows of `mean` tokens whose evaluations take EVALUATED_SHARE of the run, by a guess from FLOPs; at least 8."""
     row = flops_per_token(config, d["max_length"]) / 3 * mean / _machine(d).flops_per_second  # without gradients
-    hours = d["hours"] if d.settled("hours") else DEFAULT_HOURS
+    hours = d["hours"] if d.settled("hours") else decisions.DEFAULT_HOURS
     return max(8, int(EVALUATED_SHARE * hours * 3600 / EVALUATIONS / row))
 
 
-def _length(d: Decisions, config, sequences: int, lora: bool, mean: float) -> None:
+def _length(d: decisions.Decisions, config, sequences: int, lora: bool, mean: float) -> None:
     """Steps: three epochs, or what the time allows; with --hours as many as fit, ten epochs at most. mean: tokens of a
     row.
     """
@@ -172,7 +159,7 @@ def _length(d: Decisions, config, sequences: int, lora: bool, mean: float) -> No
     answers = 2 * d["answer_tokens"] * pace.token * 1.5 * (2 * -(-d["sampled_answers"] // ANSWERS_AT_ONCE) + 1)
     evaluations = (EVALUATIONS + 2) * d["eval_rows"] * pace.window * mean / d["max_length"]
     hours_given = d.settled("hours")
-    hours = d["hours"] if hours_given else DEFAULT_HOURS
+    hours = d["hours"] if hours_given else decisions.DEFAULT_HOURS
     seconds = max(10.0, hours * 3600 - seconds_since_start() - FINISH - answers - evaluations)
     per_epoch = sequences / d["sequences_per_step"]
     most = (MOST_EPOCHS if hours_given else EPOCHS) * per_epoch

@@ -199,7 +199,7 @@ def forecast(
         available, where = int(USABLE_FRACTION["cuda"] * 80e9), "a GPU of 80 GB"
     else:
         available, where = capacity(device), "this GPU" if device.type == "cuda" else "this machine's memory"
-    lines = [_memory_line(memory, layout), _save_line(plan, run, memory.total if device.type == "cpu" else 0)]
+    lines = [_memory_line(memory, layout), _save_line(plan, run, 0 if device.type == "cuda" else memory.total)]
     if layout.sharding == "fsdp2":
         lines.append(f"resharding          {_reshard_advice(memory, layout, plan, precision, available)}")
     flops = plan.flops_per_token * plan.tokens

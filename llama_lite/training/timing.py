@@ -70,12 +70,13 @@ class Machine:
     def flops_per_second(self) -> float:
         """FLOP/s of training in one process, assumed before anything is timed."""
         if self.peak_flops:
-            return MFU[self.device.type] * self.peak_flops
+            return hardware.planning_constant(MFU, self.device) * self.peak_flops
         if self.device.type == "cuda" and not torch.cuda.is_available():
             from trl.trainer.utils import get_peak_flops
 
             return MFU["cuda"] * (get_peak_flops(PLANNED_GPU, self.precision) or PLANNED_FLOAT32)
-        return MFU[self.device.type] * hardware.reachable_flops(self.precision, self.device)
+        reachable = hardware.reachable_flops(self.precision, self.device)
+        return hardware.planning_constant(MFU, self.device) * reachable
 
     def pace(self, config: PreTrainedConfig, micro: int, block_size: int) -> Pace:
         """Seconds, timed once per shape; estimated from FLOPs where a micro-batch would take too long, or the planned
@@ -95,7 +96,7 @@ class Machine:
 
     def micro_windows(self, block_size: int) -> int:
         """Windows per micro-batch, from the tokens that suit the device."""
-        return max(1, MICRO_TOKENS[self.device.type] // block_size)
+        return max(1, hardware.planning_constant(MICRO_TOKENS, self.device) // block_size)
 
     def tokens_per_second(self, config: PreTrainedConfig, block_size: int) -> float:
         """Tokens per second of training alone, over all processes."""
@@ -123,8 +124,7 @@ def pace(
     from ..models.loading import check_language_model
 
     def synchronize():
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        hardware.synchronize(device)
         return time.perf_counter()
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

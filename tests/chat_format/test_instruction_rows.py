@@ -363,14 +363,42 @@ def test_nothing_to_learn_from_is_refused(tokenizer):
     with pytest.raises(
         Refusal,
         match=(
-            r"\(none were skipped\): all 2 rows are held out. They form one document .*Add rows with other"
+            r"\(none were skipped\): all 2 rows are held out. They form one document .*whole: add rows with other"
             r" questions\.$"
         ),
     ) as refusal:
         packing.need_rows([], [1, 2], 1, {}, 1)
     assert "max_length" not in str(refusal.value)
-    with pytest.raises(Refusal, match=r"They form 5 documents .*Lower --eval_rows"):
+    with pytest.raises(Refusal, match=r"They form 5 documents .*whole: lower --eval_rows, or add more rows\.$"):
         packing.need_rows([], [1] * 9, 1, {}, 5)
+
+
+@pytest.mark.parametrize(
+    "reason, at_context, fixes",
+    [
+        ("longer than 64 tokens: dropped", False, "raise --max_length, or choose --long_rows truncate"),
+        ("no answer within 64 tokens: dropped", False, "raise --max_length"),
+        (
+            "longer than 64 tokens: dropped",
+            True,
+            "choose --long_rows truncate, shorten the rows, or tune a base with a longer context (--max_length is all"
+            " of this one's)",
+        ),
+        (
+            "no answer within 64 tokens: dropped",
+            True,
+            "shorten the rows, or tune a base with a longer context (--max_length is all of this one's)",
+        ),
+        ("contains the text <|64 tokens|>", True, "add more rows"),
+    ],
+)
+def test_rows_that_are_too_long_are_refused_with_what_helps(reason, at_context, fixes):
+    """--max_length was to be raised above the base's context, which is refused, and --long_rows truncate to be chosen
+    where it was.
+    """
+    with pytest.raises(Refusal) as refusal:
+        packing.need_rows([], [], 1, {reason: {"rows": 2, "first": []}}, 2, "", at_context)
+    assert str(refusal.value) == f"no row is left to train on (2 {reason}): {fixes}."
 
 
 def test_held_out_rows_share_no_document_with_training():

@@ -375,6 +375,16 @@ def test_values_of_arguments_that_may_be_absent_are_checked_too(tmp_path, line, 
 # ---- said twice ----
 
 
+@pytest.mark.parametrize("parse", [parse_pretrain, parse_sft])
+def test_two_lengths_of_a_run_are_refused(parse):
+    """run_sft.py used to pass the hours over."""
+    for other in ("max_steps", "num_train_epochs"):
+        with pytest.raises(Refusal, match=r"--hours\b.* both set the length of the run: give one of them") as refusal:
+            parse(["--dataset", "x", "--hours", "1", f"--{other}", "5"])
+        assert f"--{other} " in str(refusal.value)
+    assert parse(["--dataset", "x", "--hours", "1", "--max_steps", "-1"])[-2].hours == 1  # which is no length
+
+
 @pytest.mark.parametrize("second", [["--config", "nowhere.yaml"], ["--config=nowhere.yaml"], ["--config"]])
 def test_a_second_config_is_refused(tmp_path, second):
     with pytest.raises(Refusal, match="`--config`: one argument, given 2 times: give it once"):

@@ -132,6 +132,21 @@ def test_a_gpu_that_the_table_does_not_have_gets_no_mfu_and_is_timed_for_the_pla
     assert hardware.reachable_flops("bfloat16", gpu) == hardware.peak_flops("bfloat16", gpu) == 989e12
 
 
+def test_a_device_without_constants_is_planned_by_what_is_timed_there(monkeypatch):
+    """A plan on Apple's mps used to end with a KeyError, and timings there did not wait for the device."""
+    mps, waited = torch.device("mps"), []
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: waited.append("mps"))
+    monkeypatch.setattr(
+        hardware, "product_seconds", lambda device, size, repeats, names: dict.fromkeys(names, 2 * size**3 / 2e12)
+    )
+    assert hardware.peak_flops("float32", mps) is None
+    machine = timing.Machine(mps, "float32", {}, 1)
+    assert machine.flops_per_second == pytest.approx(timing.MFU["cpu"] * 2e12)
+    assert machine.micro_windows(256) == timing.MICRO_TOKENS["cpu"] // 256
+    hardware.synchronize(mps)
+    assert waited == ["mps"]
+
+
 def test_a_run_on_gpus_that_are_not_here_is_planned_in_every_precision(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     speeds = [

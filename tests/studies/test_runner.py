@@ -12,9 +12,11 @@ from types import SimpleNamespace
 
 import forking
 import pytest
+import torch
 import yaml
 from helpers import ROOT, config_file, launch
 
+from llama_lite.config.pretrain import PretrainArguments
 from llama_lite.errors import Refusal
 from llama_lite.files import append_jsonl, read_json, write_json, write_text
 from llama_lite.machine import hardware
@@ -564,6 +566,18 @@ def test_what_a_study_takes_is_told_before_it_is_run(study, base, sft_settings, 
     main(["--config", str(path), "--output_dir", str(tmp_path / "out"), "--dry_run"])
     assert "of disk are needed and 1.0 MiB are free at " in capsys.readouterr().out.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_on_a_device_without_constants_is_planned_by_a_matrix_product(study, tmp_path, capsys, monkeypatch):
+    """On Apple's mps, whose peak no table has."""
+    monkeypatch.setattr(PretrainArguments, "device", torch.device("mps"))
+    monkeypatch.setattr(
+        hardware, "product_seconds", lambda device, size, repeats, names: dict.fromkeys(names, 2 * size**3 / 1e9)
+    )
+    main(["--config", str(study()), "--output_dir", str(tmp_path / "out"), "--dry_run"])
+    expected = cost._model_cost("tiny", 64)[1] * 32_768 / (0.4 * 1e9) / 60
+    said = capsys.readouterr().out
+    assert f"{expected:.1f} min to come (by FLOPs, at 40% of what a matrix product reaches here; starts" in said
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import yaml
 from helpers import launch
 
 from llama_lite.chat_format import template
-from llama_lite.config.pretrain import parse_pretrain
+from llama_lite.config.pretrain import PretrainArguments, parse_pretrain
 from llama_lite.data.given_text import Text
 from llama_lite.data.tokenizer import train_tokenizer
 from llama_lite.errors import Refusal
@@ -22,7 +22,7 @@ from llama_lite.kernels import switches
 from llama_lite.machine.parallelism import Layout
 from llama_lite.models import shapes
 from llama_lite.models.presets import count_parameters, model_config_of
-from llama_lite.training import decisions, derive_pretrain, resume, timing
+from llama_lite.training import decisions, derive_data, derive_model, derive_pretrain, derive_schedule, resume, timing
 from llama_lite.training.decisions import nice
 from run_pretrain import what_next
 
@@ -42,7 +42,7 @@ def fast(monkeypatch):
     monkeypatch.setattr(timing, "pace", pace)
     monkeypatch.setattr(timing, "MAX_TIMED", 1e9)
     monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: 3e10)
-    monkeypatch.setattr(derive_pretrain, "seconds_since_start", lambda: 10.0)
+    monkeypatch.setattr(derive_model, "seconds_since_start", lambda: 10.0)
 
 
 def settled(*argv, processes=1, recorded=None, only_tokens=False, precision="float32"):
@@ -168,7 +168,7 @@ def test_a_given_length_chooses_a_model_for_it(fast, text, tmp_path):
         shape, reads = shapes.parse(groups[0].model_config), steps * groups[-2].tokens_per_step
         sizes.append(shapes.parameters(shape, groups[1].vocab_size))
         assert shape == shapes.LADDER[0] or (
-            sizes[-1] <= shapes.PARAMETERS_PER_TOKEN * reads and reads / derivation.speed() < 600
+            sizes[-1] <= shapes.PARAMETERS_PER_TOKEN * reads and reads / derivation.model.speed() < 600
         )
     assert sizes[0] < sizes[1] > sizes[3], sizes  # too short, and too long, for more than the smallest
 
@@ -176,7 +176,7 @@ def test_a_given_length_chooses_a_model_for_it(fast, text, tmp_path):
 def test_no_model_is_derived_that_memory_does_not_hold(fast, text, tmp_path, monkeypatch):
     folder, sizes = str(folder_of(tmp_path, text, 2_000_000)), []
     for memory in (10**12, 10**8):
-        monkeypatch.setattr(derive_pretrain, "capacity", lambda device, memory=memory: memory)
+        monkeypatch.setattr(derive_model, "capacity", lambda device, memory=memory: memory)
         values, _, _ = settled("--dataset", folder, "--hours", "8")
         sizes.append(shapes.parameters(shapes.parse(values["model_config"]), values["vocab_size"]))
     assert sizes[1] <= 0.8 * 10**8 / 16 < sizes[0], sizes
@@ -186,9 +186,8 @@ def test_a_dataset_of_the_hub_with_a_given_length_has_a_vocabulary():
     """The bytes of such a text are not known: that of a text without end was asked for."""
     argv = ["--dataset", "owner/name", "--max_tokens", "1_000_000", "--num_train_epochs", "1", "--precision", "float32"]
     groups = parse_pretrain(argv)
-    derivation = derive_pretrain.Derivation(groups, Text(groups[1]), Layout(1), groups[-2].explicit_args, {})
-    derivation.d = derive_pretrain.Decisions(groups, derivation.explicit_args)
-    derivation.settle_vocabulary()
+    d = decisions.Decisions(groups, groups[-2].explicit_args)
+    derive_data.DataDerivation(d, Text(groups[1]), None, torch.device("cpu"), 1).settle_vocabulary()
     assert groups[1].vocab_size == shapes.vocabulary_for(4_000_000)
 
 
@@ -205,18 +204,18 @@ def test_the_hours_hold_preparing_training_evaluating_and_saving(fast, text, tmp
     derivation.text.facts.bytes *= 200  # as if there were 400 MB of it
     derivation.settle()
     found = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
-    pace, evaluations = derivation.step_pace(), found["max_steps"] / found["eval_steps"]
-    step = pace.step(derivation.accumulation)
+    schedule, evaluations = derivation.schedule, found["max_steps"] / found["eval_steps"]
+    pace = schedule.step_pace()
+    step = pace.step(schedule.accumulation)
     if found["compile_layers"]:
         step /= switches.COMPILED["float32"]
-    seconds = (
-        10 + derive_pretrain.READY + derive_pretrain.FINISH + derivation.preparing_seconds() + found["max_steps"] * step
-    )
+    seconds = 10 + derive_model.READY + derive_model.FINISH + derivation.data.preparing_seconds()
+    seconds += found["max_steps"] * step
     seconds += evaluations * found["eval_windows"] * pace.window + switches.COMPILING * found["compile_layers"]
     seconds += (
         found["max_steps"]
         / found["save_steps"]
-        * (derive_pretrain.SAVE + 12 * count_parameters(derivation.config())[0] / derive_pretrain.SAVE_BYTES)
+        * (derive_schedule.SAVE + 12 * count_parameters(derivation.model.config())[0] / derive_schedule.SAVE_BYTES)
     )
     assert 0.85 * hours * 3600 <= seconds <= 1.1 * hours * 3600
 
@@ -242,8 +241,8 @@ def test_more_time_gives_a_larger_model_and_a_lower_rate(fast, text, tmp_path):
 
 
 def test_of_a_text_far_larger_than_the_run_only_the_beginning_is_prepared(fast, text, tmp_path, monkeypatch):
-    monkeypatch.setattr(derive_pretrain, "ALL_BELOW", 1e5)
-    monkeypatch.setattr(derive_pretrain, "NOMINAL_FLOPS", {"cpu": 1e5, "cuda": 1e5})
+    monkeypatch.setattr(derive_data, "ALL_BELOW", 1e5)
+    monkeypatch.setattr(derive_data, "NOMINAL_FLOPS", {"cpu": 1e5, "cuda": 1e5})
     folder = folder_of(tmp_path, text, 2_000_000)
     values, reasons, tokens = settled("--dataset", str(folder))
     assert values["max_bytes"] < 1_000_000 and "2.0 MB: more than a run of this length reads" in reasons["max_bytes"]
@@ -257,6 +256,21 @@ def test_what_decides_the_prepared_folder_is_the_same_whatever_the_machine_does(
     prepared = [settled("--dataset", folder, only_tokens=only)[0]["prepared_dir"] for only in (True, False)]
     monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: 3e8)
     assert {*prepared, settled("--dataset", folder)[0]["prepared_dir"]} == {prepared[0]}
+
+
+def test_a_device_without_constants_derives_what_is_timed_there(fast, text, tmp_path, monkeypatch):
+    """Apple's mps has no peak FLOP/s in a table, and no share of them that was measured."""
+    monkeypatch.setattr(PretrainArguments, "device", torch.device("mps"))
+    monkeypatch.setattr(timing.hardware, "peak_flops", lambda precision, device: None)
+    monkeypatch.setattr(
+        timing.hardware,
+        "product_seconds",
+        lambda device, size, repeats, names: dict.fromkeys(names, 2 * size**3 / 3e10),
+    )
+    values, reasons, _ = settled("--dataset", str(folder_of(tmp_path, text, 200_000)), precision="auto")
+    assert (values["precision"], reasons["precision"]) == ("float32", "bfloat16 has not been tried on mps")
+    assert not any(values[name] for name in ("fused_loss", "block_attention", "compile_layers"))
+    assert values["max_steps"] > 1 and "tokens per second here" in reasons["model_config"]
 
 
 def test_a_plan_for_gpus_takes_no_values_from_this_cpu(text, tmp_path):

@@ -136,7 +136,7 @@ def test_days_are_flops_over_peak():
     assert memory.gpu_lines(Memory(0, 0, 0, 0), 1e20, "float32", 1, 50.0) == []  # TRL's table knows no float32
 
 
-def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run):
+def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, device="cpu", **run):
     plan = SimpleNamespace(
         micro_batch=4,
         accumulation=2,
@@ -151,7 +151,7 @@ def planned(tmp_path, room, free, monkeypatch, layout=memory.ONE_PROCESS, **run)
         processes=layout.processes,
     )
     training = SimpleNamespace(
-        device=torch.device("cpu"), activation_checkpointing=False, output_dir=str(tmp_path / "run")
+        device=torch.device(device), activation_checkpointing=False, output_dir=str(tmp_path / "run")
     )
     monkeypatch.setattr(memory, "capacity", lambda device: room)
     monkeypatch.setattr(memory.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
@@ -191,6 +191,13 @@ def test_a_plan_that_does_not_fit_says_so_and_what_would(tmp_path, monkeypatch):
     _, problems = planned(tmp_path, 1000, 419, monkeypatch)
     assert len(problems) == 2 and "this machine's memory gives a process 1.0 KiB" in problems[0]
     assert planned(tmp_path, 1000, 420, monkeypatch, plan_launch="somewhere")[1] == []  # a GPU of 80 GB takes it
+
+
+@pytest.mark.parametrize("device, outcome", [("cpu", "waits"), ("mps", "waits"), ("cuda", "goes on")])
+def test_a_step_in_this_machines_memory_leaves_less_for_the_copy_of_a_save(tmp_path, monkeypatch, device, outcome):
+    monkeypatch.setattr(memory, "available_memory", lambda: 16 * 2**20)  # 12.8 MiB for a copy of 11.4, without a step
+    lines, _ = planned(tmp_path, 10**9, 420, monkeypatch, device=device)
+    assert f"training {outcome}" in lines[1]
 
 
 def test_the_plan_advises_on_resharding(tmp_path, monkeypatch):

@@ -16,13 +16,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llama_lite.chat_format import template
 from llama_lite.chat_format.conversation import Row
 from llama_lite.chat_format.packing import encode, pack
-from llama_lite.config.sft import AdapterArguments
+from llama_lite.config.sft import AdapterArguments, SftArguments
 from llama_lite.errors import Interrupted, Refusal
 from llama_lite.evaluation import before_after
 from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.machine import hardware
 from llama_lite.models import batches, loading, references
 from llama_lite.studies import analysis
-from llama_lite.training import lora, sft_trainer
+from llama_lite.training import lora, sft_trainer, timing
 
 BFLOAT16_NATS = 0.02  # a loss under autocast from the one in float32, at most: bfloat16 has 8 bits, logits are below 4
 
@@ -629,6 +630,32 @@ def test_loops_are_told_from_text():
 def test_targets(model):
     tuned = lora.add_adapter(model, AdapterArguments(r=2), "somewhere")
     assert not any("lm_head" in name for name, p in tuned.named_parameters() if p.requires_grad)
+
+
+def test_a_tuning_run_on_a_device_without_constants_is_planned(sft, tmp_path, monkeypatch, capsys):
+    """On Apple's mps: by its speed, which is timed there."""
+    monkeypatch.setattr(SftArguments, "device", torch.device("mps"))
+    monkeypatch.setattr(hardware, "product_seconds", lambda device, size, repeats, names: dict.fromkeys(names, 0.1))
+    monkeypatch.setattr(timing, "pace", lambda *arguments: timing.Pace(0.1, 0.01, 0.01, 0.001))
+    derived = dict.fromkeys(("max_steps", "eval_rows", "sequences_per_step", "per_device_train_batch_size"))
+    sft(tmp_path / "run", "--dry_run", **derived)
+    said = capsys.readouterr().out
+    assert "3 epochs; another length" in said and "bfloat16 has not been tried on mps" in said
+
+
+def test_rows_above_the_bases_context_are_refused_with_what_helps(sft, tmp_path):
+    (tmp_path / "long.jsonl").write_text(
+        "".join(json.dumps({"instruction": f"Count {i}.", "output": "and so on " * 600}) + "\n" for i in range(40))
+    )
+    for length, fix in ((512, "choose --long_rows truncate, shorten the rows, or tune a base"), (256, "raise --max_l")):
+        with pytest.raises(Refusal, match=rf"40 longer than {length} tokens: dropped\): {fix}"):
+            sft(tmp_path / "run", dataset=str(tmp_path / "long.jsonl"), max_length=length, long_rows="drop")
+
+
+def test_hours_set_the_length_where_the_number_of_steps_is_to_be_derived(sft, tmp_path, capsys):
+    """Ten epochs are the most; it used to be three, whatever the hours."""
+    sft(tmp_path / "run", "--dry_run", max_steps=-1, hours=0.5, eval_rows=60)
+    assert "10 epochs; another length" in capsys.readouterr().out
 
 
 def test_derived_numbers_of_rows_and_sequences_fit_those_that_were_given(sft, tmp_path, capsys):
