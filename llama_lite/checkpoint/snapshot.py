@@ -30,7 +30,7 @@ class Snapshot:
     """
 
     def __init__(self, page_locked: bool):
-        self.page_locked = page_locked
+        self.page_locked, self.waits = page_locked, False
         self.buffers: dict[tuple[str, str], torch.Tensor] = {}
         self.files: dict[Path, tuple[dict[str, HostTensor], dict[str, str]]] = {}
 
@@ -39,9 +39,11 @@ class Snapshot:
         """Bytes of the buffers."""
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
-    def begin(self) -> None:
-        """Forget the files of the checkpoint before; the buffers stay."""
-        self.files = {}
+    def begin(self, waits: bool = False) -> None:
+        """Forget the files of the checkpoint before; the buffers stay. waits: whether training waits for `write`, so
+        that no tensor in host memory needs a copy.
+        """
+        self.files, self.waits = {}, waits
 
     @torch.no_grad()
     def add(
@@ -55,7 +57,8 @@ class Snapshot:
         copies = {}
         for name, tensor in tensors:
             source = tensor.detach()
-            if live is None or source.device.type != "cpu" or storage_of(source) in live or not source.is_contiguous():
+            changes = not self.waits and (live is None or storage_of(source) in live)
+            if changes or source.device.type != "cpu" or not source.is_contiguous():
                 source = self._copied((Path(path).name, name), source)
             data = source.reshape(-1).view(torch.uint8).numpy()
             copies[name] = HostTensor(DTYPE_NAMES[source.dtype], tuple(source.shape), data)

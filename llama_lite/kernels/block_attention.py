@@ -18,6 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from .. import formatting
 from . import probe
+from .compile import key_cache_by_processor
 
 NAME = "blocks"
 
@@ -98,6 +99,7 @@ def _(gradient, query, key, value, output, lse, scaling, size, compiled):
 
 @functools.cache
 def _compiled(function):
+    key_cache_by_processor()
     return torch.compile(function, dynamic=False)
 
 

@@ -25,11 +25,7 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> bool:
         print_main(f"WARNING   --compile_layers: {missing}: layers run uncompiled, with the same result")
         return False
     if device.type == "cpu":
-        from torch._inductor import config, cpu_vec_isa
-
-        # The key of torch's cache does not hold the vector width that code was generated for: code from another kind of
-        # processor, or another ATEN_CPU_CAPABILITY, would write beyond its buffers. This setting is part of the key.
-        config.cpp.simdlen = cpu_vec_isa.pick_vec_isa().bit_width() or None
+        key_cache_by_processor()
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
         print_main(
@@ -48,6 +44,15 @@ def compile_layers(model: PreTrainedModel, device: torch.device) -> bool:
     torch.compiler.reset()
     print_main(f"plain     --compile_layers stays off for this model ({model.config.model_type}): {why}")
     return False
+
+
+def key_cache_by_processor() -> None:
+    """Let the key of torch's cache hold the vector width that code is generated for; by itself it does not. Code from
+    another kind of processor, or another ATEN_CPU_CAPABILITY, would give NaN or write beyond its buffers.
+    """
+    from torch._inductor import config, cpu_vec_isa
+
+    config.cpp.simdlen = cpu_vec_isa.pick_vec_isa().bit_width() or None
 
 
 def _probe_logits(model) -> torch.Tensor:

@@ -69,7 +69,8 @@ class VerifiedSaving:
     def _save_verified(self) -> None:
         """Copy weights and optimizer state, write the rest to a staging folder, compute the probe loss. A thread then
         writes the copies, flushes, hashes and renames the folder, and deletes the oldest checkpoints, while training
-        goes on. Without memory for the copies, training waits until all of it is done. A failure on one rank ends all.
+        goes on. Without memory for the copies, training waits until all of it is done (what is in host memory is then
+        written from there). A failure on one rank ends all.
 
         With `shard_checkpoints` the thread of each rank writes a part. That of rank 0 does the rest when the reduction
         of a step has told the ranks that all parts are written.
@@ -108,18 +109,18 @@ class VerifiedSaving:
 
     def _save_state(self, staging: Path, in_background: bool) -> None:
         """Write weights and training state into a folder, those in safetensors only into the snapshot where the save is
-        `in_background`.
+        `in_background`, or where they are in host memory, which then needs no copies.
         """
-        self.snapshot.begin()
-        copying = in_background and self.args.should_save
+        self.snapshot.begin(waits=not in_background and not self.shard_checkpoints)
+        into_snapshot = self.args.should_save and (in_background or self.args.device.type == "cpu")
         if self.shard_checkpoints:
             self._save(str(staging), {})  # all but the weights
             parts.add_weights(self.snapshot, staging, self.model)
         else:
             live = live_storages([*self.model.parameters(), *self.model.buffers()])
-            with self.snapshot.capture(live) if copying else contextlib.nullcontext():
+            with self.snapshot.capture(live) if into_snapshot else contextlib.nullcontext():
                 self.save_model(str(staging), _internal_call=True)
-        self._save_optimizer_and_scheduler(str(staging), self.snapshot if copying else None)
+        self._save_optimizer_and_scheduler(str(staging), self.snapshot if into_snapshot else None)
         self._save_scaler(str(staging))
         self._save_rng_state(str(staging))
         self._save_progress(staging)

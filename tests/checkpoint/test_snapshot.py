@@ -91,6 +91,21 @@ def test_a_snapshot_is_of_its_moment_and_fills_its_buffers_again(tmp_path):
     assert taken.buffer_bytes == 4 * 1003
 
 
+def test_a_snapshot_that_training_waits_for_copies_nothing_of_host_memory(tmp_path):
+    live = torch.zeros(1000)
+    taken = Snapshot(False)
+    taken.begin(waits=True)
+    taken.add(tmp_path / "file", {"live": live, "turned": live.view(10, 100).T}.items(), {}, live_storages([live]))
+    assert taken.buffer_bytes == 4 * 1000  # of the one that does not lie in order
+    live.fill_(3)
+    taken.write()
+    found = snapshot_of(tmp_path / "file")
+    assert found["live"].eq(3).all() and found["turned"].eq(0).all()
+    taken.begin()
+    taken.add(tmp_path / "file", {"live": live}.items(), {}, live_storages([live]))
+    assert taken.buffer_bytes == 4 * 2000
+
+
 def snapshot_of(path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 

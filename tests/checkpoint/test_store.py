@@ -6,7 +6,7 @@ import shutil
 import pytest
 from helpers import log_of, same_tensors
 
-from llama_lite.checkpoint import identity, store, verify
+from llama_lite.checkpoint import identity, store, tensor_files, verify
 from llama_lite.config import fields
 from llama_lite.errors import Refusal
 from llama_lite.files import read_jsonl
@@ -240,19 +240,17 @@ def test_a_run_without_space_keeps_its_last_checkpoint(pretrain, tmp_path, monke
 
 
 def test_a_disk_that_fills_during_the_save_leaves_no_half_checkpoint(pretrain, tmp_path, monkeypatch):
-    from llama_lite.checkpoint import optimizer_state
+    original = tensor_files.write_chunk
 
-    original, calls = optimizer_state.save_file, []
-
-    def fails_second(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 2:
+    def full(file, chunk):
+        if file.name.endswith(".staging-10/optimizer.safetensors"):
             raise OSError(28, "No space left on device")
-        return original(*args, **kwargs)
+        original(file, chunk)
 
-    monkeypatch.setattr(optimizer_state, "save_file", fails_second)
-    with pytest.raises(Refusal, match=r"no space left on the disk of .*run: .* are free"):
-        pretrain(tmp_path / "run", async_save=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(tensor_files, "write_chunk", full)
+        with pytest.raises(Refusal, match=r"no space left on the disk of .*run: .* are free"):
+            pretrain(tmp_path / "run", async_save=False)
     assert [folder.name for _, folder in store.checkpoints(tmp_path / "run")] == ["checkpoint-5"]
     run = pretrain(tmp_path / "run")
     assert not list(run.glob(".staging-*"))
