@@ -61,6 +61,7 @@ OVERRIDES = {  # (our class, the one that it extends): the methods that it overr
         "generate_until",
         "_model_generate",
         "tok_encode",
+        "tok_batch_encode",
     },
 }
 CALLBACKS = (trainer.ResumeStateCallback, progress.Progress, health.Health)
