@@ -59,10 +59,16 @@ def percentage(weight: float) -> str:
     return f"{100 * weight:.4g} %"
 
 
+INSTALLED = {  # texts that no dataset of the Hub is
+    "installed-docs": "the English documentation inside installed Python packages",
+    "installed-files": "all text files inside installed Python packages",
+}
+
+
 def source_in_words(source: dict) -> str:
     """The source of a text, in words. source: of a manifest."""
-    if source.get("dataset") == "installed-docs":
-        return "the English documentation inside installed Python packages"
+    if source.get("dataset") in INSTALLED:
+        return INSTALLED[source["dataset"]]
     if "files" in source:
         return f"local files ({source['dataset']})"
     parts = (
