@@ -83,8 +83,10 @@ class Use:
         return " ".join(words[:-1] if len(words) > 2 else words).strip() or NO_PROMPT  # a prompt ends within a word
 
     def question(self) -> str:
-        """A question for the snippet of the card."""
-        return self.r.tuning["shown"][0]["prompt"] if self.r.tuning.get("shown") else "What is a language model?"
+        """A question for the snippet of the card: a held-out one, or one that was given for the tuning."""
+        if shown := self.r.tuning.get("shown"):
+            return shown[0]["prompt"]
+        return next(iter(self.r.run.get("given", {}).get("prompts") or []), "What is a language model?")
 
     def checkpoints(self) -> list[list]:
         """Step, tokens, losses and tag of the published revisions; a validation loss that was measured at that step."""

@@ -333,6 +333,14 @@ def test_no_license_and_no_language_is_invented(documented):
     assert ModelCard(card.render(changed(documented["run"], data=docs))).data.language == "en"
 
 
+def test_text_of_the_installed_packages_is_no_dataset_of_the_hub(documented):
+    source = {"dataset": "installed-files", "packages": {"numpy": "2.4.0"}}
+    text = card.render(changed(documented["run"], data={**records.read(documented["run"]).data, "source": source}))
+    told = ModelCard(text, ignore_metadata_errors=True).data
+    assert "of all text files inside installed Python packages" in text and "| numpy | 2.4.0 |" in text
+    assert "huggingface.co/datasets" not in text and told.datasets is None and told.language is None
+
+
 def test_what_a_person_names_is_on_the_card(documented, tmp_path):
     said = {"license": "mit", "language": "en, de", "data_license": "odc-by"}
     text = card.render(changed(documented["run"], run={"card": said}))
@@ -362,6 +370,14 @@ def test_the_snippets_prompt_is_of_the_runs_own_text(whole_run):
     assert Use(facts.Facts(changed(whole_run, log=log, run={"given": given}), None, {})).prompt() == "# Ein Titel"
     assert Use(facts.Facts(changed(whole_run, log=log[:1], run={"given": given}), None, {})).prompt() == "# Ein"
     assert Use(facts.Facts(records.read(whole_run), None, {})).prompt() == "The"
+
+
+def test_the_snippets_question_is_of_the_tunings_own(documented):
+    found = records.read(documented["tuned"])
+    assert Use(facts.Facts(found, None, {})).question() == found.tuning["shown"][0]["prompt"]
+    given = {**found.run["given"], "prompts": ["Was ist ein Brot?"]}
+    of_a_step = dataclasses.replace(found, tuning={}, run={**found.run, "given": given})
+    assert Use(facts.Facts(of_a_step, None, {})).question() == "Was ist ein Brot?"
 
 
 def test_a_card_links_the_dashboards_that_others_can_open(whole_run):
