@@ -8,7 +8,7 @@ from huggingface_hub import ModelCardData
 from .metadata import check_metadata
 
 
-def render(record: dict, repo: str | None, license: str | None, language: str | None) -> str:
+def render(record: dict, repo: str | None, license: str | None, language: str | list[str] | None) -> str:
     """The card's text. record: the content of export.json; repo: where the files are published; license, language: of
     the model's own card. Raises CardError for metadata that the Hub would reject.
     """

@@ -24,6 +24,11 @@ def languages_of(said: str | None) -> list[str]:
     return [part.strip() for part in said.split(",")] if said else []
 
 
+def is_language(code: object) -> bool:
+    """Whether a value is a language code in the form that the Hub takes: `en`, `zh-Hant`."""
+    return isinstance(code, str) and bool(re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", code))
+
+
 def check_metadata(data: dict) -> None:
     """Raise CardError for values that the Hub does not take. data: metadata of a card, and `data_license`, which is
     that of a dataset.
@@ -36,7 +41,7 @@ def check_metadata(data: dict) -> None:
             )
     languages = data.get("language") or []
     for language in [languages] if isinstance(languages, str) else languages:
-        if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z]+)?", language):
+        if not is_language(language):
             raise CardError(
                 f"--card_language {language} is not an ISO 639 code, such as en, de, zh ... (of several: en,de)."
             )

@@ -209,18 +209,19 @@ def card_of(model: "Model", record: dict, repo: str | None) -> str:
     from huggingface_hub import ModelCard
 
     from model_card import gguf
-    from model_card.metadata import LICENCES, CardError
+    from model_card.metadata import LICENCES, CardError, is_language
 
     path, own = (model.adapter or model.base).folder / "README.md", {}
     with contextlib.suppress(ValueError, yaml.YAMLError):  # a card whose metadata cannot be read has nothing to take
         own = ModelCard(path.read_text(encoding="utf-8")).data.to_dict() if path.is_file() else {}
-    license, language = own.get("license"), own.get("language")
+    license, said = own.get("license"), own.get("language")
+    languages = [code for code in (said if isinstance(said, list) else [said]) if is_language(code)]
     try:
         return gguf.render(
             record,
             repo,
             license if license in LICENCES else None,
-            language if isinstance(language, str) else None,
+            languages[0] if len(languages) == 1 else languages or None,
         )
     except CardError as error:
         raise Refusal(f"no card can be made: {error}") from None

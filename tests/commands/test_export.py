@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.llama_cpp import LlamaServer
 from llama_lite.__main__ import main
+from llama_lite.commands.export import card_of
 from llama_lite.errors import Refusal
 
 
@@ -51,6 +53,25 @@ def test_the_record_and_the_card_say_what_the_files_are(exported, whole_sft):
         assert f"| `{name}` | {file['dtype']} | {file['size']:,} | `{file['sha256'][:12]}` |" in card
     assert "FROM ./whole-F32.gguf" in (exported / "Modelfile").read_text()
     assert str(whole_sft) not in card + json.dumps(record)
+
+
+@pytest.mark.parametrize(
+    "said, kept",
+    [
+        ("de", "de"),
+        (["en", "de"], ["en", "de"]),
+        (["en", "code"], "en"),  # of the words that the Hub takes beside codes, the card names none
+        ("multilingual", None),
+        (None, None),
+    ],
+)
+def test_the_card_takes_license_and_languages_from_the_models_own(exported, tmp_path, said, kept):
+    metadata = {"license": "mit", "tags": ["x"], **({"language": said} if said else {})}
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(metadata)}---\n# Mine\n")
+    model = SimpleNamespace(adapter=None, base=SimpleNamespace(folder=tmp_path))
+    text = card_of(model, json.loads((exported / "export.json").read_text()), "you/mine-GGUF")
+    told = yaml.safe_load(text.split("---")[1])
+    assert told["license"] == "mit" and told.get("language") == kept
 
 
 def test_an_export_again_adds_a_format_and_gives_the_same_bytes(exported, base, whole_sft, tmp_path):
