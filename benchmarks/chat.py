@@ -1,6 +1,7 @@
 """Seconds from the command to the first words of an answer, beside what transformers' generation and loading take.
 
     python benchmarks/chat.py --model runs/demo-sft/merged
+    python benchmarks/chat.py --model runs/demo+runs/demo-sft     # an adapter; the results of the merged model stay
 
 `transformers`: import AutoModelForCausalLM, AutoTokenizer and TextStreamer, and load the model and its tokenizer (an
 adapter with PEFT). `chat`: `python -m llama_lite chat MODEL --prompt`, until the first character of the answer. `end`:
@@ -18,7 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from llama_lite.files import write_json
+from llama_lite.files import read_json, write_json
 
 LOAD = """
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
@@ -65,11 +66,11 @@ def main() -> None:
     result = {
         "seconds": {way: round(statistics.median(values), 2) for way, values in times.items()},
         "first_answer_to_transformers": round(statistics.median(ratios), 3),
-        "adapter": bool(adapter),
         "cores": os.cpu_count(),
     }
-    print(result)
-    write_json(arguments.output, result)
+    name = "adapter" if adapter else "merged"
+    print(name, result)
+    write_json(arguments.output, {**(read_json(arguments.output) or {}), name: result})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 revisions, 6 tasks.
 
     python benchmarks/report.py                    # of made-up records; results in benchmarks/report.json
-    python benchmarks/report.py --run runs/demo-long     # of a finished and evaluated run
+    python benchmarks/report.py --run runs/demo-long     # of a finished and evaluated run, by its name
 
 Needs chromium (`apt-get install chromium`). Times count only on a quiet machine; --sizes_only leaves them out.
 """
@@ -266,6 +266,13 @@ def in_browser(path: Path) -> dict:
     return {"drawn_seconds": round(drawn, 2), "longest_task_ms": round(longest)}
 
 
+def evaluated(run: Path) -> dict:
+    """{revisions, tasks}: how many models and tasks the evaluations of a run have."""
+    paths = run.glob("evaluation/*/scores.json")
+    rows = [row for path in paths for row in json.loads(path.read_text()) if not row["factor"]]
+    return {f"{what}s": len({row[key] for row in rows}) for what, key in (("revision", "model"), ("task", "task"))}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a run's folder; by default made-up records")
@@ -280,11 +287,13 @@ def main() -> None:
         path = write_report(run, Path(folder) / "report.html")
         seconds = time.perf_counter() - begin
         log = sum(1 for line in (run / "log.jsonl").read_text().splitlines() if '"loss"' in line)
-        result = {"log_lines": log, "revisions": REVISIONS, "bytes": path.stat().st_size}
+        result = {"log_lines": log, **evaluated(run), "bytes": path.stat().st_size}
         if not arguments.sizes_only:
             result |= {"made_seconds": round(seconds, 2), **in_browser(path)}
-    print(json.dumps(result))
-    arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    name = arguments.run.resolve().name if arguments.run else "made_up"
+    print(json.dumps({name: result}))
+    results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    arguments.output.write_text(json.dumps({**results, name: result}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
