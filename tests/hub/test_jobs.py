@@ -164,3 +164,5 @@ def test_a_job_that_is_killed_ten_times_ends_as_a_run_that_was_not(hub, settings
     assert len(started) == 11 and len({line.split(",")[0] for line in started}) == 11, started  # each goes further
     assert log_of(run) == log_of(whole_run) and read_json(run / "status.json")["status"] == "finished"
     assert hub.files(repo)["model.safetensors"] == (whole_run / "model.safetensors").read_bytes()
+    for name in ("model.safetensors", "optimizer.safetensors", "rng_state.pth"):
+        assert (run / "checkpoint-12" / name).read_bytes() == (whole_run / "checkpoint-12" / name).read_bytes(), name
