@@ -35,7 +35,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory) -> dict[str, Path]:
-    """{name: report.html} of a run, of its evaluation, of two runs over each other and of a study."""
+    """{name: report.html} of a run, of its evaluation, of two runs over each other, of a study and of a tuning."""
     folder = tmp_path_factory.mktemp("pages")
     first, second = (synthetic_run(folder / name, lines, 11, 44) for name, lines in (("first", 400), ("second", 200)))
     study = ROOT / "benchmarks" / "studies" / "resume"
@@ -44,6 +44,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "evaluation": write_report(folder / "first-eval"),
         "two": write_report([first, second], folder / "two.html"),
         "study": write_report(study, folder / "study.html"),
+        "adapter": write_report(ROOT / "tests/compatibility/f587f49/adapter", folder / "adapter.html"),
     }
 
 
@@ -205,6 +206,12 @@ def test_samples_stand_side_by_side_for_each_prompt(open_page):
     assert cards.first.locator("b").inner_text() == "Returns the"
     page.locator("#samples button", has_text="This function").click()
     assert page.locator("#samples .sample b").first.inner_text() == "This function is used to"
+
+
+def test_a_tuning_shows_its_answers_before_and_after(open_page):
+    page = open_page("adapter")
+    assert page.locator("#samples h2").inner_text() == "Answers before and after tuning"
+    assert page.locator("#samples .sample h3").all_inner_texts() == ["before tuning", "after tuning"]
 
 
 def test_items_are_sorted_by_when_they_were_learnt_and_filtered(open_page):

@@ -1,10 +1,12 @@
-// What the model wrote at each evaluation, side by side.
+// What the model wrote at each evaluation, or before and after tuning, side by side.
 
 function showSamples() {
   const runs = (data.runs || []).filter((run) => run.samples?.length);
   if (!runs.length) return;
   const section = byId("samples");
   section.hidden = false;
+  if (runs.every((run) => run.samples.every((sample) => sample.isAnswer)))
+    section.querySelector("h2").textContent = "Answers before and after tuning";
   const count = Math.max(...runs.map((run) => Math.max(...run.samples.map((sample) => sample.texts.length))));
   const prompts = runs[0].prompts;
   const body = element("div");
