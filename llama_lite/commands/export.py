@@ -193,7 +193,9 @@ def write_files(model: "Model", name: str, base: dict | None, arguments: argpars
         print_main(f"wrote     {path}, {size(path.stat().st_size)}")
     write_text(folder / "Modelfile", gguf.modelfile(paths[arguments.dtype[0]].name, loaded.config, tokenizer))
     write_json(folder / RECORD, record)
-    write_text(folder / "README.md", card_of(model, record, arguments.push_to_hub))
+    card = folder / "README.md"
+    old = card.read_text(encoding="utf-8") if card.exists() else ""
+    write_text(card, card_of(model, record, arguments.push_to_hub, old))
 
 
 def chat_format_of(tokenizer) -> str | None:
@@ -203,12 +205,15 @@ def chat_format_of(tokenizer) -> str | None:
     return "Vicuna 1.1" if template.is_vicuna(tokenizer) else "the model's own" if tokenizer.chat_template else None
 
 
-def card_of(model: "Model", record: dict, repo: str | None) -> str:
-    """The card of the files, with license and language of the model's own card. Raises Refusal."""
+def card_of(model: "Model", record: dict, repo: str | None, old: str = "") -> str:
+    """The card of the files, with license and language of the model's own card, and with what a person wrote into the
+    card of an earlier export (`old`). Raises Refusal.
+    """
     import yaml
     from huggingface_hub import ModelCard
 
     from model_card import gguf
+    from model_card.card import renew
     from model_card.metadata import LICENCES, CardError, is_language
 
     path, own = (model.adapter or model.base).folder / "README.md", {}
@@ -217,12 +222,13 @@ def card_of(model: "Model", record: dict, repo: str | None) -> str:
     license, said = own.get("license"), own.get("language")
     languages = [code for code in (said if isinstance(said, list) else [said]) if is_language(code)]
     try:
-        return gguf.render(
+        text = gguf.render(
             record,
             repo,
             license if license in LICENCES else None,
             languages[0] if len(languages) == 1 else languages or None,
         )
+        return renew(text, old)
     except CardError as error:
         raise Refusal(f"no card can be made: {error}") from None
 

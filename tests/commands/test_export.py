@@ -15,6 +15,7 @@ from benchmarks.llama_cpp import LlamaServer
 from llama_lite.__main__ import main
 from llama_lite.commands.export import card_of
 from llama_lite.errors import Refusal
+from model_card.card import YOURS
 
 
 def log_probabilities(model, ids: list[int]) -> list[float]:
@@ -77,7 +78,10 @@ def test_the_card_takes_license_and_languages_from_the_models_own(exported, tmp_
 def test_an_export_again_adds_a_format_and_gives_the_same_bytes(exported, base, whole_sft, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "again")
     before = {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
+    card = folder / "README.md"
+    card.write_text(card.read_text().replace(YOURS[0], f"{YOURS[0]}\nMine."))
     main(["export", f"{base}+{whole_sft}", "--dtype", "q8_0", "float16", "--output_dir", str(folder)])
+    assert "\nMine.\n" in card.read_text() and "whole-F16.gguf" in card.read_text()
     after = {path.name: path.read_bytes() for path in folder.glob("*.gguf")}
     assert set(after) - set(before) == {"whole-F16.gguf"} and before.items() <= after.items()
     assert set(json.loads((folder / "export.json").read_text())["files"]) == set(after)
