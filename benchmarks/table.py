@@ -142,12 +142,14 @@ def simulations() -> str:
             [row["what"], str(row["cases"]), f"{row['lowest']:.3f}", f"{row['highest']:.3f}", wanted + outside]
         )
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    again = [row for name in ("clustered_shares", "stratified_shares") for row in found[name] if "repeats" in row]
+    near = f"; {len(again)} shares near a limit are of {again[0]['repeats']:,}" if again else ""
     tails = [row for row in found["heavy_tails"] if row["tail"].startswith("lognormal")]
     told = ", ".join(f"{row['coverage']:.2f} with {row['documents']}" for row in tails)
     rejected = ", ".join(f"{row['rejected']:.2f}" for row in tails)
     return (
-        f"{text}\n\nFractions of {found['repeats']:,} simulated evaluations or more (a quarter of them for the spread), with"
-        f" `benchmarks/simulate_statistics.py`. Bits per byte with very heavy tails (lognormal, sigma 1.5) are the"
+        f"{text}\n\nFractions of {found['repeats']:,} simulated evaluations or more (a quarter of them for the spread{near}),"
+        f" with `benchmarks/simulate_statistics.py`. Bits per byte with very heavy tails (lognormal, sigma 1.5) are the"
         f" exception: their interval holds the truth in {told} documents, and a true null is rejected in {rejected}.\n"
     )
 
