@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from llama_lite.files import write_json
+from llama_lite.provenance import processor
 
 LOAD = """
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
@@ -67,6 +68,7 @@ def main() -> None:
         "first_answer_to_transformers": round(statistics.median(ratios), 3),
         "adapter": bool(adapter),
         "cores": os.cpu_count(),
+        "processor": processor(),
     }
     print(result)
     write_json(arguments.output, result)

@@ -272,6 +272,7 @@ def main() -> None:
     parser.add_argument("--sizes_only", action="store_true", help="no times: the machine is busy")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
+    from llama_lite.provenance import processor
     from model_card.report.page import write_report
 
     with tempfile.TemporaryDirectory() as folder:
@@ -282,7 +283,7 @@ def main() -> None:
         log = sum(1 for line in (run / "log.jsonl").read_text().splitlines() if '"loss"' in line)
         result = {"log_lines": log, "revisions": REVISIONS, "bytes": path.stat().st_size}
         if not arguments.sizes_only:
-            result |= {"made_seconds": round(seconds, 2), **in_browser(path)}
+            result |= {"processor": processor(), "made_seconds": round(seconds, 2), **in_browser(path)}
     print(json.dumps(result))
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")
 

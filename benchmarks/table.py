@@ -75,8 +75,8 @@ def table() -> str:
         f"import Trainer and SFTTrainer ({seconds['first step']:.1f} s and {seconds['imports']:.1f} s; resumed and "
         f"verified {seconds['resumed']:.1f} s; with `--compile_layers` {seconds['compiled, cold']:.0f} s, and "
         f"{seconds['compiled, warm']:.0f} s from torch's cache).\nMeasured on {train['cores']} cores with "
-        f"{train['capability']}, torch {train['torch']}, {train['date']}, with `benchmarks/train.py` and "
-        f"`benchmarks/start.py`; medians of alternating slices.\n"
+        f"{train['capability']} ({train.get('processor', 'the processor was not recorded')}), torch {train['torch']},"
+        f" {train['date']}, with `benchmarks/train.py` and `benchmarks/start.py`; medians of alternating slices.\n"
     )
 
 
