@@ -233,6 +233,25 @@ def test_figures_of_evidence():
     assert missing("docs/hub.md", [f"95 % interval {low + 1e-9:.2f} to {high + 1e-9:.2f}"]) == []
 
 
+def test_the_first_screen_of_the_demo():
+    """The lines that README and getting-started show are of the committed run."""
+    log = [json.loads(line) for line in (ROOT / "benchmarks/demo/log.jsonl").read_text(encoding="utf-8").splitlines()]
+    begin, data = next(entry for entry in log if entry["step"] == 10), read("demo/data")
+    kept, given = (data["curation"][name] for name in ("kept", "read"))
+    train, validation = (data["splits"][name]["tokens"] for name in ("train", "validation"))
+    shown = [
+        f"step 10/900 loss {begin['loss']:.4f} grad {begin['grad_norm']:.2f} lr {begin['learning_rate']:.2e}"
+        f" {begin['tokens_per_second']:,.0f} tok/s mfu {begin['mfu']:.1f}%",
+        f"{train:,} training and {validation:,} validation tokens, vocabulary 4,096, fingerprint {data['fingerprint'][:12]};"
+        f" baselines: unigram {data['baselines']['unigram']:.3f}, bigram {data['baselines']['bigram']:.3f} nats",
+    ]
+    curated = (
+        f"{given['documents']:,} documents, {given['characters']:,} characters -> {kept['documents']:,} documents,"
+        f" {kept['characters']:,} characters kept"
+    )
+    assert missing("README.md", shown) == [] and missing("docs/getting-started.md", [*shown, curated]) == []
+
+
 def test_the_row_of_the_simulated_statistics():
     found = read("simulate_statistics")
     reach = {row["what"]: row for row in found["reach"]}
