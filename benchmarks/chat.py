@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from llama_lite.files import read_json, write_json
+from llama_lite.provenance import processor
 
 LOAD = """
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer
@@ -67,6 +68,7 @@ def main() -> None:
         "seconds": {way: round(statistics.median(values), 2) for way, values in times.items()},
         "first_answer_to_transformers": round(statistics.median(ratios), 3),
         "cores": os.cpu_count(),
+        "processor": processor(),
     }
     name = "adapter" if adapter else "merged"
     print(name, result)

@@ -33,6 +33,7 @@ from benchmarks.kill import write_text
 from llama_lite.data import formats, sources
 from llama_lite.data.tokenizer import Encoder, gpt2_tokenizer, train_tokenizer
 from llama_lite.files import read_json, write_json
+from llama_lite.provenance import processor
 
 
 def prepare_command(text: Path, out: Path, workers: int) -> list[str]:
@@ -282,7 +283,7 @@ def main() -> None:
             print(json.dumps(found), flush=True)
             write_json(arguments.output, read_json(arguments.output) | found)
             return
-        found = {"scale": scale(Path(folder))}
+        found = {"scale": {"processor": processor(), **scale(Path(folder))}}
         print(json.dumps(found), flush=True)
         if arguments.scale:
             write_json(arguments.output, read_json(arguments.output) | found)

@@ -33,6 +33,7 @@ os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZ
 from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.data import formats, given_text, preparation, sources
 from llama_lite.files import read_json, write_json
+from llama_lite.provenance import processor
 
 CURATED = ["--min_characters", "100", "--exact_dedup", "--minhash_dedup"]
 STORE = 300 * 2**20  # bytes of a node's object store
@@ -175,7 +176,8 @@ def main() -> None:
     head = {**NODE, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     os.environ["RAY_ADDRESS"] = cluster.address
-    result = (read_json(arguments.output) or {}) | {"seconds_to_start_ray": round(time.perf_counter() - begin, 1)}
+    started = {"seconds_to_start_ray": round(time.perf_counter() - begin, 1), "processor": processor()}
+    result = (read_json(arguments.output) or {}) | started
     with tempfile.TemporaryDirectory() as folder:
         if arguments.small:
             result["small"] = small(cluster, arguments.small, arguments.killed, Path(folder), arguments.seed)

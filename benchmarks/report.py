@@ -279,6 +279,7 @@ def main() -> None:
     parser.add_argument("--sizes_only", action="store_true", help="no times: the machine is busy")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
+    from llama_lite.provenance import processor
     from model_card.report.page import write_report
 
     with tempfile.TemporaryDirectory() as folder:
@@ -289,7 +290,7 @@ def main() -> None:
         log = sum(1 for line in (run / "log.jsonl").read_text().splitlines() if '"loss"' in line)
         result = {"log_lines": log, **evaluated(run), "bytes": path.stat().st_size}
         if not arguments.sizes_only:
-            result |= {"made_seconds": round(seconds, 2), **in_browser(path)}
+            result |= {"processor": processor(), "made_seconds": round(seconds, 2), **in_browser(path)}
     name = arguments.run.resolve().name if arguments.run else "made_up"
     print(json.dumps({name: result}))
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.kill import write_text
 from llama_lite.checkpoint import store
 from llama_lite.files import read_json, write_json
+from llama_lite.provenance import processor
 
 LATE, SHARDS, SHARD_TOKENS = 39_000, 205, 100_000_000
 UNTIL_FIRST_BATCH = """
@@ -392,14 +393,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result = {}
         if arguments.only in (None, "late"):
-            result["late"] = late(Path(folder), max(3, arguments.repeats // 2))
+            result["late"] = {"processor": processor(), **late(Path(folder), max(3, arguments.repeats // 2))}
             print(json.dumps(result["late"], indent=1), flush=True)
         else:
             prepared_tiny(Path(folder))
         for name, hidden, layers in (("save_100_mb", 256, 6), ("save_1_gb", 640, 12)):
             if arguments.only not in (None, name):
                 continue
-            result[name] = save(Path(folder), hidden, layers, arguments.repeats)
+            result[name] = {"processor": processor(), **save(Path(folder), hidden, layers, arguments.repeats)}
             print(json.dumps(result[name], indent=1), flush=True)
         kept = read_json(arguments.output) if arguments.only else None
         write_json(arguments.output, {**(kept or {}), **result})

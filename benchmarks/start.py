@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import kill
 from llama_lite.files import write_json
+from llama_lite.provenance import processor
 
 IMPORTS = "from transformers import Trainer; from trl import SFTTrainer; print('step 1/')"
 RUN = [
@@ -118,6 +119,7 @@ def main() -> None:
         "seconds": medians,
         "first_step_to_imports": round(medians["first step"] / medians["imports"], 3),
         "cores": os.cpu_count(),
+        "processor": processor(),
     }
     print(result)
     write_json(arguments.output, result)

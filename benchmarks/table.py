@@ -75,8 +75,8 @@ def table() -> str:
         f"import Trainer and SFTTrainer ({seconds['first step']:.1f} s and {seconds['imports']:.1f} s; resumed and "
         f"verified {seconds['resumed']:.1f} s; with `--compile_layers` {seconds['compiled, cold']:.0f} s, and "
         f"{seconds['compiled, warm']:.0f} s from torch's cache).\nMeasured on {train['cores']} cores with "
-        f"{train['capability']}, torch {train['torch']}, {train['date']}, with `benchmarks/train.py` and "
-        f"`benchmarks/start.py`; medians of alternating slices.\n"
+        f"{train['capability']} ({train.get('processor', 'the processor was not recorded')}), torch {train['torch']},"
+        f" {train['date']}, with `benchmarks/train.py` and `benchmarks/start.py`; medians of alternating slices.\n"
     )
 
 
@@ -142,12 +142,14 @@ def simulations() -> str:
             [row["what"], str(row["cases"]), f"{row['lowest']:.3f}", f"{row['highest']:.3f}", wanted + outside]
         )
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    again = [row for name in ("clustered_shares", "stratified_shares") for row in found[name] if "repeats" in row]
+    near = f"; {len(again)} shares near a limit are of {again[0]['repeats']:,}" if again else ""
     tails = [row for row in found["heavy_tails"] if row["tail"].startswith("lognormal")]
     told = ", ".join(f"{row['coverage']:.2f} with {row['documents']}" for row in tails)
     rejected = ", ".join(f"{row['rejected']:.2f}" for row in tails)
     return (
-        f"{text}\n\nFractions of {found['repeats']:,} simulated evaluations or more (a quarter of them for the spread), with"
-        f" `benchmarks/simulate_statistics.py`. Bits per byte with very heavy tails (lognormal, sigma 1.5) are the"
+        f"{text}\n\nFractions of {found['repeats']:,} simulated evaluations or more (a quarter of them for the spread{near}),"
+        f" with `benchmarks/simulate_statistics.py`. Bits per byte with very heavy tails (lognormal, sigma 1.5) are the"
         f" exception: their interval holds the truth in {told} documents, and a true null is rejected in {rejected}.\n"
     )
 

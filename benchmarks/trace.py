@@ -29,6 +29,7 @@ from benchmarks.kill import write_text
 from benchmarks.resume import prepared_tiny, sparse
 from llama_lite.data.document_index import IndexWriter, hashes_of
 from llama_lite.files import read_json, write_json
+from llama_lite.provenance import processor
 
 PARTS = ("passages", "scale", "scan")
 DATA = {"order": "shuffled", "data_seed": 7, "seed": 7, "order_version": 2}
@@ -311,7 +312,7 @@ def main() -> None:
             "scan": lambda: scan(Path(folder), arguments.megabytes, arguments.repeats),
         }
         for part in arguments.parts:
-            result[part] = parts[part]()
+            result[part] = {"processor": processor(), **parts[part]()}
             print(part, json.dumps(result[part]), flush=True)
             write_json(arguments.output, result)
 

@@ -43,6 +43,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 from benchmarks import kill
 from llama_lite.files import write_json
 from llama_lite.models.presets import load_model_config
+from llama_lite.provenance import processor
 
 
 def shaped(preset: str, **changes):
@@ -352,6 +353,7 @@ def main() -> None:
     if arguments.parts != "machines":  # whose figures have dates of their own
         result |= {
             "cores": os.cpu_count(),
+            "processor": processor(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "torch": torch.__version__,
             "date": time.strftime("%F"),

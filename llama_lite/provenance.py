@@ -64,6 +64,11 @@ def cpu_generation() -> str | None:
     return f"{fields['vendor_id']} {numbers}" if "vendor_id" in fields else None
 
 
+def processor() -> str:
+    """Name and generation of the processor, for a record of times."""
+    return f"{cpu_name()} ({cpu_generation()})"
+
+
 def cpu_libraries() -> dict[str, str]:
     """Versions of the libraries that torch computes with on a CPU, and the variables that limit their instructions."""
     import torch

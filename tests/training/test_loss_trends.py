@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
+from benchmarks import trends
 from llama_lite.files import read_jsonl
 from llama_lite.training import loss_trends
 from llama_lite.training.loss_trends import CANNOT_TELL, NO, YES
@@ -118,6 +119,16 @@ def test_the_committed_simulation_keeps_its_error_rates():
             for slope, told in found["overfitting"].items():
                 assert float(slope) > 0 or told["yes, at some look"] <= 0.05
                 assert float(slope) <= 0 or told["no, at some look"] <= 0.05
+
+
+def test_the_simulated_noise_is_that_of_the_committed_runs():
+    """What the record says of the committed studies follows from them, and the simulation covers its range."""
+    results = json.loads((ROOT / "benchmarks" / "trends.json").read_text(encoding="utf-8"))
+    noise = results["noise of committed runs"]
+    assert noise == trends.committed_noise(), "python -m benchmarks.trends --only_noise"
+    simulated = [deviation for correlation, deviation, _ in trends.NOISE if correlation == 0.8]
+    measured = [*noise.values(), *results["noise of replaced runs"].values()]
+    assert min(simulated) <= round(min(measured), 4) and round(max(measured), 2) <= max(simulated)
 
 
 @pytest.mark.slow
