@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
         if start.checkpoint is None:
             initial.load(model)
         train, sources, reads = run_tokens.training_data(groups, tokens, removal, identity.data, plan, start)
-        held_out = validation_sets(tokens, run_args.block_size, run_args.eval_windows)
+        held_out = validation_sets(tokens, run_args)
         trainer = PretrainTrainer(
             model=model,
             train_dataset=train,

@@ -7,12 +7,14 @@ time: ten combinations of machine, text and hours. `run_pretrain.py --suggest` w
 is made with a few of its steps, five short evaluations and three saves, and the time of the whole is their times
 multiplied: start, preparing and compiling once, each step, each window that is evaluated, each save, the end once.
 Machines are emulated: fewer cores (an affinity), and instruction sets that the libraries are told to leave out. loss:
-the same command with three presets in turn, each run whole; two of these run at once, on a core each.
+the same command with three presets in turn, each run whole; two of these run at once, on a core each. Then each model
+is scored on all held-out text.
 """
 
 import argparse
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -24,6 +26,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import torch
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +35,9 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.own_text import copied
 from benchmarks.train import MACHINES
+from llama_lite.data.dataset import TokenWindows
 from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.provenance import processor
 
 TEXTS = {"rst, 3 MB": (".rst", 3e6), "Python, 20 MB": (".py", 20e6), "documentation, all": None}
 COMBINATIONS = [  # machine, cores, text, hours
@@ -153,14 +159,39 @@ def hours_of(machine: str, cores: int, text: str, hours: float, folder: Path) ->
     }
 
 
+def held_out(where: Path) -> float:
+    """Bits per byte of all held-out windows, of the run in `where`: its own evaluations are of a sample, whose size
+    follows from the model's speed.
+    """
+    from transformers import AutoModelForCausalLM
+
+    settings = read_json(where / "run" / "run.json")["settings"]
+    folder = where / settings["prepared_dir"]
+    manifest = read_json(folder / "manifest.json")
+    windows = TokenWindows(folder, manifest, "validation", settings["block_size"])
+    model = AutoModelForCausalLM.from_pretrained(where / "run", dtype=torch.float32).eval()
+    nats = 0.0
+    with torch.inference_mode():
+        for first in range(0, len(windows), 16):
+            rows = [windows[i].astype("int64") for i in range(first, min(first + 16, len(windows)))]
+            ids = torch.from_numpy(np.stack(rows))
+            logits = model(ids[:, :-1]).logits
+            nats += torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum"
+            ).item()
+    split = manifest["splits"]["validation"]
+    tokens = len(windows) * settings["block_size"]
+    return nats / tokens / math.log(2) * split["tokens"] / split["bytes"]
+
+
 def losses(machine: str, text: str, hours: float, folder: Path) -> dict:
     """Validation bits per byte, and minutes, of the suggested model and of each preset, after runs of so many hours on
     one core.
     """
 
-    def run(given: tuple[int, str]) -> tuple[float, float]:
-        number, preset = given
-        where = folder / f"loss-{number}"
+    def run(number: int, preset: str | None) -> float:
+        """Minutes of a run in a folder of its own."""
+        where = folder / str(preset)
         where.mkdir()
         argv = [
             "--dataset",
@@ -172,31 +203,31 @@ def losses(machine: str, text: str, hours: float, folder: Path) -> dict:
             "--sample_tokens",
             "0",
         ]
-        argv, environment = command(
-            machine, {number % os.cpu_count()}, argv + (["--model_config", preset] if preset else [])
-        )
+        argv += ["--model_config", preset] if preset else []
+        argv, environment = command(machine, {number % os.cpu_count()}, argv)
         began = time.perf_counter()
         done = subprocess.run(argv, cwd=where, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(done.stdout + done.stderr)
-        found = [
-            entry["eval_bits_per_byte"]
-            for entry in read_jsonl(where / "run" / "log.jsonl")
-            if "eval_bits_per_byte" in entry
-        ][-1]
-        model = read_json(where / "run" / "run.json")["settings"]["model_config"]
-        shutil.rmtree(where)
-        return model, round(found, 4), round((time.perf_counter() - began) / 60, 1)
+        return round((time.perf_counter() - began) / 60, 1)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        made = list(pool.map(run, enumerate(["", *PRESETS])))
+    minutes, scores, models = {}, {}, [None, *PRESETS]
+    for first in range(0, len(models), os.cpu_count()):
+        at_once = models[first : first + os.cpu_count()]
+        with ThreadPoolExecutor(len(at_once)) as pool:
+            minutes |= dict(zip(at_once, pool.map(run, range(len(at_once)), at_once), strict=True))
+    suggested = read_json(folder / "None/run/run.json")["settings"]["model_config"]
+    for preset in models:
+        scores[preset or "suggested"] = round(held_out(folder / str(preset)), 4)
+        shutil.rmtree(folder / str(preset))
     return {
         "machine": machine,
         "text": text,
         "hours": hours,
-        "suggested": made[0][0],
-        "bits_per_byte": {name or "suggested": value for name, (_, value, _) in zip(["", *PRESETS], made, strict=True)},
-        "minutes": {name or "suggested": minutes for name, (_, _, minutes) in zip(["", *PRESETS], made, strict=True)},
+        "processor": processor(),
+        "suggested": suggested,
+        "bits_per_byte": scores,
+        "minutes": {preset or "suggested": value for preset, value in minutes.items()},
     }
 
 

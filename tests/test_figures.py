@@ -185,7 +185,8 @@ def test_the_other_studies():
 
 def test_figures_of_evidence():
     layouts, texts, suggest, resume = map(read, ("layouts", "own_text", "suggest", "resume"))
-    trace, evaluate, page, chat, mixture, llama_cpp = map(read, "trace evaluate report chat mixture llama_cpp".split())
+    trace, evaluate, mixture, llama_cpp = map(read, "trace evaluate mixture llama_cpp".split())
+    page, chat = read("report")["made_up"], read("chat")["merged"]
     float32, bfloat16 = (layouts[name]["largest_difference_in_nats"] for name in ("float32", "bfloat16"))
     sizes, counts = ([text[name] for text in texts.values()] for name in ("megabytes", "files"))
     assert {text[command] for text in texts.values() for command in ("pretrain", "tune", "evaluate")} == {0}

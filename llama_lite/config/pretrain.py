@@ -186,6 +186,11 @@ class RunArguments(CommonRunArguments):
         " or data/code=4.",
     )
     eval_windows: int | None = arg(None, "Validation windows per evaluation (at most so many of each validation set).")
+    eval_order: Literal["sequential", "shuffled"] = arg(
+        "shuffled",
+        "Which they are: the first ones, which are of few documents, or a seeded sample, the same for every run over"
+        " the text.",
+    )
     probe_windows: int = arg(8, "Number of validation windows used to verify a checkpoint on resume.")
     eval_tasks: list[str] = arg([], "Tasks of run_eval.py that are scored at each evaluation (the paper: hellaswag).")
     eval_task_limit: int = arg(200, "Items per task of --eval_tasks: a seeded sample, always the same.")

@@ -111,7 +111,11 @@ class TokenWindows:
         return found
 
     def __getitem__(self, position: int) -> np.ndarray:
-        first = self.window_of(position) * self.block_size
+        return self.window(self.window_of(position))
+
+    def window(self, index: int) -> np.ndarray:
+        """A window by its index in the split."""
+        first = index * self.block_size
         return self._tokens(first, first + self.block_size + 1)
 
     def __getitems__(self, positions: list[int]) -> list[np.ndarray]:

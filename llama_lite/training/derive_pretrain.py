@@ -22,8 +22,8 @@ from .decisions import Decisions
 UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
 
 RUN_ARGUMENTS = (
-    "model_config block_size tokens_per_step order allow_epochs eval_windows probe_windows sample_prompts hours"
-    " max_steps learning_rate warmup_steps logging_steps eval_steps save_steps save_total_limit"
+    "model_config block_size tokens_per_step order allow_epochs eval_windows eval_order probe_windows sample_prompts"
+    " hours max_steps learning_rate warmup_steps logging_steps eval_steps save_steps save_total_limit"
     " per_device_train_batch_size prepared_dir curated_dir"
 ).split()
 

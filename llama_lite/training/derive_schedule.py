@@ -135,10 +135,13 @@ class ScheduleDerivation:
                     / self.sets
                 ),
             )
+            sample = "a sample " if d["eval_order"] == "shuffled" else ""
             d.decide(
                 "eval_windows",
                 min(windows, most),
-                "all that are held out" if most >= windows else f"of {windows:,}, so that evaluations take little time",
+                "all that are held out"
+                if most >= windows
+                else f"{sample}of {windows:,}, so that evaluations take little time",
             )
         d.decide("probe_windows", min(8, windows), "")
         if not d.settled("save_total_limit"):

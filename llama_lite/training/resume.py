@@ -240,6 +240,8 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
             if name in ("order", "block_size", "tokens_per_step")
         },
     }
+    if "order" in identity["data"]:
+        values.setdefault("eval_order", "sequential")  # of runs from before it was an argument
     values |= {name: switches[name] for name in SWITCHES if name in switches} | {
         "order_version": identity["data"].get("order_version", 1),
         **block_attention.arguments_of(switches.get("attention")),

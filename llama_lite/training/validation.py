@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from ..data.dataset import TokenWindows
+from ..data.dataset import Order, TokenWindows
 from ..data.prepared import PreparedTokens
 from ..distributed import WORLD_SIZE
 from ..kernels.probe import without_router_loss
@@ -25,24 +25,29 @@ class ValidationSet:
     weight: float
 
 
-def validation_sets(tokens: PreparedTokens, block_size: int, eval_windows: int | None) -> list[ValidationSet]:
-    """The sets of a run: the held-out slice of each folder, then those of --validation. eval_windows: most windows of
-    each (None: all).
+def validation_sets(tokens: PreparedTokens, run) -> list[ValidationSet]:
+    """The sets of a run: the held-out slice of each folder, then those of --validation.
+
+    run: the run's arguments, of which `eval_windows` is the most windows of each (None: all), and `eval_order` says
+    which: the first ones, or the first ones of a permutation that follows from the prepared folder alone.
     """
     sets = []
     for part in (*tokens.folders, *tokens.validation):
         name = part.name if tokens.is_mixture or part.weight == 0 else ""
-        windows = TokenWindows(part.folder, part.manifest, "validation", block_size)
-        windows.length = min(windows.length, eval_windows or windows.length)
+        order = Order(run.eval_order)
+        windows = TokenWindows(part.folder, part.manifest, "validation", run.block_size, order)
+        windows.length = min(windows.length, run.eval_windows or windows.length)
         sets.append(ValidationSet(name, windows, part.bytes_per_token, part.weight))
     return sets
 
 
 def probe_windows(sets: list[ValidationSet], count: int) -> list:
-    """The windows whose loss a checkpoint records, from the folders that are trained on."""
+    """The windows whose loss a checkpoint records: the first ones of the folders that are trained on."""
     own = [one for one in sets if one.weight]
     counts = probe_counts([one.weight for one in own], count)
-    return [one.windows[i] for one, n in zip(own, counts, strict=True) for i in range(min(n, one.windows.windows))]
+    return [
+        one.windows.window(i) for one, n in zip(own, counts, strict=True) for i in range(min(n, one.windows.windows))
+    ]
 
 
 def held_out_metrics(trainer, sets: list[ValidationSet]) -> dict[str, float]:

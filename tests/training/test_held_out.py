@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from llama_lite import files
+from llama_lite.data.dataset import Order, TokenWindows
 from llama_lite.training import sft_trainer, validation
 from llama_lite.training import trainer as training_trainer
 
@@ -40,8 +41,9 @@ def over_processes(monkeypatch):
     return measured
 
 
+@pytest.mark.parametrize("order", ["shuffled", "sequential"])
 def test_every_window_is_measured_once_under_any_batch_and_number_of_processes(
-    pretrain, settings, tmp_path, monkeypatch, over_processes
+    pretrain, settings, tmp_path, monkeypatch, over_processes, order
 ):
     from transformers import AutoModelForCausalLM
 
@@ -58,13 +60,17 @@ def test_every_window_is_measured_once_under_any_batch_and_number_of_processes(
     run = pretrain(
         tmp_path / "run",
         eval_windows=WINDOWS,
+        eval_order=order,
         max_steps=1,
         sample_tokens=0,
         precision="float32",
         per_device_eval_batch_size=8,
     )
     ids = torch.from_numpy(np.load(Path(settings["prepared_dir"]) / "validation-00000.npy").astype(np.int64))
-    rows = torch.stack([ids[i * 64 : i * 64 + 65] for i in range(WINDOWS)])
+    folder = Path(settings["prepared_dir"])
+    drawn = TokenWindows(folder, files.read_json(folder / "manifest.json"), "validation", 64, Order("shuffled", seed=0))
+    indices = [drawn.window_of(i) if order == "shuffled" else i for i in range(WINDOWS)]
+    rows = torch.stack([ids[i * 64 : i * 64 + 65] for i in indices])
     model = AutoModelForCausalLM.from_pretrained(run / "checkpoint-1", dtype=torch.float32).eval()
     with torch.no_grad():
         log_p = model(rows[:, :-1]).logits.log_softmax(-1)

@@ -2,13 +2,17 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from llama_lite.data.dataset import TokenWindows
+from llama_lite.data.prepared import PreparedFolder, PreparedTokens
 from llama_lite.training import validation
 from llama_lite.training.callbacks.progress import is_beside_loss
-from llama_lite.training.validation import ValidationSet, held_out_metrics, probe_windows
+from llama_lite.training.validation import ValidationSet, held_out_metrics, probe_windows, validation_sets
+
+SAMPLE = [13, 62, 72, 59, 69, 17, 48, 33]  # of 100 windows
 
 
 def held(name: str, bytes_per_token: float, weight: float, windows: int = 5) -> ValidationSet:
@@ -34,10 +38,26 @@ def test_a_run_of_one_text_has_one_loss(monkeypatch):
 
 
 def test_the_probe_comes_from_the_folders_that_are_trained_on(monkeypatch):
-    monkeypatch.setattr(TokenWindows, "__getitem__", lambda self, i: (self.fingerprint, i))
+    monkeypatch.setattr(TokenWindows, "window", lambda self, i: (self.fingerprint, i))
     sets = [held("web", 4.0, 0.75), held("code", 2.0, 0.25), held("other", 1.0, 0.0)]
     assert probe_windows(sets, 4) == [("web", 0), ("web", 1), ("web", 2), ("code", 0)]
     assert probe_windows([held("web", 4.0, 1.0, windows=2)], 8) == [("web", 0), ("web", 1)]
+
+
+@pytest.mark.parametrize(
+    "order, windows, measured",
+    [
+        ("shuffled", 5, SAMPLE[:5]),
+        ("shuffled", 8, SAMPLE),  # more windows: the same ones first
+        ("sequential", 5, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_the_sample_of_a_text_is_the_same_in_every_run(order, windows, measured):
+    split = {"tokens": 4 * 100 + 1, "bytes": 1000, "shards": []}
+    tokens = PreparedTokens([PreparedFolder("", Path("absent"), {"fingerprint": "0", "splits": {"validation": split}})])
+    run = SimpleNamespace(block_size=4, eval_windows=windows, eval_order=order)
+    (one,) = validation_sets(tokens, run)
+    assert [one.windows.window_of(i) for i in range(len(one.windows))] == measured
 
 
 def test_a_line_of_progress_shows_the_loss_of_a_set_alone():

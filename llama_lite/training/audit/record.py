@@ -126,14 +126,15 @@ def recorded_arguments(manifest: dict, source: str) -> dict | None:
             f"{source} was saved by a version with arguments that this one does not have"
             f" ({', '.join(map(str, unknown[:6]))}): audit it with that version."
         )
-    return arguments
+    return {"eval_order": "sequential", **arguments}  # of records from before it was an argument
 
 
 def arguments_without_record(state: dict, settings: dict) -> tuple[dict, list[str]]:
     """({argument: value} that a checkpoint without a record leaves to its trainer_state.json and to the `settings` of
     its run.json, {} where there is none; what cannot be compared, in words).
     """
-    known = {name: settings[name] for name in ("eval_windows", "probe_windows", "allow_epochs") if name in settings}
+    names = ("eval_windows", "eval_order", "probe_windows", "allow_epochs")
+    known = {"eval_order": "sequential"} | {name: settings[name] for name in names if name in settings}
     found = {"logging_steps": state.get("logging_steps") or settings.get("logging_steps", 10), **known}
     found |= {"allow_epochs": True} if "allow_epochs" not in settings else {}
     if "eval_windows" not in settings:
