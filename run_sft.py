@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.chat_format import packing
     from llama_lite.config.fields import SFT_HYPERPARAMETERS
     from llama_lite.data.dataset import row_order
+    from llama_lite.data.formats import skipped_record
     from llama_lite.data.tokenizer import tokenizer_record
     from llama_lite.evaluation import before_after
     from llama_lite.models import references
@@ -100,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
             switches={"attention": model.config._attn_implementation},
             further_hyperparameters=SFT_HYPERPARAMETERS,
         )
-        record = {"source": source, "skipped": skipped, "base": base_record | name_of(base)}
+        record = {"source": source, "skipped": skipped_record(skipped), "base": base_record | name_of(base)}
         start = session.begin(identity, plan, derive_sft.settings(groups), **record)
         if start is None:
             return

@@ -175,14 +175,18 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 class FolderLock:
-    """At most one process owns a folder. POSIX record locks: gone with their process, not inherited by its children."""
+    """At most one process owns a folder. POSIX record locks: gone with their process, not inherited by its children.
 
-    def __init__(self, folder: Path, purpose: str, patience: float = 3.0):
-        self.path, self.purpose, self.patience, self.file = Path(folder) / ".lock", purpose, patience, None
+    waits: for a folder of which two processes can use what one has made. They wait for each other, and are not refused.
+    """
+
+    def __init__(self, folder: Path, purpose: str, patience: float = 3.0, waits: bool = False):
+        self.path, self.purpose, self.patience, self.waits = Path(folder) / ".lock", purpose, patience, waits
+        self.file = None
 
     def acquire(self) -> None:
-        """Take the lock. Waits for a process that is stopping, with a message. Raises Refusal where another process
-        keeps it for `patience` seconds, and where the folder cannot be written to.
+        """Take the lock. Waits for a process that is stopping (with `waits`: for any), with a message. Raises Refusal
+        where another process keeps it for `patience` seconds, and where the folder cannot be written to.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -191,7 +195,7 @@ class FolderLock:
             raise Refusal(
                 f"{self.path.parent} cannot be written to ({error.strerror}): choose another folder."
             ) from None
-        deadline, announced = time.monotonic() + self.patience, False
+        deadline, announced = time.monotonic() + self.patience, None
         while True:
             try:
                 fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -205,13 +209,11 @@ class FolderLock:
                         " that no other machine works there"
                     )
                     break
-                if owner.get("state") == "stopping":
-                    if not announced:
-                        print_main(
-                            f"{self.path.parent} is in use by process {owner.get('pid')}, which is stopping: waiting"
-                            " for it."
-                        )
-                    announced, deadline = True, time.monotonic() + self.patience
+                if owner.get("state") == "stopping" or self.waits:
+                    if announced != owner and owner.get("state") != "ended":  # else by one that has not said so yet
+                        print_main(self._waiting_line(owner))
+                        announced = owner
+                    deadline = time.monotonic() + self.patience
                 elif time.monotonic() > deadline:
                     raise Refusal(
                         f"{self.path.parent} is in use by process {owner.get('pid', '?')} on {owner.get('host', '?')}:"
@@ -226,6 +228,16 @@ class FolderLock:
 
     def __exit__(self, *error) -> None:
         self.release()
+
+    def _waiting_line(self, owner: dict) -> str:
+        """What this process waits for, in words."""
+        user = f"{self.path.parent} is in use by process {owner.get('pid', '?')}"
+        if owner.get("state") == "stopping":
+            return f"{user}, which is stopping: waiting for it."
+        return (
+            f"waiting   {user} on {owner.get('host', '?')}: two runs cannot {self.purpose} one folder, so this one"
+            " waits until that one is done with it. Ctrl-C ends this one alone."
+        )
 
     def _owner(self) -> dict:
         self.file.seek(0)

@@ -8,6 +8,10 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
+
+from benchmarks import render_demo
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -252,6 +256,22 @@ def test_the_first_screen_of_the_demo():
     assert missing("README.md", shown) == [] and missing("docs/getting-started.md", [*shown, curated]) == []
 
 
+def test_what_tuning_changed_in_the_demo():
+    from llama_lite.evaluation.before_after import table
+
+    page = (ROOT / "docs/instruction-tuning.md").read_text(encoding="utf-8")
+    assert f"```text\n{table(read('demo/before_after'))}\n```" in page
+
+
+def test_the_terminal_of_the_demo():
+    """The lines, the processor and the day that pages show are those of the recorded output."""
+    if not render_demo.TERMINAL.exists():
+        pytest.skip("the demo was not run with --record since it keeps its output")
+    pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in render_demo.PAGES}
+    wrong = [page for page, text in pages.items() if render_demo.placed(text) != text]
+    assert wrong == [], "python -m benchmarks.render_demo"
+
+
 def test_the_row_of_the_simulated_statistics():
     found = read("simulate_statistics")
     reach = {row["what"]: row for row in found["reach"]}
@@ -274,5 +294,9 @@ def test_times_name_their_processor_or_their_day():
     timed = [row for row in rows if time.search(row.split(" | ")[1])]
     assert len(timed) >= 10
     assert [row for row in timed if not re.search(r"\(AMD EPYC, Zen 5\)|\(2026-11-\d\d\)", row)] == []
+    shown = "AMD EPYC, Zen 5"
+    if (terminal := render_demo.TERMINAL).exists():
+        entry = render_demo.recorded(terminal.read_text(encoding="utf-8"))
+        shown = render_demo.processor_in_words(entry["processor"])
     for page in ("README.md", "docs/getting-started.md"):
-        assert missing(page, ["2026-11-28, processor not recorded", "AMD EPYC, Zen 5"]) == []
+        assert missing(page, ["2026-11-28, processor not recorded", shown]) == []

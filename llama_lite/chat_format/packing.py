@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import re
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -38,6 +37,28 @@ class Example:
         return sum(label != -100 for label in self.labels)
 
 
+# by kind of what `limit` does with a row of more tokens than allowed: how it is told
+LONG_ROWS = {
+    "dropped": "longer than {max_length} tokens: dropped",
+    "dropped without an answer": "no answer within {max_length} tokens: dropped",
+    "answer cut": "longer than {max_length} tokens: answer cut, no end-of-text",
+    "turns cut": "longer than {max_length} tokens: later turns cut",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LongRows:
+    """A reason in `skipped`: what was done with rows of more than `max_length` tokens (`kind`: of LONG_ROWS). Its text
+    is made where it is shown or recorded (`str`).
+    """
+
+    kind: str
+    max_length: int
+
+    def __str__(self) -> str:
+        return LONG_ROWS[self.kind].format(max_length=self.max_length)
+
+
 def encode(rows: list[Row], tokenizer: "PreTrainedTokenizerBase", skipped: dict) -> list[Example]:
     """Examples of any length; `skipped` counts the rows that hold the text of a special token, or that the chat
     template refuses.
@@ -67,14 +88,13 @@ def limit(examples: list[Example], max_length: int, long_rows: str, skipped: dic
         if len(example.input_ids) <= max_length:
             kept.append(example)
         elif long_rows == "drop":
-            counts.add(f"longer than {max_length} tokens: dropped", example.row.name)
+            counts.add(LongRows("dropped", max_length), example.row.name)
         elif all(label == -100 for label in example.labels[:max_length]):
-            counts.add(f"no answer within {max_length} tokens: dropped", example.row.name)
+            counts.add(LongRows("dropped without an answer", max_length), example.row.name)
         else:
             # Inside an answer, or between two turns.
             cut = example.labels[max_length - 1] != -100 and example.labels[max_length] != -100
-            outcome = "answer cut, no end-of-text" if cut else "later turns cut"
-            counts.add(f"longer than {max_length} tokens: {outcome}", example.row.name)
+            counts.add(LongRows("answer cut" if cut else "turns cut", max_length), example.row.name)
             kept.append(Example(example.row, example.input_ids[:max_length], example.labels[:max_length], cut))
     skipped.update(counts.reasons)
     return kept
@@ -115,10 +135,9 @@ def need_rows(
 
 def _fixes_of_long_rows(skipped: dict, at_context: bool) -> list[str]:
     """What keeps the rows that were dropped because they are longer than --max_length; nothing where none were."""
-    dropped = re.compile(r"(longer than|no answer within) \d+ tokens: dropped")  # as `limit` names them
-    kinds = {match[1] for match in map(dropped.fullmatch, skipped) if match}
-    fixes = ["choose --long_rows truncate"] if "longer than" in kinds else []
-    if not kinds:
+    kinds = {reason.kind for reason in skipped if isinstance(reason, LongRows)}
+    fixes = ["choose --long_rows truncate"] if "dropped" in kinds else []
+    if not kinds & {"dropped", "dropped without an answer"}:
         return []
     if at_context:
         return [*fixes, "shorten the rows", "tune a base with a longer context (--max_length is all of this one's)"]

@@ -3,6 +3,7 @@ measured times.
 
     python -m llama_lite.commands.demo           # benchmarks/demo.json says how long it took
     python -m llama_lite.commands.demo --long    # the larger run, on which the studies rest
+    python -m llama_lite.commands.demo --record NAME    # keeps times and output; then python -m benchmarks.render_demo
 
 Every stage is a command of its own. It can be interrupted at any time; the same command resumes it.
 """
@@ -17,13 +18,17 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from ..files import read_json, read_jsonl, write_json
+from model_card.private import redact
+
+from ..files import read_json, read_jsonl, write_json, write_text
 from ..processes import die_with_parent
+from ..provenance import processor
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# seconds of each stage, on the machines that were at hand, and of `work_seconds` there
+# seconds of each stage, on the machines that were at hand, and of `work_seconds` there; the lines that told them
 MEASURED = ROOT / "benchmarks" / "demo.json"
+TERMINAL = ROOT / "benchmarks" / "demo" / "terminal.txt"  # what the last recorded demo printed
 
 
 def stages(name: str) -> list[tuple[str, list[str]]]:
@@ -78,13 +83,19 @@ def expected(name: str, count: int) -> list[float] | None:
     return [nearest["stages"][i] * here / nearest["work_seconds"] for i in range(count)]
 
 
-def run(command: list[str]) -> int:
+def run(command: list[str], lines: list[str] | None = None) -> int:
     """Run a command; returns its exit status. Ctrl-C is left to the command, which finishes its step and saves; SIGTERM
-    is passed on. The command ends with this process.
+    is passed on. The command ends with this process. lines: gets what the command prints, where that is kept.
     """
-    process = subprocess.Popen(command, preexec_fn=functools.partial(die_with_parent, signal.SIGTERM))
+    kept = None if lines is None else subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdout=kept, text=True, preexec_fn=functools.partial(die_with_parent, signal.SIGTERM)
+    )
     signal.signal(signal.SIGINT, lambda number, frame: None)
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    for line in process.stdout or ():
+        print(line, end="", flush=True)
+        lines.append(line.rstrip("\n"))
     return process.wait()
 
 
@@ -93,30 +104,69 @@ def in_minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
+def left_from_before(name: str) -> list[str]:
+    """Folders of an earlier demo, with which another one is shorter."""
+    patterns = [
+        f"runs/{name}",
+        f"runs/{name}-sft",
+        f"runs/{name}-eval",
+        f"data/{name}",
+        "data/curated/installed-docs-*",
+    ]
+    return sorted(str(path) for pattern in patterns for path in Path().glob(pattern))
+
+
+def write_record(name: str, machine: str, took: list[float], parts: list[tuple[str, float]], lines: list[str]) -> None:
+    """Write the times of a demo, and the lines that told them, under the name of the machine; of the short demo also
+    everything that it printed. took: seconds of each stage; parts: of what the last line names.
+    """
+    record = read_json(MEASURED) or {}
+    first, last = (next(line for line in lines if line.startswith(word)) for word in ("demo  ", "took  "))
+    record.setdefault(name, {})[machine] = {
+        "work_seconds": round(work_seconds(), 5),
+        "stages": [round(seconds, 1) for seconds in took],
+        "parts": {what: round(seconds, 1) for what, seconds in parts},
+        "processor": processor(),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "shown": {"first": first, "took": last},
+    }
+    write_json(MEASURED, record)
+    if name == "demo":
+        write_text(TERMINAL, redact("\n".join(lines)) + "\n")
+
+
 def main() -> None:
-    """Run the stages of the demo, and record their times with --record."""
+    """Run the stages of the demo; with --record, keep their times and what they print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true", help="the larger run")
     parser.add_argument(
-        "--record", help="write the seconds of each stage under this name of the machine to benchmarks/demo.json"
+        "--record",
+        metavar="NAME",
+        help="write the seconds of each stage, the processor and the lines that tell them under this name of the"
+        " machine to benchmarks/demo.json, and all that the demo prints to benchmarks/demo/terminal.txt",
     )
     arguments = parser.parse_args()
     os.chdir(ROOT)
     name = "demo-long" if arguments.long else "demo"
+    if arguments.record and (left := left_from_before(name)):
+        parser.error(f"--record measures the demo from its beginning: remove {', '.join(left)} first")
+    lines: list[str] = []
+
+    def show(text: str) -> None:
+        print(text, flush=True)
+        lines.extend(text.split("\n"))
+
     todo, took = stages(name), []
     about = expected(name, len(todo))
     estimates = [""] * len(todo) if about is None else [f", about {in_minutes(seconds)}" for seconds in about]
     whole = "" if about is None else f"; about {in_minutes(sum(about))} on this machine, if it has nothing else to do"
-    print(
-        "demo     "
-        f" {', then '.join(f'{what}{share}' for (what, _), share in zip(todo, estimates, strict=True))}{whole}",
-        flush=True,
-    )
+    plan = ", then ".join(f"{what}{share}" for (what, _), share in zip(todo, estimates, strict=True))
+    show(f"demo      {plan}{whole}")
     for number, ((what, command), share) in enumerate(zip(todo, estimates, strict=True), 1):
         of_all = "" if about is None else f" ({about[number - 1] / sum(about):.0%} of the demo)"
-        print(f"\nstage     {number} of {len(todo)}: {what}{share}{of_all}", flush=True)
+        show(f"\nstage     {number} of {len(todo)}: {what}{share}{of_all}")
         began = time.time()
-        if code := run(command):
+        if code := run(command, lines if arguments.record else None):
             sys.exit(code)
         took.append(time.time() - began)
         if number == 1:
@@ -133,25 +183,18 @@ def main() -> None:
     ]
     if prepared <= 0:
         parts = [(what, seconds) for (what, _), seconds in zip(todo, took, strict=True)]
-    print(
+    show(
         f"\ntook      {', '.join(f'{what} {in_minutes(seconds)}' for what, seconds in parts)}; in all"
         f" {in_minutes(sum(took))}"
     )
-    print(
+    show(
         f"          look at runs/{name}/README.md, runs/{name}-sft/README.md and runs/{name}-eval/README.md, the cards"
         " of what was made"
         f"\n          open runs/{name}/report.html in a browser: curves, samples, and items along training"
         f"\n          talk to the model: python -m llama_lite chat runs/{name}-sft"
     )
     if arguments.record:
-        record = read_json(MEASURED) or {}
-        entry = {
-            "work_seconds": round(work_seconds(), 5),
-            "stages": [round(seconds, 1) for seconds in took],
-            "parts": {what: round(seconds, 1) for what, seconds in parts},
-        }
-        record.setdefault(name, {})[arguments.record] = entry
-        write_json(MEASURED, record)
+        write_record(name, arguments.record, took, parts, lines)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ what holds no document.
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
@@ -76,12 +76,15 @@ class Unreadable(str):
 
 
 class Skipped:
-    """Counts of rows and files that hold no document, by reason, with the names of the first few."""
+    """Counts of rows and files that hold no document, by reason, with the names of the first few.
+
+    A reason is a text, or an object of which `str` makes the text, where the kind of reason decides something.
+    """
 
     def __init__(self):
-        self.reasons: dict[str, dict] = {}
+        self.reasons: dict[Hashable, dict] = {}
 
-    def add(self, reason: str, name: str) -> None:
+    def add(self, reason: Hashable, name: str) -> None:
         """Count the row or file `name`."""
         entry = self.reasons.setdefault(reason, {"rows": 0, "first": []})
         entry["rows"] += 1
@@ -103,6 +106,11 @@ def merge_skipped(counts: Iterable[dict]) -> dict:
             sums["rows"] += entry["rows"]
             sums["first"] = (sums["first"] + entry["first"])[:EXAMPLES]
     return total
+
+
+def skipped_record(skipped: dict) -> dict[str, dict]:
+    """`Skipped.reasons` for a record: each reason as its text."""
+    return {str(reason): entry for reason, entry in skipped.items()}
 
 
 def skipped_lines(skipped: dict) -> list[str]:

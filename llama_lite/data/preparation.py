@@ -54,7 +54,8 @@ def prepare(data: "DataArguments", rules: dict, text: Text, explicit_args: Itera
 
     rules: CurationArguments as a dict. explicit_args: the arguments that the user gave, which must match an existing
     folder. repair: verify every byte of it, and make damaged files again. Memory does not grow with the corpus, and the
-    bytes do not depend on the number of workers. Raises Refusal, also for a full disk.
+    bytes do not depend on the number of workers. While another process prepares the folder, this one waits, and then
+    uses what it has made. Raises Refusal, also for a full disk.
     """
     folder = Path(data.prepared_dir)
     check_folder("prepared_dir", folder, "prepared")
@@ -107,15 +108,17 @@ def _find_or_make(folder: Path, data, rules: dict, text: Text, explicit_args, re
 
         cluster_address()  # refused before anything is written
     recipe = build_recipe(data, rules, text.content)
-    with FolderLock(folder, "prepare"):
-        begun, progress = _read_recipe(folder), read_progress(folder)
-        if begun != recipe and progress.get("marks", progress):
-            if progress.get("stamp", {}).get("recipe") != digest_of(recipe):  # else recipe.json was altered since
-                check_recipe(folder, begun, recipe, recipe)
-        elif begun != recipe:
-            _withdraw(folder)
-        write_json(folder / "recipe.json", recipe)
-        return _prepare(folder, data, rules, text, recipe, "vocab_size" in explicit_args)
+    with FolderLock(folder, "prepare", waits=True):
+        if not (folder / "manifest.json").exists():
+            begun, progress = _read_recipe(folder), read_progress(folder)
+            if begun != recipe and progress.get("marks", progress):
+                if progress.get("stamp", {}).get("recipe") != digest_of(recipe):  # else recipe.json was altered since
+                    check_recipe(folder, begun, recipe, recipe)
+            elif begun != recipe:
+                _withdraw(folder)
+            write_json(folder / "recipe.json", recipe)
+            return _prepare(folder, data, rules, text, recipe, "vocab_size" in explicit_args)
+    return _find_or_make(folder, data, rules, text, explicit_args, repair)  # another process has made it meanwhile
 
 
 def _read_recipe(folder: Path) -> dict | None:
@@ -365,7 +368,7 @@ def _curated(path: Path, data, rules: dict, text: Text, explicit: bool, cluster:
         recipe["document_separator"] = text.separator  # which depends on the tokenizer
     folder = path if explicit else path / f"{name_of(data.dataset)}-{short_digest(recipe)}"
     check_folder("curated_dir", folder, "curated")
-    with FolderLock(folder, "curate into"):
+    with FolderLock(folder, "curate into", waits=True):
         recorded = read_json(folder / "recipe.json")
         if recorded not in (None, recipe):
             found = differences(recorded, recipe, set(recipe)) or ["its text was another"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Refusal
 from . import perturbations
-from .tasks.definition import LETTERS, EvalTask, make
+from .tasks.definition import LETTERS, EvalTask, examples_are_items, make
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -52,12 +52,23 @@ class _VariantTask:
             raise Refusal(
                 f"--tasks {task.config.task} is not asked as one question with options, so its prompt cannot be varied."
             )
+        if task.multiple_target or callable(task.config.process_results):
+            raise Refusal(
+                f"--tasks {task.config.task} has several right options, or a function of its own that scores them: its"
+                " prompt cannot be varied."
+            )
         self.lettered = list(task.doc_to_choice(first_item)) == LETTERS
         self.field = next((name for name in OPTIONS if isinstance(first_item.get(name), list)), None)
         if self.lettered and (self.field is None or "question" not in first_item):
             raise Refusal(
                 f"--tasks {task.config.task} asks for letters, and its items have no `question` with `choices`: its"
                 " prompt cannot be varied."
+            )
+        prompt = PromptFormat().prompt(self.question(first_item), self.options(first_item), self.lettered)
+        if prompt != task.doc_to_text(first_item):
+            raise Refusal(
+                f"--tasks {task.config.task} lists its options in a prompt that is not written as MMLU's (`question`, a"
+                " line `A. ` for each option, `Answer:`): it cannot be varied."
             )
 
     def question(self, item: dict) -> str:
@@ -97,6 +108,13 @@ class PromptFormat:
     ending: str = "Answer:"
     casing: Callable[[str], str] = str
 
+    def prompt(self, question: str, options: list[str], lettered: bool) -> str:
+        """The prompt of a question, with its options, in their order, where they are listed by letter."""
+        if lettered:
+            lines = [f"{self.enumerators[row]}{option}{self.separator}" for row, option in enumerate(options)]
+            question = f"{question}{self.separator}{''.join(lines)}{self.ending}"
+        return self.casing(question)
+
 
 def derive(
     task: "ConfigurableTask", name: str, prompt_format: PromptFormat, n_shot: int | None = None
@@ -112,15 +130,8 @@ def derive(
         return prompt_format.order(num_options, source.key(item)) if prompt_format.order else list(range(num_options))
 
     def text(item: dict) -> str:
-        prompt = prompt_format.question(source.question(item), source.key(item))
-        if source.lettered:
-            separator, options = prompt_format.separator, source.options(item)
-            rows = [
-                f"{prompt_format.enumerators[row]}{options[index]}{separator}"
-                for row, index in enumerate(option_order(item))
-            ]
-            prompt += separator + "".join(rows) + prompt_format.ending
-        return prompt_format.casing(prompt)
+        question, options = prompt_format.question(source.question(item), source.key(item)), source.options(item)
+        return prompt_format.prompt(question, [options[index] for index in option_order(item)], source.lettered)
 
     def choices(item: dict) -> list[str]:
         options = source.options(item)
@@ -139,6 +150,7 @@ def derive(
         doc_to_target=lambda item: option_order(item).index(source.gold(item)),
         target_delimiter=config.target_delimiter,
         fewshot_delimiter=config.fewshot_delimiter,
+        gen_prefix=config.gen_prefix,
         metric_list=config.metric_list,
         description=prompt_format.casing((config.description or "") + prompt_format.description),
         num_fewshot=config.num_fewshot if n_shot is None else n_shot,
@@ -149,10 +161,17 @@ def derive(
 
 
 def _fewshot_fields(task) -> dict:
-    """Config fields with the few-shot examples of `task`: its test split, or the examples of another split."""
-    if task.fewshot_cfg.split != task.config.test_split and (examples := task.fewshot_docs()) is not None:
-        return {"fewshot_config": {"sampler": task.fewshot_cfg.sampler, "samples": list(examples)}}
-    return {"fewshot_split": "test"}
+    """Config fields with the few-shot examples of `task`: the other items, or the examples that it has set aside."""
+    if examples_are_items(task) or (examples := task.fewshot_docs()) is None:
+        return {"fewshot_split": "test"}
+    return {"fewshot_config": {"sampler": task.fewshot_cfg.sampler, "samples": list(examples)}}
+
+
+def _most_examples(task) -> int:
+    """Few-shot examples that an item of `task` can have; of its own items, one is the item itself."""
+    if examples_are_items(task) or (examples := task.fewshot_docs()) is None:
+        return len(task.eval_docs) - 1
+    return len(list(examples))
 
 
 def _shuffled(seed: int) -> Callable[[int, str], list[int]]:
@@ -213,7 +232,7 @@ def sensitivity(base: EvalTask, seed: int, chat: bool) -> list[EvalTask]:
     variants += [
         _variant(base, "examples", f"{count} examples", n_shot=count)
         for count in (1, 3)
-        if count != base.n_shot and count < min(len(task.eval_docs) for task in base.leaves.values())
+        if count != base.n_shot and count <= min(map(_most_examples, base.leaves.values()))
     ]
     if chat:
         variants.append(_variant(base, "chat format", "off" if base.chat else "on", chat=not base.chat))
@@ -228,8 +247,8 @@ def _reworded(base: EvalTask, changes: list[tuple[str, str, Callable[[str], str]
         for leaf, task in base.leaves.items():
             if not hasattr(task, "reworded"):
                 raise Refusal(
-                    f"--tasks {task.config.task} is generated, and its items have no `question` and `answer`: its"
-                    " prompt cannot be varied."
+                    f"--tasks {task.config.task} is generated: its prompt cannot be varied. Those of --questions and of"
+                    " embedded_instructions can."
                 )
             name = f"{leaf}|{factor}: {label}"
             leaves[name] = task.reworded(name, change)

@@ -10,6 +10,7 @@ import pytest
 
 from llama_lite.chat_format import docs_questions, instruction_rows, packing, template
 from llama_lite.chat_format.conversation import Row
+from llama_lite.data.formats import skipped_record
 from llama_lite.data.tokenizer import gpt2_tokenizer
 from llama_lite.errors import Refusal
 
@@ -303,7 +304,7 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
     ]
     skipped: dict = {}
     assert [e.row.name for e in encode(rows, tokenizer, 64, "drop", skipped)] == ["short"]
-    assert {reason: entry["first"] for reason, entry in skipped.items()} == {
+    assert {str(reason): entry["first"] for reason, entry in skipped.items()} == {
         "longer than 64 tokens: dropped": ["long answer", "long question"]
     }
     skipped = {}
@@ -315,8 +316,10 @@ def test_long_rows_are_dropped_or_cut_and_said(tokenizer):
         and tokenizer.eos_token_id not in cut.input_ids
         and cut.num_label_tokens > 10
     )
-    assert skipped["longer than 64 tokens: answer cut, no end-of-text"]["first"] == ["long answer"]
-    assert skipped["no answer within 64 tokens: dropped"]["first"] == ["long question"]
+    assert {str(reason): entry["first"] for reason, entry in skipped.items()} == {
+        "longer than 64 tokens: answer cut, no end-of-text": ["long answer"],
+        "no answer within 64 tokens: dropped": ["long question"],
+    }
     skipped = {}
     assert encode([row("odd", "What is <|endoftext|>?", "A token.")], tokenizer, 64, "drop", skipped) == []
     assert skipped["contains the text <|endoftext|>"]["rows"] == 1
@@ -327,7 +330,7 @@ def test_a_row_cut_between_two_answers_keeps_the_end_of_the_first(tokenizer):
     skipped: dict = {}
     (found,) = encode([Row("talk", "talk", talk)], tokenizer, 64, "truncate", skipped)
     assert not found.cut and [label for label in found.labels if label != -100][-1] == tokenizer.eos_token_id
-    assert skipped == {"longer than 64 tokens: later turns cut": {"rows": 1, "first": ["talk"]}}
+    assert skipped_record(skipped) == {"longer than 64 tokens: later turns cut": {"rows": 1, "first": ["talk"]}}
 
 
 def test_a_row_that_the_template_refuses_is_counted(tmp_path):
@@ -357,7 +360,7 @@ def test_text_without_conversations_is_refused():
 
 def test_nothing_to_learn_from_is_refused(tokenizer):
     with pytest.raises(Refusal, match=r"no row is left to train on \(2 longer than 64"):
-        packing.need_rows([], [1], 1, {"longer than 64 tokens: dropped": {"rows": 2, "first": []}})
+        packing.need_rows([], [1], 1, {packing.LongRows("dropped", 64): {"rows": 2, "first": []}})
     with pytest.raises(Refusal, match=r"1 rows are held out and 3 are needed \(none were skipped\)"):
         packing.need_rows([1], [1], 3, {})
     with pytest.raises(
@@ -376,20 +379,21 @@ def test_nothing_to_learn_from_is_refused(tokenizer):
 @pytest.mark.parametrize(
     "reason, at_context, fixes",
     [
-        ("longer than 64 tokens: dropped", False, "raise --max_length, or choose --long_rows truncate"),
-        ("no answer within 64 tokens: dropped", False, "raise --max_length"),
+        (packing.LongRows("dropped", 64), False, "raise --max_length, or choose --long_rows truncate"),
+        (packing.LongRows("dropped without an answer", 64), False, "raise --max_length"),
         (
-            "longer than 64 tokens: dropped",
+            packing.LongRows("dropped", 64),
             True,
             "choose --long_rows truncate, shorten the rows, or tune a base with a longer context (--max_length is all"
             " of this one's)",
         ),
         (
-            "no answer within 64 tokens: dropped",
+            packing.LongRows("dropped without an answer", 64),
             True,
             "shorten the rows, or tune a base with a longer context (--max_length is all of this one's)",
         ),
-        ("contains the text <|64 tokens|>", True, "add more rows"),
+        (packing.LongRows("turns cut", 64), True, "add more rows"),
+        ("longer than 64 tokens: dropped", True, "add more rows"),  # the words of a chat template that refuses rows
     ],
 )
 def test_rows_that_are_too_long_are_refused_with_what_helps(reason, at_context, fixes):

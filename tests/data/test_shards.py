@@ -3,6 +3,10 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +19,7 @@ from llama_lite import digests, files
 from llama_lite.data import cutting, given_text, local_files, preparation, recipes, shards
 from llama_lite.data.tokenizer import gpt2_tokenizer
 from llama_lite.errors import Refusal
-from llama_lite.files import read_json, write_json
+from llama_lite.files import FolderLock, read_json, write_json
 
 
 def stream(folder: Path) -> np.ndarray:
@@ -515,12 +519,7 @@ def test_baselines_against_plain_counting(tmp_path, text):
 
 
 def test_two_preparations_of_one_folder(tmp_path, text):
-    from llama_lite.files import FolderLock
-
     data, _, _ = data_args(tmp_path, dataset=str(text))
-    import subprocess
-    import sys
-
     code = (
         f"import time; from llama_lite.files import FolderLock; lock = FolderLock({data.prepared_dir!r}, 'prepare');"
         " lock.acquire(); print('held', flush=True); time.sleep(60)"
@@ -534,6 +533,58 @@ def test_two_preparations_of_one_folder(tmp_path, text):
         other.kill()
         other.wait()
     shutil.rmtree(data.prepared_dir)
+
+
+@pytest.mark.parametrize("end", ["finished", "killed"])
+def test_a_preparation_waits_for_another_one_of_the_same_folder(tmp_path, text, monkeypatch, end):
+    """What the other has made is used; where it ends without a manifest, this one prepares the folder."""
+    wanted, said = prepare(tmp_path, dataset=str(text)), []
+    folder, made = Path(data_args(tmp_path, dataset=str(text))[0].prepared_dir), tmp_path / "made"
+    folder.rename(made)
+    code = (
+        "import shutil, sys; from llama_lite.files import FolderLock\n"
+        f"with FolderLock({str(folder)!r}, 'prepare'):\n"
+        "    print('held', flush=True); sys.stdin.readline()\n"
+        f"    shutil.copytree({str(made)!r}, {str(folder)!r}, dirs_exist_ok=True, ignore=lambda *_: ['.lock'])\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
+
+    def print_main(message):
+        said.append(message)
+        other.kill() if end == "killed" else print("go", file=other.stdin, flush=True)
+
+    monkeypatch.setattr(files, "print_main", print_main)
+    calls, original = [], preparation._prepare
+    monkeypatch.setattr(preparation, "_prepare", lambda *args: calls.append(args) or original(*args))
+    try:
+        assert other.stdout.readline() == "held\n"
+        assert prepare(tmp_path, dataset=str(text)) == wanted
+    finally:
+        other.kill()
+        other.communicate()
+    (line,) = said
+    assert line.startswith(f"waiting   {folder} is in use by process {other.pid} on ") and "this one waits" in line
+    assert len(calls) == (end == "killed")
+
+
+def test_a_signal_ends_the_waiting_for_another_preparation(tmp_path):
+    code = (
+        "from llama_lite.files import FolderLock; from llama_lite.processes import StopSignals\n"
+        f"StopSignals(lambda: None); FolderLock({str(tmp_path)!r}, 'prepare', waits=True).acquire()\n"
+    )
+    with FolderLock(tmp_path, "prepare"):
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        waiting = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **pipes)
+        try:
+            assert f"in use by process {os.getpid()} on" in waiting.stdout.readline()
+            time.sleep(0.5)
+            assert waiting.poll() is None
+            waiting.send_signal(signal.SIGINT)
+            assert "Interrupted: SIGINT before the first step" in waiting.communicate(timeout=60)[1]
+        finally:
+            waiting.kill()
+            waiting.wait()
 
 
 @pytest.mark.parametrize("which", ["np.save", "os.fsync"])

@@ -686,6 +686,60 @@ GENERATED = {
 }
 
 
+CHOSEN = {
+    "output_type": "multiple_choice",
+    "doc_to_choice": "choices",
+    "doc_to_target": "answer",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+}
+
+
+def test_tasks_of_an_include_path_are_varied_and_perturbed(evaluate, base, tmp_path, monkeypatch):
+    """From the command line. The unchanged variant is the task itself, and no item is an example of itself."""
+    monkeypatch.setattr(perturbations, "OPERATIONS", ("swap", "distractor"))
+    rows = [{"question": f"Which is number {n}?", "choices": [f"the {n}", "none"], "answer": n % 2} for n in range(6)]
+    folder, prompts = write_task(tmp_path / "tasks", rows, gen_prefix="It is", **CHOSEN), []
+    original = lm.SharedContextLM.loglikelihood
+
+    def loglikelihood(self, requests, disable_tqdm=False):
+        prompts.extend((request.doc["question"], request.args[0]) for request in requests)
+        return original(self, requests, disable_tqdm)
+
+    monkeypatch.setattr(lm.SharedContextLM, "loglikelihood", loglikelihood)
+    asked = ["--include_path", str(folder), "--sensitivity", "mine", "--robustness", "mine"]
+    out = evaluate(tmp_path / "out", *asked, tasks=["mine"], limit=None)
+    for name, factors in (("sensitivity", {"description", "examples", "option order"}), ("robustness", {"swap"})):
+        found = {row["factor"]: row for row in read_json(out / f"{name}.json") if row["task"] == "mine"}
+        assert {"all", *factors} <= found.keys() and found["all"]["n"] == 6
+        assert all(change["value"] == 0 for change in found["option order"]["changes"])
+    plain, *unchanged = [row for row in table(out) if row["factor"] in ("", "reference")]
+    assert plain["metric"] == "acc" and unchanged and {row["value"] for row in unchanged} == {plain["value"]}
+    assert any(text.count("Which is number") == 4 for _, text in prompts)
+    assert all(text.lower().count(question.lower()) <= 1 and text.endswith("It is") for question, text in prompts)
+
+
+LETTERED = {
+    **CHOSEN,
+    "doc_to_choice": list("ABCD"),
+    "doc_to_text": "{{question}}\n{% for c in choices %}({{'ABCD'[loop.index0]}}) {{c}}\n{% endfor %}Letter:",
+}
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (LETTERED, "mine lists its options in a prompt that is not written as MMLU's"),
+        ({**CHOSEN, "doc_to_target": "right"}, "mine has several right options, or a function of its own"),
+        ({**GENERATED, "doc_to_target": "question"}, "mine is generated: its prompt cannot"),
+    ],
+)
+def test_tasks_of_an_include_path_that_cannot_be_varied_are_refused(evaluate, tmp_path, config, message):
+    rows = [{"question": f"Say {n}", "choices": list("wxyz"), "answer": n, "right": [0, n]} for n in range(4)]
+    folder = write_task(tmp_path / "tasks", rows, **config)
+    with pytest.raises(Refusal, match=f"--tasks {message}"):
+        evaluate(tmp_path / "out", "--include_path", str(folder), "--robustness", "mine", tasks=["mine"])
+
+
 def test_a_generation_config_that_answers_do_not_follow_is_named(evaluate, base, second, tmp_path, capsys):
     rows = [{"question": f"Say {n}", "answer": str(n)} for n in range(3)]
     settings = {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}

@@ -72,6 +72,15 @@ def clusters_of(item: dict) -> str | None:
     return next((f"{field} {item[field]}" for field in CLUSTERS if item.get(field) not in (None, "")), None)
 
 
+def examples_are_items(task) -> bool:
+    """Whether the few-shot examples of a task are its items: of their split, or where it has no other split."""
+    config, drawn_from = task.config, task.fewshot_cfg.split
+    evaluated = config.test_split or config.validation_split
+    if drawn_from is None and not task.fewshot_cfg.samples:
+        drawn_from = config.training_split or config.validation_split or evaluated
+    return drawn_from == evaluated
+
+
 # ---- making tasks ----
 
 

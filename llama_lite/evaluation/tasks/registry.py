@@ -24,7 +24,7 @@ from ...distributed import print_main
 from ...errors import Refusal
 from .. import metrics
 from . import own
-from .definition import EvalTask, bits_per_byte, sample_texts
+from .definition import EvalTask, bits_per_byte, examples_are_items, sample_texts
 from .embedded import EMBEDDED
 
 # ---- by name ----
@@ -107,12 +107,8 @@ def _leave_out_own_item(task) -> None:
     out the item itself only where `fewshot_split` is `test_split`, and not where items come from `validation_split`, or
     examples from `training_split`.
     """
-    evaluated = task.config.test_split or task.config.validation_split
-    drawn_from = task.fewshot_cfg.split
-    if drawn_from is None and not task.fewshot_cfg.samples:
-        drawn_from = task.config.training_split or task.config.validation_split
-    if drawn_from is not None and drawn_from == evaluated:
-        task.fewshot_cfg.split = task.config.test_split = evaluated
+    if examples_are_items(task):
+        task.fewshot_cfg.split = task.config.test_split = task.config.test_split or task.config.validation_split
 
 
 def _free_name(flag: str, name: str, path: str) -> str:
