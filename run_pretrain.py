@@ -238,15 +238,16 @@ def record_for_audits(groups, tokens) -> dict:
 
 def finish(run, steps: int, manifest: dict, dtype: str) -> None:
     """The finished model at the root of the run folder, its card and figures (rank 0). manifest: of the tokens."""
-    from llama_lite.files import read_jsonl
+    from llama_lite.files import read_json, read_jsonl
     from llama_lite.hub.export import export_model
     from model_card.card import write_card_or_reason
     from model_card.report.page import write_report_or_reason
+    from model_card.sources import windows_counted, windows_measured
 
     export_model(run.path / f"checkpoint-{steps}", run.path, dtype)
     run.ends("finished")
     card, page = write_card_or_reason(run.path), write_report_or_reason(run.path)
-    bases = manifest["baselines"]
+    bases, counted = manifest["baselines"], ""
     measured = [
         entry for entry in read_jsonl(run.path / "log.jsonl") if "eval_loss" in entry and entry["step"] == steps
     ]
@@ -256,7 +257,9 @@ def finish(run, steps: int, manifest: dict, dtype: str) -> None:
         result = (
             f"validation loss {last['eval_loss']:.4f} nats per token ({last['eval_bits_per_byte']:.4f} bits per byte)"
         )
-    print_main(f"finished  {result}; baselines: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}")
+        if of := windows_measured(read_json(run.path / "run.json"), manifest):
+            result, counted = f"{result} on {of}", f" on {windows_counted(manifest)}"
+    print_main(f"finished  {result}; baselines{counted}: bigram {bases['bigram']:.4f}, unigram {bases['unigram']:.4f}")
     parts = {part["name"]: part.get("baselines") for part in manifest.get("mixture", [])}
     for name, own in {**parts, **dict.fromkeys(manifest.get("validation_sets", {}))}.items():
         if measured and f"eval_{name}_loss" in last:

@@ -6,7 +6,7 @@ The values of one section are in `sections/`; how values are written, in `format
 from .formatting import first_of, number
 from .metadata import languages_of
 from .records import Records
-from .sources import percentage, source_in_words
+from .sources import percentage, source_in_words, windows_counted, windows_measured
 
 # Fields of a config by the names that its kind gives them: LLaMA's and most, GPT-2's, BLOOM's and MPT's, OPT's.
 LAYERS, WIDTHS, HEADS = (
@@ -78,6 +78,16 @@ class Facts:
             return f"a mixture of {'; '.join(shown)}"
         return source_in_words(self.source)
 
+    @property
+    def measured(self) -> str | None:
+        """`sources.windows_measured` of these records."""
+        return windows_measured(self.r.run, self.r.data)
+
+    @property
+    def counted(self) -> str:
+        """`sources.windows_counted` of these records."""
+        return windows_counted(self.r.data)
+
     def glance(self) -> list[list]:
         """Rows of the table at the head of the card."""
         r, config = self.r, self.config
@@ -118,6 +128,7 @@ class Facts:
             rows += [[label, f"{last['eval_loss']:.4f} nats per token"]]
             rows += [["validation perplexity", f"{last['eval_perplexity']:.2f}"]] if "eval_perplexity" in last else []
             rows += [["bits per byte", f"{last['eval_bits_per_byte']:.4f}"]] if "eval_bits_per_byte" in last else []
+            rows += [["measured on", f"{self.measured} (counts: {self.counted})"]] if self.measured else []
             names = {"bigram": "loss of bigram counts", "unigram": "loss of unigram counts"}
             rows += [
                 [label, f"{r.data['baselines'][key]:.4f} nats per token"]

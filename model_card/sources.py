@@ -2,6 +2,8 @@
 
 from .records import Records
 
+COUNTED = 50_000_000  # tokens of a held-out slice, at most, on which n-gram counts are scored (data/ngram_baselines.py)
+
 
 def set_names(data: dict) -> list[str]:
     """Names of the validation sets that a run's log tells apart. data: its `data.json`."""
@@ -52,6 +54,34 @@ def validation_rows(records: Records) -> list[list]:
                 ]
             )
     return rows
+
+
+def windows_measured(run: dict, data: dict) -> str | None:
+    """Which held-out windows the validation losses of a run are of, in words; None where they are of all, or the
+    records do not say.
+
+    run, data: its `run.json` and `data.json`. A run without `eval_order` in its record measured the first ones.
+    """
+    block = run.get("identity", {}).get("data", {}).get("block_size")
+    settings = run.get("settings") or run.get("given", {})
+    most, order = settings.get("eval_windows"), settings.get("eval_order", "sequential")
+    sets = [*data.get("mixture", [data]), *data.get("validation_sets", {}).values()]
+    tokens = [part["splits"]["validation"]["tokens"] for part in sets if "splits" in part]
+    if not block or not most or not tokens:
+        return None
+    counts = [(count - 1) // block for count in tokens]
+    if most >= max(counts):
+        return None
+    which = "a sample of" if order == "shuffled" else "the first"
+    if len(counts) > 1:
+        return f"{which} {most:,} held-out windows of each set (all, where it has fewer)"
+    return f"{which} {most:,} of {counts[0]:,} held-out windows"
+
+
+def windows_counted(data: dict) -> str:
+    """How much of the held-out windows the losses of n-gram counts are of, in words. data: as of `windows_measured`."""
+    most = max(part["splits"]["validation"]["tokens"] for part in data.get("mixture", [data]))
+    return "all" if most <= COUNTED else f"all, up to {COUNTED:,} tokens"
 
 
 def percentage(weight: float) -> str:

@@ -101,8 +101,9 @@ class DataArguments:
     )
     tokenizer: str | None = arg(
         None,
-        "`train` (byte-level BPE trained on the text; the default), `gpt2` (the paper's, from an installed package), a"
-        " folder or a Hub id (@revision). With --init_from: that model's, unless --vocab_size asks for a new one.",
+        "`train` (byte-level BPE trained on the text, its first 50M characters; the default), `gpt2` (the paper's, from"
+        " an installed package), a folder or a Hub id (@revision). With --init_from: that model's, unless --vocab_size"
+        " asks for a new one.",
     )
     vocab_size: int | None = arg(None, "Vocabulary size of `--tokenizer train`.")
     shard_tokens: int = arg(100_000_000, "Tokens per shard (the paper: 100M, 200 MB of uint16).")

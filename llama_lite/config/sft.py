@@ -84,7 +84,9 @@ class RowArguments:
         " every split).",
     )
     dataset_revision: str | None = arg(None, "Revision of a Hub dataset; the commit that it resolves to is recorded.")
-    max_rows: int | None = arg(None, "Number of rows to read (default: all; of installed-docs 6,000).")
+    max_rows: int | None = arg(
+        None, "Number of rows to read, from the first on (default: all; of installed-docs 6,000)."
+    )
     eval_rows: int | None = arg(
         None, "Number of rows to hold out, by whole documents, so that none shares its document with training."
     )

@@ -36,10 +36,13 @@ class Text:
             data.dataset, data.dataset_config, data.dataset_split, data.dataset_revision, data.max_bytes, options
         )
         print_main(f"text      {sources.inventory(found)}")
-        never_found = found.record.get("divided", {"files": 0})["files"] == 0 and "endings" in found.record
+        divided = found.record.get("divided", {"files": 0})
+        never_found = divided["files"] == 0 and "endings" in found.record
         if data.document_separator != "auto" and self.separator is not None and never_found:
+            # of a large text, only the beginnings of files were searched
+            where, result = (" in its first 64 KiB", "") if "searched" in divided else ("", ": nothing is divided")
             print_main(
-                f"text      no file of plain text holds {self.separator!r} (--document_separator): nothing is divided"
+                f"text      no file of plain text holds {self.separator!r}{where} (--document_separator){result}"
             )
         return found
 

@@ -146,6 +146,7 @@ def _local_record(name: str, files: list[TextFile], not_read: list[tuple[str, st
         searched = None if total <= CACHE_ABOVE else HEAD  # of more text only the beginnings
         divided = sum(holds_separator(file.path, file.separator, searched) for file in files if file.separator)
         record |= {"divided": {"separator": separator, "files": divided}}
+        record["divided"] |= {"searched": searched} if searched else {}
     return record
 
 

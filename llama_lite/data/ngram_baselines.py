@@ -4,15 +4,17 @@ from pathlib import Path
 
 import numpy as np
 
-BASELINE_TOKENS = 50_000_000  # training tokens that are counted
+BASELINE_TOKENS = 50_000_000  # training tokens that are counted, in whole shards, and validation tokens at most
 
 
 def baselines(folder: Path, manifest: dict) -> dict:
-    """Cross-entropy of a unigram and a bigram model on the validation slice, in nats per token, with the weight of the
-    bigram's prior and the number of tokens counted. folder, manifest: a prepared folder and its manifest.
+    """Cross-entropy of a unigram and a bigram model on the validation slice (its first BASELINE_TOKENS), in nats per
+    token, with the weight of the bigram's prior and the number of tokens counted. folder, manifest: a prepared folder
+    and its manifest.
 
-    Counts come from the first 50M training tokens. Unigram: add-one smoothing. Bigram: interpolated with the unigram by
-    a Dirichlet prior whose weight is the best of a small grid on the validation slice itself, in the baseline's favor.
+    Counts come from the first training shards that together reach BASELINE_TOKENS. Unigram: add-one smoothing. Bigram:
+    interpolated with the unigram by a Dirichlet prior whose weight is the best of a small grid on the validation slice
+    itself, in the baseline's favor.
     """
     vocab = manifest["tokenizer"]["vocab_size"]
     # A pair is a number below vocab**2. Only pairs of the validation slice are counted, which bounds memory.

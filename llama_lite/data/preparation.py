@@ -22,7 +22,8 @@ from ..files import FolderLock, read_json, write_json
 from ..folder_kinds import check_folder
 from .curation import active, curate
 from .document_index import FOLDER as INDEX_FOLDER
-from .formats import Skipped, skipped_lines
+from .document_index import DocumentIndex
+from .formats import ROW_KINDS, Skipped, skipped_lines
 from .given_text import Text, check_content
 from .ngram_baselines import baselines
 from .recipes import build_recipe, check_recipe, differences, name_of, recipe_of_text, short_digest
@@ -271,6 +272,8 @@ def _prepare_on(
         raise _beyond_repair(folder, "the text now gives different tokens")
     manifest = add_fingerprint({**manifest, "baselines": baselines(folder, manifest)})
     write_json(folder / "manifest.json", manifest)
+    if line := held_out_line(folder, manifest, text.source):
+        print_main(line)
     return manifest
 
 
@@ -326,6 +329,24 @@ def _check_amount(folder: Path, data, writer: ShardWriter) -> None:
             f"--validation_tokens {data.validation_tokens:,} takes all {writer.total:,} tokens of {data.dataset}:"
             " nothing is left to train on. Make it smaller, leave it out, or add more text."
         )
+
+
+def held_out_line(folder: Path, manifest: dict, source: Source) -> str | None:
+    """The line about a validation slice that is of the first files of rows alone, which are read in their order; None
+    where it is of all files, or where files come in the order of a hash. source: the text before curation.
+    """
+    held = manifest["splits"]["validation"]["tokens"]
+    if not held or "index" not in manifest or any(file.kind not in ROW_KINDS for file in source.files):
+        return None
+    [[last]] = DocumentIndex(folder, manifest).documents("validation", [(held - 1, held)])
+    names = [file.name for file in source.files]
+    if last.file not in names[:-1]:
+        return None
+    return (
+        f"held out  the first rows, of {names.index(last.file) + 1:,} of {len(names):,} files (to {last.file}): where"
+        " the files are of different kinds of text, the validation loss is not of all of them. Shuffle the rows, or"
+        " prepare each kind by itself (--mixture)."
+    )
 
 
 def special_line(counts: dict) -> str | None:

@@ -74,7 +74,8 @@ def inventory(source: Source, hints: bool = True) -> str:
         hint = " (--document_separator; none: not divided)" * hints
         line += f"; {divided['files']:,} divided into documents at {divided['separator']!r}{hint}"
         without = sum(file.separator is not None for file in source.files) - divided["files"]
-        line += f", {without:,} of plain text without it" * (without > 0)
+        head = " in their first 64 KiB" if "searched" in divided else ""
+        line += f", {without:,} of plain text without it{head}" * (without > 0)
     line += (
         f"; not read: {record['not_read']['why']}"
         if "not_read" in record

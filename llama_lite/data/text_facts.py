@@ -50,8 +50,9 @@ class TextFacts:
 
 
 def look(source: Source) -> TextFacts:
-    """The facts of a source, from the beginnings of files spread over the whole list. Raises Refusal on a damaged file,
-    and where there is no text.
+    """The facts of a source, from the beginnings of files spread over the list; of large files, from those of the first
+    files that together reach SAMPLE_BYTES (files of rows come by name, others by a hash). Raises Refusal on a damaged
+    file, and where there is no text.
     """
     start = time.perf_counter()
     sizes = [size_of(file) or 0 for file in source.files]

@@ -80,7 +80,7 @@ def check_controlled_variables(study: Study, finished: list[StudyRun]) -> dict:
 
 def _unnamed(changed: dict, named: set[str]) -> list[str]:
     """Names of changed conditions that do not follow from the arguments `named` by the arms."""
-    free = set(named)
+    free = set(named) | ({"eval_windows"} if named else set())  # where it is derived, from several arguments
     free |= {"data", "held_out"} if named & DATA_ARGUMENTS else set()
     free |= {"tokens"} if named & LENGTH_ARGUMENTS else set()
     free |= {"weights"} if "models" in named else set()
@@ -89,8 +89,8 @@ def _unnamed(changed: dict, named: set[str]) -> list[str]:
 
 
 def _conditions(study: Study, folder: Path) -> dict:
-    """The identity of a run, with its tokens and its tokenizer as further facts of its data; of an evaluation, its
-    arguments and the weights of its models.
+    """The identity of a run, with its tokens, its tokenizer and the validation windows that it measures as further
+    facts of its data; of an evaluation, its arguments and the weights of its models.
     """
     if study.script == "run_eval.py":
         run = read_json(folder / "run.json")
@@ -106,6 +106,10 @@ def _conditions(study: Study, folder: Path) -> dict:
     manifest = last_manifest(folder)
     tokenizer = (read_json(folder / "data.json") or {}).get("tokenizer", {}).get("sha256")
     further = {"tokens": manifest["tokens"], **({"tokenizer": tokenizer} if tokenizer else {})}
+    settings = (read_json(folder / "run.json") or {}).get("settings") or {}
+    if "eval_windows" in settings:
+        further["eval_windows"] = settings["eval_windows"]
+        further["eval_order"] = settings.get("eval_order", "sequential")  # not recorded by earlier versions
     return {**manifest["identity"], "data": {**manifest["identity"]["data"], **further}}
 
 

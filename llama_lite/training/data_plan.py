@@ -84,8 +84,9 @@ def check_epochs(rows: list[dict], mixture: list[str], allow_epochs: bool, limit
 
 
 def set_rows(manifest: dict, block_size: int, eval_windows: int | None, probe: int) -> list[dict]:
-    """{name, windows, probe} of each validation set of a run, in its order: the slice of each folder, "" of one text,
-    then those of --validation. manifest: with its `validation_sets`. probe: windows that verify a checkpoint.
+    """{name, windows, held_out, probe} of each validation set of a run, in its order: the slice of each folder, "" of
+    one text, then those of --validation. windows: that an evaluation measures, of those `held_out`. manifest: with its
+    `validation_sets`. probe: windows that verify a checkpoint.
     """
     own = [(part["name"], part) for part in manifest.get("mixture", [])] or [("", manifest)]
     found = [*own, *manifest.get("validation_sets", {}).items()]
@@ -93,7 +94,7 @@ def set_rows(manifest: dict, block_size: int, eval_windows: int | None, probe: i
     probes = probe_counts([part["weight"] for part in manifest.get("mixture", [])] or [1.0], probe)
     probes += [0] * (len(counts) - len(probes))
     return [
-        {"name": name, "windows": min(count, eval_windows or count), "probe": min(count, number)}
+        {"name": name, "windows": min(count, eval_windows or count), "held_out": count, "probe": min(count, number)}
         for (name, count), number in zip(counts, probes, strict=True)
     ]
 

@@ -5,6 +5,7 @@ All of it happens on rank 0, before any model is made.
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -190,6 +191,7 @@ OLD_DEFAULTS = {
 }
 
 SWITCHES = ("compile_layers", "fused_loss")
+EVAL_ORDERS = ("sequential", "shuffled")  # of --eval_order
 
 
 def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
@@ -210,11 +212,12 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
     folder = Path(mode if mode not in ("auto", "must", "never") else output_dir)
     if mode == "never":
         return {}
-    run, identity = {}, None
+    run, identity, manifest = {}, None, None
     if where is None and folder.is_dir():
         steps = store.checkpoints(folder)
         manifests = [verify.read_manifest(path) for path in [path for _, path in steps] or [folder]]
-        identity = next((manifest["identity"] for manifest in manifests if manifest), None)
+        manifest = next((found for found in manifests if found), None)
+        identity = manifest and manifest["identity"]
         # a checkpoint, whose record lies beside it
         of_a_run = identity is not None and not steps and not (folder / "run.json").exists()
         run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
@@ -224,9 +227,11 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
         identity = identity or run.get("identity")
     if identity is None and (where or (repo and mode == "auto")):
         with contextlib.suppress(Refusal, HubUnavailable, HubPermissionError):
-            identity = (download.read_revision(where) if where else next(download.resumable(repo), (None, {})))[1].get(
-                "identity"
+            ref, record = (
+                (where, download.read_revision(where)[1]) if where else next(download.resumable(repo), (None, {}))
             )
+            identity = record.get("identity")
+            manifest = _published_manifest(ref, record) if identity else None
     if identity is None:
         return {}
     values = run.get("settings") or ({**OLD_DEFAULTS.get(run["kind"], {}), **run["given"]} if "given" in run else {})
@@ -241,12 +246,36 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
         },
     }
     if "order" in identity["data"]:
+        values = {**_evaluated(manifest), **values}
         values.setdefault("eval_order", "sequential")  # of runs from before it was an argument
     values |= {name: switches[name] for name in SWITCHES if name in switches} | {
         "order_version": identity["data"].get("order_version", 1),
         **block_attention.arguments_of(switches.get("attention")),
     }
     return values
+
+
+def _published_manifest(ref: client.Reference, record: dict) -> dict | None:
+    """The manifest of the checkpoint in a revision, whose `revision.json` is `record`; None where it was published
+    without training state. Raises HubUnavailable or HubPermissionError.
+    """
+    name = f"{revision.STATE}/{verify.MANIFEST}"
+    if name not in record["files"]:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        return read_json(client.fetch(ref, client.commit_of(ref), name, Path(folder)))
+
+
+def _evaluated(manifest: dict | None) -> dict:
+    """The arguments of the manifest of a checkpoint that say which validation windows are measured; none of one from
+    before they were recorded.
+    """
+    record = manifest.get("rerun") if isinstance(manifest, dict) else None
+    arguments = record.get("arguments") if isinstance(record, dict) else None
+    found = arguments if isinstance(arguments, dict) else {}
+    windows, order = found.get("eval_windows"), found.get("eval_order")
+    kept = {"eval_windows": windows} if type(windows) is int and windows > 0 else {}
+    return kept | ({"eval_order": order} if order in EVAL_ORDERS else {})
 
 
 def values_to_continue(run, training, repo: str | None) -> dict:

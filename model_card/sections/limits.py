@@ -40,7 +40,8 @@ class Limits:
             sentences.append("It was trained to predict text alone: no step taught it to be truthful or harmless.")
         bigram = r.data.get("baselines", {}).get("bigram")
         if r.kind == "pretrain" and bigram and r.evaluated and r.evaluated[-1]["eval_loss"] > bigram:
-            sentences.append("Validation loss is above that of bigram counts, which know one token before each.")
+            said = f" (it is of {self.f.measured}, that of counts of {self.f.counted})" if self.f.measured else ""
+            sentences.append(f"Validation loss is above that of bigram counts, which know one token before each{said}.")
         events = {event["event"]: event for event in reversed(r.events)}
         if found := events.get("saturated"):
             slope = spread({"value": found["slope"], "low": found["low"], "high": found["high"]}, 4, "+")

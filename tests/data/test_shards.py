@@ -503,6 +503,27 @@ def test_max_tokens_cuts_the_stream(tmp_path, text):
     assert (stream(tmp_path / "tokens") == stream(tmp_path / "all" / "tokens")[:33_333]).all()
 
 
+HELD_OUT = "held out  the first rows, of {} files (to {})"
+
+
+@pytest.mark.parametrize("rules", [{}, {"min_characters": 1}, {"min_characters": 60}])
+def test_a_slice_that_is_not_of_all_files_of_rows_is_announced(tmp_path, capsys, rules):
+    """By the files of the source, also where the text is curated."""
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    for number, words in enumerate(("code", "short", "web")):
+        text = " ".join([words] * (1 if words == "short" else 20))
+        jsonl(folder / f"{number}-{words}.jsonl", [f"{text} {i}" for i in range(2_000 if words == "web" else 60)])
+    small = {"dataset": str(folder), "tokenizer": "gpt2", "shard_tokens": 50_000, **rules}
+    for tokens, held in ((500, ("1 of 3", "0-code.jsonl")), (2_000, None)):
+        prepare(tmp_path, **small, validation_tokens=tokens, prepared_dir=str(tmp_path / f"{tokens}"))
+        said = capsys.readouterr().out
+        assert (HELD_OUT.format(*held) in said) if held else ("held out " not in said)
+    (folder / "plain.txt").write_text("A file that is one document.")  # all files in the order of a hash
+    prepare(tmp_path, **small, validation_tokens=500, prepared_dir=str(tmp_path / "hashed"))
+    assert "held out " not in capsys.readouterr().out
+
+
 def test_baselines_against_plain_counting(tmp_path, text):
     manifest = prepare(tmp_path, dataset=str(text))
     folder = tmp_path / "tokens"

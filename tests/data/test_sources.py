@@ -22,8 +22,10 @@ from llama_lite.data import (
     content_digest,
     cutting,
     formats,
+    given_text,
     hub_files,
     installed,
+    local_files,
     parsing,
     row_formats,
     sources,
@@ -759,6 +761,23 @@ def test_line_breaks_of_a_separator_are_those_of_the_file(tmp_path):
     assert (
         "; 3 divided into documents at '\\n---\\n' (--document_separator; none: not divided), 1 of plain text"
         " without it;" in sources.inventory(source)
+    )
+
+
+def test_of_a_large_text_the_line_says_that_only_beginnings_were_searched(tmp_path, monkeypatch, capsys):
+    (tmp_path / "late.txt").write_text("word " * 20_000 + "###" + "word")
+    data = SimpleNamespace(
+        **dict.fromkeys(("dataset_config", "dataset_revision", "text_column", "encoding", "max_bytes", "tokenizer")),
+        **{"dataset": str(tmp_path), "dataset_split": "train", "file_types": [], "document_separator": "###"},
+    )
+    for above, said in ((2**30, "; 1 divided into documents at '###'"), (0, "'###' in its first 64 KiB (--document")):
+        monkeypatch.setattr(local_files, "CACHE_ABOVE", above)
+        source = given_text.Text(data).source
+        assert said in (printed := capsys.readouterr().out) and "nothing is divided" not in printed
+        assert len(texts_of(source)) == 2
+    (tmp_path / "early.txt").write_text("one###two")
+    assert "; 1 divided into documents at '###', 1 of plain text without it in their first 64 KiB" in sources.inventory(
+        given_text.Text(data).source, hints=False
     )
 
 

@@ -25,6 +25,7 @@ from llama_lite.errors import Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub import publish_queue
 from llama_lite.models.presets import load_model_config
+from llama_lite.training import resume
 
 
 @pytest.fixture
@@ -362,6 +363,12 @@ def test_a_stranger_resumes_bit_for_bit(hub, repository, settings, whole_run, tm
     ) == log_of(whole_run)
     for name in ("optimizer.safetensors", "rng_state.pth"):
         assert (tmp_path / "run/checkpoint-12" / name).read_bytes() == (whole_run / "checkpoint-12" / name).read_bytes()
+
+
+@pytest.mark.parametrize("mode, repo", [("org/whole@step-000005", None), ("auto", "org/whole")])
+def test_a_run_that_goes_on_from_the_hub_measures_the_windows_that_it_measured(hub, repository, tmp_path, mode, repo):
+    values = resume.recorded_values(str(tmp_path / "run"), mode, repo)
+    assert (values["eval_windows"], values["eval_order"]) == (16, "shuffled")
 
 
 def test_the_same_command_again_goes_on_from_where_it_got_to(hub, repository, pretrain, tmp_path, capsys):

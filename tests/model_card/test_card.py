@@ -16,12 +16,14 @@ import pytest
 from helpers import ROOT, config_file
 from huggingface_hub import HfApi, ModelCard
 
+from llama_lite.data.ngram_baselines import BASELINE_TOKENS
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
 from model_card import card, facts, records
 from model_card.metadata import CardError
 from model_card.sections.data import Data
 from model_card.sections.use import Use
+from model_card.sources import COUNTED, windows_counted, windows_measured
 
 
 @pytest.fixture(scope="session")
@@ -321,6 +323,45 @@ def test_a_card_says_what_the_model_is_for_and_what_was_not_measured(documented,
     begun = [{"event": "initialised", "step": 0, "time": "2026-01-01T00:00:00Z", "weights": "you/base@step-000010"}]
     tuned_on = card.render(changed(whole_run, events=begun))
     assert "not tuned to follow" not in tuned_on and ModelCard(tuned_on).data.base_model == "you/base"
+
+
+@pytest.mark.parametrize(
+    "settings, tokens, words",
+    [
+        ({"eval_windows": 16, "eval_order": "shuffled"}, [10_000], "a sample of 16 of 156 held-out windows"),
+        ({"eval_windows": 16, "eval_order": "sequential"}, [10_000], "the first 16 of 156 held-out windows"),
+        ({"eval_windows": 16}, [10_000], "the first 16 of 156 held-out windows"),  # of earlier versions
+        ({"eval_windows": 16, "eval_order": "shuffled"}, [1_025], None),  # which are all
+        ({"eval_windows": 17, "eval_order": "shuffled"}, [1_025], None),
+        ({"eval_windows": None, "eval_order": "shuffled"}, [10_000], None),
+        (
+            {"eval_windows": 16, "eval_order": "shuffled"},
+            [10_000, 500],
+            "a sample of 16 held-out windows of each set (all, where it has fewer)",
+        ),
+    ],
+)
+def test_of_which_windows_a_validation_loss_is(settings, tokens, words):
+    parts = [{"name": str(number), "splits": {"validation": {"tokens": count}}} for number, count in enumerate(tokens)]
+    data = parts[0] if len(parts) == 1 else {"mixture": parts}
+    run = {"identity": {"data": {"block_size": 64}}, "settings": settings}
+    assert windows_measured(run, data) == words
+    assert windows_measured({"identity": {"data": {}}}, {}) is None  # of a tuning run
+    assert windows_counted(data) == "all" and COUNTED == BASELINE_TOKENS
+    parts[0]["splits"]["validation"]["tokens"] = COUNTED + 1
+    assert windows_counted(data) == "all, up to 50,000,000 tokens"
+
+
+def test_a_card_says_of_which_windows_its_losses_are(whole_run):
+    found = records.read(whole_run)
+    row = "| measured on | {} of 156 held-out windows (counts: all) |"
+    assert row.format("a sample of 16") in card.render(found)
+    for name in ("eval_order", "eval_windows"):
+        earlier = {key: value for key, value in found.run["settings"].items() if key != name}
+        text = card.render(changed(whole_run, run={"settings": earlier}))
+        assert (row.format("the first 16") in text) == (name == "eval_order") and "a sample of 16" not in text
+    worse = card.render(changed(whole_run, data={**found.data, "baselines": {"bigram": 0.5}}))
+    assert "(it is of a sample of 16 of 156 held-out windows, that of counts of all)." in worse
 
 
 def test_no_license_and_no_language_is_invented(documented):

@@ -725,6 +725,36 @@ def test_arms_that_differ_in_what_is_not_named_are_refused(study, monkeypatch, t
             analysis.check_controlled_variables(loaded, every)
 
 
+def test_arms_that_measure_other_windows_are_refused(study, monkeypatch, tmp_path):
+    """As when a study goes on with a version that measures others."""
+    loaded = spec.load(str(study(seeds=[1])))
+    every = spec.runs(loaded, tmp_path)
+    same = {
+        "model": {},
+        "hyperparameters": {},
+        "data": {},
+        "layout": {},
+        "environment": {"packages": {}, "hardware": {}},
+    }
+    monkeypatch.setattr(analysis, "last_manifest", lambda folder: {"identity": same, "tokens": 8})
+
+    def measure(*settings: dict) -> dict:
+        for run, measured in zip(every, [*settings, *[settings[-1]] * len(every)], strict=False):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            write_json(run.folder / "run.json", {"settings": {"eval_windows": 16, **measured}})
+        return analysis.check_controlled_variables(loaded, every)["data"]
+
+    first = {"tokens": 8, "eval_windows": 16, "eval_order": "sequential"}
+    assert measure({}) == measure({}, {"eval_order": "sequential"}) == first  # earlier versions do not record it
+    assert measure({"eval_order": "shuffled"}) == {**first, "eval_order": "shuffled"}
+    for other, named in (
+        ({"eval_order": "shuffled"}, "eval_order sequential -> shuffled"),
+        ({"eval_windows": 8}, "16 -> 8"),
+    ):
+        with pytest.raises(Refusal, match=f"in settings that the study does not vary: .*{named}"):
+            measure({}, other)
+
+
 def test_curves_of_seeds_meet_at_steps(monkeypatch):
     """Seeds of a tuning have read other numbers of tokens at a step: it is drawn at their mean."""
     drawn = []

@@ -344,6 +344,8 @@ def test_a_plan_counts_what_each_folder_is_read():
 def test_evaluations_of_several_sets_cost_a_third_of_training_per_token():
     sets = set_rows({**MANIFEST, "validation_sets": {"s": MANIFEST["mixture"][0]}}, 64, 5, 8)
     assert [(row["name"], row["windows"], row["probe"]) for row in sets] == [("web", 5, 6), ("code", 5, 2), ("s", 5, 0)]
+    held_out = [(part["splits"]["validation"]["tokens"] - 1) // 64 for part in MANIFEST["mixture"]]
+    assert [row["held_out"] for row in sets] == [*held_out, held_out[0]]
     assert "3 sets, 960 tokens per evaluation" in cost_lines(sets, [], 64, 10, 32_000)[0]
     assert "10 evaluations: 10.0 % of the computation" in cost_lines(sets, [], 64, 10, 32_000)[0]
     assert cost_lines(sets[:1], [], 64, 10, 32_000) == []

@@ -74,9 +74,10 @@ def check_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase, contex
 
 
 def beginnings(windows: Sequence, tokenizer: PreTrainedTokenizerBase, count: int = 3, tokens: int = 6) -> list[str]:
-    """The beginnings of the first held-out documents, as prompts.
+    """The beginnings of some held-out documents, as prompts: the first that begin in `windows`.
 
-    windows: TokenWindows of the validation split. count: number of prompts. tokens: length of each.
+    windows: TokenWindows of the validation split, in the order in which they are measured. count: number of
+    prompts. tokens: length of each.
     """
     prompts = []
     for index in range(min(len(windows), 200)):
