@@ -37,6 +37,11 @@ TINY = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    environment.begin_test()
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """300,000 characters of documentation as jsonl, a real text."""
