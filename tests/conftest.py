@@ -76,6 +76,21 @@ def handlers():
 
 
 @pytest.fixture
+def undrawn(request, monkeypatch):
+    """Cards of runs in this process have no figures, which would be much of the time of a tiny run. A module that looks
+    at no figures uses it for all of its tests; one of them that does asks for `drawn`. Runs that are processes of their
+    own draw theirs, as do the tests of cards.
+    """
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("model_card.card.draw", lambda records: None)
+
+
+@pytest.fixture
+def drawn():
+    """Cards have their figures, also where the module is `undrawn`."""
+
+
+@pytest.fixture
 def pretrain(settings, tmp_path, handlers):
     """Run run_pretrain.py's main() in this process: `pretrain(folder, max_steps=3)` returns the run folder."""
     from run_pretrain import main
