@@ -37,6 +37,11 @@ TINY = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    environment.begin_test()
+
+
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
     """300,000 characters of documentation as jsonl, a real text."""
@@ -68,6 +73,21 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def undrawn(request, monkeypatch):
+    """Cards of runs in this process have no figures, which would be much of the time of a tiny run. A module that looks
+    at no figures uses it for all of its tests; one of them that does asks for `drawn`. Runs that are processes of their
+    own draw theirs, as do the tests of cards.
+    """
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr("model_card.card.draw", lambda records: None)
+
+
+@pytest.fixture
+def drawn():
+    """Cards have their figures, also where the module is `undrawn`."""
 
 
 @pytest.fixture

@@ -54,12 +54,6 @@ def made(request, tmp_path, monkeypatch, handlers) -> Path:
     return tmp_path / request.param
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Cards without figures, which take seconds; test_a_card_is_rendered_again draws them."""
-    monkeypatch.setattr("model_card.card.draw", lambda records: None)
-
-
 def run(script: str, *argv: str) -> None:
     """The same command that made a folder, in this process."""
     __import__(f"run_{script}").main(["--config", f"{script}.yaml", *argv])

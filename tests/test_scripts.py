@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import forking
 import numpy as np
 import pytest
 from helpers import ROOT, config_file, launch, launch_ranks, log_of, same_tensors, tensors_of
@@ -58,6 +59,21 @@ def running(run: Path) -> list[int]:
 
 
 LONG = {"max_steps": 100_000, "allow_epochs": True, "logging_steps": 10, "eval_strategy": "no", "save_steps": 100_000}
+
+
+def test_a_script_is_a_fork_unless_the_test_changes_the_environment(monkeypatch):
+    """That libraries set variables when they are imported is no such change: every script used to import them anew."""
+    monkeypatch.setattr(forking, "run", lambda command, timeout: "a fork")
+    monkeypatch.setattr(subprocess, "run", lambda command, **more: "started afresh")
+    assert launch("--help") == "a fork"
+    for name, value in (("LLAMA_LITE_TESTS", "1"), ("HF_HOME", "elsewhere")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert launch("--help") == "started afresh"
+    with monkeypatch.context() as patch:
+        patch.delenv("HF_HOME")
+        assert launch("--help") == "started afresh"
+    assert launch("--help", launcher=(sys.executable, "-u")) == "started afresh" and launch("--help") == "a fork"
 
 
 def test_help_teaches_and_every_argument_is_explained():
@@ -214,8 +230,14 @@ def test_a_signal_while_text_is_prepared_keeps_what_is_prepared(settings, tmp_pa
 
 
 @pytest.mark.slow
-def test_runs_killed_at_random_end_as_the_one_that_was_not(tmp_path):
-    """A few of benchmarks/kill.py's hundred."""
+def test_runs_killed_at_random_end_as_the_one_that_was_not(tmp_path, monkeypatch):
+    """A few of benchmarks/kill.py's hundred. Its processes are forks here, so that kills meet work and not imports."""
+
+    def launch_fork(text: Path, place: Path, slowed: bool = False) -> forking.Fork:
+        place.mkdir(parents=True, exist_ok=True)
+        return forking.start(kill.command(text, place, slowed), place / "output.txt")
+
+    monkeypatch.setattr(kill, "launch", launch_fork)
     text = tmp_path / "text.jsonl"
     kill.write_text(text, 300_000)
     text.with_name("kill.yaml").write_text(kill.SETTINGS)

@@ -11,6 +11,8 @@ from llama_lite.config import fields
 from llama_lite.errors import Refusal
 from llama_lite.files import read_jsonl
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 FILES = (
     "config.json generation_config.json manifest.json model.safetensors optimizer.safetensors progress.json"
     " rng_state.pth scheduler.pt tokenizer.json tokenizer_config.json trainer_state.json"

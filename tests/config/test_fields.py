@@ -17,6 +17,8 @@ from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.config.sft import parse_sft
 from llama_lite.errors import Refusal
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PRETRAIN_KEPT = {**fields.KEPT, **config_pretrain.PRETRAIN_KEPT}
 SFT_KEPT = {**fields.KEPT, **config_sft.KEPT}
 OTHER = {  # a value that a kept field must not have

@@ -19,6 +19,8 @@ from llama_lite.config.sft import parse_sft
 from llama_lite.errors import Refusal
 from llama_lite.training.trainer import VerifiedTraining
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STEPS = 12
 NEEDED = {"warmup_stable_decay": ["--lr_scheduler_kwargs", '{"num_decay_steps": 4}']}
 REFUSED = {

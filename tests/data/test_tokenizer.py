@@ -12,6 +12,8 @@ from llama_lite.data import tokenizer as data_tokenizer
 from llama_lite.errors import Refusal
 from llama_lite.models import loading, references
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def gpt2():

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import forking
 import pytest
 import torch
 import yaml
@@ -31,6 +32,8 @@ from llama_lite.formatting import size
 from llama_lite.hub.client import Reference, remove_cached
 from llama_lite.hub.download import RemoteWeights
 from llama_lite.models import references
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FEW = {"tasks": ["embedded_mmlu_cloze", "embedded_docs"], "limit": 6, "cpu_threads": 1}
 
@@ -71,7 +74,7 @@ def second(base, tmp_path):
     return tmp_path / "second"
 
 
-def test_scores_samples_and_pairs(evaluate, base, second, tmp_path):
+def test_scores_samples_and_pairs(evaluate, drawn, base, second, tmp_path):
     out = evaluate(tmp_path / "out", models=[str(base), str(second)])
     rows = table(out)
     assert [(row["model"], row["task"], row["metric"]) for row in rows] == [
@@ -413,7 +416,7 @@ def test_killed_anywhere_it_ends_the_same(base, second, tmp_path):
     kept: dict = {}
     for there in (1, results - 1):  # killed when so many are there: a machine's pace decides nothing
         command = [sys.executable, str(ROOT / "run_eval.py"), "--config", str(cut)]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = forking.start(command, tmp_path / "output.txt")
         while len(list((tmp_path / "cut" / "results").glob("*.json"))) < there and process.poll() is None:
             time.sleep(0.01)
         process.kill()

@@ -27,6 +27,8 @@ from llama_lite.hub import publish_queue
 from llama_lite.models.presets import load_model_config
 from llama_lite.training import resume
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def fineweb(hub, text, tmp_path) -> tuple[str, str]:
@@ -319,7 +321,7 @@ def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
     assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
 
 
-def test_nothing_private_is_published(hub, pretrain, tmp_path):
+def test_nothing_private_is_published(hub, pretrain, drawn, tmp_path):
     changes = ours(hub)
     run = pretrain(tmp_path / "run", **changes)
     private = [part.encode() for part in (os.environ["HF_TOKEN"], str(tmp_path), os.getcwd())]

@@ -18,6 +18,8 @@ from llama_lite.hub import publish_queue
 from llama_lite.models import references
 from llama_lite.models.presets import load_model_config
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def published_base(hub, base) -> str:

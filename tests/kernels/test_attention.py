@@ -11,6 +11,8 @@ from llama_lite.errors import Interrupted, Refusal
 from llama_lite.files import read_json
 from llama_lite.kernels.attention import check_name, set_attention
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def model():

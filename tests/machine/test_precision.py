@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import torch
-from helpers import ROOT, config_file, launch
+from helpers import ROOT, config_file, launch, launch_ranks
 
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.kernels import switches
 from llama_lite.machine import hardware, precision
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 CPU = torch.device("cpu")
 
@@ -123,9 +125,8 @@ def test_what_a_device_cannot_train_in_is_refused():
 
 
 def test_two_processes_compute_in_what_rank_0_chose(settings, tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "two"), max_steps=3, save_steps=3, eval_steps=3)
-    done = launch("--config", str(path), launcher=launcher)
+    done = launch_ranks(ROOT / "configs/accelerate/cpu2.yaml", "--config", str(path))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("chosen    precision") == 1
     one = config_file(tmp_path, settings, output_dir=str(tmp_path / "one"), max_steps=3, save_steps=3, eval_steps=3)

@@ -13,6 +13,8 @@ from llama_lite.kernels import switches
 from llama_lite.models import loading, references
 from llama_lite.models.loading import load_weights
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WIDE = {
     "vocab_size": 128,
     "hidden_size": 32,

@@ -1,10 +1,8 @@
 """Studies: what is refused, what is run again, what is compared; and a study that is killed gives the same results."""
 
 import csv
-import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -14,11 +12,11 @@ import forking
 import pytest
 import torch
 import yaml
-from helpers import ROOT, config_file, launch
+from helpers import ROOT, config_file
 
 from llama_lite.config.pretrain import PretrainArguments
 from llama_lite.errors import Refusal
-from llama_lite.files import append_jsonl, read_json, write_json, write_text
+from llama_lite.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from llama_lite.machine import hardware
 from llama_lite.studies import analysis, cost, runner, spec
 from model_card import study as report
@@ -229,23 +227,33 @@ def test_finished_runs_are_kept_and_changed_arms_are_made_again(made, capsys):
 
 
 @pytest.mark.slow
-def test_a_killed_study_gives_the_same_results(made):
-    """SIGKILL and SIGTERM: the runs of one seed, the evaluation and the table are made again, as they were."""
+def test_a_killed_study_gives_the_same_results(made, tmp_path):
+    """SIGKILL and SIGTERM, each while a run trains: the runs of one seed, the evaluation and the table are made again,
+    as they were. The study that is killed is a fork; its runs are started by what a study starts them with.
+    """
     path, out = made
+
+    def logs() -> list[Path]:
+        return list((out / "runs").glob("*-seed-2/log.jsonl"))
+
+    def logged() -> int:
+        return sum(len(read_jsonl(log)) for log in logs())
+
     expected = (out / "results.csv").read_bytes()
     for gone in (*(out / "runs").glob("*-seed-2*"), out / "evaluation", out / "results.csv", out / "evaluation.json"):
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-    chance = random.Random(5)
-    command = [sys.executable, str(ROOT / "run_study.py"), "--config", str(path), "--output_dir", str(out)]
+    argv = ["--config", str(path), "--output_dir", str(out)]
     for number, ends in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        time.sleep(chance.uniform(6, 12))
+        before = logged()
+        process = forking.start([sys.executable, str(ROOT / "run_study.py"), *argv], tmp_path / "output.txt")
+        while logged() <= before and process.poll() is None:  # a machine's pace decides nothing
+            time.sleep(0.02)
         process.send_signal(number)
-        assert process.wait(60) == ends
-        time.sleep(2)  # the run of a killed one, told by its parent's death, saves and ends
-    assert launch(*command[2:], script="run_study.py").returncode == 0
+        assert process.wait(60) == ends, (tmp_path / "output.txt").read_text()
+        while not all((log.parent / "status.json").exists() for log in logs()):
+            time.sleep(0.02)  # the run of a killed one, told by its parent's death, saves and ends
+    assert logged() > 0 and not (out / "results.csv").exists()
+    main(argv)
     assert (out / "results.csv").read_bytes() == expected
 
 

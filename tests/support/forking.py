@@ -5,8 +5,10 @@ for all tests.
 import atexit
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.process
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -35,7 +37,8 @@ LOADED = [
     ),
     *(
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in sorted((ROOT / "llama_lite").rglob("*.py"))
+        for package in ("llama_lite", "model_card")
+        for path in sorted((ROOT / package).rglob("*.py"))
         if not path.stem.startswith("__")
     ),
 ]
@@ -58,6 +61,40 @@ def run(command: list[str], timeout: float, cwd: Path = ROOT) -> subprocess.Comp
             process.join()
             raise subprocess.TimeoutExpired(command, timeout, stdout.read_bytes(), stderr.read_bytes())
         return subprocess.CompletedProcess(command, process.exitcode, stdout.read_text(), stderr.read_text())
+
+
+class Fork:
+    """A script that runs as a fork, with what the tests use of a `subprocess.Popen`."""
+
+    def __init__(self, process: multiprocessing.process.BaseProcess, command: list[str]):
+        self.process, self.command = process, command
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.process.exitcode is None:
+            raise subprocess.TimeoutExpired(self.command, timeout)
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        if self.process.exitcode is None:
+            os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+def start(command: list[str], log: Path) -> Fork:
+    """Begin what `run` runs; its output is added to `log`. For tests that kill a script, or send it a signal, where
+    starting Python and importing the libraries is not what they test.
+    """
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(LOADED)
+    process = forks.Process(target=_run_script, args=(command[1:], str(ROOT), str(log), str(log)))
+    process.start()
+    return Fork(process, command)
 
 
 def run_logged(command: list[str], log: Path) -> int:

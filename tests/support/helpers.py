@@ -4,14 +4,13 @@ tensors.
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import environment
 import forking
 import yaml
-from environment import ENVIRONMENT
 
 from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.data import formats, given_text, preparation, sources, text_source
@@ -51,10 +50,7 @@ def launch(
     imports are tested by tests that start their processes themselves.
     """
     command = [*launcher, str(ROOT / script), *argv]
-    if launcher == (sys.executable,) and {**os.environ, "PYTEST_CURRENT_TEST": ""} == {
-        **ENVIRONMENT,
-        "PYTEST_CURRENT_TEST": "",
-    }:
+    if launcher == (sys.executable,) and not environment.is_changed():
         return forking.run(command, timeout)
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=timeout)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import forking
 import pytest
-from helpers import ROOT, config_file, launch, launch_ranks, log_of, on_cpus
+from helpers import ROOT, config_file, launch_ranks, log_of, on_cpus
 from transformers import TrainerCallback
 
 from llama_lite.checkpoint import store, tensor_files, verify
@@ -15,7 +15,9 @@ from llama_lite.files import read_json, read_jsonl
 from llama_lite.formatting import size
 from llama_lite.training import saving, trainer
 
-TWO = (sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "configs/accelerate/cpu2.yaml"))
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+CPU2 = ROOT / "configs/accelerate/cpu2.yaml"
 
 
 def saved(run: Path) -> list[int]:
@@ -186,12 +188,8 @@ def test_a_failure_of_the_thread_ends_all_ranks_at_one_step(settings, tmp_path, 
     name = "model-00002-of-00002.safetensors" if fails else "model.safetensors"
     full = script(tmp_path, name=name, at=1, action="raise OSError(28, 'No space left on device')")
     Path(full).write_text(Path(full).read_text().replace("exit_with_status(run_pretrain.main)", WITH_ENDS))
-    if fails:
-        result = launch_ranks(
-            on_cpus("fsdp2", tmp_path), "--config", str(path), script=full, through="tests/support/sharded_on_cpu.py"
-        )
-    else:
-        result = launch("--config", str(path), script=full, launcher=TWO)
+    launcher, through = (on_cpus("fsdp2", tmp_path), "tests/support/sharded_on_cpu.py") if fails else (CPU2, None)
+    result = launch_ranks(launcher, "--config", str(path), script=full, through=through)
     ends = [(run / f"ends-{rank}").read_text().split() for rank in (0, 1)]
     assert ends[0][0] == ends[1][0] and 10 <= int(ends[0][0]) <= 12
     assert [end[1] for end in ends] == (["Refusal", "OSError"] if fails else ["OSError", "Refusal"])

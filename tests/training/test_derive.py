@@ -350,7 +350,7 @@ def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused
     text, tmp_path, monkeypatch, pretrain
 ):
     monkeypatch.chdir(tmp_path)
-    folder, run = folder_of(tmp_path, text, 100_000), tmp_path / "run"
+    folder, run = folder_of(tmp_path, text, 20_000), tmp_path / "run"  # which ends before its hours do
     short = [
         "--dataset",
         str(folder),
@@ -407,9 +407,18 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
 
 
 def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
-    path = tmp_path / "mine.yaml"
+    path, folder = tmp_path / "mine.yaml", folder_of(tmp_path, text, 20_000)
     done = launch(
-        "--dataset", str(text), "--suggest", str(path), "--hours", "0.006", "--cpu_threads", "1", "--sample_tokens", "0"
+        "--dataset",
+        str(folder),
+        "--suggest",
+        str(path),
+        "--hours",
+        "0.006",
+        "--cpu_threads",
+        "1",
+        "--sample_tokens",
+        "0",
     )
     assert done.returncode == 0 and f"run it with: accelerate launch run_pretrain.py --config {path}" in done.stdout, (
         done.stderr

@@ -19,6 +19,8 @@ from llama_lite.training.callbacks.health import Health
 from llama_lite.training.callbacks.progress import Progress
 from llama_lite.training.trainer import PretrainTrainer, VerifiedTraining
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 class Killed(BaseException):
     """What no code of the run catches."""

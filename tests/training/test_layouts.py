@@ -243,7 +243,7 @@ def same_shapes(first: Path, second: Path) -> bool:
 
 @pytest.mark.slow
 def test_a_sharded_run_resumes_bit_for_bit_publishes_and_exports(settings, tmp_path, fsdp2, hub):
-    """The first run writes its checkpoints in parts, the second one does not."""
+    """The first run, which accelerate starts, writes its checkpoints in parts; the second one does not."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -253,7 +253,8 @@ def test_a_sharded_run_resumes_bit_for_bit_publishes_and_exports(settings, tmp_p
     result = launch("--config", str(path), "--push_to_hub", "--hub_model_id", "org/sharded", launcher=fsdp2)
     assert result.returncode == 0, result.stderr
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "again"))
-    result = launch("--config", str(path), "--resume_from_checkpoint", "org/sharded@step-000005", launcher=fsdp2)
+    argv = ["--config", str(path), "--resume_from_checkpoint", "org/sharded@step-000005"]
+    result = launch_ranks(on_cpus("fsdp2", tmp_path), *argv, through="tests/support/sharded_on_cpu.py")
     assert result.returncode == 0 and "as recorded, bit for bit" in result.stdout, result.stderr
     assert log_of(tmp_path / "again") == log_of(tmp_path / "whole")
     parts = [f"{kind}-0000{part}-of-00002.safetensors" for kind in ("model", "optimizer") for part in (1, 2)]
@@ -305,8 +306,11 @@ SHARDED = {
 
 @pytest.mark.parametrize("script", SHARDED)
 def test_sharding_that_does_not_run_is_refused(tmp_path, script):
-    launcher = (*ACCELERATE, "--config_file", str(on_cpus("fsdp2", tmp_path)))
-    result = launch("--output_dir", str(tmp_path / "run"), launcher=launcher, script=script)
+    config, argv = on_cpus("fsdp2", tmp_path), ("--output_dir", str(tmp_path / "run"))
+    if script == "run_pretrain.py":  # under the launcher itself
+        result = launch(*argv, launcher=(*ACCELERATE, "--config_file", str(config)), script=script)
+    else:
+        result = launch_ranks(config, *argv, script=script)
     assert result.returncode != 0 and len(re.findall(SHARDED[script], result.stderr)) == 1
     assert not (tmp_path / "run").exists()
 

@@ -144,6 +144,7 @@ def test_a_run_that_is_made_to_overfit_is_caught(pretrain, tmp_path):
         eval_steps=8,
         save_steps=240,
         learning_rate=5e-3,
+        sample_tokens=0,
     )
     found = [event for event in read_jsonl(run / "events.jsonl") if event["event"] == "overfitting"]
     assert len(found) == 1 and found[0]["low"] > 0 and found[0]["eval_loss"] > found[0]["best_eval_loss"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import log_of, same_tensors, tensors_of
+from helpers import config_file, launch, log_of, same_tensors, tensors_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_lite.chat_format import template
@@ -24,6 +24,8 @@ from llama_lite.machine import hardware
 from llama_lite.models import batches, loading, references
 from llama_lite.studies import analysis
 from llama_lite.training import lora, sft_trainer, timing
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 BFLOAT16_NATS = 0.02  # a loss under autocast from the one in float32, at most: bfloat16 has 8 bits, logits are below 4
 
@@ -123,10 +125,20 @@ def interrupt(sft, folder, step, monkeypatch, **changes):
             sft(folder, **changes)
 
 
-@pytest.mark.parametrize("packing", [True, False])
+@pytest.fixture(scope="module")
+def whole_unpacked(sft_settings, tmp_path_factory) -> Path:
+    """The uninterrupted run whose rows are not packed; read only."""
+    folder = tmp_path_factory.mktemp("unpacked") / "whole"
+    path = config_file(folder.parent, sft_settings, output_dir=str(folder), packing=False)
+    result = launch("--config", str(path), script="run_sft.py")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+@pytest.mark.parametrize("whole", ["whole_sft", "whole_unpacked"])
 @pytest.mark.parametrize("step", [2, 7])
-def test_a_stopped_run_ends_as_the_one_that_was_not(sft, whole_sft, tmp_path, monkeypatch, packing, step):
-    whole = whole_sft if packing else sft(tmp_path / "whole", packing=False)
+def test_a_stopped_run_ends_as_the_one_that_was_not(sft, request, tmp_path, monkeypatch, whole, step):
+    packing, whole = whole == "whole_sft", request.getfixturevalue(whole)
     interrupt(sft, tmp_path / "run", step, monkeypatch, packing=packing)
     run = sft(tmp_path / "run", packing=packing)
     assert log_of(run) == log_of(whole)
@@ -220,7 +232,7 @@ def test_the_end_of_text_loss_is_over_the_answers_that_end():
     assert ends["difference"]["high"] - ends["difference"]["low"] == pytest.approx(2 * 12.706 * 0.5, rel=1e-3)
 
 
-def test_where_every_held_out_answer_is_cut_there_is_no_end_of_text_loss(sft, tmp_path, capsys):
+def test_where_every_held_out_answer_is_cut_there_is_no_end_of_text_loss(sft, drawn, tmp_path, capsys):
     path = tmp_path / "rows.jsonl"
     rows = [
         {"instruction": "Say nothing.", "output": ""},

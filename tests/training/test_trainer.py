@@ -18,6 +18,8 @@ from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub import export
 from llama_lite.run_folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def reference(config, tokens, block_size, windows_per_step, steps, peak, warmup, decay, clip):
     """The paper's training written out: (losses, gradient norms, rates, final weights) in float32."""
