@@ -234,6 +234,7 @@ def test_a_run_of_another_kind_logs_the_loss_of_its_model(pretrain, settings, tm
             "fused_loss": True,
             "block_attention": True,
             "precision": "float32",
+            "eval_order": "sequential",
         }
         run = pretrain(tmp_path / f"run-{kind}", model_config=str(tmp_path / kind), **changes)
         logged = [entry["eval_loss"] for entry in read_jsonl(run / "log.jsonl") if "eval_loss" in entry][-1]
