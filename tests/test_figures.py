@@ -8,8 +8,6 @@ import statistics
 from collections import defaultdict
 from pathlib import Path
 
-import pytest
-
 from benchmarks import render_demo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,7 +188,7 @@ def test_the_other_studies():
 def test_figures_of_evidence():
     layouts, texts, suggest, resume = map(read, ("layouts", "own_text", "suggest", "resume"))
     trace, evaluate, mixture, llama_cpp = map(read, "trace evaluate mixture llama_cpp".split())
-    page, chat = read("report")["made_up"], read("chat")["merged"]
+    page, chat, adapter = read("report")["made_up"], read("chat")["merged"], read("chat")["adapter"]
     float32, bfloat16 = (layouts[name]["largest_difference_in_nats"] for name in ("float32", "bfloat16"))
     sizes, counts = ([text[name] for text in texts.values()] for name in ("megabytes", "files"))
     assert {text[command] for text in texts.values() for command in ("pretrain", "tune", "evaluate")} == {0}
@@ -222,6 +220,8 @@ def test_figures_of_evidence():
         f"{evaluate['memory']['gib_beyond_the_weights_rolling']:.1f} GiB beyond the weights",
         f"takes ({chat['seconds']['chat']:.1f} s); an answer of at most 150 tokens"
         f" ends {chat['seconds']['end'] - chat['seconds']['chat']:.1f} s later",
+        f"After {adapter['first_answer_to_transformers']:.2f} times with its adapter over the base, as in README"
+        f" ({adapter['seconds']['chat']:.1f} s;",
         f"of {page['log_lines']:,} log lines, {page['revisions']} revisions",
         f"{page['bytes'] / 1e6:.1f} MB; made in",
         f"of {mixture['mixtures']} random mixtures",
@@ -265,8 +265,6 @@ def test_what_tuning_changed_in_the_demo():
 
 def test_the_terminal_of_the_demo():
     """The lines, the processor and the day that pages show are those of the recorded output."""
-    if not render_demo.TERMINAL.exists():
-        pytest.skip("the demo was not run with --record since it keeps its output")
     pages = {page: (ROOT / page).read_text(encoding="utf-8") for page in render_demo.PAGES}
     wrong = [page for page, text in pages.items() if render_demo.placed(text) != text]
     assert wrong == [], "python -m benchmarks.render_demo"
@@ -294,9 +292,7 @@ def test_times_name_their_processor_or_their_day():
     timed = [row for row in rows if time.search(row.split(" | ")[1])]
     assert len(timed) >= 10
     assert [row for row in timed if not re.search(r"\(AMD EPYC, Zen 5\)|\(2026-11-\d\d\)", row)] == []
-    shown = "AMD EPYC, Zen 5"
-    if (terminal := render_demo.TERMINAL).exists():
-        entry = render_demo.recorded(terminal.read_text(encoding="utf-8"))
-        shown = render_demo.processor_in_words(entry["processor"])
+    entry = render_demo.recorded(render_demo.TERMINAL.read_text(encoding="utf-8"))
+    shown = render_demo.processor_in_words(entry["processor"])
     for page in ("README.md", "docs/getting-started.md"):
         assert missing(page, ["2026-11-28, processor not recorded", shown]) == []
