@@ -111,7 +111,7 @@ def _sampling(values: np.ndarray, weights: np.ndarray, clusters: Names | None, s
         apart = np.bincount(stratum, residuals**2) * items / np.maximum(items - 1, 1) / n**2
         design = np.bincount(stratum_of, sizes**2) / np.bincount(stratum, weights**2)
         variance = (robust + (apart * (1 + (design - 1) * correlation)).sum()) / 2
-        variance += max(0.0, (apart * design).sum() - variance) * _uncertainty(values / weights, cluster)
+        variance += max(0.0, (apart * design).sum() - variance) * _uncertainty(values / weights, cluster, len(counts))
     freedom = _freedom(sizes, stratum_of, correlation) if between else 0.0
     kish, value = n**2 / (sizes**2).sum(), values.sum() / n
     numbers = n, len(sizes), len(counts)
@@ -146,13 +146,14 @@ def _intraclass(
     return min(1.0, max(0.0, (mean_between - mean_within) / spread)) if spread > 0 else 0.0
 
 
-def _uncertainty(values: np.ndarray, cluster: np.ndarray) -> float:
+def _uncertainty(values: np.ndarray, cluster: np.ndarray, strata: int) -> float:
     """How little the clusters say of their own correlation, from 0 to 1: 0 where each has items that differ from the
-    value that most items have, (share of the other clusters) / D**2 where D clusters have.
+    value that most items have, (share of the other clusters) / D**2 where D clusters have, not counting one for each
+    stratum beyond the first: its mean follows from it.
     """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     differing = len(np.unique(cluster[inverse != counts.argmax()]))
-    return (1 - differing / (cluster.max() + 1)) / max(differing, 1) ** 2
+    return (1 - differing / (cluster.max() + 1)) / max(differing - strata + 1, 1) ** 2
 
 
 def _quantile(freedom: float, confidence: float = CONFIDENCE) -> float:

@@ -118,6 +118,14 @@ def test_clusters_count_in_a_paired_test():
     assert alone["p"] < 1e-6 and alone["low"] > 0.5
 
 
+def test_clusters_say_less_of_their_correlation_where_strata_take_their_means():
+    """3 of 10 clusters have other values; each stratum beyond the first counts for one of them."""
+    values, cluster = np.zeros(40), np.repeat(np.arange(10), 4)
+    values[[0, 4, 8, 9]] = 1
+    found = [statistics._uncertainty(values, cluster, strata) for strata in (1, 2, 3, 4)]
+    assert found == pytest.approx([0.7 / 9, 0.7 / 4, 0.7, 0.7])
+
+
 def test_strata_are_fixed_parts():
     """The error of a mean over subjects is that of the mean within each, weighted by its size."""
     rng = np.random.default_rng(2)
