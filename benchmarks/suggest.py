@@ -169,7 +169,7 @@ def held_out(where: Path) -> float:
     folder = where / settings["prepared_dir"]
     manifest = read_json(folder / "manifest.json")
     windows = TokenWindows(folder, manifest, "validation", settings["block_size"])
-    model = AutoModelForCausalLM.from_pretrained(where / "run", dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(where / "run", dtype=torch.float32, trust_remote_code=False).eval()
     nats = 0.0
     with torch.inference_mode():
         for first in range(0, len(windows), 16):
