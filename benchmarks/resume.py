@@ -75,7 +75,7 @@ def run_script(*argv: str) -> None:
 
 def sparse(small: Path, large: Path) -> None:
     """A prepared folder of SHARDS x SHARD_TOKENS zeros that take no space on disk."""
-    from llama_lite.data.shards import fingerprint
+    from llama_lite.data.shards import add_fingerprint
 
     shutil.copytree(small, large)
     manifest = read_json(small / "manifest.json")
@@ -97,7 +97,8 @@ def sparse(small: Path, large: Path) -> None:
             }
         )
     manifest["splits"]["train"] = {"tokens": SHARDS * SHARD_TOKENS, "bytes": 1, "shards": shards}
-    write_json(large / "manifest.json", {**manifest, "fingerprint": fingerprint(manifest)})
+    manifest = {name: value for name, value in manifest.items() if name not in ("digest", "fingerprint")}
+    write_json(large / "manifest.json", add_fingerprint(manifest))
 
 
 def move_to_step(run: Path, step: int) -> None:
