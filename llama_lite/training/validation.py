@@ -31,10 +31,9 @@ def validation_sets(tokens: PreparedTokens, run) -> list[ValidationSet]:
     run: the run's arguments, of which `eval_windows` is the most windows of each (None: all), and `eval_order` says
     which: the first ones, or the first ones of a permutation that follows from the prepared folder alone.
     """
-    sets = []
+    sets, order = [], Order(run.eval_order)
     for part in (*tokens.folders, *tokens.validation):
         name = part.name if tokens.is_mixture or part.weight == 0 else ""
-        order = Order(run.eval_order)
         windows = TokenWindows(part.folder, part.manifest, "validation", run.block_size, order)
         windows.length = min(windows.length, run.eval_windows or windows.length)
         sets.append(ValidationSet(name, windows, part.bytes_per_token, part.weight))

@@ -104,8 +104,14 @@ def test_the_records_of_a_run_name_the_windows_that_it_read(pretrain, settings, 
         return fetch(self, position)
 
     monkeypatch.setattr(TokenWindows, "__getitem__", recorded)
-    changed = {"eval_strategy": "no", "save_steps": 2, "logging_steps": 1, "sample_tokens": 0}
-    changed["eval_order"] = "sequential"  # training alone is shuffled
+    # training alone is shuffled
+    changed = {
+        "eval_strategy": "no",
+        "eval_order": "sequential",
+        "save_steps": 2,
+        "logging_steps": 1,
+        "sample_tokens": 0,
+    }
     run, taken = tmp_path / "run", []
     for steps, more in (
         (2, {}),
