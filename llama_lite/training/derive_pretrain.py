@@ -65,8 +65,8 @@ class Derivation:
     is prepared.
 
     groups: what `parse_pretrain` returned, in which the values are set. planned: the planned layout. recorded: the
-    values of RECORDED in the record of the run that is resumed (`resume.recorded_values`). mixture: the manifest of a
-    mixture, whose folders are prepared. further_sets: number of validation sets beside that of the text.
+    values of RECORDED in the record of the run that is resumed. mixture: the manifest of a mixture, whose folders are
+    prepared. further_sets: number of validation sets beside that of the text.
     """
 
     def __init__(

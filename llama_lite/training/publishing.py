@@ -1,13 +1,16 @@
-"""What a run will publish, for --dry_run."""
+"""What a run publishes: the forecast of --dry_run, and its queues when it begins and ends."""
 
 from pathlib import Path
 
 from transformers import TrainingArguments
 
 from ..config.common import HubArguments
+from ..distributed import print_main
+from ..errors import Interrupted
 from ..formatting import size
-from ..hub.publish_queue import is_published, queue_lines
+from ..hub.publish_queue import is_published, queue_lines, queued
 from ..hub.queue_limit import carries_state, default_limit
+from ..run_folder import RunFolder
 from .plan import Plan, TuningPlan, saved_steps
 
 
@@ -35,3 +38,49 @@ def publishing_lines(
         *queue_lines(queue),
         *(queue_lines(queue.with_name("queue-merged")) if merged else ()),
     ]
+
+
+# ---- queues (rank 0) ----
+
+
+def open_queues(publishers: list, required: bool) -> None:
+    """Begin to publish, after a look at the repository. Raises Refusal where the Hub is `required` and cannot be."""
+    for publisher in publishers:
+        publisher.check(required)
+        publisher.catch_up()
+        publisher.start()
+
+
+def publish_queued(publishers: list, timeout: float) -> None:
+    """Publish what waits in the queues of a finished run, for `timeout` seconds at most each."""
+    for publisher in publishers:
+        if queued(publisher.folder):
+            publisher.start()
+            publisher.drain(timeout)
+
+
+def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
+    """Queue what only the last checkpoint gives (a merged model), and wait for all queues."""
+    for publisher in publishers[1:]:
+        publisher.add(checkpoint)
+        publisher.start()
+    for publisher in publishers:
+        publisher.drain(timeout)
+
+
+def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
+    """Publish what waits in the queues of a run, and what should. Raises Interrupted when some of it still waits."""
+    left, lost, due = [], [], []
+    for publisher in publishers:
+        publisher.check(required=True)
+        publisher.catch_up()
+        publisher.start()
+        if not publisher.drain(timeout):
+            left += queue_lines(publisher.folder)
+        lost += publisher.lost
+        due += publisher.not_evaluated
+    if left:
+        raise Interrupted("; ".join(left))
+    missing = [f"{len(lost)} revisions that are gone from the Hub and from this machine"] if lost else []
+    missing += [f"step {due[0]:,}, whose evaluation the resumed run makes"] if due else []
+    print_main(f"everything in {run.path} is published{', except ' + ' and '.join(missing) if missing else ''}")

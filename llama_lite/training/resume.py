@@ -1,11 +1,9 @@
-"""Where a run begins: in its own folder, in a checkpoint of the Hub, from another model's weights, or at step 0.
+"""Where a run begins: at a checkpoint of its own folder or of the Hub, or at step 0.
 
 All of it happens on rank 0, before any model is made.
 """
 
-import contextlib
 import dataclasses
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,19 +11,16 @@ from ..checkpoint import integrity, store, verify
 from ..checkpoint.identity import changed_arithmetic, check_changes
 from ..config.fields import names
 from ..distributed import print_main, run_on_main
-from ..errors import Interrupted, Refusal
-from ..files import read_json, read_jsonl, write_json
+from ..errors import Refusal
+from ..files import read_json, write_json
 from ..folder_kinds import check_folder
 from ..hub import client, download, export, publish_queue, revision
 from ..hub.client import HubPermissionError, HubUnavailable, reference
-from ..kernels import block_attention
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
-from ..models.loading import check_weights, describe_mismatch
 from ..models.presets import load_model_config
-from ..models.references import FREE_FIELDS, need_weights
 from ..run_folder import RunFolder
 from . import trainer
-from .decisions import DEFAULT_HOURS
+from .initial_weights import other_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,198 +146,6 @@ def _check_initial(run: RunFolder, record: dict, start: trainer.ResumePoint) -> 
         )
 
 
-# by kind: arguments that a run without `settings` in its record did not give were these, before they followed from text
-# and machine
-OLD_DEFAULTS = {
-    "pretrain": {
-        "model_config": "demo",
-        "tokenizer": "gpt2",
-        "vocab_size": 4096,
-        "text_column": "text",
-        "validation_tokens": 100_000_000,
-        "prepared_dir": "data/demo",
-        "block_size": 1024,
-        "tokens_per_step": 524_288,
-        "order": "sequential",
-        "eval_windows": None,
-        "sample_prompts": ["Hello, I am a language model,"],
-        "logging_steps": 10,
-        "eval_steps": 250,
-        "save_steps": 250,
-        "save_total_limit": 3,
-        "per_device_train_batch_size": 8,
-    },
-    "sft": {
-        "eval_rows": 400,
-        "max_length": 1024,
-        "long_rows": "drop",
-        "skip_held_out": False,
-        "sequences_per_step": 16,
-        "probe_rows": 8,
-        "compared_prompts": 8,
-        "sampled_answers": 64,
-        "answer_tokens": 96,
-        "logging_steps": 10,
-        "eval_steps": 100,
-        "save_steps": 100,
-        "save_total_limit": 3,
-        "per_device_train_batch_size": 8,
-    },
-}
-
-SWITCHES = ("compile_layers", "fused_loss")
-EVAL_ORDERS = ("sequential", "shuffled")  # of --eval_order
-
-
-def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
-    """{argument: value} of the run that a command goes on with, and its `order_version`; empty where it begins a new
-    one.
-
-    mode: --resume_from_checkpoint; repo: where the run publishes, used if the folder has no checkpoint. What the newest
-    checkpoint says wins over what the run began with. Never refuses: what is wrong with the run is said when it is
-    resumed.
-    """
-    where = reference(mode)
-    if (
-        where
-        and (read_json(Path(output_dir) / "run.json") or {}).get("resumed_from") == str(where)
-        and store.checkpoints(Path(output_dir))
-    ):
-        mode, where = "auto", None  # the same command again: it goes on from where it got to
-    folder = Path(mode if mode not in ("auto", "must", "never") else output_dir)
-    if mode == "never":
-        return {}
-    run, identity, manifest = {}, None, None
-    if where is None and folder.is_dir():
-        steps = store.checkpoints(folder)
-        manifests = [verify.read_manifest(path) for path in [path for _, path in steps] or [folder]]
-        manifest = next((found for found in manifests if found), None)
-        identity = manifest and manifest["identity"]
-        # a checkpoint, whose record lies beside it
-        of_a_run = identity is not None and not steps and not (folder / "run.json").exists()
-        run = read_json((folder.parent if of_a_run else folder) / "run.json") or {}
-        begun = any(entry["event"] in ("started", "resumed") for entry in read_jsonl(folder / "events.jsonl"))
-        if identity is None and not begun and (read_json(folder / "status.json") or {}).get("status") == "refused":
-            run = {}  # what was refused before its first step is not what this command goes on with
-        identity = identity or run.get("identity")
-    if identity is None and (where or (repo and mode == "auto")):
-        with contextlib.suppress(Refusal, HubUnavailable, HubPermissionError):
-            ref, record = (
-                (where, download.read_revision(where)[1]) if where else next(download.resumable(repo), (None, {}))
-            )
-            identity = record.get("identity")
-            manifest = _published_manifest(ref, record) if identity else None
-    if identity is None:
-        return {}
-    values = run.get("settings") or ({**OLD_DEFAULTS.get(run["kind"], {}), **run["given"]} if "given" in run else {})
-    hyperparameters, switches = identity["hyperparameters"], identity["environment"].get("switches", {})
-    values = {
-        **values,
-        **hyperparameters,
-        **{
-            name: identity["data"][name]
-            for name in identity["data"]
-            if name in ("order", "block_size", "tokens_per_step")
-        },
-    }
-    if "order" in identity["data"]:
-        values = {**_evaluated(manifest), **values}
-        values.setdefault("eval_order", "sequential")  # of runs from before it was an argument
-    values |= {name: switches[name] for name in SWITCHES if name in switches} | {
-        "order_version": identity["data"].get("order_version", 1),
-        **block_attention.arguments_of(switches.get("attention")),
-    }
-    return values
-
-
-def _published_manifest(ref: client.Reference, record: dict) -> dict | None:
-    """The manifest of the checkpoint in a revision, whose `revision.json` is `record`; None where it was published
-    without training state. Raises HubUnavailable or HubPermissionError.
-    """
-    name = f"{revision.STATE}/{verify.MANIFEST}"
-    if name not in record["files"]:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        return read_json(client.fetch(ref, client.commit_of(ref), name, Path(folder)))
-
-
-def _evaluated(manifest: dict | None) -> dict:
-    """The arguments of the manifest of a checkpoint that say which validation windows are measured; none of one from
-    before they were recorded.
-    """
-    record = manifest.get("rerun") if isinstance(manifest, dict) else None
-    arguments = record.get("arguments") if isinstance(record, dict) else None
-    found = arguments if isinstance(arguments, dict) else {}
-    windows, order = found.get("eval_windows"), found.get("eval_order")
-    kept = {"eval_windows": windows} if type(windows) is int and windows > 0 else {}
-    return kept | ({"eval_order": order} if order in EVAL_ORDERS else {})
-
-
-def values_to_continue(run, training, repo: str | None) -> dict:
-    """As `recorded_values`; empty for --suggest and for --dry_run with --hours, which are about a new run.
-
-    run, training: the arguments. Raises Refusal for hours that the run was not begun with: its steps stay as they are.
-    """
-    if run.suggest or (run.dry_run and "hours" in run.explicit_args):
-        return {}
-    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo)
-    if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
-        derived = not found.get("hours") or found["hours"] == DEFAULT_HOURS
-        began = "another length" if derived else f"--hours {found['hours']:g}"
-        raise Refusal(
-            f"--hours {run.hours:g}: the run in {training.output_dir} was started with {began}, and its"
-            f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to continue it; give another --output_dir"
-            " for another run, or --max_steps N --allow_changes max_steps to make this one longer."
-        )
-    return found
-
-
-# ---- queues (rank 0) ----
-
-
-def open_queues(publishers: list, required: bool) -> None:
-    """Begin to publish, after a look at the repository. Raises Refusal where the Hub is `required` and cannot be."""
-    for publisher in publishers:
-        publisher.check(required)
-        publisher.catch_up()
-        publisher.start()
-
-
-def publish_queued(publishers: list, timeout: float) -> None:
-    """Publish what waits in the queues of a finished run, for `timeout` seconds at most each."""
-    for publisher in publishers:
-        if publish_queue.queued(publisher.folder):
-            publisher.start()
-            publisher.drain(timeout)
-
-
-def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
-    """Queue what only the last checkpoint gives (a merged model), and wait for all queues."""
-    for publisher in publishers[1:]:
-        publisher.add(checkpoint)
-        publisher.start()
-    for publisher in publishers:
-        publisher.drain(timeout)
-
-
-def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
-    """Publish what waits in the queues of a run, and what should. Raises Interrupted when some of it still waits."""
-    left, lost, due = [], [], []
-    for publisher in publishers:
-        publisher.check(required=True)
-        publisher.catch_up()
-        publisher.start()
-        if not publisher.drain(timeout):
-            left += publish_queue.queue_lines(publisher.folder)
-        lost += publisher.lost
-        due += publisher.not_evaluated
-    if left:
-        raise Interrupted("; ".join(left))
-    missing = [f"{len(lost)} revisions that are gone from the Hub and from this machine"] if lost else []
-    missing += [f"step {due[0]:,}, whose evaluation the resumed run makes"] if due else []
-    print_main(f"everything in {run.path} is published{', except ' + ' and '.join(missing) if missing else ''}")
-
-
 # ---- the checkpoint to begin from (rank 0) ----
 
 
@@ -459,59 +262,6 @@ def _pull(run, kind: str, where) -> None:
         raise Refusal(
             f"{where} cannot be downloaded: {error}. Run the same command again when the Hub answers."
         ) from None
-
-
-def init_folder(run, init_from: str, config, ids: int = 0) -> Path:
-    """The folder of the weights that `--init_from` means, downloaded where it is a revision. Raises Refusal where they
-    need another model.
-
-    ids: of the tokenizer. Each must have a row in the weights; only rows beyond, which are padding, may be missing.
-    """
-    where, folder = reference(init_from), Path(init_from).expanduser()
-    if where:
-        try:
-            folder = download.pull_model(where)[1]
-        except (HubUnavailable, HubPermissionError) as error:
-            raise Refusal(f"--init_from {where}: {error}. Run the same command again when the Hub answers.") from None
-    integrity.check_model(init_from, folder)
-    need_weights(folder)
-    if (folder / "config.json").exists():
-        theirs = load_model_config(str(folder.absolute()))
-        check_same_model(init_from, theirs, config)
-        if theirs.get_text_config().vocab_size < ids:
-            raise Refusal(
-                f"--init_from {init_from} has a vocabulary of {theirs.get_text_config().vocab_size:,} ids, but this"
-                f" run's tokenizer has {ids:,}: prepare the text with the tokenizer of those weights (--tokenizer"
-                " FOLDER)."
-            )
-        if said := describe_mismatch(theirs, config.bos_token_id, config.eos_token_id):
-            print_main(f"init      {init_from}: {said}")
-    check_weights(folder, config)
-    return folder
-
-
-def check_same_model(init_from: str, theirs, config) -> None:
-    """Raise Refusal where weights of the config `theirs` are not those of a model of this one."""
-    if other := other_fields(theirs, config):
-        shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
-        raise Refusal(
-            f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Leave out"
-            " --model_config, or give the config.json of those weights."
-        )
-
-
-def other_fields(theirs, config) -> dict[str, tuple]:
-    """{field: (theirs, this one's)} of what must be equal for the weights of one config to be those of the other: the
-    kind and tying first.
-    """
-    found = [{**one.to_dict(), "tie_word_embeddings": one.tie_word_embeddings} for one in (theirs, config)]
-    names = [
-        "model_type",
-        "tie_word_embeddings",
-        *sorted({*found[0], *found[1]} - {"model_type", "tie_word_embeddings"}),
-    ]
-    other = {name: (found[0].get(name), found[1].get(name)) for name in names if not FREE_FIELDS.search(name)}
-    return {name: both for name, both in other.items() if both[0] != both[1]}
 
 
 def _new_run(run, record: dict, begins: bool) -> None:

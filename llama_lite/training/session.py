@@ -22,7 +22,7 @@ from ..machine.hardware import configure_cpu, deterministic_algorithms
 from ..machine.parallelism import check_launch, layout, use_one_gpu
 from ..processes import StopSignals, seconds_since_start
 from ..run_folder import RunFolder
-from . import dashboards, goodput, resume
+from . import dashboards, goodput, publishing, recorded_values, resume
 from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .callbacks.stop_after_step import StopAfterStep
@@ -79,7 +79,7 @@ class Session:
     def recorded(self, names) -> dict:
         """{argument: value} of `names` that the record of the run to go on with holds (rank 0). Raises Refusal."""
         if self.values is None:
-            self.values = resume.values_to_continue(self.run_args, self.training_args, self.repo)
+            self.values = recorded_values.values_to_continue(self.run_args, self.training_args, self.repo)
         return {name: self.values[name] for name in names if name in self.values}
 
     def order_version(self) -> int:
@@ -107,7 +107,7 @@ class Session:
         with RunFolder(folder) as run:
             run.record_end = False
             publishers = self._make_publishers(run, record["id"])
-            run_on_main(resume.publish_waiting, run, publishers, self.hub_args.hub_drain_timeout)
+            run_on_main(publishing.publish_waiting, run, publishers, self.hub_args.hub_drain_timeout)
 
     def _make_publishers(self, run: RunFolder, identifier: str) -> list[Publisher]:
         """The queue of the run's checkpoints, and that of its merged model; identifier: the run's, in its records."""
@@ -203,7 +203,7 @@ class Session:
         for publisher in self.publishers:
             self.ends.callback(publisher.stop)
         if resume.is_finished(self.run, self.start, plan.steps):
-            run_on_main(resume.publish_queued, self.publishers, hub.hub_drain_timeout)
+            run_on_main(publishing.publish_queued, self.publishers, hub.hub_drain_timeout)
             return None
         if self.start.checkpoint is None:
             check_new()
@@ -211,7 +211,7 @@ class Session:
         self.dashboards = dashboards.continuation(*reported)  # before the log is rewound
         self.ends.enter_context(dashboards.environment(self.dashboards, self.training_args))
         resume.begin_run(self.run, record, self.start)
-        run_on_main(resume.open_queues, self.publishers[:1], hub.hub_required)
+        run_on_main(publishing.open_queues, self.publishers[:1], hub.hub_required)
         return self.start
 
     def trainer_arguments(self) -> dict:
@@ -279,4 +279,4 @@ class Session:
     def publish_rest(self, steps: int) -> None:
         """Queue the merged model of the last checkpoint, if there is one, and wait until all queues are empty."""
         checkpoint, timeout = self.run.path / f"checkpoint-{steps}", self.hub_args.hub_drain_timeout
-        run_on_main(resume.publish_rest, self.publishers, checkpoint, timeout)
+        run_on_main(publishing.publish_rest, self.publishers, checkpoint, timeout)

@@ -25,7 +25,7 @@ from llama_lite.errors import Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub import publish_queue
 from llama_lite.models.presets import load_model_config
-from llama_lite.training import resume
+from llama_lite.training import recorded_values
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -369,7 +369,7 @@ def test_a_stranger_resumes_bit_for_bit(hub, repository, settings, whole_run, tm
 
 @pytest.mark.parametrize("mode, repo", [("org/whole@step-000005", None), ("auto", "org/whole")])
 def test_a_run_that_goes_on_from_the_hub_measures_the_windows_that_it_measured(hub, repository, tmp_path, mode, repo):
-    values = resume.recorded_values(str(tmp_path / "run"), mode, repo)
+    values = recorded_values.recorded_values(str(tmp_path / "run"), mode, repo)
     assert (values["eval_windows"], values["eval_order"]) == (16, "shuffled")
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from llama_lite.errors import Refusal
 from llama_lite.models import loading, references
 from llama_lite.models.loading import load_weights
-from llama_lite.training import resume
+from llama_lite.training import initial_weights
 
 UP = "model.layers.1.mlp.up_proj.weight"
 DAMAGE = {  # what becomes of a model's tensors, and what is said of it
@@ -171,7 +171,7 @@ def test_weights_of_another_kind_or_tying_are_refused(tmp_path):
         with pytest.raises(
             Refusal, match=f"{name} is another model: .*{expected_message}.*or give the config.json of those weights"
         ):
-            resume.init_folder(None, str(tmp_path / name), config)
+            initial_weights.init_folder(str(tmp_path / name), config)
 
 
 def test_what_weights_do_not_depend_on_may_differ(tmp_path):
@@ -184,7 +184,8 @@ def test_what_weights_do_not_depend_on_may_differ(tmp_path):
         use_cache=False,
     )
     assert (
-        resume.init_folder(None, str(tmp_path / "other"), AutoConfig.for_model("llama", **SMALL)) == tmp_path / "other"
+        initial_weights.init_folder(str(tmp_path / "other"), AutoConfig.for_model("llama", **SMALL))
+        == tmp_path / "other"
     )
     with pytest.raises(
         Refusal,
@@ -193,8 +194,8 @@ def test_what_weights_do_not_depend_on_may_differ(tmp_path):
             r" weights"
         ),
     ):
-        resume.init_folder(
-            None, str(tmp_path / "other"), AutoConfig.for_model("llama", **{**SMALL, "vocab_size": 65}), 65
+        initial_weights.init_folder(
+            str(tmp_path / "other"), AutoConfig.for_model("llama", **{**SMALL, "vocab_size": 65}), 65
         )
 
 

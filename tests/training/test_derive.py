@@ -22,7 +22,15 @@ from llama_lite.kernels import switches
 from llama_lite.machine.parallelism import Layout
 from llama_lite.models import shapes
 from llama_lite.models.presets import count_parameters, model_config_of
-from llama_lite.training import decisions, derive_data, derive_model, derive_pretrain, derive_schedule, resume, timing
+from llama_lite.training import (
+    decisions,
+    derive_data,
+    derive_model,
+    derive_pretrain,
+    derive_schedule,
+    recorded_values,
+    timing,
+)
 from llama_lite.training.decisions import nice
 from run_pretrain import what_next
 
@@ -392,7 +400,7 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
 
     def found(*argv, place=folder):
         *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(place), *argv])
-        found = resume.values_to_continue(run, training, None)
+        found = recorded_values.values_to_continue(run, training, None)
         return {name: found[name] for name in derive_pretrain.RECORDED if name in found}
 
     (folder / "in").mkdir()
