@@ -46,6 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     # ---- How this process is launched, and the folder of the run ----
     session = Session("sft", hub_args, run_args, training_args, shards=False)
     choose_output_dir(base_args.model_name_or_path, run_args, training_args)
+    session.go_on()
 
     # ---- The record of the run, the base and the chat format ----
     values, reasons, recorded = settle_machine(session, groups)

@@ -7,7 +7,7 @@ from datetime import datetime
 
 # steps: training steps of which the result is kept. saves, evaluations: while no step is made. restarts: starting
 # again, and steps that were lost since the last checkpoint. waiting: no process of the run was there (stopped, or in a
-# queue). other: the first start, preparation of text, and what follows the last step.
+# queue), but for a run that had finished. other: the first start, preparation of text, and what follows the last step.
 KINDS = ("steps", "saves", "evaluations", "restarts", "waiting", "other")
 
 

@@ -230,8 +230,15 @@ def check_base(adapter: Located, base: Located) -> None:
     if record:
         if record["sha256"] != weights_digest(base.folder, base.remote_weights):
             made_for = f"{record['hub_id']}@{record['revision']}" if record["hub_id"] else "other weights"
+            is_run = any((folder / "run.json").is_file() for folder in (base.folder, base.folder.parent))
+            way = (
+                " If the run was trained further since, export the step that was tuned: python -m llama_lite export"
+                f" {base.name.partition('@')[0]}@step-N --to safetensors --output_dir FOLDER, and give"
+                f" FOLDER+{adapter.name}"
+            )
             raise Refusal(
-                f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256 differ)."
+                f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256"
+                f" differ).{way if is_run else ''}"
             )
         saved_fields = record.get("config", {})  # which the first versions did not record
         current_fields = counted_fields(base) if saved_fields else {}

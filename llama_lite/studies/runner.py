@@ -9,14 +9,13 @@ import sys
 import time
 from pathlib import Path
 
-from ..checkpoint.store import checkpoints
 from ..distributed import print_main
 from ..errors import Interrupted, Refusal
 from ..exit import EXIT_CODES
 from ..files import FolderLock, append_jsonl, read_json, read_jsonl, write_json
 from ..paths import ROOT
 from ..processes import die_with_parent
-from .spec import Study, StudyRun, replace_values
+from .spec import Study, StudyRun
 
 
 def _command_file(run: StudyRun) -> Path:
@@ -60,12 +59,9 @@ def make(study: Study, run: StudyRun) -> None:
     """Run one arm with one seed, as a user would; a killed run is resumed. Raises Refusal, Interrupted."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     write_json(_command_file(run), _command(run))
-    argv = run.argv
-    if checkpoints(run.folder):  # --resume_without applies to the first start alone
-        argv = replace_values(argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
     start = time.monotonic()
     try:
-        launch(study.script, argv, run.folder.with_suffix(".log"))
+        launch(study.script, run.argv, run.folder.with_suffix(".log"))
     finally:
         append_jsonl(_sessions(run), {"seconds": round(time.monotonic() - start, 1)})
 

@@ -443,15 +443,6 @@ def _argument_words(name: str, value) -> list[str]:
     return [f"--{name}", *map(str, items)]
 
 
-def replace_values(argv: list[str], values: dict) -> list[str]:
-    """A command line in which `values` replace its own values of the same arguments."""
-    words, is_kept = [], True
-    for word in argv:
-        is_kept = word.removeprefix("--") not in values if word.startswith("--") else is_kept
-        words += [word] if is_kept else []
-    return words + [word for name, value in values.items() for word in _argument_words(name, value)]
-
-
 def base_of(study: Study, run: StudyRun) -> str | None:
     """The base model of a tuning run, else None."""
     return parse_sft(run.argv)[0].model_name_or_path if study.script == "run_sft.py" else None

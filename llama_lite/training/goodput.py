@@ -62,6 +62,7 @@ def seconds_before(events: list[dict], step: int, since_start: float, last_seen:
 
     events: of earlier sessions. since_start: seconds since this session's process began. last_seen: when the session
     before was last seen, in seconds since 1970. What was done after the checkpoint is lost, and counts as a restart.
+    Time after the run's end, until it is made longer, counts as nothing; commands that were refused are no sessions.
     Sessions of earlier versions, whose events carry no seconds, are not counted.
     """
     before = goodput.seconds_at(events, step)
@@ -70,9 +71,12 @@ def seconds_before(events: list[dict], step: int, since_start: float, last_seen:
     seconds, then = before
     passed = max(0.0, time.time() - then)
     began = time.time() - min(since_start, passed)
+    events = [event for event in events if event["event"] != "refused"]
     ended = max([then, *([last_seen] if last_seen else []), *(goodput.time_of(event) for event in events[-1:])])
     waiting = max(0.0, began - ended)
-    seconds["waiting"] += waiting
+    starts_and_ends = [event["event"] for event in events if event["event"] in ("started", "resumed", "finished")]
+    if starts_and_ends[-1:] != ["finished"]:
+        seconds["waiting"] += waiting
     seconds["restarts"] += passed - waiting
     return seconds
 

@@ -1,6 +1,7 @@
 """The arguments of the run that a command goes on with: what its record and its newest checkpoint say."""
 
 import contextlib
+import json
 import tempfile
 from pathlib import Path
 
@@ -53,6 +54,22 @@ OLD_DEFAULTS = {
 
 SWITCHES = ("compile_layers", "fused_loss")
 EVAL_ORDERS = ("sequential", "shuffled")  # of --eval_order
+
+
+def counted(given: dict) -> dict:
+    """The explicit arguments by which a command is recognised as the same one, as JSON reads them again."""
+    return json.loads(json.dumps({name: value for name, value in given.items() if name != "stop_after_step"}))
+
+
+def is_repeated(output_dir: str, given: dict) -> bool:
+    """Whether a run's last start was by a command with these explicit arguments, and it has saved a checkpoint since.
+
+    The command then goes on from what was saved. It does not begin once more at --resume_from_checkpoint FOLDER, or
+    --resume_without a state.
+    """
+    record, steps = read_json(Path(output_dir) / "run.json") or {}, store.checkpoints(Path(output_dir))
+    last = record.get("last_start", {"given": record.get("given", {}), "step": 0})  # without: of an older version
+    return bool(steps) and steps[0][0] > last["step"] and counted(last["given"]) == counted(given)
 
 
 def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:

@@ -31,7 +31,6 @@ class RemovalOfRun:
         self.removal, found = run_on_main(find_removal, run_args.without_documents, prepared, run_args.block_size)
         print_main("\n".join(removal_lines(self.removal, found)))
         session.also_allowed = functools.partial(check_removal, self.removal, prepared)
-        run_on_main(_continue_own, session.training_args)
 
     def identity(self) -> dict:
         """What of `identity["data"]` says that documents are left out."""
@@ -42,15 +41,6 @@ class RemovalOfRun:
         if self.removal:
             exclude(train, self.removal)
             run_on_main(write_json, self.session.run.path / FILE, self.removal.record())
-
-
-def _continue_own(training_args) -> None:
-    """Where the same command ran before, and saved checkpoints, go on from those (rank 0)."""
-    run, mode = Path(training_args.output_dir), training_args.resume_from_checkpoint
-    folder = Path(mode)
-    if folder.is_dir() and folder.parent.resolve() != run.resolve() and store.checkpoints(run):
-        print_main(f"resume    {run} has checkpoints of its own, so it goes on from them, not from {folder}")
-        training_args.resume_from_checkpoint = "auto"
 
 
 def check_removal(

@@ -4,6 +4,7 @@ All of it happens on rank 0, before any model is made.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from ..checkpoint import integrity, store, verify
 from ..checkpoint.identity import changed_arithmetic, check_changes
 from ..config.fields import names
 from ..distributed import print_main, run_on_main
-from ..errors import Refusal
+from ..errors import Interrupted, Refusal
 from ..files import read_json, write_json
 from ..folder_kinds import check_folder
 from ..hub import client, download, export, publish_queue, revision
 from ..hub.client import HubPermissionError, HubUnavailable, reference
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
 from ..models.presets import load_model_config
+from ..processes import seconds_since_start
 from ..run_folder import RunFolder
 from . import trainer
 from .initial_weights import other_fields
@@ -77,9 +79,11 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
         and run_on_main(has_model, run.path, run.path / f"checkpoint-{start.step}")
     ):
         return False
+    new = [*start.changed.get("hyperparameters", ()), *start.changed.get("data", ())]
+    unused = f", and the new {', '.join(new)} is not used" if new else ""
     print_main(
-        f"{run.path} is finished ({steps} steps): nothing to do. To train longer, raise --max_steps and add"
-        " --allow_changes max_steps."
+        f"{run.path} is finished ({steps} steps): nothing to do{unused}. To train longer: --max_steps N (in place of"
+        f" --hours) --allow_changes {','.join(dict.fromkeys([*new, 'max_steps']))}"
     )
     run.record_end = False
     return True
@@ -158,9 +162,11 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
 
     check_folder("output_dir", run.path, kind)
     store.recover_interrupted(run.path)
-    (run.path / "stop").unlink(missing_ok=True)
+    _obey_stop(run.path / "stop")
     without = tuple(names(options.resume_without))
     mode = _from_hub(run, kind, identity, options)
+    if mode not in ("auto", "must", "never"):
+        _check_own(run.path, Path(mode))
     folder = store.resolve(run.path, mode, without, report)
     if folder and folder.parent.resolve() != run.path.resolve():
         integrity.check_state(
@@ -182,6 +188,23 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
         store.supersede_newer(run.path, folder, start.step, report)
         publish_queue.supersede(run.path, start.step)
     return start
+
+
+def _obey_stop(file: Path) -> None:
+    """Raise Interrupted for a file `stop` that was made since this command began. It goes, as an older one does."""
+    made = file.stat().st_mtime if file.exists() else 0.0
+    file.unlink(missing_ok=True)
+    if made > time.time() - seconds_since_start():
+        raise Interrupted(f"{file} was made before the first step. Run the same command again to continue.")
+
+
+def _check_own(run: Path, checkpoint: Path) -> None:
+    """Raise Refusal for a checkpoint of another folder where the run has checkpoints of its own."""
+    if checkpoint.is_dir() and checkpoint.resolve().parent != run.resolve() and (own := store.checkpoints(run)):
+        raise Refusal(
+            f"--resume_from_checkpoint {checkpoint}: {run} holds a run already, whose newest checkpoint is at step"
+            f" {own[0][0]:,}. Use `auto` to continue it, or another --output_dir."
+        )
 
 
 def _check_optimizer(changed: dict[str, tuple]) -> None:
@@ -273,5 +296,7 @@ def _new_run(run, record: dict, begins: bool) -> None:
     there = read_json(run.path / "run.json") or {}
     if begins:
         write_json(run.path / "run.json", record)
-    elif "identity" not in there:
-        write_json(run.path / "run.json", record | there)
+        return
+    last = {name: record[name] for name in ("last_start",) if name in record}
+    whole = there if "identity" in there else record | there
+    write_json(run.path / "run.json", whole | last)

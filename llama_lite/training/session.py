@@ -54,6 +54,7 @@ class Session:
         configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
         self.export_to = self.merge_to = None
         self.also_allowed = resume.ResumeOptions.also_allowed
+        self.repeats = False  # whether this command began the run, which has saved checkpoints since
         self.values: dict | None = None  # of the record of the run that goes on, on rank 0
         self.run: RunFolder | None = None
         self.signals: StopSignals | None = None
@@ -70,6 +71,19 @@ class Session:
 
     def __exit__(self, *error):
         return self.ends.__exit__(*error)
+
+    def go_on(self) -> None:
+        """Where this command began the run, and it has saved checkpoints since, let the command go on from those: like
+        `auto`, and with all of their state.
+        """
+        run_args, training_args = self.run_args, self.training_args
+        folder, mode = training_args.output_dir, training_args.resume_from_checkpoint
+        self.repeats = run_on_main(recorded_values.is_repeated, folder, run_args.explicit_args)
+        if self.repeats and (run_args.resume_without or mode not in ("auto", "must", "never")):
+            print_main(
+                f"resume    {folder} has saved checkpoints since this command began it, and goes on from the newest"
+            )
+            training_args.resume_from_checkpoint, run_args.resume_without = "auto", ""
 
     @property
     def repo(self) -> str | None:
@@ -192,6 +206,8 @@ class Session:
                 f"--stop_after_step {run_args.stop_after_step}: the run in {self.run.path} is already at step"
                 f" {self.start.step}. Give a later step, or leave it out."
             )
+        if not self.repeats:
+            record["last_start"] = {"given": recorded_values.counted(run_args.explicit_args), "step": self.start.step}
         record["id"] = resume.run_id_of(self.run, record["identity"], self.start.checkpoint is None)
         if self.publishes and not hub.card_license:
             print_main(

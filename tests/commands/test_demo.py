@@ -72,6 +72,7 @@ def test_a_recorded_demo_keeps_its_processor_and_what_it_showed(record, tmp_path
     )
     assert entry["shown"]["took"].startswith("took      prepare the text and pretrain 0 s, evaluate 0 s; in all ")
     printed = capsys.readouterr().out
+    assert "stage     2 of 2: evaluate, about 0 s (67% of the demo)" in printed  # by the pace of the first one here
     assert PRINTED in terminal and "\nscores\n" in terminal and printed == terminal
     assert render_demo.recorded(terminal) == entry
 
@@ -105,6 +106,7 @@ def test_pages_show_the_lines_of_the_recorded_demo(record, tmp_path):
     "recorded, words",
     [
         ("AMD EPYC (AuthenticAMD 26/2/1)", "AMD EPYC, Zen 5"),
+        ("AMD EPYC (AuthenticAMD 25/1/1)", "AMD EPYC, Zen 3"),
         ("Intel(R) Xeon(R) Processor (GenuineIntel 6/207/2)", "Intel Xeon, Emerald Rapids"),
         ("a processor (None)", "a processor"),
     ],

@@ -460,18 +460,6 @@ def test_a_study_that_cannot_be_right_is_refused(study, changes, message):
         spec.load(str(study(**changes)))
 
 
-def test_a_run_that_goes_on_gives_no_argument_twice(study):
-    """What it left out when it began is not left out again."""
-    one = next(one for one in spec.runs(spec.load(str(study())), Path("out")) if one.arm.name == "no_optimizer")
-    argv = spec.replace_values(one.argv, {"resume_from_checkpoint": "auto", "resume_without": ""})
-    *_, run, training = spec.PARSERS["run_pretrain.py"](argv)
-    assert (training.resume_from_checkpoint, run.resume_without, training.seed) == ("auto", "", one.seed)
-    assert (
-        argv[: len(argv) - 4] == [word for word in one.argv if word in argv[: len(argv) - 4]]
-        and "out/runs/whole-seed-1/checkpoint-4" not in argv
-    )
-
-
 def test_an_arm_named_zero_is_an_arm(study):
     arms = {0: None, "b": {"from": 0, "at": [4]}}
     found = spec.load(str(study(arms=arms, reference=0, measure="eval_loss")))

@@ -53,6 +53,12 @@ def test_what_was_lost_is_a_restart_and_what_nobody_ran_is_waiting(monkeypatch):
     older = seconds_before(events, 5, 40.0, begin + 1300.0)
     assert older["steps"] == 460.0 and older["restarts"] == 800.0 + 40.0 and older["waiting"] == 100.0
     assert sum(found.values()) == sum(older.values()) == 1440.0
+    # a run that had finished, and is made longer after a command that was refused
+    finished = [*events[:3], {"event": "finished", "step": 10, "time": at(begin + 1010)}]
+    refused = {"event": "refused", "step": 0, "time": at(begin + 1390)}
+    for ends in (finished, [*finished, refused]):
+        assert seconds_before(ends, 10, 40.0, None) == {**kept, "restarts": 50.0}
+    assert seconds_before([*events, refused], 10, 40.0, begin + 1300.0) == found
     events = [{"event": "saved", "step": 10, "time": at(begin)}]  # of a version that recorded no seconds
     assert seconds_at(events) is None and seconds_before(events, 10, 40.0, None)["other"] == 40.0
 

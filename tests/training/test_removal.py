@@ -78,7 +78,10 @@ def test_a_run_that_goes_on_without_documents_ends_as_one_that_never_read_them(
     # the same command again goes on in its own folder; a list that grew starts from a checkpoint of its own
     pretrain(resumed, **start)
     out = capsys.readouterr().out
-    assert "has checkpoints of its own, so it goes on from them" in out and "nothing to do" in out
+    assert (
+        "has saved checkpoints since this command began it, and goes on from the newest" in out
+        and "nothing to do" in out
+    )
     more = listed(tmp_path, reads[11][0], reads[12][0], reads[12][-1])
     with pytest.raises(Refusal, match=r"goes on as it began.*Give the new one an --output_dir"):
         pretrain(fresh, without_documents=more)

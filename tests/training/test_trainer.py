@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -188,6 +189,11 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     export.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
     pretrain(run)
     assert "nothing to do" in capsys.readouterr().out
+    longer = r"--max_steps N \(in place of --hours\) --allow_changes learning_rate,max_steps"
+    with pytest.raises(Refusal, match=rf"choose another --output_dir, or train longer with the new ones: {longer}"):
+        pretrain(run, learning_rate=5e-4)
+    pretrain(run, "--allow_changes", "learning_rate", learning_rate=5e-4)
+    assert re.search(rf"nothing to do, and the new learning_rate is not used.*{longer}", capsys.readouterr().out)
     with pytest.raises(Refusal, match=r"--max_steps 6: the run in .* is already at step 12"):
         pretrain(run, "--allow_changes", "max_steps", max_steps=6)
 
@@ -477,6 +483,49 @@ def test_going_back_to_an_older_checkpoint_sets_the_newer_aside(pretrain, whole_
     assert (run / "checkpoint-12.superseded").is_dir()
     assert log_of(run) == log_of(whole_run)
     assert same_tensors(run / "checkpoint-12" / "model.safetensors", whole_run / "checkpoint-12" / "model.safetensors")
+
+
+def test_the_same_command_goes_on_from_what_it_saved_since(pretrain, whole_run, tmp_path, monkeypatch, capsys):
+    """It begins at the checkpoint that it names once, and leaves a state out once."""
+    began = {"resume_from_checkpoint": str(whole_run / "checkpoint-10"), "resume_without": "optimizer"}
+    went_on = "has saved checkpoints since this command began it, and goes on from the newest"
+    run = tmp_path / "run"
+    interrupt(pretrain, run, 11, monkeypatch, **began)
+    assert went_on not in capsys.readouterr().out
+    shutil.copytree(run, tmp_path / "other")
+    pretrain(run, **began)
+    out = capsys.readouterr().out
+    assert went_on in out and "start     step 11" in out and "without" not in out
+    resumed = [event["checkpoint"] for event in read_jsonl(run / "events.jsonl") if event["event"] == "resumed"]
+    assert resumed == ["checkpoint-10", "checkpoint-11"]
+    finished = (run / "log.jsonl").read_text()
+    pretrain(run, **began)
+    assert "is finished" in capsys.readouterr().out and (run / "log.jsonl").read_text() == finished
+    with pytest.raises(Refusal, match=r"holds a run already, whose newest checkpoint is at step 11\. Use `auto`"):
+        pretrain(tmp_path / "other", **began, logging_steps=1)  # another command
+
+
+def test_a_run_that_went_back_goes_on_with_the_same_command(pretrain, whole_run, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    back = {"resume_from_checkpoint": str(run / "checkpoint-10"), "save_total_limit": 4}
+    interrupt(pretrain, run, 11, monkeypatch, **back)
+    pretrain(run, **back)
+    assert not (run / "checkpoint-11.superseded").exists() and log_of(run) == log_of(whole_run)
+    pretrain(run, **back, logging_steps=1)  # another command goes back again
+    assert (run / "checkpoint-11.superseded").is_dir()
+
+
+def test_a_stop_file_made_while_the_run_starts_counts(pretrain, tmp_path):
+    file = tmp_path / "run" / "stop"
+    file.parent.mkdir()
+    file.touch()
+    with pytest.raises(Interrupted, match="stop was made before the first step"):
+        pretrain(tmp_path / "run", max_steps=1)
+    file.touch()
+    os.utime(file, (1e9, 1e9))  # of an earlier launch
+    pretrain(tmp_path / "run", max_steps=1)
+    assert not file.exists()
 
 
 def test_tasks_watched_while_training_disturb_nothing(pretrain, whole_run, tmp_path, monkeypatch):
