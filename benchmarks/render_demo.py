@@ -29,6 +29,7 @@ RECORDS = {  # in benchmarks/demo: where the demo leaves it, in runs/
 }
 PAGES = ("README.md", "docs/getting-started.md", "docs/evidence.md", "docs/instruction-tuning.md")
 GENERATIONS = {
+    "AuthenticAMD 25/1/": "Zen 3",
     "AuthenticAMD 26/": "Zen 5",
     "GenuineIntel 6/143/": "Sapphire Rapids",
     "GenuineIntel 6/207/": "Emerald Rapids",

@@ -120,6 +120,7 @@ def main() -> None:
         "first_step_to_imports": round(medians["first step"] / medians["imports"], 3),
         "cores": os.cpu_count(),
         "processor": processor(),
+        "date": time.strftime("%F"),
     }
     print(result)
     write_json(arguments.output, result)

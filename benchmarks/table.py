@@ -6,6 +6,7 @@ python -m benchmarks.table     # writes them between their marks in docs/
 import json
 from pathlib import Path
 
+from benchmarks.render_demo import processor_in_words
 from model_card.study import name_of, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +16,11 @@ SHAPES = ("6x256", "124m, 4 layers")
 
 def read(name: str) -> dict:
     return json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def used(record: dict) -> str:
+    """The processor that a record was measured with."""
+    return processor_in_words(record["processor"]) if "processor" in record else f"not recorded ({record['date']})"
 
 
 def table() -> str:
@@ -74,20 +80,20 @@ def table() -> str:
         f"{text}\n\n{memory}A tiny run takes its first step after {start['first_step_to_imports']:.2f} times the time to "
         f"import Trainer and SFTTrainer ({seconds['first step']:.1f} s and {seconds['imports']:.1f} s; resumed and "
         f"verified {seconds['resumed']:.1f} s; with `--compile_layers` {seconds['compiled, cold']:.0f} s, and "
-        f"{seconds['compiled, warm']:.0f} s from torch's cache).\nMeasured on {train['cores']} cores with "
-        f"{train['capability']} ({train.get('processor', 'the processor was not recorded')}), torch {train['torch']},"
-        f" {train['date']}, with `benchmarks/train.py` and `benchmarks/start.py`; medians of alternating slices.\n"
+        f"{seconds['compiled, warm']:.0f} s from torch's cache; {used(start)}; `benchmarks/start.py`).\nThe rest was "
+        f"measured on {train['cores']} cores with {train['capability']}, processor {used(train)}, torch {train['torch']}, with "
+        "`benchmarks/train.py`; medians of alternating slices.\n"
     )
 
 
 def machines() -> str:
-    """One row per kind of machine: what is chosen there, the demo's time, and the speed of that choice. Markdown."""
-    train, demo, rows = read("train")["machines"], read("demo")["demo"], []
+    """One row per kind of machine: what is chosen there, and the speed of that choice. Markdown."""
+    train = read("train")["machines"]
     rows = [
         [
+            "instructions",
             "processor",
             "precision",
-            "`make demo`",
             "switches of a long run",
             "speed, relative to the best",
             "speed, relative to all off",
@@ -95,14 +101,11 @@ def machines() -> str:
         ["---"] * 6,
     ]
     for name, found in train.items():
-        timed = demo.get("AVX512-BF16" if name == "this processor" else name)
-        minutes = f"{sum(timed['stages']) / 60:.1f} minutes" if timed else ""
         on = ", ".join(f"`--{switch}`" for switch in found["long"].split())
         sizes = [found[shape] for shape in ("1m", "demo")]
         pairs = [[f"{size[measure]:.2f}" for size in sizes] for measure in ("long_to_best", "long_to_nothing")]
         measures = [", ".join(pair) for pair in pairs]
-        processor = "AVX512 with bfloat16" if name == "this processor" else name
-        rows.append([processor, found["precision"], minutes, on, *measures])
+        rows.append([name, used(found), found["precision"], on, *measures])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + "\n"
 
 

@@ -311,7 +311,14 @@ def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
         combinations = {
             mask: on for mask, on in combinations.items() if on in (long, short, "fused_loss compile_layers")
         }
-    found = {"precision": precision, "long": long, "short": short, "turns": turns, "date": time.strftime("%F")}
+    found = {
+        "precision": precision,
+        "long": long,
+        "short": short,
+        "turns": turns,
+        "processor": processor(),
+        "date": time.strftime("%F"),
+    }
     for shape in ("1m", "demo"):
         ways = {f"ours with {on}".rstrip(): on or "none" for on in combinations.values()} | {
             NOTHING: "none, memory not kept"
@@ -328,6 +335,13 @@ def machine(name: str, folder: Path, turns: int, likely: bool) -> dict:
             "long_to_nothing": round(speeds[long or "none"] / speeds[ways[NOTHING]], 3),
         }
     return found
+
+
+def kind_of_machine(name: str, precision: str) -> str:
+    """Under which name the figures of an entry of MACHINES are kept: `AVX2`, `AVX512 with bfloat16`."""
+    if name != "this processor":
+        return name
+    return torch.backends.cpu.get_cpu_capability() + (" with bfloat16" if precision == "bfloat16" else "")
 
 
 def main() -> None:
@@ -410,8 +424,9 @@ def main() -> None:
                 [sys.executable, str(ROOT / "run_pretrain.py"), *prepared("1m", folder), "--prepare_only"], check=True
             )
             for name in arguments.machines.split(","):
-                result.setdefault("machines", {})[name] = machine(name, folder, arguments.turns, arguments.likely)
-                print(name, json.dumps(result["machines"][name]), flush=True)
+                found = machine(name, folder, arguments.turns, arguments.likely)
+                result.setdefault("machines", {})[kind_of_machine(name, found["precision"])] = found
+                print(name, json.dumps(found), flush=True)
                 write_json(arguments.output, result)
 
 
