@@ -533,6 +533,7 @@ def test_another_base_is_refused(sft, whole_sft, base, tmp_path):
         sft(tmp_path / "run", model_name_or_path=str(tmp_path / "other"))
     adapter, base_, other = (references.locate(str(path)) for path in (whole_sft, base, tmp_path / "other"))
     references.check_base(adapter, base_)
+    (tmp_path / "other" / "run.json").write_text("{}")
     with pytest.raises(
         Refusal, match=r"was made for other weights and not for .*other.*export .*other@step-N --to safetensors"
     ):
