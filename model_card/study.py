@@ -281,34 +281,37 @@ def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) ->
     Seeds are aligned by step. Where the tokens of a step differ between seeds (tuning), it is drawn at their mean.
     """
     metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
-    # the same windows
-    paired = {(row["arm"], row["at"]) for row in comparison if metric == "eval_loss" or row["unit"] == "tokens"}
+    # {arm: the one that it is compared with}, on the same windows
+    against = {
+        name_of(row): row["against"]
+        for row in comparison
+        if row["against"] != "its base" and (metric == "eval_loss" or row["unit"] == "tokens")
+    }
     values: dict = {}
     tokens: dict[int, list[int]] = {}
     for row in rows:
         if row["metric"] == metric and row["step"] > (row["at"] or 0):
-            values.setdefault((row["arm"], row["at"] or None), {}).setdefault(row["seed"], {})[row["step"]] = row[
-                "value"
-            ]
+            arm = name_of({**row, "at": row["at"] or None})
+            values.setdefault(arm, {}).setdefault(row["seed"], {})[row["step"]] = row["value"]
             tokens.setdefault(row["step"], []).append(row["tokens"])
     x = {step: sum(counts) / len(counts) / 1e6 for step, counts in tokens.items()}
     with plt.rc_context(STYLE):
         figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
         names = list(dict.fromkeys(arm["name"] for arm in study["arms"]))
         for arm in study["arms"]:
-            seed_curves = values[arm["name"], arm["at"]]
+            name = name_of({"arm": arm["name"], "at": arm["at"]})
             color = COLORS[names.index(arm["name"]) % len(COLORS)]
             label = (
                 arm["name"]
                 if arm["at"] in (None, min(a["at"] for a in study["arms"] if a["name"] == arm["name"]))
                 else None
             )
-            _band(top, x, seed_curves, color, label)
-            if arm["against"] != arm["name"] and (arm["name"], arm["at"]) in paired:
-                base = next(curve for (name, _), curve in values.items() if name == arm["against"])
+            _band(top, x, values[name], color, label)
+            if name in against:
+                base = values[against[name]]
                 difference = {
                     seed: {step: value - base[seed][step] for step, value in curve.items() if step in base[seed]}
-                    for seed, curve in seed_curves.items()
+                    for seed, curve in values[name].items()
                 }
                 _band(bottom, x, difference, color, label)
         bottom.axhline(0, color=GREY, lw=1)

@@ -235,15 +235,16 @@ def compare(study: Study, rows: list[dict], equal: dict[str, int], squares: list
     tokens; what tuning changed of its base; and for arms that begin from a checkpoint and read the same windows, spike
     and recovery.
 
-    A row: {arm, at, against, what, unit, margin, seeds: [...], equal: number of seeds whose finished weights are
-    those of the other arm, p_holm, verdict, items} and what `inference.summarize` gives. Holm's correction is over
-    the rows of one measure. equal: `equal_weights`. squares: `items.squares_of`, by which the error of a row covers
-    other items, too (`items`: their number). Raises Refusal for measures that were not logged, or not at equal tokens.
+    A row: {arm, at, against (label of the other arm), what, unit, margin, seeds: [...], equal: number of seeds whose
+    finished weights are those of the other arm, p_holm, verdict, items} and what `inference.summarize` gives. Holm's
+    correction is over the rows of one measure. equal: `equal_weights`. squares: `items.squares_of`, by which the error
+    of a row covers other items, too (`items`: their number). Raises Refusal for measures that were not logged, or not
+    at equal tokens.
     """
     of_items = {(one["arm"], one["against"], one["what"]): one for one in squares}
     comparison = []
     for arm in study.arms:
-        other = next(candidate for candidate in study.arms if candidate.name == arm.against)
+        other = study.against_of(arm)
         pairs: dict[tuple, list[float]] = {}  # {(against, what, unit): difference of each seed}
         for seed in study.seeds_of(arm):
             seed_pairs = _measure_differences(study, arm, other, seed, rows)
@@ -254,7 +255,7 @@ def compare(study: Study, rows: list[dict], equal: dict[str, int], squares: list
         for (against, what, value_unit), values in pairs.items():
             row = {"arm": arm.name, "at": arm.at, "against": against, "what": what, "unit": value_unit}
             row |= _tested(values, study.margins.get(what), of_items.get((arm.label, against, what)))
-            comparison.append({**row, "equal": equal.get(arm.label) if against == other.name else None})
+            comparison.append({**row, "equal": equal.get(arm.label) if against == other.label else None})
     _adjust(comparison)
     return comparison
 
@@ -305,7 +306,7 @@ def _measure_differences(study: Study, arm: Arm, other: Arm, seed: int, rows: li
             pairs["its base", measure, unit(measure)] = values[max(values)] - values[0]
         if arm is not other:
             ends = contrasts.at_equal_tokens(curves, measure)
-            pairs[other.name, measure, unit(measure)] = ends[arm.label] - ends[other.label]
+            pairs[other.label, measure, unit(measure)] = ends[arm.label] - ends[other.label]
     return pairs
 
 
@@ -317,8 +318,8 @@ def _recovery_differences(arm: Arm, other: Arm, seed: int, rows: list[dict]) -> 
     excess = after_resume(curve(rows, arm, seed, "loss"), curve(rows, other, seed, "loss"), arm.at)
     back = recovery(excess, arm.at)
     return {
-        (other.name, "highest excess of the training loss after the stop", "nats"): max(list(excess.values())[:AFTER]),
-        (other.name, "tokens until back", "tokens"): math.inf if back is None else tokens_at[back] - tokens_at[arm.at],
+        (other.label, "highest excess of the training loss after the stop", "nats"): max(list(excess.values())[:AFTER]),
+        (other.label, "tokens until back", "tokens"): math.inf if back is None else tokens_at[back] - tokens_at[arm.at],
     }
 
 
@@ -327,7 +328,7 @@ def equal_weights(study: Study, finished: list[StudyRun]) -> dict[str, int]:
     if study.script == "run_eval.py":
         return {}
     weights = {(run.arm.label, run.seed): weights_of(run) for run in finished}
-    others = {arm.label: next(other.label for other in study.arms if other.name == arm.against) for arm in study.arms}
+    others = {arm.label: study.against_of(arm).label for arm in study.arms}
     return {
         label: sum(sha == weights[other, seed] for (name, seed), sha in weights.items() if name == label)
         for label, other in others.items()

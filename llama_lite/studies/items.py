@@ -62,12 +62,12 @@ def squares_of(study: Study, finished: list[StudyRun], out: Path) -> list[dict]:
     runs = {(run.arm.label, run.seed): run for run in finished}
     found = []
     for arm in study.arms:
-        other = next(each for each in study.arms if each.name == arm.against)
+        other = study.against_of(arm)
         for measure in study.measures:
             tables: dict[str, list] = {}
             for seed in study.seeds_of(arm):
                 run = runs[arm.label, seed]
-                against = {} if arm is other else {other.name: str(runs[other.label, seed].folder)}
+                against = {} if arm is other else {other.label: str(runs[other.label, seed].folder)}
                 if base := base_of(study, run):
                     against["its base"] = base
                 for name, model in against.items():

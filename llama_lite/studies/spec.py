@@ -48,7 +48,8 @@ class Arm:
     """Arguments that override the shared ones. `source`, `at`: arm and step of the checkpoint that it begins from
     (None: it begins from scratch).
 
-    against: the arm that it is compared with. seeds: those that it runs with (None: all of the study).
+    against: the name of the arm that it is compared with (`Study.against_of`). seeds: those that it runs with (None:
+    all of the study).
     """
 
     name: str
@@ -102,6 +103,10 @@ class Study:
     def begins(self) -> dict[str, int | None]:
         """{label of an arm: the step of the checkpoint that it begins from}; an arm of one `at` by its name, too."""
         return _begins(self.arms)
+
+    def against_of(self, arm: Arm) -> Arm:
+        """The arm that an arm is compared with."""
+        return _against(self.arms, arm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,6 +272,14 @@ def _begins(arms: list[Arm]) -> dict[str, int | None]:
     return {arm.label: arm.at for arm in arms} | alone
 
 
+def _against(arms: list[Arm], arm: Arm) -> Arm | None:
+    """The arm that an arm is compared with: of those of that name the one that begins at the same step, else the only
+    one; None where there are several, and none at that step.
+    """
+    named = [other for other in arms if other.name == arm.against]
+    return next((other for other in named if other.at == arm.at), named[0] if len(named) == 1 else None)
+
+
 def _analysis_problems(raw: dict, arms: list[Arm]) -> list[str]:
     """What is wrong with the seeds of arms, the margins and the contrasts of a study file."""
     problems = []
@@ -280,6 +293,13 @@ def _analysis_problems(raw: dict, arms: list[Arm]) -> list[str]:
             other = by_name.get(name)
             if other is not None and other.seeds is not None and set(own) - set(other.seeds):
                 problems.append(f"arm {arm.name} {kind} {name}, which does not have all of its seeds.")
+    for arm in arms:
+        if arm.against in by_name and _against(arms, arm) is None:
+            steps = ", ".join(str(other.at) for other in arms if other.name == arm.against)
+            problems.append(
+                f"arm {arm.label} is to be compared with {arm.against}, which begins at {steps}: give both the same"
+                " steps in `at`, or compare with an arm that begins at one step."
+            )
     for measure, margin in (raw.get("margin") or {}).items():
         if not is_margin(margin):
             problems.append(f"`margin` of {measure}: {margin!r}: a number above 0 is wanted.")

@@ -1,6 +1,7 @@
 """Studies: what is refused, what is run again, what is compared; and a study that is killed gives the same results."""
 
 import csv
+import dataclasses
 import shutil
 import signal
 import sys
@@ -18,7 +19,7 @@ from llama_lite.config.pretrain import PretrainArguments
 from llama_lite.errors import Refusal
 from llama_lite.files import append_jsonl, read_json, read_jsonl, write_json, write_text
 from llama_lite.machine import hardware
-from llama_lite.studies import analysis, cost, runner, spec
+from llama_lite.studies import analysis, cost, items, runner, spec
 from model_card import study as report
 from model_card.study import line_of
 from run_study import main
@@ -371,6 +372,10 @@ def _begins(at: list[int], own: dict | None = None, **shared) -> dict:
             "arm b is to be compared with c, which is not an arm: whole, b",
         ),
         (
+            {"arms": {"whole": {}, "a": {"from": "whole", "at": [2, 4]}, "b": {"against": "a"}}},
+            "arm b is to be compared with a, which begins at 2, 4: give both the same steps in `at`",
+        ),
+        (
             {"arms": {"whole": {"from": "b", "at": [4]}, "b": {}}},
             "reference whole has a `from`: use an arm without `from`",
         ),
@@ -670,6 +675,48 @@ def test_spike_and_recovery_are_of_the_same_windows(study, tmp_path, monkeypatch
     }
 
 
+def test_arms_of_several_steps_are_compared_at_the_same_step(study, tmp_path, monkeypatch):
+    """In the differences, the equal weights, the items of the evaluation and the curves."""
+    resumed = {"from": "whole", "at": [4, 6]}
+    arms = {"whole": {}, "a": resumed, "b": {**resumed, "against": "a"}, "c": {"from": "whole", "at": [4]}}
+    arms["d"] = {"from": "whole", "at": [6], "against": "c"}  # c begins at one step
+    loaded = spec.load(str(study(arms=arms, set={**STUDY["set"], "save_steps": 2})))
+    pairs = {
+        ("a at 4", "whole"),
+        ("a at 6", "whole"),
+        ("b at 4", "a at 4"),
+        ("b at 6", "a at 6"),
+        ("c at 4", "whole"),
+        ("d at 6", "c at 4"),
+    }
+    assert {(arm.label, loaded.against_of(arm).label) for arm in loaded.arms[1:]} == pairs
+    every = spec.runs(loaded, tmp_path)
+    values = {"whole": 3.0, "a at 4": 3.1, "a at 6": 3.2, "b at 4": 3.4, "b at 6": 3.7, "c at 4": 3.0, "d at 6": 3.0}
+    rows = []
+    for run in every:
+        rows += [analysis._row(run, step, step * 10, "loss", values[run.arm.label]) for step in range(1, 9)]
+        for metric in loaded.measures:
+            rows.append(analysis._row(run, 8, 80, metric, values[run.arm.label]))
+    comparison = analysis.compare(loaded, rows, {}, [])
+    found = {(report.name_of(row), row["against"]): row["value"] for row in comparison if row["what"] == "eval_loss"}
+    assert set(found) == pairs
+    assert found["b at 4", "a at 4"] == pytest.approx(0.3) and found["b at 6", "a at 6"] == pytest.approx(0.5)
+
+    monkeypatch.setattr(analysis, "weights_of", lambda run: f"{run.arm.at}")
+    equal = analysis.equal_weights(loaded, every)
+    assert (equal["b at 4"], equal["b at 6"], equal["d at 6"]) == (2, 2, 0)
+
+    answers = {(str(run.folder), loaded.measures[1]): {"x": (1.0, 2.0), "y": (2.0, 2.0)} for run in every}
+    monkeypatch.setattr(items, "item_values", lambda folder: answers)
+    assert {(one["arm"], one["against"]) for one in items.squares_of(loaded, every, tmp_path)} == pairs
+
+    drawn = []
+    monkeypatch.setattr(report, "save", lambda figure, path: drawn.append(figure))
+    report.curves(dataclasses.asdict(loaded), rows, comparison, tmp_path)
+    levels = [line.get_ydata()[-1] for line in drawn[0].axes[1].lines[:-1]]  # the last is zero
+    assert levels == pytest.approx([0.1, 0.2, 0.3, 0.5, 0.0, 0.0])
+
+
 def test_a_registered_study_that_is_not_committed_is_refused_before_the_first_run(study, tmp_path):
     with pytest.raises(
         Refusal, match=r"study\.yaml is in no commit, and a registered study's file is committed, alone"
@@ -768,7 +815,8 @@ def test_curves_of_seeds_meet_at_steps(monkeypatch):
         for seed in (1, 2)
         for step in (10, 20)
     ]
-    report.curves({"arms": arms}, rows, [{"arm": "b", "at": None, "unit": "nats"}], Path("unused"))
+    comparison = [{"arm": "b", "at": None, "against": "a", "unit": "nats"}]
+    report.curves({"arms": arms}, rows, comparison, Path("unused"))
     top, bottom = drawn[0].axes
     assert [list(line.get_xdata()) for line in top.lines] == [[11.5, 21.5]] * 2
     assert list(bottom.lines[0].get_ydata()) == [1.0, 1.0]
