@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from model_card.answers import StoredAnswers
+from model_card.records import metric_key
 
 from ..evaluation.estimates import PERPLEXITIES, has_values, terms
 from ..files import read_json
@@ -19,7 +20,9 @@ Values = dict[str, tuple[float, float]]  # {item or cluster: (sum of values, sum
 
 
 def item_values(folder: Path) -> dict[tuple[str, str], Values]:
-    """{(model, `task metric`): values} of an evaluation without prompt variants; bits per byte: bits, bytes."""
+    """{(model, `task metric`): values} of an evaluation without prompt variants, metrics by their `metric_key`; of bits
+    per byte: bits, bytes.
+    """
     answers, found = StoredAnswers(folder), {}
     rows = {(row["model"], row["task"]): row for row in read_json(folder / "scores.json") if not row["factor"]}
     for (model, task), row in rows.items():
@@ -29,7 +32,7 @@ def item_values(folder: Path) -> dict[tuple[str, str], Values]:
                 if metric in PERPLEXITIES or not has_values(metric, [value]):  # no means
                     continue
                 numerators, weights = terms(metric, [value])
-                values = found.setdefault((model, f"{task} {metric}"), {})
+                values = found.setdefault((model, f"{task} {metric_key(metric, sample['filter'])}"), {})
                 total, weight = values.get(item, (0.0, 0.0))
                 values[item] = (
                     total + float(numerators[0]),

@@ -79,7 +79,9 @@ def test_items_of_one_cluster_are_one_and_bits_are_a_ratio(tmp_path):
         for number, (cluster, (nats, size), right) in enumerate(samples):
             sample = {"leaf": "l", "doc_id": number, "item": f"h{number}", "cluster": cluster}
             metrics = {"acc": right * more, "bits_per_byte": [-(nats + more) * np.log(2), size], "perplexity": -nats}
-            append_jsonl(tmp_path / "samples" / f"{key}.jsonl", {**sample, "metrics": metrics})
+            answers = {"none": metrics, "strict-match": {"exact_match": 0.0}, "flexible": {"exact_match": right}}
+            for name, values in answers.items():
+                append_jsonl(tmp_path / "samples" / f"{key}.jsonl", {**sample, "filter": name, "metrics": values})
     write_json(tmp_path / "scores.json", scores)
     values = items.item_values(tmp_path)
     found = items.differences(values["runs/x", "t acc"], values["runs/y", "t acc"])
@@ -87,7 +89,10 @@ def test_items_of_one_cluster_are_one_and_bits_are_a_ratio(tmp_path):
     found = items.differences(values["runs/x", "t bits_per_byte"], values["runs/y", "t bits_per_byte"])
     assert sum(found.values()) / 2 == pytest.approx(3 / 60)
     assert items.differences(values["runs/x", "t acc"], {}) is None
-    assert not [measure for _, measure in values if measure.endswith("perplexity")]  # no mean of its values
+    measures = {measure for _, measure in values}  # no perplexity, which is no mean of its values
+    assert measures == {"t acc", "t bits_per_byte", "t exact_match,strict-match", "t exact_match,flexible"}
+    strict, flexible = (values["runs/x", f"t exact_match,{name}"] for name in ("strict-match", "flexible"))
+    assert strict == {"a": (0.0, 2.0), "l 2 h2": (0.0, 1.0)} and flexible == {"a": (1.0, 2.0), "l 2 h2": (1.0, 1.0)}
 
 
 SERIES = {
