@@ -303,10 +303,10 @@ def _measure_differences(study: Study, arm: Arm, other: Arm, seed: int, rows: li
             raise Refusal(f"measure {measure} was not logged by {missing[0]}, seed {seed}; available: {metrics}.")
         values = {step: value for step, (_, value) in curves[arm.label].items()}
         if study.script == "run_sft.py" and 0 in values:
-            pairs["its base", measure, unit(measure)] = values[max(values)] - values[0]
+            pairs["its base", measure, contrasts.unit_of(measure)] = values[max(values)] - values[0]
         if arm is not other:
             ends = contrasts.at_equal_tokens(curves, measure)
-            pairs[other.label, measure, unit(measure)] = ends[arm.label] - ends[other.label]
+            pairs[other.label, measure, contrasts.unit_of(measure)] = ends[arm.label] - ends[other.label]
     return pairs
 
 
@@ -341,17 +341,6 @@ def same_windows(settings: dict) -> bool:
     cannot be compared.
     """
     return "data" not in names(str(settings.get("resume_without", "")))
-
-
-def unit(measure: str) -> str:
-    """Unit of the values of a measure: nats, bits per byte, or "" for a fraction."""
-    return (
-        "bits per byte"
-        if measure.endswith(("bits_per_byte", "bits_per_token"))
-        else "nats"
-        if measure.endswith("loss")
-        else ""
-    )
 
 
 def after_resume(losses: dict[int, float], reference: dict[int, float], at: int) -> dict[int, float]:

@@ -229,7 +229,12 @@ def compute(
     return sorted(rows, key=lambda row: not row["primary"])
 
 
+def unit_of(metric: str) -> str:
+    """Unit of the values of a metric: nats, bits per byte, or "" for a fraction."""
+    return "bits per byte" if metric.endswith("bits_per_byte") else "nats" if metric.endswith("loss") else ""
+
+
 def _unit(outcome: Outcome) -> str:
     """Unit of an outcome's values."""
-    unit = "nats" if outcome.metric.endswith("loss") else ""
-    return f"{unit} x million tokens" if outcome.take == "area" else unit
+    found = unit_of(outcome.metric)
+    return f"{found} x million tokens".strip() if outcome.take == "area" else found

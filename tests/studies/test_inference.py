@@ -128,6 +128,25 @@ def test_contrasts_are_weighted_sums_from_the_checkpoint_on():
     assert {row["verdict"] for row in rows} == {"differs"}
 
 
+@pytest.mark.parametrize(
+    "metric, unit",
+    [
+        ("eval_web_loss", "nats"),
+        ("eval_bits_per_byte", "bits per byte"),
+        ("embedded_docs bits_per_byte", "bits per byte"),
+        ("gsm8k exact_match", ""),
+    ],
+)
+def test_a_contrast_has_the_unit_of_its_metric(metric, unit):
+    series = {key: curve for (arm, seed, _), curve in SERIES.items() for key in [(arm, seed, metric)]}
+    outcomes = {"end": {"metric": metric}, "area": {"metric": metric, "take": "area"}}
+    found = contrasts.compute(contrasts.read_contrasts({**PLAN, "outcomes": outcomes}), [1, 2], BEGINS, series)
+    assert {(row["outcome"], row["unit"]) for row in found} == {
+        ("end", unit),
+        ("area", f"{unit} x million tokens".strip()),
+    }
+
+
 def hash_of(arm: str, seed: int, metric: str) -> int:
     """A small number that differs between curves."""
     return sum(map(ord, arm)) * seed * seed % 11
