@@ -123,7 +123,7 @@ def report(study, path: Path, finished: list, out: Path) -> None:
     write_text(out / "results.csv", csv_text(analysis.RUN_COLUMNS, rows))
     results = analysis.results_of(study, rows, records)
     for name, value in {**results, "records": records}.items():
-        if value or (out / f"{name}.json").exists():  # a study without contrasts has none
+        if value or name == "comparison" or (out / f"{name}.json").exists():  # a study without contrasts has none
             write_json(out / f"{name}.json", value)
     written = write_report(out, dataclasses.asdict(study), rows, results, records)
     for row in results["comparison"]:

@@ -51,7 +51,8 @@ def line_of(row: dict) -> str:
 
 
 def write_report(out: Path, study: dict, rows: list[dict], results: dict, records: dict) -> Path:
-    """Write report.md with figures/differences.png and, for training runs, figures/curves.png; returns its path.
+    """Write report.md with figures/differences.png, where arms are compared, and, for training runs,
+    figures/curves.png; returns its path.
 
     out: the study's folder. study: its fields. rows: every measured value. results: {comparison, contrasts}. records:
     {controlled: {kind: {name: value}}, health: {arm: {trend: {answer: runs}}}, cost: {runs, minutes, not_counted}}, and
@@ -60,18 +61,20 @@ def write_report(out: Path, study: dict, rows: list[dict], results: dict, record
     trains, comparison = study["script"] != "run_eval.py", results["comparison"]
     if trains:
         curves(study, rows, comparison, out / "figures" / "curves.png")
-    differences(comparison, out / "figures" / "differences.png")
+    picture = out / "figures" / "differences.png"
+    picture.unlink(missing_ok=True)  # of arms that the study had before
+    if comparison:
+        differences(comparison, picture)
     text = [
         f"# {study['title']}",
         "",
         study["question"].strip(),
         "",
-        "![every difference with its interval](figures/differences.png)",
-        "",
+        *(["![every difference with its interval](figures/differences.png)", ""] if comparison else []),
         *_registration_section(records),
         *_contrasts_section(study, results["contrasts"]),
         *_differences_section(comparison, bool(results["contrasts"])),
-        *(_curves_section() if trains else []),
+        *(_curves_section(bool(_compared_curves(study, comparison))) if trains else []),
         *_arms_section(study),
         *_controlled_section(records["controlled"]),
         *(_health_section(records["health"]) if trains else []),
@@ -178,6 +181,8 @@ def _what_a_row_is(comparison: list[dict]) -> str:
 
 def _differences_section(comparison: list[dict], is_exploratory: bool) -> list[str]:
     """Lines of the section with every difference, its interval and its verdict. is_exploratory: beside contrasts."""
+    if not comparison:
+        return ["## Differences", "", "None: no arm is compared with another one.", ""]
     text = ["## Differences", "", _what_a_row_is(comparison)]
     if is_exploratory:
         text[-1] += " These are exploratory: what was planned is tested above."
@@ -195,17 +200,11 @@ def _differences_section(comparison: list[dict], is_exploratory: bool) -> list[s
     return [*text, ""]
 
 
-def _curves_section() -> list[str]:
+def _curves_section(has_differences: bool) -> list[str]:
     """Lines with the figure of the loss curves."""
-    return [
-        "![curves of every arm](figures/curves.png)",
-        "",
-        (
-            "Lines are means over seeds, bands are 95 % intervals. Below: each arm minus the arm that it is compared"
-            " with, in pairs of one seed."
-        ),
-        "",
-    ]
+    below = " Below: each arm minus the arm that it is compared with, in pairs of one seed." if has_differences else ""
+    text = f"Lines are means over seeds, bands are 95 % intervals.{below}"
+    return ["![curves of every arm](figures/curves.png)", "", text, ""]
 
 
 def _arms_section(study: dict) -> list[str]:
@@ -275,18 +274,12 @@ def _cost_section(cost: dict) -> list[str]:
 
 
 def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) -> None:
-    """Draw the losses of all arms with bands over seeds, and below them the difference from the arm that each is
-    compared with; a resumed arm begins at its checkpoint.
+    """Draw the losses of all arms with bands over seeds, and below them, where arms are compared, the difference from
+    the arm that each is compared with; a resumed arm begins at its checkpoint.
 
     Seeds are aligned by step. Where the tokens of a step differ between seeds (tuning), it is drawn at their mean.
     """
-    metric = "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
-    # {arm: the one that it is compared with}, on the same windows
-    against = {
-        name_of(row): row["against"]
-        for row in comparison
-        if row["against"] != "its base" and (metric == "eval_loss" or row["unit"] == "tokens")
-    }
+    metric, against = _curve_metric(study), _compared_curves(study, comparison)
     values: dict = {}
     tokens: dict[int, list[int]] = {}
     for row in rows:
@@ -296,7 +289,9 @@ def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) ->
             tokens.setdefault(row["step"], []).append(row["tokens"])
     x = {step: sum(counts) / len(counts) / 1e6 for step, counts in tokens.items()}
     with plt.rc_context(STYLE):
-        figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 8), sharex=True, layout="constrained")
+        panels = 2 if against else 1
+        figure, axes = plt.subplots(panels, 1, figsize=(9, 4 * panels), sharex=True, layout="constrained")
+        top, bottom = axes if against else (axes, None)
         names = list(dict.fromkeys(arm["name"] for arm in study["arms"]))
         for arm in study["arms"]:
             name = name_of({"arm": arm["name"], "at": arm["at"]})
@@ -314,12 +309,28 @@ def curves(study: dict, rows: list[dict], comparison: list[dict], path: Path) ->
                     for seed, curve in values[name].items()
                 }
                 _band(bottom, x, difference, color, label)
-        bottom.axhline(0, color=GREY, lw=1)
         top.set_ylabel(f"{'training' if metric == 'loss' else 'validation'} loss (nats per token)")
-        bottom.set_ylabel("difference (nats per token)")
-        bottom.set_xlabel("million training tokens")
+        if bottom:
+            bottom.axhline(0, color=GREY, lw=1)
+            bottom.set_ylabel("difference (nats per token)")
+        (bottom or top).set_xlabel("million training tokens")
         figure.legend(*top.get_legend_handles_labels(), loc="outside right upper")
         save(figure, path)
+
+
+def _curve_metric(study: dict) -> str:
+    """The loss that the curves show."""
+    return "loss" if any(arm["source"] for arm in study["arms"]) else "eval_loss"
+
+
+def _compared_curves(study: dict, comparison: list[dict]) -> dict[str, str]:
+    """{arm: the arm that its curve is compared with}; only arms that read the same windows."""
+    any_windows = _curve_metric(study) == "eval_loss"
+    return {
+        name_of(row): row["against"]
+        for row in comparison
+        if row["against"] != "its base" and (any_windows or row["unit"] == "tokens")
+    }
 
 
 def differences(comparison: list[dict], path: Path) -> None:

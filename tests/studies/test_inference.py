@@ -138,7 +138,7 @@ def test_contrasts_are_weighted_sums_from_the_checkpoint_on():
     ],
 )
 def test_a_contrast_has_the_unit_of_its_metric(metric, unit):
-    series = {key: curve for (arm, seed, _), curve in SERIES.items() for key in [(arm, seed, metric)]}
+    series = {(arm, seed, metric): curve for (arm, seed, _), curve in SERIES.items()}
     outcomes = {"end": {"metric": metric}, "area": {"metric": metric, "take": "area"}}
     found = contrasts.compute(contrasts.read_contrasts({**PLAN, "outcomes": outcomes}), [1, 2], BEGINS, series)
     assert {(row["outcome"], row["unit"]) for row in found} == {

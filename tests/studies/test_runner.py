@@ -15,6 +15,7 @@ import torch
 import yaml
 from helpers import ROOT, config_file
 
+import run_study
 from llama_lite.config.pretrain import PretrainArguments
 from llama_lite.errors import Refusal
 from llama_lite.files import append_jsonl, read_json, read_jsonl, write_json, write_text
@@ -820,6 +821,28 @@ def test_curves_of_seeds_meet_at_steps(monkeypatch):
     top, bottom = drawn[0].axes
     assert [list(line.get_xdata()) for line in top.lines] == [[11.5, 21.5]] * 2
     assert list(bottom.lines[0].get_ydata()) == [1.0, 1.0]
+
+
+def test_a_study_of_one_arm_has_a_report(study, tmp_path, monkeypatch):
+    """Of its curves, without differences and their figure."""
+    path, out = study(arms={"whole": {}}, measure="eval_loss", evaluate={}, prepare=[]), tmp_path / "out"
+    (out / "figures").mkdir(parents=True)
+    write_text(out / "figures" / "differences.png", "of arms that it had before")
+    write_json(out / "study.json", {"study": {}})
+    loaded = spec.load(str(path))
+    every = spec.runs(loaded, out)
+    equal = {"data": {}, "hyperparameters": {}, "layout": {}, "environment": {}}
+    rows = [analysis._row(run, step, step * 10, "eval_loss", 3.0) for run in every for step in (4, 8)]
+    records = {"equal_weights": {}, "squares": [], "health": {}}
+    records["cost"] = {"runs": 2, "minutes": 1.0, "not_counted": 0}
+    for name, value in (("check_controlled_variables", equal), ("collect", rows), ("records_of", records)):
+        monkeypatch.setattr(analysis, name, lambda *_, value=value: value)
+    run_study.report(loaded, path, every, out)
+    text, nothing = (out / "report.md").read_text(), "None: no arm is compared with another one."
+    assert f"## Differences\n\n{nothing}" in text and "(figures/curves.png)" in text
+    assert "differences.png" not in text and "Below: each arm minus" not in text
+    assert [path.name for path in (out / "figures").iterdir()] == ["curves.png"]
+    assert read_json(out / "comparison.json") == [] and nothing in (out / "report.html").read_text()
 
 
 def test_a_value_can_hold_the_seed(study):
