@@ -27,6 +27,9 @@ from . import own
 from .definition import EvalTask, bits_per_byte, examples_are_items, sample_texts
 from .embedded import EMBEDDED
 
+METADATA = ("dataset_infos.json",)  # of a dataset's older versions, beside its files
+BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # of `datasets`, by the ending of a split's files
+
 # ---- by name ----
 
 
@@ -195,8 +198,8 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
 
 
 def _on_local_data(manager, name: str, folder: Path) -> dict:
-    """A built-in task or group with `dataset_path` on a folder: as `save_to_disk`, a dataset's own layout, or
-    SPLIT.jsonl / SPLIT.parquet.
+    """A built-in task or group with `dataset_path` on a folder: a dataset's own layout, or SPLIT.jsonl /
+    SPLIT.parquet, also in shards. Raises ValueError or OSError for files that cannot be its data.
     """
     import tempfile
 
@@ -205,19 +208,19 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix in (".jsonl", ".json", ".parquet")]
-    for path in paths:
+    splits = _named_splits(folder)
+    for path in itertools.chain(*splits.values()):
         if problem := absent(str(path)):
             raise OSError(f"{path.name} is {problem}")
     entry = manager.task_index[name]
     with tempfile.TemporaryDirectory() as temporary:
         local = {"dataset_path": str(folder.resolve())}
-        if paths and not (folder / "README.md").exists():
-            kind = "parquet" if {path.suffix for path in paths} == {".parquet"} else "json"
+        if splits and not (folder / "README.md").exists():
+            kind = _kind_of_splits(splits)
             # `datasets` reads globs
             files = {
-                path.stem.split("-")[0]: glob.escape(_copy_valid_rows(path.resolve(), Path(temporary)))
-                for path in paths
+                split: [glob.escape(_copy_valid_rows(path.resolve(), Path(temporary))) for path in paths]
+                for split, paths in splits.items()
             }
             local = {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         config = {"group": f"{name}_local", "task": [name], **local}
@@ -227,6 +230,28 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
         if "include" in config:
             return dict(TaskManager(include_path=temporary, include_defaults=False).load([name])["tasks"])
         return dict(TaskManager(include_path=temporary).load([config["group"]])["tasks"])
+
+
+def _named_splits(folder: Path) -> dict[str, list[Path]]:
+    """{split: its files, in order} of the files SPLIT.jsonl, SPLIT.json or SPLIT.parquet of a folder. The files of a
+    split in shards are SPLIT-00000-of-00002.parquet and so on.
+    """
+    splits: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in BUILDERS and path.name not in METADATA:
+            splits.setdefault(path.stem.split("-")[0], []).append(path)
+    return splits
+
+
+def _kind_of_splits(splits: dict[str, list[Path]]) -> str:
+    """The builder of `datasets` that reads the files of all splits. Raises ValueError for files of several kinds."""
+    for paths in splits.values():
+        if len({path.suffix for path in paths}) > 1:  # perhaps the same rows twice
+            raise ValueError(f"{', '.join(path.name for path in paths)} are one split in files of several kinds")
+    kinds = {BUILDERS[path.suffix] for paths in splits.values() for path in paths}
+    if len(kinds) > 1:
+        raise ValueError("some of its splits are parquet and others JSON")
+    return kinds.pop()
 
 
 def _copy_valid_rows(path: Path, copy_folder: Path) -> str:

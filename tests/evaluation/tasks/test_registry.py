@@ -100,25 +100,47 @@ def test_a_group_on_local_data(tmp_path):
     )
 
 
+def question(number: int) -> dict:
+    """A row of hellaswag."""
+    words = {"ctx_a": "He", "ctx_b": "sat", "ctx": "He sat", "activity_label": f"Q{number}"}
+    return {**words, "endings": list("abcd"), "source_id": "s", "label": "0"}
+
+
+def questions_of(folder) -> list[str]:
+    (task,) = registry.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
+    return [item["query"][:2] for item in task.items("hellaswag")]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_split_in_shards_is_all_of_its_shards(tmp_path, kind):
+    from datasets import Dataset
+
+    def write(name: str, numbers) -> None:
+        data = Dataset.from_list([question(number) for number in numbers])
+        data.to_json(tmp_path / name) if name.endswith("jsonl") else data.to_parquet(tmp_path / name)
+
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    write(f"train.{kind}", [9])
+    for shard in range(2):
+        write(f"validation-0000{shard}-of-00002.{kind}", [2 * shard, 2 * shard + 1])
+    assert questions_of(tmp_path) == ["Q0", "Q1", "Q2", "Q3"]
+    other = {"jsonl": "parquet", "parquet": "jsonl"}[kind]
+    write(f"train.{other}", [9])
+    with pytest.raises(Refusal, match=r"its data cannot be read \(train.jsonl, train.parquet are one split in files of"):
+        questions_of(tmp_path)
+    (tmp_path / f"train.{kind}").unlink()
+    with pytest.raises(Refusal, match=r"some of its splits are parquet and others JSON\): the folder must hold"):
+        questions_of(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_odd_rows_of_local_data_are_counted_and_the_rest_is_asked(tmp_path, capsys, kind):
     import pyarrow
     import pyarrow.parquet
 
-    def item(question):
-        return {
-            "ctx_a": "He",
-            "ctx_b": "sat",
-            "ctx": "He sat",
-            "endings": list("abcd"),
-            "activity_label": question,
-            "source_id": "s",
-            "label": "0",
-        }
-
     folder = tmp_path / "data [v2]"  # `datasets` would take it for a glob
     folder.mkdir()
-    rows = [item(f"Q{i}") for i in range(4)]
+    rows = [question(i) for i in range(4)]
     for split in ("train", "validation"):
         path = folder / f"{split}.{kind}"
         if kind == "jsonl":
@@ -134,15 +156,14 @@ def test_odd_rows_of_local_data_are_counted_and_the_rest_is_asked(tmp_path, caps
         pyarrow.parquet.write_table(
             table.set_column(table.schema.get_field_index("activity_label"), "activity_label", raw), path
         )
-    (task,) = registry.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
-    assert [found["query"][:2] for found in task.items("hellaswag")] == ["Q0", "Q2"]
+    assert questions_of(folder) == ["Q0", "Q2"]
     assert f"not read  2 not UTF-8 (validation.{kind}:2, validation.{kind}:4)" in capsys.readouterr().out
     path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(
         Refusal,
         match=rf"--tasks hellaswag: its data cannot be read \(validation.{kind} is a pointer to a file that Git LFS",
     ):
-        registry.build(["hellaswag"], {"hellaswag": str(folder)}, {}, False)
+        questions_of(folder)
 
 
 def test_local_data_that_datasets_cannot_read_is_refused(tmp_path):
