@@ -53,8 +53,8 @@ class TasksArguments:
     )
     task_data: list[str] = arg(
         [],
-        "TASK=FOLDER: a local copy of a built-in task's data (SPLIT.jsonl or SPLIT.parquet, or a dataset's own"
-        " layout).",
+        "TASK=FOLDER: a local copy of a built-in task's data (SPLIT.jsonl or SPLIT.parquet, what `save_to_disk` of a"
+        " DatasetDict wrote, or a dataset's own layout).",
     )
     texts: list[str] = arg(
         [],

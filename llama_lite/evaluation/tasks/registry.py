@@ -22,11 +22,13 @@ from ...data.text_source import ReadOptions
 from ...data.tokenizer import END_OF_TEXT
 from ...distributed import print_main
 from ...errors import Refusal
+from ...files import read_json
 from .. import metrics
 from . import own
 from .definition import EvalTask, bits_per_byte, examples_are_items, sample_texts
 from .embedded import EMBEDDED
 
+SAVED = "state.json"  # in the folder of a Dataset that `save_to_disk` wrote
 METADATA = ("dataset_infos.json",)  # of a dataset's older versions, beside its files
 BUILDERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}  # of `datasets`, by the ending of a split's files
 
@@ -193,13 +195,16 @@ def _builtin(manager, name: str, folder: str | None) -> dict:
         reason = f"it has no split {error}" if isinstance(error, KeyError) else " ".join(str(cause).split())[:200]
         hint = f"give a local copy of it: --task_data {name}=FOLDER"
         if folder:
-            hint = "the folder must hold its splits as SPLIT.jsonl, SPLIT.parquet, or as `save_to_disk` writes them"
+            hint = (
+                "the folder must hold its splits as SPLIT.jsonl, SPLIT.parquet, or as `save_to_disk` writes a"
+                " DatasetDict"
+            )
         raise Refusal(f"--tasks {name}: its data cannot be read ({reason}): {hint}.") from None
 
 
 def _on_local_data(manager, name: str, folder: Path) -> dict:
-    """A built-in task or group with `dataset_path` on a folder: a dataset's own layout, or SPLIT.jsonl /
-    SPLIT.parquet, also in shards. Raises ValueError or OSError for files that cannot be its data.
+    """A built-in task or group with `dataset_path` on a folder: a dataset's own layout, SPLIT.jsonl / SPLIT.parquet,
+    also in shards, or what `save_to_disk` writes. Raises ValueError or OSError for files that cannot be its data.
     """
     import tempfile
 
@@ -208,20 +213,21 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
 
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder")
-    splits = _named_splits(folder)
+    folder = folder.absolute()
+    saved = _saved_splits(folder)
+    splits = saved or _named_splits(folder)
     for path in itertools.chain(*splits.values()):
         if problem := absent(str(path)):
             raise OSError(f"{path.name} is {problem}")
     entry = manager.task_index[name]
     with tempfile.TemporaryDirectory() as temporary:
-        local = {"dataset_path": str(folder.resolve())}
-        if splits and not (folder / "README.md").exists():
-            kind = _kind_of_splits(splits)
-            # `datasets` reads globs
-            files = {
-                split: [glob.escape(_copy_valid_rows(path.resolve(), Path(temporary))) for path in paths]
-                for split, paths in splits.items()
-            }
+        local = {"dataset_path": str(folder)}
+        if saved or (splits and not (folder / "README.md").exists()):
+            kind = "arrow" if saved else _kind_of_splits(splits)
+            files: dict[str, list[str]] = {}
+            for split, paths in splits.items():
+                read = [str(path) if saved else _copy_valid_rows(path, Path(temporary)) for path in paths]
+                files[split] = list(map(glob.escape, read))  # `datasets` reads globs
             local = {"dataset_path": kind, "dataset_name": None, "dataset_kwargs": {"data_files": files}}
         config = {"group": f"{name}_local", "task": [name], **local}
         if entry.kind.name in ("TASK", "PY_TASK"):
@@ -230,6 +236,20 @@ def _on_local_data(manager, name: str, folder: Path) -> dict:
         if "include" in config:
             return dict(TaskManager(include_path=temporary, include_defaults=False).load([name])["tasks"])
         return dict(TaskManager(include_path=temporary).load([config["group"]])["tasks"])
+
+
+def _saved_splits(folder: Path) -> dict[str, list[Path]]:
+    """{split: its .arrow files, in order} of a folder to which `save_to_disk` wrote a DatasetDict; {} of any other.
+    Raises ValueError for one Dataset, whose split has no name.
+    """
+    if (folder / SAVED).exists():
+        raise ValueError("`save_to_disk` wrote one Dataset there: save a DatasetDict, which names its splits")
+    states = {path.parent: read_json(path) or {} for path in sorted(folder.glob(f"*/{SAVED}"))}
+    return {
+        split.name: [split / file["filename"] for file in state["_data_files"]]
+        for split, state in states.items()
+        if "_data_files" in state
+    }
 
 
 def _named_splits(folder: Path) -> dict[str, list[Path]]:

@@ -123,14 +123,32 @@ def test_a_split_in_shards_is_all_of_its_shards(tmp_path, kind):
     write(f"train.{kind}", [9])
     for shard in range(2):
         write(f"validation-0000{shard}-of-00002.{kind}", [2 * shard, 2 * shard + 1])
+    (tmp_path / f"validation-00000-of-00002.{kind}").rename(tmp_path / "0123")  # as in the Hub's cache
+    (tmp_path / f"validation-00000-of-00002.{kind}").symlink_to("0123")
     assert questions_of(tmp_path) == ["Q0", "Q1", "Q2", "Q3"]
     other = {"jsonl": "parquet", "parquet": "jsonl"}[kind]
     write(f"train.{other}", [9])
-    with pytest.raises(Refusal, match=r"its data cannot be read \(train.jsonl, train.parquet are one split in files of"):
+    with pytest.raises(
+        Refusal, match=r"its data cannot be read \(train.jsonl, train.parquet are one split in files of"
+    ):
         questions_of(tmp_path)
     (tmp_path / f"train.{kind}").unlink()
     with pytest.raises(Refusal, match=r"some of its splits are parquet and others JSON\): the folder must hold"):
         questions_of(tmp_path)
+
+
+def test_what_save_to_disk_wrote_is_local_data(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([question(number) for number in range(5)])
+    saved = DatasetDict(train=rows, validation=rows.select([3, 1, 0]))
+    saved.save_to_disk(tmp_path / "data [v2]", num_shards={"train": 1, "validation": 2})
+    assert questions_of(tmp_path / "data [v2]") == ["Q3", "Q1", "Q0"]
+    rows.save_to_disk(tmp_path / "one")
+    with pytest.raises(
+        Refusal, match=r"wrote one Dataset there: save a DatasetDict, which names its splits\): the fold"
+    ):
+        questions_of(tmp_path / "one")
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
