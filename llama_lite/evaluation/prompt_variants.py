@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import Refusal
 from . import perturbations
-from .tasks.definition import LETTERS, EvalTask, examples_are_items, make
+from .tasks.definition import LETTERS, EvalTask, examples_are_items, gold_index, make
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask
@@ -84,10 +84,15 @@ class _VariantTask:
         return f"{self.question(item)}|{'|'.join(self.options(item))}"
 
     def gold(self, item: dict) -> int:
-        """Index of an item's right option."""
+        """Index of an item's right option. Raises Refusal for an item that has none."""
         target = self.task.doc_to_target(item)
-        choices = list(self.task.doc_to_choice(item))
-        return target if isinstance(target, int) else int(target) if str(target).isdigit() else choices.index(target)
+        index = gold_index(target, list(self.task.doc_to_choice(item)))
+        if index is None:
+            raise Refusal(
+                f"--tasks {self.task.config.task}: the right answer {target!r} of an item is none of its options: its"
+                " prompt cannot be varied."
+            )
+        return index
 
 
 @dataclasses.dataclass(frozen=True)

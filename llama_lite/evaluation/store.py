@@ -18,7 +18,7 @@ from ..files import csv_text, read_json, read_jsonl, write_json, write_text
 from . import estimates
 from .lm import render_chat
 from .resolve import Model
-from .tasks.definition import EvalTask, clusters_of
+from .tasks.definition import EvalTask, clusters_of, gold_index
 
 COLUMNS = (
     "model revision commit adapter base_model base_revision base_commit step tokens task variant factor version n_shot"
@@ -267,17 +267,6 @@ def right_options(leaf_task, row: dict, options: list[str]) -> tuple[int | None,
     else:
         return 1, gold_index(row["target"], options)
     return len(right), right[0] if len(right) == 1 else None
-
-
-def gold_index(target: object, options: list[str]) -> int | None:
-    """The index of the right option, from what lm-eval calls the target of an item: an index or the option's text. None
-    where it is neither, or several are right.
-    """
-    if isinstance(target, bool) or not isinstance(target, int | str):
-        return None
-    if target in options:
-        return options.index(target)
-    return int(target) if str(target).isdigit() and int(target) < len(options) else None
 
 
 def by_metric(samples: list[dict]) -> dict[str, list[dict]]:

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import prompt_variants, store
 from llama_lite.evaluation.lm import SharedContextLM, run
-from llama_lite.evaluation.tasks import registry
+from llama_lite.evaluation.tasks import definition, registry
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +98,24 @@ def test_a_lettered_answer_means_its_option():
             shown = [line.split(" ", 1)[1] for line in lines]
             assert shown == [item["choices"][i] for i in leaf.option_order(item)]
             assert leaf.option_order(item)[leaf.doc_to_target(item)] == item["answer"]
+
+
+def test_a_right_answer_that_is_a_number_is_the_option_with_that_text():
+    """As lm-eval takes it, and not the option at that index."""
+    items = [{"question": "Two and one?", "choices": ["3", "0", "2", "1"], "answer": answer} for answer in ("3", "1")]
+    options = {"doc_to_text": "question", "doc_to_choice": "choices", "doc_to_target": "answer"}
+    listed = [{"metric": "acc", **definition.MEAN}]
+
+    def varied(items: list[dict]) -> list:
+        leaf = definition.make("t", items, "multiple_choice", **options, metric_list=listed)
+        found = prompt_variants.robustness(definition.EvalTask("t", {"t": leaf}, 0), 0)
+        return [leaf for one in found for leaf in one.leaves.values()]
+
+    for leaf in varied(items):
+        right = [leaf.doc_to_choice(item)[leaf.doc_to_target(item)] for item in leaf.eval_docs]
+        assert right == ["3", "1"]
+    with pytest.raises(Refusal, match="--tasks t: the right answer '9' of an item is none of its options"):
+        varied([{**items[0], "answer": "9"}])
 
 
 def test_disturbed_questions_are_equal_for_every_model_and_spare_the_options(task):

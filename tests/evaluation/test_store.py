@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from llama_lite.evaluation import runner, store
 from llama_lite.evaluation.lm import SharedContextLM, run
-from llama_lite.evaluation.store import gold_index
 from llama_lite.evaluation.tasks import definition, registry
+from llama_lite.evaluation.tasks.definition import gold_index
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def clusters_of(item: dict) -> str | None:
     return next((f"{field} {item[field]}" for field in CLUSTERS if item.get(field) not in (None, "")), None)
 
 
+def gold_index(target: object, options: list[str]) -> int | None:
+    """The index of the right option, from what lm-eval calls the target of an item: an index or the option's text. None
+    where it is neither, or several are right.
+    """
+    if isinstance(target, bool) or not isinstance(target, int | str):
+        return None
+    if target in options:
+        return options.index(target)
+    return int(target) if str(target).isdigit() and int(target) < len(options) else None
+
+
 def examples_are_items(task) -> bool:
     """Whether the few-shot examples of a task are its items: of their split, or where it has no other split."""
     config, drawn_from = task.config, task.fewshot_cfg.split
