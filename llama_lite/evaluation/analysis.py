@@ -10,7 +10,7 @@ from model_card.records import metric_and_filter, shown_metric
 from ..errors import Refusal
 from . import estimates, statistics
 from .store import Store, by_metric, chosen
-from .tasks.definition import EvalTask
+from .tasks.definition import EvalTask, gold_index
 
 # ---- pairs ----
 
@@ -265,11 +265,19 @@ def contaminated(
 
 
 def _text_of(task, item) -> str:
-    """The text of an item: the question and its right answer, or, for bits per byte, the text itself."""
-    if task.OUTPUT_TYPE == "loglikelihood_rolling":
-        return task.doc_to_target(item)
+    """The text of an item: the question and its right answer, or, for bits per byte, the text itself.
+
+    In a task with several inputs (winogrande) the options are beginnings, `doc_to_text` is the index of the right one,
+    and `doc_to_target` is what follows each.
+    """
     target = task.doc_to_target(item)
-    if task.config.doc_to_choice is not None and isinstance(target, int) and not task.multiple_input:
-        target = (item.get("choices") if isinstance(item.get("choices"), list) else task.doc_to_choice(item))[target]
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        return target
+    if task.config.doc_to_choice is not None:
+        options = task.doc_to_choice(item)
+        if task.multiple_input:
+            return f"{options[task.doc_to_text(item)]} {target}"
+        if (index := gold_index(target, options)) is not None:
+            target = (item["choices"] if isinstance(item.get("choices"), list) else options)[index]
     question = item["question"] if "question" in item else task.doc_to_text(item)
     return f"{question} {target}"

@@ -11,7 +11,7 @@ from helpers import HARD, ROOT, jsonl, prepare
 
 from llama_lite.data import sources
 from llama_lite.errors import Refusal
-from llama_lite.evaluation import contamination
+from llama_lite.evaluation import analysis, contamination
 from llama_lite.evaluation.contamination import (
     ngrams,
     overlap,
@@ -20,6 +20,7 @@ from llama_lite.evaluation.contamination import (
     source_documents,
     split_scores,
 )
+from llama_lite.evaluation.tasks import definition, registry
 
 
 @pytest.fixture
@@ -193,6 +194,27 @@ def test_a_folder_that_is_not_a_prepared_one_is_refused_at_once(tmp_path, text):
 
 
 FOUND = {"a": 0.0, "b": 0.5, "c": None, "d": 1.0, "e": 0.0, "f": 0.1, "g": 0.2}
+
+
+def test_the_text_of_an_item_is_its_question_with_the_right_answer(tmp_path):
+    """In winogrande, whose `doc_to_text` is an index, the sentence with the right name in place of the blank."""
+    rows = [
+        {"sentence": "Ann gave Eve a pen since _ had two.", "option1": "Ann", "option2": "Eve", "answer": "1"},
+        {"sentence": "Ann gave Eve a pen since _ had none.", "option1": "Ann", "option2": "Eve", "answer": "2"},
+    ]
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (task,) = registry.build(["winogrande"], {"winogrande": str(tmp_path)}, {}, False)
+    leaf = task.leaves["winogrande"]
+    assert [analysis._text_of(leaf, item) for item in leaf.eval_docs] == [
+        "Ann gave Eve a pen since Ann had two.",
+        "Ann gave Eve a pen since Eve had none.",
+    ]
+    item = {"question": "Two and one?", "choices": ["3", "0", "2", "1"]}
+    for answer, options, text in ((1, "choices", "0"), ("1", "choices", "1"), ("D", ["A", "B", "C", "D"], "1")):
+        config = {"doc_to_text": "question", "doc_to_target": "answer", "doc_to_choice": options}
+        leaf = definition.make("t", [{**item, "answer": answer}], "multiple_choice", **config)
+        assert analysis._text_of(leaf, leaf.eval_docs[0]) == f"Two and one? {text}"
 
 
 def test_report():
