@@ -46,7 +46,7 @@ def hub_source(dataset: str, config: str | None, split: str, revision: str | Non
                 separator=options.separator if kind == "text" else None,
             )
         )
-    return Source("files", tuple(found), record)
+    return Source("files", tuple(found), record, options.encoding)
 
 
 def _hub_sizes(dataset: str, commit: str, files: list[str]) -> dict[str, int]:

@@ -321,15 +321,33 @@ def test_folders_that_a_glob_matches_beside_files_are_named(tmp_path):
         source_of(folder / "[am]*", None)
 
 
-def test_documents_of_files_with_equal_names_have_ids_of_their_own(tmp_path, monkeypatch):
+@pytest.fixture
+def on_the_hub(tmp_path, monkeypatch):
+    """Put files into `someone/texts` on the Hub: `on_the_hub({path: content})` returns their folder."""
+
+    def put(files: dict) -> Path:
+        folder, address = fill(tmp_path / "t", files), "hf://datasets/someone/texts@0123abc/"
+        config = SimpleNamespace(name="default", data_files={"train": [address + path for path in files]})
+        monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: SimpleNamespace(config=config))
+        monkeypatch.setattr(hub_files, "_hub_sizes", lambda *_: {})
+        monkeypatch.setattr(cutting, "open_file", lambda path: open(folder / path.removeprefix(address), "rb"))
+        return folder
+
+    return put
+
+
+def test_an_encoding_is_for_files_on_the_hub_too(on_the_hub):
+    on_the_hub({"a.txt": "caf\xe9".encode("latin-1"), "b.csv": "text\ncaf\xe9\n".encode("latin-1")})
+    skipped = formats.Skipped()
+    assert not [*sources.resolve("someone/texts").documents(skipped)] and skipped.reasons["not UTF-8"]["rows"] == 2
+    options = text_source.ReadOptions(encoding="latin-1")
+    assert texts_of(sources.resolve("someone/texts", options=options)) == ["caf\xe9"] * 2
+
+
+def test_documents_of_files_with_equal_names_have_ids_of_their_own(on_the_hub, tmp_path, monkeypatch):
     """The files of a dataset on the Hub used to be known by their last names."""
-    commit, paths = "0123abc", ("de/train.jsonl", "en/train.jsonl", "train.jsonl")
-    folder = fill(tmp_path / "t", {path: row(f"words of {path}") for path in paths})
-    address = f"hf://datasets/someone/texts@{commit}/"
-    config = SimpleNamespace(name="default", data_files={"train": [address + path for path in paths]})
-    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: SimpleNamespace(config=config))
-    monkeypatch.setattr(hub_files, "_hub_sizes", lambda *_: {})
-    monkeypatch.setattr(cutting, "open_file", lambda path: open(folder / path.removeprefix(address), "rb"))
+    paths = ("de/train.jsonl", "en/train.jsonl", "train.jsonl")
+    folder = on_the_hub({path: row(f"words of {path}") for path in paths})
     source = sources.resolve("someone/texts")
     found = {document.id: document.text for document in source.documents(formats.Skipped())}
     assert found == {f"{path}:1": f"words of {path}" for path in paths}
