@@ -180,7 +180,10 @@ def bits_per_byte(name: str, texts: list[dict]):
 
 
 def sample_texts(texts: list[dict], seed: str) -> list[dict]:
-    """DOCUMENTS of the texts, each cut to DOCUMENT_CHARACTERS, chosen by a hash of `seed` and their content."""
+    """DOCUMENTS of the texts, each cut to DOCUMENT_CHARACTERS, chosen by a hash of `seed` and their content; none that
+    is blank up to there.
+    """
     cut = {item["text"][:DOCUMENT_CHARACTERS].rstrip(): item for item in texts}
+    cut.pop("", None)
     chosen = sorted(cut, key=lambda text: hashlib.sha256((seed + text).encode()).digest())[:DOCUMENTS]
     return [{**cut[text], "text": text} for text in chosen]

@@ -25,7 +25,7 @@ from ...errors import Refusal
 from ...files import read_json
 from .. import metrics
 from . import own
-from .definition import EvalTask, bits_per_byte, examples_are_items, sample_texts
+from .definition import DOCUMENT_CHARACTERS, EvalTask, bits_per_byte, examples_are_items, sample_texts
 from .embedded import EMBEDDED
 
 SAVED = "state.json"  # in the folder of a Dataset that `save_to_disk` wrote
@@ -333,7 +333,12 @@ def text_task(name: str, path: str) -> EvalTask:
         raise Refusal(str(refusal).replace(f"--dataset {path}", f"--texts {name}={path}")) from None
     print_main(f"text      {name}: {inventory(source, hints=False)}")
     documents = source.documents(skipped)
-    texts = [{"text": document.text, "document": document.id} for document in itertools.islice(documents, 2000)]
+    texts = []
+    for document in itertools.islice(documents, 2000):
+        if document.text[:DOCUMENT_CHARACTERS].isspace():
+            skipped.add(f"blank in the first {DOCUMENT_CHARACTERS:,} characters", document.id)
+        else:
+            texts.append({"text": document.text, "document": document.id})
     if not texts:
         raise Refusal(
             f"--texts {name}={path} holds no text: {'; '.join(skipped_lines(skipped.reasons)) or 'no documents'}."

@@ -293,6 +293,11 @@ def test_text_of_ones_own(tmp_path, capsys):
         "not read  own: 1 not UTF-8 (own.jsonl:11)\nnot read  own: 1 null text (own.jsonl:12)\n"
         in capsys.readouterr().out
     )
+    begins = [" " * (definition.DOCUMENT_CHARACTERS + missing) + "Words." for missing in (0, -1)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in begins))
+    (item,) = registry.text_task("own", str(path)).items("own")
+    assert item["text"].strip() == "W" and definition.sample_texts([{"text": begins[0]}], "own") == []
+    assert "not read  own: 1 blank in the first 1,500 characters (own.jsonl:1)\n" in capsys.readouterr().out
     path.write_text('{"text": null}\n')
     with pytest.raises(Refusal, match=r"holds no text: 1 null text \(own.jsonl:1\)"):
         registry.text_task("own", str(path))
