@@ -158,9 +158,12 @@ def _paragraph(text: str) -> str:
 
 
 def _html(text: str, name: str) -> str:
-    """Markdown as HTML, one level of headings deeper; tables can be scrolled. name: what the tables are of."""
+    """Markdown as HTML, one level of headings deeper; tables can be scrolled, and a badge, whose image would be loaded
+    from elsewhere, is a link of its words. name: what the tables are of.
+    """
     from markdown_it import MarkdownIt  # here: where it is missing, the page is not written, and the run is finished
 
+    text = re.sub(r'\[<img [^>]*\balt="([^"]*)"[^>]*>\]\(', r"[\1](", text)
     html = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     html = re.sub(
         r"<p>&lt;details&gt;&lt;summary&gt;(.*?)&lt;/summary&gt;</p>", r"<details><summary>\1</summary>", html

@@ -84,6 +84,16 @@ def test_a_page_holds_no_path_and_no_token_of_this_machine(run, tmp_path, monkey
     assert data_of(folder / "report.html")["runs"][0]["samples"][-1]["texts"][0].startswith("Returns the ./x …")
 
 
+def test_a_badge_is_a_link_with_its_words(run, tmp_path):
+    folder = shutil.copytree(run, tmp_path / "run")
+    links = {name: {"url": f"https://{name}.example/x"} for name in ("trackio", "wandb", "mlflow")}
+    (folder / "dashboards.json").write_text(json.dumps({"links": links}))
+    text = write_report(folder).read_text()
+    assert '<a href="https://trackio.example/x">Visualize in Trackio</a>' in text
+    assert '<a href="https://wandb.example/x">Visualize in Weights &amp; Biases</a>' in text
+    assert '<a href="https://mlflow.example/x">Curves in mlflow</a>' in text and "&lt;img" not in text
+
+
 def test_a_page_that_cannot_be_made_is_a_reason_and_no_error(run, tmp_path, monkeypatch):
     folder = shutil.copytree(run, tmp_path / "run")
     (folder / "log.jsonl").write_text('{"step": 1, "loss": "no number", "tokens": 1}\n{"step": "a"}\n')
