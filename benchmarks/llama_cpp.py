@@ -92,7 +92,7 @@ class LlamaServer:
 
 def load(name: str) -> tuple[Model, torch.nn.Module, object]:
     """(reference, model in float32 with its adapter merged, tokenizer)."""
-    (found,) = resolve_models([name])
+    (found,) = resolve_models([name], one_each=True)
     tokenizer = found.tokenizer()
     return found, loading.load_merged(found.base, found.adapter, tokenizer).eval(), tokenizer
 

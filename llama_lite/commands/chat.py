@@ -131,7 +131,7 @@ def load(arguments: argparse.Namespace) -> "dict[str, Conversation]":
     sampling = Sampling(**{name: getattr(arguments, name) for name in names})
     argument = "--compare" if arguments.compare else "MODEL"
     found = {}
-    for model in resolve_models(arguments.compare or [arguments.model], argument):
+    for model in resolve_models(arguments.compare or [arguments.model], argument, one_each=True):
         tokenizer = model.tokenizer(arguments.tokenizer_name)
         loaded = load_model(model, tokenizer, arguments.dtype)
         found[model.name] = Conversation(loaded, tokenizer, sampling, arguments.plain, arguments.system)

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
     from ..evaluation.resolve import resolve_models
 
     logging.disable_progress_bar()
-    (model,) = resolve_models([arguments.model], "MODEL")
+    (model,) = resolve_models([arguments.model], "MODEL", one_each=True)
     name = short_name(model)
     folder = Path(arguments.output_dir or Path("runs") / f"{name}-{'gguf' if arguments.to == 'gguf' else 'merged'}")
     check_output(folder, arguments.to)

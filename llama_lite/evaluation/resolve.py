@@ -45,14 +45,22 @@ class Model:
         )
 
 
-def resolve_models(texts: list[str], argument: str = "--models", with_weights: bool = True) -> list[Model]:
+def resolve_models(
+    texts: list[str], argument: str = "--models", with_weights: bool = True, one_each: bool = False
+) -> list[Model]:
     """The models of --models: `path`, `org/name@revision` or `...@step-*` (all steps, in order), each with an optional
-    `+adapter`. argument: the flag that messages name. with_weights: as `references.locate`. Raises Refusal.
+    `+adapter`. argument: the flag that messages name. with_weights: as `references.locate`. one_each: a text may mean
+    one model only. Raises Refusal.
     """
     models = []
     for text in texts:
         base, plus, adapter = text.partition("+")
         names = _expand_steps(base, argument) if base.endswith(f"@{STEP_PREFIX}*") else [base]
+        if one_each and len(names) > 1:
+            raise Refusal(
+                f"{argument} {text}: these are {len(names)} models, and one is wanted: {names[-1]}{plus}{adapter}, for"
+                " example."
+            )
         for name in names:
             models.append(_resolve_model(name, adapter if plus else None, argument, with_weights))
     if repeated := [model.name for model in models if sum(second.name == model.name for second in models) > 1]:

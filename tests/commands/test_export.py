@@ -124,6 +124,18 @@ def test_what_cannot_be_right_is_refused(base, tmp_path, argv, why):
     assert not (tmp_path / "out").exists()
 
 
+SEVERAL = "runs/demo@step-*+runs/demo-sft"
+
+
+@pytest.mark.parametrize("argv", [["export", SEVERAL], ["chat", SEVERAL], ["chat", "--compare", SEVERAL, "runs/other"]])
+def test_a_reference_of_several_models_is_refused_with_one_of_them(tmp_path, monkeypatch, argv):
+    for step in (8, 16, 120):
+        (tmp_path / "runs" / "demo" / f"checkpoint-{step}").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match=r"these are 3 models, and one is wanted: runs/demo@step-120\+runs/demo-sft, for"):
+        main(argv)
+
+
 def test_a_folder_with_other_files_is_refused(base, exported):
     for folder, to in ((base, "gguf"), (exported, "safetensors")):
         with pytest.raises(Refusal, match=f"holds files, and no earlier export --to {to}"):
