@@ -154,7 +154,18 @@ class Tasks:
 
 
 def check_named_models(found, task_args) -> None:
-    """Raise Refusal for --variant_models, a --reference_model and models of --primary that are not evaluated."""
+    """Name the models of --variant_models, --reference_model and --primary as the evaluated ones are named. Raises
+    Refusal for others.
+    """
+    from llama_lite.evaluation.resolve import model_name
+
+    def spelled(text: str) -> str:
+        task, equals, pair = text.partition("=")
+        return f"{task}{equals}{','.join(map(model_name, pair.split(',')))}"
+
+    task_args.primary = list(map(spelled, task_args.primary))
+    task_args.variant_models = list(map(model_name, task_args.variant_models))
+    task_args.reference_model = task_args.reference_model and model_name(task_args.reference_model)
     names = [model.name for model in found]
     reference = [task_args.reference_model] if task_args.reference_model else []
     declared = [name for text in task_args.primary for name in text.partition("=")[2].split(",") if name]

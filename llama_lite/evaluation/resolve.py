@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,20 @@ class Model:
         )
 
 
+def model_name(text: str) -> str:
+    """A model reference with one spelling for each folder: without `./`, and without a `/` at the end."""
+    base, plus, adapter = text.partition("+")
+    return f"{_folder_name(base)}{plus}{_folder_name(adapter)}"
+
+
+def _folder_name(text: str) -> str:
+    text = os.path.expanduser(text)
+    folder, separator, step = text.rpartition(f"@{STEP_PREFIX}")
+    if not separator:
+        folder, step = text, ""
+    return f"{Path(folder)}{separator}{step}" if folder and Path(folder).is_dir() else text
+
+
 def resolve_models(
     texts: list[str], argument: str = "--models", with_weights: bool = True, one_each: bool = False
 ) -> list[Model]:
@@ -53,7 +68,7 @@ def resolve_models(
     one model only. Raises Refusal.
     """
     models = []
-    for text in texts:
+    for text in map(model_name, texts):
         base, plus, adapter = text.partition("+")
         names = _expand_steps(base, argument) if base.endswith(f"@{STEP_PREFIX}*") else [base]
         if one_each and len(names) > 1:
@@ -134,7 +149,7 @@ def _resolve_model(name: str, adapter: str | None, argument: str, with_weights: 
         named, revision = record.get("base_model_name_or_path"), record.get("revision")
         if not named:
             raise Refusal(f"{argument} {name} is an adapter that does not name its base: give BASE+{name}.")
-        base_name = named if reference(named) is None or not revision else str(Reference(named, revision))
+        base_name = model_name(named) if reference(named) is None or not revision else str(Reference(named, revision))
         base, extra = _locate(base_name, argument, with_weights), base
     if extra is not None:
         if not extra.adapter:

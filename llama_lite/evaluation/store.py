@@ -127,7 +127,10 @@ class Store:
             (self.folder / subfolder).mkdir(parents=True, exist_ok=True)
         path = self.folder / "samples" / f"{key}.jsonl"
         write_text(path, "".join(json.dumps(sample, sort_keys=True, default=str) + "\n" for sample in samples))
-        record = {**record, "samples": file_record(path)}
+        self.save_record(key, {**record, "samples": file_record(path)})
+
+    def save_record(self, key: str, record: dict) -> None:
+        """Write the record of a pair whose samples are written, with its digest."""
         write_json(self.folder / "results" / f"{key}.json", {**record, "digest": digest_of(record)})
 
 

@@ -12,6 +12,7 @@ from ..config.ranges import range_problems
 from ..config.sft import parse_sft
 from ..config.study import read_study
 from ..errors import Refusal
+from ..evaluation.resolve import model_name
 from ..paths import ROOT, expand_home
 from ..training.plan import saved_steps
 from .contrasts import Contrasts, contrast_problems, is_margin, read_contrasts
@@ -464,8 +465,8 @@ def _argument_words(name: str, value) -> list[str]:
 
 
 def base_of(study: Study, run: StudyRun) -> str | None:
-    """The base model of a tuning run, else None."""
-    return parse_sft(run.argv)[0].model_name_or_path if study.script == "run_sft.py" else None
+    """The base model of a tuning run, by its name in an evaluation, else None."""
+    return model_name(parse_sft(run.argv)[0].model_name_or_path) if study.script == "run_sft.py" else None
 
 
 def evaluation_argv(study: Study, finished: list[StudyRun], out: Path) -> list[str]:

@@ -32,6 +32,7 @@ from llama_lite.formatting import size
 from llama_lite.hub.client import Reference, remove_cached
 from llama_lite.hub.download import RemoteWeights
 from llama_lite.models import references
+from model_card.answers import StoredAnswers
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -404,6 +405,48 @@ def test_a_changed_model_under_the_same_name_is_computed_again(evaluate, second,
         != [row["value"] for row in table(out)]
         == [row["value"] for row in table(evaluate(tmp_path / "fresh", models=[str(tmp_path / "model")]))]
     )
+
+
+def test_a_folder_has_one_name_however_it_is_spelled(base, tmp_path, monkeypatch):
+    """Also in arguments that name a model; a name of the Hub stays as it is."""
+    from run_eval import check_named_models
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("demo", "demo-sft"):
+        Path("runs", name).mkdir(parents=True)
+    shutil.copytree(base, "runs/base")
+    (model,) = resolve.resolve_models(["./runs//base/"])
+    assert model.name == model.base.name == "runs/base"
+    with pytest.raises(Refusal, match="--models runs/base is given twice"):
+        resolve.resolve_models(["runs/base", "./runs/base"])
+    spellings = {
+        "./runs/demo/@step-*": "runs/demo@step-*",
+        "runs/demo/+./runs/demo-sft/": "runs/demo+runs/demo-sft",
+        "./org/name": "./org/name",  # no folder here, and not the Hub's org/name
+        "org/name@refs/pr/1": "org/name@refs/pr/1",
+        str(tmp_path / "runs" / "demo") + "/": str(tmp_path / "runs" / "demo"),
+    }
+    assert {text: resolve.model_name(text) for text in spellings} == spellings
+    arguments = SimpleNamespace(
+        primary=["t=runs/demo/,./runs/demo-sft", "u"], variant_models=["./runs/demo"], reference_model="runs/demo/"
+    )
+    check_named_models([SimpleNamespace(name=f"runs/{name}") for name in ("demo", "demo-sft")], arguments)
+    assert arguments.primary == ["t=runs/demo,runs/demo-sft", "u"]
+    assert (arguments.variant_models, arguments.reference_model) == (["runs/demo"], "runs/demo")
+
+
+def test_a_kept_result_of_another_spelling_is_of_the_name_asked_for(tmp_path):
+    """As earlier versions kept `runs/demo/`; the answers behind it are found by the new name."""
+    kept, leaf = store.Store(tmp_path), SimpleNamespace(aggregation=lambda: {"acc": lambda values: sum(values) / 2})
+    samples = [
+        {"leaf": "t", "doc_id": n, "item": f"{n}", "filter": "none", "cluster": None, "metrics": {"acc": float(n)}}
+        for n in range(2)
+    ]
+    kept.save("key", {"key": "key", "model": "runs/demo/", "task": "t"}, samples)
+    record = runner._kept(kept, "key", SimpleNamespace(leaves={"t": leaf}), "runs/demo")
+    assert record["model"] == "runs/demo" and record["metrics"]["acc"]["value"] == 0.5
+    assert kept.result("key")["model"] == "runs/demo"
+    assert StoredAnswers(tmp_path).of({"model": "runs/demo", "task": "t"}) == samples
 
 
 @pytest.mark.slow
