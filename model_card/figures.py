@@ -8,6 +8,9 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .records import run_of
 
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6F6F6F"  # Okabe and Ito: safe for color-blind readers
 SETS = ("#CC79A7", "#009E73", "#56B4E9", "#E69F00", "#000000")  # of the same palette
@@ -218,62 +221,87 @@ def before_after(record: dict, path: Path) -> None:
 
 
 def trajectory(rows: list[dict], path: Path) -> None:
-    """Draw scores against training tokens, one panel per task: models of one run as a line, others as levels; 95 %
-    intervals; chance where there are options.
+    """Draw scores against training tokens, one panel per task: the evaluated steps of each run as a line, other models
+    as levels; 95 % intervals; chance where there are options.
 
     rows: {task, metric, value, low, high, chance, tokens, model, adapter} of the models in the order asked for.
     """
     names = list(dict.fromkeys(row["task"] for row in rows))
     columns = min(3, len(names))
     panel_rows = -(-len(names) // columns)
-    checkpoints = [row for row in rows if row["tokens"] and not row["adapter"]]
-    most_tokens = max((row["tokens"] for row in checkpoints), default=0)
+    lines = _steps_of_runs(rows)
+    inside = {model for models in lines.values() for model in models}
+    levels = dict.fromkeys(row["model"] for row in rows if row["model"] not in inside)
+    colors = dict(zip([*lines, *levels], (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00") * 9, strict=False))
+    most_tokens = max((row["tokens"] for row in rows if row["model"] in inside), default=0)
     scale, unit = (1e9, "billion") if most_tokens >= 1e9 else (1e6, "million")
     with plt.rc_context({**STYLE, "font.size": 10}):
         figure, panels = plt.subplots(
             panel_rows, columns, figsize=(3.6 * columns, 2.9 * panel_rows), squeeze=False, layout="constrained"
         )
-        for index, name in enumerate(names):
-            panel = panels[index // columns][index % columns]
+        for panel, name in zip(panels.flat, names, strict=False):
             group = [row for row in rows if row["task"] == name]
-            line = sorted((row for row in group if row["tokens"] and not row["adapter"]), key=lambda row: row["tokens"])
-            x, y = [row["tokens"] / scale for row in line], [row["value"] for row in line]
-            panel.plot(x, y, color=BLUE, marker="o", ms=4, lw=1.4)
-            if all(row["low"] is not None for row in line) and line:
-                panel.fill_between(
-                    x, [row["low"] for row in line], [row["high"] for row in line], color=BLUE, alpha=0.15, lw=0
-                )
-            others = [row for row in group if row not in line]
-            for row, color in zip(others, (ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00") * 9, strict=False):
-                panel.axhline(row["value"], color=color, lw=1.2, ls="--")
-                panel.annotate(
-                    _short(row["model"]),
-                    (1, row["value"]),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(-2, 2),
-                    textcoords="offset points",
-                    ha="right",
-                    color=color,
-                    fontsize=7,
-                )
+            for run, models in lines.items():
+                _draw_run(panel, [row for row in group if row["model"] in models], scale, colors[run])
+            for row in group:
+                if row["model"] in levels:
+                    _draw_level(panel, row["value"], _short(row["model"]), colors[row["model"]])
             if (chance := group[0].get("chance")) is not None:
-                panel.axhline(chance, color=GREY, lw=1, ls=":")
-                panel.annotate(
-                    "chance",
-                    (0.01, chance),
-                    xycoords=("axes fraction", "data"),
-                    xytext=(0, 2),
-                    textcoords="offset points",
-                    color=GREY,
-                    fontsize=7,
-                )
+                _draw_level(panel, chance, "chance", GREY, is_chance=True)
+            if not lines:
+                panel.set_xticks([])
             panel.set_title(name.removeprefix("embedded_").replace("_", " "), fontsize=10)
             panel.set_ylabel(group[0]["metric"].replace("_", " "), fontsize=9)
         for panel in panels.flat[len(names) :]:
             panel.axis("off")
-        if checkpoints:
+        if lines:
             figure.supxlabel(f"training tokens ({unit}); band: 95 % interval", fontsize=9)
+        if len(lines) > 1:
+            handles = [Line2D([], [], color=colors[run], marker="o", ms=4, lw=1.4) for run in lines]
+            figure.legend(handles, _labels(list(lines)), loc="outside upper center", ncols=len(lines), fontsize=9)
         save(figure, path)
+
+
+def _steps_of_runs(rows: list[dict]) -> dict[str, list[str]]:
+    """{run: names of its steps} of the runs of which several steps were evaluated."""
+    runs: dict[str, list[str]] = {}
+    for row in rows:
+        if row["tokens"] and not row["adapter"] and row["model"] not in runs.setdefault(run_of(row["model"]), []):
+            runs[run_of(row["model"])].append(row["model"])
+    return {run: models for run, models in runs.items() if len(models) > 1}
+
+
+def _draw_run(panel: Axes, rows: list[dict], scale: float, color: str) -> None:
+    """The scores of a run's steps on a task, with their intervals where all have one. scale: tokens per unit of the
+    axis.
+    """
+    line = sorted(rows, key=lambda row: row["tokens"])
+    x, y = [row["tokens"] / scale for row in line], [row["value"] for row in line]
+    panel.plot(x, y, color=color, marker="o", ms=4, lw=1.4)
+    if line and all(row["low"] is not None for row in line):
+        low, high = ([row[name] for row in line] for name in ("low", "high"))
+        panel.fill_between(x, low, high, color=color, alpha=0.15, lw=0)
+
+
+def _draw_level(panel: Axes, value: float, label: str, color: str, is_chance: bool = False) -> None:
+    """A horizontal line with its label: at the right, or of random answers at the left."""
+    panel.axhline(value, color=color, lw=1 if is_chance else 1.2, ls=":" if is_chance else "--")
+    panel.annotate(
+        label,
+        (0.01 if is_chance else 1, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0 if is_chance else -2, 2),
+        textcoords="offset points",
+        ha="left" if is_chance else "right",
+        color=color,
+        fontsize=7,
+    )
+
+
+def _labels(runs: list[str]) -> list[str]:
+    """Names of runs for readers: their last parts, or the last two where the last are the same."""
+    short = list(map(_short, runs))
+    return short if len(set(short)) == len(short) else ["/".join(run.split("/")[-2:]) for run in runs]
 
 
 def _short(name: str) -> str:

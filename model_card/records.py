@@ -132,6 +132,11 @@ class Records:
         return sum(times[-1] - times[0] for times in sessions)
 
 
+def run_of(model: str) -> str:
+    """What the names of the steps of one run have in common: `runs/demo` of `runs/demo@step-250`."""
+    return model.partition("@")[0]
+
+
 def metric_key(metric: str, filter_name: str | None) -> str:
     """The key of a score in a record: `metric`, or `metric,filter` where answers went through a filter of lm-eval."""
     return metric if filter_name in (None, "", "none") else f"{metric},{filter_name}"

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from ..facts import Facts
-from ..records import Evaluation, metric_key
+from ..records import Evaluation, metric_key, run_of
 from ..sections.evaluation import Evaluation as Scores
 from . import items
 from .values import short
@@ -40,7 +40,7 @@ def evaluation_page(facts: Facts, evaluation: Evaluation) -> dict:
         "models": [
             {
                 "name": Scores(facts).called(evaluation, name),
-                "run": None if first[name]["adapter"] or first[name]["step"] is None else _run(name),
+                "run": None if first[name]["adapter"] or first[name]["step"] is None else run_of(name),
                 "step": first[name]["step"],
                 "tokens": first[name]["tokens"],
             }
@@ -52,16 +52,11 @@ def evaluation_page(facts: Facts, evaluation: Evaluation) -> dict:
     }
 
 
-def _run(name: str) -> str:
-    """What the names of the steps of one run have in common."""
-    return name.partition("@")[0]
-
-
 def _order(row: dict, models: list[str]) -> tuple:
     """Steps of a run by their step, runs in the order that was asked for, all that is no step of a run behind."""
-    runs = list(dict.fromkeys(map(_run, models)))
+    runs = list(dict.fromkeys(map(run_of, models)))
     is_step = row["step"] is not None and not row["adapter"]
-    return (not is_step, runs.index(_run(row["model"])), row["step"] or 0, models.index(row["model"]))
+    return (not is_step, runs.index(run_of(row["model"])), row["step"] or 0, models.index(row["model"]))
 
 
 def grids_of(folder: Path, evaluation: Evaluation) -> list[dict]:

@@ -50,3 +50,38 @@ def test_each_validation_set_has_a_line(tmp_path, monkeypatch):
     figures.training_curves(log, {}, tmp_path / "a.png", sets=["web", "s"])
     assert {"validation", "validation: web", "validation: s"} <= drawn.keys()
     assert list(drawn["validation: web"].get_ydata()) == [3, 2] and list(drawn["validation: web"].get_xdata()) == [1, 2]
+
+
+def score(model: str, tokens: int | None, value: float, **changes) -> dict:
+    row = {"task": "t", "metric": "acc", "value": value, "low": value - 0.1, "high": value + 0.1, "chance": 0.25}
+    return {**row, "model": model, "tokens": tokens, "adapter": None, **changes}
+
+
+def drawn(rows: list[dict], tmp_path, monkeypatch) -> tuple[list, list, list]:
+    """(lines of (color, x, y), levels, names in the legend) of a trajectory of one task."""
+    found = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: found.append(figure))
+    figures.trajectory(rows, tmp_path / "a.png")
+    (panel,), legends = found[0].axes, found[0].legends
+    curves = [line for line in panel.get_lines() if line.get_marker() == "o"]
+    lines = [(line.get_color(), list(line.get_xdata()), list(line.get_ydata())) for line in curves]
+    levels = [line.get_ydata()[0] for line in panel.get_lines() if line not in curves]
+    return lines, levels, [text.get_text() for legend in legends for text in legend.get_texts()]
+
+
+def test_each_run_has_a_line_and_other_models_are_levels(tmp_path, monkeypatch):
+    first = [score(f"runs/a@step-{step}", step * 10**6, step / 10) for step in (2, 1, 3)]
+    second = [score(f"you/b@step-{step}", step * 10**6, step / 20) for step in (1, 2)]
+    others = [
+        score("runs/c", 9 * 10**6, 0.9),  # of its run no other step
+        score("runs/a+runs/a-sft", 3 * 10**6, 0.8, adapter="runs/a-sft"),
+        score("gpt2", None, 0.7, low=None, high=None),
+    ]
+    a, b = ([1.0, 2.0, 3.0], [0.1, 0.2, 0.3]), ([1.0, 2.0], [0.05, 0.1])
+    lines, levels, legend = drawn([*first, *second, *others], tmp_path, monkeypatch)
+    assert lines == [(figures.BLUE, *a), (figures.ORANGE, *b)]
+    assert levels == [0.9, 0.8, 0.7, 0.25] and legend == ["a", "b"]
+    assert drawn([*first, others[0]], tmp_path, monkeypatch) == ([(figures.BLUE, *a)], [0.9, 0.25], [])
+    assert drawn([first[0], second[0]], tmp_path, monkeypatch) == ([], [0.2, 0.05, 0.25], [])
+    renamed = [{**row, "model": row["model"].replace("you/b", "you/a")} for row in second]
+    assert drawn([*first, *renamed], tmp_path, monkeypatch)[2] == ["runs/a", "you/a"]
