@@ -51,6 +51,21 @@ def test_auto_asks_the_device_and_a_product(machine, supported, ratio, chosen, w
     assert precision.choose("bfloat16", None, CPU)[0] == "bfloat16"  # what is asked for is done
 
 
+@pytest.mark.parametrize("slower, chosen", [(0.06, "bfloat16"), (3.0, "float32")])  # in hardware, and emulated
+def test_auto_on_a_gpu_is_decided_by_products_and_not_by_their_launch(slower, chosen, monkeypatch):
+    """An H200: float32 at 50e12 FLOP/s, and launches, which take 10 us, a little longer in bfloat16."""
+
+    def product_seconds(device, size, repeats):
+        seconds = 2 * size**3 / 50e12
+        return {"float32": 10e-6 + seconds, "bfloat16": 11e-6 + slower * seconds}
+
+    hardware.native_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(hardware, "product_seconds", product_seconds)
+    assert precision.choose("auto", None, torch.device("cuda"))[0] == chosen
+    hardware.native_bfloat16.cache_clear()
+
+
 def test_a_resumed_run_keeps_its_precision_and_says_so(machine):
     machine(False, 9.0)
     assert precision.choose("auto", "bfloat16", CPU) == (
