@@ -14,10 +14,9 @@ from ..data.given_text import Text
 from ..data.recipes import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, name_of
 from ..distributed import print_main
 from ..kernels.switches import choose_fused_loss
-from ..machine import precision
 from ..machine.parallelism import Layout
 from . import derive_data, derive_model, derive_schedule, timing
-from .decisions import Decisions
+from .decisions import Decisions, decide_precision
 
 UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
 
@@ -130,9 +129,7 @@ class Derivation:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             d.decide("precision", self.recorded.get("precision", "bfloat16"), "planned for GPUs")
         else:
-            value, why = precision.choose("auto", self.recorded.get("precision"), self.device)
-            d.decide("precision", value, why)
-            precision.check_device(d["precision"], self.device)
+            decide_precision(d, self.recorded.get("precision"), self.device)
         for name in ("fused_loss", "compile_layers", "block_attention", "attention"):
             if self.recorded.get(name) is not None:
                 d.decide(name, self.recorded[name], "as this run began")
