@@ -141,7 +141,7 @@ class Session:
                 **layout().record(),
             },
             environment={
-                "hardware": provenance.hardware(),
+                "hardware": provenance.hardware(self.training_args.device),
                 "packages": provenance.package_versions(),
                 "switches": {
                     **switches,
@@ -177,7 +177,7 @@ class Session:
             "settings": settings,
             "card": hub.card,
             **record,
-            **provenance.provenance(),
+            **provenance.provenance(self.training_args.device),
         }
         options = resume.ResumeOptions(
             self.training_args.resume_from_checkpoint,

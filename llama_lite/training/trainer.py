@@ -212,7 +212,7 @@ class VerifiedTraining(VerifiedSaving):
         since, first = self.window_start or (now, self.tokens)
         seconds = now - since - self.outside
         self.window_start, self.outside = (now, self.tokens), 0.0
-        found = {"peak_memory_gib": round(_peak_memory() / 2**30, 3)}
+        found = {"peak_memory_gib": round(_peak_memory(self.args.device) / 2**30, 3)}
         if self.tokens > first and seconds > 0:
             found["tokens_per_second"] = (self.tokens - first) / seconds
             if self.peak_flops and self.flops_per_token:
@@ -464,10 +464,10 @@ def finish_or_raise(trainer: VerifiedTraining) -> None:
         )
 
 
-def _peak_memory() -> int:
-    """Bytes: allocated on the GPU at most, or resident in this process at most."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU at most, or, where another device trains, resident in this process at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
