@@ -36,7 +36,7 @@ from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 from .goodput import WallClock
-from .random_state import preserved_random_state
+from .random_state import draws_in_training, preserved_random_state
 from .saving import PROGRESS_FILE, VerifiedSaving
 from .validation import ValidationSet, held_out_metrics
 
@@ -358,7 +358,24 @@ class VerifiedTraining(VerifiedSaving):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self.check_probe()
+            self.report_lost_random_state()
         return result
+
+    def report_lost_random_state(self) -> None:
+        """Print a warning, and record it, where training draws random numbers and the checkpoint has no random state
+        for a process of this layout: Trainer then leaves that process with the state that follows from the seed.
+        """
+        files = verify.random_state_files(WORLD_SIZE)
+        absent = [name for name in files if name not in self.start.manifest["files"]]
+        draws = draws_in_training(self.model) or self.args.neftune_noise_alpha
+        if not absent or not draws or "rng" in self.start.without:
+            return
+        name = self.start.checkpoint.name
+        self.run.event("changed", kind="layout", fields={"random_state": [f"of {name}", "of the seed"]})
+        print_main(
+            f"WARNING   {name} has no {absent[0]}, for another number of processes saved it: dropout starts from the"
+            " seed again, with other masks than in an uninterrupted run"
+        )
 
     # ---- probe loss ----
 
