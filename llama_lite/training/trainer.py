@@ -42,6 +42,7 @@ from .validation import ValidationSet, held_out_metrics
 
 logger = logging.getLogger(__name__)
 
+LEAST_LOSS_SCALE = 1.0  # of float16, at which gradients that overflow would do so unscaled, too
 NAMED_DOCUMENTS = 20  # in the event of a spike; `python -m llama_lite trace RUN --spikes` shows all
 TIMINGS = (  # what two equal runs may log differently
     *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
@@ -151,7 +152,7 @@ class VerifiedTraining(VerifiedSaving):
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Called once a step, before the optimizer: the ranks agree on loss, tokens, stopping and the save that is
-        under way in one small reduction.
+        under way in one small reduction. Returns None for a step that is skipped.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         stop_file = self.is_world_process_zero() and (self.run.path / "stop").exists()
@@ -171,7 +172,8 @@ class VerifiedTraining(VerifiedSaving):
             self.stop_reason = self.signals.received or "stop"
         step = self.state.global_step + 1
         norm = float(grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        skipped = not math.isfinite(norm) and self._skips_overflow()
+        if not (math.isfinite(loss) and (math.isfinite(norm) or skipped)):
             about = {"windows": self.windows_of(step), **self.documents_of(step)}
             self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), **about)
             raise Unhealthy(
@@ -181,7 +183,18 @@ class VerifiedTraining(VerifiedSaving):
         if self.on_spike and (excess := self.on_spike(loss)):
             about = {"windows": self.windows_of(step), **self.documents_of(step)}
             self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), **about)
-        return grad_norm
+        if skipped:
+            scale = self.accelerator.scaler.get_scale()
+            reason = f"gradients overflowed at a loss scale of {scale:g}, which is halved"
+            self.run.event("step skipped", at_step=step, reason=reason)
+        return None if skipped else grad_norm
+
+    def _skips_overflow(self) -> bool:
+        """Whether the step is skipped where gradients are not finite: in float16, whose loss is scaled as far as they
+        allow, so that they overflow now and then. torch's GradScaler then halves the scale.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > LEAST_LOSS_SCALE
 
     def windows_of(self, step: int) -> str:
         """The training rows of a step, for a person to look at."""
@@ -451,6 +464,8 @@ class ResumeStateCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
         trainer.run.step = state.global_step
+        if trainer.accelerator.optimizer_step_was_skipped:
+            trainer.lr_scheduler.step()  # Trainer does not, and a resumed run is placed on the schedule by its step
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = True
         elif trainer.stop_reason:
