@@ -223,6 +223,7 @@ def plan_work(store, found, work: list[list[tuple]], settings, removes: bool):
 
 def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
     """`run.json` of an evaluation that begins; the `status.json` of an earlier end goes."""
+    from llama_lite.evaluation.lm import inference_device
     from llama_lite.evaluation.tasks import embedded
     from llama_lite.provenance import provenance
 
@@ -233,7 +234,7 @@ def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
         "arguments": [dataclasses.asdict(model_args), dataclasses.asdict(task_args)],
         "weights": {model.name: model.weights for model in found},
         "descriptions": {task.name: known[task.name] for task in tasks.base_tasks if task.name in known},
-        **provenance(),
+        **provenance(inference_device()),
     }
     write_json(out / "run.json", record)
 

@@ -1,6 +1,7 @@
 """Worker processes, how many there are, and the signals that stop them."""
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -11,15 +12,21 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+from .cgroups import cpu_limit
 from .errors import Interrupted, Refusal
 
 
-def cores_for_a_process() -> int:
-    """Number of cores for this process: those it may use, divided by the processes that a launcher started on this
-    machine.
+def available_cores() -> int:
+    """Number of cores that this process may use: those that its affinity allows (of a Slurm step, taskset), or as many
+    as the CPU quota of its cgroups amounts to (docker --cpus, Kubernetes), rounded up.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    return max(1, math.ceil(min(cores, cpu_limit())))
+
+
+def cores_for_a_process() -> int:
+    """`available_cores`, divided by the processes that a launcher started on this machine."""
+    return max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def seconds_since_start() -> float:

@@ -1,5 +1,7 @@
 """Provenance of a run: code revision, packages, hardware, command. Nothing here changes a run."""
 
+from __future__ import annotations
+
 import os
 import platform
 import re
@@ -8,8 +10,12 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model_card.private import redact
+
+if TYPE_CHECKING:
+    import torch
 
 # variables that make libraries use fewer instructions than the processor has
 INSTRUCTION_LIMITS = ("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
@@ -96,19 +102,24 @@ def gpu_libraries() -> dict[str, str]:
     return found | package_versions(names)
 
 
-def hardware() -> dict:
-    """What can change the last bit of a result: GPU, compute capability, driver and libraries; or CPU, its generation
-    and instructions, threads and libraries.
+def hardware(device: torch.device | None = None) -> dict:
+    """What can change the last bit of a result that a device computes: GPU, compute capability, driver and libraries;
+    or CPU, its generation and instructions, threads and libraries; of another accelerator (Apple's mps) its kind and
+    the system, which its libraries come with. device: by default the GPU, where there is one.
     """
     import torch
 
-    if torch.cuda.is_available():
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
         return {
-            "device": torch.cuda.get_device_name(),
+            "device": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda,
-            "generation": ".".join(map(str, torch.cuda.get_device_capability())),
+            "generation": ".".join(map(str, torch.cuda.get_device_capability(device))),
             "libraries": gpu_libraries(),
         }
+    if device.type != "cpu":
+        system = {"system": f"{platform.system()} {platform.release()}"}
+        return {"device": cpu_name(), "accelerator": device.type, "generation": platform.machine(), "libraries": system}
     capabilities = torch.cpu.get_capabilities()
     return {
         "device": cpu_name(),
@@ -120,13 +131,13 @@ def hardware() -> dict:
     }
 
 
-def provenance() -> dict:
-    """The provenance record in `run.json`."""
+def provenance(device: torch.device | None = None) -> dict:
+    """The provenance record in `run.json`. device: what computes, as in `hardware`."""
     return {
         "command": redact([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
         "code_revision": code_revision(),
         "packages": package_versions(),
         "python": platform.python_version(),
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "cpus": os.cpu_count(),
     }

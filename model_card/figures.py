@@ -59,7 +59,9 @@ def training_curves(
         middle.plot(tokens, [entry["learning_rate"] for entry in trained], color=GREEN)
         middle.set_ylabel("learning rate")
         middle.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-        bottom.plot(tokens, [entry["grad_norm"] for entry in trained], color=BLUE, lw=1)
+        normed = [entry for entry in trained if "grad_norm" in entry]  # steps that float16 skipped have none
+        norms = [entry["grad_norm"] for entry in normed]
+        bottom.plot([entry["tokens"] / scale for entry in normed], norms, color=BLUE, lw=1)
         bottom.set_yscale("log")
         bottom.set_ylabel("gradient norm")
         bottom.set_xlabel(f"training tokens ({unit})")

@@ -11,7 +11,7 @@ from .private import redact
 
 COLORS = (GREY, BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", "#F0E442", "#000000")  # Okabe and Ito
 
-HARDWARE = ("device", "cuda", "capability", "generation")  # what of it a report shows
+HARDWARE = ("device", "accelerator", "cuda", "capability", "generation")  # what of it a report shows
 SAME = "the same for every seed"
 DIFFERS = ("differs", "differs, by less than the margin")
 

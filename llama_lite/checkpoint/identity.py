@@ -124,12 +124,13 @@ def changed_arithmetic(changed: dict[str, dict[str, tuple]]) -> list[str]:
 
 def is_deterministic(identity: dict) -> bool:
     """Whether the same steps give the same bits every time: on a CPU always, on a GPU with --deterministic or
-    --full_determinism.
+    --full_determinism, on another accelerator (Apple's mps) never, for torch promises it of no kernel there.
     """
     environment = identity["environment"]
-    switches = environment.get("switches", {})
-    on_gpu = "cuda" in environment.get("hardware", {})
-    return not on_gpu or any(switches.get(name) for name in ("deterministic", "full_determinism"))
+    switches, hardware = environment.get("switches", {}), environment.get("hardware", {})
+    if "accelerator" in hardware:
+        return False
+    return "cuda" not in hardware or any(switches.get(name) for name in ("deterministic", "full_determinism"))
 
 
 def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:

@@ -122,5 +122,10 @@ def require_state(manifest: dict, excluded_state: tuple[str, ...]) -> None:
             )
 
 
+def random_state_files(processes: int) -> list[str]:
+    """The files of the random state of each of so many processes, as transformers.Trainer names them."""
+    return ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
+
+
 OPTIMIZER_FILE = "optimizer.safetensors"
 OPTIMIZER_FILES = "optimizer*.safetensors"  # it, or its parts

@@ -109,7 +109,7 @@ class CommonRunArguments:
     )
     cpu_threads: int | None = arg(
         None,
-        "Threads per process on a CPU (default: the cores of this machine divided by its processes)."
+        "Threads per process on a CPU (default: the cores that may be used here, divided by the processes on them)."
         " OMP_NUM_THREADS is ignored: accelerate launch sets it to 1.",
     )
     keep_memory: bool = arg(

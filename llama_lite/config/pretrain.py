@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import os
 import sys
 from typing import Literal
 
@@ -10,6 +9,7 @@ from transformers import TrainingArguments
 
 from ..errors import Problems
 from ..paths import ROOT
+from ..processes import available_cores
 from .arguments import REPOSITORY
 from .common import (
     RESUME_HELP,
@@ -118,7 +118,7 @@ class DataArguments:
         " published by --prepare_only --push_to_hub. Of a mixture, per folder: data/web=you/web,data/code=you/code.",
     )
     prepare_workers: int = arg(
-        os.cpu_count() or 1, "Number of processes that curate and tokenize; the result does not depend on it."
+        available_cores(), "Number of processes that curate and tokenize; the result does not depend on it."
     )
     prepare_on: Literal["local", "ray"] = arg(
         "local",
@@ -312,7 +312,7 @@ PRETRAIN_FOLLOWS = {  # derived arguments, and what they follow from (training/d
     **dict.fromkeys(("learning_rate", "save_total_limit"), "derived from the size of the model"),
     **dict.fromkeys(("fused_loss", "block_attention", "compile_layers"), "chosen for this machine"),
     "eval_windows": "as many as keep evaluations short",
-    "prepare_workers": "one per core of this machine",
+    "prepare_workers": "one per core that may be used here",
     "output_dir": "runs/NAME, named after the text",
     "hours": "about ten minutes, if no length is given",
 }

@@ -3,13 +3,13 @@ checks.
 """
 
 import dataclasses
-import os
 import sys
 from typing import Literal
 
 from trl import SFTConfig
 
 from ..paths import ROOT
+from ..processes import available_cores
 from . import fields
 from .arguments import REPOSITORY
 from .common import (
@@ -105,7 +105,7 @@ class RowArguments:
         " either way.",
     )
     prepare_workers: int = arg(
-        os.cpu_count() or 1, "Number of processes that read the documentation; the rows do not depend on it."
+        available_cores(), "Number of processes that read the documentation; the rows do not depend on it."
     )
     show_example: bool = arg(False, "Print one row as the model sees it, with the trained tokens in color, and stop.")
 
@@ -215,7 +215,7 @@ SFT_FOLLOWS = {  # derived arguments, and what they follow from (training/derive
     "answer_tokens": "96, within the base's context",
     "max_steps": "three epochs, or about ten minutes if that is less",
     "output_dir": "runs/BASE-sft",
-    "prepare_workers": "one per core of this machine",
+    "prepare_workers": "one per core that may be used here",
 }
 
 

@@ -8,7 +8,6 @@ slower search, which decodes every document.
 """
 
 import dataclasses
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..processes import available_cores
 from .document_index import DocumentIndex, DocumentSpan
 from .tokenizer import Encoder
 
@@ -69,14 +69,14 @@ class TextSearch:
         self, passage: str, progress: Callable[[int], object] = lambda count: None, threads: int | None = None
     ) -> Iterator[Match]:
         """Every place at which a document holds the passage, in the order of the tokens. progress: called with the
-        number of tokens that were searched since the last call. threads: None for one per processor.
+        number of tokens that were searched since the last call. threads: None for one per core.
         """
         inner = inner_tokens(passage, self.encode)
         if inner is None:
             yield from self._search_text(passage, progress)
             return
         for split in self.index.splits:
-            for first in self._find(split, inner.ids.astype(self.dtype), progress, threads or os.cpu_count() or 1):
+            for first in self._find(split, inner.ids.astype(self.dtype), progress, threads or available_cores()):
                 yield from self._checked(split, first, inner)
 
     def is_fast(self, passage: str) -> bool:

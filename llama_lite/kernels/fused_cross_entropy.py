@@ -2,7 +2,8 @@
 autocast.
 
 The gradient is computed in the forward pass, together with the loss, and overwrites the logits. The result is that of
-the plain path, with another order of additions. On a CPU a chunk is converted to float32 a few rows at a time, which
+the plain path, with another order of additions. Not for float16: a loss scale comes only with the backward pass, when
+gradients of a large step have underflowed. On a CPU a chunk is converted to float32 a few rows at a time, which
 stay in the cache; on a GPU one compiled function does the whole chunk, and nothing waits for the host.
 """
 

@@ -13,12 +13,14 @@ COMPILED = {"bfloat16": 1.4, "float32": 1.15}  # over uncompiled layers (benchma
 MIN_GAIN = 3.0  # times COMPILING that a run must save for layers to be compiled
 
 
-def choose_fused_loss(device: torch.device, liger: bool = False) -> tuple[bool, str]:
+def choose_fused_loss(device: torch.device, liger: bool = False, precision: str = "float32") -> tuple[bool, str]:
     """(whether output layer and loss are fused, the reason): on a CPU as measured by benchmarks/train.py. liger:
     whether Liger's kernels are requested, which have a fused loss of their own.
     """
     if liger:
         return False, "Liger's kernels have their own"
+    if precision == "float16":
+        return False, "its gradients underflow in float16: they are computed before the loss is scaled"
     if device.type == "cpu":
         return True, "faster here, and no logits are held"
     return (True, "no logits are held") if device.type == "cuda" else (False, "")

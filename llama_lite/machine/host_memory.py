@@ -1,11 +1,10 @@
 """Memory of this machine that a process can still take."""
 
-from pathlib import Path
-
 import psutil
 
+from ..cgroups import cgroup_folders
+
 SNAPSHOT_FRACTION = 0.8  # of available memory: the most that the copy that a save is written from may take
-CGROUPS = Path("/sys/fs/cgroup")
 # of cgroups 2 and 1: limit, use, and the name in memory.stat of what the kernel would give back
 FILES = (("memory.max", "memory.current", "file"), ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"))
 
@@ -15,7 +14,7 @@ def available_memory() -> int:
     container, a Slurm job).
     """
     found = [psutil.virtual_memory().available]
-    for folder in _cgroup_folders():
+    for folder in cgroup_folders("memory"):
         for limit_file, use_file, cache_name in FILES:
             try:
                 limit, use = ((folder / name).read_text().strip() for name in (limit_file, use_file))
@@ -25,18 +24,3 @@ def available_memory() -> int:
             except (OSError, ValueError):
                 continue  # the other kind of cgroup, or none
     return max(0, min(found))
-
-
-def _cgroup_folders() -> set[Path]:
-    """The folders of this process's cgroups, and of those that they are in."""
-    folders = {CGROUPS, CGROUPS / "memory"}
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return folders
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            folder = CGROUPS / ("memory" if controllers else "") / path.strip("/")
-            folders |= {folder, *(parent for parent in folder.parents if CGROUPS in (parent, *parent.parents))}
-    return folders

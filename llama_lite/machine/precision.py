@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import Refusal
-from .hardware import native_bfloat16
+from .hardware import lacks_bfloat16, native_bfloat16
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -18,14 +18,14 @@ LAUNCHER_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  
 
 def choose(requested: str, recorded: str | None, device: torch.device) -> tuple[str, str]:
     """(float32, bfloat16 or float16; the reason): the `requested` format unless it is `auto`, else the format that is
-    `recorded` in the run's checkpoint, else the one that is native to the device.
+    `recorded` in the run's checkpoint, else the one that is native to the device, where products are timed.
     """
     if requested != "auto":
         return requested, "as asked for"
-    native, why = native_bfloat16(device)
     if recorded:
-        slow = recorded == "bfloat16" and not native
-        return recorded, f"as this run began{f'; {why}' if slow else ''}"
+        lack = lacks_bfloat16(device) if recorded == "bfloat16" else None
+        return recorded, f"as this run began{f'; {lack}' if lack else ''}"
+    native, why = native_bfloat16(device)
     return ("bfloat16" if native else "float32"), why
 
 

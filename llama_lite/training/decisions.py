@@ -5,6 +5,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
+from ..machine import precision
+
 DEFAULT_HOURS = 1 / 6  # of a run without a given length
 TO_BE_DERIVED = (("precision", "auto"), ("max_steps", -1))  # given values that ask for a derived one
 TUNED_LENGTH = 256  # tokens that hold a usual row of instructions in the chat format: system prompt, question, answer
@@ -41,6 +45,15 @@ class Decisions:
     def values(self) -> dict:
         """{name: value} of the decided arguments, for the other processes and the record."""
         return {name: self[name] for name in self.reasons}
+
+
+def decide_precision(decisions: Decisions, recorded: str | None, device: torch.device) -> None:
+    """Decide the number format: the given one, the one `recorded` for the run, or the device's. Raises Refusal for one
+    in which the device cannot train.
+    """
+    requested = decisions["precision"] if decisions.settled("precision") else "auto"
+    decisions.decide("precision", *precision.choose(requested, recorded, device))
+    precision.check_device(decisions["precision"], device)
 
 
 def lines(values: dict, reasons: dict) -> list[str]:

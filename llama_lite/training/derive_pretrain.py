@@ -13,11 +13,11 @@ from ..config.pretrain import PREPARING
 from ..data.given_text import Text
 from ..data.recipes import TEXT_ARGUMENTS, TOKEN_ARGUMENTS, name_of
 from ..distributed import print_main
+from ..errors import Refusal
 from ..kernels.switches import choose_fused_loss
-from ..machine import precision
 from ..machine.parallelism import Layout
 from . import derive_data, derive_model, derive_schedule, timing
-from .decisions import Decisions
+from .decisions import Decisions, decide_precision
 
 UNCERTAIN = 1.5  # factor by which an estimate of tokens from a sample may be too small; beyond it, a run is refused
 
@@ -86,6 +86,7 @@ class Derivation:
         self.sets = len(mixture["mixture"] if mixture else [""]) + further_sets
         self.explicit_args, self.device = explicit_args, torch.device("cuda") if run.plan_launch else training.device
         self.processes, self.shards, self.machine = planned.processes, planned.shards, None
+        self.sharding = planned.sharding
         if "num_train_epochs" in self.explicit_args:
             self.recorded.pop("max_steps", None)
         for name, other in (("attention", "block_attention"), ("block_attention", "attention")):
@@ -130,15 +131,15 @@ class Derivation:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             d.decide("precision", self.recorded.get("precision", "bfloat16"), "planned for GPUs")
         else:
-            value, why = precision.choose("auto", self.recorded.get("precision"), self.device)
-            d.decide("precision", value, why)
-            precision.check_device(d["precision"], self.device)
+            decide_precision(d, self.recorded.get("precision"), self.device)
+        if d["precision"] == "float16":
+            self.check_float16()
         for name in ("fused_loss", "compile_layers", "block_attention", "attention"):
             if self.recorded.get(name) is not None:
                 d.decide(name, self.recorded[name], "as this run began")
         if d["attention"]:
             d.decide("block_attention", False, "")
-        d.decide("fused_loss", *choose_fused_loss(self.device, d["use_liger_kernel"]))
+        d.decide("fused_loss", *choose_fused_loss(self.device, d["use_liger_kernel"], d["precision"]))
         switches = {
             "fused_loss": d["fused_loss"],
             "block_attention": d.settled("block_attention") and d["block_attention"],
@@ -146,6 +147,22 @@ class Derivation:
         self.machine = self.machine or timing.Machine(
             self.device, d["precision"], switches, self.processes, d["peak_flops"]
         )
+
+    def check_float16(self) -> None:
+        """Raise Refusal for what cannot be trained in float16. A run of an earlier version goes on without the fused
+        loss that it began with.
+        """
+        if "fused_loss" in self.d.fixed and self.d["fused_loss"]:
+            raise Refusal(
+                "--fused_loss with --precision float16: its gradients are computed before the loss is scaled, and"
+                " underflow. Give --no_fused_loss, or another precision."
+            )
+        if self.sharding == "zero2":
+            raise Refusal(
+                "--precision float16 under DeepSpeed: a checkpoint would not hold its loss scale. Launch with DDP or"
+                " FSDP2 (configs/accelerate/fsdp2.yaml), or give another precision."
+            )
+        self.recorded.pop("fused_loss", None)
 
     def drop_unfit_micro_batch(self) -> None:
         """Drop a recorded micro-batch that the present number of processes cannot use."""

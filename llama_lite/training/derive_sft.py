@@ -12,7 +12,6 @@ from ..config.sft import SftArguments
 from ..data.recipes import name_of
 from ..formatting import in_words
 from ..kernels.probe import context_of
-from ..machine import precision
 from ..machine.hardware import planning_constant
 from ..models.presets import flops_per_token
 from ..processes import seconds_since_start
@@ -49,10 +48,7 @@ def output_dir(base: str) -> str:
 def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict, dict]:
     """({argument: value}, {argument: reason}) of the precision and of the recorded arguments of the run."""
     d = decisions.Decisions(groups, explicit_args)
-    device = groups[-1].device
-    value, why = precision.choose("auto", recorded.get("precision"), device)
-    d.decide("precision", value, why)
-    precision.check_device(d["precision"], device)
+    decisions.decide_precision(d, recorded.get("precision"), groups[-1].device)
     if "num_train_epochs" in d.fixed:
         recorded.pop("max_steps", None)
     for name, value in recorded.items():

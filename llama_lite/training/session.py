@@ -18,7 +18,7 @@ from ..errors import Interrupted, Refusal
 from ..files import read_json, read_jsonl
 from ..hub.publish_queue import Publisher
 from ..hub.repository import Repository
-from ..machine.hardware import configure_cpu, deterministic_algorithms
+from ..machine.hardware import configure_cpu, deterministic_algorithms, deterministic_variables
 from ..machine.parallelism import check_launch, layout, use_one_gpu
 from ..processes import StopSignals, seconds_since_start
 from ..run_folder import RunFolder
@@ -45,6 +45,9 @@ class Session:
 
     def __init__(self, kind: str, hub_args, run_args, training_args, shards: bool = True):
         self.kind, self.hub_args, self.run_args, self.training_args = kind, hub_args, run_args, training_args
+        self.ends = contextlib.ExitStack()
+        deterministic = run_args.deterministic or training_args.full_determinism
+        self.ends.enter_context(deterministic_variables(deterministic))  # here: products are timed before __enter__
         check_launch(training_args, shards)
         self.gpu_note = use_one_gpu(training_args, f"run_{kind}.py")
         self.publishes, training_args.push_to_hub = training_args.push_to_hub, False  # Trainer would push on its own
@@ -61,7 +64,6 @@ class Session:
         self.start: ResumePoint | None = None
         self.dashboards: dashboards.Continuation | None = None
         self.publishers: list[Publisher] = []  # on rank 0
-        self.ends = contextlib.ExitStack()
 
     def __enter__(self):
         self.ends.enter_context(deterministic_algorithms(self.run_args.deterministic))
@@ -153,7 +155,7 @@ class Session:
                 **layout().record(),
             },
             environment={
-                "hardware": provenance.hardware(),
+                "hardware": provenance.hardware(self.training_args.device),
                 "packages": provenance.package_versions(),
                 "switches": {
                     **switches,
@@ -189,7 +191,7 @@ class Session:
             "settings": settings,
             "card": hub.card,
             **record,
-            **provenance.provenance(),
+            **provenance.provenance(self.training_args.device),
         }
         options = resume.ResumeOptions(
             self.training_args.resume_from_checkpoint,

@@ -36,12 +36,13 @@ from ..machine.parallelism import complete_accelerator_arguments
 from ..models.loading import load_weights
 from ..run_folder import RunFolder
 from .goodput import WallClock
-from .random_state import preserved_random_state
+from .random_state import draws_in_training, preserved_random_state
 from .saving import PROGRESS_FILE, VerifiedSaving
 from .validation import ValidationSet, held_out_metrics
 
 logger = logging.getLogger(__name__)
 
+LEAST_LOSS_SCALE = 1.0  # of float16, at which gradients that overflow would do so unscaled, too
 NAMED_DOCUMENTS = 20  # in the event of a spike; `python -m llama_lite trace RUN --spikes` shows all
 TIMINGS = (  # what two equal runs may log differently
     *("tokens_per_second", "mfu", "peak_memory_gib", "goodput", "wall_seconds"),
@@ -151,7 +152,7 @@ class VerifiedTraining(VerifiedSaving):
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Called once a step, before the optimizer: the ranks agree on loss, tokens, stopping and the save that is
-        under way in one small reduction.
+        under way in one small reduction. Returns None for a step that is skipped.
         """
         grad_norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         stop_file = self.is_world_process_zero() and (self.run.path / "stop").exists()
@@ -171,7 +172,8 @@ class VerifiedTraining(VerifiedSaving):
             self.stop_reason = self.signals.received or "stop"
         step = self.state.global_step + 1
         norm = float(grad_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        skipped = not math.isfinite(norm) and self._skips_overflow()
+        if not (math.isfinite(loss) and (math.isfinite(norm) or skipped)):
             about = {"windows": self.windows_of(step), **self.documents_of(step)}
             self.run.event("not finite", at_step=step, loss=str(loss), grad_norm=str(norm), **about)
             raise Unhealthy(
@@ -181,7 +183,18 @@ class VerifiedTraining(VerifiedSaving):
         if self.on_spike and (excess := self.on_spike(loss)):
             about = {"windows": self.windows_of(step), **self.documents_of(step)}
             self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), **about)
-        return grad_norm
+        if skipped:
+            scale = self.accelerator.scaler.get_scale()
+            reason = f"gradients overflowed at a loss scale of {scale:g}, which is halved"
+            self.run.event("step skipped", at_step=step, reason=reason)
+        return None if skipped else grad_norm
+
+    def _skips_overflow(self) -> bool:
+        """Whether the step is skipped where gradients are not finite: in float16, whose loss is scaled as far as they
+        allow, so that they overflow now and then. torch's GradScaler then halves the scale.
+        """
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > LEAST_LOSS_SCALE
 
     def windows_of(self, step: int) -> str:
         """The training rows of a step, for a person to look at."""
@@ -212,7 +225,7 @@ class VerifiedTraining(VerifiedSaving):
         since, first = self.window_start or (now, self.tokens)
         seconds = now - since - self.outside
         self.window_start, self.outside = (now, self.tokens), 0.0
-        found = {"peak_memory_gib": round(_peak_memory() / 2**30, 3)}
+        found = {"peak_memory_gib": round(_peak_memory(self.args.device) / 2**30, 3)}
         if self.tokens > first and seconds > 0:
             found["tokens_per_second"] = (self.tokens - first) / seconds
             if self.peak_flops and self.flops_per_token:
@@ -358,7 +371,24 @@ class VerifiedTraining(VerifiedSaving):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self._load_optimizer_and_scheduler(resume_from_checkpoint)
             self.check_probe()
+            self.report_lost_random_state()
         return result
+
+    def report_lost_random_state(self) -> None:
+        """Print a warning, and record it, where training draws random numbers and the checkpoint has no random state
+        for a process of this layout: Trainer then leaves that process with the state that follows from the seed.
+        """
+        files = verify.random_state_files(WORLD_SIZE)
+        absent = [name for name in files if name not in self.start.manifest["files"]]
+        draws = draws_in_training(self.model) or self.args.neftune_noise_alpha
+        if not absent or not draws or "rng" in self.start.without:
+            return
+        name = self.start.checkpoint.name
+        self.run.event("changed", kind="layout", fields={"random_state": [f"of {name}", "of the seed"]})
+        print_main(
+            f"WARNING   {name} has no {absent[0]}, for another number of processes saved it: dropout starts from the"
+            " seed again, with other masks than in an uninterrupted run"
+        )
 
     # ---- probe loss ----
 
@@ -434,6 +464,8 @@ class ResumeStateCallback(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
         trainer.run.step = state.global_step
+        if trainer.accelerator.optimizer_step_was_skipped:
+            trainer.lr_scheduler.step()  # Trainer does not, and a resumed run is placed on the schedule by its step
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = control.should_save = True
         elif trainer.stop_reason:
@@ -464,10 +496,10 @@ def finish_or_raise(trainer: VerifiedTraining) -> None:
         )
 
 
-def _peak_memory() -> int:
-    """Bytes: allocated on the GPU at most, or resident in this process at most."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: allocated on the GPU at most, or, where another device trains, resident in this process at most."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

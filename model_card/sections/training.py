@@ -114,11 +114,12 @@ class Training:
             hardware = self.r.settings("environment")["hardware"]
         device = ", ".join(
             f"{hardware[key]} threads" if key == "threads" else str(hardware[key])
-            for key in ("device", "threads", "capability", "cuda")
+            for key in ("device", "accelerator", "threads", "capability", "cuda")
             if key in hardware
         )
         switches = self.r.settings("environment").get("switches", {})
-        exact = "cuda" not in hardware or any(switches.get(name) for name in ("deterministic", "full_determinism"))
+        asked = any(switches.get(name) for name in ("deterministic", "full_determinism"))
+        other = hardware.get("accelerator")  # neither a CPU nor a GPU of CUDA
         rows = [
             ["hardware", device],
             [
@@ -126,8 +127,8 @@ class Training:
                 f"within rounding: it was resumed with other {', '.join(dict.fromkeys(moved))}"
                 if moved
                 else "bit for bit"
-                if exact
-                else "within rounding (no --deterministic)",
+                if not other and ("cuda" not in hardware or asked)
+                else f"within rounding ({f'on {other}' if other else 'no --deterministic'})",
             ],
         ]
         if self.r.step is None and (seconds := self.r.wall_seconds()):

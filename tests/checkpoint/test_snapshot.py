@@ -158,7 +158,7 @@ def test_memory_is_bounded_by_the_cgroups_that_a_process_is_in(tmp_path, monkeyp
 
     job = tmp_path / "slurm/job"
     job.mkdir(parents=True)
-    monkeypatch.setattr(host_memory, "_cgroup_folders", lambda: {job, tmp_path})
+    monkeypatch.setattr(host_memory, "cgroup_folders", lambda controller: {job, tmp_path})
     free = host_memory.available_memory()
     assert free > 2**25
     for name, text in {"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 600\nfile 90"}.items():

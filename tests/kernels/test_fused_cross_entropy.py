@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from llama_lite.kernels import fused_cross_entropy
+from llama_lite.kernels.switches import choose_fused_loss
 from llama_lite.models.presets import load_model_config
 
 
@@ -57,6 +58,27 @@ def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():
         assert abs(loss - exact) < 2e-2
         errors.append((torch.cat([p.grad.flatten() for p in one.parameters()]) - truth).norm() / truth.norm())
     assert errors[1] < 1.2 * errors[0] < 0.1
+
+
+def test_in_float16_gradients_of_a_large_step_underflow_which_is_why_it_is_not_used():
+    """As torch's GradScaler has it: the scale comes with the backward pass, when the fused gradients are gone."""
+    model, batch = model_and_batch()
+    exact = model(**batch, num_items_in_batch=2**19).loss
+    exact.backward()
+    truth = torch.cat([p.grad.flatten() for p in model.parameters()])
+    errors = []
+    for fuse in (False, True):
+        one = copy.deepcopy(model)
+        one.zero_grad()
+        if fuse:
+            fused_cross_entropy.apply_fused_cross_entropy(one)
+        with torch.autocast("cpu", torch.float16):
+            loss = one(**batch, num_items_in_batch=torch.tensor(2**19)).loss
+        (loss * 2.0**16).backward()
+        gradients = torch.cat([p.grad.flatten() for p in one.parameters()]) / 2.0**16
+        errors.append(((gradients - truth).norm() / truth.norm()).item())
+    assert errors[0] < 0.05 < 0.1 < errors[1]
+    assert not choose_fused_loss(torch.device("cuda"), precision="float16")[0]
 
 
 def test_without_labels_the_model_is_as_it_was():

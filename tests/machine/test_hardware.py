@@ -1,6 +1,7 @@
 """Switches for speed: the same mathematics, and a fall back that is said where a machine has not what they need."""
 
 import copy
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 from helpers import ROOT, log_of, same_tensors
 from transformers import AutoModelForCausalLM
 
+from llama_lite import cgroups, processes
 from llama_lite.files import read_json
 from llama_lite.kernels import block_attention, compile
 from llama_lite.machine import hardware
@@ -154,3 +156,31 @@ def test_a_run_on_gpus_that_are_not_here_is_planned_in_every_precision(monkeypat
         for precision in ("bfloat16", "float16", "float32")
     ]
     assert speeds[0] == speeds[1] > speeds[2] > 0
+
+
+VERSION_1 = ("cpu/docker/job/cpu.cfs_quota_us", "cpu/docker/job/cpu.cfs_period_us")
+QUOTAS = {  # what the cgroups of a process say, and its cores where its affinity allows 8
+    "none": ({}, 8),
+    "max": ({"job/cpu.max": "max 100000"}, 8),
+    "docker --cpus 1.5": ({"job/cpu.max": "150000 100000"}, 2),
+    "less than a core": ({"job/cpu.max": "20000 100000"}, 1),
+    "of the cgroup that the own one is in": ({"job/cpu.max": "max 100000", "cpu.max": "300000 100000"}, 3),
+    "more than the affinity": ({"job/cpu.max": "1600000 100000"}, 8),
+    "none, version 1": (dict(zip(VERSION_1, ("-1", "100000"), strict=True)), 8),
+    "version 1": (dict(zip(VERSION_1, ("400000", "100000"), strict=True)), 4),
+}
+
+
+@pytest.mark.parametrize("case", QUOTAS)
+def test_cores_are_those_of_affinity_and_quota_and_processes_share_them(case, tmp_path, monkeypatch):
+    files, cores = QUOTAS[case]
+    (tmp_path / "own").write_text("7:memory:/other\n4:cpu,cpuacct:/docker/job\n0::/job\n")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path)
+    monkeypatch.setattr(cgroups, "OWN", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert processes.available_cores() == cores
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert processes.cores_for_a_process() == max(1, cores // 3)

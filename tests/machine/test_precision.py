@@ -10,10 +10,12 @@ import pytest
 import torch
 from helpers import ROOT, config_file, launch, launch_ranks
 
+from llama_lite.config.common import CommonRunArguments
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.kernels import switches
 from llama_lite.machine import hardware, precision
+from llama_lite.training.decisions import Decisions, decide_precision
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -51,6 +53,21 @@ def test_auto_asks_the_device_and_a_product(machine, supported, ratio, chosen, w
     assert precision.choose("bfloat16", None, CPU)[0] == "bfloat16"  # what is asked for is done
 
 
+@pytest.mark.parametrize("slower, chosen", [(0.06, "bfloat16"), (3.0, "float32")])  # in hardware, and emulated
+def test_auto_on_a_gpu_is_decided_by_products_and_not_by_their_launch(slower, chosen, monkeypatch):
+    """An H200: float32 at 50e12 FLOP/s, and launches, which take 10 us, a little longer in bfloat16."""
+
+    def product_seconds(device, size, repeats):
+        seconds = 2 * size**3 / 50e12
+        return {"float32": 10e-6 + seconds, "bfloat16": 11e-6 + slower * seconds}
+
+    hardware.native_bfloat16.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    monkeypatch.setattr(hardware, "product_seconds", product_seconds)
+    assert precision.choose("auto", None, torch.device("cuda"))[0] == chosen
+    hardware.native_bfloat16.cache_clear()
+
+
 def test_a_resumed_run_keeps_its_precision_and_says_so(machine):
     machine(False, 9.0)
     assert precision.choose("auto", "bfloat16", CPU) == (
@@ -59,6 +76,34 @@ def test_a_resumed_run_keeps_its_precision_and_says_so(machine):
     )
     machine(True, 0.4)
     assert precision.choose("auto", "float32", CPU) == ("float32", "as this run began")
+
+
+@pytest.mark.parametrize("given, recorded", [("float32", None), ("bfloat16", "float32"), ("auto", "bfloat16")])
+def test_no_product_is_timed_for_a_given_or_a_recorded_precision(given, recorded, machine, monkeypatch):
+    machine(True, 0.4)
+    monkeypatch.setattr(hardware, "product_seconds", lambda *args: pytest.fail("a product was timed"))
+    run = CommonRunArguments(precision=given)
+    explicit_args = {} if given == "auto" else {"precision": given}
+    decide_precision(Decisions([run], explicit_args), recorded, CPU)
+    assert run.precision == (recorded if given == "auto" else given)
+
+
+@pytest.mark.parametrize("switch", ["--deterministic", "--full_determinism"])
+def test_cublas_finds_its_variable_at_the_first_product_that_is_timed(switch, sft, machine, tmp_path, monkeypatch):
+    """It reads it once, and torch too: set later, the products of a tuning run end with an error."""
+    found = []
+
+    def product_seconds(device, size, repeats, formats=("float32", "bfloat16")):
+        found.append(os.environ.get("CUBLAS_WORKSPACE_CONFIG"))
+        return dict.fromkeys(formats, 1.0)
+
+    machine(True, 0.4)
+    monkeypatch.setattr(hardware, "product_seconds", product_seconds)
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "FLASH_ATTENTION_DETERMINISTIC"):
+        monkeypatch.setenv(name, "")  # so that it is as before when the test ends
+        monkeypatch.delenv(name)
+    sft(tmp_path / "run", switch, "--dry_run")
+    assert found and set(found) == {":4096:8"}
 
 
 @pytest.mark.parametrize("leave_out", ["", "AVX512_CORE", "AVX2"])
@@ -87,9 +132,7 @@ def test_a_run_is_resumed_in_the_precision_and_with_the_switches_that_it_began_w
     whole = pretrain(tmp_path / "whole", precision="bfloat16", block_attention=True, fused_loss=True)
     run = tmp_path / "run"
     pretrain(run, precision="bfloat16", block_attention=True, fused_loss=True, max_steps=5)
-    monkeypatch.setattr(
-        precision, "native_bfloat16", lambda device: (False, "this processor has no bfloat16 instructions")
-    )
+    monkeypatch.setattr(precision, "lacks_bfloat16", lambda device: "this processor has no bfloat16 instructions")
     monkeypatch.setattr(switches, "choose_fused_loss", lambda device: (False, ""))
     capsys.readouterr()
     pretrain(run, allow_changes="max_steps")

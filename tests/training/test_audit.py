@@ -15,6 +15,7 @@ from llama_lite.errors import Differs, Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub.export import export_model
 from llama_lite.training.audit import compare, record, segments
+from llama_lite.training.audit.audit import what_differs
 from model_card import card, records
 from model_card.metadata import CardError
 
@@ -385,6 +386,17 @@ def test_hardware_is_told_apart_but_an_older_record_is_no_other_hardware(whole_r
     other["environment"]["hardware"]["generation"] = "another"
     assert not differences(older, now)["environment"] and not differences(now, older)["environment"]
     assert list(differences(other, now)["environment"]) == ["hardware"]
+
+
+def test_the_record_of_a_gpu_is_that_of_no_earlier_version():
+    """A GPU has no `instructions`, which were thought to be missing: equal bits were never expected there."""
+    hardware = {"device": "H200", "cuda": "13.0", "generation": "9.0", "libraries": {"cudnn": "9"}}
+    identity = {"hyperparameters": {"lr_scheduler_kwargs": None, "lr_scheduler_type": "linear"}, "data": {}}
+    identity |= {"model": {}, "layout": {}, "environment": {"hardware": hardware, "switches": {"deterministic": True}}}
+    assert what_differs(identity, identity) == []
+    older = json.loads(json.dumps(identity))
+    del older["environment"]["hardware"]["generation"]
+    assert what_differs(older, identity) == ["hardware (its record is of an earlier version)"]
 
 
 def test_the_card_shows_the_audits_that_its_owner_put_there(copy, audit, whole_run):

@@ -53,10 +53,10 @@ def fast(monkeypatch):
     monkeypatch.setattr(derive_model, "seconds_since_start", lambda: 10.0)
 
 
-def settled(*argv, processes=1, recorded=None, only_tokens=False, precision="float32"):
+def settled(*argv, processes=1, recorded=None, only_tokens=False, precision="float32", sharding="none"):
     groups = parse_pretrain(["--precision", precision, *argv])
     derivation = derive_pretrain.Derivation(
-        groups, Text(groups[1]), Layout(processes), groups[-2].explicit_args, recorded or {}
+        groups, Text(groups[1]), Layout(processes, sharding), groups[-2].explicit_args, recorded or {}
     )
     _, reasons, tokens = derivation.settle(only_tokens)
     return (
@@ -295,6 +295,19 @@ def test_a_plan_for_gpus_takes_no_values_from_this_cpu(text, tmp_path):
     assert values["compile_layers"] is True and reasons["compile_layers"] == "planned for GPUs"
     assert values["fused_loss"] is True and reasons["fused_loss"] == "no logits are held"
     assert values["block_attention"] is False and values["tokens_per_step"] % (8 * values["block_size"]) == 0
+
+
+def test_float16_is_trained_without_the_fused_loss_whose_gradients_underflow(text, monkeypatch):
+    monkeypatch.setattr(PretrainArguments, "device", torch.device("cuda"))
+    given = ("--dataset", str(text), "--max_steps", "5", "--model_config", "tiny")
+    for recorded in ({}, {"fused_loss": True}):  # of a run of an earlier version
+        values, reasons, _ = settled(*given, precision="float16", recorded=recorded)
+        assert values["fused_loss"] is False and "underflow in float16" in reasons["fused_loss"]
+    assert settled(*given, precision="float32")[0]["fused_loss"] is True
+    with pytest.raises(Refusal, match="--fused_loss with --precision float16: its gradients .* underflow"):
+        settled(*given, "--fused_loss", precision="float16")
+    with pytest.raises(Refusal, match="--precision float16 under DeepSpeed: a checkpoint would not hold"):
+        settled(*given, precision="float16", sharding="zero2")
 
 
 def test_what_cannot_go_together_is_refused_before_anything_is_prepared_all_at_once(text, tmp_path, monkeypatch):

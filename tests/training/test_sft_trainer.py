@@ -7,6 +7,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,13 +18,16 @@ from llama_lite.chat_format import template
 from llama_lite.chat_format.conversation import Row
 from llama_lite.chat_format.packing import encode, pack
 from llama_lite.config.sft import AdapterArguments, SftArguments
+from llama_lite.digests import digest_of
 from llama_lite.errors import Interrupted, Refusal
 from llama_lite.evaluation import before_after
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.machine import hardware
 from llama_lite.models import batches, loading, references
+from llama_lite.run_folder import RunFolder
 from llama_lite.studies import analysis
-from llama_lite.training import lora, sft_trainer, timing
+from llama_lite.training import lora, sft_trainer, timing, trainer
+from llama_lite.training.random_state import draws_in_training
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -149,6 +153,54 @@ def test_a_stopped_run_ends_as_the_one_that_was_not(sft, request, tmp_path, monk
         assert same_tensors(run / "checkpoint-8" / name, whole / "checkpoint-8" / name), name
     assert read_json(run / "before_after.json") == read_json(whole / "before_after.json")
     assert read_json(run / "checkpoint-8/adapter_config.json") == read_json(whole / "checkpoint-8/adapter_config.json")
+
+
+def test_dropout_without_its_random_state_is_told(sft, whole_sft, tmp_path, capsys):
+    """A checkpoint of two processes, resumed in one: the masks are no longer those of the run that was not stopped."""
+    run = tmp_path / "run"
+    shutil.copytree(whole_sft, run)
+    shutil.rmtree(run / "checkpoint-8")
+    (run / "status.json").unlink()
+    checkpoint = run / "checkpoint-6"
+    (checkpoint / "rng_state.pth").rename(checkpoint / "rng_state_0.pth")
+    manifest = read_json(checkpoint / "manifest.json")
+    manifest["files"]["rng_state_0.pth"] = manifest["files"].pop("rng_state.pth")
+    write_json(checkpoint / "manifest.json", manifest | {"digest": digest_of(manifest)})
+    sft(run)
+    assert "WARNING   checkpoint-6 has no rng_state.pth, for another number of processes" in capsys.readouterr().out
+    changed = [event["fields"] for event in read_jsonl(run / "events.jsonl") if event["event"] == "changed"]
+    assert changed == [{"random_state": ["of checkpoint-6", "of the seed"]}]
+    assert log_of(run)[-2]["loss"] != log_of(whole_sft)[-2]["loss"]
+
+
+@pytest.mark.parametrize(
+    "files, processes, dropout, told",
+    [
+        (["rng_state.pth"], 1, 0.1, False),
+        (["rng_state_0.pth", "rng_state_1.pth"], 1, 0.1, True),
+        (["rng_state_0.pth", "rng_state_1.pth"], 1, 0.0, False),
+        (["rng_state.pth"], 2, 0.1, True),
+        (["rng_state_0.pth", "rng_state_1.pth"], 2, 0.1, False),
+        (["rng_state_0.pth", "rng_state_1.pth"], 3, 0.1, True),
+    ],
+)
+def test_which_random_states_are_missed(files, processes, dropout, told, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "WORLD_SIZE", processes)
+    monkeypatch.setattr(model.config, "attention_dropout", dropout)
+    start = trainer.ResumePoint(tmp_path / "checkpoint-3", {"files": dict.fromkeys(files)})
+    args, run = SimpleNamespace(neftune_noise_alpha=None), RunFolder(tmp_path)
+    resumed = SimpleNamespace(start=start, model=model, args=args, run=run)
+    trainer.VerifiedTraining.report_lost_random_state(resumed)
+    assert ("WARNING   checkpoint-3 has no rng_state" in capsys.readouterr().out) == told
+
+
+def test_dropout_is_found_as_a_field_and_as_a_module(model):
+    assert not draws_in_training(model)
+    model.config.attention_dropout = 0.1
+    assert draws_in_training(model)
+    model.config.attention_dropout = 0.0
+    model.add_module("lora_dropout", torch.nn.Dropout(0.1))
+    assert draws_in_training(model)
 
 
 def test_full_tuning_resumes_too_and_ends_with_a_model(sft, tmp_path, monkeypatch, base):

@@ -423,6 +423,60 @@ def test_nan_stops_the_run_and_leaves_the_checkpoint(pretrain, tmp_path, monkeyp
     assert find_corruption(run / "checkpoint-5") == []
 
 
+@pytest.fixture
+def scaler(monkeypatch):
+    """Training under a GradScaler, as in float16 on a GPU, in float32 on this CPU: its first scales let the loss
+    overflow, and it grows every three steps.
+    """
+    from accelerate import Accelerator
+
+    create = Accelerator.__init__
+
+    def create_with_scaler(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=3)
+
+    def unscale(self, optimizer=None):
+        for prepared in self._optimizers:
+            self.scaler.unscale_(prepared.optimizer)
+
+    def start():
+        monkeypatch.setattr(Accelerator, "__init__", create_with_scaler)
+        monkeypatch.setattr(Accelerator, "unscale_gradients", unscale)
+
+    return start
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused"])  # the second one skips a step by itself
+def test_a_step_whose_scaled_gradients_overflow_is_skipped_and_keeps_its_place(pretrain, scaler, tmp_path, optim):
+    settings = {**QUICK, "max_steps": 9, "optim": optim}
+    plain = log_of(pretrain(tmp_path / "plain", **settings))
+    scaler()
+    whole, run = pretrain(tmp_path / "whole", **settings), tmp_path / "run"
+    skipped = [event["at_step"] for event in read_jsonl(whole / "events.jsonl") if event["event"] == "step skipped"]
+    assert skipped[:2] == [1, 2] and 2 < len(skipped) < 9
+    found = [entry for entry in log_of(whole) if "loss" in entry]
+    assert [entry["learning_rate"] for entry in found] == [e["learning_rate"] for e in plain if "loss" in e]
+    assert [entry["step"] for entry in found if "grad_norm" not in entry] == skipped
+    assert found[1]["loss"] != plain[1]["loss"]  # of weights that the first step left as they were
+    with pytest.raises(Interrupted):
+        pretrain(run, "--stop_after_step", str(skipped[2]), **settings)
+    pretrain(run, **settings)
+    assert log_of(run) == log_of(whole)
+    assert same_tensors(run / "checkpoint-9/model.safetensors", whole / "checkpoint-9/model.safetensors")
+
+
+@pytest.mark.parametrize("scale, skips", [(None, False), (2.0, True), (1.0, False)])
+def test_gradients_that_are_not_finite_without_a_scale_end_a_run(scale, skips):
+    from types import SimpleNamespace
+
+    from llama_lite.training.trainer import VerifiedTraining
+
+    scaler = scale and torch.amp.GradScaler("cpu", init_scale=scale)
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))
+    assert VerifiedTraining._skips_overflow(trainer) is skips
+
+
 def test_a_checkpoint_holds_no_path_of_this_machine_and_no_pickle_of_arguments(whole_run, settings):
     words = [str(whole_run).encode(), settings["prepared_dir"].encode(), b".staging"]
     names = [path.name for path in (whole_run / "checkpoint-12").iterdir()]
@@ -591,12 +645,13 @@ def test_deterministic_algorithms_are_on_in_the_run_recorded_and_off_after_it(pr
     record = read_json(run / "run.json")
     assert record["identity"]["environment"]["switches"]["deterministic"] is True
     same = "| resumed runs equal uninterrupted ones | {} |"
-    for cuda, switch, said in (
-        (False, False, "bit for bit"),
-        (True, True, "bit for bit"),
-        (True, False, "within rounding (no --deterministic)"),
+    for hardware, switch, said in (
+        ({}, False, "bit for bit"),
+        ({"cuda": "13.0"}, True, "bit for bit"),
+        ({"cuda": "13.0"}, False, "within rounding (no --deterministic)"),
+        ({"accelerator": "mps"}, True, "within rounding (on mps)"),
     ):
-        record["hardware"] = {"device": "H100", "cuda": "13.0"} if cuda else {"device": "a processor"}
+        record["hardware"] = {"device": "a device", **hardware}
         record["identity"]["environment"]["switches"] = {"deterministic": True} if switch else {}
         write_json(run / "run.json", record)
         write_card_or_reason(run)

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from model_card.private import redact
 
 from ... import provenance
@@ -45,14 +47,14 @@ def audit(run_args, training_args, main: Callable[[list[str]], None]) -> None:
     check_launch(training_args)
     if run_args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
-            run_on_main(lambda: Audit(run_args, where, Path(folder)).plan(first, last) and None)
+            run_on_main(lambda: Audit(run_args, where, Path(folder), training_args.device).plan(first, last) and None)
         return
     name = f"{name_of(where)}-{f'{first[0]}-{last[0]}' if first else f'random-{run_args.audit_seed}'}"
     out = Path(run_args.explicit_args.get("output_dir", f"audits/{name}"))  # transformers has a default of its own
     run_on_main(check_folder, "output_dir", out, "audit")
     with RunFolder(out):
         StopSignals(lambda: None)
-        own = Audit(run_args, where, out)
+        own = Audit(run_args, where, out, training_args.device)
         run_on_main(own.check_folder)
         try:
             planned = run_on_main(own.plan, first, last)
@@ -66,10 +68,10 @@ def audit(run_args, training_args, main: Callable[[list[str]], None]) -> None:
 
 
 class Audit:
-    """What an audit plans and records, in the folder `out` (rank 0)."""
+    """What an audit plans and records, in the folder `out` (rank 0). device: what makes the steps again."""
 
-    def __init__(self, run_args, where: str, out: Path):
-        self.run_args, self.where, self.out = run_args, where, out
+    def __init__(self, run_args, where: str, out: Path, device: torch.device):
+        self.run_args, self.where, self.out, self.device = run_args, where, out, device
         explicit_args = run_args.explicit_args
         self.given = {name: explicit_args[name] for name in tokens.GIVEN if name in explicit_args}
         self.record = {
@@ -81,7 +83,7 @@ class Audit:
             "drawn": None,
             "tokens": 0,
             "segments": [],
-            **{name: value for name, value in provenance.provenance().items() if name != "command"},
+            **{name: value for name, value in provenance.provenance(device).items() if name != "command"},
         }
 
     def check_folder(self) -> None:
@@ -126,7 +128,7 @@ class Audit:
             "layout": {**identity["layout"], **layout_now},
             "environment": {
                 **identity["environment"],
-                "hardware": provenance.hardware(),
+                "hardware": provenance.hardware(self.device),
                 "packages": provenance.package_versions(),
                 "code_revision": provenance.code_revision(),
             },
@@ -180,7 +182,7 @@ def audit_segment(own: Audit, segment: Segment, main: Callable) -> dict:
     of_tokens = run_on_main(lambda: find_tokens(own, segment))
     folder = own.out / f"steps-{segment.first}-{segment.last}"
     try:
-        rerun.rerun_segment(segment, {**arguments, **of_tokens}, folder, main)
+        rerun.rerun_segment(segment, {**arguments, **of_tokens}, folder, own.device, main)
     except ProbeDiffers as refusal:
         print_main(f"probe     {refusal}")
         what = "probe loss: the start's weights do not give the recorded one"
@@ -193,7 +195,7 @@ def audit_segment(own: Audit, segment: Segment, main: Callable) -> dict:
         return finished(result, difference, began)
     print_main(f"noise     {difference}: another {', '.join(result['elsewhere'])}, so once more for the noise")
     second = own.out / f"noise-{segment.first}-{segment.last}"
-    rerun.rerun_segment(segment, {**rerun.other_batch(arguments), **of_tokens}, second, main)
+    rerun.rerun_segment(segment, {**rerun.other_batch(arguments), **of_tokens}, second, own.device, main)
     difference, found = run_on_main(lambda: compare_within_noise(own.source, segment, folder, second, arguments))
     return finished(result | found, difference, began, WITHIN)
 
@@ -272,8 +274,8 @@ def what_differs(saved: dict, now: dict) -> list[str]:
     """In what makes bits differ one identity is not the other; also what an older record cannot tell."""
     changed = differences(saved, now)
     found = [name.replace("_", " ") for name in changed["environment"]] + sorted(changed["layout"])
-    hardware = saved["environment"].get("hardware", {})
-    if "hardware" not in found and not all(name in hardware for name in LATER_HARDWARE):
+    there, here = (identity["environment"].get("hardware", {}) for identity in (saved, now))
+    if "hardware" not in found and any(name in here and name not in there for name in LATER_HARDWARE):
         found.append("hardware (its record is of an earlier version)")
     if not is_deterministic(now):
         found.append("order of sums (a GPU without --deterministic)")

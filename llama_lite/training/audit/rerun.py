@@ -81,14 +81,14 @@ def _nearest_batch(windows: int, batch: int) -> int:
 # ---- running ----
 
 
-def rerun_segment(segment: Segment, arguments: dict, folder: Path, main: Callable) -> None:
+def rerun_segment(segment: Segment, arguments: dict, folder: Path, device: torch.device, main: Callable) -> None:
     """Make the steps of a segment in `folder`, as a run that resumes from the start and stops at the end. Continues
-    where an interrupted audit stopped. main: the training script's. Call it on all ranks.
+    where an interrupted audit stopped. device: what computes. main: the training script's. Call it on all ranks.
 
     Raises what the script raises: Refusal (ProbeDiffers where the start's weights do not give their recorded loss),
     Interrupted, Unhealthy.
     """
-    run_on_main(_forget_other, segment, arguments, folder)
+    run_on_main(_forget_other, segment, arguments, folder, device)
     if run_on_main(_is_done, segment, folder):
         return
     config = run_on_main(_begin, segment, arguments, folder)
@@ -104,12 +104,12 @@ def rerun_segment(segment: Segment, arguments: dict, folder: Path, main: Callabl
         torch.cuda.empty_cache()
 
 
-def _forget_other(segment: Segment, arguments: dict, folder: Path) -> None:
-    """Remove what an earlier audit left in `folder`, if it is of another start, of other arguments, or by other code or
-    packages (rank 0).
+def _forget_other(segment: Segment, arguments: dict, folder: Path, device: torch.device) -> None:
+    """Remove what an earlier audit left in `folder`, if it is of another start, of other arguments, or by other code,
+    packages or hardware (rank 0).
     """
     states = {name: state and state.manifest.get("digest") for name, state in vars(segment).items() if name in STATES}
-    made = {name: value for name, value in provenance.provenance().items() if name != "command"}
+    made = {name: value for name, value in provenance.provenance(device).items() if name != "command"}
     of = json.loads(json.dumps({"states": states, "arguments": arguments, "made": made}, default=str))
     path = folder.with_name(f"{folder.name}.json")
     if read_json(path) != of:
