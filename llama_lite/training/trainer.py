@@ -185,13 +185,13 @@ class VerifiedTraining(VerifiedSaving):
             self.run.event("spike", at_step=step, loss=loss, sigmas=round(excess, 1), **about)
         if skipped:
             scale = self.accelerator.scaler.get_scale()
-            reason = f"gradients overflowed at a loss scale of {scale:g}, which is halved"
+            reason = f"gradients overflowed at a loss scale of {scale:,.0f}, which is lowered"
             self.run.event("step skipped", at_step=step, reason=reason)
         return None if skipped else grad_norm
 
     def _skips_overflow(self) -> bool:
         """Whether the step is skipped where gradients are not finite: in float16, whose loss is scaled as far as they
-        allow, so that they overflow now and then. torch's GradScaler then halves the scale.
+        allow, so that they overflow now and then. torch's GradScaler then lowers the scale.
         """
         scaler = self.accelerator.scaler
         return scaler is not None and scaler.get_scale() > LEAST_LOSS_SCALE

@@ -304,7 +304,7 @@ def test_float16_is_trained_without_the_fused_loss_whose_gradients_underflow(tex
         values, reasons, _ = settled(*given, precision="float16", recorded=recorded)
         assert values["fused_loss"] is False and "underflow in float16" in reasons["fused_loss"]
     assert settled(*given, precision="float32")[0]["fused_loss"] is True
-    with pytest.raises(Refusal, match="--fused_loss with --precision float16: its gradients .* underflow"):
+    with pytest.raises(Refusal, match=r"--fused_loss with --precision float16: its gradients .* underflow"):
         settled(*given, "--fused_loss", precision="float16")
     with pytest.raises(Refusal, match="--precision float16 under DeepSpeed: a checkpoint would not hold"):
         settled(*given, precision="float16", sharding="zero2")
