@@ -96,9 +96,7 @@ def print_changes(pairs: list[tuple[str, str]], comparison: list[dict]) -> None:
             print_main(f"          {format_change(row)}")
     exploratory = sum("p_fdr" in row for row in comparison)
     if any("p_fdr" in row for rows in shown.values() for row in rows):
-        print_main(
-            f"          p: adjusted for the {exploratory} comparisons in comparison.csv (false discovery rate)"
-        )
+        print_main(f"          p: adjusted for the {exploratory} comparisons in comparison.csv (false discovery rate)")
 
 
 def format_change(row: dict) -> str:
@@ -127,7 +125,7 @@ def format_sensitivity(row: dict) -> str:
     flips, spread = row["flips"], row["spread"]
     random = f" ({flips['blind']:.0%} by random guessing)" if flips["blind"] is not None else ""
     return (
-        f"{row['metric']} {row['lowest']['value']:.3f} to {row['highest']['value']:.3f} with {row['k']} prompts (equally"
-        f" good prompts differ as much with p {spread['p']:.2g}); {flips['value']:.0%} of answers change with the"
-        f" prompt{random}, {row['worst_of_k']['value']:.0%} of items are right with every prompt"
+        f"{row['metric']} {row['lowest']['value']:.3f} to {row['highest']['value']:.3f} with {row['k']} prompts"
+        f" (equally good prompts differ as much with p {spread['p']:.2g}); {flips['value']:.0%} of answers change with"
+        f" the prompt{random}, {row['worst_of_k']['value']:.0%} of items are right with every prompt"
     )

@@ -98,8 +98,8 @@ class Evaluation:
         )
 
     def pairs(self, evaluation: Tables) -> list[tuple[str, str]]:
-        """The pairs of models to compare: of an evaluation those of `shown_pairs`; of a run its first step and its last;
-        of a tuned one its base and itself.
+        """The pairs of models to compare: of an evaluation those of `shown_pairs`; of a run its first step and its
+        last; of a tuned one its base and itself.
         """
         found, mine = shown_pairs(evaluation.shown()), self.r.mine(evaluation)
         if evaluation.own is None:
@@ -133,7 +133,8 @@ class Evaluation:
         found: dict[str, list[list]] = {}
         for row in evaluation.results[kind]:
             if "spread" in row and row["model"] in self.r.mine(evaluation):
-                measures = [beside_random(row[key], 2) for key in ("mean", "spread", "worst_of_k", "flips", "consistency")]
+                names = ("mean", "spread", "worst_of_k", "flips", "consistency")
+                measures = [beside_random(row[name], 2) for name in names]
                 measures.insert(2, probability(row["spread"].get("p")))
                 name = (
                     f"`{row['task']}`, {row['metric']}, {number(row['n'])} items,"

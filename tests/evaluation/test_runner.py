@@ -237,7 +237,10 @@ def test_the_pairs_that_are_shown_are_first_and_last_steps_and_bases_with_their_
     assert pairs("b", "a", "a+x", "a+y") == [("b", "a"), ("a", "a+x"), ("a", "a+y")]
     assert pairs("a+x", "a") == [("a+x", "a")] and pairs("a") == []
     assert pairs("a@step-2", "b@step-1", "b@step-3") == [("b@step-1", "b@step-3"), ("a@step-2", "b@step-3")]
-    of_hub = [{"model": "o/a@step-7", "adapter": None}, {"model": "me/x", "adapter": "me/x", "base_model": "o/a@step-7"}]
+    of_hub = [
+        {"model": "o/a@step-7", "adapter": None},
+        {"model": "me/x", "adapter": "me/x", "base_model": "o/a@step-7"},
+    ]
     assert shown_pairs(of_hub) == [("o/a@step-7", "me/x")]
 
 

@@ -1,7 +1,6 @@
 """Sampled continuations at each evaluation."""
 
 import re
-import string
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ from ...kernels.probe import context_of
 MOST_WINDOWS = 200  # whose documents they are of
 LEAST_WORDS, MOST_WORDS = 4, 6
 FEW_TOKENS = 6
-PUNCTUATION = string.punctuation + "“”‘’…–—"
+MARKS = re.compile(r"^[\W_]+|[\W_]+$")  # around a word
 
 
 class Samples(TrainerCallback):
@@ -117,6 +116,6 @@ def beginnings(
 def _first_words(text: str) -> str:
     """The first MOST_WORDS whole words of a text; empty where fewer than LEAST_WORDS of them are made of letters."""
     pieces = re.findall(r"\S+\s+", text)[:MOST_WORDS]
-    bare = [piece.strip().strip(PUNCTUATION) for piece in pieces]
-    lettered = sum(bool(word) and all(unicodedata.category(letter)[0] in "LM" for letter in word) for word in bare)
+    words = [word for piece in pieces if (word := MARKS.sub("", piece))]
+    lettered = sum(all(unicodedata.category(character)[0] in "LM" for character in word) for word in words)
     return "".join(pieces).strip() if lettered >= LEAST_WORDS else ""
