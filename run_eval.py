@@ -27,7 +27,6 @@ from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import FolderLock, csv_text, write_json, write_text
 from llama_lite.processes import cores_for_a_process
-from model_card.records import metric_key, shown_metric
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -43,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from llama_lite.evaluation import downloads, forecast, resolve, runner
     from llama_lite.evaluation.sharing import SharedWork
     from llama_lite.evaluation.store import Store
+    from llama_lite.evaluation.summary import ScoreLines
     from llama_lite.folder_kinds import check_folder
     from llama_lite.machine.parallelism import check_process_count
     from llama_lite.training.preflight import check_folders
@@ -80,9 +80,10 @@ def main(argv: list[str] | None = None) -> None:
     removal = downloads.WeightRemoval(found, [len(pairs) for pairs in work], shared)
     ahead = downloads.DownloadAhead(found, {number for number, _ in expected.seconds})
     with forecast.Progress(expected, shared) as progress, ahead:
+        lines = ScoreLines(progress)
 
         def finish(number: int, task: int, record: dict, fresh: bool) -> None:
-            print_record(progress, number, task, record, fresh)
+            lines.add(number, task, record, fresh)
             if output_args.remove_downloads:
                 removal.finish(number)
 
@@ -96,6 +97,7 @@ def main(argv: list[str] | None = None) -> None:
                 calls = (functools.partial(function, number) for function in (finish, shared.take, advance))
                 records = runner.evaluate_model(store, found[number], work[number], settings, *calls)
                 shared.records |= {(number, task): record for task, record in records.items()}
+            lines.close()
 
         records = shared.run(compute)
 
@@ -250,19 +252,6 @@ def check_shared(out: Path) -> None:
     raise_on_all_ranks(error)
 
 
-def print_record(progress, number: int, task: int, record: dict, fresh: bool) -> None:
-    """The score of a task above the progress bar: of variants only if it is `fresh`, computed in this call. number,
-    task: the positions of its model and its task.
-    """
-    progress.finish(number, task)
-    metric = shown_metric(record["metrics"])
-    value = record["metrics"][metric]
-    if fresh or not record["factor"]:
-        cut = f", {record['truncated']} requests longer than the context" if record["truncated"] else ""
-        left = progress.left_in_words() if fresh else ", as before"
-        progress.bar.write(f"{record['model']}  {record['task']}  {metric} {format_metric(value)}{cut}{left}")
-
-
 def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> None:
     """Tables, analyses and cards, in the evaluation's folder and in those of the runs; scores on the Hub (rank 0).
 
@@ -270,6 +259,7 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
     """
     from llama_lite.evaluation import runner
     from llama_lite.evaluation.store import write_scores
+    from llama_lite.evaluation.summary import print_summary
     from model_card.card import write_card_or_reason
     from model_card.report.page import write_report_or_reason
 
@@ -277,7 +267,7 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
     plain = [record for record in records if not record["factor"]]
     write_scores(out, records)
     comparison, results = analyze(out, store, records, tasks, task_args)
-    summary(plain, comparison, results)
+    print_summary(plain, comparison, results)
     for folder, own in runner.runs_of(found).items():
         runner.copy_to_run(out, folder, own)
         print_main(f"card      {write_card_or_reason(folder)}")
@@ -287,7 +277,8 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
 
         push_scores([(model, [record for record in plain if record["model"] == model.name]) for model in found])
     files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
-    print_main(f"finished  {out}: {', '.join(files)}; {write_card_or_reason(out)}")
+    print_main(f"finished  {out}: {', '.join(files)}")
+    print_main(f"          all scores, differences and prompt variants: {write_card_or_reason(out)}")
     print_main(f"          scores and items: {write_report_or_reason(out)}")
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
 
@@ -319,59 +310,6 @@ def analyze(out: Path, store, records: list[dict], tasks: Tasks, task_args) -> t
         if rows:
             write_json(out / f"{name}.json", rows)
     return comparison, results
-
-
-def format_metric(value: dict) -> str:
-    """A value with its 95 % interval."""
-    interval = "no interval" if value["low"] is None else f"{value['low']:.3f} to {value['high']:.3f}"
-    return f"{value['value']:.4f} ({interval}), {value['n']} items"
-
-
-def format_change(row: dict) -> str:
-    """A row of `comparison.csv` in words."""
-    adjusted = row.get("p_holm" if row["family"] == "primary" else "p_fdr")
-    kind = "primary, Holm" if row["family"] == "primary" else "exploratory, false discovery rate"
-    judged = f", p {adjusted:.2g} ({kind})" if adjusted is not None else ""
-    blind = (
-        f"; a difference below {row['detectable']:.4f} could not have been detected reliably"
-        if row["detectable"]
-        else ""
-    )
-    return (
-        f"{row['task']}: {metric_key(row['metric'], row['filter'])} {row['difference']:+.4f} ({row['low']:+.4f} to"
-        f" {row['high']:+.4f}){judged}{blind}"
-    )
-
-
-def format_spread(row: dict) -> str:
-    """A row of `sensitivity.json` or `robustness.json` in words."""
-    spread, flips = row["spread"], row["flips"]
-    interval = f" ({spread['low']:.3f} to {spread['high']:.3f})" if spread["low"] is not None else ""
-    blind = f" (blind {flips['blind']:.0%})" if flips["blind"] is not None else ""
-    return (
-        f"{row['k']} prompts, {row['lowest']['value']:.3f} to {row['highest']['value']:.3f}: spread"
-        f" {spread['value']:.3f}{interval}, p {spread['p']:.2g} for equal prompts; {flips['value']:.0%} of answers"
-        f" change{blind}, right in all {row['worst_of_k']['value']:.3f}"
-    )
-
-
-def summary(plain: list[dict], comparison: list[dict], results: dict) -> None:
-    """What a person wants to know at once: the first and the last model of each task, what tells them apart, and how
-    far prompts move them.
-    """
-    for row in comparison:
-        ends = (row["first"], row["second"]) == (plain[0]["model"], plain[-1]["model"])
-        if (ends or row["family"] == "primary") and row["low"] is not None:
-            print_main(f"change    {format_change(row)}")
-    for name in ("sensitivity", "robustness"):
-        for row in results[name]:
-            if row["factor"] == "all" and "spread" in row:
-                print_main(f"{name:12}{row['model']} {row['task']}: {format_spread(row)}")
-    for row in results.get("contamination", ()):
-        print_main(
-            f"contamination  {row['task']}: {row['contaminated']} of {row['judged']} items share 13 words with the"
-            " training text"
-        )
 
 
 if __name__ == "__main__":

@@ -206,14 +206,15 @@ def build_model(config, name: str, run_args, device):
 
 def add_evaluations(trainer, tokenizer, held_out, run_args) -> None:
     """The task scores and the samples of each evaluation."""
-    from llama_lite.training.callbacks.samples import Samples, beginnings
+    from llama_lite.training.callbacks.samples import Samples, beginnings, first_samples
     from llama_lite.training.callbacks.task_scores import TaskScores
 
     seed = trainer.args.seed
     if run_args.eval_tasks:
         trainer.add_callback(TaskScores(trainer, tokenizer, run_args.eval_tasks, run_args.eval_task_limit, seed))
     if run_args.sample_tokens and (run_args.sample_prompts or "sample_prompts" not in run_args.explicit_args):
-        prompts = run_args.sample_prompts or beginnings(held_out, tokenizer)
+        written = run_on_main(first_samples, Path(trainer.args.output_dir))
+        prompts = run_args.sample_prompts or beginnings(held_out, tokenizer, written)
         trainer.add_callback(Samples(trainer, tokenizer, prompts, run_args.sample_tokens, seed))
 
 

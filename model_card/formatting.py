@@ -44,9 +44,9 @@ def items_of(row: dict) -> str:
     return number(row["n"]) + (f" (a sample, `--limit {row['limit']}`)" if row.get("limit") else "")
 
 
-def blind(row: dict, digits: int) -> str:
-    """A measure of variants with its interval, and what answers drawn blindly would give."""
-    return spread(row, digits) + ("" if row.get("blind") is None else f"; blind {row['blind']:.{digits}f}")
+def beside_random(row: dict, digits: int) -> str:
+    """A measure of variants with its interval, and what random answers would give."""
+    return spread(row, digits) + ("" if row.get("blind") is None else f"; random {row['blind']:.{digits}f}")
 
 
 def short(value: object) -> str:

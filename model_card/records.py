@@ -15,6 +15,7 @@ from .audits import read_audits
 from .metadata import CardError
 
 SESSION_EVENTS = ("started", "resumed", "finished", "interrupted", "unhealthy")
+STEP = "@step-"  # in the name of a model: one of the steps of its run
 # the metric by which a task is shown and compared
 PREFERRED = ("acc_norm", "acc", "exact_match", "pass@1", "word_f1", "bits_per_byte")
 
@@ -153,6 +154,30 @@ def shown_metric(metrics: Iterable[str]) -> str:
     keys = list(metrics)
     by_name = {metric_and_filter(key)[0]: key for key in reversed(keys)}
     return next((by_name[name] for name in PREFERRED if name in by_name), min(keys))
+
+
+def shown_pairs(rows: Iterable[dict]) -> list[tuple[str, str]]:
+    """(first, second) of the models that readers compare first, each pair in the order of the rows: a run's first step
+    with its last, a tuned model with its base, and any other with the first run. rows: of scores, with model, step,
+    adapter and base_model.
+    """
+    models: dict[str, dict] = {}
+    for row in rows:
+        models.setdefault(row["model"], row)
+    runs: dict[str, list[str]] = {}
+    for name, row in models.items():
+        runs.setdefault((row.get("adapter") or name).partition(STEP)[0], []).append(name)
+    runs = {run: sorted(names, key=lambda name: models[name].get("step") or 0) for run, names in runs.items()}
+    pairs = []
+    for steps in runs.values():
+        first, last = steps[0], steps[-1]
+        other = next(iter(runs.values()))[-1]
+        if models[last].get("adapter"):
+            base = models[last].get("base_model") or last.partition("+")[0]  # earlier versions kept no base
+            other = base if base in models else runs.get(base, [other])[-1]
+        pairs += [pair for pair in ((first, last), (other, last)) if pair[0] != pair[1]]
+    order = list(models)
+    return list(dict.fromkeys(tuple(sorted(pair, key=order.index)) for pair in pairs))
 
 
 def read(folder: Path, step: int | None = None, kind: str | None = None) -> Records:

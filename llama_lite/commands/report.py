@@ -1,7 +1,7 @@
 """Make report.html of a run, an evaluation or a study: curves, samples, items and tables in a page without network.
 
     python -m llama_lite report runs/demo                            # writes runs/demo/report.html
-    python -m llama_lite report runs/a runs/b --output compared.html # several runs over each other
+    python -m llama_lite report runs/a runs/b                        # both over each other: writes runs/report.html
     python -m llama_lite report runs/demo --push_report you/demo     # also as a static Space on the Hub
 
 The scripts write the same page when they finish. It is made from the records in the folders alone.
@@ -24,17 +24,21 @@ def main(argv: list[str]) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="of a run, an evaluation or a study")
-    parser.add_argument("--output", type=Path, help="the file to write (default: report.html in the first folder)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the file to write (default: report.html in the folder; of several, beside the first of them)",
+    )
     parser.add_argument(
         "--push_report",
         nargs="?",
         const="",
         metavar="OWNER/NAME",
-        help="publish the page as a static Space (default name: that of the run's repository, with -report)",
+        help="publish the page as a static Space (default name, of one run: that of its repository, with -report)",
     )
     parser.add_argument("--private", action="store_true", help="make the Space a private one")
     arguments = parser.parse_args(argv)
-    repo = None if arguments.push_report is None else arguments.push_report or published_name(arguments.folders[0])
+    repo = None if arguments.push_report is None else arguments.push_report or published_name(arguments.folders)
     page = write(arguments.folders, arguments.output)
     print_main(f"report    {page} ({size(page.stat().st_size)})")
     if repo:
@@ -55,14 +59,20 @@ def write(folders: list[Path], output: Path | None) -> Path:
     except CardError as error:
         raise Refusal(str(error)) from None
     except OSError as error:
-        problem = no_space(error, output) or f"{output or folders[0]}: {error.strerror}. Give another --output."
+        where = output or error.filename or folders[0]
+        problem = no_space(error, output) or f"{where}: {error.strerror}. Give another --output."
         raise Refusal(problem) from None
 
 
-def published_name(folder: Path) -> str:
-    """The name of the Space for a run that was published. Raises Refusal for one that was not."""
+def published_name(folders: list[Path]) -> str:
+    """The name of the Space for a run that was published. Raises Refusal for one that was not, and for several, since
+    that name is of the page of one.
+    """
     from ..files import read_jsonl
 
+    folder, *others = folders
+    if others:
+        raise Refusal(f"a page of {len(folders)} folders needs a name of its own: --push_report OWNER/NAME.")
     rows = read_jsonl(folder / "published.jsonl")
     if not rows:
         raise Refusal(f"{folder} was not published, so its report has no name yet: --push_report OWNER/NAME.")

@@ -130,3 +130,9 @@ def ending_of(path: str) -> str:
     """The ending in lower case, without compression: `a.JSONL.zst` -> `.jsonl`; empty where there is none."""
     stem, suffix = os.path.splitext(path)
     return (os.path.splitext(stem)[1] if suffix.lower() in COMPRESSED else suffix).lower()
+
+
+def whole_ending_of(path: str) -> str:
+    """The ending in lower case, with compression: `a.JSONL.zst` -> `.jsonl.zst`; empty where there is none."""
+    compression = os.path.splitext(path)[1].lower()
+    return ending_of(path) + (compression if compression in COMPRESSED else "")

@@ -1,6 +1,5 @@
 """The files of a local `--dataset`: which are read, and why the others are not."""
 
-import collections
 import contextlib
 import dataclasses
 import glob
@@ -11,7 +10,7 @@ from pathlib import Path
 from ..errors import Refusal
 from ..folder_kinds import kind_of_folder
 from .content_digest import CACHE_ABOVE
-from .formats import COMPRESSED, EXAMPLES, KINDS, ROW_KINDS, TextFile, ending_of
+from .formats import COMPRESSED, EXAMPLES, KINDS, ROW_KINDS, TextFile, ending_of, whole_ending_of
 from .inspection import HEAD, absent, encoding_hint, holds_separator, inspect_file, is_broken
 from .splits import ALL_SPLITS, splits_left_out
 from .text_source import ReadOptions, Source
@@ -135,7 +134,7 @@ def _local_record(name: str, files: list[TextFile], not_read: list[tuple[str, st
     """`Source.record` of local files."""
     endings: dict[str, dict] = {}
     for file in files:
-        entry = endings.setdefault(ending_of(file.name) or "without ending", {"files": 0, "bytes": 0})
+        entry = endings.setdefault(whole_ending_of(file.name) or "without ending", {"files": 0, "bytes": 0})
         entry["files"], entry["bytes"] = entry["files"] + 1, entry["bytes"] + file.size
     total = sum(file.size for file in files)
     record = {"dataset": name, "files": len(files), "bytes": total, "endings": endings}
@@ -220,16 +219,15 @@ def _walk(folder: str) -> list[str]:
 
 def _not_read_line(not_read: list[tuple[str, str]]) -> str:
     """Text of [(path, reason)] for files that are not read: counts by ending and reason."""
-    groups = collections.Counter((ending_of(name) or os.path.basename(name), why) for name, why in not_read)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, why in not_read:
+        groups.setdefault((whole_ending_of(name) or os.path.basename(name), why), []).append(name)
     phrases = []
-    for (ending, why), count in sorted(groups.items(), key=lambda item: (-item[1], item[0])):
-        names = [
-            name for name, reason in not_read if (ending_of(name) or os.path.basename(name), reason) == (ending, why)
-        ]
-        if why == "binary" and ending in CONVERSIONS:
-            why = CONVERSIONS[ending]
+    for (ending, why), names in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+        if why == "binary":
+            why = CONVERSIONS.get(ending_of(names[0]), why)
         elif why == "not UTF-8":
             why = f"not UTF-8, such as {os.path.basename(names[0])}: {encoding_hint(names[0])}"
-        phrases.append(f"{count:,} {ending} ({why})")
+        phrases.append(f"{len(names):,} {ending} ({why})")
     listed = phrases[:8] + ([f"and {len(phrases) - 8} other kinds"] if len(phrases) > 8 else [])
     return printable(", ".join(listed))

@@ -63,7 +63,7 @@ def inventory(source: Source, hints: bool = True) -> str:
         return f"{len(source.files):,} files of {record['dataset']} on the Hub" + division + _limit_line(record)
     kinds = sorted(record["endings"].items(), key=lambda item: -item[1]["files"])
     endings = ", ".join(f"{entry['files']:,} {ending}" for ending, entry in kinds[:8]) + (
-        f" and {len(kinds) - 8} other endings" if len(kinds) > 8 else ""
+        f" and {len(kinds) - 8} other ending{'s' if len(kinds) > 9 else ''}" if len(kinds) > 8 else ""
     )
     columns = [name for name in record.get("text_columns", ()) if name != "text"]
     line = f"{record['files']:,} file{'s' if record['files'] > 1 else ''}, {amount(record['bytes'])}: {endings}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from model_card.records import metric_and_filter, shown_metric
+from model_card.records import metric_and_filter, shown_metric, shown_pairs
 
 from ..errors import Refusal
 from . import estimates, statistics
@@ -53,7 +53,7 @@ def compare(
     max_all_pairs: int = 12,
 ) -> list[dict]:
     """Rows of `comparison.csv`: for each task all pairs of models, or, for more than `max_all_pairs` models, each with
-    the previous and the first one; for a task with several filters a row for each.
+    the previous and the first one, and `shown_pairs`; for a task with several filters a row for each.
 
     primary: comparisons that were declared beforehand, `TASK` (the first and the last model) or `TASK=FIRST,SECOND`.
     They are one family: `p_holm` is Holm's adjustment over them. All other rows are exploratory: `p_fdr` is their false
@@ -69,7 +69,7 @@ def compare(
         name, declared = metric_and_filter(shown)[0], _declared(primary, task, [record["model"] for record in group])
         models = [record["model"] for record in group]
         pairs = [(i, j) for j in range(len(group)) for i in range(j) if len(group) <= max_all_pairs or i in (0, j - 1)]
-        pairs += [(models.index(a), models.index(b)) for a, b in declared]
+        pairs += [(models.index(a), models.index(b)) for a, b in [*declared, *shown_pairs(group)]]
         loaded = [samples_of_key(record["key"]) for record in group]
         for i, j in dict.fromkeys(pairs):
             # a metric may have no value for an item of one model (NaN)

@@ -20,8 +20,9 @@ from ..kernels.probe import context_of
 from ..machine import hardware
 from ..models.presets import flops_per_token
 from ..models.references import load_config
+from ..processes import seconds_since_start
 from .lm import BATCH_SIZE, batch_tokens_of, inference_device
-from .runner import Settings, kept_pairs
+from .runner import Settings, kept_pairs, runs_of
 from .store import Store, chosen
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ ENOUGH = 0.5  # seconds of timed batches
 SEQUENCE = 256  # tokens of a timed row
 GENERATED = 8  # tokens of a timed generation
 FRACTION = 0.4  # of the peak FLOP/s, assumed for a model whose batches are too long to be timed
+# tables, cards and figures after the last pair, as shares of the time that this process took to start, which tells how
+# fast the machine is: those of the evaluation, and of each run whose models it has
+EVALUATION_CARD, RUN_CARD = 0.15, 0.4
+MOST_START = 60.0  # seconds; a longer start was a download
 PRIOR = 0.05  # of the forecast: how long it counts as much as what was measured since
 
 
@@ -161,12 +166,14 @@ def _time(
 @dataclasses.dataclass(frozen=True)
 class Forecast:
     """seconds: {(model, task), as positions: of one process} of each pair that is still to be computed. pairs: how many
-    there are in all. timed: whether every model was timed; problem: why nothing is known, or None.
+    there are in all. timed: whether every model was timed; cards: seconds of tables, cards and figures; problem: why
+    nothing is known, or None.
     """
 
     seconds: dict[tuple[int, int], float]
     pairs: int
     timed: bool = True
+    cards: float = 0.0
     problem: str | None = None
 
     @property
@@ -178,15 +185,17 @@ class Forecast:
         """What is said before the first item."""
         if self.problem:
             return f"time      unknown: {self.problem}"
+        after = f"{seconds_in_words(max(self.cards, 1))} for tables, cards and figures"
         if not self.seconds:
-            return f"time      none: all {self.pairs} (model, task) pairs are kept from before"
+            return f"time      about {after}: all {self.pairs} (model, task) pairs are kept from before"
         kept = f", {self.pairs - len(self.seconds)} are kept" if len(self.seconds) < self.pairs else ""
         source = "batches timed here" if self.timed else "estimated from FLOPs"
         processes = f" on {WORLD_SIZE} processes" if WORLD_SIZE > 1 else ""
-        about = seconds_in_words(max(self.total / WORLD_SIZE, 1))
+        computing = max(self.total / WORLD_SIZE, 1)
         return (
-            f"time      about {about}{processes} for {len(self.seconds)} (model, task) pairs{kept} ({source};"
-            " loading of models and tables come on top)"
+            f"time      about {seconds_in_words(computing + self.cards)}: {seconds_in_words(computing)}{processes} for"
+            f" {len(self.seconds)} (model, task) pairs{kept} ({source}; loading of large models comes on top), then"
+            f" {after}"
         )
 
 
@@ -196,9 +205,10 @@ def forecast(
     """The Forecast of the (task, limit) pairs `work` of each model (rank 0). What fails here fails nothing: the
     evaluation itself will say what is wrong.
     """
-    pairs = sum(map(len, work))
+    pairs, start = sum(map(len, work)), min(seconds_since_start(), MOST_START)
     try:
-        return _forecast(found, work, settings, kept_pairs(store, found, work, settings), pairs)
+        expected = _forecast(found, work, settings, kept_pairs(store, found, work, settings), pairs)
+        return dataclasses.replace(expected, cards=start * (EVALUATION_CARD + RUN_CARD * len(runs_of(found))))
     except Exception as error:  # a task or model of any kind
         return Forecast({}, pairs, problem=f"{type(error).__name__}: {shortened(error)}")
 

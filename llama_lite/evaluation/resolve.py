@@ -12,6 +12,7 @@ from ..errors import Refusal
 from ..files import read_json, read_jsonl
 from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference, refs_of
+from ..hub.local_names import check_misspelt
 from ..hub.revision import STEP_PREFIX, newest_first, step_in, step_of
 from ..models import loading, references
 
@@ -100,6 +101,7 @@ def _expand_steps(text: str, argument: str) -> list[str]:
         )
         names = [f"{name}@{STEP_PREFIX}{step}" for step in steps]
     else:
+        check_misspelt(argument, name)
         try:
             names = [f"{name}@{tag}" for tag in _step_tags(name)]
             print_main(f"hub       {name}: {len(names)} revisions, whose records are read first")

@@ -39,10 +39,12 @@ def load_model_config(name: str):
 def _config_folder(name: str) -> Path:
     """The folder that holds the config.json of a model: its own, or of the Hub's cache. Raises Refusal."""
     from ..hub.client import HubPermissionError, HubUnavailable, reference
+    from ..hub.local_names import check_misspelt
 
     problem = ""
     if (Path(name) / "config.json").is_file():
         return Path(name)
+    check_misspelt("--model_config", name)
     if ref := reference(name):
         try:
             return _fetch_config(ref)

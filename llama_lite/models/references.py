@@ -17,6 +17,7 @@ from ..files import read_json, read_jsonl
 from ..formatting import shortened
 from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, reference
+from ..hub.local_names import check_misspelt, nearest
 
 ADAPTER_FILE, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -60,6 +61,8 @@ def locate(
     Refusal.
     """
     folder, ref = Path(name).expanduser(), reference(name)
+    if not revision:
+        check_misspelt(argument, name)
     if revision and ref and ref.revision:
         raise Refusal(f"{argument} {name} names a revision, and --model_revision {revision} another: give one of them.")
     if ref is None:
@@ -68,6 +71,7 @@ def locate(
         if not any((folder / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise Refusal(
                 f"{argument} {name}: no folder with a config.json or adapter_config.json, and no Hub id (owner/name)."
+                f"{nearest(folder)}"
             )
         integrity.check_model(name, folder)
         return Located(name, folder)

@@ -84,6 +84,6 @@ def seconds_before(events: list[dict], step: int, since_start: float, last_seen:
 def line(seconds: dict) -> str:
     """The line about goodput at the end of a run."""
     return (
-        f"goodput   {goodput.percentage(seconds):.1f} % of {sum(seconds.values()):,.0f} s of wall time were steps;"
-        f" {goodput.rest(seconds)}"
+        f"goodput   {goodput.percentage(seconds):.1f} % of {sum(seconds.values()):,.0f} s were training steps whose"
+        f" result is kept; {goodput.rest(seconds)}"
     )

@@ -9,6 +9,7 @@ from ..distributed import print_main, run_on_main
 from ..errors import Refusal
 from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, reference
+from ..hub.local_names import check_misspelt
 from ..models import loading
 from ..models.presets import load_model_config
 from ..models.references import FREE_FIELDS, need_weights
@@ -18,6 +19,7 @@ def config_name(init_from: str) -> str:
     """The --model_config that the model has, as `load_model_config` reads it. Raises Refusal for a folder without a
     config.json, and for a name that neither is a folder nor on the Hub.
     """
+    check_misspelt("--init_from", init_from)
     name = init_from if "/" in init_from else f"./{init_from}"  # a folder, not the preset of that name
     try:
         load_model_config(name)
@@ -30,6 +32,7 @@ def config_name(init_from: str) -> str:
 
 def tokenizer_name(init_from: str) -> str:
     """The --tokenizer that the model has. Raises Refusal where it has none that can be used."""
+    check_misspelt("--init_from", init_from)
     try:
         load_tokenizer(init_from)
     except Refusal as refusal:
@@ -80,6 +83,7 @@ def init_folder(init_from: str, config, ids: int = 0) -> Path:
 
     ids: of the tokenizer. Each must have a row in the weights; only rows beyond, which are padding, may be missing.
     """
+    check_misspelt("--init_from", init_from)
     where, folder = reference(init_from), Path(init_from).expanduser()
     if where:
         try:

@@ -11,6 +11,7 @@ from ..errors import Refusal
 from ..files import read_json
 from ..hub import download
 from ..hub.client import HubPermissionError, HubUnavailable, Reference, fetch, reference
+from ..hub.local_names import check_misspelt
 from ..hub.revision import STATE
 from .reading_order import ReadingOrder, order_of_checkpoint, reading_order
 
@@ -41,6 +42,7 @@ def read_run(name: str) -> RunRecord:
         order = reading_order(folder, run)
         removal = read_removal(folder, run["identity"]["data"])
         return RunRecord(name, order if step is None else order.up_to(step), _recorded_folders(run), removal)
+    check_misspelt("RUN", name)
     ref = None if folder.exists() else reference(name)
     if ref is None:
         raise Refusal(

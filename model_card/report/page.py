@@ -42,10 +42,10 @@ KINDS = {
 def write_report(folders: Path | Sequence[Path], output: Path | None = None) -> Path:
     """Write the page of one or more folders, over each other; returns its path. Raises CardError.
 
-    folders: of runs, evaluations or studies. output: the file; by default report.html in the first folder.
+    folders: of runs, evaluations or studies. output: the file; by default report.html in the folder, or beside several.
     """
     folders = [Path(folder) for folder in ([folders] if isinstance(folders, str | Path) else folders)]
-    path = Path(output) if output else folders[0] / NAME
+    path = Path(output) if output else (folders[0] if len(folders) == 1 else _beside(folders[0])) / NAME
     lines = LINES
     text = render(folders, lines)
     while len(text.encode()) > MOST_BYTES and lines > 1000:
@@ -54,6 +54,12 @@ def write_report(folders: Path | Sequence[Path], output: Path | None = None) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _beside(folder: Path) -> Path:
+    """The nearest folder above one of records that has no records, and so no page, of its own."""
+    above = (folder if folder.name else folder.resolve()).parent
+    return _beside(above) if any((above / name).exists() for name in ("run.json", "study.json")) else above
 
 
 def write_report_or_reason(folder: Path) -> str:

@@ -5,9 +5,9 @@ import re
 from huggingface_hub import EvalResult
 
 from ..facts import Facts
-from ..formatting import blind, interval, items_of, number, probability, spread
+from ..formatting import beside_random, interval, items_of, number, probability, spread
 from ..records import Evaluation as Tables
-from ..records import metric_key
+from ..records import metric_key, shown_pairs
 
 HARNESS = "https://github.com/EleutherAI/lm-evaluation-harness"
 
@@ -97,39 +97,44 @@ class Evaluation:
             + f"; seed {', '.join(dict.fromkeys(str(row['seed']) for row in evaluation.scores))}"
         )
 
-    def pairs(self, evaluation: Tables) -> set[tuple[str, str]]:
-        """The pair of models to compare: a run's first and last; a tuned one's base, at its last step, and itself."""
-        mine, plain = self.r.mine(evaluation), [row["model"] for row in evaluation.shown() if not row["adapter"]]
+    def pairs(self, evaluation: Tables) -> list[tuple[str, str]]:
+        """The pairs of models to compare: of an evaluation those of `shown_pairs`; of a run its first step and its
+        last; of a tuned one its base and itself.
+        """
+        found, mine = shown_pairs(evaluation.shown()), self.r.mine(evaluation)
+        if evaluation.own is None:
+            return found
         if self.r.tuned:
-            return {(plain[-1], mine[-1])} if plain and mine else set()
-        return {(mine[0], mine[-1])} if len(mine) > 1 else set()
+            return [(first, second) for first, second in found if first not in mine and second in mine[-1:]]
+        return [pair for pair in found if set(pair) <= set(mine)]
 
     def changes(self, evaluation: Tables) -> list[list]:
-        """Paired differences of that pair."""
-        wanted, rows = self.pairs(evaluation), []
+        """Paired differences of those pairs."""
+        of_pair: dict[tuple, list[dict]] = {}
         for row in evaluation.comparison:
-            if (row["first"], row["second"]) in wanted and not row["variant"]:
-                names = [self.called(evaluation, row[key]) for key in ("first", "second")]
-                interval = {"value": row["difference"], "low": row["low"], "high": row["high"]}
-                rows.append(
-                    [
-                        row["task"],
-                        " → ".join(names),
-                        metric_key(row["metric"], row.get("filter")),
-                        spread(interval, 4, "+"),
-                        probability(row.get("p_fdr") if row.get("family") == "exploratory" else row["p_holm"]),
-                        row.get("family") or "",
-                        number(row["detectable"], 4),
-                    ]
-                )
-        return rows
+            if not row["variant"]:
+                of_pair.setdefault((row["first"], row["second"]), []).append(row)
+        return [
+            [
+                row["task"],
+                " → ".join(self.called(evaluation, name) for name in pair),
+                metric_key(row["metric"], row.get("filter")),
+                spread({"value": row["difference"], "low": row["low"], "high": row["high"]}, 4, "+"),
+                probability(row.get("p_fdr") if row.get("family") == "exploratory" else row["p_holm"]),
+                row.get("family") or "",
+                number(row["detectable"], 4),
+            ]
+            for pair in self.pairs(evaluation)
+            for row in of_pair.get(pair, ())
+        ]
 
     def variants(self, evaluation: Tables, kind: str) -> dict[str, list[list]]:
         """{task, metric and model: one row per factor}."""
         found: dict[str, list[list]] = {}
         for row in evaluation.results[kind]:
             if "spread" in row and row["model"] in self.r.mine(evaluation):
-                measures = [blind(row[key], 2) for key in ("mean", "spread", "worst_of_k", "flips", "consistency")]
+                names = ("mean", "spread", "worst_of_k", "flips", "consistency")
+                measures = [beside_random(row[name], 2) for name in names]
                 measures.insert(2, probability(row["spread"].get("p")))
                 name = (
                     f"`{row['task']}`, {row['metric']}, {number(row['n'])} items,"

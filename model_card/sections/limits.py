@@ -90,7 +90,7 @@ class Limits:
         worse = [
             row
             for row in evaluation.comparison
-            if self.r.tuned and self.evaluation.pairs(evaluation) == {(row["first"], row["second"])}
+            if self.r.tuned and (row["first"], row["second"]) in self.evaluation.pairs(evaluation)
         ]
         worse = [row for row in worse if row["metric"] == "bits_per_byte" and row["low"] is not None and row["low"] > 0]
         if worse:

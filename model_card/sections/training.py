@@ -132,11 +132,15 @@ class Training:
             ],
         ]
         if self.r.step is None and (seconds := self.r.wall_seconds()):
-            rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
             if found := goodput.seconds_at(self.r.events):
-                spent, total = found[0], number(round(sum(found[0].values())))
-                rows.append(["goodput (steps, of the wall time)", f"{goodput.percentage(spent):.1f} % of {total} s"])
-                rows.append(["the rest of the wall time", goodput.rest(spent)])
+                spent = found[0]
+                rows += [
+                    ["wall time, starts and waiting included", f"{number(round(sum(spent.values())))} s"],
+                    ["of it training steps whose result is kept (goodput)", f"{goodput.percentage(spent):.1f} %"],
+                    ["of it the rest", goodput.rest(spent)],
+                ]
+            else:  # of an earlier version
+                rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
         for key, name, digits in (
             ("tokens_per_second", "tokens per second (median)", 0),
             ("mfu", "model FLOPs utilization (median), %", 1),

@@ -21,6 +21,7 @@ from llama_lite.__main__ import main
 from llama_lite.commands import chat
 from llama_lite.data.tokenizer import read_tokenizer
 from llama_lite.errors import Refusal
+from llama_lite.files import write_json
 from llama_lite.models.chat import Answer
 
 
@@ -81,6 +82,54 @@ def test_a_narrow_terminal_shows_one_below_the_other():
 def test_what_cannot_be_right_is_refused(argv, why):
     with pytest.raises(Refusal, match=why):
         main(["chat", *argv])
+
+
+def test_a_misspelt_run_is_refused_with_the_nearest_names_before_the_hub_is_asked(tmp_path, monkeypatch):
+    """By every command that takes a model: by chat, by all steps of a run, by --init_from, by trace."""
+    from llama_lite.evaluation.resolve import resolve_models
+    from llama_lite.hub import client, download
+    from llama_lite.models.references import locate
+    from llama_lite.training import initial_weights, run_records
+
+    class AskedError(Exception):
+        """The Hub was asked."""
+
+    def ask(*args, **options):
+        raise AskedError
+
+    for module, name in ((client, "commit_of"), (client, "fetch"), (download, "pull_records")):
+        monkeypatch.setattr(module, name, ask)
+    monkeypatch.setattr("llama_lite.evaluation.resolve.refs_of", ask)
+    monkeypatch.chdir(tmp_path)
+    for name, file, record in (
+        ("runs/notes", "run.json", {"kind": "pretrain"}),
+        ("runs/notes-sft", "run.json", {"kind": "sft"}),
+        ("runs/note-eval", "run.json", {"kind": "eval"}),
+        ("org/model", "config.json", {}),
+    ):
+        (tmp_path / name).mkdir(parents=True)
+        write_json(tmp_path / name / file, record)
+    told = r"runs/note(@step-5)?: there is no folder runs/note\. Nearest: runs/notes, runs/notes-sft\. If you mean"
+    for call, argument in (
+        (lambda: main(["chat", "runs/note"]), "MODEL"),
+        (lambda: resolve_models(["runs/note@step-*"]), "--models"),
+        (lambda: resolve_models(["runs/note@step-5"]), "--models"),
+        (lambda: locate("runs/note"), "--model_name_or_path"),
+        (lambda: initial_weights.config_name("runs/note"), "--init_from"),
+        (lambda: initial_weights.tokenizer_name("runs/note"), "--init_from"),
+        (lambda: run_records.read_run("runs/note"), "RUN"),
+    ):
+        with pytest.raises(Refusal, match=f"^{argument} {told}"):
+            call()
+    with pytest.raises(
+        Refusal, match=r"there is no folder runs/zzz\. If you mean a repository on the Hub, .*runs/zzz@main"
+    ):
+        locate("runs/zzz")
+    with pytest.raises(Refusal, match=r"no folder with a config.json .* Nearest: .*/runs/notes"):
+        locate(str(tmp_path / "runs" / "note"))
+    for on_hub in ("runs/note@main", "org/modell", "other/model"):  # no folder of runs, or a branch
+        with pytest.raises(AskedError):
+            locate(on_hub)
 
 
 def test_help_loads_no_torch():

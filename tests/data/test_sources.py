@@ -222,6 +222,7 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
             "latin.txt": "caf\xe9 na\xefve".encode("latin-1"),
             "scan.pdf": b"%PDF-1.7\n\0\1",
             "photo.png": b"\x89PNG\0",
+            "pack.tar.gz": gzip.compress(b"a.txt\0\0\0"),
             "empty.txt": "",
             ".git/config": "hidden",
             "node_modules/x/index.js": "passed over",
@@ -249,14 +250,16 @@ def test_every_file_that_is_text_is_a_document_and_the_rest_is_named(tmp_path):
     }
     line = sources.inventory(source)
     assert line.startswith("13 files") and "1 .md" in line and "1 without ending" in line
+    assert [source.record["endings"][ending]["files"] for ending in (".txt", ".txt.gz")] == [2, 1]
     for told in (
         "1 .pdf (`pdftotext` makes text of them)",
         "1 .png (images",
+        "1 .tar.gz (unpack them first)",
         "1 .txt (empty)",
         "1 .txt (not UTF-8, such as latin.txt: --encoding ",
     ):
         assert told in line
-    assert source.record["not_read"]["files"] == 4
+    assert source.record["not_read"]["files"] == 5
 
 
 def test_an_encoding_is_for_files_that_are_not_utf8(tmp_path):

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 from llama_lite.config.eval import parse_eval
 from llama_lite.errors import Refusal
 from llama_lite.evaluation import analysis as evaluation_analysis
-from llama_lite.evaluation import downloads, lm, perturbations, push_scores, resolve, runner, store
+from llama_lite.evaluation import downloads, lm, perturbations, push_scores, resolve, runner, store, summary
 from llama_lite.evaluation.sharing import SharedWork
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.formatting import size
@@ -33,6 +33,7 @@ from llama_lite.hub.client import Reference, remove_cached
 from llama_lite.hub.download import RemoteWeights
 from llama_lite.models import references
 from model_card.answers import StoredAnswers
+from model_card.records import shown_pairs
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -170,7 +171,11 @@ def test_the_time_is_forecast_before_the_first_item(evaluate, base, second, tmp_
         told.append(capsys.readouterr().out.splitlines())
     times = [[line for line in lines if line.startswith("time ")] for lines in told]
     assert [len(lines) for lines in times] == [1, 1, 1]
-    assert re.search(r"about \d+ s for 2 \(model, task\) pairs \(batches timed here", times[0][0])
+    said = re.search(
+        r"about (\d+) s: (\d+) s for 2 \(model, task\) pairs \(batches timed here; .*, then (\d+) s for tables, cards",
+        times[0][0],
+    )
+    assert abs(int(said[1]) - int(said[2]) - int(said[3])) <= 1
     assert all("for 2 (model, task) pairs, 2 are kept" in lines[0] for lines in times[1:])
     first, last = (line for line in told[0] if line.startswith(str(base)))
     assert (
@@ -178,7 +183,7 @@ def test_the_time_is_forecast_before_the_first_item(evaluate, base, second, tmp_
     )
     assert not any(line.startswith(str(base)) for line in told[1])
     evaluate(tmp_path / "out", "--dry_run", models=models)
-    assert "none: all 4 (model, task) pairs are kept from before" in capsys.readouterr().out
+    assert "cards and figures: all 4 (model, task) pairs are kept from before" in capsys.readouterr().out
 
 
 def test_the_forecast_counts_the_tokens_that_are_computed(base, monkeypatch):
@@ -221,6 +226,77 @@ def test_what_is_left_follows_the_measured_pace(monkeypatch):
             progress.finish(0, task)
         assert progress.left() == 0 and progress.left_in_words() == ""
     assert forecast.Forecast({}, 2, problem="KeyError: 'a'").line() == "time      unknown: KeyError: 'a'"
+
+
+def test_the_pairs_that_are_shown_are_first_and_last_steps_and_bases_with_their_tuned_models():
+    def pairs(*names: str) -> list[tuple[str, str]]:
+        steps = {name: int(name.partition("@step-")[2].partition("+")[0] or 99) for name in names}
+        return shown_pairs({"model": name, "step": steps[name], "adapter": name.partition("+")[2]} for name in names)
+
+    assert pairs("a@step-1", "a@step-2", "a@step-3", "a+x") == [("a@step-1", "a@step-3"), ("a@step-3", "a+x")]
+    assert pairs("b", "a", "a+x", "a+y") == [("b", "a"), ("a", "a+x"), ("a", "a+y")]
+    assert pairs("a+x", "a") == [("a+x", "a")] and pairs("a") == []
+    assert pairs("a@step-2", "b@step-1", "b@step-3") == [("b@step-1", "b@step-3"), ("a@step-2", "b@step-3")]
+    of_hub = [
+        {"model": "o/a@step-7", "adapter": None},
+        {"model": "me/x", "adapter": "me/x", "base_model": "o/a@step-7"},
+    ]
+    assert shown_pairs(of_hub) == [("o/a@step-7", "me/x")]
+
+
+def test_lines_of_changes_name_both_models_and_which_is_better(capsys):
+    def row(task: str, first: str, second: str, difference: float, p: float, **changes) -> dict:
+        metric = "acc" if task == "quiz" else "bits_per_byte"
+        ends = {"low": difference - 0.01, "high": difference + 0.01}
+        found = {"task": task, "metric": metric, "filter": "none", "first": first, "second": second, **ends}
+        return {**found, "difference": difference, "p_fdr": p, "family": "exploratory", "detectable": 0.02, **changes}
+
+    rows = [row("docs", "a@step-1", "a@step-2", -0.4, 1e-9), row("docs", "a@step-2", "a+x", 0.06, 1e-9)]
+    rows += [row("quiz", "a@step-1", "a@step-2", 0.1, 0.01), row("quiz", "a@step-2", "a+x", 0.001, 0.7)]
+    rows += [row("docs", "a@step-1", "a+x", -0.3, 0.01)]
+    pairs = [("a@step-1", "a@step-2"), ("a@step-2", "a+x")]
+    summary.print_changes(pairs, rows)
+    assert capsys.readouterr().out.splitlines() == [
+        "change    a@step-1 -> a@step-2",
+        "          docs: bits_per_byte -0.4000 (-0.4100 to -0.3900), p <0.0001, better",
+        "          quiz: acc +0.1000 (+0.0900 to +0.1100), p 0.0100, better",
+        "change    a@step-2 -> a+x",
+        "          docs: bits_per_byte +0.0600 (+0.0500 to +0.0700), p <0.0001, worse",
+        "          quiz: acc +0.0010 (-0.0090 to +0.0110), p 0.7000, not significant (detectable from 0.0200 on)",
+        "          p: adjusted for the 5 comparisons in comparison.csv (false discovery rate)",
+    ]
+    declared = row("docs", "a@step-1", "a+x", -0.3, 0.01, family="primary", p_holm=0.02)
+    del declared["p_fdr"]
+    summary.print_changes(pairs, [declared])
+    assert capsys.readouterr().out.splitlines() == [
+        "change    a@step-1 -> a+x",
+        "          docs: bits_per_byte -0.3000 (-0.3100 to -0.2900), p 0.0200 (primary, Holm), better",
+    ]
+
+
+def test_variants_of_one_factor_have_one_line(capsys):
+    from llama_lite.evaluation import forecast, sharing
+
+    def record(value: float, factor: str | None, variant: str = "", model: str = "a") -> dict:
+        metrics = {"acc": {"value": value, "low": None, "high": None, "n": 30}}
+        name = f"quiz|{factor}: {variant}" if factor else "quiz"
+        return {"model": model, "task": name, "base": "quiz", "factor": factor, "truncated": 2, "metrics": metrics}
+
+    with forecast.Progress(forecast.Forecast({}, 6), sharing.SharedWork()) as progress:
+        lines = summary.ScoreLines(progress)
+        lines.add(0, 0, record(0.5, None), True)
+        for value, variant in ((0.2, "0.1, seed 1"), (0.3, "0.1, seed 2"), (0.25, "0.3, seed 1")):
+            lines.add(0, 1, record(value, "swap", variant), True)
+        lines.add(0, 2, record(0.4, "drop", "0.1, seed 1"), False)  # kept from before
+        lines.add(0, 3, record(0.4, "case", "0.1, seed 1"), True)
+        lines.add(1, 0, record(0.6, None, model="b"), False)
+        lines.close()
+    assert capsys.readouterr().out.splitlines() == [
+        "a  quiz  acc 0.5000 (no interval), 30 items, 2 requests longer than the context",
+        "a  quiz, swap (3 variants)  acc 0.2000 to 0.3000, 30 items, 6 requests longer than the context",
+        "a  quiz, case  acc 0.4000, 30 items, 2 requests longer than the context",
+        "b  quiz  acc 0.6000 (no interval), 30 items, 2 requests longer than the context, as before",
+    ]
 
 
 def test_nothing_is_computed_twice_and_nothing_is_mixed(evaluate, base, second, tmp_path, monkeypatch):

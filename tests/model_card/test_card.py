@@ -162,7 +162,7 @@ def test_sections_are_there_with_their_records_and_gone_without(documented, whol
         assert f"\n## {heading}\n" in text, heading
     for heading in ("Prompt sensitivity", "Robustness", "Other kinds of text", "Run history"):
         assert f"\n### {heading}\n" in text, heading
-    assert "share 13 words" in text and "blind" in text and "[At" not in text
+    assert "share 13 words" in text and "; random 0." in text and "[At" not in text
     shutil.copytree(whole_run, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/evaluation", ignore_errors=True)
     for name in ("data.json", "README.md"):

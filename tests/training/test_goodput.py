@@ -5,7 +5,7 @@ import time
 import pytest
 
 from llama_lite.training import goodput
-from llama_lite.training.goodput import WallClock, seconds_before
+from llama_lite.training.goodput import WallClock, line, seconds_before
 from model_card.goodput import KINDS, percentage, rest, seconds_at
 
 
@@ -78,4 +78,10 @@ def test_a_finished_run_says_it_in_log_and_card(whole_run):
     assert 0 < logged[-1]["goodput"] < 100 and logged[-1]["wall_seconds"] <= sum(seconds.values())
     card = (whole_run / "README.md").read_text(encoding="utf-8")
     total = f"{round(sum(seconds.values())):,}"
-    assert f"| {percentage(seconds):.1f} % of {total} s |" in card and rest(seconds) in card
+    rows = [line for line in card.splitlines() if line.startswith(("| wall time", "| of it"))]
+    assert rows == [  # one wall time, and what its parts are of
+        f"| wall time, starts and waiting included | {total} s |",
+        f"| of it training steps whose result is kept (goodput) | {percentage(seconds):.1f} % |",
+        f"| of it the rest | {rest(seconds)} |",
+    ]
+    assert line(seconds).startswith(f"goodput   {percentage(seconds):.1f} % of {total} s were training steps whose")

@@ -1,6 +1,9 @@
 """Sampled continuations at each evaluation."""
 
+import re
+import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from transformers import (
@@ -13,7 +16,14 @@ from transformers import (
 )
 
 from ...errors import Refusal
+from ...files import read_jsonl
 from ...kernels.probe import context_of
+
+# default prompts
+MOST_WINDOWS = 200  # whose documents they are of
+LEAST_WORDS, MOST_WORDS = 4, 6
+FEW_TOKENS = 6
+MARKS = re.compile(r"^[\W_]+|[\W_]+$")  # around a word
 
 
 class Samples(TrainerCallback):
@@ -73,19 +83,39 @@ def check_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase, contex
             )
 
 
-def beginnings(windows: Sequence, tokenizer: PreTrainedTokenizerBase, count: int = 3, tokens: int = 6) -> list[str]:
-    """The beginnings of some held-out documents, as prompts: the first that begin in `windows`.
+def first_samples(run: Path) -> list[str]:
+    """What a run wrote at its first evaluation; nothing where there was none."""
+    return next((entry["samples"] for entry in read_jsonl(run / "log.jsonl") if entry.get("samples")), [])
 
-    windows: TokenWindows of the validation split, in the order in which they are measured. count: number of
-    prompts. tokens: length of each.
+
+def beginnings(
+    windows: Sequence, tokenizer: PreTrainedTokenizerBase, samples: Sequence[str] = (), count: int = 3
+) -> list[str]:
+    """The beginnings of some held-out documents, as prompts: the first in `windows` that are words; where these are
+    fewer than `count`, as in languages without blanks, also the first FEW_TOKENS tokens of any document.
+
+    windows: TokenWindows of the validation split, in the order in which they are measured. samples: what the run wrote
+    at its first evaluation. If that continues what earlier versions prompted with, beginnings of any kind, they stay.
     """
-    prompts = []
-    for index in range(min(len(windows), 200)):
+    words, any_kind = [], []
+    for index in range(min(len(windows), MOST_WINDOWS)):
         ids = np.asarray(windows[index])
         for start in np.flatnonzero(ids == tokenizer.eos_token_id) + 1:
-            text = tokenizer.decode(ids[start : start + tokens]).strip()
-            if start + tokens <= len(ids) and text and text not in prompts:
-                prompts.append(text)
-        if len(prompts) >= count:
-            return prompts[:count]
-    return prompts or [tokenizer.decode(np.asarray(windows[0])[:tokens])]
+            if start + FEW_TOKENS <= len(ids):
+                any_kind.append(tokenizer.decode(ids[start : start + FEW_TOKENS]).strip())
+            words.append(_first_words(tokenizer.decode(ids[start : start + len(ids) // 4], skip_special_tokens=True)))
+        words, any_kind = ([text for text in dict.fromkeys(texts) if text] for texts in (words, any_kind))
+        if len(words) >= count:
+            break
+    any_kind = any_kind[:count] or [tokenizer.decode(np.asarray(windows[0])[:FEW_TOKENS])]
+    if samples and all(sample.strip().startswith(text) for sample, text in zip(samples, any_kind, strict=False)):
+        return any_kind
+    return list(dict.fromkeys([*words, *any_kind]))[:count]
+
+
+def _first_words(text: str) -> str:
+    """The first MOST_WORDS whole words of a text; empty where fewer than LEAST_WORDS of them are made of letters."""
+    pieces = re.findall(r"\S+\s+", text)[:MOST_WORDS]
+    words = [word for piece in pieces if (word := MARKS.sub("", piece))]
+    lettered = sum(all(unicodedata.category(character)[0] in "LM" for character in word) for word in words)
+    return "".join(pieces).strip() if lettered >= LEAST_WORDS else ""

@@ -102,10 +102,10 @@ function showVariants() {
 function variantTable(part, factor, sort) {
   const measure = (one, name) =>
     one?.[name]
-      ? `${format(one[name][0])}${one[name][1] === null ? "" : ` (${format(one[name][1])} to ${format(one[name][2])})`}${one[name][3] === null ? "" : `; blind ${format(one[name][3])}`}`
+      ? `${format(one[name][0])}${one[name][1] === null ? "" : ` (${format(one[name][1])} to ${format(one[name][2])})`}${one[name][3] === null ? "" : `; random ${format(one[name][3])}`}`
       : "–";
   const summaryOf = (one) =>
-    `${one.k} prompts, mean ${measure(one, "mean")}; spread ${measure(one, "spread")}${one.p === null ? "" : `, p ${format(one.p)} for equal prompts`}; right in all ${measure(one, "worst_of_k")}; answers that change ${measure(one, "flips")}`;
+    `${one.k} prompts, mean ${measure(one, "mean")}; spread ${measure(one, "spread")}${one.p === null ? "" : ` (equally good prompts differ as much with p ${format(one.p)})`}; items right with every prompt ${measure(one, "worst_of_k")}; answers that change ${measure(one, "flips")}`;
   const whole = part.factors.find((one) => one.factor === "all");
   const rows = part.factors
     .filter((one) => one.factor !== "all" && (factor === "all" || one.factor === factor))
