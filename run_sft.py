@@ -148,7 +148,7 @@ def choose_output_dir(base: str, run_args, training_args) -> None:
     from llama_lite.training.preflight import check_folders
 
     if "output_dir" not in run_args.explicit_args:
-        training_args.output_dir = derive_sft.output_dir(base)
+        training_args.output_dir = derive_sft.of_rows(derive_sft.output_dir(base), run_args.explicit_args)
     check_folders({"output_dir": training_args.output_dir})
     run_on_main(check_folder, "output_dir", training_args.output_dir, "sft")
 

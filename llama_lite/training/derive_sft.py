@@ -4,12 +4,14 @@ the machine, in this order.
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example
 from ..config.sft import SftArguments
 from ..data.recipes import name_of
+from ..files import read_json
 from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine.hardware import planning_constant
@@ -43,6 +45,13 @@ def output_dir(base: str) -> str:
         if base.rstrip("/").startswith("runs/")
         else f"runs/{name_of(base.partition('@')[0])}-sft"
     )
+
+
+def of_rows(folder: str, explicit_args: dict) -> str:
+    """The default `folder`, or one that is named after the given rows too, where it holds a run on other ones."""
+    dataset, record = explicit_args.get("dataset"), read_json(Path(folder) / "run.json") or {}
+    there = record.get("settings", record.get("given", {})).get("dataset", dataset)
+    return folder if dataset in (None, there) else f"{folder}-{name_of(dataset)}"
 
 
 def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict, dict]:

@@ -17,7 +17,7 @@ from llama_lite.config.pretrain import PretrainArguments, parse_pretrain
 from llama_lite.data.given_text import Text
 from llama_lite.data.tokenizer import train_tokenizer
 from llama_lite.errors import Refusal
-from llama_lite.files import read_json
+from llama_lite.files import read_json, write_json
 from llama_lite.kernels import switches
 from llama_lite.machine.parallelism import Layout
 from llama_lite.models import shapes
@@ -28,6 +28,7 @@ from llama_lite.training import (
     derive_model,
     derive_pretrain,
     derive_schedule,
+    derive_sft,
     recorded_values,
     timing,
 )
@@ -118,6 +119,16 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
         assert reasons[name], name
     assert values["prepared_dir"].startswith(f"data/text-{characters}-")
     assert derive_pretrain.output_dir(f"some/where/text-{characters}/") == f"runs/text-{characters}"
+
+
+def test_other_rows_for_the_same_base_have_a_folder_of_their_own(tmp_path):
+    """Else the command takes the number of held-out rows, and the rest, from the record of the run on other rows."""
+    folder = str(tmp_path / "mytext-sft")
+    own, other = {"dataset": "data/my rows.jsonl"}, {"settings": {"dataset": "installed-docs"}}
+    assert derive_sft.of_rows(folder, own) == folder
+    write_json(tmp_path / "mytext-sft" / "run.json", other)
+    assert derive_sft.of_rows(folder, own) == f"{folder}-my-rows"
+    assert derive_sft.of_rows(folder, other["settings"]) == derive_sft.of_rows(folder, {}) == folder
 
 
 @pytest.mark.parametrize("characters", [12_000, 50_000, 100_000])
