@@ -193,7 +193,7 @@ def reachable_flops(precision: str, device: torch.device) -> float:
 
 
 def _measured_flops(precision: str, device: torch.device) -> float:
-    """FLOP/s that products of square matrices reach. An emulated product of this size takes seconds: it is not timed."""
+    """FLOP/s that products of square matrices reach. Of this size an emulated product takes seconds: not timed."""
     if device.type != "cpu":
         return 2 * GPU_PRODUCT**3 / product_seconds(device, GPU_PRODUCT, 5, (precision,))[precision]
     native = precision == "bfloat16" and native_bfloat16(device)[0]
