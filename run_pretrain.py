@@ -13,7 +13,7 @@ import shlex
 from pathlib import Path
 
 from llama_lite.config.arguments import answer_early
-from llama_lite.distributed import print_main, run_on_main
+from llama_lite.distributed import LAUNCH_COMMAND, print_main, run_on_main
 from llama_lite.errors import Refusal
 from llama_lite.exit import exit_with_status
 from llama_lite.files import write_json
@@ -290,7 +290,7 @@ def what_next(folder: Path, tokenizer, config) -> list[str]:
             f" chat format, and this model has {context:,}. Train on more text, or with --block_size 256.",
         ]
     return [
-        f"next      accelerate launch run_sft.py --model_name_or_path {shlex.quote(str(folder))}",
+        f"next      {LAUNCH_COMMAND} run_sft.py --model_name_or_path {shlex.quote(str(folder))}",
         f"          python run_eval.py --models {shlex.join([str(folder), f'{folder}+{folder}-sft'])} --limit 100",
     ]
 

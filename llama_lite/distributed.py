@@ -51,7 +51,16 @@ def _launched(environ) -> tuple[int, int, int]:
     return tuple(int(found.get(name, default)) for name, default in names.items())
 
 
+def _launch_command(environ: Mapping[str, str]) -> str:
+    """What starts a training script as this process was started, in commands that are printed: `accelerate launch`, or
+    `python` where no launcher did.
+    """
+    is_launched = any(name in environ for name in (*LAUNCHER_VARIABLES, "ACCELERATE_DYNAMO_MODE"))
+    return "accelerate launch" if is_launched else "python"
+
+
 RANK, WORLD_SIZE, LOCAL_WORLD_SIZE = _launched(os.environ)
+LAUNCH_COMMAND = _launch_command(os.environ)  # now: transformers sets variables of accelerate, too
 PATIENCE = datetime.timedelta(days=30)  # of ranks that wait for the work of another
 _printed: set[str] = set()
 _waiting_groups: dict = {}  # {default process group: the group of its ranks for waiting}

@@ -200,6 +200,16 @@ def test_variables_of_a_launcher_that_go_together(environ):
     )
 
 
+def test_printed_commands_start_a_script_as_this_one_was_started():
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+
+    arguments = _validate_launch_command(launch_command_parser().parse_args(["--num_processes", "1", "x.py"]))[0]
+    of_accelerate = prepare_simple_launcher_cmd_env(arguments)[1]
+    for environ, command in (({}, "python"), (of_accelerate, "accelerate launch"), (WHOLE, "accelerate launch")):
+        assert distributed._launch_command(environ) == command
+
+
 @pytest.mark.parametrize(
     "environ, told",
     [

@@ -197,7 +197,7 @@ class RunArguments(CommonRunArguments):
     eval_task_limit: int = arg(200, "Items per task of --eval_tasks: a seeded sample, always the same.")
     sample_prompts: list[str] = arg(
         [],
-        "Prompts continued at each evaluation (default: the beginnings of some held-out documents; [] in YAML: none).",
+        "Prompts continued at each evaluation (default: the first words of some held-out documents; [] in YAML: none).",
     )
     sample_tokens: int = arg(48, "Tokens in a sampled continuation (0: no samples).")
     fused_loss: bool = arg(True, "Fuse output layer and loss, without holding all logits (less memory, the same loss).")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from ..distributed import print_main
+from ..distributed import LAUNCH_COMMAND, print_main
 from ..files import write_text
 from ..provenance import cpu_name
 
@@ -59,5 +59,5 @@ def write_suggestion(
             lines += ["", f"# {group._argument_group_name.partition(' (')[0]}", *yaml_lines]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(Path(path), "\n".join(lines) + "\n")
-    print_main(f"suggested {path}; run it with: accelerate launch {script} --config {path}")
+    print_main(f"suggested {path}; run it with: {LAUNCH_COMMAND} {script} --config {path}")
     print_main(textwrap.indent("\n".join(lines), "          "))
