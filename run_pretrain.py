@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     session = Session("pretrain", hub_args, run_args, training_args)
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
     check_switches(groups, planned)
-    if "output_dir" not in run_args.explicit_args:
-        training_args.output_dir = derive_pretrain.output_dir(data_args.dataset, data_args.mixture)
-    session.go_on()
+    session.choose_folder(derive_pretrain.output_dir(data_args.dataset, data_args.mixture))
     run_tokens.recall_mixture(session, data_args, run_args)
     run_tokens.check_paths(data_args, training_args.output_dir)
     session.export_to = functools.partial(export_model, dtype=model_args.publish_dtype)

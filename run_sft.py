@@ -45,8 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- How this process is launched, and the folder of the run ----
     session = Session("sft", hub_args, run_args, training_args, shards=False)
-    choose_output_dir(base_args.model_name_or_path, run_args, training_args)
-    session.go_on()
+    choose_output_dir(session, base_args.model_name_or_path)
 
     # ---- The record of the run, the base and the chat format ----
     values, reasons, recorded = settle_machine(session, groups)
@@ -139,7 +138,7 @@ def main(argv: list[str] | None = None) -> None:
 # ---- the arguments, and the plan ----
 
 
-def choose_output_dir(base: str, run_args, training_args) -> None:
+def choose_output_dir(session, base: str) -> None:
     """Name the run's folder where nobody did. Raises Refusal for one that cannot be written to, or holds something else
     than a tuning run.
     """
@@ -147,10 +146,9 @@ def choose_output_dir(base: str, run_args, training_args) -> None:
     from llama_lite.training import derive_sft
     from llama_lite.training.preflight import check_folders
 
-    if "output_dir" not in run_args.explicit_args:
-        training_args.output_dir = derive_sft.of_rows(derive_sft.output_dir(base), run_args.explicit_args)
-    check_folders({"output_dir": training_args.output_dir})
-    run_on_main(check_folder, "output_dir", training_args.output_dir, "sft")
+    session.choose_folder(derive_sft.of_rows(derive_sft.output_dir(base), session.run_args.explicit_args))
+    check_folders({"output_dir": session.training_args.output_dir})
+    run_on_main(check_folder, "output_dir", session.training_args.output_dir, "sft")
 
 
 def settle_machine(session, groups) -> tuple[dict, dict, dict]:

@@ -83,6 +83,22 @@ def expected(name: str, count: int) -> list[float] | None:
     return [nearest["stages"][i] * here / nearest["work_seconds"] for i in range(count)]
 
 
+def next_stage(about: list[float], took: list[float], number: int) -> str:
+    """What is said of stage `number`: how long it is about, by the pace of the stages before, and its share.
+
+    about: seconds that the stages were expected to take. took: seconds of those before, where they were whole ones.
+    """
+    pace = sum(took) / sum(about[: len(took)]) if took else 1.0
+    return f", about {in_minutes(about[number - 1] * pace)} ({about[number - 1] / sum(about):.0%} of the demo)"
+
+
+def started(name: str) -> float:
+    """When the run trained its first step, in seconds since 1970; 0 where none is recorded."""
+    events = read_jsonl(Path("runs") / name / "events.jsonl")
+    times = [event["time"] for event in events if event["event"] == "started"]
+    return datetime.fromisoformat(times[-1]).timestamp() if times else 0.0
+
+
 def run(command: list[str], lines: list[str] | None = None) -> int:
     """Run a command; returns its exit status. Ctrl-C is left to the command, which finishes its step and saves; SIGTERM
     is passed on. The command ends with this process. lines: gets what the command prints, where that is kept.
@@ -163,23 +179,14 @@ def main() -> None:
     plan = ", then ".join(f"{what}{share}" for (what, _), share in zip(todo, estimates, strict=True))
     show(f"demo      {plan}{whole}")
     for number, (what, command) in enumerate(todo, 1):
-        estimate = ""
-        if about:  # by the time that the stages before took here, if they were whole ones
-            pace = sum(took) / sum(about[: len(took)]) if took and from_the_beginning else 1.0
-            share = about[number - 1] / sum(about)
-            estimate = f", about {in_minutes(about[number - 1] * pace)} ({share:.0%} of the demo)"
+        estimate = next_stage(about, took if from_the_beginning else [], number) if about else ""
         show(f"\nstage     {number} of {len(todo)}: {what}{estimate}")
         began = time.time()
         if code := run(command, lines if arguments.record else None):
             sys.exit(code)
         took.append(time.time() - began)
         if number == 1:
-            started = [
-                event["time"]
-                for event in read_jsonl(Path("runs") / name / "events.jsonl")
-                if event["event"] == "started"
-            ]
-            prepared = datetime.fromisoformat(started[-1]).timestamp() - began if started else 0.0
+            prepared = started(name) - began
     parts = [
         ("start and prepare", prepared),
         ("pretrain", took[0] - prepared),

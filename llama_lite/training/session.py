@@ -74,11 +74,13 @@ class Session:
     def __exit__(self, *error):
         return self.ends.__exit__(*error)
 
-    def go_on(self) -> None:
-        """Where this command began the run, and it has saved checkpoints since, let the command go on from those: like
-        `auto`, and with all of their state.
+    def choose_folder(self, default: str) -> None:
+        """The run's folder: the given one, or `default`. Where this command began the run in it, and it has saved
+        checkpoints since, the command goes on from those: like `auto`, and with all of their state.
         """
         run_args, training_args = self.run_args, self.training_args
+        if "output_dir" not in run_args.explicit_args:
+            training_args.output_dir = default
         folder, mode = training_args.output_dir, training_args.resume_from_checkpoint
         self.repeats = run_on_main(recorded_values.is_repeated, folder, run_args.explicit_args)
         if self.repeats and (run_args.resume_without or mode not in ("auto", "must", "never")):
