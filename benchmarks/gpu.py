@@ -144,6 +144,8 @@ def pace_callback(stage: Stage, label: str, tokens: int, flops_per_token: float)
 
     from llama_lite.machine.hardware import peak_flops
 
+    peak = peak_flops("bfloat16", device())  # a CPU's is measured: once, and in no step's time
+
     class Pace(TrainerCallback):
         began, times = 0.0, ()
 
@@ -159,7 +161,6 @@ def pace_callback(stage: Stage, label: str, tokens: int, flops_per_token: float)
             if len(self.times) < FIRST:
                 return
             speed = tokens / statistics.median(self.times[FIRST - 1 :])
-            peak = peak_flops("bfloat16", device())
             memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
             mfu = 100 * speed * flops_per_token / peak if peak else None
             figures = {

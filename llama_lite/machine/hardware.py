@@ -178,8 +178,9 @@ def reachable_flops(precision: str, device: torch.device) -> float:
 
 
 def _measured_flops(precision: str, device: torch.device) -> float:
-    """FLOP/s that products of square matrices reach."""
+    """FLOP/s that products of square matrices reach. An emulated one of this size takes seconds, and is not timed."""
     if device.type != "cpu":
         return 2 * GPU_PRODUCT**3 / product_seconds(device, GPU_PRODUCT, 5, (precision,))[precision]
-    seconds = product_seconds(device, CPU_PRODUCT, 5)
-    return 2 * CPU_PRODUCT**3 / (min(seconds.values()) if precision == "bfloat16" else seconds["float32"])
+    native = precision == "bfloat16" and native_bfloat16(device)[0]
+    seconds = product_seconds(device, CPU_PRODUCT, 5, ("float32", "bfloat16") if native else ("float32",))
+    return 2 * CPU_PRODUCT**3 / min(seconds.values())

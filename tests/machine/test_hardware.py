@@ -132,6 +132,28 @@ def test_a_gpu_that_the_table_does_not_have_gets_no_mfu_and_is_timed_for_the_pla
     assert hardware.reachable_flops("bfloat16", gpu) == hardware.peak_flops("bfloat16", gpu) == 989e12
 
 
+@pytest.mark.parametrize(
+    "precision, native, timed",
+    [
+        ("float32", True, ["float32"]),
+        ("bfloat16", True, ["float32", "bfloat16"]),
+        ("bfloat16", False, ["float32"]),
+    ],
+)
+def test_an_emulated_product_is_not_timed_for_the_peak(monkeypatch, precision, native, timed):
+    """One of 1024 x 1024 takes seconds on a processor with AVX2 alone, and every run waited for it, in float32, too."""
+    seconds, formats = {"float32": 0.2, "bfloat16": 0.1}, []
+
+    def product_seconds(device, size, repeats, names):
+        formats.append(list(names))
+        return {name: seconds[name] for name in names}
+
+    monkeypatch.setattr(hardware, "native_bfloat16", lambda device: (native, ""))
+    monkeypatch.setattr(hardware, "product_seconds", product_seconds)
+    expected = 2 * hardware.CPU_PRODUCT**3 / min(seconds[name] for name in timed)
+    assert hardware.peak_flops(precision, torch.device("cpu")) == expected and formats == [timed]
+
+
 def test_a_device_without_constants_is_planned_by_what_is_timed_there(monkeypatch):
     """A plan on Apple's mps used to end with a KeyError, and timings there did not wait for the device."""
     mps, waited = torch.device("mps"), []
