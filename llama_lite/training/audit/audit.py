@@ -23,7 +23,6 @@ from ...errors import Differs, ProbeDiffers, Refusal
 from ...files import read_json, write_json
 from ...folder_kinds import check_folder
 from ...machine.parallelism import check_launch, layout
-from ...processes import StopSignals
 from ...run_folder import RunFolder
 from . import compare, rerun, segments, tokens
 from .compare import Difference
@@ -51,7 +50,7 @@ def audit(run_args, training_args, main: Callable[[list[str]], None]) -> None:
     out = Path(run_args.explicit_args.get("output_dir", f"audits/{name}"))  # transformers has a default of its own
     run_on_main(check_folder, "output_dir", out, "audit")
     with RunFolder(out):
-        StopSignals(lambda: None)
+        rerun.catch_signals()
         own = Audit(run_args, where, out)
         run_on_main(own.check_folder)
         try:
