@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- How this process is launched, and the folders of the run ----
     session = Session("pretrain", hub_args, run_args, training_args)
+    session.catch_signals()
     planned = layout_of(run_args.plan_launch) if run_args.plan_launch else layout()
     check_switches(groups, planned)
     session.choose_folder(derive_pretrain.output_dir(data_args.dataset, data_args.mixture))
@@ -62,8 +63,6 @@ def main(argv: list[str] | None = None) -> None:
         return session.publish_only()
 
     with session:
-        session.catch_signals()
-
         # ---- Derive missing arguments, check all of them, prepare the tokens ----
         tokens, tokenizer = run_tokens.prepare_text(groups, rules, values)
         manifest = tokens.record()

@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # ---- How this process is launched, and the folder of the run ----
     session = Session("sft", hub_args, run_args, training_args, shards=False)
+    session.catch_signals()
     choose_output_dir(session, base_args.model_name_or_path)
 
     # ---- The record of the run, the base and the chat format ----
@@ -58,7 +59,6 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     # ---- From rows to token ids ----
-    session.catch_signals()
     rows, source, skipped, examples = load_rows(row_args, tokenizer)
     config, model, batches = load_base(groups, base, tokenizer)
     by_machine, settled = (values, reasons), settle_tuning(groups, values, reasons, config, examples)
@@ -82,8 +82,6 @@ def main(argv: list[str] | None = None) -> None:
         return
 
     with session:
-        session.catch_signals()
-
         # ---- The identity of the run, and the checkpoint it resumes from ----
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
         base_record = references.base_record(base, *(hub_base or (None, None)))

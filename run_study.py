@@ -135,7 +135,7 @@ def report(study, path: Path, finished: list, out: Path) -> None:
 
 def stop(number, frame) -> None:
     raise Interrupted(
-        "finished runs are kept, and the interrupted run has saved a checkpoint. Run the same command again."
+        "finished runs are kept, and a run that was training has saved a checkpoint. Run the same command again."
     )
 
 

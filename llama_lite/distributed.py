@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 
-from .errors import Differs, Interrupted, Refusal, Unhealthy, end_of, status_of
+from .errors import STATUSES, Refusal, end_of, status_of
 
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
@@ -137,7 +137,7 @@ def wait_for_all_ranks() -> None:
 
 def run_on_main(function: Callable, *args):
     """Run `function(*args)` on rank 0 alone, for as long as it takes. Every rank returns its result (pickled), or
-    raises the Refusal, Interrupted, Unhealthy, Differs or OSError that it raised.
+    raises what it raised there, where that is an OSError or has a status (Refusal, Interrupted ...).
     """
     if not has_process_group():
         return function(*args)
@@ -147,7 +147,7 @@ def run_on_main(function: Callable, *args):
     if RANK == 0:
         try:
             result_and_error[0] = function(*args)
-        except (Refusal, Interrupted, Unhealthy, Differs, OSError) as error:
+        except (*STATUSES, OSError) as error:
             result_and_error[1] = error
     dist.broadcast_object_list(result_and_error, src=0, group=group)
     if result_and_error[1] is not None:

@@ -50,11 +50,18 @@ class Unhealthy(Exception):
     """Training produced NaN or infinity; the last checkpoint is untouched."""
 
 
-class Interrupted(Exception):
-    """A signal or the `stop` file requested an end; what was done so far is on disk."""
+class Interrupted(BaseException):
+    """A signal or the `stop` file requested an end; what was done so far is on disk.
+
+    It is raised wherever the signal arrives. As KeyboardInterrupt, which is what Ctrl-C raises where no handler is set,
+    it is no Exception: code that turns every failure of the Hub's client into one of its own must not catch it.
+    """
 
 
-STATUSES = {Refusal: "refused", Unhealthy: "unhealthy", Differs: "differs", Interrupted: "interrupted"}
+STATUSES = {
+    **{Refusal: "refused", Unhealthy: "unhealthy", Differs: "differs"},
+    **dict.fromkeys((Interrupted, KeyboardInterrupt), "interrupted"),
+}
 
 
 def no_space(error: BaseException | None, folder: Path | None = None) -> str | None:
@@ -98,7 +105,7 @@ def disk_full_as_refusal(folder: Path):
     try:
         yield
     except Exception as error:
-        if not isinstance(error, Refusal | Unhealthy | Interrupted | Differs) and (message := no_space(error, folder)):
+        if not isinstance(error, Refusal | Unhealthy | Differs) and (message := no_space(error, folder)):
             raise Refusal(message) from error
         raise
 
@@ -115,6 +122,8 @@ def status_of(error: BaseException) -> str | None:
 
 def end_of(error: BaseException, folder: Path | None = None) -> str:
     """The message of an exception that has a status. folder: the folder that was written to, for a full disk."""
+    if isinstance(error, KeyboardInterrupt):
+        return "Ctrl-C; what is finished is kept. Run the same command again."
     return str(error) if isinstance(error, tuple(STATUSES)) else no_space(error, folder) or str(error)
 
 

@@ -1,7 +1,7 @@
 """How a script ends: exit status and last line, the same on every rank.
 
 Statuses: 0 finished, 2 refused, 3 unhealthy, 4 differs (of an audit), 75 interrupted; any other error is a crash
-(1, with a traceback)."""
+(1, with a traceback). Ctrl-C interrupts, also where no handler is set."""
 
 import contextlib
 import importlib.util
@@ -66,7 +66,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
     torchrun kills all processes when one ends. Before the process group exists, rank 0, which prints the reason, ends
     first.
     """
-    code = 0
+    code, ctrl_c = 0, False
     show_any_text(sys.stdout)
     try:
         if problem := launcher_problem(os.environ) or import_problem():
@@ -77,6 +77,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
     except BaseException as error:
         status = status_of(error)
         code = EXIT_CODES[status] if status else 1
+        ctrl_c = isinstance(error, KeyboardInterrupt)
         if status and RANK > 0 and not has_process_group():
             time.sleep(FIRST_WORD)
         if status is None:
@@ -87,7 +88,7 @@ def exit_with_status(main: Callable[[], None]) -> None:
     if has_process_group():
         import torch.distributed as dist
 
-        if code in EXIT_CODES.values():
+        if code in EXIT_CODES.values() and not ctrl_c:  # which the other ranks may not know of
             wait_for_all_ranks()
         dist.destroy_process_group()
     sys.stdout.flush()

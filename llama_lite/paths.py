@@ -17,6 +17,16 @@ def expand_home(value: object):
     return os.path.expanduser(value) if isinstance(value, str) else value
 
 
+def beside_run(folder: Path) -> Path:
+    """The path that what is made of a model is named after: its folder, and of a part of a run, such as
+    `runs/demo/checkpoint-180` or `runs/demo/merged`, one beside the run: `runs/demo-checkpoint-180`.
+    """
+    is_part = folder.name == "merged" or folder.name.startswith("checkpoint-")
+    if not is_part or folder.parent.name in ("", "runs"):
+        return folder
+    return folder.parent.with_name(f"{folder.parent.name}-{folder.name}")
+
+
 def first_there(path: Path) -> Path:
     """The absolute path, or its nearest parent that exists."""
     path = path.absolute()

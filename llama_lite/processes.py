@@ -83,14 +83,15 @@ SECOND_SIGNAL_AFTER = 2.0  # seconds: one Ctrl-C can arrive twice, from the term
 class StopSignals:
     """SIGTERM, SIGINT and SIGUSR1 request an orderly end; a second SIGTERM or SIGINT, 2 s or more later, ends at once.
 
-    A launcher that dies sends SIGUSR1 (parent-death signal), which never counts as a second signal. While `at_once` is
-    true (during preparation, which can stop at any moment) the first signal raises Interrupted where it arrives. In
-    training all ranks read the flag `received` together after each step. Forked processes (workers of pools) ignore
-    SIGINT, end on SIGTERM and never outlive this process. on_stop: called in the handler of the first signal.
+    A launcher that dies sends SIGUSR1 (parent-death signal), which never counts as a second signal. At first, and after
+    `end_at_once`, the first signal raises Interrupted where it arrives. After `end_after` it sets the flag `received`,
+    which all ranks read together after each step of training. Forked processes (workers of pools) ignore SIGINT, end on
+    SIGTERM and never outlive this process. on_stop: called in the handler of the first signal.
     """
 
     def __init__(self, on_stop: Callable[[], None]):
-        self.on_stop, self.received, self.at_once, self.first = on_stop, None, True, 0.0
+        self.on_stop, self.received, self.first = on_stop, None, 0.0
+        self.end_at_once("before the first step; prepared data is kept.")
         parent = os.getppid()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._handle)
@@ -99,15 +100,21 @@ class StopSignals:
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGUSR1)  # the parent died before the request
 
+    def end_at_once(self, kept: str) -> None:
+        """From now on a signal raises Interrupted. kept: when it came and what is kept, for the message."""
+        self.at_once, self.message = True, kept
+
+    def end_after(self, first: str) -> None:
+        """From now on a signal sets `received`. first: what is done before the end, for the line that is printed."""
+        self.at_once, self.message = False, first
+
     def _handle(self, number, frame):
         if self.received is None:
             self.received, self.first = signal.Signals(number).name, time.monotonic()
             self.on_stop()
             if self.at_once:
-                raise Interrupted(
-                    f"{self.received} before the first step; prepared data is kept. Run the same command again."
-                )
-            os.write(2, b"\nstopping: this step is finished and saved first\n")
+                raise Interrupted(f"{self.received} {self.message} Run the same command again.")
+            os.write(2, f"\nstopping: {self.message}\n".encode())
         elif number != signal.SIGUSR1 and time.monotonic() - self.first >= SECOND_SIGNAL_AFTER:
             os.write(2, b"\nsecond signal: ending at once; the last checkpoint is untouched\n")
             os._exit(128 + number)

@@ -88,9 +88,13 @@ class RunFolder:
         self.record_end = status != "finished"
 
     def is_finished(self) -> bool:
-        """Whether the run finished and was not started again since. A command that was refused afterwards does not
-        count; the status that it wrote is replaced.
+        """Whether the run finished and was not started again since, the same on every rank. A command that was refused
+        afterwards does not count; the status that it wrote is replaced.
         """
+        return run_on_main(self._is_finished)
+
+    def _is_finished(self) -> bool:
+        """As `is_finished` (rank 0)."""
         ends = [
             event
             for event in read_jsonl(self.path / "events.jsonl")

@@ -17,7 +17,7 @@ from helpers import ROOT
 
 from llama_lite import distributed, errors, exit, files, formatting, run_folder
 from llama_lite.distributed import launcher_problem
-from llama_lite.errors import Interrupted, Refusal, Unhealthy, no_space
+from llama_lite.errors import Interrupted, Refusal, Unhealthy, end_of, no_space
 from llama_lite.files import FolderLock, append_jsonl, read_json, read_jsonl, write_json
 from llama_lite.processes import worker_pool
 from llama_lite.run_folder import RunFolder
@@ -46,6 +46,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         (Refusal("no"), "refused", 2),
         (Unhealthy("nan"), "unhealthy", 3),
         (Interrupted("stop"), "interrupted", 75),
+        (KeyboardInterrupt(), "interrupted", 75),
     ],
 )
 def test_each_end_is_told(tmp_path, error, status, code):
@@ -60,7 +61,7 @@ def test_each_end_is_told(tmp_path, error, status, code):
         "status": status,
         "code": code,
         "step": 7,
-        "reason": str(error or ""),
+        "reason": end_of(error) if error else "",
     }
     assert read_jsonl(tmp_path / "run/events.jsonl")[-1]["event"] == status
 
@@ -102,12 +103,38 @@ def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path,
     assert done.returncode == 1 and re.findall(".*refused: .*", done.stderr) == [said], done.stderr
 
 
+def test_ctrl_c_is_one_line_and_status_75_where_no_handler_is_set(monkeypatch, capsys, tmp_path):
+    """An evaluation, or a small command: it used to be a traceback and status 1."""
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv(exit.STATUS_FILE, str(tmp_path / "status"))
+    with pytest.raises(SystemExit) as end:
+        exit.exit_with_status(interrupted)
+    assert end.value.code == 75 and (tmp_path / "status").read_text() == "75\n"
+    said = capsys.readouterr().err.strip()
+    assert said == "interrupted: Ctrl-C; what is finished is kept. Run the same command again."
+
+
 def test_a_crash_leaves_the_last_status(tmp_path):
     with RunFolder(tmp_path / "run"):
         pass
     with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / "run"):
         raise ZeroDivisionError
     assert read_json(tmp_path / "run/status.json")["status"] == "finished"
+
+
+def test_only_the_first_rank_replaces_the_status_of_a_refused_command(tmp_path, monkeypatch):
+    for event in ("started", "finished", "refused"):
+        append_jsonl(tmp_path / "events.jsonl", {"event": event, "step": 4})
+    write_json(tmp_path / "status.json", {"status": "refused"})
+    with monkeypatch.context() as patch:  # on another rank, which gets what the first one has found
+        patch.setattr(run_folder, "run_on_main", lambda function, *args: True)
+        assert RunFolder(tmp_path).is_finished()
+    assert read_json(tmp_path / "status.json") == {"status": "refused"}
+    assert RunFolder(tmp_path).is_finished()
+    assert read_json(tmp_path / "status.json") == {"status": "finished", "code": 0, "step": 4, "reason": ""}
 
 
 def test_folders_of_others_are_refused(pretrain, tmp_path):

@@ -27,5 +27,6 @@ kill "$clock" 2>/dev/null
 status="$(cat "$EXIT_STATUS_FILE" 2>/dev/null || echo killed)"
 echo "attempt ended: status $status (0 finished, 2 refused, 3 unhealthy, 75 interrupted)"
 [ "$status" = 0 ] && exit 0
-[ "$status" = 75 ] && python "$script" "$@" --push_to_hub --output_dir "$run" --publish_only
+[ "$status" = 75 ] && python "$script" "$@" --push_to_hub --output_dir "$run" --publish_only &&
+  grep -qs '"status": "finished"' "$run/status.json" && exit 0 # after the last step, where nothing but publishing was left
 exit 1

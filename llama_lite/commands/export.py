@@ -20,6 +20,7 @@ from ..files import read_json, write_json, write_text
 from ..folder_kinds import kind_of_folder
 from ..formatting import size
 from ..hub.client import REFERENCE
+from ..paths import beside_run
 
 if TYPE_CHECKING:
     from ..evaluation.resolve import Model
@@ -107,9 +108,7 @@ def short_name(model: "Model") -> str:
     if located.repo:
         name = located.repo.rpartition("/")[2]
         return f"{name}-{located.revision}" if located.revision else name
-    folder = located.folder.resolve()
-    generic = folder.name == "merged" or folder.name.startswith("checkpoint-")
-    return f"{folder.parent.name}-{folder.name}" if generic else folder.name
+    return beside_run(located.folder.resolve()).name
 
 
 def check_output(folder: Path, to: str) -> None:

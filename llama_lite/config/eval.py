@@ -4,10 +4,11 @@ import dataclasses
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Literal
 
 from ..errors import Problems, Refusal
-from ..paths import ROOT
+from ..paths import ROOT, beside_run
 from .common import arg
 from .parser import Parser
 
@@ -137,7 +138,7 @@ examples:
       on all GPUs: the processes share models and tasks
 
 Stop it at any moment and run the same command again: finished (model, task) pairs are kept.
-exit status: 0 finished, 2 refused."""
+exit status: 0 finished, 2 refused, 75 interrupted."""
 
 
 def eval_parser() -> Parser:
@@ -156,9 +157,11 @@ def parse_eval(argv: list[str] | None = None):
 
 
 def short_name(model: str) -> str:
-    """A name of a model that can name a folder: `org/name@step-*` and `runs/name+runs/name-sft` -> `name`."""
-    base = os.path.basename(os.path.abspath(model.partition("+")[0].partition("@")[0]))
-    return re.sub(r"[^\w.-]+", "-", base, flags=re.ASCII).strip(".-") or "models"
+    """A name of a model that can name a folder: `org/name@step-*` and `runs/name+runs/name-sft` -> `name`, and
+    `runs/name/checkpoint-180` -> `name-checkpoint-180`.
+    """
+    base = beside_run(Path(os.path.abspath(model.partition("+")[0].partition("@")[0])))
+    return re.sub(r"[^\w.-]+", "-", base.name, flags=re.ASCII).strip(".-") or "models"
 
 
 def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_args: OutputArguments) -> None:

@@ -70,7 +70,7 @@ class SharedWork:
             compute()
         except FailedElsewhere:
             pass
-        except Exception as raised:
+        except (Exception, KeyboardInterrupt) as raised:
             error = raised
             if self.store is not None:
                 self.store.set(FAILED, "1")

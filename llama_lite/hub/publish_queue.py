@@ -315,21 +315,25 @@ class Publisher:
                 write_json(self.folder / "last_failure.json", {"revision": tag_of(step), "reason": text})
             print_main(f"hub       {tag_of(step)} waits: {text}")
 
-    def drain(self, timeout: float) -> bool:
-        """Wait until the queue is empty; returns False when `timeout` seconds were not enough, or when only the user
-        can resolve the failure.
+    def drain(self, timeout: float, stop_requested: Callable[[], object] = bool) -> bool:
+        """Wait until the queue is empty; returns False when `timeout` seconds were not enough, when only the user can
+        resolve the failure, or when `stop_requested()` is true.
         """
         deadline, announced = time.monotonic() + timeout, None
-        while (waiting := queued(self.folder)) and time.monotonic() < deadline and not self.blocked:
-            if announced != len(waiting):
-                announced = len(waiting)
-                print_main(
-                    f"hub       waiting for {announced} revision{'s' if announced > 1 else ''} (for {timeout:.0f} s at"
-                    " most; --publish_only continues later)"
-                )
-            self.wake.set()
-            time.sleep(0.1)
-        self.stop()
+        try:
+            while (waiting := queued(self.folder)) and time.monotonic() < deadline:
+                if self.blocked or stop_requested():
+                    break
+                if announced != len(waiting):
+                    announced = len(waiting)
+                    print_main(
+                        f"hub       waiting for {announced} revision{'s' if announced > 1 else ''} (for"
+                        f" {timeout:.0f} s at most; --publish_only continues later)"
+                    )
+                self.wake.set()
+                time.sleep(0.1)
+        finally:
+            self.stop()
         if not queued(self.folder):
             self._publish_card()
         return not queued(self.folder)

@@ -26,9 +26,24 @@ def configure_cpu(device: torch.device, threads: int | None, keep: bool) -> None
 
 
 @contextlib.contextmanager
+def deterministic_variables(enabled: bool) -> Iterator[None]:
+    """While it lasts, the variables are set that `deterministic_algorithms` needs, if `enabled`. Enter it before the
+    first matrix product on a GPU, also one that is only timed: torch and cuBLAS read theirs once, at that product.
+    """
+    variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"} if enabled else {}
+    unset = {name: value for name, value in variables.items() if name not in os.environ}
+    os.environ.update(unset)
+    try:
+        yield
+    finally:
+        for name in unset:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
 def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     """While it lasts, torch uses only algorithms that give the same bits every time, if `enabled`. An operation that
-    has none raises RuntimeError. Enter it before the first matrix product: cuBLAS reads its variable once.
+    has none raises RuntimeError, and so do products on a GPU without `deterministic_variables`.
 
     Unlike transformers' --full_determinism, kernels stay asynchronous (no CUDA_LAUNCH_BLOCKING).
     """
@@ -37,11 +52,8 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
         return
     import torch.utils.deterministic as fills
 
-    variables = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINISTIC": "1"}
-    unset = {name: value for name, value in variables.items() if name not in os.environ}
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
     fill = fills.fill_uninitialized_memory
-    os.environ.update(unset)
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark, fills.fill_uninitialized_memory = False, False
     try:
@@ -49,8 +61,6 @@ def deterministic_algorithms(enabled: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.benchmark, fills.fill_uninitialized_memory = before[1], fill
-        for name in unset:
-            os.environ.pop(name, None)
 
 
 def keep_memory() -> bool:
@@ -85,36 +95,38 @@ def missing_compiler(device: torch.device) -> str | None:
         return "torch finds no C++ compiler (g++ or clang++)"
 
 
-# The products that are timed, 0.1 s in all: their size, how many are timed per round, and rounds at most.
+# The products that are timed, 0.1 s in all: their size on a CPU, how many are timed per round, and rounds at most. On a
+# GPU a product of that size takes the time of its launch in every format.
 PRODUCT_SIZE, PRODUCTS_PER_ROUND, MAX_ROUNDS = 256, 12, 20
 CPU_PRODUCT, GPU_PRODUCT = 1024, 4096  # size of the products whose FLOP/s are measured
 CLEAR_RATIO = 1.25  # a ratio of times beyond which no further products are timed
+
+
+def lacks_bfloat16(device: torch.device) -> str | None:
+    """Why a device does not compute bfloat16 in hardware, as it says itself: nothing is computed. None where it says
+    that it does, which emulations do too.
+    """
+    if device.type == "cuda":
+        supported = torch.cuda.is_bf16_supported(including_emulation=False)
+        return None if supported else f"{torch.cuda.get_device_name(device)} has no bfloat16"
+    if device.type != "cpu":
+        return f"bfloat16 has not been tried on {device.type}"
+    # Respects ONEDNN_MAX_CPU_ISA; is true also for AVX512 without bfloat16.
+    return None if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "this processor has no bfloat16 instructions"
 
 
 @functools.cache
 def native_bfloat16(device: torch.device) -> tuple[bool, str]:
     """(whether a device computes bfloat16 in hardware and faster than float32; the reason).
 
-    A device that reports support is then timed on products of 256 x 256 matrices in both formats, because emulations
-    and virtual machines report support too.
+    A device that reports support is then timed on products of 256 x 256 matrices (a GPU: 4096 x 4096) in both formats,
+    because emulations and virtual machines report support too.
     """
-    if device.type == "cuda":
-        if not torch.cuda.is_bf16_supported(including_emulation=False):
-            return False, f"{torch.cuda.get_device_name(device)} has no bfloat16"
-        return _time_bfloat16(device)
-    if device.type != "cpu":
-        return False, f"bfloat16 has not been tried on {device.type}"
-    # Respects ONEDNN_MAX_CPU_ISA; is true also for AVX512 without bfloat16.
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False, "this processor has no bfloat16 instructions"
-    return _time_bfloat16(device)
-
-
-def _time_bfloat16(device: torch.device) -> tuple[bool, str]:
-    """As `native_bfloat16`, by measurement."""
-    seconds: dict[str, float] = {}
+    if why := lacks_bfloat16(device):
+        return False, why
+    size, seconds = PRODUCT_SIZE if device.type == "cpu" else GPU_PRODUCT, {}
     for _ in range(MAX_ROUNDS):  # other work on the machine makes single times too long, never too short
-        for name, value in product_seconds(device, PRODUCT_SIZE, PRODUCTS_PER_ROUND).items():
+        for name, value in product_seconds(device, size, PRODUCTS_PER_ROUND).items():
             seconds[name] = min(value, seconds.get(name, value))
         ratio = seconds["bfloat16"] / seconds["float32"]
         if not 1 / CLEAR_RATIO < ratio < CLEAR_RATIO:
@@ -130,6 +142,9 @@ def product_seconds(
     """{format: seconds}: the shortest of `repeats` times of a size x size product, timed in turn."""
     best = {}
     inputs = {name: torch.ones(size, size, dtype=getattr(torch, name), device=device) for name in formats}
+    if device.type != "cpu":
+        for matrix in inputs.values():
+            matrix @ matrix  # the first one of a format loads its kernel
     for _ in range(repeats):
         for name, matrix in inputs.items():
             synchronize(device)
@@ -178,7 +193,7 @@ def reachable_flops(precision: str, device: torch.device) -> float:
 
 
 def _measured_flops(precision: str, device: torch.device) -> float:
-    """FLOP/s that products of square matrices reach. An emulated one of this size takes seconds, and is not timed."""
+    """FLOP/s that products of square matrices reach. Of this size an emulated product takes seconds: not timed."""
     if device.type != "cpu":
         return 2 * GPU_PRODUCT**3 / product_seconds(device, GPU_PRODUCT, 5, (precision,))[precision]
     native = precision == "bfloat16" and native_bfloat16(device)[0]

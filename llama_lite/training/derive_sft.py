@@ -16,6 +16,7 @@ from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine.hardware import planning_constant
 from ..models.presets import flops_per_token
+from ..paths import beside_run
 from ..processes import seconds_since_start
 from . import decisions, timing
 from .plan import run_steps
@@ -39,12 +40,10 @@ RECORDED = (
 
 
 def output_dir(base: str) -> str:
-    """The default folder of a tuning run: next to its base, where that is a run."""
-    return (
-        f"{base.rstrip('/')}-sft"
-        if base.rstrip("/").startswith("runs/")
-        else f"runs/{name_of(base.partition('@')[0])}-sft"
-    )
+    """The default folder of a tuning run: next to its base, where that is a run, or next to the run that it is of."""
+    folder = beside_run(Path(base))
+    near = str(folder).startswith("runs/")
+    return f"{folder}-sft" if near else f"runs/{name_of(str(folder).partition('@')[0])}-sft"
 
 
 def of_rows(folder: str, explicit_args: dict) -> str:

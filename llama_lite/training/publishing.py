@@ -1,5 +1,6 @@
 """What a run publishes: the forecast of --dry_run, and its queues when it begins and ends."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from transformers import TrainingArguments
@@ -12,6 +13,8 @@ from ..hub.publish_queue import is_published, queue_lines, queued
 from ..hub.queue_limit import carries_state, default_limit
 from ..run_folder import RunFolder
 from .plan import Plan, TuningPlan, saved_steps
+
+WHILE_PUBLISHING = "while publishing; what is not published yet stays in the queue."
 
 
 def publishing_lines(
@@ -51,32 +54,48 @@ def open_queues(publishers: list, required: bool) -> None:
         publisher.start()
 
 
-def publish_queued(publishers: list, timeout: float) -> None:
-    """Publish what waits in the queues of a finished run, for `timeout` seconds at most each."""
-    for publisher in publishers:
-        if queued(publisher.folder):
-            publisher.start()
-            publisher.drain(timeout)
+def publish_queued(publishers: list, timeout: float, stop_requested: Callable[[], str | None]) -> None:
+    """Publish what waits in the queues of a finished run. timeout, stop_requested: as `drain_queues`."""
+    waiting = [publisher for publisher in publishers if queued(publisher.folder)]
+    for publisher in waiting:
+        publisher.start()
+    drain_queues(waiting, timeout, stop_requested)
 
 
-def publish_rest(publishers: list, checkpoint: Path, timeout: float) -> None:
-    """Queue what only the last checkpoint gives (a merged model), and wait for all queues."""
+def publish_rest(publishers: list, checkpoint: Path, timeout: float, stop_requested: Callable[[], str | None]) -> None:
+    """Queue what only the last checkpoint gives (a merged model), and wait for all queues. timeout, stop_requested: as
+    `drain_queues`.
+    """
     for publisher in publishers[1:]:
         publisher.add(checkpoint)
         publisher.start()
+    drain_queues(publishers, timeout, stop_requested)
+
+
+def drain_queues(publishers: list, timeout: float, stop_requested: Callable[[], str | None]) -> list[str]:
+    """Wait until the queues are empty, for `timeout` seconds at most each; returns lines about what still waits.
+
+    stop_requested: what asks this process to end, if something does. Raises Interrupted for it if something is left.
+    """
+    left = []
     for publisher in publishers:
-        publisher.drain(timeout)
+        if not publisher.drain(timeout, stop_requested):
+            left += queue_lines(publisher.folder)
+    if left and (reason := stop_requested()):
+        raise Interrupted(f"{reason} {WHILE_PUBLISHING} Run the same command again.")
+    return left
 
 
-def publish_waiting(run: RunFolder, publishers: list, timeout: float) -> None:
-    """Publish what waits in the queues of a run, and what should. Raises Interrupted when some of it still waits."""
+def publish_waiting(run: RunFolder, publishers: list, timeout: float, stop_requested: Callable[[], str | None]) -> None:
+    """Publish what waits in the queues of a run, and what should. Raises Interrupted when some of it still waits.
+    timeout, stop_requested: as `drain_queues`.
+    """
     left, lost, due = [], [], []
     for publisher in publishers:
         publisher.check(required=True)
         publisher.catch_up()
         publisher.start()
-        if not publisher.drain(timeout):
-            left += queue_lines(publisher.folder)
+        left += drain_queues([publisher], timeout, stop_requested)
         lost += publisher.lost
         due += publisher.not_evaluated
     if left:

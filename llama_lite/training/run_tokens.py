@@ -54,7 +54,6 @@ def recall_mixture(session, data_args, run_args) -> None:
 
 def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     """--prepare_only: the token shards, repaired where they are damaged; with --push_to_hub, as a Hub dataset."""
-    session.catch_signals()
     if data_args.mixture:
         prepare_only_mixture(session, data_args, values)
         return

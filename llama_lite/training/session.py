@@ -68,6 +68,7 @@ class Session:
     def __enter__(self):
         self.ends.enter_context(deterministic_algorithms(self.run_args.deterministic))
         self.run = self.ends.enter_context(RunFolder(self.training_args.output_dir))
+        self.catch_signals()
         record_collectives(self.run.path)
         return self
 
@@ -105,8 +106,9 @@ class Session:
         return self.recorded(("order_version",)).get("order_version", ORDER_VERSION)
 
     def catch_signals(self) -> None:
-        """Let signals end the process in order: at once until training begins, then after a save. In the run's folder,
-        whoever starts the same run meanwhile waits for that.
+        """Let signals end the process in order: at once until training begins, then after a save, and after the last
+        step when what runs is finished, but for what waits to be published. In the run's folder, whoever starts the
+        same run meanwhile waits for that.
         """
         on_stop = self.run.stopping if self.run else lambda: None
         if self.signals is None:
@@ -114,18 +116,29 @@ class Session:
         else:
             self.signals.on_stop = on_stop
 
+    def stop_requested(self) -> str | None:
+        """What asks this process to end, if something does: the name of a signal, or `stop`, the file in its folder."""
+        return self.signals.received or ("stop" if (self.run.path / "stop").exists() else None)
+
     def publish_only(self) -> None:
         """Publish what waits in the folder's queues. Raises Refusal where there is no run, Interrupted when some of it
-        still waits.
+        still waits, or when it was asked to stop.
         """
         folder = self.training_args.output_dir
         record = read_json(Path(folder) / "run.json")
         if record is None:
             raise Refusal(f"--publish_only: {folder} is not the folder of a run.")
         with RunFolder(folder) as run:
-            run.record_end = False
+            run.record_end, self.run = False, run
+            self.catch_signals()
+            self.signals.end_at_once(publishing.WHILE_PUBLISHING)
+            (run.path / "stop").unlink(missing_ok=True)  # of the run, which it has ended
             publishers = self._make_publishers(run, record["id"])
-            run_on_main(publishing.publish_waiting, run, publishers, self.hub_args.hub_drain_timeout)
+            self._publish(publishing.publish_waiting, run, publishers)
+
+    def _publish(self, function: Callable, *args) -> None:
+        """Call `function(*args, timeout, stop_requested)` of `publishing` on rank 0."""
+        run_on_main(function, *args, self.hub_args.hub_drain_timeout, self.stop_requested)
 
     def _make_publishers(self, run: RunFolder, identifier: str) -> list[Publisher]:
         """The queue of the run's checkpoints, and that of its merged model; identifier: the run's, in its records."""
@@ -223,7 +236,8 @@ class Session:
         for publisher in self.publishers:
             self.ends.callback(publisher.stop)
         if resume.is_finished(self.run, self.start, plan.steps):
-            run_on_main(publishing.publish_queued, self.publishers, hub.hub_drain_timeout)
+            self._finish_first()
+            self._publish(publishing.publish_queued, self.publishers)
             return None
         if self.start.checkpoint is None:
             check_new()
@@ -260,9 +274,11 @@ class Session:
         """Train up to the last step and evaluate; False if nothing of that is left. Raises Interrupted when it was
         asked to stop.
         """
-        checkpoint, self.signals.at_once = self.start.checkpoint, False
+        checkpoint = self.start.checkpoint
         if self.start.step >= steps and not self.start.evaluation_due:
+            self._finish_first()
             return False
+        self.signals.end_after("this step is finished and saved first")
         if self.gpu_note:
             print_main(f"device    {self.gpu_note}")
         trainer.clock = self._wall_clock()
@@ -284,7 +300,13 @@ class Session:
         finish_or_raise(trainer)
         if self.run_args.stop_after_step:
             raise Interrupted(f"--stop_after_step {steps} at the last step. Run the same command without it to finish.")
+        self._finish_first()
         return True
+
+    def _finish_first(self) -> None:
+        """After the last step, let signals leave nothing but what waits to be published."""
+        left = "; what is not published by then stays in the queue" if self.publishes else ""
+        self.signals.end_after(f"the run is finished first{left}")
 
     def _wall_clock(self) -> goodput.WallClock:
         """The clock of this session, with the wall time of the run before it (rank 0)."""
@@ -297,6 +319,7 @@ class Session:
         return clock
 
     def publish_rest(self, steps: int) -> None:
-        """Queue the merged model of the last checkpoint, if there is one, and wait until all queues are empty."""
-        checkpoint, timeout = self.run.path / f"checkpoint-{steps}", self.hub_args.hub_drain_timeout
-        run_on_main(publishing.publish_rest, self.publishers, checkpoint, timeout)
+        """Queue the merged model of the last checkpoint, if there is one, and wait until all queues are empty. Raises
+        Interrupted when it was asked to stop before.
+        """
+        self._publish(publishing.publish_rest, self.publishers, self.run.path / f"checkpoint-{steps}")

@@ -175,11 +175,12 @@ class Watchdog(TrainerCallback):
         if RANK > 0:
             time.sleep(FIRST_WORD)
         status = self.run.path / "status.json"
-        if RANK == 0:
-            self.run.ends("unhealthy", reason)
-        elif not status.exists() or status.stat().st_mtime < began - TICK:  # rank 0 is not even able to say it
-            record = {"status": "unhealthy", "code": EXIT_CODES["unhealthy"], "step": self.step, "reason": reason}
-            write_json(status, record)
+        with contextlib.suppress(OSError):  # of a full disk, or of ranks that write the same at the same moment
+            if RANK == 0:
+                self.run.ends("unhealthy", reason)
+            elif not status.exists() or status.stat().st_mtime < began - TICK:  # rank 0 is not even able to say it
+                record = {"status": "unhealthy", "code": EXIT_CODES["unhealthy"], "step": self.step, "reason": reason}
+                write_json(status, record)
         os.write(2, f"\n{f'rank {RANK}, ' if RANK else ''}unhealthy: {reason}\n".encode())
         record_status(EXIT_CODES["unhealthy"])
         end_process(EXIT_CODES["unhealthy"])

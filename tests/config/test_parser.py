@@ -515,6 +515,19 @@ def test_blanks_and_line_breaks_are_a_document_separator_and_nothing_is_none(tmp
         parsed("--document_separator", "")
 
 
+@pytest.mark.parametrize(
+    "models, folder",
+    [
+        (["org/name@step-*", "b"], "runs/name-eval"),
+        (["runs/demo+runs/demo-sft"], "runs/demo-eval"),
+        (["runs/demo/checkpoint-180"], "runs/demo-checkpoint-180-eval"),  # it was that of every run's checkpoint-180
+        (["runs/demo-sft/merged"], "runs/demo-sft-merged-eval"),
+    ],
+)
+def test_an_evaluation_is_named_after_its_first_model(models, folder):
+    assert parse_eval(["--models", *models, "--tasks", "mmlu"])[-1].output_dir == folder
+
+
 def test_the_name_of_a_text_is_no_task():
     with pytest.raises(
         Refusal,

@@ -115,6 +115,7 @@ def test_a_job_is_submitted_with_machine_limit_attempts_and_token(hub):
     [
         ("run_pretrain.py", 0, 0, False),  # finished: the job is done
         ("run_sft.py", 75, 1, True),  # stopped in time: what waits is published, and the next attempt goes on
+        ("run_pretrain.py", 75, 0, True),  # stopped after the last step: all is published now
         ("run_pretrain.py", 2, 1, False),
         ("run_pretrain.py", None, 1, False),  # the kernel killed it
         ("run_eval.py", 0, 0, False),
@@ -124,6 +125,9 @@ def test_an_attempt_fails_unless_the_run_is_finished(tmp_path, script, status, c
     """A launch waits here for the file `stop`, which STOP_AFTER makes, and ends with a status."""
     ends = "" if status is None else f"echo {status} > $EXIT_STATUS_FILE; "
     waits = "" if script == "run_eval.py" else "while ! [ -e runs/job/stop ]; do sleep 0.01; done; "
+    if status == 75:
+        end = "interrupted" if code else "finished"
+        ends += f'echo \' "status": "{end}"\' > runs/job/status.json; '
     commands = {
         "accelerate": f'echo "$@" >> told; {waits if status == 75 else ""}{ends if waits else ""}exit {status or 0}',
         "python": 'echo "python $@" >> told',

@@ -7,15 +7,18 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from helpers import config_file, flip, launch, log_of, same_tensors
+from helpers import QUICK, config_file, flip, interrupted, launch, log_of, same_tensors
 from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -281,6 +284,46 @@ def test_a_hub_that_is_down_is_published_to_later(hub, pretrain, whole_run, tmp_
     before = dict(hub.repos["models", changes["hub_model_id"]].branches)
     pretrain(run, "--publish_only", **changes)
     assert hub.repos["models", changes["hub_model_id"]].branches == before
+
+
+def test_a_request_to_stop_ends_the_waiting_for_the_hub(hub, pretrain, tmp_path, monkeypatch, capfd):
+    """It used to go on for --hub_drain_timeout. The same command publishes the rest."""
+    changes, run = {**QUICK, **ours(hub), "hub_drain_timeout": 60, "compile_layers": False}, tmp_path / "run"
+    drain, waited = publish_queue.Publisher.drain, []
+    requests = {"SIGTERM": lambda: os.kill(os.getpid(), signal.SIGTERM), "stop": lambda: (run / "stop").touch()}
+
+    def asked(self, *args):
+        began = time.monotonic()
+        threading.Timer(0.3, requests[ask]).start()
+        try:
+            return drain(self, *args)
+        finally:
+            waited.append(time.monotonic() - began)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_queue.Publisher, "start", lambda self: None)  # nothing is published
+        patch.setattr(publish_queue.Publisher, "drain", asked)
+        for argv in ([], [], ["--publish_only"]):  # after the last step, of a finished run, and of its queue alone
+            ask = "stop" if len(waited) == 1 else "SIGTERM"
+            with pytest.raises(Interrupted, match=f"{ask} while publishing; what is not published yet stays in the q"):
+                pretrain(run, *argv, **changes)
+            assert read_json(run / "status.json")["status"] == "finished"
+            assert [step for step, _ in publish_queue.queued(run / "queue")] == [2, 4]
+            said = "\nstopping: the run is finished first; what is not published by then stays in the queue\n"
+            assert (said in capfd.readouterr().err) == (len(waited) == 1)
+    assert len(waited) == 3 and max(waited) < 30 and not (run / "stop").exists()
+    pretrain(run, **changes)
+    assert not publish_queue.queued(run / "queue")
+    assert sorted(hub.repos["models", changes["hub_model_id"]].tags) == ["step-000002", "step-000004"]
+
+
+def test_a_signal_is_no_failure_of_the_hub(hub, pretrain, tmp_path, monkeypatch):
+    """What interrupted a request in the main thread used to be an error of the client, and the command was refused."""
+    (tmp_path / "run").mkdir()
+    write_json(tmp_path / "run/run.json", {"kind": "pretrain", "id": "x"})
+    monkeypatch.setattr(HfApi, "whoami", interrupted)
+    with pytest.raises(Interrupted, match="SIGINT while publishing; what is not published yet stays in the queue"):
+        pretrain(tmp_path / "run", "--publish_only", **ours(hub))
 
 
 @pytest.mark.parametrize(

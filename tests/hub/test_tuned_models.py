@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
-from helpers import log_of, same_tensors
+from helpers import interrupted, log_of, same_tensors
 from huggingface_hub import HfApi
 from peft import AutoPeftModelForCausalLM, PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from llama_lite.errors import Refusal
+from llama_lite.errors import Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl
 from llama_lite.hub import publish_queue
 from llama_lite.models import references
@@ -157,6 +157,13 @@ def test_the_authors_checkpoint_is_tuned_with_its_ids_mended(hub, sft, base, tmp
     assert f"begin and end ids (1, 2) are replaced by {(end, end)}" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(run)
     assert {model.config.eos_token_id, model.config.bos_token_id, model.generation_config.eos_token_id} == {end}
+
+
+def test_a_signal_ends_the_download_of_a_base(hub, sft, tmp_path, monkeypatch):
+    """It used to be a traceback."""
+    monkeypatch.setattr(HfApi, "repo_info", interrupted)
+    with pytest.raises(Interrupted, match="SIGINT before the first step"):
+        sft(tmp_path / "run", model_name_or_path="org/some-base")
 
 
 def test_a_damaged_base_is_fetched_once_more_and_then_refused(hub, sft, published_base, tmp_path):

@@ -18,6 +18,7 @@ from llama_lite.data.given_text import Text
 from llama_lite.data.tokenizer import train_tokenizer
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, write_json
+from llama_lite.folder_kinds import check_folder
 from llama_lite.kernels import switches
 from llama_lite.machine.parallelism import Layout
 from llama_lite.models import shapes
@@ -129,6 +130,31 @@ def test_other_rows_for_the_same_base_have_a_folder_of_their_own(tmp_path):
     write_json(tmp_path / "mytext-sft" / "run.json", other)
     assert derive_sft.of_rows(folder, own) == f"{folder}-my-rows"
     assert derive_sft.of_rows(folder, other["settings"]) == derive_sft.of_rows(folder, {}) == folder
+
+
+@pytest.mark.parametrize(
+    "base, folder",
+    [
+        ("runs/demo/", "runs/demo-sft"),
+        ("runs/a/b", "runs/a/b-sft"),
+        ("org/name@step-000180", "runs/name-sft"),
+        ("some/where/My model", "runs/My-model-sft"),
+        ("runs/demo/checkpoint-180", "runs/demo-checkpoint-180-sft"),  # it was refused inside runs/demo
+        ("./runs/demo/checkpoint-180/", "runs/demo-checkpoint-180-sft"),
+        ("/some/where/demo/checkpoint-180", "runs/demo-checkpoint-180-sft"),
+        ("runs/demo-sft/merged", "runs/demo-sft-merged-sft"),  # it was accepted inside runs/demo-sft
+        ("runs/merged", "runs/merged-sft"),
+        (".", "runs/here-sft"),
+    ],
+)
+def test_a_tuning_run_lies_in_no_folder_of_another_run(tmp_path, monkeypatch, base, folder):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for run in ("runs/demo", "runs/demo-sft"):
+        Path(run).mkdir(parents=True)
+        write_json(Path(run, "run.json"), {"kind": "sft"})
+    assert derive_sft.output_dir(base) == folder
+    check_folder("output_dir", folder, "sft")
 
 
 @pytest.mark.parametrize("characters", [12_000, 50_000, 100_000])

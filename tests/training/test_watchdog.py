@@ -108,6 +108,25 @@ def test_a_lone_failure_of_a_sharded_model_ends_every_rank_that_waits(watch, mon
         assert look(other, 5000) is None
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_cannot_write_the_status_ends_even_so(watch, tmp_path, monkeypatch, capfd, rank):
+    """A full disk, or another rank that has just renamed the same temporary file."""
+    dog, _ = watch
+    ends = []
+
+    def fails(*args):
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(watchdog, "RANK", rank)
+    monkeypatch.setattr(watchdog, "FIRST_WORD", 0)
+    monkeypatch.setattr(watchdog, "write_json", fails)
+    monkeypatch.setattr(dog.run, "ends", fails)
+    monkeypatch.setattr(watchdog, "record_status", ends.append)
+    monkeypatch.setattr(watchdog, "end_process", ends.append)
+    dog._end("no progress")
+    assert ends == [3, 3] and "unhealthy: no progress" in capfd.readouterr().err
+
+
 class Ended(BaseException):
     """Instead of the end of this process."""
 

@@ -25,7 +25,6 @@ from ...errors import Differs, ProbeDiffers, Refusal
 from ...files import read_json, write_json
 from ...folder_kinds import check_folder
 from ...machine.parallelism import check_launch, layout
-from ...processes import StopSignals
 from ...run_folder import RunFolder
 from . import compare, rerun, segments, tokens
 from .compare import Difference
@@ -53,7 +52,7 @@ def audit(run_args, training_args, main: Callable[[list[str]], None]) -> None:
     out = Path(run_args.explicit_args.get("output_dir", f"audits/{name}"))  # transformers has a default of its own
     run_on_main(check_folder, "output_dir", out, "audit")
     with RunFolder(out):
-        StopSignals(lambda: None)
+        rerun.catch_signals()
         own = Audit(run_args, where, out, training_args.device)
         run_on_main(own.check_folder)
         try:

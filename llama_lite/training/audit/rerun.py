@@ -81,6 +81,11 @@ def _nearest_batch(windows: int, batch: int) -> int:
 # ---- running ----
 
 
+def catch_signals() -> None:
+    """Let signals end an audit at once."""
+    StopSignals(lambda: None).end_at_once("in the audit; steps that were made again are kept.")
+
+
 def rerun_segment(segment: Segment, arguments: dict, folder: Path, device: torch.device, main: Callable) -> None:
     """Make the steps of a segment in `folder`, as a run that resumes from the start and stops at the end. Continues
     where an interrupted audit stopped. device: what computes. main: the training script's. Call it on all ranks.
@@ -98,7 +103,7 @@ def rerun_segment(segment: Segment, arguments: dict, folder: Path, device: torch
         if not run_on_main(_is_done, segment, folder):
             raise
     finally:
-        StopSignals(lambda: None)  # in place of the script's, which waits for a step to end
+        catch_signals()  # in place of the script's, which waits for a step to end
     gc.collect()  # the model and its optimizer, before the next ones
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -14,19 +14,25 @@ SPIKE_SIGMAS, SPIKE_HISTORY = 6.0, 100
 
 
 class SpikeDetector:
-    """Detects a loss more than 6 standard deviations above the mean of the last 100 steps (at least 20 of them)."""
+    """Detects a loss more than 6 standard deviations above the mean of this process's last 100 steps (at least 20).
+
+    The loss of a spike counts as this limit in the steps after it: one spike hardly moves the mean, and a loss that
+    stays high is no spike any more after some steps, for which mean and deviation have grown.
+    """
 
     def __init__(self):
         self.losses: deque = deque(maxlen=SPIKE_HISTORY)
 
     def __call__(self, loss: float) -> float | None:
-        """The excess in standard deviations if `loss` is a spike, else None. Spikes do not enter the history."""
+        """The excess in standard deviations if `loss` is a spike, else None."""
+        excess = None
         if len(self.losses) >= 20:
             mean, deviation = float(np.mean(self.losses)), float(np.std(self.losses)) + 1e-3
-            if loss > mean + SPIKE_SIGMAS * deviation:
-                return (loss - mean) / deviation
+            limit = mean + SPIKE_SIGMAS * deviation
+            if loss > limit:
+                loss, excess = limit, (loss - mean) / deviation
         self.losses.append(loss)
-        return None
+        return excess
 
 
 class Health(TrainerCallback):
