@@ -47,6 +47,7 @@ def test_compiled_layers_are_the_plain_ones(fresh):
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 1  # they were compiled
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_compiled_run_resumes_bit_for_bit_and_evaluates_uncompiled(pretrain, tmp_path, fresh):
     changes = {
@@ -130,6 +131,22 @@ def test_a_gpu_that_the_table_does_not_have_gets_no_mfu_and_is_timed_for_the_pla
     assert given.flops_per_second == timing.MFU["cuda"] * 1e15 and len(formats) == 1
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     assert hardware.reachable_flops("bfloat16", gpu) == hardware.peak_flops("bfloat16", gpu) == 989e12
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_the_peak_of_a_cpu_is_that_of_the_products_it_would_compute(monkeypatch, native):
+    """An emulated product of this size takes seconds, and every start of a run used to time two of them."""
+    timed = []
+
+    def product_seconds(device, size, repeats, names):
+        timed.append(names)
+        return {name: 2 * size**3 / {"float32": 1e9, "bfloat16": 2e9}[name] for name in names}
+
+    monkeypatch.setattr(hardware, "native_bfloat16", lambda device: (native, "so it is"))
+    monkeypatch.setattr(hardware, "product_seconds", product_seconds)
+    peaks = [hardware.peak_flops(precision, torch.device("cpu")) for precision in ("float32", "bfloat16")]
+    assert timed == [("float32",), ("float32", "bfloat16") if native else ("float32",)]
+    assert peaks == pytest.approx([1e9, 2e9 if native else 1e9])
 
 
 def test_a_device_without_constants_is_planned_by_what_is_timed_there(monkeypatch):

@@ -2,6 +2,7 @@
 tensors.
 """
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import environment
 import forking
+import pytest
 import yaml
 
 from llama_lite.config.pretrain import parse_pretrain
@@ -30,6 +32,15 @@ QUICK = {
     "sample_tokens": 0,
     "save_total_limit": 9,
 }
+
+
+@contextlib.contextmanager
+def without_figures():
+    """While it lasts, cards of runs in this process and in its forks have no figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model_card.card.draw", lambda records: None)
+        patch.setattr(forking, "FIGURES", False)
+        yield
 
 
 def config_file(folder: Path, settings: dict, **changes) -> Path:
@@ -80,6 +91,16 @@ def on_cpus(name: str, folder: Path) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def finished_run(folder: Path, settings: dict, script: str = "run_pretrain.py") -> Path:
+    """A run in `folder`, with figures, also where the test that asks for it first is `undrawn`."""
+    path = config_file(folder.parent, settings, output_dir=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forking, "FIGURES", True)
+        result = launch("--config", str(path), script=script)
+    assert result.returncode == 0, result.stderr
+    return folder
 
 
 def log_of(run: Path) -> list[dict]:

@@ -18,6 +18,8 @@ from llama_lite.training.audit import compare, record, segments
 from model_card import card, records
 from model_card.metadata import CardError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def audit(handlers, tmp_path):

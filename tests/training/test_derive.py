@@ -26,6 +26,8 @@ from llama_lite.training import decisions, derive_data, derive_model, derive_pre
 from llama_lite.training.decisions import nice
 from run_pretrain import what_next
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def fast(monkeypatch):
