@@ -5,6 +5,7 @@
 Same records, same bytes. What stands between the two marks `YOURS` is a person's, and survives.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,8 +128,9 @@ def render(records: Records, repo: str | None = None) -> str:
     return re.sub(r"\n{3,}", "\n\n", text) + "\n"
 
 
-def section_texts(facts: Facts, names: Sequence[str]) -> list[str]:
-    """Sections of a card as Markdown, by the names of their templates: "head" and those of SECTIONS."""
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Where the templates of sections are, each compiled once: a run writes a card for every revision."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         trim_blocks=True,
@@ -136,6 +138,11 @@ def section_texts(facts: Facts, names: Sequence[str]) -> list[str]:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"number": number, "table": table, "quote": quote}
+    return environment
+
+
+def section_texts(facts: Facts, names: Sequence[str]) -> list[str]:
+    """Sections of a card as Markdown, by the names of their templates: "head" and those of SECTIONS."""
     values = {  # a template finds the values of each section under its name
         "f": facts,
         "r": facts.r,
@@ -147,7 +154,7 @@ def section_texts(facts: Facts, names: Sequence[str]) -> list[str]:
         "intended": Intended(facts),
         "limits": Limits(facts),
     }
-    return [environment.get_template(f"{name}.md.j2").render(values) for name in names]
+    return [_environment().get_template(f"{name}.md.j2").render(values) for name in names]
 
 
 def renew(text: str, old: str, same_weights: bool = False) -> str:

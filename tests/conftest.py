@@ -1,12 +1,13 @@
 """Shared by all tests: real English text, a prepared folder, and a tiny run of `run_pretrain.py` in this process."""
 
+import contextlib
 import json
 import signal
 from pathlib import Path
 
 import environment
 import pytest
-from helpers import config_file, launch
+from helpers import config_file, finished_run, without_figures
 from hub_server import Hub
 
 from benchmarks.kill import write_text
@@ -76,13 +77,13 @@ def handlers():
 
 
 @pytest.fixture
-def undrawn(request, monkeypatch):
-    """Cards of runs in this process have no figures, which would be much of the time of a tiny run. A module that looks
-    at no figures uses it for all of its tests; one of them that does asks for `drawn`. Runs that are processes of their
-    own draw theirs, as do the tests of cards.
+def undrawn(request):
+    """Cards of runs in this process and its forks have no figures, which would be much of the time of a tiny run. A
+    module that looks at no figures uses it for all of its tests; one of them that does asks for `drawn`. Scripts that
+    are started afresh draw theirs.
     """
-    if "drawn" not in request.fixturenames:
-        monkeypatch.setattr("model_card.card.draw", lambda records: None)
+    with contextlib.nullcontext() if "drawn" in request.fixturenames else without_figures():
+        yield
 
 
 @pytest.fixture
@@ -196,18 +197,10 @@ def sft(sft_settings, tmp_path, handlers):
 @pytest.fixture(scope="session")
 def whole_sft(sft_settings, tmp_path_factory) -> Path:
     """The uninterrupted tuning run that others are compared with; read only."""
-    folder = tmp_path_factory.mktemp("sft") / "whole"
-    path = config_file(folder.parent, sft_settings, output_dir=str(folder))
-    result = launch("--config", str(path), script="run_sft.py")
-    assert result.returncode == 0, result.stderr
-    return folder
+    return finished_run(tmp_path_factory.mktemp("sft") / "whole", sft_settings, "run_sft.py")
 
 
 @pytest.fixture(scope="session")
 def whole_run(settings, tmp_path_factory) -> Path:
     """The uninterrupted run that others are compared with; read only."""
-    folder = tmp_path_factory.mktemp("runs") / "whole"
-    path = config_file(folder.parent, settings, output_dir=str(folder))
-    result = launch("--config", str(path))
-    assert result.returncode == 0, result.stderr
-    return folder
+    return finished_run(tmp_path_factory.mktemp("runs") / "whole", settings)

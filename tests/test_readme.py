@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 from helpers import ROOT, config_file, launch
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,6 +42,7 @@ def test_at_most_eight_claims_each_with_its_evidence():
     assert 5 <= len(rows) <= 8 and all(re.search(r"\(docs/evidence\.md#[\w-]+\) \|$", row) for row in rows)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_stated_way_to_stop_and_go_on_works(settings, whole_run, tmp_path):
     path = config_file(tmp_path, settings, output_dir=str(tmp_path / "run"), max_steps=4)
     short = launch("--config", str(path))

@@ -74,15 +74,15 @@ from llama_lite.errors import Refusal
 exit.FIRST_WORD = float(sys.argv[1])
 
 def main():
-    time.sleep(5 * (exit.RANK == 0))
+    time.sleep(float(sys.argv[2]) * (exit.RANK == 0))
     raise Refusal("no text")
 
 exit.exit_with_status(main)
 """
 
 
-@pytest.mark.parametrize("first_word, said", [(30, "refused: no text"), (0, "rank 1, refused: no text")])
-def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path, first_word, said):
+@pytest.mark.parametrize("first_word, late, said", [(30, 1, "refused: no text"), (0, 5, "rank 1, refused: no text")])
+def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path, first_word, late, said):
     (tmp_path / "refuses.py").write_text(REFUSES)
     launch = [
         sys.executable,
@@ -94,7 +94,7 @@ def test_of_several_processes_the_first_says_why_or_the_one_that_knows(tmp_path,
         str(tmp_path / "refuses.py"),
     ]
     done = subprocess.run(
-        [*launch, str(first_word)],
+        [*launch, str(first_word), str(late)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,

@@ -102,6 +102,7 @@ def test_spikes_are_shown_with_their_documents(whole_run, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("step 5: loss 9.5000, 7.1 deviations above the mean\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_spike_of_a_run_names_its_documents(pretrain, settings, tmp_path, monkeypatch, capsys):
     from llama_lite.training.callbacks.health import SpikeDetector
 
@@ -118,6 +119,7 @@ def test_a_spike_of_a_run_names_its_documents(pretrain, settings, tmp_path, monk
     assert event["documents_in_step"] == len(names)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_published_revision_is_traced_with_tokens_of_the_hub(hub, whole_run, pretrain, settings, tmp_path, capsys):
     from llama_lite.hub.download import push_prepared
 

@@ -3,11 +3,11 @@
 import importlib.util
 import json
 import random
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import forking
 import pytest
 import torch
 from helpers import ROOT
@@ -265,17 +265,17 @@ def write_hellaswag(folder):
 
 
 def command_results(folder, data, work_folder):
-    """`lm_eval` as a user would run it, on the built-in task with local data: (results, samples)."""
+    """`lm_eval` as a user would run it (as a fork), on the built-in task with local data: (results, samples)."""
     source = Path(importlib.util.find_spec("lm_eval").submodule_search_locations[0]) / "tasks/hellaswag/hellaswag.yaml"
     (work_folder / "tasks").mkdir()
     (work_folder / "tasks/local.yaml").write_text(
         f"include: {source}\ntask: hellaswag_local\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    validation:"
         f" {data}/validation.jsonl\n    train: {data}/train.jsonl\n"
     )
+    (work_folder / "lm_eval_command.py").write_text("from lm_eval.__main__ import cli_evaluate\n\ncli_evaluate()\n")
     command = [
         sys.executable,
-        "-m",
-        "lm_eval",
+        str(work_folder / "lm_eval_command.py"),
         "run",
         "--model",
         "hf",
@@ -295,7 +295,7 @@ def command_results(folder, data, work_folder):
         str(work_folder / "out"),
         "--log_samples",
     ]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=work_folder, timeout=900)
+    result = forking.run(command, 900, work_folder)
     assert result.returncode == 0, result.stderr
     results = json.loads(next((work_folder / "out").rglob("results_*.json")).read_text())["results"]["hellaswag_local"]
     samples = [

@@ -1,5 +1,6 @@
 """run_eval.py: nothing is computed twice or mixed, whatever is killed; scores go to the Hub with what they are of."""
 
+import copy
 import csv
 import io
 import itertools
@@ -17,7 +18,7 @@ import forking
 import pytest
 import torch
 import yaml
-from helpers import ROOT, config_file, launch, launch_ranks
+from helpers import ROOT, config_file, finished_run, launch, launch_ranks
 from hub_server import Fault
 from huggingface_hub import HfApi, ModelCard
 from transformers import AutoTokenizer
@@ -1048,10 +1049,19 @@ def test_two_evaluations_at_once(evaluate, tmp_path):
 # ---- on the Hub ----
 
 
+@pytest.fixture(scope="module")
+def published_once(settings, tmp_path_factory) -> str:
+    """The id of a repository with the three revisions of a run; read only."""
+    publishes = {"push_to_hub": True, "hub_model_id": "org/evaluated", "hub_drain_timeout": 600}
+    finished_run(tmp_path_factory.mktemp("evaluated") / "run", {**settings, **publishes})
+    return publishes["hub_model_id"]
+
+
 @pytest.fixture
-def published(hub, pretrain, tmp_path) -> str:
-    name = f"org/evaluated-{len(hub.repos)}"
-    pretrain(tmp_path / "run", push_to_hub=True, hub_model_id=name, hub_drain_timeout=600)
+def published(hub, published_once) -> str:
+    """A repository of a test's own, as the run published it."""
+    name = f"{published_once}-{len(hub.repos)}"
+    hub.repos["models", name] = copy.deepcopy(hub.repos["models", published_once])
     return name
 
 

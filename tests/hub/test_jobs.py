@@ -82,7 +82,7 @@ class Machine:
 def run_with(argv: list[str], cwd: str, status: str | None, output: str) -> None:
     """In the forked process: a script, with the file for its exit status."""
     os.environ["EXIT_STATUS_FILE"] = status or ""
-    forking._run_script(argv, cwd, output, output)
+    forking._run_script(argv, cwd, output, output, figures=False)
 
 
 def submitted(hub, *argv: str, **environment) -> dict:

@@ -18,7 +18,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from helpers import QUICK, config_file, flip, interrupted, launch, log_of, same_tensors
+from helpers import QUICK, config_file, finished_run, flip, interrupted, launch, log_of, same_tensors
 from hub_server import Fault
 from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_download, snapshot_download
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -130,14 +130,26 @@ def test_what_the_hub_does_not_give_is_refused(hub, fineweb, pretrain, tmp_path,
 # ---- publishing ----
 
 
+@pytest.fixture(scope="module")
+def whole_published(settings, tmp_path_factory) -> Path:
+    """The folder of the uninterrupted run that published to `repository`; read only."""
+    publishes = {"push_to_hub": True, "hub_model_id": "org/whole", "hub_drain_timeout": 600}
+    return finished_run(tmp_path_factory.mktemp("published") / "run", {**settings, **publishes})
+
+
+@pytest.fixture(scope="module")
+def repository(whole_published) -> str:
+    """The id of a repository that holds the uninterrupted run; read only."""
+    return "org/whole"
+
+
 def ours(hub) -> dict:
     """Arguments of a run that publishes to a repository of its own."""
     return {"push_to_hub": True, "hub_model_id": f"org/run-{len(hub.repos)}", "hub_drain_timeout": 600}
 
 
-def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain, tmp_path):
-    changes = ours(hub)
-    run, repo = pretrain(tmp_path / "run", **changes), changes["hub_model_id"]
+def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, whole_published, repository):
+    run, repo = whole_published, repository
     there = hub.repos["models", repo]
     assert sorted(there.tags) == ["step-000005", "step-000010", "step-000012"]
     assert not publish_queue.queued(run / "queue") and [
@@ -151,7 +163,8 @@ def test_every_checkpoint_is_a_revision_that_from_pretrained_opens(hub, pretrain
             n: f["sha256"] for n, f in record["files"].items()
         }
         assert set(files) == {*record["files"], "revision.json", ".gitattributes"}
-        assert there.commits[commit]["parent"] and "training_state/optimizer.safetensors" in files
+        state = {f"training_state/{name}" for name in ("manifest.json", "optimizer.safetensors")}
+        assert there.commits[commit]["parent"] and state <= set(files)
     # The last is main, without the training state; the index names all three.
     main = hub.files(repo)
     assert (
@@ -175,22 +188,27 @@ def same_model(first, second) -> bool:
     return torch.equal(first(ids).logits, second(ids).logits)
 
 
-@pytest.mark.parametrize(("state", "expected"), [("all", [5, 10, 12]), (10, [10, 12]), ("final", [12]), ("none", [])])
+def with_state(hub, repo: str) -> list[int]:
+    """Steps of the published revisions that carry training state."""
+    tags = sorted(hub.repos["models", repo].tags)
+    assert len(tags) == 3
+    return [int(tag[-6:]) for tag in tags if "training_state/manifest.json" in hub.files(repo, tag)]
+
+
+UNMEASURED = {"eval_strategy": "no", "sample_tokens": 0}
+
+
+@pytest.mark.parametrize(("state", "expected"), [(10, [10, 12]), ("final", [12])])
 def test_which_revisions_carry_training_state(hub, pretrain, tmp_path, state, expected):
+    """Others are in the tests of revisions, which have all of it, and of what cannot be resumed, where there is none."""
     changes = ours(hub)
-    pretrain(tmp_path / "run", publish_training_state=state, **changes)
-    tags = hub.repos["models", changes["hub_model_id"]].tags
-    found = [
-        int(tag[-6:])
-        for tag in sorted(tags)
-        if "training_state/manifest.json" in hub.files(changes["hub_model_id"], tag)
-    ]
-    assert len(tags) == 3 and found == expected
+    pretrain(tmp_path / "run", publish_training_state=state, **changes, **UNMEASURED)
+    assert with_state(hub, changes["hub_model_id"]) == expected
 
 
 def test_publish_steps(hub, pretrain, tmp_path):
     changes = ours(hub)
-    pretrain(tmp_path / "run", publish_steps=10, **changes)
+    pretrain(tmp_path / "run", publish_steps=10, **changes, **UNMEASURED)
     assert sorted(hub.repos["models", changes["hub_model_id"]].tags) == ["step-000010", "step-000012"]
 
 
@@ -231,8 +249,10 @@ def test_a_revision_waits_for_its_evaluation(hub, pretrain, tmp_path, monkeypatc
 
 
 FAULTS = {
-    "busy": [Fault(".", 503, 3), Fault("POST .*/commit/", 503, 2), Fault("POST .*/tag/", 503, 1)],
-    "too many requests": [Fault("POST .*/commit/", 429, 2), Fault("POST .*/branch/", 429, 1)],
+    "busy, and too many requests": [
+        *(Fault(".", 503, 3), Fault("POST .*/commit/", 503, 2), Fault("POST .*/tag/", 503, 1)),
+        *(Fault("POST .*/commit/", 429, 2), Fault("POST .*/branch/", 429, 1)),
+    ],
     "uploads cut": [Fault("PUT /lfs/", "cut", 2), Fault("POST .*/commit/", "cut", 1)],
     "answers lost": [
         Fault(f"POST .*/{what}", "lose", 1) for what in ("repos/create", "branch/", "commit/", "tag/", "commit/main")
@@ -343,11 +363,9 @@ def test_tokens_that_may_not_publish_are_told_before_the_first_step(
     assert token not in str(refusal.value) and not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_the_repository_of_another_run_is_refused(hub, pretrain, tmp_path):
-    changes = ours(hub)
-    pretrain(tmp_path / "run", **changes)
+def test_the_repository_of_another_run_is_refused(hub, repository, pretrain, tmp_path):
     with pytest.raises(Refusal, match="belongs to another run"):
-        pretrain(tmp_path / "other", seed=7, hub_required=True, **changes)
+        pretrain(tmp_path / "other", seed=7, hub_required=True, push_to_hub=True, hub_model_id=repository)
 
 
 def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
@@ -364,12 +382,12 @@ def test_a_revision_is_never_written_over(hub, pretrain, tmp_path, capsys):
     assert [step for step, _ in publish_queue.queued(run / "queue")] == [5, 10, 12]
 
 
-def test_nothing_private_is_published(hub, pretrain, drawn, tmp_path):
-    changes = ours(hub)
-    run = pretrain(tmp_path / "run", **changes)
-    private = [part.encode() for part in (os.environ["HF_TOKEN"], str(tmp_path), os.getcwd())]
-    for tag in ("main", *hub.repos["models", changes["hub_model_id"]].tags):
-        for name, data in hub.files(changes["hub_model_id"], tag).items():
+def test_nothing_private_is_published(hub, whole_published, repository):
+    run = whole_published
+    assert "figures/training.png" in hub.files(repository)
+    private = [part.encode() for part in (os.environ["HF_TOKEN"], str(run.parent), os.getcwd())]
+    for tag in ("main", *hub.repos["models", repository].tags):
+        for name, data in hub.files(repository, tag).items():
             assert not [part for part in private if part in data], (tag, name)
     for path in (
         run / "events.jsonl",
@@ -384,23 +402,11 @@ def test_nothing_private_is_published(hub, pretrain, drawn, tmp_path):
 # ---- from the Hub ----
 
 
-@pytest.fixture(scope="module")
-def repository(settings, tmp_path_factory) -> str:
-    """The id of a repository that holds the uninterrupted run; read only."""
-    repo, folder = "org/whole", tmp_path_factory.mktemp("published")
-    path = config_file(folder, settings, output_dir=str(folder / "run"), push_to_hub=True, hub_model_id=repo)
-    result = launch("--config", str(path))
-    assert result.returncode == 0 and "is published and is main" in result.stdout, result.stderr
-    return repo
-
-
 def test_a_stranger_resumes_bit_for_bit(hub, repository, settings, whole_run, tmp_path):
     path = config_file(
         tmp_path, settings, output_dir=str(tmp_path / "run"), resume_from_checkpoint=f"{repository}@step-000005"
     )
-    result = launch(
-        "--config", str(path), launcher=(sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1")
-    )
+    result = launch("--config", str(path))
     assert result.returncode == 0, result.stderr
     assert "verified: probe loss" in result.stdout and "bit for bit" in result.stdout
     assert same_tensors(tmp_path / "run/model.safetensors", whole_run / "model.safetensors") and log_of(
@@ -480,8 +486,9 @@ def test_a_damaged_download_is_fetched_once_more_and_then_refused(hub, repositor
 
 
 def test_what_cannot_be_resumed_from_the_hub_is_refused(hub, pretrain, tmp_path):
-    changes = ours(hub)
+    changes = {**ours(hub), **UNMEASURED}
     pretrain(tmp_path / "run", publish_training_state="none", **changes)
+    assert with_state(hub, changes["hub_model_id"]) == []
     for revision, message in (
         ("step-000005", "without training state.*--init_from org/run-.*@step-000005"),
         ("step-9", "has no revision step-9"),

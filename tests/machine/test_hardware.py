@@ -49,6 +49,7 @@ def test_compiled_layers_are_the_plain_ones(fresh):
     assert torch._dynamo.utils.counters["frames"]["ok"] >= 1  # they were compiled
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_compiled_run_resumes_bit_for_bit_and_evaluates_uncompiled(pretrain, tmp_path, fresh):
     changes = {

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,7 @@ def told(text: str) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("kind", ["run", "tuned", "tokens", "scores"])
 def test_every_number_is_in_a_record(documented, kind):
     folder = documented[kind]
@@ -156,6 +158,7 @@ def rendered(folder, place):
     return [path, *(path.parent / "figures").glob("*.png")]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_sections_are_there_with_their_records_and_gone_without(documented, whole_run, tmp_path):
     text = card.write(documented["run"]).read_text()
     for heading in ("Use", "Data", "Training", "Evaluation", "Limits", "Environment", "Citation"):
@@ -174,6 +177,7 @@ def test_sections_are_there_with_their_records_and_gone_without(documented, whol
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_resumed_run_tells_its_stops(pretrain, tmp_path):
     folder = tmp_path / "run"
     pretrain(folder, max_steps=6)
@@ -393,6 +397,7 @@ def test_what_a_person_names_is_on_the_card(documented, tmp_path):
     assert "license: odc-by\n" in card.render(records.read(tmp_path / "tokens"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_refused_command_after_the_end_changes_nothing_on_the_card(documented, tmp_path):
     place = tmp_path / "run"
     shutil.copytree(documented["run"], place)
@@ -432,6 +437,7 @@ def test_a_card_links_the_dashboards_that_others_can_open(whole_run):
 # ---- what is kept ----
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_persons_words_and_scores_of_others_stay(documented, tmp_path):
     place = tmp_path / "run"
     shutil.copytree(documented["run"], place)
@@ -465,8 +471,11 @@ def test_without_torch():
 # ---- snippets ----
 
 
-def run_blocks(text: str, place) -> list[str]:
-    """Every code block of a card as it stands, in one folder that has the project's scripts; their outputs."""
+def run_blocks(text: str, place, launch_forks: bool = False) -> list[str]:
+    """Every code block of a card as it stands, in one folder that has the project's scripts; their outputs.
+
+    launch_forks: what `accelerate launch` in the last line of a block starts is a fork.
+    """
     place.mkdir(exist_ok=True)
     for name in ("run_pretrain.py", "run_sft.py", "configs"):
         if not (place / name).exists():
@@ -478,6 +487,7 @@ def run_blocks(text: str, place) -> list[str]:
             result = forking.run([sys.executable, str(place / "block.py")], timeout=900, cwd=place)
         else:
             path = f"{sys.prefix}/bin:/usr/bin:/bin"
+            code, launch, words = code.partition("accelerate launch ") if launch_forks else (code, "", "")
             result = subprocess.run(
                 ["bash", "-ec", code],
                 cwd=place,
@@ -486,6 +496,8 @@ def run_blocks(text: str, place) -> list[str]:
                 timeout=900,
                 env={**os.environ, "PATH": path},
             )
+            if launch and not result.returncode:
+                result = forking.run([sys.executable, *shlex.split(words)], timeout=900, cwd=place)
         assert result.returncode == 0, f"{code}\n{result.stderr[-3000:]}"
         outputs.append(result.stdout)
     return outputs
@@ -519,7 +531,7 @@ def test_every_snippet_runs_as_it_stands(hub, text, base, pretrain, sft, tmp_pat
     assert ModelCard(main).data.license == "mit" and "`step-000010`" in main
     assert len(run_blocks(main, tmp_path / "of-main")) == 3
     early = hub.files(repo, "step-000005")["README.md"].decode()
-    assert "step 5" in early and len(run_blocks(early, tmp_path / "of-step")) == 3
+    assert "step 5" in early and len(run_blocks(early, tmp_path / "of-step", launch_forks=True)) == 3
     resumed = read_jsonl(tmp_path / "of-step/runs/resumed/log.jsonl")
     assert resumed[-1]["step"] == 12 and resumed[-1].get("eval_loss") == read_jsonl(run / "log.jsonl")[-1].get(
         "eval_loss"

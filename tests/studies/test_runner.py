@@ -13,7 +13,7 @@ import forking
 import pytest
 import torch
 import yaml
-from helpers import ROOT, config_file
+from helpers import ROOT, config_file, without_figures
 
 import run_study
 from llama_lite.config.pretrain import PretrainArguments
@@ -67,10 +67,8 @@ PLANNED = {
 
 @pytest.fixture(scope="module", autouse=True)
 def forked():
-    """The runs of a study that this process makes are forks; those of a study that is a process of its own are started
-    afresh.
-    """
-    with pytest.MonkeyPatch.context() as patch:
+    """The runs of a study are forks, whose cards have no figures."""
+    with pytest.MonkeyPatch.context() as patch, without_figures():
         patch.setattr(runner, "run_logged", forking.run_logged)
         yield
 
@@ -228,12 +226,72 @@ def test_finished_runs_are_kept_and_changed_arms_are_made_again(made, capsys):
         main(["--config", str(other), "--output_dir", str(out)])
 
 
+STARTS = f"""
+import signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+from llama_lite.studies import runner
+import run_study
+
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, run_study.stop)
+saves_slowly = '''
+import pathlib, signal, sys, time
+def end(*_):
+    time.sleep(0.2)
+    pathlib.Path(sys.argv[1]).touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, end)
+print("begun", flush=True)
+time.sleep(60)
+'''
+saved, log = Path(sys.argv[1]), Path(sys.argv[2])
+try:
+    runner.run_logged([sys.executable, "-c", saves_slowly, str(saved)], log)
+finally:
+    print(saved.exists(), flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_what_a_study_runs_is_told_to_end_when_the_study_ends(tmp_path, number):
+    """After SIGTERM the study waits until its run has saved; after SIGKILL there is nobody who waits."""
+    script, saved, log, output = (tmp_path / name for name in ("starts.py", "saved", "log", "output"))
+    script.write_text(STARTS)
+    process = forking.start([sys.executable, str(script), str(saved), str(log)], output)
+    while not (log.exists() and log.read_text() == "begun\n"):
+        assert process.poll() is None, output.read_text()
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(60) == (-signal.SIGKILL if number == signal.SIGKILL else 1)
+    assert ("True" in output.read_text()) == (number == signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while not saved.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+KILLED = f"""
+import signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+import forking, run_study
+from llama_lite.exit import exit_with_status
+from llama_lite.studies import runner
+
+runner.run_logged = forking.run_child
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, run_study.stop)
+exit_with_status(run_study.main)
+"""
+
+
 @pytest.mark.slow
 def test_a_killed_study_gives_the_same_results(made, tmp_path):
     """SIGKILL and SIGTERM, each while a run trains: the runs of one seed, the evaluation and the table are made again,
-    as they were. The study that is killed is a fork; its runs are started by what a study starts them with.
+    as they were. The study that is killed is a fork, and its runs are its own forks.
     """
     path, out = made
+    (tmp_path / "killed.py").write_text(KILLED)
 
     def logs() -> list[Path]:
         return list((out / "runs").glob("*-seed-2/log.jsonl"))
@@ -247,7 +305,7 @@ def test_a_killed_study_gives_the_same_results(made, tmp_path):
     argv = ["--config", str(path), "--output_dir", str(out)]
     for number, ends in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 75)):
         before = logged()
-        process = forking.start([sys.executable, str(ROOT / "run_study.py"), *argv], tmp_path / "output.txt")
+        process = forking.start([sys.executable, str(tmp_path / "killed.py"), *argv], tmp_path / "output.txt")
         while logged() <= before and process.poll() is None:  # a machine's pace decides nothing
             time.sleep(0.02)
         process.send_signal(number)

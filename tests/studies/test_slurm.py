@@ -74,7 +74,9 @@ def test_a_job_at_its_time_limit_saves_and_is_queued_again_and_ends(settings, cl
     assert status["status"] == "interrupted" and 3 <= status["step"] < 60, output
     assert find_corruption(run / f"checkpoint-{status['step']}") == [] and not (run / "stop").exists()
     assert told.read_text() == f"requeue {cluster['SLURM_JOB_ID']}\n"
-    output, _ = submit(cluster, "--config", str(path)).communicate(timeout=240)
+    rest = config_file(tmp_path, settings, eval_strategy="no", max_steps=60, save_steps=1000)
+    one = {**cluster, "SLURM_GPUS_ON_NODE": "1"}  # the next node may have fewer
+    output, _ = submit(one, "--config", str(rest)).communicate(timeout=240)
     assert f"start     step {status['step']}" in output and read_json(run / "status.json")["status"] == "finished", (
         output
     )

@@ -20,6 +20,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADED = [
+    *("blake3", "matplotlib.backends.backend_agg", "PIL.PngImagePlugin", "rich.markdown"),
     *(
         "accelerate.commands.launch",
         "datasets",
@@ -41,7 +42,10 @@ LOADED = [
         for path in sorted((ROOT / package).rglob("*.py"))
         if not path.stem.startswith("__")
     ),
+    "tests.support.warm",
 ]
+
+FIGURES = True  # whether cards of the forks have figures; `helpers.without_figures` says no
 
 
 def run(command: list[str], timeout: float, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -53,7 +57,7 @@ def run(command: list[str], timeout: float, cwd: Path = ROOT) -> subprocess.Comp
     forks.set_forkserver_preload(LOADED)
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = (Path(folder) / name for name in ("stdout", "stderr"))
-        process = forks.Process(target=_run_script, args=(command[1:], str(cwd), str(stdout), str(stderr)))
+        process = forks.Process(target=_run_script, args=(command[1:], str(cwd), str(stdout), str(stderr), FIGURES))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -66,8 +70,8 @@ def run(command: list[str], timeout: float, cwd: Path = ROOT) -> subprocess.Comp
 class Fork:
     """A script that runs as a fork, with what the tests use of a `subprocess.Popen`."""
 
-    def __init__(self, process: multiprocessing.process.BaseProcess, command: list[str]):
-        self.process, self.command = process, command
+    def __init__(self, process: multiprocessing.process.BaseProcess, command: list[str], log: Path):
+        self.process, self.command, self.log = process, command, log
 
     def poll(self) -> int | None:
         return self.process.exitcode
@@ -77,6 +81,10 @@ class Fork:
         if self.process.exitcode is None:
             raise subprocess.TimeoutExpired(self.command, timeout)
         return self.process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return self.log.read_text(), ""
 
     def send_signal(self, number: int) -> None:
         if self.process.exitcode is None:
@@ -92,9 +100,9 @@ def start(command: list[str], log: Path) -> Fork:
     """
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload(LOADED)
-    process = forks.Process(target=_run_script, args=(command[1:], str(ROOT), str(log), str(log)))
+    process = forks.Process(target=_run_script, args=(command[1:], str(ROOT), str(log), str(log), FIGURES))
     process.start()
-    return Fork(process, command)
+    return Fork(process, command, log)
 
 
 def run_logged(command: list[str], log: Path) -> int:
@@ -103,6 +111,21 @@ def run_logged(command: list[str], log: Path) -> int:
     with open(log, "a", encoding="utf-8") as file:
         file.write(done.stdout + done.stderr)
     return done.returncode
+
+
+def run_child(command: list[str], log: Path) -> int:
+    """As `studies.run_logged`, for a study that is a fork itself: a fork of that one."""
+    process = multiprocessing.get_context("fork").Process(
+        target=_run_script, args=(command[1:], str(ROOT), str(log), str(log), FIGURES)
+    )
+    process.start()
+    try:
+        process.join()
+    except BaseException:
+        process.terminate()
+        process.join()
+        raise
+    return process.exitcode
 
 
 def run_ranks(config_file: Path, command: list[str], timeout: float) -> subprocess.CompletedProcess:
@@ -122,7 +145,9 @@ def run_ranks(config_file: Path, command: list[str], timeout: float) -> subproce
     with tempfile.TemporaryDirectory() as folder:
         files = [[str(Path(folder) / f"{name}-{rank}") for name in ("stdout", "stderr")] for rank in range(processes)]
         ranks = [
-            forks.Process(target=_run_rank, args=(rank, processes, port, str(config_file), command, *files[rank]))
+            forks.Process(
+                target=_run_rank, args=(rank, processes, port, str(config_file), command, *files[rank], FIGURES)
+            )
             for rank in range(processes)
         ]
         for rank in ranks:
@@ -145,7 +170,7 @@ def run_ranks(config_file: Path, command: list[str], timeout: float) -> subproce
         return subprocess.CompletedProcess(command, first, out, err)
 
 
-def _run_rank(rank: int, processes: int, port: int, config_file: str, command: list[str], *files: str) -> None:
+def _run_rank(rank: int, processes: int, port: int, config_file: str, command: list[str], *output) -> None:
     """In the forked process: one rank of a launch. What read the environment when it was imported is told its rank."""
     from accelerate.commands import launch
 
@@ -158,15 +183,19 @@ def _run_rank(rank: int, processes: int, port: int, config_file: str, command: l
     for name, module in list(sys.modules.items()):
         if name.startswith("llama_lite"):
             vars(module).update({key: ranks[key] for key in ("RANK", "WORLD_SIZE") if key in vars(module)})
-    _run_script(command, str(ROOT), *files)
+    _run_script(command, str(ROOT), *output)
 
 
-def _run_script(argv: list[str], cwd: str, stdout: str, stderr: str) -> None:
-    """In the forked process: what Python does with `python SCRIPT ...`."""
+def _run_script(argv: list[str], cwd: str, stdout: str, stderr: str, figures: bool) -> None:
+    """In the forked process: what Python does with `python SCRIPT ...`. figures: whether cards have them."""
     for number, path in enumerate((stdout, stderr), 1):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), number)
     missing = [name for name in LOADED if name not in sys.modules]
     assert not missing, f"multiprocessing passes over modules that it cannot import: {missing}"
+    if not figures:
+        from model_card import card
+
+        card.draw = lambda records: None
     os.chdir(cwd)
     sys.argv, sys.path[0] = argv, str(Path(argv[0]).parent)
     try:

@@ -2,6 +2,7 @@
 tensors.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import environment
 import forking
+import pytest
 import yaml
 
 from llama_lite.config.pretrain import parse_pretrain
@@ -33,6 +35,15 @@ QUICK = {
     "sample_tokens": 0,
     "save_total_limit": 9,
 }
+
+
+@contextlib.contextmanager
+def without_figures():
+    """While it lasts, cards of runs in this process and in its forks have no figures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model_card.card.draw", lambda records: None)
+        patch.setattr(forking, "FIGURES", False)
+        yield
 
 
 def config_file(folder: Path, settings: dict, **changes) -> Path:
@@ -89,6 +100,16 @@ def interrupted(*args, **more) -> None:
     """In place of a request: Ctrl-C while it waits."""
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(60)
+
+
+def finished_run(folder: Path, settings: dict, script: str = "run_pretrain.py") -> Path:
+    """A run in `folder`, with figures, also where the test that asks for it first is `undrawn`."""
+    path = config_file(folder.parent, settings, output_dir=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forking, "FIGURES", True)
+        result = launch("--config", str(path), script=script)
+    assert result.returncode == 0, result.stderr
+    return folder
 
 
 def log_of(run: Path) -> list[dict]:

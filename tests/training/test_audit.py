@@ -19,6 +19,8 @@ from llama_lite.training.audit.audit import what_differs
 from model_card import card, records
 from model_card.metadata import CardError
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def audit(handlers, tmp_path):

@@ -1,4 +1,4 @@
-"""What watches a run: spikes, and a run that is made to overfit."""
+"""What watches a run: spikes."""
 
 import math
 from types import SimpleNamespace
@@ -41,37 +41,6 @@ def test_a_loss_that_jumps_and_stays_is_a_spike_for_some_steps_only():
 def test_a_falling_loss_is_no_spike():
     detector = SpikeDetector()
     assert not any(detector(10 * math.exp(-step / 50) + 2) for step in range(300))
-
-
-def test_overfitting_and_saturation_are_reported_once_in_a_run(pretrain, tmp_path):
-    """A run that reads 2,000 tokens over and over."""
-    import json
-
-    text = tmp_path / "few.jsonl"
-    words = "the method fits a line to the data and returns its slope and error".split()
-    chance = np.random.default_rng(1)
-    text.write_text("".join(json.dumps({"text": " ".join(chance.choice(words, 60))}) + "\n" for _ in range(60)))
-    run = pretrain(
-        tmp_path / "run",
-        dataset=str(text),
-        prepared_dir=str(tmp_path / "tokens"),
-        vocab_size=300,
-        validation_tokens=1_500,
-        block_size=32,
-        tokens_per_step=512,
-        max_steps=600,
-        learning_rate=5e-3,
-        allow_epochs=True,
-        eval_steps=40,
-        save_steps=600,
-        sample_tokens=0,
-        logging_steps=20,
-        eval_windows=None,
-    )
-    from llama_lite.files import read_jsonl
-
-    events = [event["event"] for event in read_jsonl(run / "events.jsonl")]
-    assert events.count("overfitting") == 1
 
 
 def test_default_prompts_are_beginnings_of_several_words_and_a_recorded_run_keeps_its_own(tmp_path):

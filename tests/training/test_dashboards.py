@@ -40,14 +40,14 @@ def killed_and_resumed(settings, tmp_path_factory):
     """The folder of a run of 12 steps that reports to both, was killed at step 8, went on at 5, and was interrupted
     again at 7 before it finished.
     """
-    from helpers import config_file
+    from helpers import config_file, without_figures
 
     from run_pretrain import main
 
     place = tmp_path_factory.mktemp("dashboards")
     path = config_file(place, settings, output_dir=str(place / "run"), **BOTH)
     step = trainer.PretrainTrainer.training_step
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, without_figures():
         for fatal in (8, 7):
 
             def dies(self, *args, fatal=fatal):
@@ -58,7 +58,8 @@ def killed_and_resumed(settings, tmp_path_factory):
             patch.setattr(trainer.PretrainTrainer, "training_step", dies)
             with pytest.raises(Killed):
                 main(["--config", str(path)])
-    main(["--config", str(path)])
+    with without_figures():
+        main(["--config", str(path)])
     return place / "run"
 
 

@@ -36,6 +36,8 @@ from llama_lite.training import (
 from llama_lite.training.decisions import nice
 from run_pretrain import what_next
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def fast(monkeypatch):

@@ -13,6 +13,8 @@ from llama_lite.data.dataset import Order, TokenWindows
 from llama_lite.training import sft_trainer, validation
 from llama_lite.training import trainer as training_trainer
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 WINDOWS = 13
 
 

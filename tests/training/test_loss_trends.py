@@ -131,9 +131,10 @@ def test_the_simulated_noise_is_that_of_the_committed_runs():
     assert min(simulated) <= round(min(measured), 4) and round(max(measured), 2) <= max(simulated)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.slow
 def test_a_run_that_is_made_to_overfit_is_caught(pretrain, tmp_path):
-    """Forty windows, read over and over: training loss falls on, validation loss rises, and the run says so."""
+    """Forty windows, read over and over: training loss falls on, validation loss rises, and the run says so once."""
     run = pretrain(
         tmp_path / "run",
         max_tokens=12_000,

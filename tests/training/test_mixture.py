@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from helpers import ROOT, config_file, launch_ranks, log_of, prepare, same_tensors
+from helpers import ROOT, config_file, launch_ranks, log_of, prepare, same_tensors, without_figures
 from transformers import TrainerCallback
 
 from llama_lite.commands import trace
@@ -28,6 +28,8 @@ from llama_lite.training.data_plan import (
 )
 from llama_lite.training.mixture import order_history
 from llama_lite.training.reading_order import reading_order
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,8 @@ def whole(mixed, tmp_path_factory):
     import signal
 
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    folder = run(tmp_path_factory.mktemp("whole") / "run", mixed)
+    with without_figures():
+        folder = run(tmp_path_factory.mktemp("whole") / "run", mixed)
     for number, handler in before.items():
         signal.signal(number, handler)
     return folder

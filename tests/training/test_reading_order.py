@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from llama_lite.data.dataset import TokenWindows
 from llama_lite.data.document_reads import DocumentReads, OrderStretch
 from llama_lite.files import read_json
@@ -93,6 +95,7 @@ def test_a_published_checkpoint_has_the_order_of_its_progress():
     ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_records_of_a_run_name_the_windows_that_it_read(pretrain, settings, tmp_path, monkeypatch):
     """A run that is stopped, goes on with another seed, and begins its order again."""
     read: list[int] = []

@@ -16,6 +16,8 @@ from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.training.removal import check_removal
 from llama_lite.training.trainer import ResumePoint
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 PER_STEP = 16  # windows
 
 
