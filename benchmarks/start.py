@@ -57,11 +57,10 @@ RUN += [
     "4",
     "--sample_tokens",
     "0",
-    "--max_steps",
-    "100",
     "--save_steps",
     "2",
 ]
+LONG = ["--max_steps", "100"]
 
 
 def seconds_to_line(command: list[str], environment: dict, *lines: str) -> float:
@@ -103,16 +102,16 @@ def main() -> None:
             way: [] for way in ("imports", "first step", "resumed", "compiled, cold", "compiled, warm")
         }
         for turn in range(arguments.turns):
-            new = [*command, "--output_dir", str(folder / f"run-{turn}")]
+            new = [*command, *LONG, "--output_dir", str(folder / f"run-{turn}")]
             cache = {"TORCHINDUCTOR_CACHE_DIR": str(folder / f"cache-{turn}")}
             times["imports"].append(seconds_to_line([sys.executable, "-c", IMPORTS], {}, "step 1/"))
             times["first step"].append(seconds_to_line(new, {}, "step 1/"))
             shutil.copytree(folder / "done" / "checkpoint-2", folder / f"resumed-{turn}" / "checkpoint-2")
-            resumed = [*command, "--output_dir", str(folder / f"resumed-{turn}"), "--allow_changes", "max_steps"]
+            resumed = [*command, *LONG, "--output_dir", str(folder / f"resumed-{turn}"), "--allow_changes", "max_steps"]
             shutil.copy(folder / "done" / "run.json", folder / f"resumed-{turn}")
             times["resumed"].append(seconds_to_line(resumed, {}, "step 3/"))
             for way in ("compiled, cold", "compiled, warm"):
-                compiled = [*command, "--compile_layers", "--output_dir", str(folder / f"{way}-{turn}")]
+                compiled = [*command, *LONG, "--compile_layers", "--output_dir", str(folder / f"{way}-{turn}")]
                 times[way].append(seconds_to_line(compiled, cache, "step 1/"))
     medians = {way: round(statistics.median(values), 2) for way, values in times.items()}
     result = {

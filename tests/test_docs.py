@@ -230,6 +230,7 @@ def test_the_figures_are_what_was_measured():
     audit, removal, trace, llama_cpp, on_ray = counted
     mixture, page, chat = table.read("mixture"), table.read("report")["made_up"], table.read("chat")["merged"]
     minutes = {name: sum(machine["stages"]) / 60 for name, machine in demo["demo"].items()}
+    processors = {name: table.processor_in_words(machine["processor"]) for name, machine in demo["demo"].items()}
     hours = [run["of_the_hours"] for run in suggest["time"]]
     late, revisions, ids = resume["late"], evaluate["many_revisions"], prepare["ids"]
     one_gb, small = resume["save_1_gb"], resume["save_100_mb"]
@@ -290,14 +291,14 @@ def test_the_figures_are_what_was_measured():
         f"{trace['scan']['median_megabytes_per_second'] / 1000:.1f} GB of tokens per second",
         f"the slowest {trace['scan']['slowest_megabytes_per_second'] / 1000:.1f} ",
         f"made in {page['made_seconds']:.2f} s, drawn in headless Chromium in {page['drawn_seconds']:.2f} s",
-        f"{minutes['AVX512-BF16']:.1f} minutes in bfloat16, {minutes['AVX2']:.1f} with AVX2 alone,"
-        f" {minutes['AVX512']:.1f} in float32 with AVX512",
+        f"{minutes['AVX2']:.1f} minutes with AVX2 ({processors['AVX2']}), {minutes['AVX512']:.1f} with AVX512"
+        f" ({processors['AVX512']}), both in float32",
         f"{bigram - last['eval_loss']:.2f} nats below bigram counts",
     ]
     starting = [
         shown,
-        f"{minutes['AVX512-BF16']:.0f} minutes on two cores with bfloat16",
-        f"and {minutes['AVX2']:.0f} minutes",
+        f"{minutes['AVX2']:.0f} minutes on two cores with AVX2 ({processors['AVX2']}), and {minutes['AVX512']:.0f} minutes"
+        f" with AVX512 ({processors['AVX512']};",
     ]
     stated = {
         "README.md": [*both, *starting, "{right_reads:,} of {planted:,} planted".format(**trace["passages"])],
