@@ -129,6 +129,7 @@ def test_other_rows_for_the_same_base_have_a_folder_of_their_own(tmp_path):
     folder = str(tmp_path / "mytext-sft")
     own, other = {"dataset": "data/my rows.jsonl"}, {"settings": {"dataset": "installed-docs"}}
     assert derive_sft.of_rows(folder, own) == folder
+    (tmp_path / "mytext-sft").mkdir()
     write_json(tmp_path / "mytext-sft" / "run.json", other)
     assert derive_sft.of_rows(folder, own) == f"{folder}-my-rows"
     assert derive_sft.of_rows(folder, other["settings"]) == derive_sft.of_rows(folder, {}) == folder
