@@ -41,42 +41,35 @@ def test_loss_and_gradients_are_the_plain_ones(rows, count, monkeypatch):
         )
 
 
+def gradients(model, batch, fuse: bool = False, precision: torch.dtype | None = None, scale: float = 1.0, **count):
+    """(loss, all gradients) of a copy of the model; the loss is multiplied by `scale` before the backward pass."""
+    one = copy.deepcopy(model)
+    if fuse:
+        fused_cross_entropy.apply_fused_cross_entropy(one)
+    with torch.autocast("cpu", precision, enabled=precision is not None):
+        loss = one(**batch, **count).loss
+    (loss * scale).backward()
+    return loss, torch.cat([p.grad.flatten() for p in one.parameters()]) / scale
+
+
 def test_under_autocast_it_is_no_further_from_float32_than_the_plain_one():
     model, batch = model_and_batch()
-    exact = model(**batch).loss
-    exact.backward()
-    truth = torch.cat([p.grad.flatten() for p in model.parameters()])
+    exact, truth = gradients(model, batch)
     errors = []
     for fuse in (False, True):
-        one = copy.deepcopy(model)
-        one.zero_grad()
-        if fuse:
-            fused_cross_entropy.apply_fused_cross_entropy(one)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = one(**batch).loss
-        loss.backward()
+        loss, found = gradients(model, batch, fuse, torch.bfloat16)
         assert abs(loss - exact) < 2e-2
-        errors.append((torch.cat([p.grad.flatten() for p in one.parameters()]) - truth).norm() / truth.norm())
+        errors.append((found - truth).norm() / truth.norm())
     assert errors[1] < 1.2 * errors[0] < 0.1
 
 
 def test_in_float16_gradients_of_a_large_step_underflow_which_is_why_it_is_not_used():
     """As torch's GradScaler has it: the scale comes with the backward pass, when the fused gradients are gone."""
     model, batch = model_and_batch()
-    exact = model(**batch, num_items_in_batch=2**19).loss
-    exact.backward()
-    truth = torch.cat([p.grad.flatten() for p in model.parameters()])
-    errors = []
-    for fuse in (False, True):
-        one = copy.deepcopy(model)
-        one.zero_grad()
-        if fuse:
-            fused_cross_entropy.apply_fused_cross_entropy(one)
-        with torch.autocast("cpu", torch.float16):
-            loss = one(**batch, num_items_in_batch=torch.tensor(2**19)).loss
-        (loss * 2.0**16).backward()
-        gradients = torch.cat([p.grad.flatten() for p in one.parameters()]) / 2.0**16
-        errors.append(((gradients - truth).norm() / truth.norm()).item())
+    count = {"num_items_in_batch": torch.tensor(2**19)}
+    truth = gradients(model, batch, **count)[1]
+    found = [gradients(model, batch, fuse, torch.float16, 2.0**16, **count)[1] for fuse in (False, True)]
+    errors = [((one - truth).norm() / truth.norm()).item() for one in found]
     assert errors[0] < 0.05 < 0.1 < errors[1]
     assert not choose_fused_loss(torch.device("cuda"), precision="float16")[0]
 
