@@ -19,7 +19,7 @@ import numpy as np
 
 from llama_lite.data.dataset import MixedWindows, Order, TokenWindows
 from llama_lite.data.mixture import Schedule
-from llama_lite.provenance import cpu_name
+from llama_lite.provenance import processor
 
 RESULTS = Path(__file__).with_suffix(".json")
 WINDOWS, BLOCK_SIZE = 10_000_000, 1024
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
     generator = random.Random(0)
     schedules = [Schedule(random_weights(generator, generator.randint(2, 12))) for _ in range(mixtures)]
     found = {
-        "machine": cpu_name(),
+        "machine": processor(),
         "microseconds_per_window": look_ups(lookups, rounds),
         "mixtures": mixtures,
         "worst_distance": round(max(map(worst_distance, schedules)), 4),

@@ -291,6 +291,7 @@ def test_the_figures_are_what_was_measured():
         f"{trace['scan']['median_megabytes_per_second'] / 1000:.1f} GB of tokens per second",
         f"the slowest {trace['scan']['slowest_megabytes_per_second'] / 1000:.1f} ",
         f"made in {page['made_seconds']:.2f} s, drawn in headless Chromium in {page['drawn_seconds']:.2f} s",
+        f"the longest task while zooming and hovering took {page['longest_task_ms']} ms",
         f"{minutes['AVX2']:.1f} minutes with AVX2 ({processors['AVX2']}), {minutes['AVX512']:.1f} with AVX512"
         f" ({processors['AVX512']}), both in float32",
         f"{bigram - last['eval_loss']:.2f} nats below bigram counts",
