@@ -1,4 +1,5 @@
-"""How often the intervals of `llama_lite/evaluation/statistics.py` hold the truth, and its tests reject a true null.
+"""How often the intervals of `llama_lite/evaluation/statistics.py` hold the truth, and its tests reject a true null, or
+find the difference that they call detectable.
 
     python benchmarks/simulate_statistics.py                # every case; 24 minutes on a busy core of an AMD EPYC
     python benchmarks/simulate_statistics.py --repeats 200  # coarse
@@ -7,9 +8,10 @@
 Writes `simulate_statistics.json`: one row per case, and under "reach" the extremes next to what is wanted: coverage of
 .93 to .99 from ten clusters on (fewer, and strata of single clusters: at least .93), a true null rejected at most 6 %
 of the time, and at least 3 % where items stand alone or in 25 and more equal clusters, with 20 and more expected
-disagreements. Of some 200 shares a few are beyond a limit by chance: those within two standard errors of one, or
-beyond it, are simulated again with 10 times as many draws of their own. A share of R repeats has a standard error of
-sqrt(s (1 - s) / R): .0049 at .95, .0022 at .99 and .0053 at .06 for 2,000.
+disagreements; at least 70 % of the differences that are as large as "detectable" found (it is told for 80 %, but
+estimated from the disagreements of one evaluation). Of some 200 shares a few are beyond a limit by chance: those within
+two standard errors of one, or beyond it, are simulated again with 10 times as many draws of their own. A share of R
+repeats has a standard error of sqrt(s (1 - s) / R): .0049 at .95, .0022 at .99 and .0053 at .06 for 2,000.
 """
 
 import argparse
@@ -189,6 +191,36 @@ def paired_clusters(rng: np.random.Generator, repeats: int) -> list[dict]:
     return rows
 
 
+def power(rng: np.random.Generator, repeats: int) -> list[dict]:
+    """How often a true difference is found that is as large as the median of "detectable" over evaluations without one,
+    of answers alone and in clusters. Where the difference is larger than the share of answers that differ, this share
+    is as large as the difference.
+    """
+    rows = []
+    for sizes, rate, correlation in itertools.product(
+        ([1] * 20, [1] * 60, [1] * 400, [5] * 12, [8] * 25, [6] * 8), (0.05, 0.2, 0.5), (0.0, 0.2)
+    ):
+        if correlation and max(sizes) == 1:
+            continue
+        cell = {"items": sum(sizes), "clusters": len(sizes), "disagreement_rate": rate, "correlation": correlation}
+        null = [_paired(rng, np.array(sizes), rate, 0.0, correlation) for _ in range(repeats // 5)]
+        known = [found for found in null if found["detectable"] is not None]
+        assert all(found["detectable"] >= (found["high"] - found["low"]) / 2 for found in known)
+        true = float(np.median([found["detectable"] for found in known]))
+        found = [_paired(rng, np.array(sizes), max(rate, true), true, correlation) for _ in range(repeats // 5)]
+        rows.append({**cell, "detectable": true, "found": float(np.mean([one["p"] <= 0.05 for one in found]))})
+    return rows
+
+
+def _paired(rng: np.random.Generator, sizes: np.ndarray, rate: float, true: float, correlation: float) -> dict:
+    """The difference of answers of two models. rate: share that only one has right; correlation: of which one."""
+    differing = rng.binomial(sizes, rate)
+    gained = rng.binomial(differing, shares_of(rng, min((1 + true / rate) / 2, 1 - 1e-9), correlation, len(sizes)))
+    second, names = _items(sizes, gained)
+    first = _items(sizes, differing)[0] - second
+    return statistics.difference(first, second, None if sizes.max() == 1 else names, share=True)
+
+
 def heavy_tails(rng: np.random.Generator, repeats: int) -> list[dict]:
     """Bits per byte of documents of unequal length (lognormal), and a difference of two models whose null is true."""
     rows = []
@@ -271,6 +303,7 @@ def reach(found: dict[str, list[dict]]) -> list[dict]:
         ("true null rejected", "rejected", null, 0.0, 0.06),
         ("true null rejected, 20 and more disagreements, alone or 25 equal clusters", "rejected", powered, 0.03, 0.06),
         ("spread of equal variants rejected", "rejected", found["variant_spread"][:2], 0.0, 0.06),
+        ("difference of the size `detectable` found", "found", found["power"], 0.7, 1.0),
         ("ten null tasks, anything rejected after adjustment", "any_rejected", found["families"][1:], 0.0, 0.06),
     ]
     rows = []
@@ -291,8 +324,8 @@ def main() -> None:
     repeats, found = arguments.repeats, {}
     if arguments.parts:
         found = json.loads(arguments.out.read_text(encoding="utf-8"))
-    cases = (independent_shares, clustered_shares, stratified_shares, paired_answers, paired_clusters, heavy_tails)
-    for case in (*cases, families, variant_spread):
+    cases = (independent_shares, clustered_shares, stratified_shares, paired_answers, paired_clusters, power)
+    for case in (*cases, heavy_tails, families, variant_spread):
         if arguments.parts and case.__name__ not in arguments.parts:
             continue
         begun = time.perf_counter()

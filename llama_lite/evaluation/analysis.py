@@ -40,8 +40,7 @@ def pair(first: list[dict], second: list[dict], metric: str, names: tuple[str, s
     return {
         **{"metric": name, "filter": filter_name, "first": names[0], "second": names[1]},
         "difference": estimate["value"],
-        **{name: estimate[name] for name in ("stderr", "low", "high", "p", "n", "clusters")},
-        "detectable": statistics.detectable(estimate["stderr"], estimate["df"]),
+        **{name: estimate[name] for name in ("stderr", "low", "high", "p", "detectable", "n", "clusters")},
         **{name: estimate.get(name) for name in ("only_first", "only_second", "p_exact")},
     }
 

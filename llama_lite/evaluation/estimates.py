@@ -69,11 +69,11 @@ def difference(metric: str, first: list, second: list, clusters: statistics.Name
         return statistics.difference(first, second, clusters, strata, share=is_share(metric, first + second))
     (x, weights), (y, _) = terms(metric, first), terms(metric, second)
     found = statistics.ratio(y - x, weights, clusters, strata if weights is None else None)
-    found["p"] = statistics.p_value(found)
+    found |= {"p": statistics.p_value(found), "detectable": statistics.detectable(found)}
     if metric not in PERPLEXITIES or found["value"] is None:
         return found
     perplexity = _exp(_ratio(x, weights))
-    bounds = ("value", "low", "high")
+    bounds = ("value", "low", "high", "detectable")
     apart = {name: found[name] and perplexity * (_exp(found[name]) - 1) for name in bounds}
     return {**found, **apart, "stderr": found["stderr"] and (perplexity + apart["value"]) * found["stderr"]}
 

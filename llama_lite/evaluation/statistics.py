@@ -231,7 +231,8 @@ def difference(
     strata: Names | None = None,
     share: bool = False,
 ) -> dict:
-    """Mean of second - first over the same items with a two-sided test: the keys of `ratio`, and p.
+    """Mean of second - first over the same items with a two-sided test: the keys of `ratio`, p, and detectable, the
+    smallest true difference that this test finds with at least 80 % probability (None where it finds none).
 
     share: values are from 0 to 1. For yes/no answers interval and p come from Tango's score test with the effective
     number of items and Student's t, so that the interval holds 0 exactly when p > 0.05, and stays within -1 and 1;
@@ -242,12 +243,14 @@ def difference(
     changes = second - first
     if not share or not len(changes) or not np.isin([first, second], (0, 1)).all():
         result = ratio(changes, None, clusters, strata)
+        result |= {"p": p_value(result), "detectable": detectable(result)}
         if share and result["low"] is not None:
-            return {**result, "p": p_value(result), "low": max(-1.0, result["low"]), "high": min(1.0, result["high"])}
-        return {**result, "p": p_value(result)}
+            return {**result, "low": max(-1.0, result["low"]), "high": min(1.0, result["high"])}
+        return result
     found = _sampling(changes, np.ones_like(changes), clusters, strata)
     gained, lost = int((changes > 0).sum()), int((changes < 0).sum())
-    result = {**_summary(found), "only_first": lost, "only_second": gained, "p": None, "p_exact": None}
+    result = {**_summary(found), "only_first": lost, "only_second": gained}
+    result |= dict.fromkeys(("p", "p_exact", "detectable"))
     if found.clusters == found.n:
         result["p_exact"] = mcnemar(first == 1, second == 1)["p"]
     if not found.freedom:
@@ -256,20 +259,21 @@ def difference(
     n = found.effective(float(changes.var()))
     low, high = tango(*fractions, n, _quantile(found.freedom))
     p = _tail(_tango_statistic(*fractions, n, 0.0), found.freedom)
+    is_possible = True
     if found.clusters < found.n:
-        least = _least_p(changes, clusters)
+        differing = np.bincount(_codes(found.n, clusters, None)[0], changes) != 0
+        least, is_possible = _least_p(int(differing.sum())), _least_p(found.clusters) <= 1 - CONFIDENCE
         p = max(p, least)
         if least > 1 - CONFIDENCE:
             low, high = min(low, 0.0), max(high, 0.0)
-    return {**result, "low": low, "high": high, "p": p}
+    result |= {"low": low, "high": high, "p": p}
+    return result | {"detectable": _detectable_of_answers(sum(fractions), n, found.freedom) if is_possible else None}
 
 
-def _least_p(changes: np.ndarray, clusters: Names) -> float:
-    """The p of clusters that all change in one direction, by an exact test of signs: with fewer than six it is above
-    0.05, however alike they are.
+def _least_p(differing: int) -> float:
+    """The p of this many clusters that all change in one direction, by an exact test of signs: with fewer than six it
+    is above 0.05, however alike they are.
     """
-    names = _codes(len(changes), clusters, None)[0]
-    differing = int((np.bincount(names, changes) != 0).sum())
     return min(1.0, 2.0 ** (1 - differing))
 
 
@@ -279,8 +283,12 @@ def p_value(result: dict) -> float | None:
     """
     if result["low"] is None:
         return 1.0 if result["stderr"] == 0 and result["value"] == 0 else None
-    error = (result["high"] - result["low"]) / 2 / _quantile(result["df"])
-    return _tail(result["value"] / error, result["df"])
+    return _tail(result["value"] / _error(result), result["df"])
+
+
+def _error(result: dict) -> float:
+    """The standard error that an interval of `ratio` was made with (not of a share)."""
+    return (result["high"] - result["low"]) / 2 / _quantile(result["df"])
 
 
 def _tail(statistic: float, freedom: float) -> float:
@@ -336,11 +344,21 @@ def mcnemar(first: list[bool], second: list[bool]) -> dict:
     }
 
 
-def detectable(stderr: float | None, freedom: float | None) -> float | None:
-    """The smallest true difference that a two-sided t test at 5 % finds with 80 % probability. None without a standard
-    error. freedom: its degrees of freedom.
+def detectable(result: dict) -> float | None:
+    """The smallest true difference that a two-sided t test at 5 % finds with 80 % probability, for an estimate of
+    `ratio`; None without an interval.
     """
-    return _noncentrality(freedom) * stderr if stderr and freedom else None
+    return None if result["low"] is None else _noncentrality(result["df"]) * _error(result)
+
+
+def _detectable_of_answers(differing: float, n: float, freedom: float) -> float | None:
+    """The same for Tango's test of paired answers, where it has at least 80 %. differing: share of the n items that
+    only one of the two has right; a true difference makes it at least as large as itself. None where it would be
+    above 1.
+    """
+    squared = _noncentrality(freedom) ** 2 / n
+    found = math.sqrt(max(differing, squared) * squared)
+    return found if found <= 1 else None
 
 
 @functools.lru_cache(maxsize=4096)
