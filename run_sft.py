@@ -144,7 +144,7 @@ def choose_output_dir(session, base: str) -> None:
     from llama_lite.training import derive_sft
     from llama_lite.training.preflight import check_folders
 
-    session.choose_folder(derive_sft.of_rows(derive_sft.output_dir(base), session.run_args.explicit_args))
+    session.choose_folder(derive_sft.output_dir_for_rows(derive_sft.output_dir(base), session.run_args.explicit_args))
     check_folders({"output_dir": session.training_args.output_dir})
     run_on_main(check_folder, "output_dir", session.training_args.output_dir, "sft")
 

@@ -93,6 +93,11 @@ class RunFolder:
         """
         return run_on_main(self._is_finished)
 
+    def keep_finished(self) -> None:
+        """Do not record the end of this process where the run is finished: it ends before it trained any further."""
+        if RANK == 0 and self._is_finished():
+            self.record_end = False
+
     def _is_finished(self) -> bool:
         """As `is_finished` (rank 0)."""
         ends = [

@@ -1,5 +1,6 @@
 """The figures of cards: one style, from the records of a folder alone; the same records give the same bytes."""
 
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -234,7 +235,8 @@ def trajectory(rows: list[dict], path: Path) -> None:
     lines = _steps_of_runs(rows)
     inside = {model for models in lines.values() for model in models}
     levels = dict.fromkeys(row["model"] for row in rows if row["model"] not in inside)
-    colors = dict(zip([*lines, *levels], (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00") * 9, strict=False))
+    palette = itertools.cycle((BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00"))
+    colors = dict(zip([*lines, *levels], palette, strict=False))
     most_tokens = max((row["tokens"] for row in rows if row["model"] in inside), default=0)
     scale, unit = (1e9, "billion") if most_tokens >= 1e9 else (1e6, "million")
     with plt.rc_context({**STYLE, "font.size": 10}):

@@ -166,7 +166,7 @@ def shown_pairs(rows: Iterable[dict]) -> list[tuple[str, str]]:
         models.setdefault(row["model"], row)
     runs: dict[str, list[str]] = {}
     for name, row in models.items():
-        runs.setdefault((row.get("adapter") or name).partition(STEP)[0], []).append(name)
+        runs.setdefault(run_of(row.get("adapter") or name), []).append(name)
     runs = {run: sorted(names, key=lambda name: models[name].get("step") or 0) for run, names in runs.items()}
     pairs = []
     for steps in runs.values():
@@ -174,7 +174,7 @@ def shown_pairs(rows: Iterable[dict]) -> list[tuple[str, str]]:
         other = next(iter(runs.values()))[-1]
         if models[last].get("adapter"):
             base = models[last].get("base_model") or last.partition("+")[0]  # earlier versions kept no base
-            other = base if base in models else runs.get(base, [other])[-1]
+            other = base if base in models else runs.get(run_of(base), [other])[-1]
         pairs += [pair for pair in ((first, last), (other, last)) if pair[0] != pair[1]]
     order = list(models)
     return list(dict.fromkeys(tuple(sorted(pair, key=order.index)) for pair in pairs))

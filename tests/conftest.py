@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import environment
+import forking
 import pytest
 from helpers import config_file, finished_run, without_figures
 from hub_server import Hub
@@ -74,6 +75,16 @@ def handlers():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def no_fork_outlives_its_test():
+    """A fork that a failed test leaves would be waited for when pytest ends."""
+    yield
+    while forking.STARTED:
+        fork = forking.STARTED.pop()
+        fork.kill()
+        fork.wait()
 
 
 @pytest.fixture

@@ -163,7 +163,7 @@ def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str
         )
         apply = f"apply the new ones from step {step + 1} on: --allow_changes {','.join(rows)}"
         if step >= current["hyperparameters"].get("max_steps", step + 1):  # it is finished
-            changed = ",".join([*rows, *(["max_steps"] if "max_steps" not in rows else [])])
+            changed = ",".join(dict.fromkeys([*rows, "max_steps"]))
             apply = f"train longer with the new ones: --max_steps N (in place of --hours) --allow_changes {changed}"
         raise Refusal(
             f"this is not the run of the checkpoint at step {step}:\n{table}\nRestore the old values, choose another"

@@ -92,7 +92,7 @@ def next_stage(about: list[float], took: list[float], number: int) -> str:
     return f", about {in_minutes(about[number - 1] * pace)} ({about[number - 1] / sum(about):.0%} of the demo)"
 
 
-def started(name: str) -> float:
+def first_step_time(name: str) -> float:
     """When the run trained its first step, in seconds since 1970; 0 where none is recorded."""
     events = read_jsonl(Path("runs") / name / "events.jsonl")
     times = [event["time"] for event in events if event["event"] == "started"]
@@ -164,9 +164,9 @@ def main() -> None:
     arguments = parser.parse_args()
     os.chdir(ROOT)
     name = "demo-long" if arguments.long else "demo"
-    if arguments.record and (left := left_from_before(name)):
+    left, lines = left_from_before(name), []
+    if arguments.record and left:
         parser.error(f"--record measures the demo from its beginning: remove {', '.join(left)} first")
-    from_the_beginning, lines = not left_from_before(name), []
 
     def show(text: str) -> None:
         print(text, flush=True)
@@ -179,14 +179,14 @@ def main() -> None:
     plan = ", then ".join(f"{what}{share}" for (what, _), share in zip(todo, estimates, strict=True))
     show(f"demo      {plan}{whole}")
     for number, (what, command) in enumerate(todo, 1):
-        estimate = next_stage(about, took if from_the_beginning else [], number) if about else ""
+        estimate = next_stage(about, took if not left else [], number) if about else ""
         show(f"\nstage     {number} of {len(todo)}: {what}{estimate}")
         began = time.time()
         if code := run(command, lines if arguments.record else None):
             sys.exit(code)
         took.append(time.time() - began)
         if number == 1:
-            prepared = started(name) - began
+            prepared = first_step_time(name) - began
     parts = [
         ("start and prepare", prepared),
         ("pretrain", took[0] - prepared),

@@ -80,7 +80,7 @@ def evaluate_model(
             )
         items = chosen(task, limit, settings.seed)
         key = _key(store, model, tokenizer, (task, limit), settings)
-        record = _kept(store, key, task, model.name)
+        record = _kept(store, key, task, model)
         if computed := record is None:
             lm = lm or _load(model, tokenizer, settings, [task for task, _ in tasks])
             lm.on_progress = functools.partial(on_progress, position)
@@ -93,10 +93,10 @@ def evaluate_model(
     return records
 
 
-def _kept(store: Store, key: str, task: EvalTask, name: str) -> dict | None:
+def _kept(store: Store, key: str, task: EvalTask, model: Model) -> dict | None:
     """The stored record of a pair, its statistics as they are today, from its answers; None where there is none, or
-    where an earlier version kept what is no mean of items as one, which is reported. name: of the model in this call;
-    the record may have another spelling of it, as `runs/demo/`, which it loses.
+    where an earlier version kept what is no mean of items as one, which is reported. The record may spell the model, or
+    where it is from, in another way, as `runs/demo/`, which it loses.
     """
     if (record := store.result(key)) is None:
         return None
@@ -107,8 +107,8 @@ def _kept(store: Store, key: str, task: EvalTask, name: str) -> dict | None:
             " it, so it is computed again"
         )
         return None
-    if record["model"] != name:
-        record = {**record, "model": name}
+    if (named := record | {"model": model.name} | where_from(model)) != record:
+        record = named
         store.save_record(key, record)
     return {**record, "metrics": metrics_of(samples)}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import Refusal
 from ..folder_kinds import kind_of_folder
 from .client import reference
-from .revision import step_in
+from .revision import step_in, step_of, tag_of
 
 RUNS = ("pretrain", "sft")  # kinds of folders
 MOST_NAMED = 3
@@ -15,15 +15,17 @@ MOST_NAMED = 3
 
 def check_misspelt(argument: str, name: str) -> None:
     """Raise Refusal, with the nearest names, for `runs/NAME` or `runs/NAME@step-N` where there is a folder `runs` with
-    runs in it, but no such run. With a branch or a commit, it is an id on the Hub. argument: the flag that gave it.
+    runs in it, but no such run. With a branch, a commit or a published step (`@step-000010`), it is an id on the Hub.
+    argument: the flag that gave it.
     """
     ref = reference(name)
-    if ref is None or (ref.revision and step_in(ref.revision) is None):
+    step = step_in(ref.revision) if ref and ref.revision else None
+    if ref is None or (ref.revision and (step is None or step_of(ref.revision))):
         return
     if any(kind in RUNS for kind in _neighbours(Path(ref.repo)).values()):
         raise Refusal(
             f"{argument} {name}: there is no folder {ref.repo}.{nearest(Path(ref.repo))} If you mean a repository on"
-            f" the Hub, give its branch or commit, too: {ref.repo}@main."
+            f" the Hub, give its branch or tag, too: {ref.repo}@{'main' if step is None else tag_of(step)}."
         )
 
 

@@ -238,7 +238,7 @@ def check_base(adapter: Located, base: Located) -> None:
             way = (
                 " If the run was trained further since, export the step that was tuned: python -m llama_lite export"
                 f" {base.name.partition('@')[0]}@step-N --to safetensors --output_dir FOLDER, and give"
-                f" FOLDER+{adapter.name}"
+                f" FOLDER+{adapter.name}."
             )
             raise Refusal(
                 f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256"

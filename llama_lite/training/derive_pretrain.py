@@ -157,6 +157,11 @@ class Derivation:
                 "--fused_loss with --precision float16: its gradients are computed before the loss is scaled, and"
                 " underflow. Give --no_fused_loss, or another precision."
             )
+        if self.d["use_liger_kernel"]:
+            raise Refusal(
+                "--use_liger_kernel with --precision float16: the gradients of its loss are computed before the loss is"
+                " scaled, and underflow. Leave it out, or give another precision."
+            )
         if self.sharding == "zero2":
             raise Refusal(
                 "--precision float16 under DeepSpeed: a checkpoint would not hold its loss scale. Launch with DDP or"

@@ -3,6 +3,7 @@ the machine, in this order.
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,11 +47,13 @@ def output_dir(base: str) -> str:
     return f"{folder}-sft" if near else f"runs/{name_of(str(folder).partition('@')[0])}-sft"
 
 
-def of_rows(folder: str, explicit_args: dict) -> str:
+def output_dir_for_rows(folder: str, explicit_args: dict) -> str:
     """The default `folder`, or one that is named after the given rows too, where it holds a run on other ones."""
     dataset, record = explicit_args.get("dataset"), read_json(Path(folder) / "run.json") or {}
     there = record.get("settings", record.get("given", {})).get("dataset", dataset)
-    return folder if dataset in (None, there) else f"{folder}-{name_of(dataset)}"
+    if dataset in (None, there) or (Path(dataset).exists() and os.path.realpath(dataset) == os.path.realpath(there)):
+        return folder
+    return f"{folder}-{name_of(dataset)}"
 
 
 def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict, dict]:

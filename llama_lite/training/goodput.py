@@ -8,6 +8,9 @@ import time
 from model_card import goodput
 from model_card.goodput import KINDS
 
+# events of commands that do not train: those that were refused, and publishing, which goes on after a run's end
+OUTSIDE = ("refused", "published", "not published", "not yet published", "hub")
+
 
 class WallClock:
     """Adds wall time to one kind at any moment, so that the kinds add up to the whole.
@@ -62,7 +65,8 @@ def seconds_before(events: list[dict], step: int, since_start: float, last_seen:
 
     events: of earlier sessions. since_start: seconds since this session's process began. last_seen: when the session
     before was last seen, in seconds since 1970. What was done after the checkpoint is lost, and counts as a restart.
-    Time after the run's end, until it is made longer, counts as nothing; commands that were refused are no sessions.
+    Time after the run's end, until it is made longer, counts as nothing; what is published after a session, and
+    commands that were refused, do not make it longer.
     Sessions of earlier versions, whose events carry no seconds, are not counted.
     """
     before = goodput.seconds_at(events, step)
@@ -71,7 +75,7 @@ def seconds_before(events: list[dict], step: int, since_start: float, last_seen:
     seconds, then = before
     passed = max(0.0, time.time() - then)
     began = time.time() - min(since_start, passed)
-    events = [event for event in events if event["event"] != "refused"]
+    events = [event for event in events if event["event"] not in OUTSIDE]
     ended = max([then, *([last_seen] if last_seen else []), *(goodput.time_of(event) for event in events[-1:])])
     waiting = max(0.0, began - ended)
     starts_and_ends = [event["event"] for event in events if event["event"] in ("started", "resumed", "finished")]

@@ -55,7 +55,7 @@ def check_config(init_from: str, config) -> None:
 
 def check_same_model(init_from: str, theirs, config) -> None:
     """Raise Refusal where weights of the config `theirs` are not those of a model of this one."""
-    if other := other_fields(theirs, config):
+    if other := differing_fields(theirs, config):
         shown = [f"{name} is {there} there and {here} here" for name, (there, here) in list(other.items())[:6]]
         raise Refusal(
             f"--init_from {init_from} is another model: {'; '.join(shown)}{' ...' if len(other) > 6 else ''}. Leave out"
@@ -63,7 +63,7 @@ def check_same_model(init_from: str, theirs, config) -> None:
         )
 
 
-def other_fields(theirs, config) -> dict[str, tuple]:
+def differing_fields(theirs, config) -> dict[str, tuple]:
     """{field: (theirs, this one's)} of what must be equal for the weights of one config to be those of the other: the
     kind and tying first.
     """

@@ -56,7 +56,7 @@ SWITCHES = ("compile_layers", "fused_loss")
 EVAL_ORDERS = ("sequential", "shuffled")  # of --eval_order
 
 
-def counted(given: dict) -> dict:
+def comparable_args(given: dict) -> dict:
     """The explicit arguments by which a command is recognised as the same one, as JSON reads them again."""
     return json.loads(json.dumps({name: value for name, value in given.items() if name != "stop_after_step"}))
 
@@ -69,7 +69,7 @@ def is_repeated(output_dir: str, given: dict) -> bool:
     """
     record, steps = read_json(Path(output_dir) / "run.json") or {}, store.checkpoints(Path(output_dir))
     last = record.get("last_start", {"given": record.get("given", {}), "step": 0})  # without: of an older version
-    return bool(steps) and steps[0][0] > last["step"] and counted(last["given"]) == counted(given)
+    return bool(steps) and steps[0][0] > last["step"] and comparable_args(last["given"]) == comparable_args(given)
 
 
 def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:

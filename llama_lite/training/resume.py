@@ -22,7 +22,7 @@ from ..models.presets import load_model_config
 from ..processes import seconds_since_start
 from ..run_folder import RunFolder
 from . import trainer
-from .initial_weights import other_fields
+from .initial_weights import differing_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def has_model(folder: Path, checkpoint: Path) -> bool:
         if checkpoint.is_dir() and not export.is_export(checkpoint, folder):
             problem = f"it is not that of {checkpoint.name}"
         elif (checkpoint / "config.json").is_file() and (
-            other := other_fields(*map(load_model_config, map(str, (folder, checkpoint))))
+            other := differing_fields(*map(load_model_config, map(str, (folder, checkpoint))))
         ):
             name, (there, was) = next(iter(other.items()))
             problem = f"{name} in its config.json is {there}, and {was} in {checkpoint.name}"
@@ -162,7 +162,7 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
 
     check_folder("output_dir", run.path, kind)
     store.recover_interrupted(run.path)
-    _obey_stop(run.path / "stop")
+    _check_stop_file(run.path / "stop")
     without = tuple(names(options.resume_without))
     mode = _from_hub(run, kind, identity, options)
     if mode not in ("auto", "must", "never"):
@@ -190,7 +190,7 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
     return start
 
 
-def _obey_stop(file: Path) -> None:
+def _check_stop_file(file: Path) -> None:
     """Raise Interrupted for a file `stop` that was made since this command began. It goes, as an older one does."""
     made = file.stat().st_mtime if file.exists() else 0.0
     file.unlink(missing_ok=True)
@@ -297,6 +297,7 @@ def _new_run(run, record: dict, begins: bool) -> None:
     if begins:
         write_json(run.path / "run.json", record)
         return
-    last = {name: record[name] for name in ("last_start",) if name in record}
     whole = there if "identity" in there else record | there
-    write_json(run.path / "run.json", whole | last)
+    if "last_start" in record:
+        whole["last_start"] = record["last_start"]
+    write_json(run.path / "run.json", whole)

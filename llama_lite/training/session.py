@@ -57,7 +57,7 @@ class Session:
         configure_cpu(training_args.device, run_args.cpu_threads, run_args.keep_memory)
         self.export_to = self.merge_to = None
         self.also_allowed = resume.ResumeOptions.also_allowed
-        self.repeats = False  # whether this command began the run, which has saved checkpoints since
+        self.repeats = False  # whether this command was the last to start the run, which has saved checkpoints since
         self.values: dict | None = None  # of the record of the run that goes on, on rank 0
         self.run: RunFolder | None = None
         self.signals: StopSignals | None = None
@@ -72,12 +72,14 @@ class Session:
         record_collectives(self.run.path)
         return self
 
-    def __exit__(self, *error):
-        return self.ends.__exit__(*error)
+    def __exit__(self, kind, error, trace):
+        if self.run and isinstance(error, Interrupted):
+            self.run.keep_finished()
+        return self.ends.__exit__(kind, error, trace)
 
     def choose_folder(self, default: str) -> None:
-        """The run's folder: the given one, or `default`. Where this command began the run in it, and it has saved
-        checkpoints since, the command goes on from those: like `auto`, and with all of their state.
+        """The run's folder: the given one, or `default`. Where this command was the last to start the run in it, and
+        it has saved checkpoints since, the command goes on from those: like `auto`, and with all of their state.
         """
         run_args, training_args = self.run_args, self.training_args
         if "output_dir" not in run_args.explicit_args:
@@ -86,7 +88,8 @@ class Session:
         self.repeats = run_on_main(recorded_values.is_repeated, folder, run_args.explicit_args)
         if self.repeats and (run_args.resume_without or mode not in ("auto", "must", "never")):
             print_main(
-                f"resume    {folder} has saved checkpoints since this command began it, and goes on from the newest"
+                f"resume    {folder} has saved checkpoints since this command last started it, and goes on from the"
+                " newest"
             )
             training_args.resume_from_checkpoint, run_args.resume_without = "auto", ""
 
@@ -224,7 +227,8 @@ class Session:
                 f" {self.start.step}. Give a later step, or leave it out."
             )
         if not self.repeats:
-            record["last_start"] = {"given": recorded_values.counted(run_args.explicit_args), "step": self.start.step}
+            explicit_args = recorded_values.comparable_args(run_args.explicit_args)
+            record["last_start"] = {"given": explicit_args, "step": self.start.step}
         record["id"] = resume.run_id_of(self.run, record["identity"], self.start.checkpoint is None)
         if self.publishes and not hub.card_license:
             print_main(

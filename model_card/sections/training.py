@@ -124,7 +124,9 @@ class Training:
             ["hardware", device],
             [
                 "resumed runs equal uninterrupted ones",
-                f"within rounding: it was resumed with other {', '.join(dict.fromkeys(moved))}"
+                "no: it was resumed without the random state of every process, so dropout drew other masks"
+                if "random_state" in moved
+                else f"within rounding: it was resumed with other {', '.join(dict.fromkeys(moved))}"
                 if moved
                 else "bit for bit"
                 if not other and ("cuda" not in hardware or asked)

@@ -127,7 +127,14 @@ def test_a_misspelt_run_is_refused_with_the_nearest_names_before_the_hub_is_aske
         locate("runs/zzz")
     with pytest.raises(Refusal, match=r"no folder with a config.json .* Nearest: .*/runs/notes"):
         locate(str(tmp_path / "runs" / "note"))
-    for on_hub in ("runs/note@main", "org/modell", "other/model"):  # no folder of runs, or a branch
+    with pytest.raises(Refusal, match=r"on the Hub, give its branch or tag, too: runs/note@step-000005"):
+        locate("runs/note@step-5")
+    for on_hub in (
+        "runs/note@main",
+        "runs/note@step-000005",
+        "org/modell",
+        "other/model",
+    ):  # no folder of runs, or a branch
         with pytest.raises(AskedError):
             locate(on_hub)
 

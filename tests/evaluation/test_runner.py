@@ -243,6 +243,12 @@ def test_the_pairs_that_are_shown_are_first_and_last_steps_and_bases_with_their_
         {"model": "me/x", "adapter": "me/x", "base_model": "o/a@step-7"},
     ]
     assert shown_pairs(of_hub) == [("o/a@step-7", "me/x")]
+    # a base of which this step was not evaluated: its run's last step; another revision is one of its run
+    tuned = {"model": "b@step-5+x", "adapter": "x", "base_model": "b@step-5"}
+    assert shown_pairs([{"model": "a"}, {"model": "b"}, tuned]) == [("a", "b"), ("b", "b@step-5+x")]
+    assert shown_pairs([{"model": "o/a@main", "step": 9}, {"model": "o/a@step-5", "step": 5}]) == [
+        ("o/a@main", "o/a@step-5")
+    ]
 
 
 def test_lines_of_changes_name_both_models_and_which_is_better(capsys):
@@ -519,11 +525,15 @@ def test_a_kept_result_of_another_spelling_is_of_the_name_asked_for(tmp_path):
         {"leaf": "t", "doc_id": n, "item": f"{n}", "filter": "none", "cluster": None, "metrics": {"acc": float(n)}}
         for n in range(2)
     ]
-    kept.save("key", {"key": "key", "model": "runs/demo/", "task": "t"}, samples)
-    record = runner._kept(kept, "key", SimpleNamespace(leaves={"t": leaf}), "runs/demo")
-    assert record["model"] == "runs/demo" and record["metrics"]["acc"]["value"] == 0.5
-    assert kept.result("key")["model"] == "runs/demo"
-    assert StoredAnswers(tmp_path).of({"model": "runs/demo", "task": "t"}) == samples
+    before = {"model": "runs/demo/+runs/demo-sft/", "adapter": "runs/demo-sft/", "base_model": "runs/demo/"}
+    kept.save("key", {"key": "key", **before, "task": "t"}, samples)
+    base, adapter = (SimpleNamespace(name=name, revision=None, commit=None) for name in ("runs/demo", "runs/demo-sft"))
+    model = SimpleNamespace(name="runs/demo+runs/demo-sft", base=base, adapter=adapter)
+    record = runner._kept(kept, "key", SimpleNamespace(leaves={"t": leaf}), model)
+    now = {"model": model.name, "adapter": "runs/demo-sft", "base_model": "runs/demo"}
+    assert record.items() >= now.items() and record["metrics"]["acc"]["value"] == 0.5
+    assert kept.result("key").items() >= now.items()
+    assert StoredAnswers(tmp_path).of({"model": model.name, "task": "t"}) == samples
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from helpers import ROOT, config_file, launch, launch_ranks
 from llama_lite.config.common import CommonRunArguments
 from llama_lite.errors import Refusal
 from llama_lite.files import read_json, read_jsonl
-from llama_lite.kernels import switches
 from llama_lite.machine import hardware, precision
+from llama_lite.training import derive_pretrain
 from llama_lite.training.decisions import Decisions, decide_precision
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -133,7 +133,7 @@ def test_a_run_is_resumed_in_the_precision_and_with_the_switches_that_it_began_w
     run = tmp_path / "run"
     pretrain(run, precision="bfloat16", block_attention=True, fused_loss=True, max_steps=5)
     monkeypatch.setattr(precision, "lacks_bfloat16", lambda device: "this processor has no bfloat16 instructions")
-    monkeypatch.setattr(switches, "choose_fused_loss", lambda device: (False, ""))
+    monkeypatch.setattr(derive_pretrain, "choose_fused_loss", lambda *machine: (False, ""))
     capsys.readouterr()
     pretrain(run, allow_changes="max_steps")
     said = capsys.readouterr().out

@@ -85,3 +85,9 @@ def test_each_run_has_a_line_and_other_models_are_levels(tmp_path, monkeypatch):
     assert drawn([first[0], second[0]], tmp_path, monkeypatch) == ([], [0.2, 0.05, 0.25], [])
     renamed = [{**row, "model": row["model"].replace("you/b", "you/a")} for row in second]
     assert drawn([*first, *renamed], tmp_path, monkeypatch)[2] == ["runs/a", "you/a"]
+
+
+def test_every_model_of_many_is_drawn(tmp_path, monkeypatch):
+    """More of them than colors: they begin again. The 55th used to be no color, and the evaluation had no card."""
+    rows = [score(f"m{number}", None, 0.5) for number in range(60)]
+    assert len(drawn(rows, tmp_path, monkeypatch)[1]) >= 60

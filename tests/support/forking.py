@@ -45,6 +45,7 @@ LOADED = [
     "tests.support.warm",
 ]
 
+STARTED: list["Fork"] = []  # by `start`, since the test began
 FIGURES = True  # whether cards of the forks have figures; `helpers.without_figures` says no
 
 
@@ -102,7 +103,8 @@ def start(command: list[str], log: Path) -> Fork:
     forks.set_forkserver_preload(LOADED)
     process = forks.Process(target=_run_script, args=(command[1:], str(ROOT), str(log), str(log), FIGURES))
     process.start()
-    return Fork(process, command, log)
+    STARTED.append(Fork(process, command, log))
+    return STARTED[-1]
 
 
 def run_logged(command: list[str], log: Path) -> int:

@@ -14,7 +14,7 @@ from llama_lite.checkpoint.identity import differences
 from llama_lite.errors import Differs, Interrupted, Refusal
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub.export import export_model
-from llama_lite.training.audit import compare, record, segments
+from llama_lite.training.audit import compare, record, rerun, segments
 from llama_lite.training.audit.audit import what_differs
 from model_card import card, records
 from model_card.metadata import CardError
@@ -304,6 +304,15 @@ def test_elsewhere_another_rate_is_found_above_the_noise(copy, audit):
     )
     with pytest.raises(Differs, match="differs first at step 12"):
         audit(f"{run}@step-10..step-12", "--prepared_dir", str(tokens))
+
+
+def test_what_else_can_round_otherwise():
+    """Another micro-batch, or the loss computed the other way, which float16 does not have."""
+    one_window = {"tokens_per_step": 128, "block_size": 128, "per_device_train_batch_size": 1}
+    assert rerun.other_batch({**one_window, "tokens_per_step": 512})["per_device_train_batch_size"] == 2
+    assert rerun.other_batch({**one_window, "fused_loss": True})["fused_loss"] is False
+    with pytest.raises(Refusal, match="cannot be measured in float16 with one window"):
+        rerun.other_batch({**one_window, "precision": "float16"})
 
 
 def test_noise_is_a_relative_difference_and_ten_times_it_is_the_limit():

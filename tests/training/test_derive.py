@@ -124,15 +124,25 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
     assert derive_pretrain.output_dir(f"some/where/text-{characters}/") == f"runs/text-{characters}"
 
 
-def test_other_rows_for_the_same_base_have_a_folder_of_their_own(tmp_path):
+def test_other_rows_for_the_same_base_have_a_folder_of_their_own(tmp_path, monkeypatch):
     """Else the command takes the number of held-out rows, and the rest, from the record of the run on other rows."""
+    monkeypatch.chdir(tmp_path)
     folder = str(tmp_path / "mytext-sft")
     own, other = {"dataset": "data/my rows.jsonl"}, {"settings": {"dataset": "installed-docs"}}
-    assert derive_sft.of_rows(folder, own) == folder
+    assert derive_sft.output_dir_for_rows(folder, own) == folder
     (tmp_path / "mytext-sft").mkdir()
     write_json(tmp_path / "mytext-sft" / "run.json", other)
-    assert derive_sft.of_rows(folder, own) == f"{folder}-my-rows"
-    assert derive_sft.of_rows(folder, other["settings"]) == derive_sft.of_rows(folder, {}) == folder
+    assert derive_sft.output_dir_for_rows(folder, own) == f"{folder}-my-rows"
+    assert (
+        derive_sft.output_dir_for_rows(folder, other["settings"])
+        == derive_sft.output_dir_for_rows(folder, {})
+        == folder
+    )
+    # one file in other spellings
+    (tmp_path / "rows.jsonl").touch()
+    write_json(tmp_path / "mytext-sft" / "run.json", {"settings": {"dataset": "rows.jsonl"}})
+    for spelling in ("rows.jsonl", "./rows.jsonl", str(tmp_path / "rows.jsonl")):
+        assert derive_sft.output_dir_for_rows(folder, {"dataset": spelling}) == folder
 
 
 @pytest.mark.parametrize(
@@ -346,6 +356,8 @@ def test_float16_is_trained_without_the_fused_loss_whose_gradients_underflow(tex
     assert settled(*given, precision="float32")[0]["fused_loss"] is True
     with pytest.raises(Refusal, match=r"--fused_loss with --precision float16: its gradients .* underflow"):
         settled(*given, "--fused_loss", precision="float16")
+    with pytest.raises(Refusal, match=r"--use_liger_kernel with --precision float16: the gradients .* underflow"):
+        settled(*given, "--use_liger_kernel", "True", precision="float16")
     with pytest.raises(Refusal, match="--precision float16 under DeepSpeed: a checkpoint would not hold"):
         settled(*given, precision="float16", sharding="zero2")
 

@@ -56,9 +56,11 @@ def test_what_was_lost_is_a_restart_and_what_nobody_ran_is_waiting(monkeypatch):
     # a run that had finished, and is made longer after a command that was refused
     finished = [*events[:3], {"event": "finished", "step": 10, "time": at(begin + 1010)}]
     refused = {"event": "refused", "step": 0, "time": at(begin + 1390)}
-    for ends in (finished, [*finished, refused]):
+    published = {"event": "published", "step": 10, "time": at(begin + 1380)}  # by --publish_only
+    for ends in (finished, [*finished, refused], [*finished, published]):
         assert seconds_before(ends, 10, 40.0, None) == {**kept, "restarts": 50.0}
-    assert seconds_before([*events, refused], 10, 40.0, begin + 1300.0) == found
+    for outside in (refused, published):
+        assert seconds_before([*events, outside], 10, 40.0, begin + 1300.0) == found
     events = [{"event": "saved", "step": 10, "time": at(begin)}]  # of a version that recorded no seconds
     assert seconds_at(events) is None and seconds_before(events, 10, 40.0, None)["other"] == 40.0
 

@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_without_documents_ends_as_one_that_never_read_them(
     pretrain(resumed, **start)
     out = capsys.readouterr().out
     assert (
-        "has saved checkpoints since this command began it, and goes on from the newest" in out
+        "has saved checkpoints since this command last started it, and goes on from the newest" in out
         and "nothing to do" in out
     )
     more = listed(tmp_path, reads[11][0], reads[12][0], reads[12][-1])

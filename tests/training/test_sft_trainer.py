@@ -171,6 +171,8 @@ def test_dropout_without_its_random_state_is_told(sft, whole_sft, tmp_path, caps
     changed = [event["fields"] for event in read_jsonl(run / "events.jsonl") if event["event"] == "changed"]
     assert changed == [{"random_state": ["of checkpoint-6", "of the seed"]}]
     assert log_of(run)[-2]["loss"] != log_of(whole_sft)[-2]["loss"]
+    told = "| resumed runs equal uninterrupted ones | no: it was resumed without the random state of every process"
+    assert told in (run / "README.md").read_text()
 
 
 @pytest.mark.parametrize(

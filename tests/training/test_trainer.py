@@ -545,7 +545,7 @@ def test_going_back_to_an_older_checkpoint_sets_the_newer_aside(pretrain, whole_
 def test_the_same_command_goes_on_from_what_it_saved_since(pretrain, whole_run, tmp_path, monkeypatch, capsys):
     """It begins at the checkpoint that it names once, and leaves a state out once."""
     began = {"resume_from_checkpoint": str(whole_run / "checkpoint-10"), "resume_without": "optimizer"}
-    went_on = "has saved checkpoints since this command began it, and goes on from the newest"
+    went_on = "has saved checkpoints since this command last started it, and goes on from the newest"
     run = tmp_path / "run"
     interrupt(pretrain, run, 11, monkeypatch, **began)
     assert went_on not in capsys.readouterr().out
@@ -573,7 +573,7 @@ def test_a_run_that_went_back_goes_on_with_the_same_command(pretrain, whole_run,
     assert (run / "checkpoint-11.superseded").is_dir()
 
 
-def test_a_stop_file_made_while_the_run_starts_counts(pretrain, tmp_path):
+def test_a_stop_file_made_while_the_run_starts_counts(pretrain, tmp_path, capsys):
     file = tmp_path / "run" / "stop"
     file.parent.mkdir()
     file.touch()
@@ -583,6 +583,13 @@ def test_a_stop_file_made_while_the_run_starts_counts(pretrain, tmp_path):
     os.utime(file, (1e9, 1e9))  # of an earlier launch
     pretrain(tmp_path / "run", max_steps=1)
     assert not file.exists()
+    file.touch()
+    with pytest.raises(Interrupted):  # it had finished, and stays so
+        pretrain(tmp_path / "run", max_steps=1)
+    assert read_json(tmp_path / "run" / "status.json")["status"] == "finished"
+    capsys.readouterr()
+    pretrain(tmp_path / "run", max_steps=1)
+    assert "is finished (1 steps): nothing to do" in capsys.readouterr().out
 
 
 def test_tasks_watched_while_training_disturb_nothing(pretrain, whole_run, tmp_path, monkeypatch):

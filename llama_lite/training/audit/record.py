@@ -98,6 +98,8 @@ def arguments_of_identity(identity: dict) -> dict:
     found |= {"per_device_train_batch_size": layout["micro_batch"]}
     found |= {"cpu_threads": layout["threads"]} if "threads" in layout else {}
     found |= {name: switches[name] for name in ("compile_layers", "fused_loss") if name in switches}
+    if found.get("precision") == "float16":  # earlier versions recorded a fused loss, which is refused now
+        found.pop("fused_loss", None)
     found |= {name: True for name in ("deterministic", "full_determinism") if switches.get(name)}
     found |= {"use_liger_kernel": True} if switches.get("liger") else {}
     return found | block_attention.arguments_of(switches.get("attention"))

@@ -55,11 +55,16 @@ def rerun_arguments(source: HubSource | FolderSource, segment: Segment) -> tuple
 
 def other_batch(arguments: dict) -> dict:
     """The arguments with another micro-batch, smaller if possible; without one, with the loss computed the other way,
-    which rounds otherwise, too.
+    which rounds otherwise, too. Raises Refusal for float16, which has no other way.
     """
     windows, batch = _windows(arguments), arguments["per_device_train_batch_size"]
     sizes = [size for size in range(1, windows + 1) if windows % size == 0 and size != batch]
     if not sizes:
+        if arguments.get("precision") == "float16":
+            raise Refusal(
+                "--audit: this machine rounds otherwise, and by how much cannot be measured in float16 with one window"
+                " per process and step. Launch fewer processes, or audit on the machine that trained it."
+            )
         return {**arguments, "fused_loss": not arguments.get("fused_loss", True)}
     smaller = [size for size in sizes if size < batch]
     return {**arguments, "per_device_train_batch_size": max(smaller) if smaller else min(sizes)}

@@ -95,7 +95,8 @@ def beginnings(
     fewer than `count`, as in languages without blanks, also the first FEW_TOKENS tokens of any document.
 
     windows: TokenWindows of the validation split, in the order in which they are measured. samples: what the run wrote
-    at its first evaluation. If that continues what earlier versions prompted with, beginnings of any kind, they stay.
+    at its first evaluation. If that continues what earlier versions prompted with, beginnings of any kind, and not
+    these, those stay.
     """
     words, any_kind = [], []
     for index in range(min(len(windows), MOST_WINDOWS)):
@@ -103,14 +104,22 @@ def beginnings(
         for start in np.flatnonzero(ids == tokenizer.eos_token_id) + 1:
             if start + FEW_TOKENS <= len(ids):
                 any_kind.append(tokenizer.decode(ids[start : start + FEW_TOKENS]).strip())
-            words.append(_first_words(tokenizer.decode(ids[start : start + len(ids) // 4], skip_special_tokens=True)))
+            ends = np.flatnonzero(ids[start:] == tokenizer.eos_token_id)
+            end = min([start + len(ids) // 4, *(start + ends[:1])])
+            words.append(_first_words(tokenizer.decode(ids[start:end], skip_special_tokens=True)))
         words, any_kind = ([text for text in dict.fromkeys(texts) if text] for texts in (words, any_kind))
         if len(words) >= count:
             break
     any_kind = any_kind[:count] or [tokenizer.decode(np.asarray(windows[0])[:FEW_TOKENS])]
-    if samples and all(sample.strip().startswith(text) for sample, text in zip(samples, any_kind, strict=False)):
+    prompts = list(dict.fromkeys([*words, *any_kind]))[:count]
+    if samples and _continue(samples, any_kind) and not _continue(samples, prompts):
         return any_kind
-    return list(dict.fromkeys([*words, *any_kind]))[:count]
+    return prompts
+
+
+def _continue(samples: Sequence[str], prompts: Sequence[str]) -> bool:
+    """Whether each sample begins with its prompt."""
+    return all(sample.strip().startswith(prompt) for sample, prompt in zip(samples, prompts, strict=False))
 
 
 def _first_words(text: str) -> str:
