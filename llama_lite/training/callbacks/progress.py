@@ -19,7 +19,7 @@ class Progress(TrainerCallback):
     """A progress bar on a terminal, and one plain line per log entry."""
 
     def __init__(self):
-        self.bar = None
+        self.bar = self.since = None  # since: (step, time) of the first step's end, which may compile layers
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Open the bar on the main process."""
@@ -31,12 +31,12 @@ class Progress(TrainerCallback):
                 desc="training",
                 disable=not sys.stderr.isatty(),
             )
-            self.start_time, self.first_step = time.monotonic(), state.global_step
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs) -> None:
         """Advance the bar."""
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
+            self.since = self.since or (state.global_step, time.monotonic())
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **kwargs
@@ -58,9 +58,9 @@ class Progress(TrainerCallback):
             for name, value in logs.items()
             if name.startswith("eval_") and name not in OWN_METRICS and not is_beside_loss(name, logs)
         ]
-        done = state.global_step - self.first_step
-        if "loss" in logs and done:
-            left = (time.monotonic() - self.start_time) / done * (state.max_steps - state.global_step)
+        first, began = self.since or (state.global_step, 0.0)
+        if "loss" in logs and state.global_step > first:
+            left = (time.monotonic() - began) / (state.global_step - first) * (state.max_steps - state.global_step)
             shown.append(f"{left / 60:.1f} min left" if left >= 90 else f"{left:.0f} s left")
         if len(shown) > 1:
             self.bar.write("  ".join(shown), file=sys.stdout)
