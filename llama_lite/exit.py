@@ -1,11 +1,13 @@
 """How a script ends: exit status and last line, the same on every rank.
 
 Statuses: 0 finished, 2 refused, 3 unhealthy, 4 differs (of an audit), 75 interrupted; any other error is a crash
-(1, with a traceback). Ctrl-C interrupts, also where no handler is set."""
+(1, with a traceback). Ctrl-C and SIGTERM interrupt, also where no handler is set."""
 
 import contextlib
 import importlib.util
 import os
+import select
+import signal
 import sys
 import time
 import traceback
@@ -14,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .distributed import RANK, WORLD_SIZE, has_process_group, launcher_problem, wait_for_all_ranks
-from .errors import Refusal, end_of, status_of
+from .errors import Interrupted, Refusal, end_of, status_of
 
 FIRST_WORD = 30.0  # seconds that other ranks wait, so that rank 0 reports the same refusal first
 # packages that an own file of the same name, found before them, hides
@@ -60,35 +62,77 @@ def import_problem() -> str | None:
     return None
 
 
+def missing_package(error: BaseException) -> str | None:
+    """What to do about a package of this project that is not installed, in one sentence; None for any other error."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in PACKAGES:
+        return None
+    return (
+        f"the package {error.name} is not installed for {sys.executable}. Activate the environment that has it (source"
+        f" .venv/bin/activate), or install them all: {sys.executable} -m pip install -r requirements.txt."
+    )
+
+
+def stdout_is_closed() -> bool:
+    """Whether nobody reads the output any more, as after `| head`; what is still to be written then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_closed = bool(poll.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return is_closed
+
+
+class Terminated(Interrupted):
+    """SIGTERM where no handler is set."""
+
+
+def raise_on_sigterm() -> None:
+    """Let SIGTERM raise Terminated in this process, and not in its forks; not where a handler is set."""
+    own = os.getpid()
+
+    def handle(number, frame):
+        if os.getpid() == own:
+            raise Terminated("SIGTERM; what is finished is kept. Run the same command again.")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, handle)
+
+
 def exit_with_status(main: Callable[[], None]) -> None:
     """Run a script's `main()` and exit with a status of the module's docstring. A refusal prints one paragraph.
 
     torchrun kills all processes when one ends. Before the process group exists, rank 0, which prints the reason, ends
     first.
     """
-    code, ctrl_c = 0, False
+    code, others_know = 0, True
     show_any_text(sys.stdout)
+    raise_on_sigterm()
     try:
         if problem := launcher_problem(os.environ) or import_problem():
             raise Refusal(problem)
         main()
     except SystemExit as error:
         code = error.code or 0
-    except BaseException as error:
+    except BaseException as raised:
+        missing = missing_package(raised)
+        error = Refusal(missing) if missing else raised
         status = status_of(error)
         code = EXIT_CODES[status] if status else 1
-        ctrl_c = isinstance(error, KeyboardInterrupt)
+        others_know = not isinstance(error, KeyboardInterrupt | Terminated)
         if status and RANK > 0 and not has_process_group():
             time.sleep(FIRST_WORD)
         if status is None:
-            traceback.print_exc()
+            if not (isinstance(error, BrokenPipeError) and stdout_is_closed()):
+                traceback.print_exc()
         elif RANK == 0 or not has_process_group():
             print(f"\n{f'rank {RANK}, ' if RANK else ''}{status}: {end_of(error)}", file=sys.stderr, flush=True)
     record_status(code)
     if has_process_group():
         import torch.distributed as dist
 
-        if code in EXIT_CODES.values() and not ctrl_c:  # which the other ranks may not know of
+        if code in EXIT_CODES.values() and others_know:
             wait_for_all_ranks()
         dist.destroy_process_group()
     sys.stdout.flush()

@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -115,6 +116,62 @@ def test_ctrl_c_is_one_line_and_status_75_where_no_handler_is_set(monkeypatch, c
     assert end.value.code == 75 and (tmp_path / "status").read_text() == "75\n"
     said = capsys.readouterr().err.strip()
     assert said == "interrupted: Ctrl-C; what is finished is kept. Run the same command again."
+
+
+SLEEPS = """
+import multiprocessing, os, signal, sys, time
+from llama_lite.exit import exit_with_status
+
+def main():
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    child.start()
+    print(child.pid, flush=True)
+    try:
+        child.join()
+        print("child", child.exitcode, flush=True)
+        time.sleep(600)
+    finally:
+        print("cleaned up", flush=True)
+
+exit_with_status(main)
+"""
+
+
+def test_sigterm_is_one_line_and_status_75_where_no_handler_is_set():
+    """An evaluation under a scheduler: it used to end without a line. Forks end as they did, without a traceback."""
+    command = [sys.executable, "-c", SLEEPS]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        os.kill(int(process.stdout.readline()), signal.SIGTERM)
+        assert process.stdout.readline() == f"child {-signal.SIGTERM}\n"
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=600)
+    assert (process.returncode, out) == (75, "cleaned up\n")
+    assert err.strip() == "interrupted: SIGTERM; what is finished is kept. Run the same command again."
+
+
+@pytest.mark.parametrize(
+    "code, status, said",
+    [
+        ("import transformers.no_such", 1, "Traceback"),
+        ("raise ModuleNotFoundError('x', name='my_module')", 1, "Traceback"),
+        ("raise ModuleNotFoundError('x', name='trl')", 2, "\nrefused: the package trl is not installed for"),
+    ],
+)
+def test_a_missing_package_is_said_with_the_way_to_it(code, status, said):
+    """Where the environment is not active."""
+    script = f"from llama_lite.exit import exit_with_status\ndef main():\n    {code}\nexit_with_status(main)"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode == status and ended.stderr.startswith(said)
+    assert ("source .venv/bin/activate" in ended.stderr) == (status == 2)
+
+
+def test_an_output_that_nobody_reads_is_no_traceback():
+    script = "from llama_lite.exit import exit_with_status\nexit_with_status(lambda: [print(flush=True) for _ in range(10**6)])"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=-1, stderr=-1, text=True, cwd=ROOT) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "" and process.wait() == 1
 
 
 def test_a_crash_leaves_the_last_status(tmp_path):

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from ..distributed import RANK, WORLD_SIZE, raise_on_all_ranks
+from ..errors import Interrupted
 
 FAILED, DONE, WORK = "failed", "done", "work"  # keys of the store
 
@@ -70,7 +71,7 @@ class SharedWork:
             compute()
         except FailedElsewhere:
             pass
-        except (Exception, KeyboardInterrupt) as raised:
+        except (Exception, KeyboardInterrupt, Interrupted) as raised:
             error = raised
             if self.store is not None:
                 self.store.set(FAILED, "1")
