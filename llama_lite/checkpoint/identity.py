@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from ..config.fields import HYPERPARAMETERS, SFT_HYPERPARAMETERS, names
 from ..config.schedules import CONSTANT
@@ -133,9 +134,11 @@ def is_deterministic(identity: dict) -> bool:
     return "cuda" not in hardware or any(switches.get(name) for name in ("deterministic", "full_determinism"))
 
 
-def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str, dict[str, tuple]]:
+def check_changes(
+    saved: dict, current: dict, step: int, allow: str, run: Path | None = None
+) -> dict[str, dict[str, tuple]]:
     """The differences from a checkpoint at `step`. Raises Refusal with one table of those that `allow` does not name
-    (--allow_changes, comma-separated).
+    (--allow_changes, comma-separated). run: its folder, where it is here.
     """
     allowed = names(allow)
     possible = {
@@ -167,7 +170,7 @@ def check_changes(saved: dict, current: dict, step: int, allow: str) -> dict[str
             apply = f"train longer with the new ones: --max_steps N (in place of --hours) --allow_changes {changed}"
         raise Refusal(
             f"this is not the run of the checkpoint at step {step}:\n{table}\nRestore the old values, choose another"
-            f" --output_dir, or {apply}"
+            f" --output_dir{f' (--config {run} keeps the other values of this run)' if run else ''}, or {apply}"
         )
     return changes
 

@@ -22,6 +22,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, read_yaml
 from ..paths import ROOT
+from .of_run import values_of_run
 
 TABLE = Path(__file__).with_name("arguments.json")
 # owner/name, as the Hub takes them: no `--`, `..` or `.git`, no `-` or `.` at an end, 96 characters each
@@ -251,7 +252,7 @@ def check_command(script: Script, argv: list[str]) -> tuple[list[str], dict]:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise Refusal("--config needs a YAML file, e.g. --config configs/pretrain/demo.yaml.")
-        config, wrong = _typed_config(script, argv[at + 1], _read_config(argv[at + 1]))
+        config, wrong = _typed_config(script, argv[at + 1], _read_config(script, argv[at + 1], argv))
         problems += wrong
         argv = argv[:at] + argv[at + 2 :]
     problems += unknown_flags(script, argv)
@@ -289,7 +290,13 @@ def _unknown(script: Script, word: str, known, where: str) -> str:
     return f"`{word}` {where} is not an argument: {hint}"
 
 
-def _read_config(path: str) -> dict:
+def _read_config(script: Script, path: str, argv: list[str]) -> dict:
+    """The values of a YAML file, or of a run's folder; of that without its steps where the command line says how long
+    another run takes.
+    """
+    if Path(path).is_dir():
+        replaced = {"max_steps"} if "--hours" in [word.split("=")[0] for word in argv] else set()
+        return values_of_run(script.name, Path(path), {argument.name for argument in script.arguments} - replaced)
     try:
         config = read_yaml(path)
     except FileNotFoundError:

@@ -19,6 +19,7 @@ from ..machine.precision import LAUNCHER_PRECISIONS
 from ..paths import expand_home
 from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent
 from .common import CommonRunArguments
+from .of_run import KINDS
 from .ranges import comma_problems, range_problems
 
 # what argparse takes as a value, not an option; its own pattern does not know -1e-3
@@ -39,8 +40,9 @@ class Parser(TrlParser):
     def __init__(self, dataclass_types, follows_from: dict[str, str], required_values: dict[str, tuple], **kwargs):
         super().__init__(dataclass_types, allow_abbrev=False, **kwargs)
         self.add_argument("--help_all", "--help-all", action="help", help=HELP_ALL)
+        of_run = " Or a run's folder: another run begins with its values." if self.prog in KINDS else ""
         self.add_argument(
-            "--config", help="YAML file whose values become the defaults; the command line wins. One file."
+            "--config", help=f"YAML file whose values become the defaults; the command line wins. One file.{of_run}"
         )
         self._negative_number_matcher = NEGATIVE_NUMBER
         self.script = Script(self.prog, self.usage, self.description, [])

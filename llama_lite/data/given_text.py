@@ -127,5 +127,5 @@ def check_content(folder: Path, recorded: dict, text: Text) -> None:
         raise Refusal(
             f"the text in {text.data.dataset} has changed since {folder} was prepared ({message}). Restore it, leave"
             f" out --dataset to use the prepared tokens (--prepared_dir {folder}), or start another run with another"
-            " --output_dir and without --prepared_dir."
+            " --output_dir and without --prepared_dir (--init_from RUN begins it with the weights of a run)."
         )

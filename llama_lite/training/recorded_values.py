@@ -165,11 +165,13 @@ def values_to_continue(run, training, repo: str | None) -> dict:
         return {}
     found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo)
     if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
-        derived = not found.get("hours") or found["hours"] == DEFAULT_HOURS
-        began = "another length" if derived else f"--hours {found['hours']:g}"
+        hours, steps = found.get("hours") or DEFAULT_HOURS, found.get("max_steps", 0)
+        began = "another length" if hours == DEFAULT_HOURS else f"--hours {hours:g}"
+        more = int(steps * run.hours / hours)
+        longer = f" To make it about that long: --max_steps {more} --allow_changes max_steps." if more > steps else ""
         raise Refusal(
             f"--hours {run.hours:g}: the run in {training.output_dir} was started with {began}, and its"
-            f" {found.get('max_steps', 0):,} steps stay. Leave --hours out to continue it; give another --output_dir"
-            " for another run, or --max_steps N --allow_changes max_steps to make this one longer."
+            f" {steps:,} steps stay. Leave --hours out to continue it.{longer} For another run with its values:"
+            f" --config {training.output_dir} --hours {run.hours:g} --output_dir OTHER."
         )
     return found

@@ -176,7 +176,7 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
     if folder is None:
         return start
     allowed = ",".join([*names(options.allow_changes), *options.also_allowed(run, start)])
-    start.changed = check_changes(start.manifest["identity"], identity, start.step, allowed)
+    start.changed = check_changes(start.manifest["identity"], identity, start.step, allowed, run.path)
     if "optimizer" not in without:
         _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):

@@ -31,7 +31,7 @@ from llama_lite.config.sft import (
 )
 from llama_lite.config.study import parse_study
 from llama_lite.errors import Refusal
-from llama_lite.files import read_yaml
+from llama_lite.files import append_jsonl, read_yaml, write_json
 from llama_lite.studies import spec
 
 
@@ -587,3 +587,39 @@ def test_commas_in_yaml_are_told_too_and_those_of_places_and_prompts_stay(tmp_pa
     models, *_ = parse_eval(["--models", f"x/y+{place}", "--tasks", "mmlu", "--output_dir", "out"])
     assert models.models == [f"x/y+{place}"]
     assert parse_pretrain(["--block_size", "256", "--sample_prompts", "One, two"])[4].sample_prompts == ["One, two"]
+
+
+def test_a_run_is_a_config_with_what_was_changed_on_the_way_and_without_what_is_its_own(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    record = {
+        "kind": "pretrain",
+        "given": {"dataset": "text", "hours": 0.5, "output_dir": str(run), "push_to_hub": True, "weight_decay": 0.2},
+        "settings": {
+            "max_steps": 500,
+            "model_config": "2x64",
+            "prepared_dir": "data/text-1",
+            "validation": [],
+            "of_old": 1,
+        },
+    }
+    write_json(run / "run.json", record)
+    for kind, fields in (("layout", {"threads": [1, 2]}), ("hyperparameters", {"max_steps": [500, 700]})):
+        append_jsonl(run / "events.jsonl", {"event": "changed", "kind": kind, "fields": fields})
+    of_run = {"dataset": "text", "weight_decay": 0.2, "max_steps": 700, "model_config": "2x64"}
+    *_, options, training = parsed("--config", str(run), "--output_dir", "other", "--seed", "3")
+    assert options.explicit_args == {**of_run, "output_dir": "other", "seed": 3} and training.output_dir == "other"
+    # another length: its steps are not taken
+    *_, options, _ = parsed("--config", str(run), "--hours=2")
+    assert "max_steps" not in options.explicit_args and options.explicit_args["hours"] == 2
+    for parse, folder, told in (
+        (
+            parse_sft,
+            run,
+            r"a folder with a run of run_pretrain.py: give a YAML file, or the folder of a run of run_sft",
+        ),
+        (parse_pretrain, tmp_path, "a folder with no run: give a YAML file, or the folder of a run of run_pretrain.py"),
+        (parse_eval, run, r"a folder with a run of run_pretrain.py: give a YAML file\.$"),
+    ):
+        with pytest.raises(Refusal, match=told):
+            parse(["--config", str(folder)])

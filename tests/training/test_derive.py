@@ -446,7 +446,12 @@ def test_a_resume_takes_what_was_recorded_and_a_folder_that_has_grown_is_refused
         and "--hours 0.01: the run in" in other.stderr
         and "was started with --hours 0.006" in other.stderr
     )
-    assert "another --output_dir" in other.stderr and read_json(run / "run.json")["settings"] == before
+    more = before["max_steps"] * 0.01 / 0.006
+    assert f"To make it about that long: --max_steps {int(more)} --allow_changes max_steps." in other.stderr
+    assert (
+        f"--config {run} --hours 0.01 --output_dir OTHER" in other.stderr
+        and read_json(run / "run.json")["settings"] == before
+    )
     (folder / "more.txt").write_text("One more text that was not there when the run began. " * 400)
     grown = launch(*short)
     assert grown.returncode == 2 and grown.stderr.count("refused") == 1
@@ -474,7 +479,7 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
     assert found("--suggest", "mine.yaml", "--hours", "1") == found("--dry_run", "--hours", "1") == {}
     with pytest.raises(
         Refusal,
-        match=r"--hours 1: the run in .* was started with another length, and its 3 steps stay.*another --output_dir",
+        match=r"--hours 1: the run in .* was started with another length, and its 3 steps stay.*--output_dir OTHER",
     ):
         found("--hours", "1")
 

@@ -13,6 +13,7 @@ import torch
 from helpers import QUICK, log_of, same_tensors, tensors_of
 from safetensors.torch import save_file
 
+from llama_lite.checkpoint.identity import differences
 from llama_lite.data import sources
 from llama_lite.errors import Interrupted, Refusal, Unhealthy
 from llama_lite.files import read_json, read_jsonl, write_json
@@ -190,7 +191,8 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     pretrain(run)
     assert "nothing to do" in capsys.readouterr().out
     longer = r"--max_steps N \(in place of --hours\) --allow_changes learning_rate,max_steps"
-    with pytest.raises(Refusal, match=rf"choose another --output_dir, or train longer with the new ones: {longer}"):
+    other = rf"choose another --output_dir \(--config {run} keeps the other values of this run\)"
+    with pytest.raises(Refusal, match=rf"{other}, or train longer with the new ones: {longer}"):
         pretrain(run, learning_rate=5e-4)
     pretrain(run, "--allow_changes", "learning_rate", learning_rate=5e-4)
     assert re.search(rf"nothing to do, and the new learning_rate is not used.*{longer}", capsys.readouterr().out)
@@ -666,3 +668,18 @@ def test_deterministic_algorithms_are_on_in_the_run_recorded_and_off_after_it(pr
         write_json(run / "run.json", record)
         write_card_or_reason(run)
         assert same.format(said) in (run / "README.md").read_text()
+
+
+def test_another_run_begins_with_the_values_of_a_run(pretrain, whole_run, tmp_path, handlers):
+    """`--config RUN`: the same run again where nothing else is given; with another rate, that alone is another."""
+    from run_pretrain import main
+
+    main(["--config", str(whole_run), "--output_dir", str(tmp_path / "again")])
+    assert log_of(tmp_path / "again") == log_of(whole_run)
+    assert same_tensors(
+        tmp_path / "again/checkpoint-12/model.safetensors", whole_run / "checkpoint-12/model.safetensors"
+    )
+    main(["--config", str(whole_run), "--output_dir", str(tmp_path / "other"), "--learning_rate", "2e-3"])
+    then, now = (read_json(run / "run.json")["identity"] for run in (whole_run, tmp_path / "other"))
+    changed = differences(then, now)
+    assert changed.pop("hyperparameters") == {"learning_rate": (1e-3, 2e-3)} and not any(changed.values())

@@ -1,0 +1,34 @@
+"""The values of a run as a config: with `--config runs/mine`, another run begins with the same ones."""
+
+from pathlib import Path
+
+from ..errors import Refusal
+from ..files import read_json, read_jsonl
+
+KINDS = {"run_pretrain.py": "pretrain", "run_sft.py": "sft"}
+
+# where a run is and publishes, how long its steps took, and how it was resumed: of that run alone
+OWN = {
+    *"output_dir run_name push_to_hub hub_model_id hub_revision".split(),
+    *"hours resume_from_checkpoint resume_without allow_changes stop_after_step".split(),
+}
+FOLDERS = {"prepared_dir", "curated_dir"}  # they follow from the text, where nobody gave them
+
+
+def values_of_run(script: str, folder: Path, names: set[str]) -> dict:
+    """{argument: value} of the run in `folder`, given or derived, with those that were changed on the way; `names`:
+    the script's arguments. Raises Refusal for a folder that holds no run of this script.
+    """
+    record = read_json(folder / "run.json") or {}
+    if script not in KINDS or record.get("kind") != KINDS[script]:
+        holds = f"a run of run_{record['kind']}.py" if record.get("kind") in KINDS.values() else "no run"
+        raise Refusal(
+            f"--config {folder} is a folder with {holds}: give a YAML file"
+            + (f", or the folder of a run of {script}." if script in KINDS else ".")
+        )
+    given, settings = record.get("given", {}), record.get("settings", {})
+    values = {**given, **{name: value for name, value in settings.items() if name not in FOLDERS}}
+    for event in read_jsonl(folder / "events.jsonl"):
+        if event["event"] == "changed" and event["kind"] in ("hyperparameters", "data"):
+            values |= {name: new for name, (_, new) in event["fields"].items() if name in values}
+    return {name: value for name, value in values.items() if name in names - OWN and value not in (None, [])}
