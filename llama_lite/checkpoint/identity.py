@@ -135,10 +135,11 @@ def is_deterministic(identity: dict) -> bool:
 
 
 def check_changes(
-    saved: dict, current: dict, step: int, allow: str, run: Path | None = None
+    saved: dict, current: dict, step: int, allow: str, run: Path | None = None, problem: str = ""
 ) -> dict[str, dict[str, tuple]]:
     """The differences from a checkpoint at `step`. Raises Refusal with one table of those that `allow` does not name
-    (--allow_changes, comma-separated). run: its folder, where it is here.
+    (--allow_changes, comma-separated). run: its folder, where it is here. problem: why the checkpoint's weights cannot
+    be those of the current model; then no name is enough.
     """
     allowed = names(allow)
     possible = {
@@ -156,21 +157,24 @@ def check_changes(
             )
     changes = differences(saved, current)
     rows = {**changes["hyperparameters"], **changes["data"]}
-    refused = [name for name in rows if name not in allowed]
-    if refused:
+    if problem or any(name not in allowed for name in rows):
         width = max(len(name) for name in rows)
         table = "\n".join(
             f"  {name:<{width}}  {_short(old)} -> {_short(new)}{'  (allowed)' if name in allowed else ''}"
             + (f"; {cost}" if (cost := position_cost(name, saved, current, step)) else "")
             for name, (old, new) in rows.items()
         )
-        apply = f"apply the new ones from step {step + 1} on: --allow_changes {','.join(rows)}"
-        if step >= current["hyperparameters"].get("max_steps", step + 1):  # it is finished
+        apply = f", or apply the new ones from step {step + 1} on: --allow_changes {','.join(rows)}"
+        if problem:
+            apply = f"; the new ones cannot be applied to this run: {problem}"
+        elif step >= current["hyperparameters"].get("max_steps", step + 1):  # it is finished
             changed = ",".join(dict.fromkeys([*rows, "max_steps"]))
-            apply = f"train longer with the new ones: --max_steps N (in place of --hours) --allow_changes {changed}"
+            apply = (
+                f", or train longer with the new ones: --max_steps N (in place of --hours) --allow_changes {changed}"
+            )
         raise Refusal(
             f"this is not the run of the checkpoint at step {step}:\n{table}\nRestore the old values, choose another"
-            f" --output_dir{f' (--config {run} keeps the other values of this run)' if run else ''}, or {apply}"
+            f" --output_dir{f' (--config {run} keeps the other values of this run)' if run else ''}{apply}"
         )
     return changes
 

@@ -139,6 +139,23 @@ def _unlike_files(folder: Path, config) -> tuple[set[str], set[str]]:
     return expected - stored - set(model.all_tied_weights_keys), stored - expected
 
 
+def check_fits(folder: Path, name: str, config) -> None:
+    """Raise Refusal unless the weights in a folder are those of a model of this config, by names and shapes."""
+    import torch
+    from safetensors import safe_open
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        expected = AutoModelForCausalLM.from_config(config, trust_remote_code=False).state_dict()
+    mismatched = []
+    for path in folder.glob("model*.safetensors"):
+        with safe_open(path, "pt") as file:
+            for key in expected.keys() & set(file.keys()):
+                if (shape := file.get_slice(key).get_shape()) != list(expected[key].shape):
+                    mismatched.append((key, shape, expected[key].shape))
+    check_filled(name, *_unlike_files(folder, config), mismatched)
+
+
 def check_filled(
     name: str,
     missing: Collection[str],

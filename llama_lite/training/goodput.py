@@ -8,8 +8,8 @@ import time
 from model_card import goodput
 from model_card.goodput import KINDS
 
-# events of commands that do not train: those that were refused, and publishing, which goes on after a run's end
-OUTSIDE = ("refused", "published", "not published", "not yet published", "hub")
+# events of a session that trains; others can be of a command that was refused, or published what had waited
+OF_SESSIONS = ("started", "resumed", "saved", "spike", "trained", "finished", "interrupted", "unhealthy")
 
 
 class WallClock:
@@ -75,7 +75,7 @@ def seconds_before(events: list[dict], step: int, since_start: float, last_seen:
     seconds, then = before
     passed = max(0.0, time.time() - then)
     began = time.time() - min(since_start, passed)
-    events = [event for event in events if event["event"] not in OUTSIDE]
+    events = [event for event in events if event["event"] in OF_SESSIONS]
     ended = max([then, *([last_seen] if last_seen else []), *(goodput.time_of(event) for event in events[-1:])])
     waiting = max(0.0, began - ended)
     starts_and_ends = [event["event"] for event in events if event["event"] in ("started", "resumed", "finished")]

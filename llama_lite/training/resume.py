@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from ..checkpoint import integrity, store, verify
-from ..checkpoint.identity import changed_arithmetic, check_changes
+from ..checkpoint.identity import changed_arithmetic, check_changes, model_differences
 from ..config.fields import names
 from ..distributed import print_main, run_on_main
 from ..errors import Interrupted, Refusal
@@ -18,6 +20,7 @@ from ..folder_kinds import check_folder
 from ..hub import client, download, export, publish_queue, revision
 from ..hub.client import HubPermissionError, HubUnavailable, reference
 from ..machine.parallelism import SHARDED_OPTIMIZERS as ADAMW
+from ..models.loading import check_fits
 from ..models.presets import load_model_config
 from ..processes import seconds_since_start
 from ..run_folder import RunFolder
@@ -90,8 +93,8 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
 
 
 def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
-    """Write `run.json`, and the events of what changed since the checkpoint; restore the log of its step, without an
-    evaluation that is due, and so is made again; say where the run begins.
+    """Write `run.json`; restore the log of the checkpoint's step, without an evaluation that is due, and so is made
+    again; say where the run begins.
     """
     run_on_main(_new_run, run, record, start.checkpoint is None)
     run_on_main(
@@ -99,9 +102,6 @@ def begin_run(run: RunFolder, record: dict, start: trainer.ResumePoint) -> None:
             read_json(start.checkpoint / "trainer_state.json")["log_history"] if start.checkpoint else []
         )
     )
-    for kind in ("hyperparameters", "data", "layout", "environment"):
-        if start.changed.get(kind):
-            run.event("changed", kind=kind, fields={name: list(values) for name, values in start.changed[kind].items()})
     print_main(
         f"start     {f'step {start.step}, from {start.checkpoint}' if start.checkpoint else 'step 0, a new run'} in"
         f" {run.path}"
@@ -176,7 +176,8 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
     if folder is None:
         return start
     allowed = ",".join([*names(options.allow_changes), *options.also_allowed(run, start)])
-    start.changed = check_changes(start.manifest["identity"], identity, start.step, allowed, run.path)
+    problem = _other_weights(start, identity) if kind == "pretrain" else ""
+    start.changed = check_changes(start.manifest["identity"], identity, start.step, allowed, run.path, problem)
     if "optimizer" not in without:
         _check_optimizer(start.changed["hyperparameters"])
     if other := dict.fromkeys([*start.changed["environment"], *changed_arithmetic(start.changed)]):
@@ -188,6 +189,17 @@ def _find_start(run, kind: str, identity: dict, options: ResumeOptions) -> train
         store.supersede_newer(run.path, folder, start.step, report)
         publish_queue.supersede(run.path, start.step)
     return start
+
+
+def _other_weights(start: trainer.ResumePoint, identity: dict) -> str:
+    """Why a checkpoint's weights are not those of the model of this identity; "" where they are."""
+    if not model_differences(start.manifest["identity"], identity):
+        return ""
+    try:
+        check_fits(start.checkpoint, start.checkpoint.name, AutoConfig.for_model(**identity["model"]))
+    except Refusal as refusal:
+        return str(refusal)
+    return ""
 
 
 def _check_stop_file(file: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
 from .. import provenance
@@ -288,13 +288,7 @@ class Session:
         trainer.clock = self._wall_clock()
         trainer.watchdog = Watchdog(self.run, self.run_args.step_timeout, trainer.clock)
         trainer.add_callback(trainer.watchdog)
-        self.run.event(
-            "resumed" if checkpoint else "started",
-            checkpoint=checkpoint.name if checkpoint else None,
-            data_start=self.start.data_start,
-            **({"reshard_after_forward": layout().reshard} if layout().sharding == "fsdp2" else {}),
-            **trainer.clock.recorded(),
-        )
+        trainer.add_callback(RecordStart(trainer))
         trainer.add_callback(DueEvaluationCallback(trainer))
         with trainer.watchdog:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -327,3 +321,26 @@ class Session:
         Interrupted when it was asked to stop before.
         """
         self._publish(publishing.publish_rest, self.publishers, self.run.path / f"checkpoint-{steps}")
+
+
+class RecordStart(TrainerCallback):
+    """Records that a session trains, and what it changes, once its checkpoint is loaded and verified: a command that is
+    refused until then changes nothing in the history of a run.
+    """
+
+    def __init__(self, trainer: VerifiedTraining):
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Write the events."""
+        run, start = self.trainer.run, self.trainer.start
+        for kind in ("hyperparameters", "data", "layout", "environment"):
+            if changed := start.changed.get(kind):
+                run.event("changed", kind=kind, fields={name: list(values) for name, values in changed.items()})
+        run.event(
+            "resumed" if start.checkpoint else "started",
+            checkpoint=start.checkpoint.name if start.checkpoint else None,
+            data_start=start.data_start,
+            **({"reshard_after_forward": layout().reshard} if layout().sharding == "fsdp2" else {}),
+            **self.trainer.clock.recorded(),
+        )

@@ -1,6 +1,7 @@
 """A commented config of a run that the text, the machine and the time suggest: `--suggest mine.yaml`."""
 
 import dataclasses
+import itertools
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,8 +36,11 @@ def write_suggestion(
     """Write the explicit and the derived arguments to a YAML file, group by group, each derived value with its reason.
 
     script: the script that reads the file. groups: the dataclasses of arguments. reasons: {argument: reason} of the
-    derived ones; those without a reason are derived again when a run starts, and left out.
+    derived ones; those without a reason are derived again when a run starts, and left out. The run has a folder of its
+    own: that of the text may hold a run already.
     """
+    own = {} if "output_dir" in explicit_args else {"output_dir": _free_folder(Path("runs") / Path(path).stem)}
+    reasons = reasons | dict.fromkeys(own, "named after this file")
     lines = [
         f"# A run of {script} that this text, this machine ({cpu_name()}) and this time suggest. Change what you like.",
         "#",
@@ -45,7 +49,7 @@ def write_suggestion(
     for group in groups:
         yaml_lines = []
         for field in dataclasses.fields(group):
-            value = getattr(getattr(group, field.name), "value", getattr(group, field.name))
+            value = own.get(field.name, getattr(getattr(group, field.name), "value", getattr(group, field.name)))
             reason = "given" if field.name in explicit_args else reasons.get(field.name)
             if reason and field.name not in NOT_WRITTEN:
                 text = (
@@ -61,3 +65,12 @@ def write_suggestion(
     write_text(Path(path), "\n".join(lines) + "\n")
     print_main(f"suggested {path}; run it with: {LAUNCH_COMMAND} {script} --config {path}")
     print_main(textwrap.indent("\n".join(lines), "          "))
+
+
+def _free_folder(path: Path) -> str:
+    """A folder that is not there: `path`, `path-2` and so on."""
+    return next(
+        str(folder)
+        for number in itertools.count(1)
+        if not (folder := path if number == 1 else path.with_name(f"{path.name}-{number}")).exists()
+    )

@@ -500,6 +500,7 @@ def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
     )
     assert done.returncode == 0 and f"run it with: python run_pretrain.py --config {path}" in done.stdout, done.stderr
     suggested = yaml.safe_load(path.read_text())
+    assert re.fullmatch(r"runs/mine(-\d+)?", suggested["output_dir"])  # not that of the text, which may hold a run
     assert {
         "model_config",
         "vocab_size",
@@ -524,6 +525,14 @@ def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
     )
     again = launch("--dataset", str(text), "--suggest", str(path))
     assert again.returncode == 2 and "that file already exists and is not overwritten" in again.stderr
+
+
+def test_a_suggested_run_has_a_folder_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert suggest._free_folder(Path("runs/mine")) == "runs/mine"
+    for name in ("mine", "mine-2"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert suggest._free_folder(Path("runs/mine")) == "runs/mine-3"
 
 
 def test_numbers_are_rounded_as_people_do():
