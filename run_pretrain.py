@@ -278,6 +278,7 @@ def what_next(folder: Path, tokenizer, config) -> list[str]:
     """The commands that tune and evaluate what was trained, or why it cannot be tuned. config: of the model."""
     from llama_lite.chat_format.template import least_context
     from llama_lite.kernels.probe import context_of
+    from llama_lite.training import tuning_folder
 
     context, least = context_of(config) or math.inf, least_context(tokenizer)
     if context < least:
@@ -286,9 +287,10 @@ def what_next(folder: Path, tokenizer, config) -> list[str]:
             f"          run_sft.py needs a longer context: a short question and its answer take {least:,} tokens in the"
             f" chat format, and this model has {context:,}. Train on more text, or with --block_size 256.",
         ]
+    tuned = tuning_folder.output_dir(str(folder))
     return [
         f"next      {LAUNCH_COMMAND} run_sft.py --model_name_or_path {shlex.quote(str(folder))}",
-        f"          python run_eval.py --models {shlex.join([str(folder), f'{folder}+{folder}-sft'])} --limit 100",
+        f"          python run_eval.py --models {shlex.join([str(folder), f'{folder}+{tuned}'])} --limit 100",
     ]
 
 

@@ -141,10 +141,11 @@ def choose_output_dir(session, base: str) -> None:
     than a tuning run.
     """
     from llama_lite.folder_kinds import check_folder
-    from llama_lite.training import derive_sft
+    from llama_lite.training import tuning_folder
     from llama_lite.training.preflight import check_folders
 
-    session.choose_folder(derive_sft.output_dir_for_rows(derive_sft.output_dir(base), session.run_args.explicit_args))
+    explicit_args = session.run_args.explicit_args
+    session.choose_folder("" if "output_dir" in explicit_args else tuning_folder.output_dir(base, explicit_args))
     check_folders({"output_dir": session.training_args.output_dir})
     run_on_main(check_folder, "output_dir", session.training_args.output_dir, "sft")
 

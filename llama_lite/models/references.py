@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..checkpoint import integrity, verify
+from ..checkpoint import integrity, store, verify
 from ..checkpoint.identity import VOLATILE_CONFIG
 from ..digests import sha256
 from ..errors import Refusal
@@ -205,15 +205,32 @@ def published_as(located: Located) -> tuple[str, str | None] | None:
 
 
 def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict:
-    """The content of an adapter's `base.json`: digest and counted config fields of its base, and where it is on the
-    Hub.
+    """The content of an adapter's `base.json`: digest and counted config fields of its base, where it is on the Hub,
+    and, of the folder of a finished run, the step of the checkpoint with the same weights, and the digest of that.
     """
     return {
         "sha256": weights_digest(base.folder),
+        **_checkpoint_of(base.folder),
         "config": counted_fields(base),
         "hub_id": hub_id,
         "revision": revision,
     }
+
+
+def _checkpoint_of(folder: Path) -> dict:
+    """{step, checkpoint_sha256} of the newest checkpoint of a run, where the run's model is its own in the same number
+    format; empty otherwise.
+    """
+    from ..hub.export import is_export
+
+    steps = store.checkpoints(folder) if (folder / "run.json").is_file() else []
+    if not steps:
+        return {}
+    step, checkpoint = steps[0]
+    dtypes = {(read_json(path / "config.json") or {}).get("dtype") for path in (folder, checkpoint)}
+    if len(dtypes) > 1 or not is_export(checkpoint, folder):
+        return {}
+    return {"step": step, "checkpoint_sha256": weights_digest(checkpoint)}
 
 
 def counted_fields(located: Located) -> dict:
@@ -226,23 +243,36 @@ def counted_fields(located: Located) -> dict:
     )
 
 
+def _way_to_base(step: int | None, adapter: Located, base: Located) -> str:
+    """A sentence that says how to give the weights that an adapter was made for, where `base` is of a run; else "".
+    step: of the run, where the adapter's record holds it.
+    """
+    run = next((folder for folder in (base.folder, base.folder.parent) if (folder / "run.json").is_file()), None)
+    if run is None:
+        return ""
+    name = base.name.partition("@")[0] if base.folder == run or "@" in base.name else os.path.dirname(base.name)
+    if step and (run / f"checkpoint-{step}").is_dir():
+        return f" It was tuned from step {step:,} of this run: give {name}@step-{step}+{adapter.name}."
+    if step:
+        return f" It was tuned from step {step:,} of this run, whose checkpoint is no longer in {run}."
+    return (
+        " If the run was trained further since, export the step that was tuned: python -m llama_lite export"
+        f" {name}@step-N --to safetensors --output_dir FOLDER, and give FOLDER+{adapter.name}."
+    )
+
+
 def check_base(adapter: Located, base: Located) -> None:
     """Raise Refusal when an adapter was trained for other weights than `base`, or for the same weights with another
     config, as far as its record states them.
     """
     record = read_json(adapter.folder / BASE_RECORD)
     if record:
-        if record["sha256"] != weights_digest(base.folder, base.remote_weights):
+        digests = record["sha256"], record.get("checkpoint_sha256")
+        if weights_digest(base.folder, base.remote_weights) not in digests:
             made_for = f"{record['hub_id']}@{record['revision']}" if record["hub_id"] else "other weights"
-            is_run = any((folder / "run.json").is_file() for folder in (base.folder, base.folder.parent))
-            way = (
-                " If the run was trained further since, export the step that was tuned: python -m llama_lite export"
-                f" {base.name.partition('@')[0]}@step-N --to safetensors --output_dir FOLDER, and give"
-                f" FOLDER+{adapter.name}."
-            )
             raise Refusal(
                 f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256"
-                f" differ).{way if is_run else ''}"
+                f" differ).{_way_to_base(record.get('step'), adapter, base)}"
             )
         saved_fields = record.get("config", {})  # which the first versions did not record
         current_fields = counted_fields(base) if saved_fields else {}

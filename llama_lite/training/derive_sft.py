@@ -3,21 +3,16 @@ the machine, in this order.
 """
 
 import dataclasses
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example
 from ..config.sft import SftArguments
-from ..data.recipes import name_of
-from ..files import read_json
 from ..formatting import in_words
 from ..kernels.probe import context_of
 from ..machine.hardware import planning_constant
 from ..models.presets import flops_per_token
-from ..paths import beside_run
 from ..processes import seconds_since_start
 from . import decisions, timing
 from .plan import run_steps
@@ -38,22 +33,6 @@ RECORDED = (
     " long_rows sequences_per_step per_device_train_batch_size learning_rate max_steps hours logging_steps eval_steps"
     " save_steps save_total_limit probe_rows compared_prompts sampled_answers answer_tokens precision"
 ).split()
-
-
-def output_dir(base: str) -> str:
-    """The default folder of a tuning run: next to its base, where that is a run, or next to the run that it is of."""
-    folder = beside_run(Path(base))
-    near = str(folder).startswith("runs/")
-    return f"{folder}-sft" if near else f"runs/{name_of(str(folder).partition('@')[0])}-sft"
-
-
-def output_dir_for_rows(folder: str, explicit_args: dict) -> str:
-    """The default `folder`, or one that is named after the given rows too, where it holds a run on other ones."""
-    dataset, record = explicit_args.get("dataset"), read_json(Path(folder) / "run.json") or {}
-    there = record.get("settings", record.get("given", {})).get("dataset", dataset)
-    if dataset in (None, there) or (Path(dataset).exists() and os.path.realpath(dataset) == os.path.realpath(there)):
-        return folder
-    return f"{folder}-{name_of(dataset)}"
 
 
 def machine(groups: Sequence, explicit_args: dict, recorded: dict) -> tuple[dict, dict]:

@@ -3,8 +3,10 @@ for all tests.
 """
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.connection
+import multiprocessing.context
 import multiprocessing.process
 import os
 import runpy
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import yaml
@@ -49,13 +52,21 @@ STARTED: list["Fork"] = []  # by `start`, since the test began
 FIGURES = True  # whether cards of the forks have figures; `helpers.without_figures` says no
 
 
+def _server() -> multiprocessing.context.ForkServerContext:
+    """The context whose processes have LOADED; its server starts in ROOT, wherever the test is."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(LOADED)
+    with contextlib.chdir(ROOT):
+        forkserver.ensure_running()
+    return forks
+
+
 def run(command: list[str], timeout: float, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """What `subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout)` returns or raises.
 
     The environment is that of the first call. Standard input is empty.
     """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(LOADED)
+    forks = _server()
     with tempfile.TemporaryDirectory() as folder:
         stdout, stderr = (Path(folder) / name for name in ("stdout", "stderr"))
         process = forks.Process(target=_run_script, args=(command[1:], str(cwd), str(stdout), str(stderr), FIGURES))
@@ -99,8 +110,7 @@ def start(command: list[str], log: Path) -> Fork:
     """Begin what `run` runs; its output is added to `log`. For tests that kill a script, or send it a signal, where
     starting Python and importing the libraries is not what they test.
     """
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(LOADED)
+    forks = _server()
     process = forks.Process(target=_run_script, args=(command[1:], str(ROOT), str(log), str(log), FIGURES))
     process.start()
     STARTED.append(Fork(process, command, log))
@@ -142,8 +152,7 @@ def run_ranks(config_file: Path, command: list[str], timeout: float) -> subproce
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    forks = multiprocessing.get_context("forkserver")
-    forks.set_forkserver_preload(LOADED)
+    forks = _server()
     with tempfile.TemporaryDirectory() as folder:
         files = [[str(Path(folder) / f"{name}-{rank}") for name in ("stdout", "stderr")] for rank in range(processes)]
         ranks = [

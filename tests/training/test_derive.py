@@ -4,6 +4,7 @@ together is refused before anything is made.
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -23,15 +24,17 @@ from llama_lite.kernels import switches
 from llama_lite.machine.parallelism import Layout
 from llama_lite.models import shapes
 from llama_lite.models.presets import count_parameters, model_config_of
+from llama_lite.models.references import weights_digest
 from llama_lite.training import (
     decisions,
     derive_data,
     derive_model,
     derive_pretrain,
     derive_schedule,
-    derive_sft,
     recorded_values,
+    suggest,
     timing,
+    tuning_folder,
 )
 from llama_lite.training.decisions import nice
 from run_pretrain import what_next
@@ -127,22 +130,39 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
 def test_other_rows_for_the_same_base_have_a_folder_of_their_own(tmp_path, monkeypatch):
     """Else the command takes the number of held-out rows, and the rest, from the record of the run on other rows."""
     monkeypatch.chdir(tmp_path)
-    folder = str(tmp_path / "mytext-sft")
+    folder, base = "runs/mytext-sft", "runs/mytext"
     own, other = {"dataset": "data/my rows.jsonl"}, {"settings": {"dataset": "installed-docs"}}
-    assert derive_sft.output_dir_for_rows(folder, own) == folder
-    (tmp_path / "mytext-sft").mkdir()
-    write_json(tmp_path / "mytext-sft" / "run.json", other)
-    assert derive_sft.output_dir_for_rows(folder, own) == f"{folder}-my-rows"
-    assert (
-        derive_sft.output_dir_for_rows(folder, other["settings"])
-        == derive_sft.output_dir_for_rows(folder, {})
-        == folder
-    )
+    assert tuning_folder.output_dir(base, own) == folder
+    Path(folder).mkdir(parents=True)
+    write_json(Path(folder) / "run.json", other)
+    assert tuning_folder.output_dir(base, own) == f"{folder}-my-rows"
+    assert tuning_folder.output_dir(base, other["settings"]) == tuning_folder.output_dir(base) == folder
     # one file in other spellings
     (tmp_path / "rows.jsonl").touch()
-    write_json(tmp_path / "mytext-sft" / "run.json", {"settings": {"dataset": "rows.jsonl"}})
+    write_json(Path(folder) / "run.json", {"settings": {"dataset": "rows.jsonl"}})
     for spelling in ("rows.jsonl", "./rows.jsonl", str(tmp_path / "rows.jsonl")):
-        assert derive_sft.output_dir_for_rows(folder, {"dataset": spelling}) == folder
+        assert tuning_folder.output_dir(base, {"dataset": spelling}) == folder
+
+
+def test_a_base_that_was_trained_further_is_tuned_in_a_folder_of_its_own(tmp_path, monkeypatch):
+    """The commands that the longer run prints used to be refused: the folder held a run on the earlier weights."""
+    monkeypatch.chdir(tmp_path)
+    base, folder = Path("runs/mytext"), "runs/mytext-sft"
+    for name in (base, f"{folder}", f"{folder}-2"):
+        Path(name).mkdir(parents=True)
+
+    def tuned(name: str) -> None:
+        write_json(Path(name) / "run.json", {"base": {"sha256": weights_digest(base)}})
+
+    (base / "model.safetensors").write_bytes(b"step 5")
+    tuned(folder)
+    assert tuning_folder.output_dir(str(base)) == folder
+    (base / "model.safetensors").write_bytes(b"step 10")
+    assert tuning_folder.output_dir(str(base)) == f"{folder}-2"  # which holds no run
+    tuned(f"{folder}-2")
+    assert tuning_folder.output_dir(str(base)) == f"{folder}-2"
+    (base / "model.safetensors").write_bytes(b"step 15")
+    assert tuning_folder.output_dir(str(base)) == f"{folder}-3"
 
 
 @pytest.mark.parametrize(
@@ -166,7 +186,7 @@ def test_a_tuning_run_lies_in_no_folder_of_another_run(tmp_path, monkeypatch, ba
     for run in ("runs/demo", "runs/demo-sft"):
         Path(run).mkdir(parents=True)
         write_json(Path(run, "run.json"), {"kind": "sft"})
-    assert derive_sft.output_dir(base) == folder
+    assert tuning_folder.output_dir(base) == folder
     check_folder("output_dir", folder, "sft")
 
 
