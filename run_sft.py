@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     check_lengths(base, config, tokenizer, run_args, training_args)
     batches, values, reasons = fit_rows(groups, batches, settled, by_machine, config, examples)
     train_rows, eval_rows = split_rows(groups, config, rows, examples, skipped)
-    print_rows(skipped, source)
+    print_rows(row_args.dataset, skipped, source)
     if row_args.show_example:
         print_main(packing.show(tokenizer, eval_rows[0], sys.stdout.isatty()))
         return
@@ -416,11 +416,13 @@ def split_rows(groups, config, rows: list, examples: list, skipped: dict) -> tup
     return train_rows, eval_rows
 
 
-def print_rows(skipped: dict, source: dict) -> None:
-    """What of the rows was not used, and what of their files was not read."""
+def print_rows(dataset: str, skipped: dict, source: dict) -> None:
+    """What the rows are where nobody gave any, what of them was not used, and what of their files was not read."""
     from llama_lite.chat_format import instruction_rows
     from llama_lite.data.formats import skipped_lines
 
+    if dataset == "installed-docs":
+        print_main("rows      questions about the documentation of installed packages; your own: --dataset rows.jsonl")
     for line in (*skipped_lines(skipped), *instruction_rows.unread_lines(source)):
         print_main(f"rows      {line}")
 

@@ -1,9 +1,9 @@
 """Instruction rows: where they come from, which are kept, which are held out, and which messages are trained on.
 
-Three schemas: alpaca (instruction, input, output), messages, prompt/completion. A system prompt and a history are
-context; weight 0 and train false exclude a row or a message from training. The embedded default asks about the
-documentation inside the installed packages, in the words of its authors. Nothing is dropped silently: rows that cannot
-be used and columns that are not read are counted and named.
+Three schemas: alpaca (instruction, input, output), messages, prompt/completion (or PAIRS). A system prompt and a
+history are context; weight 0 and train false exclude a row or a message from training. The embedded default asks about
+the documentation inside the installed packages, in the words of its authors. Nothing is dropped silently: rows that
+cannot be used and columns that are not read are counted and named.
 """
 
 import collections
@@ -22,8 +22,14 @@ from . import template
 from .conversation import NoRow, Row
 from .docs_questions import EMBEDDED_ROWS, embedded
 
-SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"))  # alpaca's `input` may be absent
-OPTIONAL_COLUMNS = {SCHEMAS[0]: (), SCHEMAS[1]: ("history",), SCHEMAS[2]: ("input", "history")}
+# what `prompt` and `completion` are called elsewhere
+PAIRS = (("prompt", "response"), ("question", "answer"), ("question", "response"))
+SCHEMAS = (("messages",), ("prompt", "completion"), ("instruction", "output"), *PAIRS)  # alpaca's `input` may be absent
+OPTIONAL_COLUMNS = {
+    SCHEMAS[0]: (),
+    **dict.fromkeys((SCHEMAS[1], *PAIRS), ("history",)),
+    SCHEMAS[2]: ("input", "history"),
+}
 COMMON_COLUMNS = ("system", "weight", "train")
 MESSAGE_KEYS = ("role", "content", "weight", "train")
 ROLES = ("system", "user", "assistant")
@@ -80,7 +86,7 @@ def load(
         if schema is None and first:
             raise Refusal(
                 f"{name} has the columns {', '.join(sorted(record)) or 'none'}. Rows are needed with `instruction`,"
-                " `output` (and `input`), or `messages`, or `prompt` and `completion`."
+                " `output` (and `input`), or `messages`, or `prompt` and `completion`, or `question` and `answer`."
             )
         try:
             loaded.append(_row(name, record, schema, unread))
@@ -176,9 +182,10 @@ def _own_messages(record: dict, schema: tuple[str, ...], unread: collections.Cou
     if schema == SCHEMAS[2]:
         texts = (_text(record.get(column), column) for column in ("instruction", "input", "output"))
         return template.conversation(*texts), 0
-    if schema == SCHEMAS[1]:
-        prompt = _as_messages(record["prompt"], "user", unread)
-        return [*prompt, *_as_messages(record["completion"], "assistant", unread)], len(prompt)
+    if len(schema) == 2:
+        asked, answered = schema
+        prompt = _as_messages(record[asked], "user", unread)
+        return [*prompt, *_as_messages(record[answered], "assistant", unread)], len(prompt)
     return _as_messages(record["messages"], None, unread), 0
 
 

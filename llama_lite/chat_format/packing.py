@@ -172,6 +172,12 @@ def pack(examples: list[Example], max_length: int, packing: bool) -> "Dataset":
     return pack_dataset(data, max_length, "bfd") if packing else data
 
 
+def count_packs(lengths: list[int], max_length: int) -> int:
+    """The number of sequences that `pack` makes of rows of so many ids, none of them longer than `max_length`."""
+    rows = [Example(None, [0] * length, [0] * length) for length in lengths]
+    return len(pack(rows, max_length, True))
+
+
 def show(tokenizer: "PreTrainedTokenizerBase", example: Example, color: bool) -> str:
     """An example as text; what is trained on is in color, or between »« where `color` is false."""
     on, off = ("\x1b[1;32m", "\x1b[0m") if color else ("»", "«")

@@ -155,9 +155,10 @@ class Trace:
             if not places:
                 folders = ", ".join(str(folder) for folder, _ in self.prepared.values())
                 raise Refusal(
-                    f"--document {name}: no document of {folders} has this id, URL, or file and row. Curation can have"
-                    " dropped it (curation.json), and a name is given exactly as the source has it; --text finds a"
-                    " document by its words."
+                    f"--document {name}: no document of {folders} has this id, URL, or file and row. A name is given"
+                    f" exactly as the source has it, that of a file with its row: the first, and the only one of plain"
+                    f" text, is {name}:1. Curation can have dropped it (curation.json). --text finds a document by its"
+                    " words."
                 )
             for fingerprint, span in places:
                 yield {

@@ -118,6 +118,12 @@ def check_content(folder: Path, recorded: dict, text: Text) -> None:
                 " delete it to prepare it again"
             )
     if recorded["content"] != text.content:
+        given, was = text.data.dataset, recorded.get("dataset")
+        if was not in (None, given, Path(given).name):
+            raise Refusal(
+                f"{folder} was prepared from another text: {was}, not {given}. Give another --output_dir if a run there"
+                " has recorded this folder, or another --prepared_dir."
+            )
         before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
         message = (
             f"{before['files']:,} files of {before['bytes']:,} bytes then, {now['files']:,} of {now['bytes']:,} now"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
-from ..chat_format.packing import Example
+from ..chat_format.packing import Example, count_packs
 from ..config.sft import SftArguments
 from ..formatting import in_words
 from ..kernels.probe import context_of
@@ -23,6 +23,7 @@ MOST_EPOCHS = 10
 EVALUATIONS = 8  # of a run
 FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
 HELD_SHARE, MOST_HELD = 0.1, 400
+SAMPLED = 5000  # rows that are packed to see how many sequences they make
 HELD_OUT = {"probe_rows": 8, "compared_prompts": 8, "sampled_answers": 64}  # numbers of held-out rows, at most
 LORA_SHARE = 2 / 3  # fraction of the work of a training step: the frozen weights have no gradients
 ANSWERS_AT_ONCE = 16
@@ -85,8 +86,8 @@ def tuning(
     d.decide("answer_tokens", min(96, max(8, context // 2)), "")
 
     # ---- steps ----
-    tokens = mean * (len(lengths) - d["eval_rows"])
-    sequences = max(1, int(tokens / d["max_length"]) if training.packing else len(lengths) - d["eval_rows"])
+    used = len(lengths) - d["eval_rows"]
+    sequences = max(1, _packs(lengths, d["max_length"], used) if training.packing else used)
     _settle_batch(d, sequences, training, processes)
     rate = float(f"{min(3e-3, 2e-4 * (2048 / config.hidden_size) ** 0.97) * (1 if adapter.use_lora else 0.25):.2g}")
     d.decide(
@@ -102,6 +103,12 @@ def tuning(
     d.decide("save_steps", *decisions.save_interval(between, decisions.revision_interval(d)))
     d.decide("logging_steps", max(1, decisions.nice(steps / 100)), "")
     return d.values(), d.reasons
+
+
+def _packs(lengths: Sequence[int], max_length: int, rows: int) -> int:
+    """The number of sequences of `max_length` tokens that `rows` rows are packed into, by a sample. lengths: of all."""
+    sample = [min(length, max_length) for length in lengths[:: -(-len(lengths) // SAMPLED)]]
+    return round(count_packs(sample, max_length) * rows / len(sample))
 
 
 def _settle_batch(d: decisions.Decisions, sequences: int, training: SftArguments, processes: int) -> None:

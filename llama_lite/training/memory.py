@@ -15,7 +15,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..distributed import LOCAL_WORLD_SIZE, run_on_main
+from ..distributed import LOCAL_WORLD_SIZE, print_main, run_on_main
+from ..errors import Refusal
 from ..formatting import dollars, duration, size
 from ..machine.host_memory import SNAPSHOT_FRACTION, available_memory
 from ..machine.parallelism import Layout, layout, set_resharding
@@ -210,8 +211,34 @@ def forecast(
     problems = []
     if memory.total > available:
         fix = what_would_fit(config, plan, run.block_size, precision, layout, fused, available)
-        problems.append(f"a step takes {size(memory.total)} and {where} gives a process {size(available)}: {fix}.")
+        problems.append(_too_much(memory, where, available, fix))
     return lines, problems + _disk_problems(plan, training)
+
+
+def _too_much(memory: Memory, where: str, available: int, fix: str) -> str:
+    return f"a step takes {size(memory.total)} and {where} gives a process {size(available)}: {fix}."
+
+
+def check_memory(config: PreTrainedConfig, plan: Plan, layout: Layout, training: TrainingArguments, run) -> None:
+    """Print a WARNING for a run whose steps need more memory than its device gives a process. Raise Refusal for one on
+    a CPU that needs more than the machine has: Linux would kill it, and maybe other processes, without a word. run: the
+    arguments of the script's own; with strict_plan, the plan itself is refused later.
+    """
+    if run.strict_plan:
+        return
+    with contextlib.suppress(*UNKNOWN_MEMORY):
+        memory, available = (
+            _planned_memory(config, plan, layout, run.precision, run.fused_loss, training, run),
+            capacity(training.device),
+        )
+        if memory.total <= available:
+            return
+        fix = what_would_fit(config, plan, run.block_size, run.precision, layout, run.fused_loss, available)
+        kind = training.device.type
+        problem = _too_much(memory, "this machine's memory" if kind == "cpu" else "this GPU", available, fix)
+        if kind == "cpu" and memory.total > available / USABLE_FRACTION["cpu"]:
+            raise Refusal(f"the run does not fit into this machine: {problem} Or give a smaller --model_config.")
+        print_main(f"WARNING   {problem}")
 
 
 def _planned_memory(config, plan: Plan, layout: Layout, precision: str, fused: bool, training, run) -> Memory:

@@ -17,6 +17,7 @@ from ..folder_kinds import check_apart, check_folder
 from ..hub import client, download
 from . import derive_pretrain
 from .data_plan import check_epochs
+from .memory import check_memory
 from .mixture import (
     check_before_preparing,
     find_validation,
@@ -101,6 +102,7 @@ def prepare_text(groups, rules: dict, values: Values):
     _, tokens = values.settle()
     check_before_preparing(data_args, tokens, values.validation)
     config, plan = plan_of(groups, with_validation(derive_pretrain.at_most(tokens), values.validation))
+    check_memory(config, plan, values.planned, training_args, run_args)
     is_estimate = "estimated" in tokens
     if is_estimate:
         run_on_main(check_tokenizer, groups, values, config, tokens)

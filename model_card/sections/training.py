@@ -133,7 +133,7 @@ class Training:
                 else f"within rounding ({f'on {other}' if other else 'no --deterministic'})",
             ],
         ]
-        if self.r.step is None and (seconds := self.r.wall_seconds()):
+        if self.r.step is None:
             if found := goodput.seconds_at(self.r.events):
                 spent = found[0]
                 rows += [
@@ -141,7 +141,7 @@ class Training:
                     ["of it training steps whose result is kept (goodput)", f"{goodput.percentage(spent):.1f} %"],
                     ["of it the rest", goodput.rest(spent)],
                 ]
-            else:  # of an earlier version
+            elif seconds := self.r.wall_seconds():  # of an earlier version
                 rows.append(["wall time of all sessions", f"{number(round(seconds))} s"])
         for key, name, digits in (
             ("tokens_per_second", "tokens per second (median)", 0),

@@ -216,7 +216,7 @@ def test_odd_rows_are_counted_and_named_and_end_nothing(tmp_path):
             "messages": [ask("Hi"), say("I look."), {"role": "tool", "content": "rain"}, say("Rain.")]
         },
         "weight 0 or train false": {"instruction": "Hi", "output": "Bad", "weight": 0},
-        "columns of no schema": {"question": "Hi", "answer": "Yes"},
+        "columns of no schema": {"question": "Hi", "choices": "Yes"},
         "empty answer": {"messages": [ask("Weather?"), say(None, tool_calls=[{"id": 1}])]},
     }
     strange = {"instruction": "Hi", "output": "Yes", "history": "before"}
@@ -284,7 +284,17 @@ def test_weights_of_a_csv_file_are_text(tmp_path):
     ] == 2
 
 
-@pytest.mark.parametrize("row", [{"text": "plain"}, {"question": "a", "answer": "b"}, {"instruction": "a"}])
+@pytest.mark.parametrize("names", [("prompt", "completion"), *instruction_rows.PAIRS])
+def test_questions_and_answers_under_other_names_are_the_same_rows(tmp_path, names):
+    rows = [dict(zip(names, pair, strict=True)) for pair in (("What is it?", "A test."), ("Why?", "To see."))]
+    found, _, skipped = load(jsonl(tmp_path / "rows.jsonl", rows))
+    assert not skipped and [[message["content"] for message in row.messages] for row in found] == [
+        ["What is it?", "A test."],
+        ["Why?", "To see."],
+    ]
+
+
+@pytest.mark.parametrize("row", [{"text": "plain"}, {"question": "a", "choices": "b"}, {"instruction": "a"}])
 def test_another_schema_is_refused_with_what_there_is(tmp_path, row):
     with pytest.raises(
         Refusal,

@@ -258,3 +258,23 @@ def test_strict_plan_refuses_before_anything_is_trained(pretrain, tmp_path, monk
     with pytest.raises(Refusal, match=r"--strict_plan: a step takes .* gives a process 1\.0 KiB"):
         pretrain(tmp_path / "run", "--strict_plan")
     assert not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_run_that_the_machine_cannot_hold_is_refused_and_a_tight_one_is_told(monkeypatch, capsys):
+    """Linux kills a process without memory, and leaves no line."""
+    config, layout = load_model_config("tiny"), Layout()
+    plan = SimpleNamespace(micro_batch=8, accumulation=1)
+    training = SimpleNamespace(device=torch.device("cpu"), activation_checkpointing=False)
+    run = SimpleNamespace(precision="float32", fused_loss=True, block_size=64, strict_plan=False)
+    needed = step_memory(config, 8, 64, "float32", layout, True, False, False).total
+    usable = memory.USABLE_FRACTION["cpu"]
+    for available, told in ((needed, ""), (needed - 1, "WARNING   a step takes"), (usable * needed - 1, None)):
+        monkeypatch.setattr(memory, "capacity", lambda device, available=available: int(available))
+        if told is None:
+            with pytest.raises(
+                Refusal, match=r"the run does not fit into this machine: a step takes .* --model_config"
+            ):
+                memory.check_memory(config, plan, layout, training, run)
+        else:
+            memory.check_memory(config, plan, layout, training, run)
+            assert capsys.readouterr().out.startswith(told)
