@@ -206,7 +206,7 @@ def published_as(located: Located) -> tuple[str, str | None] | None:
 
 def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict:
     """The content of an adapter's `base.json`: digest and counted config fields of its base, where it is on the Hub,
-    and, of the folder of a finished run, the step of the checkpoint with the same weights, and the digest of that.
+    and, of the folder of a run, the step of the checkpoint that it is made of, and the digest of that.
     """
     return {
         "sha256": weights_digest(base.folder),
@@ -218,19 +218,17 @@ def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict
 
 
 def _checkpoint_of(folder: Path) -> dict:
-    """{step, checkpoint_sha256} of the newest checkpoint of a run, where the run's model is its own in the same number
-    format; empty otherwise.
+    """{step, checkpoint_sha256} of the newest checkpoint of a run, where the run's model is made of it; the digest only
+    where both are in one number format, so that the weights are the same. Empty for any other folder.
     """
     from ..hub.export import is_export
 
     steps = store.checkpoints(folder) if (folder / "run.json").is_file() else []
-    if not steps:
+    if not steps or not is_export(steps[0][1], folder):
         return {}
     step, checkpoint = steps[0]
     dtypes = {(read_json(path / "config.json") or {}).get("dtype") for path in (folder, checkpoint)}
-    if len(dtypes) > 1 or not is_export(checkpoint, folder):
-        return {}
-    return {"step": step, "checkpoint_sha256": weights_digest(checkpoint)}
+    return {"step": step} | ({"checkpoint_sha256": weights_digest(checkpoint)} if len(dtypes) == 1 else {})
 
 
 def counted_fields(located: Located) -> dict:
@@ -243,21 +241,26 @@ def counted_fields(located: Located) -> dict:
     )
 
 
-def _way_to_base(step: int | None, adapter: Located, base: Located) -> str:
+def _way_to_base(record: dict, adapter: Located, base: Located) -> str:
     """A sentence that says how to give the weights that an adapter was made for, where `base` is of a run; else "".
-    step: of the run, where the adapter's record holds it.
+    record: the adapter's `base.json`.
     """
     run = next((folder for folder in (base.folder, base.folder.parent) if (folder / "run.json").is_file()), None)
     if run is None:
         return ""
     name = base.name.partition("@")[0] if base.folder == run or "@" in base.name else os.path.dirname(base.name)
-    if step and (run / f"checkpoint-{step}").is_dir():
-        return f" It was tuned from step {step:,} of this run: give {name}@step-{step}+{adapter.name}."
-    if step:
+    step = record.get("step")
+    if step and not (run / f"checkpoint-{step}").is_dir():
         return f" It was tuned from step {step:,} of this run, whose checkpoint is no longer in {run}."
+    if "checkpoint_sha256" in record:
+        return f" It was tuned from step {step:,} of this run: give {name}@step-{step}+{adapter.name}."
+    known = (
+        f"It was tuned from step {step:,} of this run: export it" if step else "If the run was trained further since,"
+    )
+    which, folder = (step, f"{name}-{step}") if step else ("N", "FOLDER")
     return (
-        " If the run was trained further since, export the step that was tuned: python -m llama_lite export"
-        f" {name}@step-N --to safetensors --output_dir FOLDER, and give FOLDER+{adapter.name}."
+        f" {known}{'' if step else ' export the step that was tuned'}: python -m llama_lite export {name}@step-{which}"
+        f" --to safetensors --output_dir {folder}, and give {folder}+{adapter.name}."
     )
 
 
@@ -272,7 +275,7 @@ def check_base(adapter: Located, base: Located) -> None:
             made_for = f"{record['hub_id']}@{record['revision']}" if record["hub_id"] else "other weights"
             raise Refusal(
                 f"the adapter {adapter.name} was made for {made_for} and not for {base.name} (their sha256"
-                f" differ).{_way_to_base(record.get('step'), adapter, base)}"
+                f" differ).{_way_to_base(record, adapter, base)}"
             )
         saved_fields = record.get("config", {})  # which the first versions did not record
         current_fields = counted_fields(base) if saved_fields else {}

@@ -22,6 +22,7 @@ from llama_lite.digests import digest_of
 from llama_lite.errors import Interrupted, Refusal
 from llama_lite.evaluation import before_after
 from llama_lite.files import read_json, read_jsonl, write_json
+from llama_lite.hub.export import export_model
 from llama_lite.machine import hardware
 from llama_lite.models import batches, loading, references
 from llama_lite.run_folder import RunFolder
@@ -575,6 +576,30 @@ def test_another_run_is_refused(sft, whole_sft, tmp_path, changes, message):
     shutil.copytree(whole_sft, tmp_path / "run")
     with pytest.raises(Refusal, match=message):
         sft(tmp_path / "run", **changes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_names_the_step_of_its_base_when_that_was_trained_further(sft, pretrain, tmp_path, dtype):
+    """Which one it was had to be guessed. In the checkpoint's number format it is the base itself."""
+    base, tuned = pretrain(tmp_path / "base", save_total_limit=4, publish_dtype=dtype), tmp_path / "tuned"
+    sft(tuned, model_name_or_path=str(base), max_steps=2, max_length=128, long_rows="truncate")
+    record, whole = read_json(tuned / "base.json"), references.weights_digest(base / "checkpoint-12")
+    assert record["step"] == 12 and record.get("checkpoint_sha256") == (whole if dtype == "float32" else None)
+    pretrain(base, "--allow_changes", "max_steps", max_steps=14, save_total_limit=4, publish_dtype=dtype)
+    adapter, further = (references.locate(str(folder)) for folder in (tuned, base))
+    way = rf"export {base}@step-12 --to safetensors --output_dir {base}-12, and give {base}-12\+{tuned}\.$"
+    if dtype == "float32":
+        way = rf"It was tuned from step 12 of this run: give {base}@step-12\+{tuned}\.$"
+        references.check_base(adapter, references.locate(str(base / "checkpoint-12")))
+    else:
+        export_model(base / "checkpoint-12", tmp_path / "base-12", dtype)
+        references.check_base(adapter, references.locate(str(tmp_path / "base-12")))
+    for other in (further, references.locate(str(base / "checkpoint-10"))):
+        with pytest.raises(Refusal, match=way):
+            references.check_base(adapter, other)
+    shutil.rmtree(base / "checkpoint-12")
+    with pytest.raises(Refusal, match="step 12 of this run, whose checkpoint is no longer in"):
+        references.check_base(adapter, further)
 
 
 def test_another_base_is_refused(sft, whole_sft, base, tmp_path):

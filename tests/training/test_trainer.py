@@ -19,6 +19,7 @@ from llama_lite.errors import Interrupted, Refusal, Unhealthy
 from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.hub import export
 from llama_lite.run_folder import RunFolder
+from llama_lite.training import trainer
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -683,3 +684,36 @@ def test_another_run_begins_with_the_values_of_a_run(pretrain, whole_run, tmp_pa
     then, now = (read_json(run / "run.json")["identity"] for run in (whole_run, tmp_path / "other"))
     changed = differences(then, now)
     assert changed.pop("hyperparameters") == {"learning_rate": (1e-3, 2e-3)} and not any(changed.values())
+
+
+def test_what_is_refused_changes_nothing_in_the_history_of_a_run(pretrain, whole_run, tmp_path, monkeypatch):
+    """Weights that do not fit the new model were refused after the records of the finished run were those of another:
+    its card told steps, rate and data that it never had.
+    """
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    told = ("events.jsonl", "status.json", ".lock")
+
+    def history() -> dict:
+        events = [event for event in read_jsonl(run / "events.jsonl") if event["event"] != "refused"]
+        files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name not in told}
+        return {"events": events, **files}
+
+    before = history()
+    names = "max_steps,model.hidden_size,model.intermediate_size,model.num_attention_heads,model.num_key_value_heads"
+    wider = {"model_config": "2x64", "max_steps": 14}
+    for allowed in ("", names + ",model.num_hidden_layers,model.head_dim,model.initializer_range"):
+        with pytest.raises(Refusal, match="do not match the model") as refused:
+            pretrain(run, "--allow_changes", allowed, **wider)
+        assert "the new ones cannot be applied to this run: the weights of checkpoint-12" in str(refused.value)
+        assert "--allow_changes" not in str(refused.value) and history() == before
+    with monkeypatch.context() as patch:  # later, when the weights are loaded
+        patch.setattr(
+            trainer.VerifiedTraining, "check_probe", lambda self: (_ for _ in ()).throw(Refusal("another loss"))
+        )
+        with pytest.raises(Refusal, match="another loss"):
+            pretrain(run, "--allow_changes", "max_steps,learning_rate", max_steps=14, learning_rate=5e-4)
+    assert history()["events"] == before["events"]
+    pretrain(run, "--allow_changes", "max_steps", max_steps=14)
+    changed = [event["fields"] for event in read_jsonl(run / "events.jsonl") if event["event"] == "changed"]
+    assert changed == [{"max_steps": [12, 14]}]
