@@ -278,7 +278,8 @@ def report(out: Path, store, records: list[dict], found, tasks: Tasks, args) -> 
         push_scores([(model, [record for record in plain if record["model"] == model.name]) for model in found])
     files = ["scores.csv", "comparison.csv", *(f"{name}.json" for name, rows in results.items() if rows), "samples"]
     print_main(f"finished  {out}: {', '.join(files)}")
-    print_main(f"          all scores, differences and prompt variants: {write_card_or_reason(out)}")
+    varied = " and prompt variants" if any(results.get(name) for name in ("sensitivity", "robustness")) else ""
+    print_main(f"          all scores and differences{varied}: {write_card_or_reason(out)}")
     print_main(f"          scores and items: {write_report_or_reason(out)}")
     write_json(out / "status.json", {"status": "finished", "files": {"scores.csv": sha256(out / "scores.csv")}})
 

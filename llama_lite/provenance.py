@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from model_card.private import redact
 
+from .paths import ROOT
+
 if TYPE_CHECKING:
     import torch
 
@@ -33,13 +35,13 @@ def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     return versions
 
 
-def code_revision() -> str | None:
-    """Commit of this checkout, with `+changes` where files differ from it; None outside a git checkout."""
-    root = Path(__file__).resolve().parent.parent
+def code_revision(root: Path = ROOT) -> str | None:
+    """Commit of this checkout, with `+changes` where its code differs from it; None outside a git checkout."""
     try:
         git = ["git", "-C", str(root)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, timeout=10)
+        code = ["--", "llama_lite", "model_card", ":(glob)*.py"]  # and not a user's own files in it
+        status = subprocess.run([*git, "status", "--porcelain", *code], capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     if commit.returncode:

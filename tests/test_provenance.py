@@ -14,6 +14,29 @@ from llama_lite.training import trainer
 from llama_lite.training.session import Session
 
 
+def test_a_users_own_files_in_the_checkout_are_no_change_of_the_code(tmp_path):
+    """`--suggest mine.yaml` made every later resume warn of another code revision."""
+
+    def git(*words: str) -> None:
+        named = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", "-C", str(tmp_path), *named, *words], check=True, capture_output=True)
+
+    for name in ("llama_lite/a.py", "run.py", "mytext/b.py", "mine.yaml", "llama_lite/c.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("llama_lite/a.py", "run.py"):
+        (tmp_path / name).write_text("1")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "first")
+    commit = code_revision(tmp_path)
+    for name, changed in (("mine.yaml", ""), ("mytext/b.py", ""), ("llama_lite/c.py", "+changes")):
+        (tmp_path / name).write_text("2")
+        assert code_revision(tmp_path) == f"{commit}{changed}"
+    (tmp_path / "llama_lite/c.py").unlink()
+    (tmp_path / "run.py").write_text("2")
+    assert code_revision(tmp_path) == f"{commit}+changes"
+
+
 def test_versions_are_the_installed_ones():
     assert package_versions()["torch"] == torch.__version__
     assert package_versions(("no-such-package",)) == {}

@@ -36,7 +36,8 @@ class ScheduleDerivation:
             self.settle_steps()
         epochs = self.steps / self.steps_per_epoch
         if not self.data.mixture and ("num_train_epochs" in d.fixed or 1 < epochs <= self.data.most_epochs + 1):
-            d.decide("allow_epochs", True, f"the text is read {epochs:.1f} times" if epochs > 1 else "")
+            times = f"{epochs:.1f} times" if epochs >= 1.05 else "once, and a little of it twice"
+            d.decide("allow_epochs", True, f"the text is read {times}" if epochs > 1 else "")
         if not d.settled("compile_layers"):
             seconds = self.steps * self.step_pace().step(self.accumulation) if device.type == "cpu" else math.inf
             d.decide("compile_layers", *switches.choose_compile(seconds, d["precision"], device))

@@ -298,9 +298,10 @@ def _save_line(plan: Plan, run: RunArguments, besides: int) -> str:
     if not run.async_save:
         return "saves               training waits for each (--no_async_save)"
     if not run.plan_launch and copied > SNAPSHOT_FRACTION * available:
+        free = f"and {size(available)} would be available" if available > 0 else "of which a step leaves nothing"
         return (
             f"saves               training waits for each: the copy that one is written from takes {size(copied)} of"
-            f" memory, and {size(max(0, available))} would be available"
+            f" memory, {free}"
         )
     where = "the memory of each process" if run.shard_checkpoints else "this machine's memory"
     return f"saves               written while training goes on, from a copy of {size(copied)} in {where}"

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from transformers.trainer_callback import PrinterCallback, ProgressCallback, TrainerCallback
 from transformers.utils.logging import disable_progress_bar
 
@@ -344,3 +345,21 @@ class RecordStart(TrainerCallback):
             **({"reshard_after_forward": layout().reshard} if layout().sharding == "fsdp2" else {}),
             **self.trainer.clock.recorded(),
         )
+        self.report_rate()
+
+    def report_rate(self) -> None:
+        """Print how the learning rate of the next step differs from what it was before a change of the run: from that
+        step's, or of a finished run from that of the last step, for its schedule ends there.
+        """
+        start = self.trainer.start
+        changed = start.changed.get("hyperparameters")
+        if not changed or "scheduler" in start.without:
+            return
+        saved = torch.load(start.checkpoint / "scheduler.pt", weights_only=True)["_last_lr"][0]
+        if changed.get("max_steps", (None,))[0] == start.step:
+            history = read_json(start.checkpoint / "trainer_state.json")["log_history"]
+            saved = next((entry["learning_rate"] for entry in reversed(history) if "learning_rate" in entry), saved)
+        rate = self.trainer.lr_scheduler.get_last_lr()[0]
+        if abs(rate - saved) > 0.01 * saved:
+            warned = "WARNING   a rate that rises can raise the loss for some time: " if rate > saved else "rate      "
+            print_main(f"{warned}step {start.step + 1} has {rate:.2e}, and had {saved:.2e} before the change")

@@ -686,7 +686,7 @@ def test_another_run_begins_with_the_values_of_a_run(pretrain, whole_run, tmp_pa
     assert changed.pop("hyperparameters") == {"learning_rate": (1e-3, 2e-3)} and not any(changed.values())
 
 
-def test_what_is_refused_changes_nothing_in_the_history_of_a_run(pretrain, whole_run, tmp_path, monkeypatch):
+def test_what_is_refused_changes_nothing_in_the_history_of_a_run(pretrain, whole_run, tmp_path, monkeypatch, capsys):
     """Weights that do not fit the new model were refused after the records of the finished run were those of another:
     its card told steps, rate and data that it never had.
     """
@@ -714,6 +714,11 @@ def test_what_is_refused_changes_nothing_in_the_history_of_a_run(pretrain, whole
         with pytest.raises(Refusal, match="another loss"):
             pretrain(run, "--allow_changes", "max_steps,learning_rate", max_steps=14, learning_rate=5e-4)
     assert history()["events"] == before["events"]
+    capsys.readouterr()
     pretrain(run, "--allow_changes", "max_steps", max_steps=14)
     changed = [event["fields"] for event in read_jsonl(run / "events.jsonl") if event["event"] == "changed"]
     assert changed == [{"max_steps": [12, 14]}]
+    told = re.search(
+        r"WARNING   a rate that rises .*: step 13 has (\S+), and had 1\.00e-04 before", capsys.readouterr().out
+    )
+    assert told and float(told[1]) > 1.2e-4
