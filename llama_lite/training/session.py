@@ -355,7 +355,9 @@ class RecordStart(TrainerCallback):
         changed = start.changed.get("hyperparameters")
         if not changed or "scheduler" in start.without:
             return
-        saved = torch.load(start.checkpoint / "scheduler.pt", weights_only=True)["_last_lr"][0]
+        saved, *_ = torch.load(start.checkpoint / "scheduler.pt", weights_only=True).get("_last_lr", [None])
+        if saved is None:  # of a schedule that does not keep it
+            return
         if changed.get("max_steps", (None,))[0] == start.step:
             history = read_json(start.checkpoint / "trainer_state.json")["log_history"]
             saved = next((entry["learning_rate"] for entry in reversed(history) if "learning_rate" in entry), saved)
