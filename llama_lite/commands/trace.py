@@ -153,19 +153,26 @@ class Trace:
         for name in names:
             places = [(fingerprint, span) for fingerprint, spans in found.items() for span in spans[name]]
             if not places:
-                folders = ", ".join(str(folder) for folder, _ in self.prepared.values())
-                raise Refusal(
-                    f"--document {name}: no document of {folders} has this id, URL, or file and row. A name is given"
-                    f" exactly as the source has it, that of a file with its row: the first, and the only one of plain"
-                    f" text, is {name}:1. Curation can have dropped it (curation.json). --text finds a document by its"
-                    " words."
-                )
+                raise Refusal(self._no_document(name))
             for fingerprint, span in places:
                 yield {
                     "document": self._document(span),
                     "folder": self.folder_of(fingerprint),
                     "reads": self._reads_of(fingerprint, span, span.text_first, span.last),
                 }
+
+    def _no_document(self, name: str) -> str:
+        """What to say of a document that is in none of the folders."""
+        folders = ", ".join(str(folder) for folder, _ in self.prepared.values())
+        files = sorted({file for index in self.reads.indexes.values() for file in index.files_named(name)})
+        told = f"--document {name}: no document of {folders} has this id, URL, or file and row."
+        if files:
+            shown = ", ".join(f"{file}:1" for file in files[:3]) + (" ..." if len(files) > 3 else "")
+            return f"{told} Its file is there, and is named with a row: {shown}"
+        return (
+            f"{told} A name is given exactly as the source has it, that of a file with its row (FILE:1 is the first)."
+            " Curation can have dropped it (curation.json). --text finds a document by its words."
+        )
 
     def text(self, passage: str, limit: int) -> Iterator[dict]:
         """The places that hold a passage, and their reads."""

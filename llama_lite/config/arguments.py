@@ -291,12 +291,11 @@ def _unknown(script: Script, word: str, known, where: str) -> str:
 
 
 def _read_config(script: Script, path: str, argv: list[str]) -> dict:
-    """The values of a YAML file, or of a run's folder; of that without its steps where the command line says how long
-    another run takes.
-    """
+    """The values of a YAML file, or of a run's folder."""
     if Path(path).is_dir():
-        replaced = {"max_steps"} if "--hours" in [word.split("=")[0] for word in argv] else set()
-        return values_of_run(script.name, Path(path), {argument.name for argument in script.arguments} - replaced)
+        known = script.by_flag()
+        typed = {known[flag].name for word in argv if (flag := word.split("=")[0]) in known}
+        return values_of_run(script.name, Path(path), {argument.name for argument in script.arguments}, typed)
     try:
         config = read_yaml(path)
     except FileNotFoundError:

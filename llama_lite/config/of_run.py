@@ -12,12 +12,15 @@ OWN = {
     *"output_dir run_name push_to_hub hub_model_id hub_revision".split(),
     *"hours resume_from_checkpoint resume_without allow_changes stop_after_step".split(),
 }
-FOLDERS = {"prepared_dir", "curated_dir"}  # they follow from the text, where nobody gave them
+FOLDERS = {"prepared_dir", "curated_dir"}  # where another text is given, they follow from it
 
 
-def values_of_run(script: str, folder: Path, names: set[str]) -> dict:
-    """{argument: value} of the run in `folder`, given or derived, with those that were changed on the way; `names`:
-    the script's arguments. Raises Refusal for a folder that holds no run of this script.
+def values_of_run(script: str, folder: Path, names: set[str], typed: set[str]) -> dict:
+    """{argument: value} of the run in `folder`, given or derived, with those that were changed on the way. Raises
+    Refusal for a folder that holds no run of this script.
+
+    names: the script's arguments. typed: those of the command line. With --hours, the steps are derived anew; with
+    --dataset, the folders of its tokens.
     """
     record = read_json(folder / "run.json") or {}
     if script not in KINDS or record.get("kind") != KINDS[script]:
@@ -26,9 +29,9 @@ def values_of_run(script: str, folder: Path, names: set[str]) -> dict:
             f"--config {folder} is a folder with {holds}: give a YAML file"
             + (f", or the folder of a run of {script}." if script in KINDS else ".")
         )
-    given, settings = record.get("given", {}), record.get("settings", {})
-    values = {**given, **{name: value for name, value in settings.items() if name not in FOLDERS}}
+    values = {**record.get("given", {}), **record.get("settings", {})}
     for event in read_jsonl(folder / "events.jsonl"):
         if event["event"] == "changed" and event["kind"] in ("hyperparameters", "data"):
             values |= {name: new for name, (_, new) in event["fields"].items() if name in values}
-    return {name: value for name, value in values.items() if name in names - OWN and value not in (None, [])}
+    left = OWN | ({"max_steps"} if "hours" in typed else set()) | (FOLDERS if "dataset" in typed else set())
+    return {name: value for name, value in values.items() if name in names - left and value not in (None, [])}

@@ -291,6 +291,18 @@ class DocumentIndex:
         for span in self._spans_of_heads(pieces):
             found[span.url].add(span)
 
+    def files_named(self, name: str) -> list[str]:
+        """The files of the text whose path is `name`, or ends with it; `name` may have a row behind it."""
+        path, _, row = name.rpartition(":")
+        wanted, found = (path if path and row.isdigit() else name), set()
+        for shards in self.splits.values():
+            for shard in shards:
+                with self._names(shard) as names:
+                    for group in range(names.num_row_groups):
+                        column = names.read_row_group(group, columns=["file"], use_threads=False)["file"]
+                        found.update(column.unique().to_pylist())
+        return sorted(file for file in found if file and f"/{file}".endswith(f"/{wanted}"))
+
     def begins(self, split: str, shard: int) -> np.ndarray:
         """The tokens of a shard, int64, at which documents begin; not that of one which continues."""
         one = self.splits[split][shard]

@@ -121,8 +121,8 @@ def check_content(folder: Path, recorded: dict, text: Text) -> None:
         given, was = text.data.dataset, recorded.get("dataset")
         if was not in (None, given, Path(given).name):
             raise Refusal(
-                f"{folder} was prepared from another text: {was}, not {given}. Give another --output_dir if a run there"
-                " has recorded this folder, or another --prepared_dir."
+                f"{folder} was prepared from another text: {was}, not {given}. Choose another --output_dir, if it is"
+                " that of a run which was trained on it; otherwise another --prepared_dir."
             )
         before, now = (read_manifest(folder) or {}).get("source", {}), text.source.record
         message = (
@@ -132,6 +132,7 @@ def check_content(folder: Path, recorded: dict, text: Text) -> None:
         )
         raise Refusal(
             f"the text in {text.data.dataset} has changed since {folder} was prepared ({message}). Restore it, leave"
-            f" out --dataset to use the prepared tokens (--prepared_dir {folder}), or start another run with another"
-            " --output_dir and without --prepared_dir (--init_from RUN begins it with the weights of a run)."
+            f" out --dataset (and a --config with it) to use the prepared tokens (--prepared_dir {folder}), or start"
+            " another run on it: another --output_dir and another --prepared_dir, or none (--init_from RUN begins it"
+            " with the weights of a run)."
         )

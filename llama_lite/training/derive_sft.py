@@ -56,7 +56,8 @@ def tuning(
     """
     adapter, training = groups[1], groups[-1]
     d = decisions.Decisions(groups, {**explicit_args, **earlier})
-    lengths = sorted(len(example.input_ids) for example in examples)
+    in_order = [len(example.input_ids) for example in examples]
+    lengths = sorted(in_order)
     context, processes = context_of(config) or 2**30, training.world_size
 
     # ---- rows ----
@@ -86,8 +87,9 @@ def tuning(
     d.decide("answer_tokens", min(96, max(8, context // 2)), "")
 
     # ---- steps ----
-    used = len(lengths) - d["eval_rows"]
-    sequences = max(1, _packs(lengths, d["max_length"], used) if training.packing else used)
+    kept = [length for length in in_order if length <= d["max_length"] or d["long_rows"] != "drop"] or in_order
+    used = max(1, len(kept) - d["eval_rows"])
+    sequences = max(1, _packs(kept, d["max_length"], used) if training.packing else used)
     _settle_batch(d, sequences, training, processes)
     rate = float(f"{min(3e-3, 2e-4 * (2048 / config.hidden_size) ** 0.97) * (1 if adapter.use_lora else 0.25):.2g}")
     d.decide(
@@ -106,7 +108,9 @@ def tuning(
 
 
 def _packs(lengths: Sequence[int], max_length: int, rows: int) -> int:
-    """The number of sequences of `max_length` tokens that `rows` rows are packed into, by a sample. lengths: of all."""
+    """The number of sequences of `max_length` tokens that `rows` rows are packed into, by a sample. lengths: of all, in
+    their order, for TRL packs them part by part.
+    """
     sample = [min(length, max_length) for length in lengths[:: -(-len(lengths) // SAMPLED)]]
     return round(count_packs(sample, max_length) * rows / len(sample))
 

@@ -145,6 +145,8 @@ def test_a_published_revision_is_traced_with_tokens_of_the_hub(hub, whole_run, p
         (["--step", "9..3"], r"--step 9\.\.3: give a step"),
         (["--step", "13"], r"--step 13: .* has reached step 12"),
         (["--document", "nowhere"], r"--document nowhere: no document of .* --text finds"),
+        (["--document", "text.jsonl"], r"Its file is there, and is named with a row: .*text\.jsonl:1$"),
+        (["--document", "text.jsonl:999999"], r"Its file is there, and is named with a row: .*text\.jsonl:1$"),
         (["--text", " "], r"--text is empty"),
         (["--step", "1", "--prepared_hub_id", "no id"], r"--prepared_hub_id no id: not the id"),
     ],

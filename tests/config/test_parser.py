@@ -607,8 +607,11 @@ def test_a_run_is_a_config_with_what_was_changed_on_the_way_and_without_what_is_
     for kind, fields in (("layout", {"threads": [1, 2]}), ("hyperparameters", {"max_steps": [500, 700]})):
         append_jsonl(run / "events.jsonl", {"event": "changed", "kind": kind, "fields": fields})
     of_run = {"dataset": "text", "weight_decay": 0.2, "max_steps": 700, "model_config": "2x64"}
+    of_run["prepared_dir"] = "data/text-1"
     *_, options, training = parsed("--config", str(run), "--output_dir", "other", "--seed", "3")
     assert options.explicit_args == {**of_run, "output_dir": "other", "seed": 3} and training.output_dir == "other"
+    *_, options, _ = parsed("--config", str(run), "--dataset", "other")
+    assert "prepared_dir" not in options.explicit_args and options.explicit_args["dataset"] == "other"
     # another length: its steps are not taken
     *_, options, _ = parsed("--config", str(run), "--hours=2")
     assert "max_steps" not in options.explicit_args and options.explicit_args["hours"] == 2

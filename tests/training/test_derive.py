@@ -4,6 +4,7 @@ together is refused before anything is made.
 
 import dataclasses
 import json
+import random
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 import yaml
 from helpers import launch
 
-from llama_lite.chat_format import template
+from llama_lite.chat_format import packing, template
 from llama_lite.config.pretrain import PretrainArguments, parse_pretrain
 from llama_lite.data.given_text import Text
 from llama_lite.data.tokenizer import train_tokenizer
@@ -31,6 +32,7 @@ from llama_lite.training import (
     derive_model,
     derive_pretrain,
     derive_schedule,
+    derive_sft,
     recorded_values,
     suggest,
     timing,
@@ -545,6 +547,17 @@ def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
     )
     again = launch("--dataset", str(text), "--suggest", str(path))
     assert again.returncode == 2 and "that file already exists and is not overwritten" in again.stderr
+
+
+def test_the_number_of_packed_sequences_is_that_of_a_sample(monkeypatch):
+    """It was the tokens divided by the length of a sequence, which holds fewer: three epochs were 2.2."""
+    monkeypatch.setattr(derive_sft, "SAMPLED", 1500)
+    chance = random.Random(0)
+    lengths = [chance.choice((40, 70, 130, 150, 200)) for _ in range(6000)]
+    packed = packing.count_packs(lengths, 256)
+    assert sum(lengths) / 256 < 0.9 * packed
+    assert derive_sft._packs(lengths, 256, 6000) == pytest.approx(packed, rel=0.06)
+    assert derive_sft._packs(lengths, 256, 600) == pytest.approx(packed / 10, rel=0.06)
 
 
 def test_a_suggested_run_has_a_folder_that_is_not_there(tmp_path, monkeypatch):
