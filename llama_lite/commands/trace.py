@@ -165,12 +165,12 @@ class Trace:
         """What to say of a document that is in none of the folders."""
         folders = ", ".join(str(folder) for folder, _ in self.prepared.values())
         files = sorted({file for index in self.reads.indexes.values() for file in index.files_named(name)})
-        told = f"--document {name}: no document of {folders} has this id, URL, or file and row."
+        message = f"--document {name}: no document of {folders} has this id, URL, or file and row."
         if files:
             shown = ", ".join(f"{file}:1" for file in files[:3]) + (" ..." if len(files) > 3 else "")
-            return f"{told} Its file is there, and is named with a row: {shown}"
+            return f"{message} Its file is there, and is named with a row: {shown}"
         return (
-            f"{told} A name is given exactly as the source has it, that of a file with its row (FILE:1 is the first)."
+            f"{message} A name is given exactly as the source has it, that of a file with its row (FILE:1 is the first)."
             " Curation can have dropped it (curation.json). --text finds a document by its words."
         )
 
