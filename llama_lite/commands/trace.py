@@ -170,7 +170,7 @@ class Trace:
             shown = ", ".join(f"{file}:1" for file in files[:3]) + (" ..." if len(files) > 3 else "")
             return f"{message} Its file is there, and is named with a row: {shown}"
         return (
-            f"{message} A name is given exactly as the source has it, that of a file with its row (FILE:1 is the first)."
+            f"{message} A name is given as the source has it, that of a file with its row (FILE:1 is the first)."
             " Curation can have dropped it (curation.json). --text finds a document by its words."
         )
 
