@@ -38,5 +38,7 @@ def shortened(error: object) -> str:
 
 
 def in_words(hours: float) -> str:
-    """Hours as minutes below two hours, else as hours: `90 minutes`."""
+    """Hours as seconds below two minutes, as minutes below two hours, else as hours: `90 minutes`."""
+    if hours * 60 < 2:
+        return f"{hours * 3600:.0f} seconds"
     return f"{hours * 60:.0f} minutes" if hours < 2 else f"{hours:.3g} hours"
