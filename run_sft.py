@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     with session:
         # ---- The identity of the run, and the checkpoint it resumes from ----
         training_args.gradient_accumulation_steps, training_args.max_steps = plan.accumulation, plan.steps
-        base_record = references.base_record(base, *(hub_base or (None, None)))
+        base_record = run_on_main(references.base_record, base, *(hub_base or (None, None)))
         identity = session.identity(
             plan,
             config={**model.config.to_dict(), "base": base_record["sha256"], "adapter": lora.lora_record(adapter_args)},
@@ -145,7 +145,8 @@ def choose_output_dir(session, base: str) -> None:
     from llama_lite.training.preflight import check_folders
 
     explicit_args = session.run_args.explicit_args
-    session.choose_folder("" if "output_dir" in explicit_args else tuning_folder.output_dir(base, explicit_args))
+    default = "" if "output_dir" in explicit_args else run_on_main(tuning_folder.output_dir, base, explicit_args)
+    session.choose_folder(default)
     check_folders({"output_dir": session.training_args.output_dir})
     run_on_main(check_folder, "output_dir", session.training_args.output_dir, "sft")
 

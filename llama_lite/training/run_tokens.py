@@ -102,7 +102,7 @@ def prepare_text(groups, rules: dict, values: Values):
     _, tokens = values.settle()
     check_before_preparing(data_args, tokens, values.validation)
     config, plan = plan_of(groups, with_validation(derive_pretrain.at_most(tokens), values.validation))
-    check_memory(config, plan, values.planned, training_args, run_args)
+    run_on_main(check_memory, config, plan, values.planned, training_args, run_args)
     is_estimate = "estimated" in tokens
     if is_estimate:
         run_on_main(check_tokenizer, groups, values, config, tokens)
