@@ -206,7 +206,7 @@ def published_as(located: Located) -> tuple[str, str | None] | None:
 
 def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict:
     """The content of an adapter's `base.json`: digest and counted config fields of its base, where it is on the Hub,
-    and, of the folder of a run, the step of the checkpoint that it is made of, and the digest of that.
+    and, of the folder of a run, the run's id, the step of the checkpoint that it is made of, and the digest of that.
     """
     return {
         "sha256": weights_digest(base.folder),
@@ -218,8 +218,8 @@ def base_record(base: Located, hub_id: str | None, revision: str | None) -> dict
 
 
 def _checkpoint_of(folder: Path) -> dict:
-    """{step, checkpoint_sha256} of the newest checkpoint of a run, where the run's model is made of it; the digest only
-    where both are in one number format, so that the weights are the same. Empty for any other folder.
+    """{run, step, checkpoint_sha256} of the newest checkpoint of a run, where the run's model is made of it; the digest
+    only where both are in one number format, so that the weights are the same. Empty for any other folder.
     """
     from ..hub.export import is_export
 
@@ -228,7 +228,8 @@ def _checkpoint_of(folder: Path) -> dict:
         return {}
     step, checkpoint = steps[0]
     dtypes = {(read_json(path / "config.json") or {}).get("dtype") for path in (folder, checkpoint)}
-    return {"step": step} | ({"checkpoint_sha256": weights_digest(checkpoint)} if len(dtypes) == 1 else {})
+    of_run = {"run": read_json(folder / "run.json").get("id"), "step": step}
+    return of_run | ({"checkpoint_sha256": weights_digest(checkpoint)} if len(dtypes) == 1 else {})
 
 
 def counted_fields(located: Located) -> dict:
@@ -250,6 +251,8 @@ def _way_to_base(record: dict, adapter: Located, base: Located) -> str:
         return ""
     name = base.name.partition("@")[0] if base.folder == run or "@" in base.name else os.path.dirname(base.name)
     step = record.get("step")
+    if step and record["run"] != (read_json(run / "run.json") or {}).get("id"):
+        return ""
     if step and not (run / f"checkpoint-{step}").is_dir():
         return f" It was tuned from step {step:,} of this run, whose checkpoint is no longer in {run}."
     if "checkpoint_sha256" in record:

@@ -597,6 +597,10 @@ def test_an_adapter_names_the_step_of_its_base_when_that_was_trained_further(sft
     for other in (further, references.locate(str(base / "checkpoint-10"))):
         with pytest.raises(Refusal, match=way):
             references.check_base(adapter, other)
+    write_json(base / "run.json", (run := read_json(base / "run.json")) | {"id": "of another run"})
+    with pytest.raises(Refusal, match=r"\(their sha256 differ\)\.$"):
+        references.check_base(adapter, further)
+    write_json(base / "run.json", run)
     shutil.rmtree(base / "checkpoint-12")
     with pytest.raises(Refusal, match="step 12 of this run, whose checkpoint is no longer in"):
         references.check_base(adapter, further)
