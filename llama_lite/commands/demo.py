@@ -179,7 +179,7 @@ def main() -> None:
     plan = ", then ".join(f"{what}{share}" for (what, _), share in zip(todo, estimates, strict=True))
     show(f"demo      {plan}{whole}")
     for number, (what, command) in enumerate(todo, 1):
-        estimate = next_stage(about, took if not left else [], number) if about else ""
+        estimate = next_stage(about, [] if left else took, number) if about else ""
         show(f"\nstage     {number} of {len(todo)}: {what}{estimate}")
         began = time.time()
         if code := run(command, lines if arguments.record else None):

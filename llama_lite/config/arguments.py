@@ -22,7 +22,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, read_yaml
 from ..paths import ROOT
-from .of_run import values_of_run
+from .run_values import values_of_run
 
 TABLE = Path(__file__).with_name("arguments.json")
 # owner/name, as the Hub takes them: no `--`, `..` or `.git`, no `-` or `.` at an end, 96 characters each

@@ -19,8 +19,8 @@ from ..machine.precision import LAUNCHER_PRECISIONS
 from ..paths import expand_home
 from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent
 from .common import CommonRunArguments
-from .of_run import KINDS
 from .ranges import comma_problems, range_problems
+from .run_values import KINDS
 
 # what argparse takes as a value, not an option; its own pattern does not know -1e-3
 NEGATIVE_NUMBER = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|infinity|nan)$", re.I)
