@@ -4,6 +4,7 @@ Statuses: 0 finished, 2 refused, 3 unhealthy, 4 differs (of an audit), 75 interr
 (1, with a traceback). Ctrl-C and SIGTERM interrupt, also where no handler is set."""
 
 import contextlib
+import functools
 import importlib.util
 import os
 import select
@@ -87,17 +88,25 @@ class Terminated(Interrupted):
 
 
 def raise_on_sigterm() -> None:
-    """Let SIGTERM raise Terminated in this process, and not in its forks; not where a handler is set."""
-    own = os.getpid()
+    """Let SIGTERM raise Terminated in this process, and end its forks as it always does; not where a handler is set."""
 
     def handle(number, frame):
-        if os.getpid() == own:
-            raise Terminated("SIGTERM; what is finished is kept. Run the same command again.")
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
+        raise Terminated("SIGTERM; what is finished is kept. Run the same command again.")
+
+    def end_on_sigterm() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        mask_sigterm(signal.SIG_UNBLOCK)
 
     if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
         signal.signal(signal.SIGTERM, handle)
+        # Python forgets a signal that has a handler and reaches a fork before the first line of Python in it
+        block, unblock = (functools.partial(mask_sigterm, how) for how in (signal.SIG_BLOCK, signal.SIG_UNBLOCK))
+        os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=end_on_sigterm)
+
+
+def mask_sigterm(how: int) -> None:
+    """Block or unblock SIGTERM in this thread."""
+    signal.pthread_sigmask(how, {signal.SIGTERM})
 
 
 def exit_with_status(main: Callable[[], None]) -> None:

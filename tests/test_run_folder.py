@@ -142,12 +142,36 @@ def test_sigterm_is_one_line_and_status_75_where_no_handler_is_set():
     command = [sys.executable, "-c", SLEEPS]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
-        os.kill(int(process.stdout.readline()), signal.SIGTERM)
-        assert process.stdout.readline() == f"child {-signal.SIGTERM}\n"
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=600)
+        try:
+            os.kill(int(process.stdout.readline()), signal.SIGTERM)
+            assert process.stdout.readline() == f"child {-signal.SIGTERM}\n"
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=600)
+        finally:
+            process.kill()
     assert (process.returncode, out) == (75, "cleaned up\n")
     assert err.strip() == "interrupted: SIGTERM; what is finished is kept. Run the same command again."
+
+
+KILLS_AT_ONCE = """
+import os, signal, time
+from llama_lite.exit import exit_with_status
+
+def main():
+    for _ in range(50):
+        if (child := os.fork()) == 0:
+            time.sleep(20)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        assert os.waitpid(child, 0)[1] == signal.SIGTERM
+
+exit_with_status(main)
+"""
+
+
+def test_a_fork_that_has_just_begun_ends_on_sigterm():
+    """Python drops a signal with a handler that reaches a fork before its first line: a worker lived on."""
+    assert subprocess.run([sys.executable, "-c", KILLS_AT_ONCE], cwd=ROOT).returncode == 0
 
 
 @pytest.mark.parametrize(
