@@ -224,11 +224,22 @@ def plan_work(store, found, work: list[list[tuple]], settings, removes: bool):
 
 
 def write_run(out: Path, found, tasks: Tasks, model_args, task_args) -> None:
-    """`run.json` of an evaluation that begins; the `status.json` of an earlier end goes."""
+    """`run.json` of an evaluation that begins; the `status.json` of an earlier end goes. Says which earlier scores the
+    new tables will not hold.
+    """
     from llama_lite.evaluation.lm import inference_device
     from llama_lite.evaluation.tasks import embedded
+    from llama_lite.files import read_json
     from llama_lite.provenance import provenance
 
+    pairs = {(model.name, task.name) for model in found for task in tasks.base_tasks}
+    earlier = {(row["model"], row["task"]): None for row in read_json(out / "scores.json") or [] if not row["factor"]}
+    if left_out := [f"{model} on {task}" for model, task in earlier if (model, task) not in pairs]:
+        more = f" and {len(left_out) - 3} more" if len(left_out) > 3 else ""
+        print_main(
+            f"replaced  the tables in {out} held {', '.join(left_out[:3])}{more}: the new ones will not. --output_dir"
+            " OTHER keeps both; the records stay, and are not computed again"
+        )
     (out / "status.json").unlink(missing_ok=True)
     known = embedded.DESCRIPTIONS
     record = {

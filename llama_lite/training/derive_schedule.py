@@ -90,7 +90,7 @@ class ScheduleDerivation:
                 f"the text is read {self.data.most_epochs:.0f} times, in {in_words(steps * step / 3600)}; more would"
                 " teach next to nothing (or: --max_steps N)"
             )
-        d.decide("max_steps", steps, reason)
+        d.decide("max_steps", without_short_interval(steps, decisions.nice(steps / EVALUATIONS)), reason)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -153,6 +153,13 @@ class ScheduleDerivation:
                 limit,
                 "all of them, for their evaluation" if limit > EVALUATIONS else f"{size * 4 / 1e9:.1f} GB of disk",
             )
+
+
+def without_short_interval(steps: int, every: int) -> int:
+    """`steps`, without those after the last multiple of `every` if they are less than a fifth of it: the last step is
+    evaluated and saved too, and 551 would be so directly after 550.
+    """
+    return steps - steps % every if 5 * (steps % every) < every else steps
 
 
 def checkpoints_kept(size: int) -> int:

@@ -413,8 +413,8 @@ def test_evaluations_whose_folders_have_one_name_both_stay_in_a_run(evaluate, wh
             for path in (run / "evaluation").glob("*/scores.json")
         }
 
-    def told():
-        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("scores ")]
+    def told(word="scores "):
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith(word)]
 
     evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs"])
     first = run / "evaluation/out/run.json"
@@ -432,6 +432,8 @@ def test_evaluations_whose_folders_have_one_name_both_stay_in_a_run(evaluate, wh
     (line,) = told()
     assert "out-2: the folder of another evaluation has the name out, too, and its scores stay" in line
     evaluate(tmp_path / "b/out", models=[str(run)], tasks=["embedded_code"])
+    (line,) = told("replaced ")
+    assert f"b/out held {run} on embedded_web: the new ones will not. --output_dir OTHER keeps both" in line
     evaluate(tmp_path / "b/out-2", models=[str(run)], tasks=["embedded_science"])
     evaluate(tmp_path / "a/out", models=[str(run)], tasks=["embedded_docs", "embedded_web"])
     assert handed() == {

@@ -108,6 +108,8 @@ def test_a_folder_of_text_needs_nothing_else(fast, text, tmp_path, characters, m
         and values["max_steps"] >= values["eval_steps"]
         and values["save_steps"] == values["eval_steps"]
     )
+    last = values["max_steps"] % values["eval_steps"]
+    assert last == 0 or 5 * last >= values["eval_steps"]
     assert values["warmup_steps"] < values["max_steps"] and config.vocab_size >= values["vocab_size"]
     epochs = values["max_steps"] * per_step / train
     shape = shapes.parse(values["model_config"])
@@ -269,6 +271,13 @@ def test_a_dataset_of_the_hub_with_a_given_length_has_a_vocabulary():
     d = decisions.Decisions(groups, groups[-2].explicit_args)
     derive_data.DataDerivation(d, Text(groups[1]), None, torch.device("cpu"), 1).settle_vocabulary()
     assert groups[1].vocab_size == shapes.vocabulary_for(4_000_000)
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "kept"), [(551, 50, 550), (559, 50, 550), (560, 50, 560), (550, 50, 550), (7, 1, 7), (1, 1, 1)]
+)
+def test_a_derived_run_does_not_end_shortly_after_an_evaluation(steps, every, kept):
+    assert derive_schedule.without_short_interval(steps, every) == kept
 
 
 @pytest.mark.parametrize("hours", [0.1, 1.0, 8.0])
