@@ -36,7 +36,6 @@ import tempfile
 import time
 import types
 from collections.abc import Callable, Iterable, Mapping, Set
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ISOLATE = LINUX = sys.platform == "linux"
@@ -73,18 +72,6 @@ def run(code: str, checks: str = "", timeout: float = 3.0) -> Verdict:
     `protections()`.
     """
     return _verdict(code, checks, timeout, _namespaces_work(ISOLATE))
-
-
-def run_many(
-    programs: Iterable[str | tuple[str, str]], workers: int | None = None, timeout: float = 3.0
-) -> list[Verdict]:
-    """`run` of each code, or (code, checks), in order; `workers` at a time, by default one a core."""
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        return list(
-            pool.map(
-                lambda program: run(*([program] if isinstance(program, str) else program), timeout=timeout), programs
-            )
-        )
 
 
 def protections() -> tuple[str, ...]:
