@@ -13,14 +13,16 @@ OWN = {
     *"hours resume_from_checkpoint resume_without allow_changes stop_after_step".split(),
 }
 FOLDERS = {"prepared_dir", "curated_dir"}  # where another text is given, they follow from it
+LENGTH = {"hours", "max_steps", "num_train_epochs"}
+INTERVALS = {"logging_steps", "eval_steps", "save_steps"}  # of another length, they follow from it
 
 
 def values_of_run(script: str, folder: Path, names: set[str], typed: set[str]) -> dict:
     """{argument: value} of the run in `folder`, given or derived, with those that were changed on the way. Raises
     Refusal for a folder that holds no run of this script.
 
-    names: the script's arguments. typed: those of the command line. With --hours, the steps are derived anew; with
-    --dataset, the folders of its tokens.
+    names: the script's arguments. typed: those of the command line. With another length, what was derived from the
+    run's is derived anew; with --dataset, the folders of its tokens.
     """
     record = read_json(folder / "run.json") or {}
     if script not in KINDS or record.get("kind") != KINDS[script]:
@@ -29,9 +31,15 @@ def values_of_run(script: str, folder: Path, names: set[str], typed: set[str]) -
             f"--config {folder} is a folder with {holds}: give a YAML file"
             + (f", or the folder of a run of {script}." if script in KINDS else ".")
         )
-    values = {**record.get("given", {}), **record.get("settings", {})}
+    given, length_is_typed = record.get("given", {}), bool(typed & LENGTH)
+    values, changed = {**given, **record.get("settings", {})}, set()
     for event in read_jsonl(folder / "events.jsonl"):
         if event["event"] == "changed" and event["kind"] in ("hyperparameters", "data"):
+            changed |= event["fields"].keys()
             values |= {name: new for name, (_, new) in event["fields"].items() if name in values}
-    left = OWN | ({"max_steps"} if "hours" in typed else set()) | (FOLDERS if "dataset" in typed else set())
+    left = OWN | (FOLDERS if "dataset" in typed else set())
+    if length_is_typed or "max_steps" in changed:
+        left |= INTERVALS - given.keys()
+    if length_is_typed:
+        left |= {"max_steps", "num_train_epochs"} | ({"warmup_steps"} - given.keys())
     return {name: value for name, value in values.items() if name in names - left and value not in (None, [])}

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from ..checkpoint import store, verify
+from ..config.run_values import INTERVALS
 from ..errors import Refusal
 from ..files import read_json, read_jsonl
 from ..hub import client, download, revision
@@ -72,13 +73,13 @@ def is_repeated(output_dir: str, given: dict) -> bool:
     return bool(steps) and steps[0][0] > last["step"] and comparable_args(last["given"]) == comparable_args(given)
 
 
-def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
+def recorded_values(output_dir: str, mode: str, repo: str | None, max_steps: int | None = None) -> dict:
     """{argument: value} of the run that a command goes on with, and its `order_version`; empty where it begins a new
     one.
 
-    mode: --resume_from_checkpoint; repo: where the run publishes, used if the folder has no checkpoint. What the newest
-    checkpoint says wins over what the run began with. Never refuses: what is wrong with the run is said when it is
-    resumed.
+    mode: --resume_from_checkpoint; repo: where the run publishes, used if the folder has no checkpoint; max_steps: as
+    the command gives it, if it does. What the newest checkpoint says wins over what the run began with. Never refuses:
+    what is wrong with the run is said when it is resumed.
     """
     where = reference(mode)
     if (
@@ -130,6 +131,9 @@ def recorded_values(output_dir: str, mode: str, repo: str | None) -> dict:
         "order_version": identity["data"].get("order_version", 1),
         **block_attention.arguments_of(switches.get("attention")),
     }
+    began = run.get("settings", {}).get("max_steps", 0)
+    if began > 0 and (max_steps or values.get("max_steps")) != began:  # intervals that followed from the first length
+        values = {name: values[name] for name in values if name not in INTERVALS or name in run.get("given", {})}
     return values
 
 
@@ -163,7 +167,8 @@ def values_to_continue(run, training, repo: str | None) -> dict:
     """
     if run.suggest or (run.dry_run and "hours" in run.explicit_args):
         return {}
-    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo)
+    asked = run.explicit_args.get("max_steps")
+    found = recorded_values(training.output_dir, training.resume_from_checkpoint, repo, asked)
     if found and "hours" in run.explicit_args and run.hours != found.get("hours"):
         hours, steps = found.get("hours") or DEFAULT_HOURS, found.get("max_steps", 0)
         began = "another length" if hours == DEFAULT_HOURS else f"--hours {hours:g}"

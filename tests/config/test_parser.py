@@ -594,27 +594,43 @@ def test_a_run_is_a_config_with_what_was_changed_on_the_way_and_without_what_is_
     run.mkdir()
     record = {
         "kind": "pretrain",
-        "given": {"dataset": "text", "hours": 0.5, "output_dir": str(run), "push_to_hub": True, "weight_decay": 0.2},
+        "given": {
+            "dataset": "text",
+            "hours": 0.5,
+            "output_dir": str(run),
+            "push_to_hub": True,
+            "weight_decay": 0.2,
+            "save_steps": 25,
+        },
         "settings": {
             "max_steps": 500,
             "model_config": "2x64",
             "prepared_dir": "data/text-1",
             "validation": [],
             "of_old": 1,
+            "warmup_steps": 20,
+            "eval_steps": 50,
+            "save_steps": 25,
         },
     }
     write_json(run / "run.json", record)
+    of_run = {"dataset": "text", "weight_decay": 0.2, "model_config": "2x64", "save_steps": 25, "warmup_steps": 20}
+    of_run["prepared_dir"] = "data/text-1"
+    *_, options, _ = parsed("--config", str(run), "--output_dir", "other")
+    assert options.explicit_args == {**of_run, "output_dir": "other", "max_steps": 500, "eval_steps": 50}
     for kind, fields in (("layout", {"threads": [1, 2]}), ("hyperparameters", {"max_steps": [500, 700]})):
         append_jsonl(run / "events.jsonl", {"event": "changed", "kind": kind, "fields": fields})
-    of_run = {"dataset": "text", "weight_decay": 0.2, "max_steps": 700, "model_config": "2x64"}
-    of_run["prepared_dir"] = "data/text-1"
+    of_run["max_steps"] = 700  # evaluations follow from them
     *_, options, training = parsed("--config", str(run), "--output_dir", "other", "--seed", "3")
     assert options.explicit_args == {**of_run, "output_dir": "other", "seed": 3} and training.output_dir == "other"
     *_, options, _ = parsed("--config", str(run), "--dataset", "other")
     assert "prepared_dir" not in options.explicit_args and options.explicit_args["dataset"] == "other"
-    # another length: its steps are not taken
-    *_, options, _ = parsed("--config", str(run), "--hours=2")
-    assert "max_steps" not in options.explicit_args and options.explicit_args["hours"] == 2
+    # another length: what followed from the run's is not taken
+    kept = {name: of_run[name] for name in of_run if name not in ("max_steps", "warmup_steps")}
+    for argv in (["--hours=2"], ["--max_steps=9000"], ["--num_train_epochs=2"]):
+        *_, options, _ = parsed("--config", str(run), *argv)
+        name, value = argv[0].removeprefix("--").split("=")
+        assert options.explicit_args == {**kept, name: float(value)}
     for parse, folder, told in (
         (
             parse_sft,

@@ -515,6 +515,25 @@ def test_hours_are_never_passed_over(pretrain, tmp_path):
         found("--hours", "1")
 
 
+def test_intervals_that_nobody_gave_follow_from_the_new_length_of_a_run(pretrain, tmp_path):
+    """Twenty steps that became 2,000 were evaluated and saved at every second one."""
+    folder = pretrain(tmp_path / "run", max_steps=3, save_steps=3, eval_steps=3, logging_steps=1)
+    record = read_json(folder / "run.json")
+
+    def kept(*argv):
+        *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(folder), *argv])
+        return recorded_values.INTERVALS & recorded_values.values_to_continue(run, training, None).keys()
+
+    assert kept() == kept("--max_steps", "30") == {"logging_steps", "eval_steps", "save_steps"}  # all were given
+    del record["given"]["eval_steps"], record["given"]["logging_steps"]
+    write_json(folder / "run.json", record)
+    assert kept() == kept("--max_steps", "3") == {"logging_steps", "eval_steps", "save_steps"}
+    assert kept("--max_steps", "30") == {"save_steps"}
+    record["settings"]["max_steps"] = 2  # the run was made longer since: its checkpoint says 3
+    write_json(folder / "run.json", record)
+    assert kept() == {"save_steps"}
+
+
 def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
     path, folder = tmp_path / "mine.yaml", folder_of(tmp_path, text, 20_000)
     done = launch(
