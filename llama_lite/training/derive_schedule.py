@@ -53,6 +53,13 @@ class ScheduleDerivation:
         """Speed of the chosen model with its micro-batch."""
         return self.machine.pace(self.model.config(), self.d["per_device_train_batch_size"], self.d["block_size"])
 
+    def seconds_of_steps(self) -> float:
+        """About how long all steps of the run take here, without evaluations and saves."""
+        seconds, d = self.steps * self.step_pace().step(self.accumulation), self.d
+        if d["compile_layers"] and self.machine.device.type == "cpu":
+            return switches.COMPILING + seconds / switches.COMPILED[d["precision"]]
+        return seconds
+
     def settle_steps(self) -> None:
         """As many as the hours hold, evaluations and saves included; no more passes over the text than teach
         something.

@@ -7,6 +7,7 @@ from ..data.prepared import PreparedFolder, PreparedTokens, data_lines, with_val
 from ..data.shards import read_manifest, verify_prepared
 from ..distributed import print_main, run_on_main
 from ..errors import Refusal
+from ..formatting import seconds_in_words
 from .memory import forecast
 from .mixture import check_before_preparing
 from .publishing import publishing_lines
@@ -32,7 +33,10 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
     fused = run_args.fused_loss and not run_args.plan_launch
     memory_lines, problems = forecast(config, plan, planned, run_args.precision, fused, training_args, run_args)
     values.print_chosen()
-    print_main("\n".join([*data_lines(tokens, values.folders, values.validation), *plan.lines(), *memory_lines]))
+    times = [] if run_args.plan_launch else [run_on_main(time_line, values, plan)]
+    print_main(
+        "\n".join([*data_lines(tokens, values.folders, values.validation), *plan.lines(), *times, *memory_lines])
+    )
     print_reading(groups, rules, values, "estimated" in tokens)
     if session.publishes:
         print_main("\n".join(publishing_lines(plan, hub_args, training_args, plan.model_bytes)))
@@ -42,6 +46,15 @@ def show_plan(session, groups, rules: dict, values: Values) -> None:
         raise Refusal(f"--strict_plan: {' '.join(problems)}")
     if run_args.suggest:
         run_on_main(write_suggestion, run_args.suggest, "run_pretrain.py", groups, explicit_args, reasons, plan.lines())
+
+
+def time_line(values: Values, plan) -> str:
+    """About how long the steps of a Plan take on this machine (rank 0)."""
+    seconds = values.derivation.schedule.seconds_of_steps()
+    return (
+        f"time                about {seconds_in_words(seconds)} for the steps on this machine, at"
+        f" {plan.tokens / seconds:,.0f} tokens per second; evaluations and saves come on top"
+    )
 
 
 def print_reading(groups, rules: dict, values: Values, is_estimate: bool) -> None:

@@ -1,6 +1,9 @@
 """The arithmetic of a run, and what it refuses."""
 
+import re
+
 import pytest
+from helpers import ROOT
 from transformers import TrainerControl, TrainerState
 from transformers.trainer_callback import DefaultFlowCallback
 
@@ -8,6 +11,7 @@ from llama_lite.config.pretrain import parse_pretrain
 from llama_lite.errors import Refusal
 from llama_lite.hub.publish_queue import is_published
 from llama_lite.models.presets import count_parameters, load_model_config
+from llama_lite.training import timing
 from llama_lite.training.decisions import save_interval, whole_interval
 from llama_lite.training.plan import accumulation_steps, at_once, check_publish_steps, intervals, make_plan, saved_steps
 
@@ -194,6 +198,20 @@ def test_the_dry_run_tells_the_revisions_that_will_be_made(pretrain, tmp_path, c
     said = capsys.readouterr().out
     assert f"publishes           {told[0]} revisions of a/b, {told[1]} with training state" in said
     assert " may wait here" in said and ("; 3.00 GiB may" in said) == ("publish_queue_limit" in changes)
+
+
+def test_the_dry_run_tells_about_how_long_the_steps_take_here(pretrain, tmp_path, capsys, monkeypatch):
+    """Of this machine only where it is the planned one; compiled layers are faster, and are compiled first."""
+
+    def told(*argv, **changes) -> list[tuple[str, str]]:
+        pretrain(tmp_path / "run", "--dry_run", *argv, max_steps=100, precision="float32", **changes)
+        return re.findall(r"\ntime +about (.*) for the steps on .*, at (.*) tokens per second", capsys.readouterr().out)
+
+    monkeypatch.setattr(timing, "pace", lambda *given: timing.Pace(1.0, 0.5, 0.3, 0.1))  # 2 micro-batches, 1,024 tokens
+    assert told(compile_layers=False) == [("4.2 min", "410")]
+    compiled = 35 + 250 / 1.15
+    assert told(compile_layers=True) == [("4.2 min", f"{102_400 / compiled:.0f}")]
+    assert told("--plan_launch", str(ROOT / "configs/accelerate/cpu2.yaml"), compile_layers=False) == []
 
 
 def test_a_share_of_the_run_as_interval_of_evaluations(pretrain, tmp_path, capsys):
