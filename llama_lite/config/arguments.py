@@ -8,6 +8,7 @@ it equal to them. Everything else is decided by `parser.Parser`, which applies t
 import argparse
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 import sys
@@ -22,7 +23,7 @@ from ..distributed import print_main
 from ..errors import Refusal
 from ..files import read_json, read_yaml
 from ..paths import ROOT
-from .run_values import values_of_run
+from .run_values import LENGTH, values_of_run
 
 TABLE = Path(__file__).with_name("arguments.json")
 # owner/name, as the Hub takes them: no `--`, `..` or `.git`, no `-` or `.` at an end, 96 characters each
@@ -246,19 +247,34 @@ def check_command(script: Script, argv: list[str]) -> tuple[list[str], dict]:
     Raises Refusal with everything that is wrong in the names of both, and in the values of the YAML file.
     """
     show_help(script, argv)
-    argv = [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+    argv = split_config(argv)
     problems, config = repeated(argv, script), {}
     if "--config" in argv and not problems:
         at = argv.index("--config")
         if at + 1 == len(argv):
             raise Refusal("--config needs a YAML file, e.g. --config configs/pretrain/demo.yaml.")
-        config, wrong = _typed_config(script, argv[at + 1], _read_config(script, argv[at + 1], argv))
+        known = script.by_flag()
+        typed = {known[flag].name for word in argv if (flag := word.split("=")[0]) in known}
+        config, wrong = _typed_config(script, argv[at + 1], _read_config(script, argv[at + 1], typed))
+        if typed & LENGTH:  # of two lengths the one on the command line wins, too
+            config = {name: config[name] for name in config if name not in LENGTH - typed}
         problems += wrong
         argv = argv[:at] + argv[at + 2 :]
     problems += unknown_flags(script, argv)
     if problems:
         raise Refusal(" ".join(problems))
     return argv, config
+
+
+def split_config(argv: list[str]) -> list[str]:
+    """A command line with `--config=PATH` as two words."""
+    return [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
+
+
+def is_of_a_run(argv: list[str]) -> bool:
+    """Whether a command line's --config is a folder: that of a run."""
+    words = split_config(argv)
+    return any(first == "--config" and Path(second).is_dir() for first, second in itertools.pairwise(words))
 
 
 def repeated(argv: list[str], script: Script) -> list[str]:
@@ -290,12 +306,12 @@ def _unknown(script: Script, word: str, known, where: str) -> str:
     return f"`{word}` {where} is not an argument: {hint}"
 
 
-def _read_config(script: Script, path: str, argv: list[str]) -> dict:
-    """The values of a YAML file, or of a run's folder."""
+def _read_config(script: Script, path: str, typed: set[str]) -> dict:
+    """The values of a YAML file, or of a run's folder. typed: the arguments of the command line."""
     if Path(path).is_dir():
-        known = script.by_flag()
-        typed = {known[flag].name for word in argv if (flag := word.split("=")[0]) in known}
-        return values_of_run(script.name, Path(path), {argument.name for argument in script.arguments}, typed)
+        names = {argument.name for argument in script.arguments}
+        of_tokens = {argument.name for argument in script.arguments if argument.group in ("Data", "Curation")}
+        return values_of_run(script.name, Path(path), names, of_tokens, typed)
     try:
         config = read_yaml(path)
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from trl import TrlParser
 from ..errors import Refusal
 from ..machine.precision import LAUNCHER_PRECISIONS
 from ..paths import expand_home
-from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent
+from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent, is_of_a_run
 from .common import CommonRunArguments
 from .ranges import comma_problems, range_problems
 from .run_values import KINDS
@@ -69,6 +69,7 @@ class Parser(TrlParser):
         """Dataclass instances from a command line. Without arguments `default_config` is used. Raises Refusal."""
         if not argv and default_config:
             argv = ["--config", str(default_config)]
+        of_a_run = is_of_a_run(argv)
         argv, config = check_command(self.script, argv)
         known, by_name = self.script.by_flag(), {argument.name: argument for argument in self.script.arguments}
         typed = {known[word].name for word in (word.split("=")[0] for word in argv) if word in known}
@@ -87,6 +88,8 @@ class Parser(TrlParser):
         if problems:
             raise Refusal(" ".join(problems))
         explicit_args -= {name for name in explicit_args if is_absent(by_name[name], values[name])}
+        if of_a_run and "prepared_dir" in config:  # whose tokens are read, also where its text has changed since
+            explicit_args -= {"dataset"} - typed
         values |= {name: expand_home(value) for name, value in values.items() if name in PATHS}
         if "precision" in values:
             values |= {

@@ -12,17 +12,22 @@ OWN = {
     *"output_dir run_name push_to_hub hub_model_id hub_revision".split(),
     *"hours resume_from_checkpoint resume_without allow_changes stop_after_step".split(),
 }
-FOLDERS = {"prepared_dir", "curated_dir"}  # where another text is given, they follow from it
+FOLDERS = {"prepared_dir", "curated_dir"}  # where another text, tokenizer or curation is given, they follow from it
+KEEP_TOKENS = {
+    *"prepared_dir curated_dir prepared_hub_id validation prepare_workers prepare_on prepare_only add_index".split(),
+    "verify_data",
+}
 LENGTH = {"hours", "max_steps", "num_train_epochs"}
 INTERVALS = {"logging_steps", "eval_steps", "save_steps"}  # of another length, they follow from it
 
 
-def values_of_run(script: str, folder: Path, names: set[str], typed: set[str]) -> dict:
+def values_of_run(script: str, folder: Path, names: set[str], of_tokens: set[str], typed: set[str]) -> dict:
     """{argument: value} of the run in `folder`, given or derived, with those that were changed on the way. Raises
     Refusal for a folder that holds no run of this script.
 
-    names: the script's arguments. typed: those of the command line. With another length, what was derived from the
-    run's is derived anew; with --dataset, the folders of its tokens.
+    names: the script's arguments. of_tokens: those of text and curation. typed: those of the command line. With another
+    length, what was derived from the run's is derived anew; with other tokens, their folders; a mixture and a text take
+    each other's place.
     """
     record = read_json(folder / "run.json") or {}
     if script not in KINDS or record.get("kind") != KINDS[script]:
@@ -37,9 +42,13 @@ def values_of_run(script: str, folder: Path, names: set[str], typed: set[str]) -
         if event["event"] == "changed" and event["kind"] in ("hyperparameters", "data"):
             changed |= event["fields"].keys()
             values |= {name: new for name, (_, new) in event["fields"].items() if name in values}
-    left = OWN | (FOLDERS if "dataset" in typed else set())
+    left = OWN | (FOLDERS if typed & (of_tokens - KEEP_TOKENS) else set())
+    if "mixture" in typed:
+        left |= of_tokens - {"validation"}
+    elif "dataset" in typed:
+        left |= {"mixture", "allow_epochs_of"}
     if length_is_typed or "max_steps" in changed:
         left |= INTERVALS - given.keys()
     if length_is_typed:
-        left |= {"max_steps", "num_train_epochs"} | ({"warmup_steps"} - given.keys())
+        left |= LENGTH | ({"warmup_steps"} - given.keys())
     return {name: value for name, value in values.items() if name in names - left and value not in (None, [])}

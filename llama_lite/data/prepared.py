@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..errors import Problems, Refusal
+from ..files import read_json
+from ..folder_kinds import kind_of_folder
 from .mixture import Schedule
 from .shards import altered, describe, read_manifest
 
@@ -78,15 +80,15 @@ def read_mixture(weights: Mapping[str, float]) -> list[PreparedFolder]:
         raise Refusal(f"--mixture: {refusal}") from None
     if gone := [folder for folder, weight in weights.items() if not weight]:
         raise Refusal(f"--mixture {gone[0]}=0: a folder without a share is never read: leave it out.")
-    manifests, tokenizer = [], ""
-    for folder in weights:
-        manifests.append(_read("--mixture", folder, tokenizer))
-        tokenizer = f" --tokenizer {next(iter(weights))}/tokenizer"
-    parts = [
-        PreparedFolder(name, Path(folder), manifest, weight)
-        for name, folder, manifest, weight in zip(_names(list(weights)), weights, manifests, rounded, strict=True)
-    ]
-    problems = Problems()
+    problems, parts = Problems(), []
+    for name, folder, weight in zip(_names(list(weights)), weights, rounded, strict=True):
+        place = tokens_of_run(folder)  # of which the rest is checked, so that all is said at once
+        problems.add_if(place, f"--mixture {folder} is the folder of a run: give that of its tokens, {place}.")
+        manifest = _read(place or folder)
+        if manifest:
+            parts.append(PreparedFolder(name, Path(place or folder), manifest, weight))
+        else:
+            problems.append(_not_prepared("--mixture", place or folder, parts))
     for part in parts[1:]:
         problems += _other_tokens("--mixture", parts[0], part)
     for one, other in itertools.combinations(parts, 2):
@@ -106,8 +108,10 @@ def read_validation(sets: Mapping[str, str], folders: list[PreparedFolder], is_m
     """
     problems, found = Problems(), []
     for name, folder in sets.items():
-        tokenizer = f" --tokenizer {folders[0].folder}/tokenizer" if folders else ""
-        manifest = _read(f"--validation {name}:", folder, tokenizer)
+        manifest = _read(folder)
+        if manifest is None:
+            problems.append(_not_prepared(f"--validation {name}:", folder, folders))
+            continue
         part = PreparedFolder(name, Path(folder), manifest, 0.0)
         if is_mixture and (same := [one for one in folders if one.name == name]):
             if same[0].manifest["fingerprint"] == manifest["fingerprint"]:
@@ -123,17 +127,34 @@ def read_validation(sets: Mapping[str, str], folders: list[PreparedFolder], is_m
     return found
 
 
-def _read(argument: str, folder: str, tokenizer: str) -> dict:
-    """The manifest of a prepared folder. tokenizer: what the command that prepares it has to say of its tokenizer."""
+def tokens_of_run(folder: str) -> str | None:
+    """The prepared folder that a run's folder names as that of its one text; None for any other folder."""
+    record = read_json(Path(folder) / "run.json")
+    return record.get("settings", {}).get("prepared_dir") if isinstance(record, dict) else None
+
+
+def _read(folder: str) -> dict | None:
+    """The manifest of a prepared folder; None where it is none. Raises Refusal for one that was altered."""
     manifest = read_manifest(Path(folder))
     if manifest is None and (Path(folder) / "manifest.json").exists():
         raise altered(Path(folder))
-    if manifest is None:
-        raise Refusal(
-            f"{argument} {folder} holds no prepared tokens. Prepare it first: run_pretrain.py --dataset TEXT"
-            f" --prepared_dir {folder}{tokenizer} --prepare_only."
-        )
     return manifest
+
+
+def _not_prepared(argument: str, folder: str, others: list[PreparedFolder]) -> str:
+    """That a folder holds no tokens, and the command that prepares them as `others` are."""
+    holds_text = kind_of_folder(folder) == "foreign"
+    return (
+        f"{argument} {folder} holds {'a text' if holds_text else 'no prepared tokens'}. Prepare it first:"
+        f" {_prepare_command(folder if holds_text else 'TEXT', others)}"
+        + (", and give the folder that this makes." if holds_text else f" --prepared_dir {folder}.")
+    )
+
+
+def _prepare_command(text: str, others: list[PreparedFolder]) -> str:
+    """The command that prepares a text with the tokenizer of the first of `others`, if there is one."""
+    tokenizer = f" --tokenizer {others[0].folder}/tokenizer" if others else ""
+    return f"run_pretrain.py --dataset {text}{tokenizer} --prepare_only"
 
 
 def _other_tokens(argument: str, first: PreparedFolder, part: PreparedFolder) -> list[str]:
@@ -143,7 +164,8 @@ def _other_tokens(argument: str, first: PreparedFolder, part: PreparedFolder) ->
         sizes = [f"{manifest['tokenizer']['vocab_size']:,}" for manifest in (theirs, ours)]
         return [
             f"{argument} {part.folder} has another tokenizer (of {sizes[0]} ids) than {first.folder} (of {sizes[1]}),"
-            f" and a model has one: prepare it again with --tokenizer {first.folder}/tokenizer."
+            f" and a model has one: prepare its text again, {_prepare_command('TEXT', [first])}, and give the folder"
+            " that this makes."
         ]
     if ours["dtype"] != theirs["dtype"]:
         return [

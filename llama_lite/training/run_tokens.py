@@ -66,6 +66,7 @@ def prepare_only(session, data_args, rules: dict, values: Values) -> None:
     run_on_main(check_folders, {"prepared_dir": folder}, {"prepared_dir": size})
     values.print_chosen()
     print_main(describe(run_on_main(prepare, data_args, rules, values.text, explicit_args, True)))
+    print_main(f"prepared  {folder}")
     if session.publishes:
         private = session.training_args.hub_private_repo
         run_on_main(download.push_prepared, Path(folder), data_args.prepared_hub_id, private, session.hub_args.card)

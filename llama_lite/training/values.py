@@ -33,7 +33,8 @@ class Values:
     @functools.cached_property
     def derivation(self):
         """The Derivation of this command (rank 0)."""
-        recorded = self.session.recorded(derive_pretrain.RECORDED)
+        # a text is prepared for any run, also with another tokenizer than that of the run in the default folder
+        recorded = {} if self.groups[1].prepare_only else self.session.recorded(derive_pretrain.RECORDED)
         mixture = mixture_manifest(self.folders) if self.folders else None
         return derive_pretrain.Derivation(
             self.groups,

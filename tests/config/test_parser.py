@@ -54,6 +54,11 @@ def test_yaml_gives_defaults_and_the_command_line_wins(tmp_path):
     *_, run, training = parsed("--config", path, "--learning_rate", "5e-4")
     assert (training.learning_rate, run.block_size, training.max_steps, run.precision) == (5e-4, 128, 1000, "float32")
     assert parsed(f"--config={path}")[-1].learning_rate == 1e-3
+    # of two lengths, too: --num_train_epochs was passed over where the file has max_steps
+    *_, run, training = parsed("--config", path, "--num_train_epochs", "2")
+    assert (training.max_steps, training.num_train_epochs) == (-1, 2) and "max_steps" not in run.explicit_args
+    *_, run, training = parsed("--config", path, "--hours", "2")
+    assert (training.max_steps, run.hours) == (-1, 2)
 
 
 def test_the_papers_values_are_the_defaults(tmp_path):
@@ -614,17 +619,27 @@ def test_a_run_is_a_config_with_what_was_changed_on_the_way_and_without_what_is_
         },
     }
     write_json(run / "run.json", record)
-    of_run = {"dataset": "text", "weight_decay": 0.2, "model_config": "2x64", "save_steps": 25, "warmup_steps": 20}
-    of_run["prepared_dir"] = "data/text-1"
-    *_, options, _ = parsed("--config", str(run), "--output_dir", "other")
-    assert options.explicit_args == {**of_run, "output_dir": "other", "max_steps": 500, "eval_steps": 50}
+    # its tokens are read: whether its text has changed since is not asked
+    of_run = {"prepared_dir": "data/text-1", "weight_decay": 0.2, "model_config": "2x64", "save_steps": 25}
+    of_run["warmup_steps"] = 20
+    _, data, *_, options, _ = parsed("--config", str(run), "--output_dir", "other")
+    assert data.dataset == "text" and options.explicit_args == {
+        **of_run,
+        "output_dir": "other",
+        "max_steps": 500,
+        "eval_steps": 50,
+    }
     for kind, fields in (("layout", {"threads": [1, 2]}), ("hyperparameters", {"max_steps": [500, 700]})):
         append_jsonl(run / "events.jsonl", {"event": "changed", "kind": kind, "fields": fields})
     of_run["max_steps"] = 700  # evaluations follow from them
     *_, options, training = parsed("--config", str(run), "--output_dir", "other", "--seed", "3")
     assert options.explicit_args == {**of_run, "output_dir": "other", "seed": 3} and training.output_dir == "other"
-    *_, options, _ = parsed("--config", str(run), "--dataset", "other")
-    assert "prepared_dir" not in options.explicit_args and options.explicit_args["dataset"] == "other"
+    for argv in (["--dataset", "other"], ["--vocab_size", "700"], ["--min_characters", "9"]):
+        _, data, *_, options, _ = parsed("--config", str(run), *argv)
+        assert "prepared_dir" not in options.explicit_args
+        assert options.explicit_args["dataset"] == data.dataset == ("other" if "--dataset" in argv else "text")
+    _, data, *_ = parsed("--config", str(run), "--mixture", "data/a=0.5", "data/b=0.5")
+    assert data.mixture == ["data/a=0.5", "data/b=0.5"] and data.prepared_dir is None
     # another length: what followed from the run's is not taken
     kept = {name: of_run[name] for name in of_run if name not in ("max_steps", "warmup_steps")}
     for argv in (["--hours=2"], ["--max_steps=9000"], ["--num_train_epochs=2"]):

@@ -17,7 +17,7 @@ from llama_lite.data.dataset import MixedWindows
 from llama_lite.data.document_reads import DocumentReads
 from llama_lite.data.mixture import Schedule
 from llama_lite.errors import Interrupted, Refusal
-from llama_lite.files import read_json, read_jsonl
+from llama_lite.files import read_json, read_jsonl, write_json
 from llama_lite.training.data_plan import (
     check_epochs,
     cost_lines,
@@ -245,7 +245,11 @@ REFUSED = [
     ({"web": 0.7, "code": 0.3}, ["--allow_epochs_of", "x=2"], "--allow_epochs_of x: not a folder of --mixture"),
     ({"web": 0.7, "code": 0.3}, ["--validation", "web=x"], "--validation web: a folder of --mixture has that name"),
     ({"web": 1.0, "gone": 0.0}, [], "gone=0: a folder without a share is never read"),
-    ({"web": 0.5, "gone": 0.5}, [], r"gone holds no prepared tokens.*--prepared_dir \S+gone --tokenizer \S+web/token"),
+    (
+        {"web": 0.5, "gone": 0.5},
+        [],
+        r"gone holds no prepared tokens.*--tokenizer \S+web/tokenizer --prepare_only --prepared_dir \S+gone\.",
+    ),
 ]
 
 
@@ -255,6 +259,46 @@ def test_mixtures_that_cannot_be_are_refused(mixed, folders, tmp_path, weights, 
     argv = [word.replace("web=x", f"web={folders['science']}") for word in argv]
     with pytest.raises(Refusal, match=message):
         run(tmp_path / "run", mixed, "--dry_run", *argv, mixture=pairs(there))
+
+
+def test_runs_and_texts_in_place_of_their_tokens_are_told_all_at_once(mixed, folders, tmp_path):
+    """One was told per command, and to prepare a text into itself."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text("words")
+    for name in ("web", "other"):
+        (tmp_path / f"run-{name}").mkdir()
+        write_json(tmp_path / f"run-{name}/run.json", {"kind": "pretrain", "settings": {"prepared_dir": folders[name]}})
+    with pytest.raises(Refusal) as refusal:
+        weights = {str(tmp_path / "run-web"): 0.5, str(tmp_path / "run-other"): 0.3, str(tmp_path / "text"): 0.2}
+        run(tmp_path / "run", mixed, "--dry_run", mixture=pairs(weights))
+    said, tokenizer = str(refusal.value), f"--tokenizer {folders['web']}/tokenizer --prepare_only"
+    assert f"run-web is the folder of a run: give that of its tokens, {folders['web']}." in said
+    assert f"run-other is the folder of a run: give that of its tokens, {folders['other']}." in said
+    assert f"{folders['other']} has another tokenizer" in said
+    assert f"prepare its text again, run_pretrain.py --dataset TEXT {tokenizer}, and give the folder" in said
+    assert f"text holds a text. Prepare it first: run_pretrain.py --dataset {tmp_path}/text {tokenizer}, and" in said
+
+
+def test_a_text_is_prepared_with_the_tokenizer_of_another_also_where_a_run_was_trained_on_it(
+    pretrain, folders, tmp_path, capsys, monkeypatch, settings
+):
+    """The way to a mixture that a refusal offers: it was refused, for the run's record gave its folder."""
+    from run_pretrain import main
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(settings["dataset"], "mine.jsonl")
+    given = {"dataset": "mine.jsonl", "tokenizer": "train", "vocab_size": 400, "max_steps": 2, "save_steps": 2}
+    run = pretrain(tmp_path / "runs/mine", prepared_dir=None, **given)
+    first = read_json(run / "run.json")["settings"]["prepared_dir"]
+    capsys.readouterr()
+    main(["--dataset", "mine.jsonl", "--tokenizer", f"{folders['web']}/tokenizer", "--prepare_only"])
+    made = capsys.readouterr().out.splitlines()[-1].removeprefix("prepared  ")
+    assert made != first and read_json(f"{made}/manifest.json")["tokenizer"] == _tokenizer(folders["web"])
+    assert read_json(f"{first}/manifest.json")["tokenizer"]["vocab_size"] == 400  # the run's are as they were
+
+
+def _tokenizer(folder: str) -> dict:
+    return read_json(f"{folder}/manifest.json")["tokenizer"]
 
 
 def test_a_validation_set_cannot_have_a_tokenizer_that_is_not_trained_yet(mixed, folders, tmp_path):
