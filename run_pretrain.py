@@ -239,6 +239,7 @@ def finish(run, steps: int, manifest: dict, dtype: str) -> None:
     """The finished model at the root of the run folder, its card and figures (rank 0). manifest: of the tokens."""
     from llama_lite.files import read_json, read_jsonl
     from llama_lite.hub.export import export_model
+    from llama_lite.training import lowest_loss
     from model_card.card import write_card_or_reason
     from model_card.report.page import write_report_or_reason
     from model_card.sources import windows_counted, windows_measured
@@ -267,10 +268,17 @@ def finish(run, steps: int, manifest: dict, dtype: str) -> None:
             print_main(f"          {name} {last[f'eval_{name}_loss']:.4f} ({bits:.4f} bits per byte){counts}")
     print_main(f"          model {run.path}, its card {card}")
     print_main(f"          curves and samples: {page}")
+    for line in lowest_loss.warnings(run.path):
+        print_main(line)
     if measured and last["eval_loss"] > bases["unigram"]:
         print_main(
             "WARNING   that is worse than the counts of single tokens: the run was too short to learn anything. Give it"
             " more steps, or more --hours on a quiet machine."
+        )
+    elif measured and last["eval_loss"] > bases["bigram"]:
+        print_main(
+            "          that is worse than the counts of pairs of tokens (bigram): more steps, or more --hours, go below"
+            " them"
         )
 
 

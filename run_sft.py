@@ -484,6 +484,7 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
     """`before_after.json`, card and figures (rank 0). `after`: None where it could not be measured."""
     from llama_lite.evaluation import before_after
     from llama_lite.files import write_json
+    from llama_lite.training import lowest_loss
     from model_card.card import write_card_or_reason
     from model_card.report.page import write_report_or_reason
 
@@ -502,10 +503,12 @@ def finish(run, steps: int, base, adapter_args, before: dict, after: dict | None
         print_main(before_after.table(record))
     print_main(f"finished  {'adapter' if adapter_args.use_lora else 'model'} {run.path}, its card {card}")
     print_main(f"          curves and answers: {page}")
+    for line in lowest_loss.warnings(run.path):
+        print_main(line)
     if steps < FEW_STEPS:
         print_main(
-            f"WARNING   {steps:,} steps teach next to nothing: give it more --hours, or --num_train_epochs 3, and"
-            " another --output_dir."
+            f"WARNING   {steps:,} steps teach next to nothing: give it more rows, or --num_train_epochs 10, and another"
+            " --output_dir."
         )
     reference = f"{base.repo}@{base.revision}" if base.repo and base.revision else base.name
     tuned = f"{reference}+{run.path}" if adapter_args.use_lora else str(run.path)

@@ -18,7 +18,7 @@ KEEP_TOKENS = {
     "verify_data",
 }
 LENGTH = {"hours", "max_steps", "num_train_epochs"}
-INTERVALS = {"logging_steps", "eval_steps", "save_steps"}  # of another length, they follow from it
+INTERVALS = {"logging_steps", "eval_steps", "save_steps", "save_total_limit"}  # of another length, they follow from it
 
 
 def values_of_run(script: str, folder: Path, names: set[str], of_tokens: set[str], typed: set[str]) -> dict:

@@ -154,11 +154,12 @@ class ScheduleDerivation:
         d.decide("probe_windows", min(8, windows), "")
         if not d.settled("save_total_limit"):
             size = 12 * count_parameters(self.model.config())[0]
-            limit = checkpoints_kept(size)
+            saves = -(-steps // decisions.whole_interval(d["save_steps"], steps))
+            limit = checkpoints_kept(size, saves)
             d.decide(
                 "save_total_limit",
                 limit,
-                "all of them, for their evaluation" if limit > EVALUATIONS else f"{size * 4 / 1e9:.1f} GB of disk",
+                "all of them, for their evaluation" if limit >= saves else f"{size * 4 / 1e9:.1f} GB of disk",
             )
 
 
@@ -169,6 +170,6 @@ def without_short_interval(steps: int, every: int) -> int:
     return steps - steps % every if 5 * (steps % every) < every else steps
 
 
-def checkpoints_kept(size: int) -> int:
-    """Of checkpoints of so many bytes: all of a run with EVALUATIONS of them, where that is little, else three."""
-    return EVALUATIONS + 2 if size * (EVALUATIONS + 2) < 2e9 else 3
+def checkpoints_kept(size: int, saves: int) -> int:
+    """Of checkpoints of so many bytes: all `saves` of a run, where there are few and all are small, else three."""
+    return max(saves, 3) if saves <= 2 * EVALUATIONS and size * saves < 2e9 else 3

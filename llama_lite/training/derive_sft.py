@@ -17,9 +17,8 @@ from ..processes import seconds_since_start
 from . import decisions, timing
 from .plan import run_steps
 
-EPOCHS = 3  # of a run without a given length: these, or DEFAULT_HOURS, whichever is shorter
+EPOCHS = 3  # at most, of a run without a given number of steps or epochs
 EVALUATED_SHARE = 0.2  # of that time, at most, in evaluations
-MOST_EPOCHS = 10
 EVALUATIONS = 8  # of a run
 FINISH = 15.0  # seconds from here to the first step, and from the last step to the end; the answers not counted
 HELD_SHARE, MOST_HELD = 0.1, 400
@@ -145,9 +144,7 @@ def _rows_in_time(d: decisions.Decisions, config, mean: float) -> int:
 
 
 def _length(d: decisions.Decisions, config, sequences: int, lora: bool, mean: float) -> None:
-    """Steps: three epochs, or what the time allows; with --hours as many as fit, ten epochs at most. mean: tokens of a
-    row.
-    """
+    """Steps: three epochs, or what the time allows. mean: tokens of a row."""
     training, machine = d.owner["max_length"], _machine(d)
     pace = machine.pace(config, d["per_device_train_batch_size"], d["max_length"])
     share = LORA_SHARE if lora else 1
@@ -155,14 +152,16 @@ def _length(d: decisions.Decisions, config, sequences: int, lora: bool, mean: fl
     step = share * micro_batches * pace.micro_batch + pace.optimizer * share
     answers = 2 * d["answer_tokens"] * pace.token * 1.5 * (2 * -(-d["sampled_answers"] // ANSWERS_AT_ONCE) + 1)
     evaluations = (EVALUATIONS + 2) * d["eval_rows"] * pace.window * mean / d["max_length"]
-    hours_given = d.settled("hours")
-    hours = d["hours"] if hours_given else decisions.DEFAULT_HOURS
+    hours = d["hours"] if d.settled("hours") else decisions.DEFAULT_HOURS
     seconds = max(10.0, hours * 3600 - seconds_since_start() - FINISH - answers - evaluations)
     per_epoch = sequences / d["sequences_per_step"]
-    most = (MOST_EPOCHS if hours_given else EPOCHS) * per_epoch
+    most = EPOCHS * per_epoch
     steps = max(1, int(min(most, seconds / step)))
     if steps >= int(most):
-        reason = f"{MOST_EPOCHS if hours_given else EPOCHS} epochs; another length: --hours 1, or --num_train_epochs 5"
+        reason = (
+            f"{EPOCHS} epochs, in {in_words(steps * step / 3600)}: with more, a model begins to know the rows by heart"
+            " (another length: --num_train_epochs 5)"
+        )
     else:
         reason = (
             f"{in_words(hours)} here, {steps / per_epoch:.1f} epochs; another length:"

@@ -58,7 +58,11 @@ class Values:
         set_values(self.groups, values)
         precision.apply(self.session.training_args, self.session.run_args.precision)
         new = {name: value for name, value in values.items() if self.printed.get(name) != value}
-        self.waiting += lines(new, reasons)
+        counted = {
+            name: f"now that the text is counted: {reason}" if reason and name in self.printed else reason
+            for name, reason in reasons.items()
+        }
+        self.waiting += lines(new, counted)
         self.printed.update(values)
         return reasons, tokens
 

@@ -524,14 +524,14 @@ def test_intervals_that_nobody_gave_follow_from_the_new_length_of_a_run(pretrain
         *_, run, training = parse_pretrain(["--dataset", "x", "--output_dir", str(folder), *argv])
         return recorded_values.INTERVALS & recorded_values.values_to_continue(run, training, None).keys()
 
-    assert kept() == kept("--max_steps", "30") == {"logging_steps", "eval_steps", "save_steps"}  # all were given
+    assert kept() == kept("--max_steps", "30") == recorded_values.INTERVALS  # all were given
     del record["given"]["eval_steps"], record["given"]["logging_steps"]
     write_json(folder / "run.json", record)
-    assert kept() == kept("--max_steps", "3") == {"logging_steps", "eval_steps", "save_steps"}
-    assert kept("--max_steps", "30") == {"save_steps"}
+    assert kept() == kept("--max_steps", "3") == recorded_values.INTERVALS
+    assert kept("--max_steps", "30") == {"save_steps", "save_total_limit"}
     record["settings"]["max_steps"] = 2  # the run was made longer since: its checkpoint says 3
     write_json(folder / "run.json", record)
-    assert kept() == {"save_steps"}
+    assert kept() == {"save_steps", "save_total_limit"}
 
 
 def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):

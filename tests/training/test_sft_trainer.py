@@ -27,7 +27,7 @@ from llama_lite.machine import hardware
 from llama_lite.models import batches, loading, references
 from llama_lite.run_folder import RunFolder
 from llama_lite.studies import analysis
-from llama_lite.training import lora, sft_trainer, timing, trainer
+from llama_lite.training import lora, lowest_loss, sft_trainer, timing, trainer
 from llama_lite.training.random_state import draws_in_training
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -738,7 +738,7 @@ def test_a_tuning_run_on_a_device_without_constants_is_planned(sft, tmp_path, mo
     derived = dict.fromkeys(("max_steps", "eval_rows", "sequences_per_step", "per_device_train_batch_size"))
     sft(tmp_path / "run", "--dry_run", **derived)
     said = capsys.readouterr().out
-    assert "3 epochs; another length" in said and "bfloat16 has not been tried on mps" in said
+    assert "  3 epochs, in " in said and "bfloat16 has not been tried on mps" in said
 
 
 def test_rows_above_the_bases_context_are_refused_with_what_helps(sft, tmp_path):
@@ -751,9 +751,23 @@ def test_rows_above_the_bases_context_are_refused_with_what_helps(sft, tmp_path)
 
 
 def test_hours_set_the_length_where_the_number_of_steps_is_to_be_derived(sft, tmp_path, capsys):
-    """Ten epochs are the most; it used to be three, whatever the hours."""
+    """Three epochs are the most: with ten, the loss on held-out rows rose again."""
     sft(tmp_path / "run", "--dry_run", max_steps=-1, hours=0.5, eval_rows=60)
-    assert "10 epochs; another length" in capsys.readouterr().out
+    assert re.search(r"  3 epochs, in .*: with more, a model begins to know the rows", capsys.readouterr().out)
+
+
+def test_a_loss_that_rose_again_is_told_with_the_model_that_had_the_lowest(tmp_path):
+    def told(*losses: float) -> list[str]:
+        rows = [{"step": 10 * n, "eval_loss": loss} for n, loss in enumerate(losses, 1)]
+        (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [{"loss": 9.0}, *rows]))
+        return lowest_loss.warnings(tmp_path)
+
+    assert told() == told(4.0, 3.0) == told(4.0, 3.0, 3.015) == []
+    (line,) = told(4.0, 3.0, 3.5)
+    assert "lowest at step 20 (3.0000), and is 3.5000 at the end" in line and "(--max_steps 20)" in line
+    assert "@step" not in line
+    (tmp_path / "checkpoint-20").mkdir()
+    assert f"; that model is {tmp_path}@step-20." in told(4.0, 3.0, 3.5)[0]
 
 
 def test_derived_numbers_of_rows_and_sequences_fit_those_that_were_given(sft, tmp_path, capsys):
