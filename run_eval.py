@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     check_named_models(found, task_args)
     tasks = main_first(Tasks, found, task_args, model_args.tokenizer_name)
     work = [tasks.of(model.name) for model in found]
+    run_on_main(runner.check_answers, found, work, task_args.confirm_run_unsafe_code)
     print_work(found, tasks)
     out = Path(output_args.output_dir)
     store, settings = Store(out), settings_of(model_args, task_args)

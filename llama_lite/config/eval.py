@@ -65,7 +65,7 @@ class TasksArguments:
     questions: list[str] = arg(
         [],
         "NAME=PATH: your own questions as a task, a JSONL file or a folder of them (question, choices, answer; or"
-        " prompt, answer; or text; optional: group).",
+        " prompt, answer, as in rows of run_sft.py; or text; optional: group).",
     )
     include_path: str | None = arg(None, "Folder with task definitions in lm-eval's format, for --tasks.")
     num_fewshot: list[str] = arg([], "Few-shot examples: N for all tasks, or TASK=N (default: each task's own number).")
@@ -181,11 +181,6 @@ def check_eval(model_args: ModelsArguments, task_args: TasksArguments, output_ar
         )
         problems.add_if(given and len(pair.split(",")) != 2, f"--primary {text}: TASK or TASK=FIRST,SECOND is wanted.")
     problems.add_if(not model_args.models, "--models: at least one is needed.")
-    problems.add_if(
-        "embedded_humaneval" in task_args.tasks and not task_args.confirm_run_unsafe_code,
-        "--tasks embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox;"
-        " the log lists its protections).",
-    )
     for name in ("task_data", "texts", "questions"):
         for text in getattr(task_args, name):
             problems.add_if("=" not in text, f"--{name} {text}: expected NAME=PATH.")

@@ -73,8 +73,9 @@ class RowArguments:
 
     dataset: str = arg(
         "installed-docs",
-        "Rows of instruction/input/output, messages, or prompt/completion (system and history are context; weight 0 and"
-        " train false exclude from training): a Hub dataset id, or json, jsonl(.gz, .zst) or parquet by path or glob."
+        "Rows of instruction/input/output, messages, prompt/completion or /response, or question/answer or /response"
+        " (system and history are context; weight 0 and train false exclude from training): a Hub dataset id, or json,"
+        " jsonl(.gz, .zst) or parquet by path or glob."
         " `installed-docs`: questions about the documentation inside the installed packages, no download.",
     )
     dataset_config: str | None = arg(None, "Configuration of a Hub dataset.")

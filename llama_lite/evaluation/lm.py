@@ -32,6 +32,7 @@ WINDOWS = ("sliding_window", "attention_window_size", "attention_chunk_size")
 APART, APART_HALF = (1e-5, 2e-2)
 CPU_TOKENS, GPU_TOKENS = 2048, 32_768  # in a batch
 BATCH_SIZE = 16  # items that generate together
+ANSWER_TOKENS = 256  # of a generated answer at most, where a task does not say: lm-eval's number
 
 
 def inference_device() -> torch.device:
@@ -137,10 +138,6 @@ class SharedContextLM(HFLM):
             return super().loglikelihood_rolling(requests, disable_tqdm)
         finally:
             self.batch_size_per_gpu, self.add_bos_token = before
-
-    def answer_tokens(self, settings: dict | None) -> int:
-        """Tokens of a generated answer at most. settings: `generation_kwargs` of a task."""
-        return normalize_gen_kwargs(settings or {}, self.max_gen_toks)["max_gen_toks"]
 
     def generate_until(self, requests: list, disable_tqdm: bool = False) -> list[str]:
         """As lm-eval's: the continuation of each prompt. Only the task says how: lm-eval also follows the generation
@@ -325,17 +322,31 @@ def _describe_unscorable(texts: tuple[str, str], context: list[int], continuatio
     return f"{why}. Leave the task out for this model, or change this text in the task."
 
 
+def too_long_answers(tasks: dict, context: float) -> dict[str, int]:
+    """{name: tokens of an answer} of the tasks ({name: task object}) whose answers leave no room for a prompt in a
+    context of so many tokens.
+    """
+    answers = {
+        name: normalize_gen_kwargs(task.config.generation_kwargs or {}, ANSWER_TOKENS)["max_gen_toks"]
+        for name, task in tasks.items()
+        if task.OUTPUT_TYPE == "generate_until"
+    }
+    return {name: tokens for name, tokens in answers.items() if tokens >= context}
+
+
 def check_generation(lm: SharedContextLM, tasks: dict) -> None:
     """Raise Refusal where the answers of a task ({name: task object}) leave no room for a prompt in the context."""
-    for name, task in tasks.items():
-        if task.OUTPUT_TYPE != "generate_until":
-            continue
-        if (tokens := lm.answer_tokens(task.config.generation_kwargs)) >= lm.max_length:
-            raise Refusal(
-                f"{name} generates up to {tokens:,} tokens (max_gen_toks), and the context of this model holds"
-                f" {lm.max_length:,} for prompt and answer together: leave the task out for this model, or define it"
-                " with a lower max_gen_toks (--include_path)."
-            )
+    for name, tokens in too_long_answers(tasks, lm.max_length).items():
+        raise Refusal(no_room(name, tokens, "this model", lm.max_length))
+
+
+def no_room(task: str, tokens: int, model: str, context: int) -> str:
+    """That answers of so many tokens leave no room for a prompt."""
+    return (
+        f"{task} generates up to {tokens:,} tokens (max_gen_toks), and the context of {model} holds {context:,} for"
+        " prompt and answer together: leave the task out for this model, or define it with a lower max_gen_toks"
+        " (--include_path)."
+    )
 
 
 def _num_tokens(row: tuple[tuple, dict]) -> int:

@@ -11,6 +11,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import shutil
 import time
@@ -25,11 +26,12 @@ from ..chat_format import rendering
 from ..data.tokenizer import tokenizer_record
 from ..digests import sha256
 from ..distributed import print_main
-from ..errors import Refusal
+from ..errors import Problems, Refusal
 from ..files import read_json, write_json, write_text
 from ..formatting import shortened
+from ..kernels.probe import context_of
 from ..models import loading
-from ..models.references import fetch_weights
+from ..models.references import fetch_weights, load_config
 from . import estimates
 from .resolve import Model
 from .store import Store, chosen, harness_version, key_of, metrics_of, prompts_digest, samples_of, where_from
@@ -111,6 +113,33 @@ def _kept(store: Store, key: str, task: EvalTask, model: Model) -> dict | None:
         record = named
         store.save_record(key, record)
     return {**record, "metrics": metrics_of(samples)}
+
+
+def check_answers(models: list[Model], work: list[list[tuple[EvalTask, int | None]]], confirmed: bool) -> None:
+    """Raise Refusal, with all of it, for tasks whose answers leave no room for a prompt in a model's context, and for
+    code that would be run and is not `confirmed`.
+    """
+    from .lm import no_room, too_long_answers
+
+    problems, unsafe, without_room = Problems(), set(), {}
+    for model, pairs in zip(models, work, strict=True):
+        generating = [task for task, _ in pairs if task.generates]
+        context = context_of(load_config(model.base)) or math.inf if generating else 0
+        for task in generating:
+            too_long = too_long_answers(task.leaves, context)
+            for name, tokens in too_long.items():
+                without_room.setdefault((name, tokens, context), []).append(model.name)
+            if task.unsafe and not too_long:
+                unsafe.add(task.name)
+    for (name, tokens, context), names in without_room.items():
+        more = f" and of {len(names) - 1} more models" if len(names) > 1 else ""
+        problems.append(no_room(name, tokens, f"{names[0]}{more}", context))
+    for name in sorted(unsafe if not confirmed else ()):
+        problems.append(
+            f"--tasks {name} runs code that a model wrote: add --confirm_run_unsafe_code (it runs in a sandbox; the log"
+            " lists its protections)."
+        )
+    problems.end()
 
 
 def kept_pairs(

@@ -702,7 +702,10 @@ def test_own_questions_are_tasks_with_statistics_variants_and_robustness(evaluat
 @pytest.mark.parametrize(
     "lines, message",
     [
-        (['{"question": "a"}'], "line 1 has question: it needs question, choices, answer; or prompt, answer; or text"),
+        (
+            ['{"question": "a"}'],
+            "line 1 has question: it needs question, choices, answer; or prompt, answer; or question, answer; or prompt, c",
+        ),
         (['{"text": "a"}', '{"prompt": "a", "answer": "b"}'], "line 2 has another form than the lines before it"),
         (
             ['{"question": "a", "choices": ["b", "c"], "answer": 2}'],
@@ -961,7 +964,8 @@ def test_the_gap_and_what_likelihood_tells_apart(evaluate, base, second, tmp_pat
         ({"models": ["/nowhere"]}, r"--models /nowhere: no folder with a config\.json"),
         ({"models": ["org/nothing"]}, r"org/nothing is neither a folder here nor on the Hub"),
         ({"tasks": ["hellaswg"]}, r"no such task; near:"),
-        ({"tasks": ["embedded_humaneval"]}, r"add --confirm_run_unsafe_code"),
+        # in place of a switch that would not help
+        ({"tasks": ["embedded_humaneval"]}, r"generates up to 512 tokens .*, and the context of \S+ holds 512 for"),
         ({"tasks": ["embedded_docs", "embedded_docs"]}, r"--tasks embedded_docs: given twice"),
         ({"sensitivity": ["embedded_mmlu"]}, r"vary tasks of --tasks, and embedded_mmlu is not among them"),
         ({"num_fewshot": ["many"]}, r"--num_fewshot many: expected N or TASK=N"),
@@ -980,6 +984,26 @@ def test_the_gap_and_what_likelihood_tells_apart(evaluate, base, second, tmp_pat
 def test_what_cannot_be_right_is_refused(hub, evaluate, tmp_path, changes, message):
     with pytest.raises(Refusal, match=message):
         evaluate(tmp_path / "out", **changes)
+
+
+def test_code_is_run_where_that_was_confirmed(hub, evaluate, tmp_path, monkeypatch):
+    """Refused before anything is written."""
+    monkeypatch.setattr(runner, "context_of", lambda config: 1024)
+    with pytest.raises(
+        Refusal, match=r"embedded_humaneval runs code that a model wrote: add --confirm_run_unsafe_code"
+    ):
+        evaluate(tmp_path / "out", tasks=["embedded_humaneval"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_tuning_are_questions(tmp_path):
+    from llama_lite.evaluation.tasks import own
+
+    for asked, answered in own.GENERATED:
+        (tmp_path / "q.jsonl").write_text(json.dumps({asked: "How many?", answered: "Three", "note": 1}))
+        (task,) = own.load("mine", str(tmp_path / "q.jsonl")).values()
+        (item,) = task.test_docs()
+        assert (task.doc_to_text(item), item["answers"]) == ("How many?", ["Three"])
 
 
 def test_an_adapter_for_another_base_and_a_step_that_is_not_there(

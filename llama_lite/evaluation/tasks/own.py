@@ -1,7 +1,8 @@
 """Tasks of one's own questions: a JSONL file, or a folder of them, whose lines say what is asked.
 
     {"question": "...", "choices": ["...", "..."], "answer": 0}   the likelihood of each choice; answer: index or text
-    {"prompt": "...", "answer": "..."}                            a greedy answer; answer: one text, or a list of them
+    {"prompt": "...", "answer": "..."}                            a greedy answer; answer: one text, or a list of them;
+                                                                  also the keys of GENERATED, which rows of tuning have
     {"text": "..."}                                               bits per byte
 
 Lines of one task have one of these forms. `group` is optional: items of one group are not independent of each other.
@@ -14,7 +15,8 @@ from pathlib import Path
 from ...errors import Refusal
 from .definition import ANSWERED, MEAN, bits_per_byte, cloze, make
 
-FORMS = {("question", "choices", "answer"): "choices", ("prompt", "answer"): "generated", ("text",): "text"}
+GENERATED = (("prompt", "answer"), ("question", "answer"), ("prompt", "completion"), ("prompt", "response"))
+FORMS = {("question", "choices", "answer"): "choices", **dict.fromkeys(GENERATED, "generated"), ("text",): "text"}
 ANSWER_TOKENS = 64
 
 
@@ -92,23 +94,24 @@ def _read(flag: str, file: Path) -> tuple[str, list[dict]]:
 
 def _item(where: str, record: object) -> tuple[str, dict]:
     """(form, item of an lm-eval task) of a line. Raises Refusal."""
-    form = next((form for keys, form in FORMS.items() if isinstance(record, dict) and record.keys() >= set(keys)), None)
-    if form is None:
+    keys = next((keys for keys in FORMS if isinstance(record, dict) and record.keys() >= set(keys)), None)
+    if keys is None:
         wanted = "; or ".join(", ".join(keys) for keys in FORMS)
         found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise Refusal(f"{where} has {found}: it needs {wanted}.")
+    form = FORMS[keys]
     item = {} if record.get("group") in (None, "") else {"document": str(record["group"])}
     texts = [record[key] for key in ("question", "prompt", "text") if key in record]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise Refusal(f"{where}: question, prompt and text are strings that are not empty.")
     if form == "text":
         return form, {"text": record["text"], **item}
-    answer = record["answer"]
+    answer = record[keys[-1]]
     if form == "generated":
         answers = answer if isinstance(answer, list) else [answer]
         if not answers or not all(isinstance(one, str) and one.strip() for one in answers):
-            raise Refusal(f"{where}: answer is a text that is not empty, or a list of them.")
-        return form, {"question": record["prompt"], "answer": answers[0], "answers": answers, **item}
+            raise Refusal(f"{where}: {keys[-1]} is a text that is not empty, or a list of them.")
+        return form, {"question": record[keys[0]], "answer": answers[0], "answers": answers, **item}
     choices = record["choices"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise Refusal(f"{where}: choices is a list of two or more texts that are not empty.")
