@@ -152,6 +152,7 @@ class Trace:
         found = {fingerprint: index.find(names) for fingerprint, index in self.reads.indexes.items()}
         for name in names:
             places = [(fingerprint, span) for fingerprint, spans in found.items() for span in spans[name]]
+            places = places or self._only_document(name)
             if not places:
                 raise Refusal(self._no_document(name))
             for fingerprint, span in places:
@@ -160,6 +161,16 @@ class Trace:
                     "folder": self.folder_of(fingerprint),
                     "reads": self._reads_of(fingerprint, span, span.text_first, span.last),
                 }
+
+    def _only_document(self, name: str) -> list[tuple]:
+        """(fingerprint, span) of the document of the one file with this name, where it holds no second one."""
+        found = []
+        for fingerprint, index in self.reads.indexes.items():
+            files = [] if name.rpartition(":")[2].isdigit() else index.files_named(name)
+            rows = [f"{file}:{row}" for file in files for row in (1, 2)]
+            spans = index.find(rows)
+            found += [(fingerprint, row, span) for row in rows for span in spans[row]]
+        return [(fingerprint, span) for fingerprint, _, span in found] if len({row for _, row, _ in found}) == 1 else []
 
     def _no_document(self, name: str) -> str:
         """What to say of a document that is in none of the folders."""

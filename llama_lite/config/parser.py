@@ -63,6 +63,7 @@ class Parser(TrlParser):
             self.script.arguments.append(argument)
 
     def error(self, message: str):
+        message = re.sub(r"invalid float value: (.*)", r"\1 is no number (such as 2 or 0.5)", message)
         raise Refusal(f"{message.rstrip(chr(46))}. `{self.prog} --help_all` lists every argument.")
 
     def parse(self, argv: list[str], default_config: Path | None = None):
@@ -76,7 +77,9 @@ class Parser(TrlParser):
         self._set_defaults(config)
         namespace, rest = self.parse_known_args(argv)
         if rest:
-            self.error(f"`{' '.join(rest)}` does not belong to any argument")
+            takes = next((name for name in ("dataset", "models") if name in by_name), None)
+            meant = f" (did you mean --{takes} {rest[0]}?)" if takes and Path(rest[0]).exists() else ""
+            self.error(f"`{' '.join(rest)}` does not belong to any argument{meant}")
         values, explicit_args, problems = vars(namespace), typed | set(config), []
         for name in typed:
             if by_name[name].nargs == "+" and values[name] == ["[]"]:  # an empty list, as in YAML

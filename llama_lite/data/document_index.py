@@ -292,7 +292,9 @@ class DocumentIndex:
             found[span.url].add(span)
 
     def files_named(self, name: str) -> list[str]:
-        """The files of the text whose path is `name`, or ends with it; `name` may have a row behind it."""
+        """The files of the text whose path is `name`, ends with it, or is the end of it; `name` may have a row behind
+        it.
+        """
         path, _, row = name.rpartition(":")
         wanted, found = (path if path and row.isdigit() else name), set()
         for shards in self.splits.values():
@@ -301,7 +303,8 @@ class DocumentIndex:
                     for group in range(names.num_row_groups):
                         column = names.read_row_group(group, columns=["file"], use_threads=False)["file"]
                         found.update(column.unique().to_pylist())
-        return sorted(file for file in found if file and f"/{file}".endswith(f"/{wanted}"))
+        ends = (file for file in found if file and f"/{file}".endswith(f"/{wanted}"))
+        return sorted(ends) or sorted(file for file in found if file and wanted.endswith(f"/{file}"))
 
     def begins(self, split: str, shard: int) -> np.ndarray:
         """The tokens of a shard, int64, at which documents begin; not that of one which continues."""

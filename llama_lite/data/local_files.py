@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import glob
 import hashlib
 import os
@@ -85,10 +86,24 @@ def _find_paths(dataset: str) -> tuple[list[str], list[str]] | None:
             "that folder holds no file that is not hidden" if os.path.isdir(path) else "no file or folder has that name"
         )
         raise Refusal(
-            f"--dataset {dataset}: {reason}. Give a file, a folder, a glob in quotes, a Hub dataset id such as"
-            " HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
+            f"--dataset {dataset}: {reason}.{_nearest(path)} Give a file, a folder, a glob in quotes, a Hub dataset id"
+            " such as HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
         )
     return None
+
+
+def check_there(dataset: str) -> None:
+    """Raise Refusal for what looks like a path and is not there."""
+    if not os.path.exists(os.path.expanduser(dataset)):
+        _find_paths(dataset)
+
+
+def _nearest(path: str) -> str:
+    """A sentence with the names beside a path that are nearest to its own; "" where none is near."""
+    folder, name = os.path.split(path.rstrip("/"))
+    names = [entry for entry in os.listdir(folder or ".") if entry[0] != "."] if os.path.isdir(folder or ".") else []
+    near = difflib.get_close_matches(name, names, 3)
+    return f" Nearest: {', '.join(os.path.join(folder, entry) for entry in near)}." if near else ""
 
 
 def _classify(

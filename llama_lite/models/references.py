@@ -258,7 +258,11 @@ def _way_to_base(record: dict, adapter: Located, base: Located) -> str:
     if "checkpoint_sha256" in record:
         return f" It was tuned from step {step:,} of this run: give {name}@step-{step}+{adapter.name}."
     known = (
-        f"It was tuned from step {step:,} of this run: export it" if step else "If the run was trained further since,"
+        "It was tuned from these weights in the finished model's number format: export them"
+        if step and base.folder.name == f"checkpoint-{step}"
+        else f"It was tuned from step {step:,} of this run: export it"
+        if step
+        else "If the run was trained further since,"
     )
     which, folder = (step, f"{name}-{step}") if step else ("N", "FOLDER")
     return (

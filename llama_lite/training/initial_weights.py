@@ -131,7 +131,7 @@ class InitialWeights:
         if theirs and theirs != tokenizer_record(self.tokenizer):
             print_main(
                 f"WARNING   --init_from {self.init_from}: its weights were trained with another tokenizer than this"
-                " run's, so its embeddings belong to other tokens"
+                f" run's, so its embeddings belong to other tokens: --tokenizer {self.init_from} keeps theirs"
             )
         return folder
 

@@ -6,6 +6,7 @@ from transformers import AutoTokenizer
 
 from ..config.pretrain import PREPARING
 from ..data.document_reads import document_reads
+from ..data.local_files import check_there
 from ..data.preparation import prepare
 from ..data.prepared import PreparedFolder, PreparedTokens, data_lines, with_validation
 from ..data.shards import describe, verify_prepared
@@ -36,6 +37,8 @@ def check_paths(data_args, output_dir: str) -> None:
     folders = {"prepared_dir": data_args.prepared_dir, "curated_dir": data_args.curated_dir}
     run_on_main(check_folders, folders if data_args.prepare_only else {**folders, "output_dir": output_dir})
     run_on_main(check_folder, "prepared_dir", data_args.prepared_dir, "prepared")
+    if not (data_args.mixture or data_args.prepared_dir or Path(output_dir).exists()):
+        run_on_main(check_there, data_args.dataset)  # before the folder of the run is made
     if not data_args.prepare_only:
         run_on_main(check_folder, "output_dir", output_dir, "pretrain")
         check_apart(output_dir, folders)

@@ -156,6 +156,19 @@ def test_what_cannot_be_answered_is_refused(whole_run, argv, message):
         trace.main([str(whole_run), *argv])
 
 
+def test_a_file_that_is_one_document_needs_no_row(pretrain, texts, tmp_path, capsys, monkeypatch):
+    """Also by the path that it has for whoever asks."""
+    (tmp_path / "mine/in").mkdir(parents=True)
+    parts = ["\n\n".join(list(texts.values())[number::4]) for number in range(4)]
+    for number, part in enumerate(parts):
+        (tmp_path / f"mine/in/{number}.txt").write_text(part)
+    changes = {"max_steps": 2, "save_steps": 2, "eval_strategy": "no", "sample_tokens": 0}
+    run = pretrain(tmp_path / "run", dataset=str(tmp_path / "mine"), prepared_dir=str(tmp_path / "tokens"), **changes)
+    monkeypatch.chdir(tmp_path)
+    answers = [ask(capsys, str(run), "--document", name) for name in ("in/1.txt:1", "1.txt", "mine/in/1.txt")]
+    assert answers[0] == answers[1] == answers[2] and answers[0][0]["document"]["name"] == "in/1.txt:1"
+
+
 def test_a_checkpoint_is_traced_up_to_its_step(whole_run, capsys):
     assert ask(capsys, str(whole_run / "checkpoint-10"), "--step", "10") == ask(capsys, str(whole_run), "--step", "10")
     with pytest.raises(Refusal, match=r"checkpoint-10 has reached step 10"):

@@ -263,6 +263,8 @@ def test_a_config_that_is_not_there():
         (["--learn", "1"], "`--learn` on the command line is not an argument"),
         (["--order", "random"], "invalid choice"),
         (["--seed", "x"], "invalid int value"),
+        (["--hours", "2h"], r"--hours: '2h' is no number \(such as 2 or 0\.5\)"),
+        (["/usr"], r"`/usr` does not belong to any argument \(did you mean --dataset /usr\?\)"),
     ],
 )
 def test_what_cannot_be_right_is_refused(argv, message):

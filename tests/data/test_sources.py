@@ -163,6 +163,12 @@ def test_a_dataset_that_is_not_there(tmp_path, monkeypatch, name):
         source_of(name)
 
 
+def test_names_beside_a_misspelt_one_are_told(tmp_path):
+    (tmp_path / "mytext").mkdir()
+    with pytest.raises(Refusal, match=rf"no file or folder has that name\. Nearest: {tmp_path}/mytext\. Give a file"):
+        source_of(str(tmp_path / "mytxt/"))
+
+
 def test_a_hub_that_does_not_answer_is_one_paragraph():
     with pytest.raises(
         Refusal, match=r"neither a local file or folder nor a dataset on the Hub \(revision main\)"

@@ -534,6 +534,15 @@ def test_intervals_that_nobody_gave_follow_from_the_new_length_of_a_run(pretrain
     assert kept() == {"save_steps", "save_total_limit"}
 
 
+def test_a_misspelt_text_leaves_no_folder_of_a_run(tmp_path, monkeypatch):
+    from run_pretrain import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Refusal, match="no file or folder has that name"):
+        main(["--dataset", "./mien"])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_suggestion_is_a_config_that_runs_as_it_stands(text, tmp_path):
     path, folder = tmp_path / "mine.yaml", folder_of(tmp_path, text, 20_000)
     done = launch(

@@ -592,6 +592,8 @@ def test_an_adapter_names_the_step_of_its_base_when_that_was_trained_further(sft
         way = rf"It was tuned from step 12 of this run: give {base}@step-12\+{tuned}\.$"
         references.check_base(adapter, references.locate(str(base / "checkpoint-12")))
     else:
+        with pytest.raises(Refusal, match="tuned from these weights in the finished model's number format: export"):
+            references.check_base(adapter, references.locate(str(base / "checkpoint-12")))
         export_model(base / "checkpoint-12", tmp_path / "base-12", dtype)
         references.check_base(adapter, references.locate(str(tmp_path / "base-12")))
     for other in (further, references.locate(str(base / "checkpoint-10"))):
