@@ -170,7 +170,8 @@ def check_changes(
         elif step >= current["hyperparameters"].get("max_steps", step + 1):  # it is finished
             changed = ",".join(dict.fromkeys([*rows, "max_steps"]))
             apply = (
-                f", or train longer with the new ones: --max_steps N (in place of --hours) --allow_changes {changed}"
+                ", or train longer with the new ones: --max_steps N (in place of --hours or --num_train_epochs)"
+                f" --allow_changes {changed}"
             )
         raise Refusal(
             f"this is not the run of the checkpoint at step {step}:\n{table}\nRestore the old values, choose another"
@@ -190,11 +191,10 @@ def _short(value) -> str:
 def position_cost(name: str, saved: dict, current: dict, step: int) -> str:
     """What a change of data, order or step size repeats or skips, in tokens; "" where nothing is."""
     if "tokens_per_step" not in saved["data"]:
-        return (
-            "rows come in another order"
-            if name in ("data", "data_seed", "packing", "max_length", "sequences_per_step")
-            else ""
-        )
+        if name in ("data", "held_out"):
+            return "other rows" if name == "data" else "other held-out rows"
+        order = name in ("data_seed", "packing", "max_length", "sequences_per_step")
+        return "rows come in another order" if order else ""
     tokens_read = step * saved["data"]["tokens_per_step"]
     if name in ("tokens_per_step", "block_size"):
         position = step * current["data"]["tokens_per_step"]

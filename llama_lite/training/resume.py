@@ -86,7 +86,7 @@ def is_finished(run: RunFolder, start: trainer.ResumePoint, steps: int) -> bool:
     unused = f", and the new {', '.join(new)} is not used" if new else ""
     print_main(
         f"{run.path} is finished ({steps} steps): nothing to do{unused}. To train longer: --max_steps N (in place of"
-        f" --hours) --allow_changes {','.join(dict.fromkeys([*new, 'max_steps']))}"
+        f" --hours or --num_train_epochs) --allow_changes {','.join(dict.fromkeys([*new, 'max_steps']))}"
     )
     run.record_end = False
     return True

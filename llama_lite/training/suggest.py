@@ -40,7 +40,9 @@ def write_suggestion(
     own: that of the text may hold a run already.
     """
     own = {} if "output_dir" in explicit_args else {"output_dir": _free_folder(Path("runs") / Path(path).stem)}
-    reasons = reasons | dict.fromkeys(own, "named after this file")
+    plain = own.get("output_dir") == str(Path("runs") / Path(path).stem)
+    named = "named after this file" if plain else "named after this file; the folder without the number is there"
+    reasons = reasons | dict.fromkeys(own, named)
     lines = [
         f"# A run of {script} that this text, this machine ({cpu_name()}) and this time suggest. Change what you like.",
         "#",

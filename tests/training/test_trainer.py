@@ -191,7 +191,7 @@ def test_a_finished_run_stays_finished(pretrain, whole_run, tmp_path, capsys, mo
     export.export_model(run / "checkpoint-12", run, "float32")  # by hand, in another number format: the same model
     pretrain(run)
     assert "nothing to do" in capsys.readouterr().out
-    longer = r"--max_steps N \(in place of --hours\) --allow_changes learning_rate,max_steps"
+    longer = r"--max_steps N \(in place of --hours or --num_train_epochs\) --allow_changes learning_rate,max_steps"
     other = rf"choose another --output_dir \(--config {run} keeps the other values of this run\)"
     with pytest.raises(Refusal, match=rf"{other}, or train longer with the new ones: {longer}"):
         pretrain(run, learning_rate=5e-4)
