@@ -298,8 +298,8 @@ def what_next(folder: Path, tokenizer, config) -> list[str]:
     tuned = tuning_folder.output_dir(str(folder))
     return [
         f"next      {LAUNCH_COMMAND} run_sft.py --model_name_or_path {shlex.quote(str(folder))}",
-        "          (on questions about installed packages; with --dataset rows.jsonl on rows of your own)",
         f"          python run_eval.py --models {shlex.join([str(folder), f'{folder}+{tuned}'])} --limit 100",
+        "          (run_sft.py tunes on questions about installed packages; with --dataset rows.jsonl on rows of your own)",
     ]
 
 
