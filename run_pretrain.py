@@ -299,7 +299,7 @@ def what_next(folder: Path, tokenizer, config) -> list[str]:
     return [
         f"next      {LAUNCH_COMMAND} run_sft.py --model_name_or_path {shlex.quote(str(folder))}",
         f"          python run_eval.py --models {shlex.join([str(folder), f'{folder}+{tuned}'])} --limit 100",
-        "          (run_sft.py tunes on questions about installed packages; with --dataset rows.jsonl on rows of your own)",
+        "          (run_sft.py reads questions about installed packages; --dataset rows.jsonl: rows of your own)",
     ]
 
 
