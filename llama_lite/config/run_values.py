@@ -13,9 +13,9 @@ OWN = {
     *"hours resume_from_checkpoint resume_without allow_changes stop_after_step".split(),
 }
 FOLDERS = {"prepared_dir", "curated_dir"}  # where another text, tokenizer or curation is given, they follow from it
-KEEP_TOKENS = {
-    *"prepared_dir curated_dir prepared_hub_id validation prepare_workers prepare_on prepare_only add_index".split(),
-    "verify_data",
+KEEP_TOKENS = {  # arguments of text that leave the tokens as they are
+    *"prepared_dir curated_dir prepared_hub_id validation prepare_workers prepare_on prepare_only".split(),
+    *"add_index verify_data".split(),
 }
 LENGTH = {"hours", "max_steps", "num_train_epochs"}
 INTERVALS = {"logging_steps", "eval_steps", "save_steps", "save_total_limit"}  # of another length, they follow from it

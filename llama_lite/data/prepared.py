@@ -143,12 +143,10 @@ def _read(folder: str) -> dict | None:
 
 def _not_prepared(argument: str, folder: str, others: list[PreparedFolder]) -> str:
     """That a folder holds no tokens, and the command that prepares them as `others` are."""
-    holds_text = kind_of_folder(folder) == "foreign"
-    return (
-        f"{argument} {folder} holds {'a text' if holds_text else 'no prepared tokens'}. Prepare it first:"
-        f" {_prepare_command(folder if holds_text else 'TEXT', others)}"
-        + (", and give the folder that this makes." if holds_text else f" --prepared_dir {folder}.")
-    )
+    kind = kind_of_folder(folder)
+    text, what = (folder, "a text") if kind == "foreign" else ("TEXT", "no prepared tokens")
+    place = f" --prepared_dir {folder}" if kind in ("empty", "prepared") else ", and give the folder that this makes"
+    return f"{argument} {folder} holds {what}. Prepare it first: {_prepare_command(text, others)}{place}."
 
 
 def _prepare_command(text: str, others: list[PreparedFolder]) -> str:
