@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     run_tokens.check_paths(data_args, training_args.output_dir)
     session.export_to = functools.partial(export_model, dtype=model_args.publish_dtype)
     rules = dataclasses.asdict(curation_args)
-    values = Values(session, groups, Text(data_args), planned)
+    values = Values(session, groups, Text(data_args, training_args.output_dir), planned)
 
     # ---- Commands that train nothing ----
     if run_args.dry_run or run_args.suggest:
@@ -276,10 +276,7 @@ def finish(run, steps: int, manifest: dict, dtype: str) -> None:
             " more steps, or more --hours on a quiet machine."
         )
     elif measured and last["eval_loss"] > bases["bigram"]:
-        print_main(
-            "          that is worse than the counts of pairs of tokens (bigram): more steps, or more --hours, go below"
-            " them"
-        )
+        print_main("          that is worse than the counts of pairs of tokens (bigram): the run or its text was short")
 
 
 def what_next(folder: Path, tokenizer, config) -> list[str]:

@@ -147,6 +147,7 @@ class CommonRunArguments:
     # {argument: value} of YAML and command line
     explicit_args: dict = dataclasses.field(init=False, default_factory=dict)
     typed: frozenset = dataclasses.field(init=False, default=frozenset())  # the arguments of the command line
+    values_of: str | None = dataclasses.field(init=False, default=None)  # the run that --config names
 
 
 def before_transformers(training: TrainingArguments) -> None:

@@ -17,7 +17,7 @@ from trl import TrlParser
 from ..errors import Refusal
 from ..machine.precision import LAUNCHER_PRECISIONS
 from ..paths import expand_home
-from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent, is_of_a_run
+from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent, is_of_a_run, split_config
 from .common import CommonRunArguments
 from .ranges import comma_problems, range_problems
 from .run_values import KINDS
@@ -70,7 +70,7 @@ class Parser(TrlParser):
         """Dataclass instances from a command line. Without arguments `default_config` is used. Raises Refusal."""
         if not argv and default_config:
             argv = ["--config", str(default_config)]
-        of_a_run = is_of_a_run(argv)
+        of_a_run, given = is_of_a_run(argv), argv
         argv, config = check_command(self.script, argv)
         known, by_name = self.script.by_flag(), {argument.name: argument for argument in self.script.arguments}
         typed = {known[word].name for word in (word.split("=")[0] for word in argv) if word in known}
@@ -78,8 +78,8 @@ class Parser(TrlParser):
         namespace, rest = self.parse_known_args(argv)
         if rest:
             takes = next((name for name in ("dataset", "models") if name in by_name), None)
-            meant = f" (did you mean --{takes} {rest[0]}?)" if takes and Path(rest[0]).exists() else ""
-            self.error(f"`{' '.join(rest)}` does not belong to any argument{meant}")
+            hint = f" (did you mean --{takes} {rest[0]}?)" if takes and Path(rest[0]).exists() else ""
+            self.error(f"`{' '.join(rest)}` does not belong to any argument{hint}")
         values, explicit_args, problems = vars(namespace), typed | set(config), []
         for name in typed:
             if by_name[name].nargs == "+" and values[name] == ["[]"]:  # an empty list, as in YAML
@@ -88,10 +88,16 @@ class Parser(TrlParser):
                 values[name] = checked(by_name[name], values[name])
             except ValueError as error:
                 problems.append(f"--{name} {shlex.quote(str(values[name]))}: {error}.")
+        run = split_config(given)[split_config(given).index("--config") + 1] if of_a_run else None
+        if run and not {"output_dir", "suggest"} & typed:
+            problems.append(
+                f"--config {run} gives its values to another run, which needs a folder of its own: --output_dir OTHER."
+                f" To go on with the run itself: --output_dir {run}."
+            )
         if problems:
             raise Refusal(" ".join(problems))
         explicit_args -= {name for name in explicit_args if is_absent(by_name[name], values[name])}
-        if of_a_run and "prepared_dir" in config:  # whose tokens are read, also where its text has changed since
+        if run and "prepared_dir" in config:  # whose tokens are read, also where its text has changed since
             explicit_args -= {"dataset"} - typed
         values |= {name: expand_home(value) for name, value in values.items() if name in PATHS}
         if "precision" in values:
@@ -112,7 +118,7 @@ class Parser(TrlParser):
         for group in parsed:
             if isinstance(group, CommonRunArguments):
                 values = {name: value for part in parsed for name, value in vars(part).items() if name in explicit_args}
-                group.typed = frozenset(typed)
+                group.typed, group.values_of = frozenset(typed), run
                 group.explicit_args = {name: getattr(value, "value", value) for name, value in values.items()}
         return parsed
 

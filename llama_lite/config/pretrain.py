@@ -313,6 +313,7 @@ PRETRAIN_FOLLOWS = {  # derived arguments, and what they follow from (training/d
     **dict.fromkeys(("fused_loss", "block_attention", "compile_layers"), "chosen for this machine"),
     "eval_windows": "as many as keep evaluations short",
     "prepare_workers": "one per core that may be used here",
+    "bf16": "as --precision says",
     "output_dir": "runs/NAME, named after the text",
     "hours": "about ten minutes, if no length is given",
 }

@@ -215,6 +215,7 @@ SFT_FOLLOWS = {  # derived arguments, and what they follow from (training/derive
     "learning_rate": "derived from the width of the base",
     "answer_tokens": "96, within the base's context",
     "max_steps": "three epochs, or about ten minutes if that is less",
+    "bf16": "as --precision says",
     "output_dir": "runs/BASE-sft",
     "prepare_workers": "one per core that may be used here",
 }

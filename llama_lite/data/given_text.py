@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..distributed import print_main
 from ..errors import Refusal
+from ..files import read_json
 from . import content_digest, sources, text_source
 from .recipes import ROOT
 from .shards import read_manifest
@@ -22,10 +23,12 @@ DIGESTS = ROOT / ".digests.json"  # cache of digests of large files, by size and
 
 
 class Text:
-    """The text of a command, examined when it is first needed (rank 0). data: DataArguments."""
+    """The text of a command, examined when it is first needed (rank 0). data: DataArguments. run: the folder of the run
+    that reads it, if there is one.
+    """
 
-    def __init__(self, data: "DataArguments"):
-        self.data, self.digest = data, None
+    def __init__(self, data: "DataArguments", run: str | None = None):
+        self.data, self.run, self.digest = data, run, None
 
     @functools.cached_property
     def source(self) -> Source:
@@ -130,9 +133,13 @@ def check_content(folder: Path, recorded: dict, text: Text) -> None:
             if "bytes" in before and any(before[key] != now[key] for key in ("files", "bytes"))
             else "the same size, other content"
         )
-        raise Refusal(
-            f"the text in {text.data.dataset} has changed since {folder} was prepared ({message}). Restore it, leave"
-            f" out --dataset (and a --config with it) to use the prepared tokens (--prepared_dir {folder}), or start"
-            " another run on it: another --output_dir and another --prepared_dir, or none (--init_from RUN begins it"
-            " with the weights of a run)."
+        run = text.run and read_json(Path(text.run) / "run.json") and text.run
+        ways = (
+            f"go on with the tokens as they were prepared: --config {run} --output_dir {run} (in place of --config and"
+            f" --dataset). Another run with the values of this one, on the text as it is: --config {run} --dataset"
+            f" {given} --output_dir OTHER; it can begin with the weights: --init_from {run} --tokenizer {run}."
+            if run
+            else f"leave out --dataset (and a --config with it) to use the tokens in it (--prepared_dir {folder}), or"
+            " give another --prepared_dir, or none, to prepare it as it is."
         )
+        raise Refusal(f"the text in {given} has changed since {folder} was prepared ({message}). Restore it, or {ways}")

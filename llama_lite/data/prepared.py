@@ -82,13 +82,13 @@ def read_mixture(weights: Mapping[str, float]) -> list[PreparedFolder]:
         raise Refusal(f"--mixture {gone[0]}=0: a folder without a share is never read: leave it out.")
     problems, parts = Problems(), []
     for name, folder, weight in zip(_names(list(weights)), weights, rounded, strict=True):
-        place = tokens_of_run(folder)  # of which the rest is checked, so that all is said at once
-        problems.add_if(place, f"--mixture {folder} is the folder of a run: give that of its tokens, {place}.")
-        manifest = _read(place or folder)
+        location = tokens_of_run(folder)  # of which the rest is checked, so that all is said at once
+        problems.add_if(location, f"--mixture {folder} is the folder of a run: give that of its tokens, {location}.")
+        manifest = _read(location or folder)
         if manifest:
-            parts.append(PreparedFolder(name, Path(place or folder), manifest, weight))
+            parts.append(PreparedFolder(name, Path(location or folder), manifest, weight))
         else:
-            problems.append(_not_prepared("--mixture", place or folder, parts))
+            problems.append(_not_prepared("--mixture", location or folder, parts, folder == next(iter(weights))))
     for part in parts[1:]:
         problems += _other_tokens("--mixture", parts[0], part)
     for one, other in itertools.combinations(parts, 2):
@@ -141,12 +141,18 @@ def _read(folder: str) -> dict | None:
     return manifest
 
 
-def _not_prepared(argument: str, folder: str, others: list[PreparedFolder]) -> str:
-    """That a folder holds no tokens, and the command that prepares them as `others` are."""
+def _not_prepared(argument: str, folder: str, others: list[PreparedFolder], is_first: bool = True) -> str:
+    """That a folder holds no tokens, and the command that prepares them as `others` are, or, where none is prepared and
+    this is not the first, as the first will be.
+    """
     kind = kind_of_folder(folder)
     text, what = (folder, "a text") if kind == "foreign" else ("TEXT", "no prepared tokens")
-    place = f" --prepared_dir {folder}" if kind in ("empty", "prepared") else ", and give the folder that this makes"
-    return f"{argument} {folder} holds {what}. Prepare it first: {_prepare_command(text, others)}{place}."
+    rest = f" --prepared_dir {folder}" if kind in ("empty", "prepared") else ", and give the folder that this makes"
+    command = _prepare_command(text, others)
+    if not others and not is_first:
+        command = command.replace(" --prepare_only", " --tokenizer FIRST/tokenizer --prepare_only")
+        rest += " (FIRST: the folder that the first of the mixture has then)"
+    return f"{argument} {folder} holds {what}. Prepare it first: {command}{rest}."
 
 
 def _prepare_command(text: str, others: list[PreparedFolder]) -> str:

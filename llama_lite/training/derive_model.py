@@ -97,7 +97,7 @@ class ModelDerivation:
             rate = speeds[best] * shapes.flops_per_token(best, self.data.vocabulary(), shapes.context_of(best[1]))
         size = shapes.parameters(best, self.data.vocabulary())
         why = (
-            f"{size / 1e6:.1f}M parameters: for {reads(best) / 1e6:.1f}M tokens, at {speeds[best]:,.0f} tokens per"
+            f"{size / 1e6:.1f}M parameters: for {reads(best) / 1e6:.2g}M tokens, at {speeds[best]:,.0f} tokens per"
             " second here"
         )
         return f"{best[0]}x{best[1]}", why
@@ -144,7 +144,7 @@ class ModelDerivation:
                 step -= unit
             if decisions.given_accumulation(d) > 1:  # so many micro-batches, no larger than suits the device
                 step = min(step, unit * (1 if d.settled("per_device_train_batch_size") else most))
-            d.decide("tokens_per_step", step, f"for a run over {reads / 1e6:.1f}M tokens")
+            d.decide("tokens_per_step", step, f"for a run over {reads / 1e6:.2g}M tokens")
         if not d.settled("per_device_train_batch_size"):
             windows = d["tokens_per_step"] // (d["block_size"] * self.machine.processes) or 1
             micro = decisions.micro_batch(windows, decisions.given_accumulation(d), most)

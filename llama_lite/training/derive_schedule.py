@@ -92,7 +92,15 @@ class ScheduleDerivation:
             else "about ten minutes, since no length is given (another: --hours 2, or --max_steps N),"
         )
         reason = f"{length} at {d['tokens_per_step'] / step:,.0f} tokens per second, with evaluations and saves"
-        if steps >= int(most):
+        if steps >= int(most) and self.data.mixture:
+            first = min(
+                self.data.mixture["mixture"], key=lambda part: part["splits"]["train"]["tokens"] / part["weight"]
+            )
+            reason = (
+                f"then {first['name']} is read as often as allowed, in {in_words(steps * step / 3600)}; a longer run"
+                " reads it again: --allow_epochs_of its folder"
+            )
+        elif steps >= int(most):
             reason = (
                 f"the text is read {self.data.most_epochs:.0f} times, in {in_words(steps * step / 3600)}; more would"
                 " teach next to nothing (or: --max_steps N)"

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from ..chat_format.packing import Example, count_packs
 from ..config.sft import SftArguments
-from ..formatting import in_words
+from ..formatting import in_words, seconds_in_words
 from ..kernels.probe import context_of
 from ..machine.hardware import planning_constant
 from ..models.presets import flops_per_token
@@ -159,7 +159,7 @@ def _length(d: decisions.Decisions, config, sequences: int, lora: bool, mean: fl
     steps = max(1, int(min(most, seconds / step)))
     if steps >= int(most):
         reason = (
-            f"{EPOCHS} epochs, in {in_words(steps * step / 3600)}: with more, a model begins to know the rows by heart"
+            f"{EPOCHS} epochs, in {seconds_in_words(steps * step)}: with more, a model begins to know the rows by heart"
             " (another length: --num_train_epochs 5)"
         )
     else:

@@ -19,6 +19,6 @@ def warnings(folder: Path) -> list[str]:
     there = f"; that model is {folder}@step-{best}" if kept else ""
     return [
         f"WARNING   the validation loss was lowest at step {best:,} ({losses[best]:.4f}), and is {losses[last]:.4f} at"
-        f" the end: the model begins to know its text by heart{there}. Train fewer steps in another --output_dir"
-        f" (--max_steps {best}), or on more text."
+        f" the end: the model begins to know its text by heart{there}. Train fewer steps (--config {folder}"
+        f" --max_steps {best} --output_dir OTHER), or on more text."
     ]

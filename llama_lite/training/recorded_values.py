@@ -131,10 +131,17 @@ def recorded_values(output_dir: str, mode: str, repo: str | None, max_steps: int
         "order_version": identity["data"].get("order_version", 1),
         **block_attention.arguments_of(switches.get("attention")),
     }
+    return _without_old_intervals(values, run, max_steps)
+
+
+def _without_old_intervals(values: dict, run: dict, max_steps: int | None) -> dict:
+    """The values without intervals that nobody gave and that followed from another length than today's. run: the run's
+    record.
+    """
     began = run.get("settings", {}).get("max_steps", 0)
-    if began > 0 and (max_steps or values.get("max_steps")) != began:  # intervals that followed from the first length
-        values = {name: values[name] for name in values if name not in INTERVALS or name in run.get("given", {})}
-    return values
+    if began <= 0 or (max_steps or values.get("max_steps")) == began:
+        return values
+    return {name: values[name] for name in values if name not in INTERVALS or name in run.get("given", {})}
 
 
 def _published_manifest(ref: client.Reference, record: dict) -> dict | None:

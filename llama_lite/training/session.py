@@ -28,7 +28,7 @@ from .callbacks.health import Health, SpikeDetector
 from .callbacks.progress import Progress
 from .callbacks.stop_after_step import StopAfterStep
 from .preflight import check_packages, check_token
-from .trainer import DueEvaluationCallback, ResumePoint, VerifiedTraining, finish_or_raise
+from .trainer import DueEvaluationCallback, ResumePoint, VerifiedTraining, finish_or_raise, untold
 from .watchdog import Watchdog, last_seen, record_collectives
 
 
@@ -85,6 +85,12 @@ class Session:
         run_args, training_args = self.run_args, self.training_args
         if "output_dir" not in run_args.explicit_args:
             training_args.output_dir = default
+        if run_args.values_of:
+            kept = "prepared_dir" in run_args.explicit_args and "dataset" not in run_args.explicit_args
+            print_main(
+                f"record    values that the command does not give are those of {run_args.values_of}"
+                + ("; it reads the same tokens, whatever its text is now" if kept else "")
+            )
         folder, mode = training_args.output_dir, training_args.resume_from_checkpoint
         self.repeats = run_on_main(recorded_values.is_repeated, folder, run_args.explicit_args)
         if self.repeats and (run_args.resume_without or mode not in ("auto", "must", "never")):
@@ -291,7 +297,8 @@ class Session:
         trainer.add_callback(trainer.watchdog)
         trainer.add_callback(RecordStart(trainer))
         trainer.add_callback(DueEvaluationCallback(trainer))
-        with trainer.watchdog:
+        changed_intervals = "do not match the ones in the `trainer_state.json`"  # which may change at any resume
+        with trainer.watchdog, untold("transformers.trainer_utils", changed_intervals):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         recorded = trainer.clock.recorded()
         self.run.event("trained", **recorded)

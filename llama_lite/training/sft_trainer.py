@@ -4,8 +4,6 @@ Rows are packed without padding and do not attend to each other, in bases whose 
 rows are padded. Only answers are labels, so only their positions go through the output layer.
 """
 
-import contextlib
-import logging
 import math
 from pathlib import Path
 
@@ -21,23 +19,12 @@ from ..kernels import probe
 from ..models import references
 from ..models.batches import Batches
 from .lora import load_adapter
-from .trainer import VerifiedTraining
+from .trainer import VerifiedTraining, untold
 
 HEAD_TOLERANCE = 1e-3  # of the largest loss: TRL's kernel on a GPU multiplies in TF32 where that is allowed
 
 
 # ---- the trainer ----
-
-
-@contextlib.contextmanager
-def _untold(words: str):
-    """In this block TRL's trainer prints no warning with these words."""
-    logger = logging.getLogger("trl.trainer.sft_trainer")
-    logger.addFilter(untold := lambda record: words not in record.getMessage())
-    try:
-        yield
-    finally:
-        logger.removeFilter(untold)
 
 
 class TuningTrainer(VerifiedTraining, SFTTrainer):
@@ -49,7 +36,8 @@ class TuningTrainer(VerifiedTraining, SFTTrainer):
     def __init__(
         self, *args, eval_rows: list[Example], before: dict, base: dict, batches: Batches = Batches(), **kwargs
     ):
-        with _untold("padding-free training"):  # of micro-batches of one row; these hold several, packed before
+        # the warning is about micro-batches of one row; these hold several, packed before
+        with untold("trl.trainer.sft_trainer", "padding-free training"):
             super().__init__(*args, **kwargs)
         self.eval_rows, self.before, self.base, self.batches = eval_rows, before, base, batches
         self.fused = self.args.device.type == "cuda" and self._head_fits()

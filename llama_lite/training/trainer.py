@@ -50,6 +50,17 @@ TIMINGS = (  # what two equal runs may log differently
 )
 
 
+@contextlib.contextmanager
+def untold(library: str, words: str):
+    """In this block a library's logger prints no line with these words."""
+    library_logger = logging.getLogger(library)
+    library_logger.addFilter(without := lambda record: words not in record.getMessage())
+    try:
+        yield
+    finally:
+        library_logger.removeFilter(without)
+
+
 @dataclasses.dataclass
 class ResumePoint:
     """Where a run begins. `data_start` and `schedule_start` are the steps from which data and schedule count.

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from ..data.recipes import name_of
+from ..distributed import print_main
 from ..files import read_json
 from ..models.references import weights_digest
 from ..paths import beside_run
@@ -38,7 +39,10 @@ def _of_weights(folder: str, base: Path) -> str:
         name = folder if number == 1 else f"{folder}-{number}"
         tuned = (read_json(Path(name) / "run.json") or {}).get("base", {}).get("sha256")
         if tuned is None or not any(base.glob("model*.safetensors")):
-            return name
+            break
         digest = digest or weights_digest(base)
         if digest == tuned:
-            return name
+            break
+    if number > 1:
+        print_main(f"folder    {name}: the runs before it are of {base} as it was before it was trained further")
+    return name

@@ -637,17 +637,20 @@ def test_a_run_is_a_config_with_what_was_changed_on_the_way_and_without_what_is_
     *_, options, training = parsed("--config", str(run), "--output_dir", "other", "--seed", "3")
     assert options.explicit_args == {**of_run, "output_dir": "other", "seed": 3} and training.output_dir == "other"
     for argv in (["--dataset", "other"], ["--vocab_size", "700"], ["--min_characters", "9"]):
-        _, data, *_, options, _ = parsed("--config", str(run), *argv)
+        _, data, *_, options, _ = parsed("--config", str(run), "--output_dir", "other", *argv)
         assert "prepared_dir" not in options.explicit_args
         assert options.explicit_args["dataset"] == data.dataset == ("other" if "--dataset" in argv else "text")
-    _, data, *_ = parsed("--config", str(run), "--mixture", "data/a=0.5", "data/b=0.5")
+    _, data, *_ = parsed("--config", str(run), "--output_dir", "other", "--mixture", "data/a=0.5", "data/b=0.5")
     assert data.mixture == ["data/a=0.5", "data/b=0.5"] and data.prepared_dir is None
     # another length: what followed from the run's is not taken
     kept = {name: of_run[name] for name in of_run if name not in ("max_steps", "warmup_steps")}
     for argv in (["--hours=2"], ["--max_steps=9000"], ["--num_train_epochs=2"]):
-        *_, options, _ = parsed("--config", str(run), *argv)
+        *_, options, _ = parsed("--config", str(run), "--output_dir", "other", *argv)
         name, value = argv[0].removeprefix("--").split("=")
-        assert options.explicit_args == {**kept, name: float(value)}
+        assert options.explicit_args == {**kept, "output_dir": "other", name: float(value)}
+    own = rf"needs a folder of its own: --output_dir OTHER\. To go on with the run itself: --output_dir {run}\."
+    with pytest.raises(Refusal, match=own):
+        parsed("--config", str(run), "--learning_rate", "1e-3")
     for parse, folder, told in (
         (
             parse_sft,

@@ -534,6 +534,29 @@ def test_intervals_that_nobody_gave_follow_from_the_new_length_of_a_run(pretrain
     assert kept() == {"save_steps", "save_total_limit"}
 
 
+def test_what_is_offered_where_the_text_of_a_run_has_grown_works(pretrain, settings, tmp_path, monkeypatch, capsys):
+    """It began a run in runs/installed-docs, and another model."""
+    from run_pretrain import main
+
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(settings["dataset"], "mine.jsonl")
+    tokens, steps = str(tmp_path / "tokens"), {"max_steps": 3, "save_steps": 3, "eval_steps": 3}
+    run = pretrain(tmp_path / "run", dataset="mine.jsonl", prepared_dir=tokens, **steps)
+    with open("mine.jsonl", "a") as file:
+        file.write(json.dumps({"text": "One more document. " * 30}) + "\n")
+    with pytest.raises(Refusal, match=rf"has changed since .*: --config {run} --output_dir {run} \(in") as refusal:
+        pretrain(run, dataset="mine.jsonl", prepared_dir=tokens, **steps)
+    assert f"--config {run} --dataset mine.jsonl --output_dir OTHER; it can" in str(refusal.value)
+    main(["--config", str(run), "--output_dir", str(run), "--max_steps", "4", "--allow_changes", "max_steps"])
+    assert (run / "checkpoint-4").is_dir() and read_json(run / "status.json")["status"] == "finished"
+    capsys.readouterr()
+    main(["--config", str(run), "--dataset", "mine.jsonl", "--output_dir", str(tmp_path / "other"), "--dry_run"])
+    said = capsys.readouterr().out
+    assert "not prepared yet" in said and "the run             4 steps" in said
+    with pytest.raises(Refusal, match=rf"needs a folder of its own.*: --output_dir {run}\."):
+        main(["--config", str(run), "--learning_rate", "1e-3", "--dry_run"])
+
+
 def test_a_misspelt_text_leaves_no_folder_of_a_run(tmp_path, monkeypatch):
     from run_pretrain import main
 

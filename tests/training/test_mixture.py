@@ -277,6 +277,12 @@ def test_runs_and_texts_in_place_of_their_tokens_are_told_all_at_once(mixed, fol
     assert f"{folders['other']} has another tokenizer" in said
     assert f"prepare its text again, run_pretrain.py --dataset TEXT {tokenizer}, and give the folder" in said
     assert f"text holds a text. Prepare it first: run_pretrain.py --dataset {tmp_path}/text {tokenizer}, and" in said
+    shutil.copytree(tmp_path / "text", tmp_path / "text-2")
+    with pytest.raises(Refusal) as refusal:  # the second with the tokenizer of the first, which is to be prepared, too
+        texts = {str(tmp_path / "text"): 0.5, str(tmp_path / "text-2"): 0.5}
+        run(tmp_path / "run", mixed, "--dry_run", mixture=pairs(texts))
+    assert f"--dataset {tmp_path}/text --prepare_only" in str(refusal.value)
+    assert f"--dataset {tmp_path}/text-2 --tokenizer FIRST/tokenizer --prepare_only" in str(refusal.value)
 
 
 def test_a_text_is_prepared_with_the_tokenizer_of_another_also_where_a_run_was_trained_on_it(

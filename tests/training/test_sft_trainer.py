@@ -766,7 +766,10 @@ def test_a_loss_that_rose_again_is_told_with_the_model_that_had_the_lowest(tmp_p
 
     assert told() == told(4.0, 3.0) == told(4.0, 3.0, 3.015) == []
     (line,) = told(4.0, 3.0, 3.5)
-    assert "lowest at step 20 (3.0000), and is 3.5000 at the end" in line and "(--max_steps 20)" in line
+    assert (
+        "lowest at step 20 (3.0000), and is 3.5000 at the end" in line
+        and f"(--config {tmp_path} --max_steps 20 --output_dir OTHER)" in line
+    )
     assert "@step" not in line
     (tmp_path / "checkpoint-20").mkdir()
     assert f"; that model is {tmp_path}@step-20." in told(4.0, 3.0, 3.5)[0]
