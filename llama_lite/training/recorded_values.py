@@ -180,7 +180,9 @@ def values_to_continue(run, training, repo: str | None) -> dict:
         hours, steps = found.get("hours") or DEFAULT_HOURS, found.get("max_steps", 0)
         began = "another length" if hours == DEFAULT_HOURS else f"--hours {hours:g}"
         more = int(steps * run.hours / hours)
-        longer = f" To make it about that long: --max_steps {more} --allow_changes max_steps." if more > steps else ""
+        again = " (and --allow_epochs, where that reads a folder again)" if found.get("mixture") else ""
+        way = f"--max_steps {more} --allow_changes max_steps{again}"
+        longer = f" To make it about that long: {way}." if more > steps else ""
         raise Refusal(
             f"--hours {run.hours:g}: the run in {training.output_dir} was started with {began}, and its"
             f" {steps:,} steps stay. Leave --hours out to continue it.{longer} For another run with its values:"
