@@ -21,7 +21,7 @@ from ..files import read_json
 from ..formatting import duration, size
 from ..models.presets import count_parameters, flops_per_token, load_model_config
 from ..training import derive_schedule, derive_sft
-from ..training.decisions import nice, whole_interval
+from ..training.decisions import nice
 from ..training.plan import run_steps, saved_steps
 from .runner import is_done, is_other, seconds_of
 from .spec import Study, StudyRun
@@ -59,9 +59,9 @@ def _pretraining(study_run: StudyRun) -> Cost:
         )
     parameters, flops = _model_cost(model.model_config, run.block_size)
     if "save_total_limit" not in run.explicit_args:
-        given = "save_steps" in run.explicit_args
-        every = whole_interval(training.save_steps if given else nice(steps / derive_schedule.EVALUATIONS), steps)
-        training.save_total_limit = derive_schedule.checkpoints_kept(12 * parameters, -(-steps // every))
+        if "save_steps" not in run.explicit_args:
+            training.save_steps = nice(steps / derive_schedule.EVALUATIONS)
+        training.save_total_limit = derive_schedule.checkpoints_kept(12 * parameters, len(saved_steps(training, steps)))
     first_step = study_run.arm.at or 0
     kept = _checkpoints_kept(run, training, steps, derive_schedule.EVALUATIONS, first_step)
     own_steps = steps - first_step

@@ -162,7 +162,7 @@ class ScheduleDerivation:
         d.decide("probe_windows", min(8, windows), "")
         if not d.settled("save_total_limit"):
             size = 12 * count_parameters(self.model.config())[0]
-            saves = -(-steps // decisions.whole_interval(d["save_steps"], steps))
+            saves = len(plan.saved_steps(d.owner["save_steps"], steps))
             limit = checkpoints_kept(size, saves)
             d.decide(
                 "save_total_limit",
