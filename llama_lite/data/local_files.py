@@ -37,7 +37,7 @@ CONVERSIONS = {
 
 def local_source(dataset: str, split: str, options: ReadOptions) -> Source | None:
     """The files of a local dataset, in their order, or None where the name can only be the Hub's. Raises Refusal."""
-    found = _find_paths(dataset)
+    found = find_paths(dataset)
     if found is None:
         return None
     paths, not_entered = found
@@ -66,7 +66,7 @@ def local_source(dataset: str, split: str, options: ReadOptions) -> Source | Non
     return Source("files", tuple(files), record, options.encoding, tuple(names) if linked else ())
 
 
-def _find_paths(dataset: str) -> tuple[list[str], list[str]] | None:
+def find_paths(dataset: str) -> tuple[list[str], list[str]] | None:
     """(the paths of a file, a folder or a glob, the folders that a glob matches beside files); None where there are
     none and the name can be the Hub's. Raises Refusal.
     """
@@ -90,12 +90,6 @@ def _find_paths(dataset: str) -> tuple[list[str], list[str]] | None:
             " such as HuggingFaceFW/fineweb-edu, installed-docs or installed-files."
         )
     return None
-
-
-def check_there(dataset: str) -> None:
-    """Raise Refusal for what looks like a path and is not there."""
-    if not os.path.exists(os.path.expanduser(dataset)):
-        _find_paths(dataset)
 
 
 def _nearest(path: str) -> str:

@@ -5,12 +5,14 @@ text file of a folder is read, except hidden ones. Files that are not text are c
 them.
 """
 
+import os
+
 from ..errors import Refusal
 from ..formatting import amount
 from .formats import TextFile
 from .hub_files import hub_source
 from .installed import INSTALLED, installed_files
-from .local_files import local_source
+from .local_files import find_paths, local_source
 from .text_source import DEFAULT_OPTIONS, ReadOptions, Source, cut
 
 
@@ -36,6 +38,12 @@ def resolve(
     else:
         source = local_source(dataset, split, options) or hub_source(dataset, config, split, revision, options)
     return source if max_bytes is None else cut(source, max_bytes)
+
+
+def check_there(dataset: str) -> None:
+    """Raise Refusal for a --dataset that can only be a path, and is not there."""
+    if dataset not in INSTALLED and not os.path.exists(os.path.expanduser(dataset)):
+        find_paths(dataset)
 
 
 def _check_encoding(encoding: str) -> None:

@@ -6,10 +6,10 @@ from transformers import AutoTokenizer
 
 from ..config.pretrain import PREPARING
 from ..data.document_reads import document_reads
-from ..data.local_files import check_there
 from ..data.preparation import prepare
 from ..data.prepared import PreparedFolder, PreparedTokens, data_lines, with_validation
 from ..data.shards import describe, verify_prepared
+from ..data.sources import check_there
 from ..data.tokenizer import check_stock, tokenizer_record
 from ..distributed import print_main, run_on_main
 from ..errors import Refusal

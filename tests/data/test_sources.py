@@ -169,6 +169,15 @@ def test_names_beside_a_misspelt_one_are_told(tmp_path):
         source_of(str(tmp_path / "mytxt/"))
 
 
+@pytest.mark.parametrize("name", ["installed-docs", "installed-files", "owner/name", "*.txt", "."])
+def test_only_what_can_be_nothing_but_a_missing_path_is_refused_at_once(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("words")
+    sources.check_there(name)
+    with pytest.raises(Refusal, match="no file or folder has that name"):
+        sources.check_there(f"./{name}" if name[0] in "io" else "*.md")
+
+
 def test_a_hub_that_does_not_answer_is_one_paragraph():
     with pytest.raises(
         Refusal, match=r"neither a local file or folder nor a dataset on the Hub \(revision main\)"
