@@ -271,10 +271,10 @@ def split_config(argv: list[str]) -> list[str]:
     return [part for word in argv for part in (word.split("=", 1) if word.startswith("--config=") else [word])]
 
 
-def is_of_a_run(argv: list[str]) -> bool:
-    """Whether a command line's --config is a folder: that of a run."""
-    words = split_config(argv)
-    return any(first == "--config" and Path(second).is_dir() for first, second in itertools.pairwise(words))
+def run_of_config(argv: list[str]) -> str | None:
+    """The folder that a command line gives as --config, which is that of a run; None for a file, or none."""
+    pairs = itertools.pairwise(split_config(argv))
+    return next((path for flag, path in pairs if flag == "--config" and Path(path).is_dir()), None)
 
 
 def repeated(argv: list[str], script: Script) -> list[str]:

@@ -65,7 +65,7 @@ class TasksArguments:
     questions: list[str] = arg(
         [],
         "NAME=PATH: your own questions as a task, a JSONL file or a folder of them (question, choices, answer; or"
-        " prompt, answer, as in rows of run_sft.py; or text; optional: group).",
+        " prompt, answer, or another pair of rows; or text; optional: group).",
     )
     include_path: str | None = arg(None, "Folder with task definitions in lm-eval's format, for --tasks.")
     num_fewshot: list[str] = arg([], "Few-shot examples: N for all tasks, or TASK=N (default: each task's own number).")

@@ -17,7 +17,7 @@ from trl import TrlParser
 from ..errors import Refusal
 from ..machine.precision import LAUNCHER_PRECISIONS
 from ..paths import expand_home
-from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent, is_of_a_run, split_config
+from .arguments import HELP_ALL, Script, arguments_of, check_command, checked, is_absent, run_of_config
 from .common import CommonRunArguments
 from .ranges import comma_problems, range_problems
 from .run_values import KINDS
@@ -70,7 +70,7 @@ class Parser(TrlParser):
         """Dataclass instances from a command line. Without arguments `default_config` is used. Raises Refusal."""
         if not argv and default_config:
             argv = ["--config", str(default_config)]
-        of_a_run, given = is_of_a_run(argv), argv
+        run = run_of_config(argv)
         argv, config = check_command(self.script, argv)
         known, by_name = self.script.by_flag(), {argument.name: argument for argument in self.script.arguments}
         typed = {known[word].name for word in (word.split("=")[0] for word in argv) if word in known}
@@ -88,7 +88,6 @@ class Parser(TrlParser):
                 values[name] = checked(by_name[name], values[name])
             except ValueError as error:
                 problems.append(f"--{name} {shlex.quote(str(values[name]))}: {error}.")
-        run = split_config(given)[split_config(given).index("--config") + 1] if of_a_run else None
         if run and not {"output_dir", "suggest"} & typed:
             problems.append(
                 f"--config {run} gives its values to another run, which needs a folder of its own: --output_dir OTHER."

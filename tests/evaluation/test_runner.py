@@ -704,7 +704,7 @@ def test_own_questions_are_tasks_with_statistics_variants_and_robustness(evaluat
     [
         (
             ['{"question": "a"}'],
-            "line 1 has question: it needs question, choices, answer; or prompt, answer; or question, answer; or prompt, c",
+            "line 1 has question: it needs question, choices, answer; or prompt, answer; or prompt, completion; or prompt, ",
         ),
         (['{"text": "a"}', '{"prompt": "a", "answer": "b"}'], "line 2 has another form than the lines before it"),
         (

@@ -12,10 +12,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from ...chat_format.instruction_rows import PAIRS
 from ...errors import Refusal
 from .definition import ANSWERED, MEAN, bits_per_byte, cloze, make
 
-GENERATED = (("prompt", "answer"), ("question", "answer"), ("prompt", "completion"), ("prompt", "response"))
+GENERATED = (("prompt", "answer"), ("prompt", "completion"), *PAIRS)
 FORMS = {("question", "choices", "answer"): "choices", **dict.fromkeys(GENERATED, "generated"), ("text",): "text"}
 ANSWER_TOKENS = 64
 
